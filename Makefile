@@ -1,0 +1,52 @@
+# make demo | test | lint | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
+#
+#   VENV=DIR      where the environment lies
+#   TORCH=X       the build of torch to install; a plain range may bring a GPU build of several gigabytes
+#   EDITABLE=     (empty) installs a wheel in place of links into this checkout
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+EDITABLE ?= -e
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(wildcard kernels/cpu/*)
+# Where an installed wheel, and not this checkout, is tested, every source is one of its inputs.
+ifeq ($(strip $(EDITABLE)),)
+SOURCES += $(shell find src offload prefetch kernels cli -type f -not -name '*.pyc')
+endif
+
+# Nothing may import the checkout's own `kernels` folder in place of ebbtide.kernels,
+# no test may reach for a model hub, and each pytest worker has one thread.
+export PYTHONSAFEPATH := 1
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ebbtide demo
+
+test: $(VENV)/.installed-test
+	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check torch==$(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install -q --disable-pip-version-check $(EDITABLE) .
+	touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install -q --disable-pip-version-check $(EDITABLE) '.[test]'
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""Ebbtide's prefetch."""

@@ -1,0 +1,1 @@
+"""Ebbtide: one long request on a small machine."""
