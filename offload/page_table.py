@@ -1,0 +1,206 @@
+"""Which frames hold which records: tiers, extents, reference counts, page tables. Bookkeeping only.
+
+Knows no tensor, no file and no thread; `pager` moves the bytes. The life of an extent:
+
+    free frames --allocate--> owned by one table --share--> shared (refs > 1)
+                                    |    ^                        |
+                                 release └--------release---------┘
+                                    v
+                               free frames
+
+A shared extent is never written to: who wants to append allocates another and replaces the entry
+(`PageStore._copy_on_write`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Tier(Enum):
+    """Where frames lie, fastest first; the value is the name that statistics and errors use."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+class NoFrames(Exception):
+    """A tier has no free extent. The pager turns it into DoesNotFit, which needs bytes."""
+
+
+@dataclass(eq=False, slots=True)
+class Extent:
+    """The frames of one layer's span, contiguous in one tier. Compared by identity.
+
+    E1: frames base .. base + records_per_span - 1 of `tier` belong to no other live extent.
+    E2: records_seen <= filled <= records_per_span, for every table that refers here: a table that
+        was truncated sees fewer than there are, and may not show the rest again.
+    E3: refs is the number of (table, layer, span) entries that refer here; 0 means freed.
+    E4: len(crcs) == filled; None stands for a CRC that is not known (yet): its write is in flight,
+        or the record never passed through the CPU.
+    """
+
+    tier: Tier
+    base: int  # E1
+    filled: int = 0  # E2
+    refs: int = 1  # E3
+    crcs: list[int | None] = field(default_factory=list)  # E4
+
+    def grow(self, num_records: int) -> None:
+        """Counts records that were appended; their CRCs follow."""
+        self.filled += num_records
+        self.crcs.extend([None] * num_records)
+
+    def trim(self, num_records: int) -> None:
+        """Forgets the records after the first `num_records`, which no table sees any more."""
+        del self.crcs[num_records:]
+        self.filled = num_records
+
+
+class PageTable:
+    """(layer, span) -> extent, for one sequence. Records of a layer are numbered from 0.
+
+    P1: a layer with n records has ceil(n / records_per_span) extents: no empty entry, no gap.
+    P2: tables never hand out frames; only `Extents` does, so that counts stay in one place.
+    """
+
+    def __init__(self, num_layers: int, records_per_span: int, expected_spans: int | None = None):
+        self.records_per_span = records_per_span
+        self.expected_spans = expected_spans  # per layer, a hint to the policy; None: unknown
+        self.is_open = True
+        self._extents: list[list[Extent]] = [[] for _ in range(num_layers)]  # P1
+        self._num_records = [0] * num_layers
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._num_records)
+
+    def num_records(self, layer: int) -> int:
+        return self._num_records[layer]
+
+    def num_spans(self, layer: int) -> int:
+        return len(self._extents[layer])
+
+    def extent(self, layer: int, span: int) -> Extent:
+        return self._extents[layer][span]
+
+    def records_seen(self, layer: int, span: int) -> int:
+        """How many of the span's records this table sees; the last span may be partly filled."""
+        left = self._num_records[layer] - span * self.records_per_span
+        return max(0, min(left, self.records_per_span))
+
+    def append(self, layer: int, num_records: int, fresh: Extent | None = None) -> None:
+        """Counts records appended to the last span, or to `fresh` as the first of a new one."""
+        if fresh is not None:
+            assert self.records_seen(layer, self.num_spans(layer)) == 0
+            self._extents[layer].append(fresh)
+        extent = self._extents[layer][-1]
+        seen = self.records_seen(layer, self.num_spans(layer) - 1)
+        assert extent.refs == 1 and extent.filled == seen, "written to what others see"
+        assert seen + num_records <= self.records_per_span
+        extent.grow(num_records)
+        self._num_records[layer] += num_records
+
+    def replace(self, layer: int, span: int, extent: Extent) -> Extent:
+        """Points an entry at another extent and returns the one it pointed at (copy-on-write)."""
+        old, self._extents[layer][span] = self._extents[layer][span], extent
+        return old
+
+    def fork(self) -> PageTable:
+        """A table that sees the same records. The caller shares every extent (`Extents.share`)."""
+        other = PageTable(self.num_layers, self.records_per_span, self.expected_spans)
+        other._extents = [list(extents) for extents in self._extents]
+        other._num_records = list(self._num_records)
+        return other
+
+    def truncate(self, num_records: int) -> list[Extent]:
+        """Keeps the first `num_records` of every layer; returns the extents it let go of."""
+        dropped = []
+        num_spans = -(-num_records // self.records_per_span)
+        for layer, extents in enumerate(self._extents):
+            dropped += extents[num_spans:]
+            del extents[num_spans:]
+            self._num_records[layer] = min(self._num_records[layer], num_records)
+        return dropped
+
+    def extents(self) -> Iterable[Extent]:
+        """Every entry's extent, layer by layer."""
+        return (extent for extents in self._extents for extent in extents)
+
+    def check(self) -> None:
+        """Asserts P1 and this table's side of E2."""
+        for layer, extents in enumerate(self._extents):
+            assert len(extents) == -(-self._num_records[layer] // self.records_per_span), "P1"
+            for span, extent in enumerate(extents):
+                seen = self.records_seen(layer, span)
+                assert 0 < seen <= extent.filled <= self.records_per_span, "E2"
+
+
+class Extents:
+    """Hands out the frames of all tiers, an extent at a time.
+
+    X1: per tier, free + used extents = all extents, and no base is in both.
+    X2: a tier's frames that do not make a whole extent are never used.
+    """
+
+    def __init__(self, num_frames: Mapping[Tier, int], records_per_span: int):
+        self.records_per_span = records_per_span
+        self.num_extents = {t: num_frames.get(t, 0) // records_per_span for t in Tier}  # X2
+        # Lowest base last, so that memory is touched, and files grow, from the start.
+        self._free = {
+            t: [e * records_per_span for e in reversed(range(n))]
+            for t, n in self.num_extents.items()
+        }
+        self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
+        self.peak_used = dict.fromkeys(Tier, 0)
+
+    def num_free(self, tier: Tier) -> int:
+        return len(self._free[tier])
+
+    def num_used(self, tier: Tier) -> int:
+        return len(self._used[tier])
+
+    def allocate(self, tier: Tier) -> Extent:
+        """An empty extent with one reference. Raises NoFrames when the tier is full."""
+        if not self._free[tier]:
+            raise NoFrames(tier)
+        extent = Extent(tier, self._free[tier].pop())
+        self._used[tier][extent.base] = extent
+        self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
+        return extent
+
+    def share(self, extent: Extent) -> None:
+        """Counts one more entry that refers to the extent."""
+        assert extent.refs > 0, "shared after it was freed"
+        extent.refs += 1
+
+    def release(self, extent: Extent) -> None:
+        """Counts one entry less; the last one frees the frames."""
+        assert extent.refs > 0, "released twice"
+        extent.refs -= 1
+        if extent.refs == 0:
+            del self._used[extent.tier][extent.base]
+            self._free[extent.tier].append(extent.base)
+
+    def check(self, tables: Iterable[PageTable]) -> None:
+        """Asserts E1 to E4, X1 and P1 over all tables that are open."""
+        tables = list(tables)
+        for table in tables:
+            table.check()
+        refs = Counter(extent for table in tables for extent in table.extents())
+        live = {extent for used in self._used.values() for extent in used.values()}
+        assert set(refs) == live, "E3: frames that no table refers to, or freed ones that one does"
+        for extent in live:
+            assert extent.refs == refs[extent], "E3"
+            assert len(extent.crcs) == extent.filled, "E4"
+        for tier, count in self.num_extents.items():
+            free, used = set(self._free[tier]), set(self._used[tier])
+            assert len(free) == len(self._free[tier]), "X1: a base is free twice"
+            assert not free & used, "X1: a base is free and used"
+            # All bases are multiples of records_per_span, so distinct ones never overlap: E1.
+            assert free | used == {e * self.records_per_span for e in range(count)}, "X1"
+            assert all(e.base == b and e.tier is tier for b, e in self._used[tier].items()), "E1"
