@@ -13,13 +13,14 @@ from datetime import datetime
 from typing import Any
 
 from .errors import InputError
-from .sandbox import LimitExceeded, Meter, MeteredEnvironment
+from .meter import LimitExceeded, Meter
+from .sandbox import MeteredEnvironment
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000
 MAX_DEPTH = 32  # of lists and objects within a message
 
-# For models without a template. Plain text that base models continue well; `adds_bos` is a variable.
+# For models without a template: plain text that base models continue well.
 FALLBACK_SOURCE = """\
 {%- if adds_bos %}{{ bos_token }}{% endif -%}
 {%- for message in messages -%}

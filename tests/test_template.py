@@ -1,4 +1,4 @@
-"""Chat templates: the same text as transformers where it renders, and nothing else a template tries.
+"""Chat templates: transformers' text where it renders, and an error for all else a template does.
 
 The attacks are what a downloaded template could do: reach Python's internals, run for ever, fill
 the memory. Each must end as an InputError that names the template, soon and in any thread.
@@ -158,7 +158,10 @@ def test_what_reaches_out_is_refused(attack):
         render(REACHES[attack])
 
 
-DOUBLE = "{{% set n = namespace(x={start}) %}}{{% for i in range(99) %}}{step}{{% endfor %}}{{{{ n.x }}}}"
+DOUBLE = (
+    "{{% set n = namespace(x={start}) %}}"
+    "{{% for i in range(99) %}}{step}{{% endfor %}}{{{{ n.x }}}}"
+)
 
 
 def doubling(step: str, start: str = "'abc'") -> str:
