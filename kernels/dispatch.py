@@ -1,0 +1,92 @@
+"""Which implementation serves: the compiled CPU kernels, or the torch reference.
+
+EBBTIDE_KERNELS is `auto` (compiled where the extension was built, on CPU tensors; the default),
+`reference`, or `compiled` (an error where the extension is missing). Tensors on other devices are
+always the reference's.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .layout import PageLayout
+
+# The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
+# older build.
+INTERFACE = 1
+
+_missing = ""
+try:
+    from . import _cpu
+except ImportError as error:
+    _cpu, _missing = None, str(error)
+else:
+    if getattr(_cpu, "INTERFACE", 0) != INTERFACE:
+        _cpu, _missing = None, "it was built from other sources than these"
+
+CHOICES = ("auto", "reference", "compiled")
+
+
+class KernelsUnavailable(RuntimeError):
+    """EBBTIDE_KERNELS asks for kernels that this installation or this machine lacks."""
+
+
+def backend() -> str:
+    """ "compiled" or "reference": what serves CPU tensors.
+
+    Raises KernelsUnavailable when the environment asks for kernels that were not built, and
+    ValueError for a choice that is not known.
+    """
+    choice = os.environ.get("EBBTIDE_KERNELS", "") or "auto"
+    if choice not in CHOICES:
+        raise ValueError(f"EBBTIDE_KERNELS is {choice!r}; known are {', '.join(CHOICES)}")
+    if choice == "compiled" and _cpu is None:
+        raise KernelsUnavailable(
+            f"EBBTIDE_KERNELS=compiled, but ebbtide.kernels._cpu cannot be used: {_missing}. "
+            "Install again where a C++17 compiler is found, or use EBBTIDE_KERNELS=auto."
+        )
+    return "reference" if choice == "reference" or _cpu is None else "compiled"
+
+
+def instruction_set() -> str:
+    """What the compiled kernels use here: "avx2" or "portable"; "" where there are none."""
+    return _cpu.instruction_set() if _cpu is not None else ""
+
+
+def compiled_for(*tensors: torch.Tensor):
+    """The extension module, if it serves and all tensors lie on the CPU; else None."""
+    if backend() != "compiled" or any(t.device.type != "cpu" for t in tensors):
+        return None
+    return _cpu
+
+
+def layout_numbers(layout: PageLayout) -> list[int]:
+    """A layout as the extension takes it; the order is cpu/layout.h's."""
+    return [
+        layout.kv_heads,
+        layout.head_dim,
+        layout.page_tokens,
+        layout.pages_per_record,
+        _raw_kind(layout),
+        layout.key_bits,
+        layout.value_bits,
+        layout.near_code_bits,
+        int(layout.near_resident),
+        layout.near_head_bytes,
+        layout.near_record_bytes,
+        layout.key_min_offset,
+        layout.value_offset,
+        layout.value_min_offset if not layout.is_full else 0,
+        layout.far_head_bytes,
+        layout.head_stride_bytes,
+        layout.record_bytes,
+    ]
+
+
+def _raw_kind(layout: PageLayout) -> int:
+    """0 for codes; else what a full page holds."""
+    if not layout.is_full:
+        return 0
+    return 1 + (torch.float32, torch.bfloat16, torch.float16).index(layout.raw_dtype)

@@ -1,0 +1,286 @@
+"""Seal tokens into pages, and read pages back.
+
+The byte layout is layout.py's, the arithmetic codec.py's. The reference is written in torch and
+runs on any device; on CPU tensors `seal` and `unpack` are served by the compiled kernels, to the
+bit the same.
+
+Knows no tiers, and no attention beyond which tensors it wants.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import codec, dispatch
+from .layout import PageLayout
+
+
+def rotate(x: torch.Tensor) -> torch.Tensor:
+    """x (..., d) times a normalised Hadamard matrix, in blocks of the largest power of two that
+    divides d.
+
+    float32 in and out; symmetric and its own inverse up to rounding, so scores q.k survive when
+    both are rotated. Sums and differences only, one rounding each: a row's bits do not depend on
+    the other rows.
+    """
+    dim = x.shape[-1]
+    block = dim & -dim
+    y = x.to(torch.float32)
+    half = 1
+    while half < block:
+        pairs = y.reshape(*x.shape[:-1], dim // (2 * half), 2, half)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        y = torch.stack((first + second, first - second), -2)
+        half *= 2
+    return y.reshape(x.shape) * (1 / math.sqrt(block))
+
+
+def seal(
+    k: torch.Tensor,  # (num_tokens, kv_heads, head_dim)
+    v: torch.Tensor,  # (num_tokens, kv_heads, head_dim)
+    layout: PageLayout,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole records of keys and values to bytes.
+
+    Returns near (num_records, near_record_bytes) and records (num_records, record_bytes), both
+    uint8; padding is zero. Raises ValueError for shapes that do not fit the layout,
+    FloatingPointError for keys or values that are not finite or beyond what the parameters' float16
+    can hold.
+    """
+    _check_tokens(k, v, layout)
+    k, v = k.to(torch.float32), v.to(torch.float32)
+    if layout.rotate:
+        k = rotate(k)
+    native = dispatch.compiled_for(k, v)
+    if native is not None and not layout.is_full:
+        return _seal_compiled(native, k, v, layout)
+    return _seal_reference(k, v, layout)
+
+
+def unpack(
+    near: torch.Tensor,  # (num_records, near_record_bytes) uint8
+    records: torch.Tensor,  # (num_records, record_bytes) uint8
+    layout: PageLayout,
+    out_k: torch.Tensor,  # (kv_heads, num_tokens, head_dim) float32
+    out_v: torch.Tensor,  # (kv_heads, num_tokens, head_dim) float32
+) -> None:
+    """Fill out_k and out_v with the keys (as sealed: rotated, if the layout rotates) and the
+    values.
+
+    The out tensors may be views; each head's tokens must be contiguous.
+    """
+    num_tokens = _check_records(near, records, layout)
+    shape = (layout.kv_heads, num_tokens, layout.head_dim)
+    for name, out in (("out_k", out_k), ("out_v", out_v)):
+        if out.shape != shape or out.dtype != torch.float32 or not out[0].is_contiguous():
+            raise ValueError(
+                f"{name} is {out.dtype} {tuple(out.shape)}; "
+                f"it must be float32 {shape}, each head contiguous"
+            )
+    native = dispatch.compiled_for(near, records, out_k, out_v)
+    if native is None:
+        _unpack_reference(near, records, layout, out_k, out_v)
+    elif num_tokens:
+        native.unpack(
+            near.contiguous(),
+            records.contiguous(),
+            dispatch.layout_numbers(layout),
+            out_k,
+            out_v,
+            torch.get_num_threads(),
+        )
+
+
+def near_keys(near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """Keys (kv_heads, num_tokens, head_dim) float32 as the near plane alone knows them.
+
+    Each lies in the middle of its near code's bin; with near_bits 0, in the middle of its channel's
+    box.
+    """
+    blocks = _near_blocks(near, layout)
+    near_codes = codec.unpack(
+        blocks[..., : layout.near_codes_bytes],
+        layout.near_code_bits,
+        layout.page_tokens,
+        layout.head_dim,
+    )
+    lo, scale = _key_parameters(blocks, layout)
+    hidden_bits = layout.box_bits - layout.near_code_bits
+    return _tokens(codec.decode_near(near_codes, lo, scale, hidden_bits), layout)
+
+
+def key_box(near: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(lo, hi), each (num_pages, kv_heads, head_dim) float32: lo <= k <= hi for every key of the
+    page.
+
+    The keys are as sealed: rotated, if the layout rotates.
+    """
+    lo, scale = _key_parameters(_near_blocks(near, layout), layout)
+    lo = lo.to(torch.float32).flatten(0, 1).squeeze(-2)
+    width = scale.to(torch.float32).flatten(0, 1).squeeze(-2) * (2**layout.box_bits - 1)
+    return lo, lo + width
+
+
+# --- the reference --------------------------------------------------------------------------------
+# Blocks are viewed as (num_records, pages_per_record, kv_heads, bytes), tokens of one page and head
+# as (P, d).
+
+
+def _seal_reference(k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    k, v = _pages(k, layout), _pages(v, layout)
+    if layout.is_full:
+        far_parts, k = _raw_parts(k, v, layout)
+    key_lo, key_scale = codec.box(k, -2, layout.box_bits, "keys")
+    near_parts = [_bytes(key_lo), _bytes(key_scale)]
+    if not layout.is_full:
+        codes = codec.encode(k, key_lo, key_scale, layout.key_bits)
+        near_codes = codes >> layout.far_key_bits
+        near_parts.insert(0, codec.pack(near_codes, layout.near_bits))
+        value_lo, value_scale = codec.box(v, -1, layout.value_bits, "values")
+        value_codes = codec.encode(v, value_lo, value_scale, layout.value_bits)
+        far_parts = [
+            codec.pack(codes & (2**layout.far_key_bits - 1), layout.far_key_bits),
+            codec.pack(value_codes, layout.value_bits),
+            _bytes(value_lo),
+            _bytes(value_scale),
+        ]
+    near_blocks = torch.cat(near_parts, -1)
+    num_records = len(k)
+    records = near_blocks.new_zeros((num_records, layout.record_bytes))
+    heads = _heads(records, layout)
+    start = 0
+    for part in far_parts:
+        heads[..., start : start + part.shape[-1]] = part
+        start += part.shape[-1]
+    if layout.near_resident:
+        return near_blocks.reshape(num_records, layout.near_record_bytes), records
+    heads[..., layout.far_head_bytes : layout.far_head_bytes + layout.near_head_bytes] = near_blocks
+    return near_blocks.new_empty((num_records, 0)), records
+
+
+def _raw_parts(k, v, layout: PageLayout) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """A full page's far block, and its keys as they will be read back."""
+    raw_k, raw_v = k.to(layout.raw_dtype), v.to(layout.raw_dtype)
+    for name, raw in (("keys", raw_k), ("values", raw_v)):
+        if not bool(torch.isfinite(raw).all()):
+            raise FloatingPointError(f"{name} are not finite (NaN or infinity) in {raw.dtype}")
+    parts = [_bytes(raw_k.flatten(-2)), _bytes(raw_v.flatten(-2))]
+    return parts, raw_k.to(torch.float32)
+
+
+def _unpack_reference(near, records, layout: PageLayout, out_k, out_v) -> None:
+    heads = _heads(records, layout)
+    if layout.is_full:
+        shape = (*heads.shape[:3], layout.page_tokens, layout.head_dim)
+        for out, start in ((out_k, 0), (out_v, layout.value_offset)):
+            raw = heads[..., start : start + layout.value_offset].contiguous()
+            out.copy_(_tokens(raw.view(layout.raw_dtype).reshape(shape), layout))
+        return
+    if layout.near_resident:
+        blocks = _near_blocks(near, layout)
+    else:
+        blocks = heads[..., layout.far_head_bytes : layout.far_head_bytes + layout.near_head_bytes]
+    tokens, dim = layout.page_tokens, layout.head_dim
+    near_codes = codec.unpack(blocks[..., : layout.near_codes_bytes], layout.near_bits, tokens, dim)
+    far_codes = codec.unpack(heads[..., : layout.value_offset], layout.far_key_bits, tokens, dim)
+    codes = (near_codes << layout.far_key_bits) | far_codes
+    out_k.copy_(_tokens(codec.decode(codes, *_key_parameters(blocks, layout)), layout))
+
+    parameters = layout.value_min_offset
+    codes = codec.unpack(
+        heads[..., layout.value_offset : parameters], layout.value_bits, tokens, dim
+    )
+    lo = _halves(heads, parameters, tokens).unsqueeze(-1)
+    scale = _halves(heads, parameters + 2 * tokens, tokens).unsqueeze(-1)
+    out_v.copy_(_tokens(codec.decode(codes, lo, scale), layout))
+
+
+def _pages(x: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """(num_tokens, kv_heads, d) to (num_records, pages_per_record, kv_heads, P, d)."""
+    shape = (-1, layout.pages_per_record, layout.page_tokens, layout.kv_heads, layout.head_dim)
+    return x.reshape(shape).transpose(2, 3)
+
+
+def _tokens(x: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """(num_records, pages_per_record, kv_heads, P, d) to (kv_heads, num_tokens, d)."""
+    return x.permute(2, 0, 1, 3, 4).reshape(layout.kv_heads, -1, layout.head_dim)
+
+
+def _heads(records: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """Records to a view (num_records, pages_per_record, kv_heads, head_stride_bytes)."""
+    payload = records[:, : layout.record_payload_bytes]
+    return payload.unflatten(1, (layout.pages_per_record, layout.kv_heads, -1))
+
+
+def _near_blocks(near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """Near records to a view (num_records, pages_per_record, kv_heads, near_head_bytes)."""
+    if not layout.near_resident:
+        raise ValueError(
+            "this layout keeps near blocks in the records: there is no near plane to read"
+        )
+    shape = (layout.pages_per_record, layout.kv_heads, layout.near_head_bytes)
+    return near.unflatten(1, shape)
+
+
+def _key_parameters(blocks: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(lo, scale) of near blocks, each (..., 1, d) float16."""
+    start, dim = layout.key_min_offset, layout.head_dim
+    return (
+        _halves(blocks, start, dim).unsqueeze(-2),
+        _halves(blocks, start + 2 * dim, dim).unsqueeze(-2),
+    )
+
+
+def _halves(blocks: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """`count` float16 numbers that start `start` bytes into each block. (..., count)"""
+    return blocks[..., start : start + 2 * count].contiguous().view(torch.float16)
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """The bytes of x (record, page, head, ...): (record, page, head, num_bytes) uint8."""
+    return x.flatten(3).contiguous().view(torch.uint8)
+
+
+# --- the compiled kernels, and checks -------------------------------------------------------------
+
+
+def _seal_compiled(native, k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    num_records = len(k) // layout.record_tokens
+    near = torch.empty((num_records, layout.near_record_bytes), dtype=torch.uint8)
+    records = torch.zeros((num_records, layout.record_bytes), dtype=torch.uint8)
+    numbers = dispatch.layout_numbers(layout)
+    if num_records and not native.seal(
+        k.contiguous(), v.contiguous(), numbers, near, records, torch.get_num_threads()
+    ):
+        return _seal_reference(k, v, layout)  # which says what is wrong with the numbers
+    return near, records
+
+
+def _check_tokens(k, v, layout: PageLayout) -> None:
+    heads = (layout.kv_heads, layout.head_dim)
+    if k.dim() != 3 or k.shape != v.shape or k.shape[1:] != heads:
+        raise ValueError(
+            f"keys are {tuple(k.shape)}, values {tuple(v.shape)}; "
+            f"both must be (num_tokens, {heads[0]}, {heads[1]})"
+        )
+    if len(k) % layout.record_tokens:
+        raise ValueError(
+            f"{len(k)} tokens are not whole records of {layout.record_tokens} tokens each"
+        )
+
+
+def _check_records(near, records, layout: PageLayout) -> int:
+    """The number of tokens that the records hold."""
+    num_records = len(records)
+    for name, data, size in (
+        ("near", near, layout.near_record_bytes),
+        ("records", records, layout.record_bytes),
+    ):
+        if data.shape != (num_records, size) or data.dtype != torch.uint8:
+            raise ValueError(
+                f"{name} is {data.dtype} {tuple(data.shape)}; "
+                f"it must be uint8 {(num_records, size)}"
+            )
+    return num_records * layout.record_tokens

@@ -1,0 +1,52 @@
+"""Which kernels serve, and that an installation from source has them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from ebbtide.kernels import dispatch
+
+
+def test_the_extension_was_built():
+    """Pure Python serves where there is no compiler; here it would hide a broken build."""
+    if os.environ.get("CI") != "true" and dispatch._cpu is None:
+        pytest.skip(f"no compiled kernels here: {dispatch._missing}")
+    assert dispatch._cpu is not None, dispatch._missing
+    assert dispatch.backend() == "compiled"
+    assert dispatch.instruction_set() in ("avx2", "portable")
+
+
+def test_the_reference_can_be_forced(monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+    assert dispatch.backend() == "reference"
+    assert dispatch.compiled_for(torch.zeros(1)) is None
+
+
+def test_where_the_extension_is_missing(monkeypatch):
+    monkeypatch.setattr(dispatch, "_cpu", None)
+    monkeypatch.setattr(dispatch, "_missing", "no such file")
+    monkeypatch.setenv("EBBTIDE_KERNELS", "auto")
+    assert dispatch.backend() == "reference"
+    assert dispatch.instruction_set() == ""
+    monkeypatch.setenv("EBBTIDE_KERNELS", "compiled")
+    with pytest.raises(dispatch.KernelsUnavailable, match=r"cannot be used: no such file"):
+        dispatch.backend()
+
+
+def test_other_devices_are_the_references(monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "auto")
+    assert dispatch.compiled_for(torch.zeros(1), torch.zeros(1, device="meta")) is None
+
+
+def test_an_unknown_choice_lists_the_known_ones(monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "fast")
+    with pytest.raises(ValueError, match="known are auto, reference, compiled"):
+        dispatch.backend()
+
+
+def test_an_empty_choice_is_auto(monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "")
+    assert dispatch.backend() in ("compiled", "reference")
