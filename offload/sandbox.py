@@ -3,8 +3,8 @@
 jinja2's immutable sandbox keeps a template from Python's internals. It does not keep one from
 running for a year or filling the memory, so every rendering here is on the account of a `Meter`
 (`meter.py`). What can make something larger than its inputs (`+ * ** %`, `~`, literals, blocks,
-calls, filters) is charged before it allocates, and a tick is compiled into every loop. No thread, signal or trace function is
-needed, so it works the same in any thread and beside a debugger.
+calls, filters) is charged before it allocates, and a tick is compiled into every loop. No thread,
+signal or trace function is needed, so it works the same in any thread and beside a debugger.
 
 Knows nothing of messages or models; `template.py` does. There is no loader: a template cannot read
 another file.

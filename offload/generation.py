@@ -1,0 +1,223 @@
+"""How an answer is made: lengths, sampling, stops. One frozen, checked value.
+
+Names and meanings follow Hugging Face's GenerationConfig. Who samples is decided in this order:
+temperature 0 or do_sample=False is greedy; a given temperature above 0 samples; otherwise the
+model's generation_config.json decides, else greedy. Filters that nobody asked for are off (Hugging
+Face turns top_k=50 on by itself).
+
+Knows names and numbers only: no tokens, no tensors, no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from .errors import BadCheckpoint, InputError
+
+ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARS = 1000
+MIN_TEMPERATURE = 1e-6  # below it logits / temperature overflows float32; it is greedy by then
+FROM_MODEL = (
+    "max_new_tokens do_sample temperature top_k top_p min_p repetition_penalty stop_strings".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Settings of one answer; InputError names a value that is not allowed.
+
+    `resolve` gives a changed copy, `from_model_folder` what a model's files ask for.
+    """
+
+    max_new_tokens: int | None = None  # None: to an EOS token or the context's end
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # 1: off
+    stop_strings: tuple[str, ...] = ()  # the answer ends before the first of them
+    seed: int | None = None  # None: a new one each time
+    eos_token_ids: tuple[int, ...] = ()
+    think: bool | None = None  # None: as the chat template does by itself
+    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken each time."""
+        return not self.do_sample or self.temperature < MIN_TEMPERATURE
+
+    def resolve(self, **overrides: Any) -> GenerationConfig:
+        """A copy with what a caller gave; a value of None means "not given".
+
+        `stop` and `eos_token_id` are other names for stop_strings and eos_token_ids. An unknown
+        name is an InputError that lists the known ones.
+        """
+        given: dict[str, Any] = {}
+        for name, value in overrides.items():
+            own = ALIASES.get(name, name)
+            if own not in _CHECKS:
+                raise InputError(_unknown(name))
+            if value is None:
+                continue
+            if own in given:
+                raise InputError(f"{own} is given twice, as {name} and by its other name")
+            given[own] = _CHECKS[own](name, value)
+        if given.get("temperature", 0.0) > 0 and "do_sample" not in given:
+            given["do_sample"] = True
+        resolved = dataclasses.replace(self, **given)
+        if resolved.greedy:
+            idle = [n for n in ("temperature", "top_k", "top_p", "min_p") if given.get(n)]
+            if idle:
+                note = f"{', '.join(idle)}: without effect, as the answer is greedy"
+                return dataclasses.replace(resolved, warnings=(*self.warnings, note))
+        return resolved
+
+    @classmethod
+    def from_model_folder(cls, folder: str | Path) -> GenerationConfig:
+        """What generation_config.json asks for; the EOS ids from there, else from config.json.
+
+        Either file may be missing. A setting out of its range is left out and named in `warnings`;
+        EOS ids that are not ids, or a file that is not JSON, are BadCheckpoint.
+        """
+        folder = Path(folder)
+        wishes = _read_json(folder / "generation_config.json")
+        config = _read_json(folder / "config.json")
+        text_config = config.get("text_config")
+        sources = [wishes, config, text_config if isinstance(text_config, dict) else {}]
+        eos = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), ())
+        try:
+            values: dict[str, Any] = {"eos_token_ids": _ids("eos_token_id", eos)}
+        except InputError as error:
+            raise BadCheckpoint(f"{folder}: {error}") from None
+        notes = []
+        for name in FROM_MODEL:
+            if wishes.get(name) is None:
+                continue
+            try:
+                values[name] = _CHECKS[name](name, wishes[name])
+            except InputError as error:
+                notes.append(f"generation_config.json: {error}; left out")
+        return cls(**values, warnings=tuple(notes))
+
+
+def _unknown(name: str) -> str:
+    known = [*_CHECKS, *ALIASES]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{name} is not a generation setting.{hint} Known: {', '.join(sorted(known))}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+# One check per field: (name, value) -> the value in its own type, or InputError.
+
+
+def _refuse(name: str, value: Any, allowed: str) -> InputError:
+    return InputError(f"{name} must be {allowed}, not {value!r}")
+
+
+def _whole(low: int, high: int, optional: bool = False):
+    allowed = f"a whole number from {low} to {high}"
+
+    def check(name: str, value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise _refuse(name, value, allowed)
+        if not low <= value <= high:
+            raise _refuse(name, value, allowed)
+        return int(value)
+
+    return check
+
+
+def _number(low: float, high: float):
+    upper = f"a number from {low:g} to {high:g}"
+    allowed = f"a number of at least {low:g}" if high == math.inf else upper
+
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise _refuse(name, value, allowed)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not (low <= number <= high and math.isfinite(number)):
+            raise _refuse(name, value, allowed)
+        return number
+
+    return check
+
+
+def _switch(optional: bool = False):
+    def check(name: str, value: Any) -> bool | None:
+        if isinstance(value, bool) or (value is None and optional):
+            return value
+        raise _refuse(name, value, "True or False")
+
+    return check
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+        raise _refuse(name, value, "text, or a list of texts")
+    if len(texts) > MAX_STOP_STRINGS:
+        raise InputError(f"{name} may hold {MAX_STOP_STRINGS} texts at most, not {len(texts)}")
+    for text in texts:
+        if not 1 <= len(text) <= MAX_STOP_CHARS:
+            raise InputError(
+                f"{name}: each must have 1 to {MAX_STOP_CHARS} characters, one has {len(text)}"
+            )
+    return tuple(dict.fromkeys(texts))
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    allowed = "a token id, or a list of them"
+    ids = (value,) if isinstance(value, (int, float, str)) else value
+    if not isinstance(ids, Iterable) or isinstance(ids, Mapping):
+        raise _refuse(name, value, allowed)
+    ids = tuple(ids)
+    for item in ids:
+        if isinstance(item, bool) or not isinstance(item, Integral) or item < 0:
+            raise _refuse(name, value, allowed)
+    return tuple(dict.fromkeys(int(item) for item in ids))
+
+
+_CHECKS = {
+    "max_new_tokens": _whole(1, 2**31 - 1, optional=True),
+    "do_sample": _switch(),
+    "temperature": _number(0, math.inf),
+    "top_k": _whole(0, 2**31 - 1),
+    "top_p": _number(0, 1),
+    "min_p": _number(0, 1),
+    "repetition_penalty": _number(0.01, 100),  # beyond, penalised logits leave float32
+    "stop_strings": _texts,
+    "seed": _whole(0, 2**64 - 1, optional=True),
+    "eos_token_ids": _ids,
+    "think": _switch(optional=True),
+}
