@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -40,25 +40,23 @@ class Extent:
     E2: records_seen <= filled <= records_per_span, for every table that refers here: a table that
         was truncated sees fewer than there are, and may not show the rest again.
     E3: refs is the number of (table, layer, span) entries that refer here; 0 means freed.
-    E4: len(crcs) == filled; None stands for a CRC that is not known (yet): its write is in flight,
-        or the record never passed through the CPU.
+    E4: crcs has an entry for each frame. None: the frame is empty, its write is still in flight,
+        or its record never passed through the CPU.
+    E5: layer and span never change: every table refers to it from there, and errors name them.
     """
 
     tier: Tier
     base: int  # E1
+    layer: int  # E5
+    span: int  # E5
+    crcs: list[int | None]  # E4
     filled: int = 0  # E2
     refs: int = 1  # E3
-    crcs: list[int | None] = field(default_factory=list)  # E4
-
-    def grow(self, num_records: int) -> None:
-        """Counts records that were appended; their CRCs follow."""
-        self.filled += num_records
-        self.crcs.extend([None] * num_records)
 
     def trim(self, num_records: int) -> None:
         """Forgets the records after the first `num_records`, which no table sees any more."""
-        del self.crcs[num_records:]
         self.filled = num_records
+        self.crcs[num_records:] = [None] * (len(self.crcs) - num_records)
 
 
 class PageTable:
@@ -102,7 +100,7 @@ class PageTable:
         seen = self.records_seen(layer, self.num_spans(layer) - 1)
         assert extent.refs == 1 and extent.filled == seen, "written to what others see"
         assert seen + num_records <= self.records_per_span
-        extent.grow(num_records)
+        extent.filled += num_records
         self._num_records[layer] += num_records
 
     def replace(self, layer: int, span: int, extent: Extent) -> Extent:
@@ -138,6 +136,7 @@ class PageTable:
             for span, extent in enumerate(extents):
                 seen = self.records_seen(layer, span)
                 assert 0 < seen <= extent.filled <= self.records_per_span, "E2"
+                assert (extent.layer, extent.span) == (layer, span), "E5"
 
 
 class Extents:
@@ -164,11 +163,12 @@ class Extents:
     def num_used(self, tier: Tier) -> int:
         return len(self._used[tier])
 
-    def allocate(self, tier: Tier) -> Extent:
+    def allocate(self, tier: Tier, layer: int, span: int) -> Extent:
         """An empty extent with one reference. Raises NoFrames when the tier is full."""
         if not self._free[tier]:
             raise NoFrames(tier)
-        extent = Extent(tier, self._free[tier].pop())
+        crcs: list[int | None] = [None] * self.records_per_span
+        extent = Extent(tier, self._free[tier].pop(), layer, span, crcs)
         self._used[tier][extent.base] = extent
         self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
         return extent
@@ -187,7 +187,7 @@ class Extents:
             self._free[extent.tier].append(extent.base)
 
     def check(self, tables: Iterable[PageTable]) -> None:
-        """Asserts E1 to E4, X1 and P1 over all tables that are open."""
+        """Asserts E1 to E5, X1 and P1 over all tables that are open."""
         tables = list(tables)
         for table in tables:
             table.check()
@@ -196,7 +196,8 @@ class Extents:
         assert set(refs) == live, "E3: frames that no table refers to, or freed ones that one does"
         for extent in live:
             assert extent.refs == refs[extent], "E3"
-            assert len(extent.crcs) == extent.filled, "E4"
+            assert len(extent.crcs) == self.records_per_span, "E4"
+            assert not any(extent.crcs[extent.filled :]), "E4"
         for tier, count in self.num_extents.items():
             free, used = set(self._free[tier]), set(self._used[tier])
             assert len(free) == len(self._free[tier]), "X1: a base is free twice"

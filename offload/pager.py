@@ -1,0 +1,359 @@
+"""The page store: records of many layers, each at home in one tier, read back in time.
+
+    write --policy--> a home for each new span, then its bytes
+    fetch <---------- views of memory, or of a staging slot that was filled in the background
+
+The far plane is written once and never moves; a fork shares it. Knows no attention, no model and no
+codec: records are rows of bytes. `page_table` says where they are, `policy` where new ones go,
+`planes` holds the bytes, `transfer` moves what is on disk. One thread calls; the I/O threads are
+`transfer`'s own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..prefetch.registry import make_predictor
+from ..prefetch.source import Predictor
+from ..prefetch.stats import Stats
+from .disk import ScratchFile
+from .errors import DoesNotFit, InputError
+from .extent_file import ExtentFile
+from .io_threads import IoThreads
+from .page_table import Extent, Extents, PageTable, Tier
+from .planes import Pages, Planes
+from .policy import Policy, make_policy
+from .tier import ALIGNMENT_BYTES
+from .transfer import Transfers
+
+
+class TierUsage(NamedTuple):
+    """Bytes of a tier's frames: all there are, in use now, and the most that ever were."""
+
+    capacity_bytes: int
+    used_bytes: int
+    peak_bytes: int
+
+
+class PageStore:
+    """See the head of this file; `close` it, or use it as a context manager.
+
+    frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
+    frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
+    to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
+    policy, predictor: a name or an object. copy_to_compute: copies records to the compute device
+    although it could read the host's memory; what CUDA always needs, for tests without one.
+
+    G1: bytes are written to an extent only while one table refers to it (`_writable`).
+    G2: disk frames are not written to while a read or an earlier write of them is under way
+        (`Planes.forget`).
+
+    Errors: DoesNotFit (nothing was written); StorageError, which every call after it repeats;
+    InputError for a spill folder, policy or predictor that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        record_bytes: int,
+        near_record_bytes: int,
+        records_per_span: int,
+        frames: Mapping[Tier, int],
+        compute_device: torch.device | str = "cpu",
+        spill: Callable[[], ScratchFile] | None = None,
+        *,
+        staging_slots: int = 8,
+        write_buffers: int = 2,
+        io_threads: int = 4,
+        overlap: bool = True,
+        policy: Policy | str = "interleave",
+        predictor: Predictor | str = "in_order",
+        read_delay: Callable[[], float] | None = None,
+        copy_to_compute: bool = False,
+        stall_limit_s: float = 120.0,
+    ):
+        self.num_layers, self.records_per_span = num_layers, records_per_span
+        self.record_bytes, self.near_record_bytes = record_bytes, near_record_bytes
+        self.compute_device = torch.device(compute_device)
+        self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
+        self.stats.bytes_written = dict(self.stats.bytes_read)
+        self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._predictor = _predictor(predictor)
+        self._tables: set[PageTable] = set()
+        self._walk: tuple[PageTable, int] | None = None  # the pass whose fetches came last
+        self._walked: dict[int, None] = {}  # its spans, in the order of use
+        self._walk_batch = 0  # wishes up to this batch were known at its last fetch
+
+        self._extents = Extents(frames, records_per_span)
+        self._transfers = None
+        if self._extents.num_extents[Tier.DISK]:
+            assert spill is not None, "disk frames need a scratch file"
+            assert record_bytes % ALIGNMENT_BYTES == 0, "records go to disk without being padded"
+            io = IoThreads(
+                ExtentFile(spill(), record_bytes, read_delay),
+                records_per_span,
+                record_bytes,
+                self.stats,
+                num_slots=staging_slots,
+                num_buffers=write_buffers,
+                num_threads=io_threads if overlap else 0,
+                compute_device=self.compute_device,
+                stall_limit_s=stall_limit_s,
+            )
+            self._transfers = Transfers(io, self.stats)
+
+        self._planes = Planes(
+            self._extents.num_extents,
+            records_per_span,
+            record_bytes,
+            near_record_bytes,
+            self.compute_device,
+            self._transfers,
+            staging_slots if copy_to_compute or self.compute_device.type != "cpu" else 0,
+            self.stats,
+        )
+
+    # ---- tables ------------------------------------------------------------------------------
+
+    def open_table(self, expected_spans: int | None = None) -> PageTable:
+        """An empty table. expected_spans: how many each layer may reach, for the policy; may be
+        changed on the table as more becomes known."""
+        table = PageTable(self.num_layers, self.records_per_span, expected_spans)
+        self._tables.add(table)
+        return table
+
+    def fork(self, table: PageTable) -> PageTable:
+        """A table with the same records, shared until one of the two appends to them."""
+        self._check(table)
+        other = table.fork()
+        for extent in other.extents():
+            self._extents.share(extent)
+        self._tables.add(other)
+        return other
+
+    def truncate(self, table: PageTable, num_records: int) -> None:
+        """Keeps the first `num_records` of every layer."""
+        self._check(table)
+        for extent in table.truncate(num_records):
+            self._release(extent)
+
+    def close_table(self, table: PageTable) -> None:
+        """Frees what no other table shares. May be called again, and after a failure."""
+        if not table.is_open:
+            return
+        table.is_open = False
+        self._tables.discard(table)
+        if self._walk is not None and self._walk[0] is table:
+            self._walk = None
+        for extent in table.truncate(0):
+            self._release(extent)
+
+    def close(self) -> None:
+        """Joins the I/O threads and gives all memory and the scratch file back. May be called
+        again. Raises StorageError when the disk does not answer any more."""
+        for table in list(self._tables):
+            table.is_open = False
+        self._tables.clear()
+        self._planes.close()
+        if self._transfers is not None:
+            self._transfers.close()
+
+    def __enter__(self) -> PageStore:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    def write(
+        self,
+        table: PageTable,
+        layer: int,
+        first_record: int,
+        near: torch.Tensor,
+        records: torch.Tensor,
+    ) -> None:
+        """Appends records to a layer: first_record is how many it has.
+
+        near: (num_records, near_record_bytes) uint8; records: (num_records, record_bytes) uint8;
+        both may be overwritten afterwards. Raises DoesNotFit, before anything is written, when the
+        tiers have no room, and StorageError, perhaps for an earlier write.
+        """
+        self._check(table)
+        num_records = len(records)
+        assert near.shape == (num_records, self.near_record_bytes) and near.dtype == torch.uint8
+        assert records.shape == (num_records, self.record_bytes) and records.dtype == torch.uint8
+        assert first_record == table.num_records(layer), "records are appended in order"
+        self._check_room(table, layer, num_records)
+        done = 0
+        while done < num_records:
+            span, start = divmod(first_record + done, self.records_per_span)
+            count = min(num_records - done, self.records_per_span - start)
+            rows = slice(done, done + count)
+            fresh = self._allocate(table, layer, span) if start == 0 else None
+            try:
+                extent = fresh or self._writable(table, layer, span, start)
+                self._planes.put(extent, start, near[rows], records[rows])
+                table.append(layer, count, fresh)
+            except BaseException:
+                self._undo(table, layer, span, start, fresh)
+                raise
+            done += count
+        self.stats.given_bytes += num_records * self.record_bytes
+
+    def _undo(
+        self, table: PageTable, layer: int, span: int, start: int, fresh: Extent | None
+    ) -> None:
+        """A write was interrupted: what the table does not show must not be under way either."""
+        if fresh is not None:
+            if table.num_spans(layer) == span:
+                self._release(fresh)
+        elif table.records_seen(layer, span) == start and table.extent(layer, span).refs == 1:
+            self._planes.forget(table.extent(layer, span))
+            table.extent(layer, span).trim(start)
+
+    def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
+        have = table.num_records(layer)
+        needed = -(-(have + num_records) // self.records_per_span) - table.num_spans(layer)
+        if have % self.records_per_span and num_records:
+            needed += table.extent(layer, table.num_spans(layer) - 1).refs > 1
+        free = sum(self._extents.num_free(tier) for tier in Tier)
+        if needed > free:
+            tiers = [t for t in Tier if self._extents.num_extents[t]] or [Tier.HOST]
+            span_bytes = self.records_per_span * self.record_bytes
+            raise DoesNotFit(
+                f"the page store is full: layer {layer} needs {needed} more spans of {span_bytes} "
+                f"bytes, and {free} are free in {', '.join(t.value for t in tiers)}",
+                tier=tiers[-1].value,
+                needed_bytes=needed * span_bytes,
+                available_bytes=free * span_bytes,
+            )
+
+    def _allocate(self, table: PageTable, layer: int, span: int) -> Extent:
+        """A new extent, in the tier that the policy chooses."""
+        free = {tier: self._extents.num_free(tier) for tier in Tier}
+        tier = self._policy.choose(layer, span, free, self.num_layers, table.expected_spans)
+        return self._extents.allocate(tier, layer, span)
+
+    def _writable(self, table: PageTable, layer: int, span: int, start: int) -> Extent:
+        """The extent of a partly filled span, with exactly `start` records and no other owner."""
+        extent = table.extent(layer, span)
+        if extent.refs > 1:
+            return self._copy_on_write(table, layer, span, start)
+        if extent.filled > start:  # the table was truncated, or another one that saw more is gone
+            self._planes.forget(extent)
+            extent.trim(start)
+        return extent
+
+    def _copy_on_write(self, table: PageTable, layer: int, span: int, start: int) -> Extent:
+        """Gives the table an extent of its own with a copy of the first `start` records."""
+        old = table.extent(layer, span)
+        new = self._allocate(table, layer, span)
+        try:
+            with self._planes.get_in_place(old, start) as pages:
+                self._planes.put(new, 0, pages.near, pages.records)
+            new.filled = start
+            table.replace(layer, span, new)
+        except BaseException:
+            self._release(new)
+            raise
+        self._release(old)
+        return new
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def fetch(
+        self, table: PageTable, layer: int, span: int, num_records: int | None = None
+    ) -> Pages:
+        """The span's first `num_records` (default: all) on the compute device, for a `with` block.
+
+        Blocks until they are there. Raises StorageError when they cannot be read or are damaged.
+        """
+        self._check(table)
+        seen = table.records_seen(layer, span)
+        count = seen if num_records is None else num_records
+        assert 0 < count <= seen, f"{count} records asked of {seen}"
+        self._follow(table, layer, span)
+        return self._planes.get(table.extent(layer, span), count)
+
+    def prefetch(self, table: PageTable, layer: int, spans: Sequence[int] | None = None) -> None:
+        """Wishes for spans, most urgent first; None: as the predictor says. Never blocks.
+
+        What is in memory, or not there at all, is passed over.
+        """
+        self._check(table)
+        if self._transfers is None:
+            return
+        num_spans = table.num_spans(layer)
+        if spans is None:
+            spans = self._predictor.predict(layer, num_spans)
+        extents = [table.extent(layer, span) for span in spans if 0 <= span < num_spans]
+        on_disk = [extent for extent in extents if extent.tier is Tier.DISK]
+        self._transfers.wish(on_disk, (table, layer))
+
+    def is_ready(self, table: PageTable, layer: int, span: int) -> bool:
+        """Whether fetching the whole span now would not wait."""
+        extent = table.extent(layer, span)
+        if extent.tier is not Tier.DISK:
+            return True
+        return self._transfers.is_ready(extent, table.records_seen(layer, span))
+
+    def _follow(self, table: PageTable, layer: int, span: int) -> None:
+        """Notes the order of use; when a pass ends, tells the predictor and drops wrong wishes."""
+        if self._walk != (table, layer) or span in self._walked:
+            if self._walk is not None:
+                self._predictor.record(self._walk[1], list(self._walked))
+                if self._transfers is not None and self._walk != (table, layer):
+                    self._transfers.move_on(self._walk, self._walk_batch)
+            self._walk, self._walked = (table, layer), {}
+        self._walked[span] = None
+        if self._transfers is not None:
+            self._walk_batch = self._transfers.batch
+
+    # ---- the rest ----------------------------------------------------------------------------
+
+    def usage(self) -> dict[Tier, TierUsage]:
+        """Bytes of records per tier; staging, near planes and padding of spans are not in it."""
+        span_bytes = self.records_per_span * self.record_bytes
+        e = self._extents
+        return {
+            tier: TierUsage(
+                e.num_extents[tier] * span_bytes,
+                e.num_used(tier) * span_bytes,
+                e.peak_used[tier] * span_bytes,
+            )
+            for tier in Tier
+        }
+
+    def check_integrity(self, deep: bool = False) -> None:
+        """Asserts every numbered invariant; deep: also that memory holds what was written."""
+        self._extents.check(self._tables)
+        live = {extent for table in self._tables for extent in table.extents()}
+        self._planes.check(live, deep)
+        if self._transfers is not None:
+            self._transfers.check_integrity()
+
+    def _release(self, extent: Extent) -> None:
+        """One reference less; the last one frees the frames, once nothing of them is under way."""
+        if extent.refs == 1:
+            self._planes.forget(extent)
+        self._extents.release(extent)
+
+    def _check(self, table: PageTable) -> None:
+        """Every call's first line: our own mistakes, then failures that came in meanwhile."""
+        assert table in self._tables, "the table is closed or another store's"
+        if self._transfers is not None:
+            self._transfers.check()
+
+
+def _predictor(predictor: Predictor | str) -> Predictor:
+    if not isinstance(predictor, str):
+        return predictor
+    try:
+        return make_predictor(predictor)
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,161 @@
+"""The bytes of extents: near planes on the compute device, far planes in their home tier.
+
+    put ---> memory tiers: an arena's frames; disk: `transfer`'s write buffers and the scratch file
+    get <--- views of an arena's frames, or of a staging slot filled from disk
+
+Knows extents, not tables: who shares what, and when an extent may be written to, is `pager`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..prefetch.stats import Stats
+from .extent_file import crcs_of
+from .page_table import Extent, Tier
+from .tier import MemoryTier
+from .transfer import Transfers
+
+
+@dataclass(slots=True)
+class Pages:
+    """One span's records, to be read until the end of the `with` block, and never written to.
+
+    near: (num_records, near_record_bytes) uint8; records: (num_records, record_bytes) uint8,
+    both on the compute device. A handle can neither allocate nor evict.
+    """
+
+    near: torch.Tensor
+    records: torch.Tensor
+    _release: Callable[[], None] | None = None
+
+    def __enter__(self) -> Pages:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the slot back, if there is one. May be called again."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+class Planes:
+    """All arenas of a store, and its traffic with the disk.
+
+    num_extents: whole extents per tier. transfers: None without disk frames. num_copies: slots of
+    an extent's size on the compute device, for records that it cannot read where they are.
+
+    L1: an extent's near plane lies at a place given by its tier and base, so the two planes are
+        never out of step (`_near_base`).
+    """
+
+    def __init__(
+        self,
+        num_extents: Mapping[Tier, int],
+        records_per_span: int,
+        record_bytes: int,
+        near_record_bytes: int,
+        compute_device: torch.device,
+        transfers: Transfers | None,
+        num_copies: int,
+        stats: Stats,
+    ):
+        self._records_per_span, self._record_bytes = records_per_span, record_bytes
+        self._near_record_bytes, self._stats = near_record_bytes, stats
+        self._transfers = transfers
+        device, host, disk = (num_extents[tier] * records_per_span for tier in Tier)
+        self._near_start = {Tier.DEVICE: 0, Tier.HOST: device, Tier.DISK: device + host}  # L1
+        self._near = MemoryTier(device + host + disk, near_record_bytes, compute_device)
+        self._arenas = {
+            Tier.DEVICE: MemoryTier(device, record_bytes, compute_device),
+            Tier.HOST: MemoryTier(host, record_bytes, "cpu", compute_device),
+        }
+        self._copies = MemoryTier(num_copies * records_per_span, record_bytes, compute_device)
+        self._must_copy = num_copies > 0
+        self._free_copies = list(range(num_copies))
+
+    def put(self, extent: Extent, start: int, near: torch.Tensor, records: torch.Tensor) -> None:
+        """Stores records in frames start .. of an extent that nobody else sees.
+
+        near: (num_records, near_record_bytes) uint8; records: (num_records, record_bytes) uint8.
+        """
+        count = len(records)
+        if self._near_record_bytes:
+            self._near.records(self._near_base(extent) + start, count).copy_(near)
+            self._stats.near_bytes_written += near.numel()
+        if extent.tier is Tier.DISK:
+            self._transfers.write(extent, start, records)
+            return
+        arena = self._arenas[extent.tier]
+        arena.records(extent.base + start, count).copy_(records)
+        if arena.device.type == "cpu":
+            view = arena.raw(extent.base + start, count)
+            extent.crcs[start : start + count] = crcs_of(view, self._record_bytes)
+        self._stats.bytes_written[extent.tier.value] += records.numel()
+
+    def get(self, extent: Extent, num_records: int) -> Pages:
+        """An extent's first records on the compute device; blocks until they are there."""
+        pages = self.get_in_place(extent, num_records)
+        if extent.tier is not Tier.DISK:
+            self._stats.resident += 1
+            self._stats.bytes_read[extent.tier.value] += pages.records.numel()
+        if self._must_copy and extent.tier is not Tier.DEVICE:
+            return self._copy(pages)
+        return pages
+
+    def get_in_place(self, extent: Extent, num_records: int) -> Pages:
+        """The same, with the records where they are, or in a staging slot when they are on disk."""
+        near = self._near.records(self._near_base(extent), num_records)
+        if extent.tier is not Tier.DISK:
+            return Pages(near, self._arenas[extent.tier].records(extent.base, num_records))
+        transfers = self._transfers
+        slot = transfers.demand(extent, num_records)
+        return Pages(near, transfers.rows(slot, num_records), lambda: transfers.release(slot))
+
+    def forget(self, extent: Extent) -> None:
+        """The extent's bytes will change: waits until nothing of them is under way."""
+        if extent.tier is Tier.DISK:
+            self._transfers.forget(extent)
+
+    def close(self) -> None:
+        """Lets go of all arenas; views that are still held keep theirs."""
+        for arena in (self._near, self._copies, *self._arenas.values()):
+            arena.close()
+
+    def check(self, extents: Iterable[Extent], deep: bool) -> None:
+        """Asserts L1; deep: also that memory still holds what was written to it."""
+        num_near = sum(a.frames.shape[0] for a in self._arenas.values())
+        assert self._near.frames.shape[0] >= num_near == self._near_start[Tier.DISK], "L1"
+        assert len(set(self._free_copies)) == len(self._free_copies)
+        for extent in extents:
+            assert self._near_base(extent) + self._records_per_span <= len(self._near.frames), "L1"
+            arena = self._arenas.get(extent.tier)
+            if deep and arena is not None and arena.device.type == "cpu":
+                crcs = crcs_of(arena.raw(extent.base, extent.filled), self._record_bytes)
+                assert crcs == extent.crcs[: extent.filled], "somebody wrote to a record"
+
+    def _near_base(self, extent: Extent) -> int:
+        return self._near_start[extent.tier] + extent.base
+
+    def _copy(self, pages: Pages) -> Pages:
+        """The same records on the compute device; the slot they came from is free again.
+
+        The copy waits for the bytes, not for computing: later copies into the same place are queued
+        behind the kernels that read it.
+        """
+        assert self._free_copies, "every copy slot is held by the caller"
+        index = self._free_copies.pop()
+        rows = self._copies.records(index * self._records_per_span, len(pages.records))
+        try:
+            with pages:
+                rows.copy_(pages.records)
+        except BaseException:
+            self._free_copies.append(index)
+            raise
+        return Pages(pages.near, rows, lambda: self._free_copies.append(index))

@@ -1,0 +1,165 @@
+"""Where scratch files lie: the default folder, who may use it, room and warnings.
+
+Scratch holds keys and values from which a prompt can be rebuilt, so its folder is the user's own
+(never the shared /tmp, which is often RAM besides). Knows nothing of the files: `scratch` makes
+them and `disk` reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import DoesNotFit, InputError, StorageError
+
+RAM_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
+NETWORK_FILESYSTEMS = {
+    *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "9p", "afs", "ceph"),
+    *("fuse.sshfs", "fuse.rclone", "fuse.s3fs", "glusterfs", "fuse.glusterfs", "lustre", "davfs"),
+}
+_ADVICE = "choose another folder with --spill-dir"
+# What a user can mend by naming another folder; everything else is the machine's failure.
+_USERS_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}
+
+
+def format_bytes(num_bytes: float) -> str:
+    """12.3 MiB, for messages."""
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} bytes"
+    power = min(4, int(num_bytes).bit_length() // 10)
+    power -= num_bytes < 1024**power
+    return f"{num_bytes / 1024**power:.1f} {'KMGT'[power - 1]}iB"
+
+
+# ---- the folder ------------------------------------------------------------------------------
+
+
+def default_spill_dir() -> Path:
+    """The user's cache folder for scratch, made with mode 0700 if absent.
+
+    Raises InputError when it cannot be made, is a link or belongs to somebody else.
+    """
+    from platformdirs import user_cache_dir
+
+    path = Path(user_cache_dir("ebbtide")) / "spill"
+    try:
+        _make_private(path)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{path} is a link or no folder; remove it or {_ADVICE}")
+        if hasattr(os, "geteuid"):
+            if found.st_uid != os.geteuid():
+                raise InputError(f"{path} belongs to another user; {_ADVICE}")
+            if stat.S_IMODE(found.st_mode) & 0o077:
+                os.chmod(path, 0o700)
+    except OSError as error:
+        raise dir_error(path, error) from error
+    return path
+
+
+def _make_private(path: Path) -> None:
+    """mkdir -p with mode 0700 for every folder that is missing, whatever the umask."""
+    if os.path.lexists(path):
+        return
+    _make_private(path.parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:  # another process was quicker
+        pass
+
+
+def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:
+    """The typed error for a spill folder that cannot be used."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _USERS_ERRNOS:
+        return InputError(f"cannot write scratch files in {path}: {reason}; {_ADVICE}")
+    return StorageError(f"cannot open a scratch file in {path}: {reason}; {_ADVICE}")
+
+
+def check_space(directory: Path | str, num_bytes: int, keep_free_bytes: int = 0) -> int:
+    """Bytes free for scratch; raises DoesNotFit when there are fewer than `num_bytes`.
+
+    keep_free_bytes: what is to be left on the volume. A folder that is not there is an InputError.
+    """
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise dir_error(directory, error) from error
+    available = max(0, free - keep_free_bytes)
+    if num_bytes > available:
+        raise DoesNotFit(
+            f"{directory} has room for {format_bytes(available)} of scratch "
+            f"({format_bytes(free)} free, {format_bytes(keep_free_bytes)} to be left so), "
+            f"and {format_bytes(num_bytes)} are needed; free some space or {_ADVICE}",
+            tier="disk",
+            needed_bytes=num_bytes,
+            available_bytes=available,
+        )
+    return available
+
+
+# ---- the volume ------------------------------------------------------------------------------
+
+
+class Mount(NamedTuple):
+    """One mounted volume, as psutil names its parts."""
+
+    device: str
+    mountpoint: str
+    fstype: str
+    opts: str
+
+
+def volume_warnings(
+    directory: Path | str, mounts: Iterable[Mount] | None = None, sys_dir: str = "/sys"
+) -> list[str]:
+    """Sentences about a volume that is a poor home for scratch: RAM, network or removable.
+
+    mounts, sys_dir: for tests; default what the system says. Nothing is printed.
+    """
+    if mounts is None:
+        import psutil
+
+        mounts = [Mount(*part[:4]) for part in psutil.disk_partitions(all=True)]
+    mount = _mount_of(os.path.realpath(directory), mounts)
+    if mount is None:
+        return []
+    if mount.fstype in RAM_FILESYSTEMS or mount.device.startswith("/dev/zram"):
+        text = f"is memory, not a disk ({mount.fstype}): what spills there still costs RAM"
+    elif mount.fstype in NETWORK_FILESYSTEMS or "remote" in mount.opts.split(","):
+        text = f"is on the network ({mount.fstype}): expect slow and uneven reads"
+    elif _is_removable(mount, sys_dir):
+        text = f"is on a removable volume ({mount.device}): do not unplug it, and expect slow reads"
+    else:
+        return []
+    return [f"the spill folder {directory} {text}; {_ADVICE}"]
+
+
+def _mount_of(path: str, mounts: Iterable[Mount]) -> Mount | None:
+    """The volume that holds a path: the longest mount point above it, the latest of equal ones."""
+    best = None
+    for mount in mounts:
+        point = mount.mountpoint.rstrip(os.sep) + os.sep
+        if (path + os.sep).startswith(point):
+            if best is None or len(mount.mountpoint) >= len(best.mountpoint):
+                best = mount
+    return best
+
+
+def _is_removable(mount: Mount, sys_dir: str) -> bool:
+    if "removable" in mount.opts.split(","):  # how psutil says it on Windows
+        return True
+    block = os.path.realpath(os.path.join(sys_dir, "class/block", os.path.basename(mount.device)))
+    if "/usb" in block:
+        return True
+    for folder in (block, os.path.dirname(block)):  # a partition lies inside its disk
+        try:
+            return Path(folder, "removable").read_text().strip() == "1"
+        except OSError:
+            continue
+    return False

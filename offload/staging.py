@@ -1,0 +1,153 @@
+"""Which staging slot holds which extent on its way from disk. Bookkeeping only.
+
+    FREE --prepare_read--> READING --complete_read(True)--> READY --hold--> HELD --release--> FREE
+                              |                               |
+                              └---complete_read(False)--------└--drop (counted as waste)----> FREE
+
+Knows no thread, file or byte; `transfer` holds the lock and moves the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+
+from ..prefetch.queue import Wish
+from ..prefetch.stats import Stats
+from .page_table import Extent
+
+
+class SlotState(Enum):
+    FREE = "free"
+    READING = "reading"
+    READY = "ready"
+    HELD = "held"
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One buffer of a span's size.
+
+    S1: extent is None if and only if the slot is FREE.
+    S2: holders > 0 if and only if the slot is HELD; a held slot's bytes do not change.
+    S3: is_unwanted only while READING: nobody waits any more, so completing frees the slot.
+    """
+
+    index: int
+    state: SlotState = SlotState.FREE
+    extent: Extent | None = None  # S1
+    num_records: int = 0  # of the extent's first records, once READY
+    wish: Wish | None = None  # who wished for it; None: it was demanded
+    holders: int = 0  # S2
+    is_unwanted: bool = False  # S3
+
+
+class Staging:
+    """All slots of a store.
+
+    S4: an extent is found in at most one slot. A held slot whose extent was written to or freed is
+        found no longer, and is free once it is released.
+    """
+
+    def __init__(self, num_slots: int, stats: Stats):
+        assert num_slots >= 2, "one slot to compute on and one to fill"
+        self.slots = [Slot(i) for i in range(num_slots)]
+        self._free = list(reversed(self.slots))
+        self._found: dict[Extent, Slot] = {}  # S4
+        self._stats = stats
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def find(self, extent: Extent) -> Slot | None:
+        """The slot that holds the extent's records or is being filled with them."""
+        return self._found.get(extent)
+
+    def any_reading(self) -> bool:
+        return any(slot.state is SlotState.READING for slot in self.slots)
+
+    def prepare_read(self, extent: Extent, num_records: int, wish: Wish | None) -> Slot:
+        """Takes a free slot for the extent's first records."""
+        old = self._found.get(extent)
+        if old is not None:
+            self.detach(old)
+        slot = self._free.pop()
+        slot.state, slot.extent, slot.num_records = SlotState.READING, extent, num_records
+        slot.wish = wish
+        self._found[extent] = slot
+        return slot
+
+    def complete_read(self, slot: Slot, success: bool) -> None:
+        """The records are there, or never will be."""
+        assert slot.state is SlotState.READING
+        if success:
+            slot.state = SlotState.READY
+            if slot.is_unwanted:
+                self.drop(slot)
+        else:
+            self._make_free(slot)
+
+    def hold(self, slot: Slot) -> None:
+        """Keeps the slot's bytes until as many releases."""
+        assert slot.state in (SlotState.READY, SlotState.HELD)
+        slot.state = SlotState.HELD
+        slot.holders += 1
+
+    def release(self, slot: Slot) -> None:
+        assert slot.state is SlotState.HELD
+        slot.holders -= 1
+        if slot.holders == 0:
+            self._make_free(slot)
+
+    def detach(self, slot: Slot) -> None:
+        """A held slot's extent has other records now: holders keep the old ones (S4)."""
+        assert slot.state is SlotState.HELD
+        del self._found[slot.extent]
+
+    def drop(self, slot: Slot) -> None:
+        """Frees a slot that was read in vain."""
+        assert slot.state is SlotState.READY
+        self._stats.wasted += 1
+        self._make_free(slot)
+
+    def drop_latest(self) -> bool:
+        """Drops the ready slot whose turn is expected last; False when none is ready.
+
+        Slots that nobody wishes for any more (a demand that was interrupted) go first.
+        """
+        ready = [slot for slot in self.slots if slot.state is SlotState.READY]
+        if not ready:
+            return False
+        self.drop(max(ready, key=lambda s: float("inf") if s.wish is None else s.wish.order))
+        return True
+
+    def drop_stale(self, group: Hashable, batch: int) -> None:
+        """Drops what the group's wishes up to that batch brought or are bringing."""
+        for slot in self.slots:
+            wish = slot.wish
+            if wish is not None and wish.group == group and wish.batch <= batch:
+                if slot.state is SlotState.READY:
+                    self.drop(slot)
+                elif slot.state is SlotState.READING:
+                    slot.is_unwanted = True
+
+    def check(self) -> None:
+        """Asserts S1 to S4."""
+        for slot in self.slots:
+            assert (slot.extent is None) == (slot.state is SlotState.FREE), "S1"
+            assert (slot.holders > 0) == (slot.state is SlotState.HELD), "S2"
+            assert not slot.is_unwanted or slot.state is SlotState.READING, "S3"
+            if slot.state in (SlotState.READING, SlotState.READY):
+                assert self._found.get(slot.extent) is slot, "S4"
+        assert all(slot.extent is extent for extent, slot in self._found.items()), "S4"
+        free = [slot for slot in self.slots if slot.state is SlotState.FREE]
+        assert len(free) == len(self._free) and set(free) == set(self._free), "S1"
+
+    def _make_free(self, slot: Slot) -> None:
+        if self._found.get(slot.extent) is slot:
+            del self._found[slot.extent]
+        slot.state, slot.extent, slot.wish = SlotState.FREE, None, None
+        slot.num_records, slot.is_unwanted = 0, False
+        self._free.append(slot)

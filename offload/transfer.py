@@ -1,0 +1,167 @@
+"""What a caller does with the traffic from and to disk: wishes, demands, writes.
+
+Only the calling thread drops, holds and releases slots. So whatever is wished for, a demand finds
+a slot: a free one, a ready one that it drops, or the next that the I/O threads fill; nobody waits
+in a circle. A wrong wish costs the time of its read.
+
+Knows extents, not tables, policies or predictors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from ..prefetch.stats import Stats
+from .errors import StorageError
+from .io_threads import IoThreads, Write
+from .page_table import Extent
+from .staging import Slot, SlotState
+
+
+class Transfers:
+    """One store's traffic. After a failure every call raises it, save `forget`."""
+
+    def __init__(self, io: IoThreads, stats: Stats):
+        self._io, self._stats = io, stats
+        self.check, self.close = io.check, io.close
+        self.check_integrity = io.check_integrity
+
+    def wish(self, extents: Sequence[Extent], group: Hashable) -> None:
+        """Asks for extents to be read when there is time and room, in order. Never blocks."""
+        if not self._io.threads:
+            return
+        with self._io.lock:
+            self._io.check()
+            self._io.wishes.open_batch()
+            for extent in extents:
+                slot = self._io.staging.find(extent)
+                if slot is not None and slot.state is not SlotState.HELD:
+                    slot.wish, slot.is_unwanted = self._io.wishes.make(extent, group), False
+                else:
+                    self._io.wishes.add([extent], group)
+            self._io.wake()
+
+    @property
+    def batch(self) -> int:
+        """Number of the latest call of `wish`."""
+        return self._io.wishes.batch
+
+    def move_on(self, group: Hashable, batch: int) -> None:
+        """The group's turn is over: its wishes up to that batch were wrong."""
+        with self._io.lock:
+            self._io.wishes.drop(group, batch)
+            self._io.staging.drop_stale(group, batch)
+            self._io.wake()
+
+    def is_ready(self, extent: Extent, num_records: int) -> bool:
+        with self._io.lock:
+            return self._has(self._io.staging.find(extent), num_records)
+
+    def demand(self, extent: Extent, num_records: int) -> Slot:
+        """The slot that holds the extent's first records, held for the caller; waits for it."""
+        with self._io.lock:
+            self._io.check()
+            slot = self._io.staging.find(extent)
+            if self._has(slot, num_records):
+                self._stats.hits += 1
+            else:
+                if self._io.wishes.remove(extent) is not None or slot is not None:
+                    self._stats.late += 1
+                else:
+                    self._stats.misses += 1
+                started = time.perf_counter()
+                try:
+                    slot = self._bring(extent, num_records)
+                finally:
+                    self._stats.stall_s += time.perf_counter() - started
+            self._io.staging.hold(slot)
+            return slot
+
+    def rows(self, slot: Slot, num_records: int) -> torch.Tensor:
+        """A held slot's records, (num_records, record_bytes) uint8 in host memory."""
+        return self._io.rows(slot.index, num_records)
+
+    def release(self, slot: Slot) -> None:
+        """The caller is done with a slot that `demand` gave it."""
+        with self._io.lock:
+            self._io.staging.release(slot)
+            self._io.wake()
+
+    def write(self, extent: Extent, first: int, records: torch.Tensor) -> None:
+        """Sends records, (num_records, record_bytes) uint8, to frames first .. of an extent.
+
+        Returns when they have been copied; a failure to write them surfaces at a later call.
+        """
+        with self._io.lock:
+            self._io.check()
+            if not self._io.buffers:
+                started = time.perf_counter()
+                try:
+                    self._io.wait(lambda: self._io.buffers)
+                finally:
+                    self._stats.write_stall_s += time.perf_counter() - started
+            buffer = self._io.buffers.pop()
+        try:
+            self._io.rows(buffer, len(records)).copy_(records)
+        except BaseException:
+            with self._io.lock:
+                self._io.buffers.append(buffer)
+            raise
+        with self._io.lock:
+            self._io.unwritten[extent] += 1
+            self._io.perform(Write(extent, first, len(records), buffer))
+
+    def forget(self, extent: Extent) -> None:
+        """The extent's records will change: waits for what is under way and drops what was read.
+
+        Never raises: after a failure no frame is written to again.
+        """
+        with self._io.lock:
+            self._io.wishes.remove(extent)
+            slot = self._io.staging.find(extent)
+            try:
+                self._io.wait(lambda: extent not in self._io.unwritten)
+                if slot is not None:
+                    self._io.wait(lambda: slot.state is not SlotState.READING)
+            except (StorageError, RuntimeError):
+                return
+            slot = self._io.staging.find(extent)
+            if slot is not None and slot.state is SlotState.READY:
+                self._io.staging.drop(slot)
+                self._io.wake()
+            elif slot is not None:
+                self._io.staging.detach(slot)
+
+    @staticmethod
+    def _has(slot: Slot | None, num_records: int) -> bool:
+        """Whether a slot's records can be used now."""
+        there = slot is not None and slot.state in (SlotState.READY, SlotState.HELD)
+        return there and slot.num_records >= num_records
+
+    def _bring(self, extent: Extent, num_records: int) -> Slot:
+        """A ready slot with the extent's records. Holds the lock, and gives it up to wait."""
+        slot = self._io.staging.find(extent)
+        if slot is not None and slot.state is SlotState.READING:
+            slot.is_unwanted = False
+            self._io.wait(lambda: slot.state is not SlotState.READING)
+            if self._has(slot, num_records):
+                return slot
+        if slot is not None and slot.state is SlotState.READY:  # read before the latest append
+            self._io.staging.drop(slot)
+        self._io.wait(lambda: extent not in self._io.unwritten)
+        self._io.wait(self._make_room)
+        slot = self._io.staging.prepare_read(extent, num_records, None)
+        self._io.perform(slot)
+        # Interrupted here, the slot becomes ready with nobody to hold it, and is dropped first.
+        self._io.wait(lambda: slot.state is not SlotState.READING)
+        return slot
+
+    def _make_room(self) -> bool:
+        """True when a slot is free, if need be after dropping a ready one."""
+        if self._io.staging.num_free or self._io.staging.drop_latest():
+            return True
+        assert self._io.staging.any_reading(), "every staging slot is held by the caller"
+        return False
