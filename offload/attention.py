@@ -1,0 +1,168 @@
+"""Exact attention over pages wherever they are: near planes, far planes and raw cells, reduced in a fixed order.
+
+Every span of token positions gives one partial (maximum, sum, output), computed by one kernel whatever the tier it
+came from, and partials are merged by a tree over span index. Arrival order, budget and prediction never enter, so
+the result is the same to the bit. Knows queries and pages; knows nothing of weights, files or budgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..kernels.attention import Partial, attend, finish, merge
+from ..kernels.layout import PageLayout
+from ..kernels.pages import rotate, unpack
+from .rope import Rope, apply_rope
+from .sequence import Sequence
+
+
+class MergeTree:
+    """Merges partials pushed in span order as a binary counter does: the shape depends on their number only."""
+
+    def __init__(self):
+        self._stack: list[tuple[int, Partial]] = []
+
+    def push(self, partial: Partial) -> None:
+        size = 1
+        while self._stack and self._stack[-1][0] == size:
+            partial = merge(self._stack.pop()[1], partial)
+            size *= 2
+        self._stack.append((size, partial))
+
+    def result(self) -> Partial | None:
+        if not self._stack:
+            return None
+        partial = self._stack[-1][1]
+        for _, earlier in reversed(self._stack[:-1]):
+            partial = merge(earlier, partial)
+        return partial
+
+
+@dataclass
+class Query:
+    """Queries of one cell (prefill) or of one token (decode) of one layer.
+
+    q: (kv_heads, groups * rows, head_dim) float32, after RoPE and scaled; row index = group * rows + i.
+    position: of the first row; cell: the cell it lies in.
+    """
+
+    q: torch.Tensor
+    rows: int
+    position: int
+    cell: int
+    tree: MergeTree = field(default_factory=MergeTree)
+
+
+class TieredAttention:
+    """Attention of one model over a page store. Owns the float32 tiles that spans are unpacked to."""
+
+    def __init__(self, layout: PageLayout, cell_tokens, span_tokens, store, rope: Rope, device):
+        self.layout = layout
+        self.cell_tokens = cell_tokens
+        self.span_tokens = span_tokens
+        self.store = store
+        self.rope = rope
+        shape = (2, layout.kv_heads, span_tokens, layout.head_dim)
+        self._span_tile = torch.empty(shape, device=device)
+        raw_tokens = layout.page_tokens + 2 * cell_tokens
+        self._raw_tile = torch.empty(
+            (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
+        )
+
+    @staticmethod
+    def workspace_bytes(layout: PageLayout, cell_tokens: int, span_tokens: int) -> int:
+        tokens = span_tokens + layout.page_tokens + 2 * cell_tokens
+        return 2 * layout.kv_heads * tokens * layout.head_dim * 4
+
+    def run(
+        self,
+        layer: int,
+        sequence: Sequence,
+        queries: list[Query],
+        window: int | None,
+        key_bias: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Attention output of each query: (rows, num_heads * head_dim) float32, heads in the model's order.
+
+        Queries come in order of their cells. window: tokens a query sees, itself included, or None.
+        key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
+        """
+        self._sealed(layer, sequence, queries, window, key_bias)
+        return [self._raw(layer, sequence, query, window) for query in queries]
+
+    def spans_wanted(self, query: Query, window: int | None) -> range:
+        """Which spans of sealed pages a query attends to."""
+        sealed = self._sealed_tokens(query)
+        first = 0 if window is None else max(0, query.position - window + 1) // self.span_tokens
+        return range(first, -(-sealed // self.span_tokens))
+
+    def _sealed_tokens(self, query: Query) -> int:
+        return max(0, query.cell - 1) * self.cell_tokens
+
+    def _sealed(self, layer, sequence, queries, window, key_bias) -> None:
+        wanted = [self.spans_wanted(query, window) for query in queries]
+        stop = max((spans.stop for spans in wanted), default=0)
+        start = min((spans.start for spans in wanted if spans), default=stop)
+        most_sealed = max(self._sealed_tokens(query) for query in queries)
+        rotated = [rotate(q.q) if self.layout.rotate else q.q for q in queries]
+        for span in range(start, stop):
+            base = span * self.span_tokens
+            tokens = min(self.span_tokens, most_sealed - base)
+            k, v = self._span_tile[0, :, :tokens], self._span_tile[1, :, :tokens]
+            records = tokens // self.layout.record_tokens
+            with self.store.fetch(sequence.table, layer, span, records) as pages:
+                unpack(pages.near, pages.records, self.layout, k, v)
+            if key_bias is not None:
+                k += self._bias_of(base, tokens, key_bias)
+            # The sink is attended raw, so its sealed copy is passed over.
+            first = self.layout.page_tokens if span == 0 else 0
+            for query, q, spans in zip(queries, rotated, wanted, strict=True):
+                last = min(tokens, self._sealed_tokens(query) - base)
+                if span not in spans or last <= first:
+                    continue
+                mask = self._window_mask(query, window, base + first, last - first)
+                query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask))
+
+    def _bias_of(self, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
+        """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens, head_dim)."""
+        cos, sin = self.rope.angles(base, tokens)
+        bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin).transpose(0, 1)
+        return rotate(bias) if self.layout.rotate else bias
+
+    def _window_mask(self, query: Query, window: int | None, base: int, count: int):
+        """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of them."""
+        if window is None or query.position + query.rows - window <= base:
+            return None
+        device = query.q.device
+        positions = torch.arange(query.position, query.position + query.rows, device=device)
+        keys = torch.arange(base, base + count, device=device)
+        return keys[None, :] > positions[:, None] - window
+
+    def _raw(self, layer, sequence: Sequence, query: Query, window: int | None) -> torch.Tensor:
+        """Add the raw keys (sink, previous cell, own cell) and finish."""
+        raw, cells, parts, positions = sequence.raw, self.cell_tokens, [], []
+        device = query.q.device
+        if query.cell >= 2:
+            parts.append((raw.sink_keys[layer], raw.sink_values[layer]))
+            positions.append(torch.arange(self.layout.page_tokens, device=device))
+        for cell in range(max(0, query.cell - 1), query.cell + 1):
+            parts.append(raw.cell(layer, cell))
+            positions.append(torch.arange(cell * cells, (cell + 1) * cells, device=device))
+        keys_at, used = torch.cat(positions), 0
+        for part_k, part_v in parts:
+            stop = used + part_k.shape[1]
+            self._raw_tile[0, :, used:stop] = part_k
+            self._raw_tile[1, :, used:stop] = part_v
+            used = stop
+        rows_at = torch.arange(query.position, query.position + query.rows, device=device)
+        mask = keys_at[None, :] <= rows_at[:, None]
+        if window is not None:
+            mask &= keys_at[None, :] > rows_at[:, None] - window
+        partial = attend(query.q, self._raw_tile[0, :, :used], self._raw_tile[1, :, :used], mask)
+        sealed = query.tree.result()
+        out = finish(partial if sealed is None else merge(sealed, partial))
+        kv_heads, _, head_dim = out.shape  # (kv_heads, groups * rows, head_dim)
+        out = out.view(kv_heads, -1, query.rows, head_dim).permute(2, 0, 1, 3)
+        return out.reshape(query.rows, -1)

@@ -1,0 +1,188 @@
+"""Safetensors on disk: where each tensor's bytes lie, checked against what the model needs; reads them by pread.
+
+No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory nobody planned.
+Never unpickles anything. Does not know what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import BadCheckpoint
+from .model_config import load_json
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """Where one tensor's bytes lie."""
+
+    path: Path
+    offset: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a model folder, by name.
+
+    Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a wrong shape or
+    dtype, and for folders that hold pickled weights only.
+    """
+
+    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]):
+        self.folder = folder
+        self.refs: dict[str, TensorRef] = {}
+        self._files: dict[Path, int] = {}
+        found: dict[str, TensorRef] = {}
+        for path in _shards(folder):
+            found.update(_read_header(path))
+        missing = [name for name in shapes if name not in found]
+        if missing:
+            raise BadCheckpoint(
+                f"{folder} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]!r} first. "
+                "The download may be incomplete, or config.json belongs to another model."
+            )
+        for name, shape in shapes.items():
+            ref = found[name]
+            if ref.shape != shape:
+                raise BadCheckpoint(
+                    f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks for {list(shape)}."
+                )
+            self.refs[name] = ref
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in its own dtype, in fresh memory."""
+        ref = self.refs[name]
+        out = torch.empty(ref.shape, dtype=ref.dtype)
+        self.read_into(ref, out.reshape(-1).view(torch.uint8))
+        return out
+
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix, one small read each: (len(rows), columns)."""
+        ref = self.refs[name]
+        out = torch.empty(len(rows), ref.shape[1], dtype=ref.dtype)
+        for i, row in enumerate(rows.tolist()):
+            self.read_into(self.row_range(name, row, row + 1), out[i].view(torch.uint8))
+        return out
+
+    def row_range(self, name: str, start: int, stop: int) -> TensorRef:
+        """The bytes of rows [start, stop) of a matrix."""
+        ref = self.refs[name]
+        row_bytes = ref.num_bytes // ref.shape[0]
+        return TensorRef(
+            ref.path,
+            ref.offset + start * row_bytes,
+            (stop - start) * row_bytes,
+            ref.dtype,
+            (stop - start, *ref.shape[1:]),
+        )
+
+    def read_into(self, ref: TensorRef, out: torch.Tensor) -> None:
+        """Fill `out` (uint8, ref.num_bytes) from the file. A file that shrank is a BadCheckpoint, not a crash."""
+        if ref.path not in self._files:
+            self._files[ref.path] = os.open(ref.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor, view, done = self._files[ref.path], memoryview(out.numpy()), 0
+        while done < ref.num_bytes:
+            if hasattr(os, "preadv"):
+                count = os.preadv(descriptor, [view[done : ref.num_bytes]], ref.offset + done)
+            else:  # Windows: one reader at a time, see WeightStore
+                os.lseek(descriptor, ref.offset + done, os.SEEK_SET)
+                chunk = os.read(descriptor, ref.num_bytes - done)
+                view[done : done + len(chunk)] = chunk
+                count = len(chunk)
+            if count == 0:
+                raise BadCheckpoint(
+                    f"{ref.path} ends before its tensors do; it was truncated. Download it again."
+                )
+            done += count
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; the index decides where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = load_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise BadCheckpoint(f"{index} has no weight_map of names to files.")
+        paths = []
+        for name in sorted(set(names.values())):
+            if Path(name).name != name:
+                raise BadCheckpoint(f"{index} names {name!r}, which is not a file in its folder.")
+            paths.append(folder / name)
+        missing = [p.name for p in paths if not p.exists()]
+        if missing:
+            raise BadCheckpoint(
+                f"{folder} lacks {len(missing)} of {len(paths)} shards: {', '.join(missing[:3])}. "
+                "The download may be incomplete; fetch the missing files."
+            )
+        return paths
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise BadCheckpoint(
+            f"{folder} holds pickled weights only ({pickles[0]}). A pickle can run any program while it loads, so "
+            "Ebbtide reads safetensors only: use a repository with *.safetensors, or convert it with transformers."
+        )
+    raise BadCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
+
+
+def _read_header(path: Path) -> dict[str, TensorRef]:
+    """Names and places of a file's tensors, each checked to lie within the file and to be as long as it says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise BadCheckpoint(f"{path} is {size} bytes long: no safetensors file.")
+            length = struct.unpack("<Q", start)[0]
+            if length > min(_MAX_HEADER_BYTES, size - 8):
+                raise BadCheckpoint(
+                    f"{path} states a header of {length} bytes in a file of {size}. It is damaged or incomplete."
+                )
+            header = json.loads(file.read(length))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
+    if not isinstance(header, dict):
+        raise BadCheckpoint(f"{path} has a damaged header.")
+    header.pop("__metadata__", None)
+    refs, data = {}, 8 + length
+    for name, entry in header.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            numbers = (*shape, begin, end)
+            whole = all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole or begin > end or data + end > size:
+            raise BadCheckpoint(
+                f"{path}: {name} does not lie within the file. It is damaged or incomplete; download it again."
+            )
+        if dtype not in _DTYPES:
+            continue  # extra tensors of other types are nobody's weights; a needed one is reported as missing
+        count = 1
+        for n in shape:
+            count *= n
+        if count * _DTYPES[dtype].itemsize != end - begin:
+            raise BadCheckpoint(
+                f"{path}: {name} of shape {list(shape)} in {dtype} cannot take {end - begin} bytes."
+            )
+        refs[name] = TensorRef(path, data + begin, end - begin, _DTYPES[dtype], shape)
+    return refs

@@ -1,0 +1,85 @@
+"""The state of one token sequence: its tokens, its sealed pages' table, and the recent tokens that are still raw.
+
+    cell      0 ........ c-2 | c-1 | c
+    keys      sealed pages   | raw | raw     + the sink (the first page), raw for ever
+
+A query in cell c sees cells c and c-1 raw and everything before sealed, so what a token sees depends on its
+position alone: not on the budget, nor on the pieces in which text came. Cell c-2 is sealed when the first token of
+cell c is processed. Knows no weights and computes nothing.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+
+
+class RawPages:
+    """Keys and values of the newest cells and of the sink, in the model's own dtype.
+
+    A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there. Each buffer is
+    (num_layers, num_slots, kv_heads, cell_tokens, head_dim).
+    """
+
+    def __init__(self, num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype, device):
+        shape = (num_layers, num_slots, kv_heads, cell_tokens, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        sink = (num_layers, kv_heads, sink_tokens, head_dim)
+        self.sink_keys = torch.zeros(sink, dtype=dtype, device=device)
+        self.sink_values = torch.zeros(sink, dtype=dtype, device=device)
+        self.num_slots = num_slots
+
+    @staticmethod
+    def num_bytes(num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype) -> int:
+        tokens = num_slots * cell_tokens + sink_tokens
+        return 2 * num_layers * kv_heads * tokens * head_dim * dtype.itemsize
+
+    def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim)."""
+        stop, slot = row + k.shape[0], cell % self.num_slots
+        self.keys[layer, slot, :, row:stop] = k.transpose(0, 1)
+        self.values[layer, slot, :, row:stop] = v.transpose(0, 1)
+        sink_tokens = self.sink_keys.shape[2]
+        if cell == 0 and row < sink_tokens:
+            last = min(stop, sink_tokens)
+            self.sink_keys[layer, :, row:last] = self.keys[layer, slot, :, row:last]
+            self.sink_values[layer, :, row:last] = self.values[layer, slot, :, row:last]
+
+    def cell(self, layer: int, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a cell: views, each (kv_heads, cell_tokens, head_dim)."""
+        slot = cell % self.num_slots
+        return self.keys[layer, slot], self.values[layer, slot]
+
+    def copy_from(self, other: RawPages) -> None:
+        for name in ("keys", "values", "sink_keys", "sink_values"):
+            getattr(self, name).copy_(getattr(other, name))
+
+
+class Sequence:
+    """Tokens and their KV. `length` tokens are processed; `tokens` may hold more, which wait.
+
+    Invariants
+      1. Every processed token lies in exactly one of: a sealed page of the table, or a raw cell.
+      2. The table holds all cells before cell(length - 1) - 1 for every layer, and never less.
+      3. Rows of raw cells at or behind `length` are garbage that no mask lets through.
+    """
+
+    def __init__(self, table, raw: RawPages, cell_tokens: int):
+        self.table = table
+        self.raw = raw
+        self.cell_tokens = cell_tokens
+        self.tokens = array("i")
+        self.length = 0
+        self.oldest_raw_cell = 0  # cells before it are gone from the ring
+
+    def pending(self) -> array:
+        """Tokens that were appended but not processed yet."""
+        return self.tokens[self.length :]
+
+    def can_resume_at(self, length: int) -> bool:
+        """Whether everything a query at position `length` sees is still there (see RawPages)."""
+        return length == 0 or length // self.cell_tokens - 1 >= self.oldest_raw_cell or (
+            self.oldest_raw_cell == 0
+        )
