@@ -1,1 +1,22 @@
-"""Ebbtide's cli."""
+"""The commands, on the public face of Ebbtide alone.
+
+    main            the door: exit codes
+    app             the commands, gathered
+    ask, chat, summarize, plan, demo, bench, doctor, config    one command each
+    options         the shared options, in one table
+    values          texts into sizes, numbers and choices
+    shared_options  gives a command the shared options
+    settings_file   the user's TOML
+    run             one run: the model it opens, the answer it streams
+    documents       documents into a prompt
+    dialogue        a conversation at the terminal
+    conversation    its messages, and the file that keeps them
+    line_editor     what a user types
+    terminal        answers to standard output, all else to standard error
+    progress        how far loading and prefill are
+    output_file     a file that appears whole or not at all
+    signals         Ctrl-C and SIGTERM
+    failure         what went wrong, told
+
+`--help`, `--version` and usage errors import no torch.
+"""

@@ -1,0 +1,143 @@
+"""`ebbtide chat`: one answer with -p or piped input, else a conversation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ebbtide import errors
+
+from . import values
+from .conversation import Conversation, latest_name
+from .dialogue import Dialogue
+from .documents import waiting_for_input
+from .plan import ModelArgument
+from .run import Run
+from .shared_options import with_shared_options
+
+EPILOG = """Examples:
+
+ebbtide chat Qwen/Qwen2.5-1.5B-Instruct
+
+ebbtide chat -m ./model -p "Name three rivers."
+
+cat notes.md | ebbtide chat -p "Turn these notes into a letter."
+
+In a conversation, /help lists what else can be said."""
+
+
+@with_shared_options
+def chat(
+    run: Run,
+    model_argument: ModelArgument = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="Answer this, after any piped input, and exit.",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            envvar="EBBTIDE_SYSTEM",
+            help="The system message.",
+            show_default=False,
+        ),
+    ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            metavar="NAME",
+            help="Keep the conversation on disk under this name, or resume it.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--continue", "-c", help="Resume the named conversation that was used last."),
+    ] = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history",
+            envvar="EBBTIDE_HISTORY",
+            show_default=False,
+            help="Remember the lines you type for the arrow keys.",
+        ),
+    ] = True,
+) -> None:
+    """Chat with a model in the terminal."""
+    run.choose_model(model_argument)
+    for name, text in (("--prompt", prompt), ("--system", system)):
+        try:
+            values.unbroken(text or "")
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=name) from None
+    conversation = _open_conversation(run, session, resume)
+    if system is not None:
+        conversation.system = system
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    if prompt is not None or piped:
+        _answer_once(run, conversation, _one_message(run, prompt, piped))
+        return
+    if run.terminal.as_json:
+        raise typer.BadParameter(
+            "a conversation cannot be one object; add -p TEXT or pipe a question",
+            param_hint="--json",
+        )
+    with run.open_chat() as llm:
+        Dialogue(run, llm, conversation, remember_lines=history).talk()
+
+
+def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversation:
+    """The conversation to go on with; a resumed one brings its model, unless another was chosen."""
+    if session is None and not resume:
+        return Conversation()
+    conversation = Conversation.load(session or latest_name())
+    if conversation.turns:
+        run.terminal.note(
+            f"Resuming {conversation.name!r} with {len(conversation.turns)} messages; "
+            "their tokens are read again, for only the text was kept."
+        )
+    if run.settings.model is None and conversation.model is not None:
+        run.choose_model(conversation.model)
+    conversation.model = run.settings.model
+    return conversation
+
+
+def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
+    """Piped input first, then TEXT."""
+    parts = []
+    if piped:
+        with waiting_for_input(run.terminal):
+            try:
+                parts.append(sys.stdin.buffer.read().decode("utf-8-sig").strip("\n"))
+            except UnicodeDecodeError as error:
+                raise errors.InputError(
+                    f"Standard input is not UTF-8 text: {error.reason} at byte {error.start}."
+                ) from None
+    message = "\n\n".join(part for part in [*parts, prompt or ""] if part.strip())
+    if not message:
+        raise errors.InputError(
+            "There is nothing to answer: standard input is empty. Give -p TEXT."
+        )
+    return message
+
+
+def _answer_once(run: Run, conversation: Conversation, message: str) -> None:
+    conversation.add("user", message)
+    with run.open_llm() as llm:
+        output = run.answer(llm, conversation.messages, run.generation())
+        run.terminal.end_answer()
+        conversation.add("assistant", output.text)
+        conversation.save()
+        run.finish(llm, output)

@@ -1,0 +1,76 @@
+"""Tells a user what went wrong, in words or as JSON, and with which exit code.
+
+Knows the errors of the public face and those of the command-line library; nothing of commands.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+import typer
+
+from ebbtide import errors
+
+from .run import Process
+from .terminal import say, write_json
+
+# The library keeps its own name for these in different places from release to release.
+USAGE_ERROR: type = typer.BadParameter.__mro__[1]
+_OUR_FAULT = 1
+_TRUE_WORDS = {"1", "true", "t", "yes", "y", "on"}
+
+
+def report_failure(error: Exception, args: list[str], process: Process) -> int:
+    """Prints the error where it belongs. Returns the exit code."""
+    verbose = process.run.terminal.verbose if process.run else wants_switch("verbose", "-v", args)
+    fields, lines, code = describe(error)
+    if process.run is not None:
+        process.run.terminal.end_answer()
+    if wants_json(args, process):
+        write_json({"error": fields})
+    if verbose and code == _OUR_FAULT:
+        say("".join(traceback.format_exception(error)).rstrip())
+    for line in lines:
+        say(line)
+    return code
+
+
+def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
+    """The fields for JSON, the lines for people, and the exit code."""
+    if isinstance(error, errors.EbbtideError):
+        return error.fields(), [f"Error: {error}"], error.exit_code
+    if isinstance(error, USAGE_ERROR):
+        message = error.format_message()
+        lines = [f"Error: {message}"]
+        if getattr(error, "ctx", None) is not None:
+            lines.append(f"Try '{error.ctx.command_path} --help'.")
+        return {"type": "UsageError", "message": message}, lines, 2
+    if isinstance(error, MemoryError):
+        message = (
+            "The machine ran out of memory. A smaller --host-memory leaves more for other programs."
+        )
+        return {"type": "MemoryError", "message": message}, [f"Error: {message}"], _OUR_FAULT
+    message = f"{type(error).__name__}: {error}"
+    lines = [
+        f"Error: this is a fault of Ebbtide: {message}",
+        "Run again with -v for the details that a report needs.",
+    ]
+    return {"type": "InternalError", "message": message}, lines, _OUR_FAULT
+
+
+def wants_json(args: list[str], process: Process) -> bool:
+    """True if one object is still owed to standard output; also before the arguments could be
+    parsed.
+    """
+    if process.run is not None:
+        return process.run.terminal.as_json and not process.run.terminal.has_result
+    return wants_switch("json", None, args)
+
+
+def wants_switch(name: str, short: str | None, args: list[str]) -> bool:
+    given = args[: args.index("--")] if "--" in args else args
+    if f"--{name}" in given or (short is not None and short in given):
+        return True
+    return os.environ.get(f"EBBTIDE_{name.upper()}", "").lower() in _TRUE_WORDS

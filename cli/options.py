@@ -1,0 +1,260 @@
+"""The options that every command shares, in one table.
+
+The flags, the environment variables, the keys of the user's file and the fields of Settings all
+follow from it. Knows neither the command-line library nor the commands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import values
+
+_MODEL, _MEMORY, _FIDELITY, _SCREEN = "Model", "Memory", "Exactness", "Output"
+ANSWER_PANEL = "Answer"  # the options that shape an answer; a chat may change them as it goes
+
+
+@dataclass(frozen=True)
+class Option:
+    """One shared option. `parse` is None for a switch; `many` collects repeated uses in a list."""
+
+    name: str
+    flags: tuple[str, ...]
+    panel: str
+    help: str
+    parse: values.Parser | None = None
+    metavar: str | None = None
+    default: Any = None
+    many: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in the user's file."""
+        return self.name.replace("_", "-")
+
+    @property
+    def envvar(self) -> str:
+        return f"EBBTIDE_{self.name.upper()}"
+
+
+SHARED = (
+    Option(
+        "model",
+        ("--model", "-m"),
+        _MODEL,
+        "A folder or a Hugging Face id. Without one, the small built-in model.",
+        values.plain,
+        "MODEL",
+    ),
+    Option(
+        "revision",
+        ("--revision",),
+        _MODEL,
+        "Branch, tag or commit on the hub.",
+        values.plain,
+        "REV",
+    ),
+    Option(
+        "device",
+        ("--device",),
+        _MODEL,
+        "Where to compute: auto, cpu, cuda or mps.",
+        values.choice("auto", "cpu", "cuda", "mps"),
+        "DEVICE",
+        "auto",
+    ),
+    Option("threads", ("--threads", "-t"), _MODEL, "CPU threads.", values.whole(1, 4096), "N"),
+    Option(
+        "device_memory",
+        ("--device-memory",),
+        _MEMORY,
+        "GPU memory to use, such as 6GiB; auto, or 0 for none.",
+        values.size,
+        "SIZE",
+        "auto",
+    ),
+    Option(
+        "host_memory",
+        ("--host-memory",),
+        _MEMORY,
+        "RAM to use for everything, this program included.",
+        values.size,
+        "SIZE",
+        "auto",
+    ),
+    Option(
+        "disk_memory",
+        ("--disk-memory",),
+        _MEMORY,
+        "Disk space to use for pages; 0 keeps off the disk.",
+        values.size,
+        "SIZE",
+        "auto",
+    ),
+    Option(
+        "spill_dir",
+        ("--spill-dir",),
+        _MEMORY,
+        "Folder on a fast disk for pages. Default: your cache folder.",
+        values.plain,
+        "DIR",
+    ),
+    Option(
+        "context",
+        ("--context",),
+        _MEMORY,
+        "The most tokens that prompt plus answer may reach. Default: what the request needs.",
+        values.whole(1),
+        "N",
+    ),
+    Option(
+        "overflow",
+        ("--overflow",),
+        _MEMORY,
+        "What to do with a prompt that is too long: error.",
+        values.choice_so_far("error", "map-reduce"),
+        "HOW",
+        "error",
+    ),
+    Option(
+        "mode",
+        ("--mode",),
+        _FIDELITY,
+        "Which pages are attended: exact (all of them).",
+        values.choice_so_far("exact", "bounded", "deadline"),
+        "MODE",
+        "exact",
+    ),
+    Option(
+        "epsilon",
+        ("--epsilon",),
+        _FIDELITY,
+        "Softmax mass that the mode bounded may miss.",
+        values.number(0, 1, above=True, below=True),
+        "F",
+        0.02,
+    ),
+    Option(
+        "kv_bits",
+        ("--kv-bits",),
+        _FIDELITY,
+        "Bits of the KV cache: auto, full, 8, 6 or 4.",
+        values.bits("auto", "full", "8", "6", "4"),
+        "BITS",
+        "auto",
+    ),
+    Option(
+        "weight_bits",
+        ("--weight-bits",),
+        _FIDELITY,
+        "Bits of the weights: auto, full, 8 or 4.",
+        values.bits("auto", "full", "8", "4"),
+        "BITS",
+        "auto",
+    ),
+    Option(
+        "max_new_tokens",
+        ("--max-new-tokens", "-n"),
+        ANSWER_PANEL,
+        "The most tokens to generate.",
+        values.whole(1),
+        "N",
+    ),
+    Option(
+        "temperature",
+        ("--temperature",),
+        ANSWER_PANEL,
+        "Randomness; 0 always takes the likeliest token.",
+        values.number(0),
+        "F",
+    ),
+    Option(
+        "top_k",
+        ("--top-k",),
+        ANSWER_PANEL,
+        "Sample from the K likeliest tokens; 0 for all.",
+        values.whole(0),
+        "K",
+    ),
+    Option(
+        "top_p",
+        ("--top-p",),
+        ANSWER_PANEL,
+        "Sample from the likeliest tokens that hold this probability together.",
+        values.number(0, 1, above=True),
+        "F",
+    ),
+    Option(
+        "min_p",
+        ("--min-p",),
+        ANSWER_PANEL,
+        "Drop tokens less likely than this share of the likeliest.",
+        values.number(0, 1),
+        "F",
+    ),
+    Option(
+        "repetition_penalty",
+        ("--repetition-penalty",),
+        ANSWER_PANEL,
+        "Above 1, tokens already seen become less likely.",
+        values.number(0, above=True),
+        "F",
+    ),
+    Option(
+        "stop",
+        ("--stop",),
+        ANSWER_PANEL,
+        "End the answer before this text. May be repeated.",
+        values.unbroken,
+        "TEXT",
+        many=True,
+    ),
+    Option("seed", ("--seed",), ANSWER_PANEL, "Makes sampling repeatable.", values.whole(0), "N"),
+    Option(
+        "think",
+        ("--think",),
+        ANSWER_PANEL,
+        "on or off: let a reasoning model think first.",
+        values.switch_word,
+        "on|off",
+    ),
+    Option("json", ("--json",), _SCREEN, "Print one JSON object on one line."),
+    Option("quiet", ("--quiet", "-q"), _SCREEN, "No notes and no progress; warnings stay."),
+    Option("verbose", ("--verbose", "-v"), _SCREEN, "More detail; tracebacks for errors."),
+)
+BY_NAME = {option.name: option for option in SHARED}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The shared options, parsed. None: not given, so the model or the runtime decides."""
+
+    model: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    device_memory: int | str = "auto"  # bytes or "auto", as the next two
+    host_memory: int | str = "auto"
+    disk_memory: int | str = "auto"
+    spill_dir: str | None = None
+    context: int | None = None
+    overflow: str = "error"
+    mode: str = "exact"
+    epsilon: float = 0.02
+    kv_bits: int | str = "auto"
+    weight_bits: int | str = "auto"
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: list[str] | None = None
+    seed: int | None = None
+    think: bool | None = None
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    # Where each value came from, by name: "--seed", "EBBTIDE_SEED", "seed in FILE" or "default".
+    origins: dict[str, str] = field(default_factory=dict)

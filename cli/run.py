@@ -1,0 +1,328 @@
+"""One run of a command: its settings, its terminal, the model it opens and the answer it streams.
+
+What ask, summarize and chat have in common lies here. Knows the public face of Ebbtide and no
+command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+from .options import BY_NAME, Settings
+from .progress import ProgressDisplay
+from .signals import Signals
+from .terminal import Terminal
+from .values import show_size
+
+_GENERATION = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+)
+
+
+class Process:
+    """What `main` knows before a command runs, and what it needs when one ends badly."""
+
+    def __init__(self) -> None:
+        self.signals = Signals()
+        self.settings_path: Any = None
+        self.settings_error: Exception | None = None
+        self.run: Run | None = None
+
+
+class Run:
+    """The settings, terminal and signals of one command, and its answer so far."""
+
+    def __init__(self, settings: Settings, signals: Signals):
+        self.settings = settings
+        self.terminal = Terminal(
+            quiet=settings.quiet, verbose=settings.verbose, as_json=settings.json
+        )
+        self.signals = signals
+        # The object `--json` prints when the run is cancelled.
+        self.when_cancelled: dict[str, Any] = {
+            "error": {"type": "Cancelled", "message": "The run was cancelled."}
+        }
+
+    @classmethod
+    def begin(cls, settings: Settings, process: Process | None) -> Run:
+        process = process or Process()
+        if process.settings_error is not None:
+            raise process.settings_error
+        run = process.run = cls(settings, process.signals)
+        process.signals.before_sudden_end = lambda code: run.report_cancelled()
+        return run
+
+    def report_cancelled(self) -> None:
+        if self.terminal.as_json:
+            self.terminal.result(self.when_cancelled)
+
+    # --- the model
+
+    def open_options(self) -> dict[str, Any]:
+        """The settings as `LLM.open` and `LLM.plan_for` take them."""
+        import ebbtide
+
+        s = self.settings
+        return {
+            "revision": s.revision,
+            "device": s.device,
+            "budget": ebbtide.Budget(
+                device_memory=s.device_memory,
+                host_memory=s.host_memory,
+                disk_memory=s.disk_memory,
+            ),
+            "mode": s.mode,
+            "epsilon": s.epsilon,
+            "kv_bits": s.kv_bits,
+            "weight_bits": s.weight_bits,
+            "context": s.context,
+            "spill_dir": s.spill_dir,
+            "threads": s.threads,
+        }
+
+    @contextmanager
+    def open_llm(self, **changes: Any) -> Iterator[Any]:
+        """The model, open; `changes` replace options of LLM.open.
+
+        Closed on the way out, whatever happened.
+        """
+        self.calm_libraries()
+        import ebbtide
+
+        opener = ebbtide.LLM  # imports torch: until here a Ctrl-C ends the process at once
+        options = self.open_options() | changes
+        self.signals.working()
+        with opener.open(self.settings.model, **options) as llm:
+            if self.settings.model is None:
+                self.terminal.note(
+                    f"No model given: using the small built-in one ({llm.model_name}), "
+                    "a demonstration. Choose another with -m MODEL."
+                )
+            self.warn_of(llm.warnings)
+            self.terminal.detail(str(llm.plan))
+            yield llm
+
+    def open_chat(self) -> Any:
+        """The model, open for a conversation: with as much context as the model knows and the
+        memory holds.
+        """
+        return self.open_llm()
+
+    def plan(self, **changes: Any) -> Any:
+        """The Plan for the settings; loads no weights.
+
+        `changes` replace options of LLM.plan_for.
+        """
+        self.calm_libraries()
+        import ebbtide
+
+        planner = ebbtide.LLM
+        options = self.open_options() | changes
+        self.signals.working()
+        found = planner.plan_for(self.settings.model, **options)
+        if self.settings.model is None:
+            self.terminal.note("No model given: planning for the small built-in one.")
+        return found
+
+    def choose_model(self, argument: str | None) -> None:
+        """Takes the argument MODEL, which may stand in place of --model but not contradict it."""
+        if argument is None:
+            return
+        s = self.settings
+        if s.origins.get("model") == BY_NAME["model"].flags[0] and s.model != argument:
+            raise typer.BadParameter(
+                f"{argument!r} contradicts --model {s.model!r}; give one of them",
+                param_hint="MODEL",
+            )
+        self.settings = replace(s, model=argument, origins={**s.origins, "model": "MODEL"})
+
+    def calm_libraries(self) -> None:
+        """Before their import: progress bars of the hub only where ours would be, library warnings
+        only with -v.
+        """
+        if self.terminal.quiet or self.terminal.as_json:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if not self.terminal.verbose:
+            import warnings
+
+            warnings.simplefilter("ignore")
+
+    def generation(self, **defaults: Any) -> dict[str, Any]:
+        """The generation options that were given; `defaults` stand in for what was not."""
+        s = self.settings
+        chosen = dict(defaults)
+        for name in _GENERATION:
+            if getattr(s, name) is not None:
+                chosen[name] = getattr(s, name)
+        if s.stop:
+            chosen["stop_strings"] = s.stop
+        if s.think is not None:
+            chosen["think"] = s.think
+        return chosen
+
+    # --- the answer
+
+    def answer(
+        self,
+        llm: Any,
+        prompt: Any,
+        generation: dict[str, Any],
+        *,
+        source: Any = None,
+        show: bool = True,
+    ) -> Any:
+        """Streams the answer to `prompt` and returns the Output.
+
+        source: what streams, the model itself or one of its sessions. `show` False keeps the answer
+        off standard output. When it is interrupted, `when_cancelled` holds the answer so far.
+        """
+        heard = Heard(llm)
+        self.when_cancelled = heard.fields()
+        with ProgressDisplay(self.terminal, self.signals.check) as progress:
+            llm.on_progress = progress
+            try:
+                heard.stream = (llm if source is None else source).stream(prompt, **generation)
+                for piece in heard.stream:
+                    progress.clear()
+                    heard.add(piece)
+                    if show:
+                        self.terminal.answer(piece.text)
+                    self.signals.check()
+            except BaseException:
+                heard.close()
+                self.when_cancelled = heard.fields()
+                raise
+            finally:
+                llm.on_progress = None
+        output = heard.stream.output
+        self.warn_of(output.warnings)
+        self.terminal.detail(summary_line(output))
+        return output
+
+    def finish(self, llm: Any, output: Any) -> None:
+        """After the answer: the object for --json, and whether the answer was cut."""
+        if self.terminal.as_json:
+            self.terminal.result(output_fields(llm, output))
+        if output.finish_reason == "length":
+            self.terminal.note(
+                f"The answer stopped after {len(output.token_ids):,} tokens; -n allows more."
+            )
+
+    def warn_of(self, texts: list[str]) -> None:
+        for text in texts:
+            self.terminal.warn(text)
+
+
+class Heard:
+    """What a stream has said so far, so that a cancelled run still has its answer."""
+
+    def __init__(self, llm: Any):
+        self._llm = llm
+        self.stream: Any = None
+        self.text = ""
+        self.token_ids: list[int] = []
+
+    def add(self, piece: Any) -> None:
+        self.text += piece.text
+        self.token_ids += piece.token_ids
+
+    def close(self) -> None:
+        """Stops the run and frees its pages."""
+        if self.stream is not None:
+            self.stream.close()
+
+    def fields(self) -> dict[str, Any]:
+        """The JSON object of a cancelled answer, with the numbers the stream still gives."""
+        output = getattr(self.stream, "output", None)
+        if output is not None:
+            return {**output_fields(self._llm, output), "finish_reason": "cancelled"}
+        num_tokens = len(self.token_ids)
+        fields = blank_fields(self._llm.model_name)
+        fields["usage"] |= {"completion_tokens": num_tokens, "total_tokens": num_tokens}
+        return fields | {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "warnings": list(self._llm.warnings),
+        }
+
+
+def output_fields(llm: Any, output: Any) -> dict[str, Any]:
+    """The object that `--json` prints for an answer."""
+    return {
+        "schema": 1,
+        "model": llm.model_name,
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "usage": output.usage,
+        "timings": output.timings,
+        "memory": output.memory,
+        "kv": output.kv,
+        "plan": output.plan,
+        "warnings": output.warnings,
+    }
+
+
+def blank_fields(model: str | None) -> dict[str, Any]:
+    """The same object for a run that was cancelled before it said anything."""
+    tier = {"budget_bytes": 0, "peak_bytes": 0}
+    return {
+        "schema": 1,
+        "model": model,
+        "text": "",
+        "token_ids": [],
+        "finish_reason": "cancelled",
+        "usage": {
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "total_tokens": 0,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "recomputed_tokens": 0,
+        },
+        "timings": {
+            "load_s": 0,
+            "prefill_s": 0,
+            "ttft_s": 0,
+            "decode_s": 0,
+            "prefill_tokens_per_s": 0,
+            "decode_tokens_per_s": 0,
+        },
+        "memory": {"device": None, "host": dict(tier), "disk": dict(tier), "peak_rss_bytes": 0},
+        "kv": {
+            "bits_per_element": 0,
+            "pages": 0,
+            "resident_bytes_per_token": 0,
+            "bytes_read": {},
+            "bytes_written": {},
+            "hit_rate": 0,
+            "stall_s": 0,
+            "missed_mass": {"mean": 0, "max": 0},
+        },
+        "plan": {},
+        "warnings": [],
+    }
+
+
+def summary_line(output: Any) -> str:
+    """The run's numbers in a line: tokens, speeds, memory."""
+    usage, timings, memory = output.usage, output.timings, output.memory
+    return (
+        f"{usage['prompt_tokens']:,} tokens read at {timings['prefill_tokens_per_s']:,.0f}/s "
+        f"({usage['prompt_tokens_details']['cached_tokens']:,} cached), "
+        f"{usage['completion_tokens']:,} written at {timings['decode_tokens_per_s']:,.1f}/s, "
+        f"first after {timings['ttft_s']:.2f} s; "
+        f"peak {show_size(memory['host']['peak_bytes'])} of RAM, "
+        f"{show_size(memory['disk']['peak_bytes'])} of disk"
+    )

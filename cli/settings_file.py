@@ -1,0 +1,75 @@
+"""The user's settings file: TOML whose keys are the names of the shared options.
+
+    model = "~/models/qwen"
+    host-memory = "6GiB"
+
+Reads it into the texts that the command line would have given. Knows the table of options and
+nothing of their use.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from ebbtide import errors
+
+from .options import BY_NAME
+
+
+def settings_path() -> Path:
+    """Where the file is looked for; it need not exist."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("ebbtide")) / "config.toml"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Option name -> text, list of texts, or bool for a switch.
+
+    {} without a file. Raises InputError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.InputError(f"The settings file {path} cannot be read: {error}.") from None
+    import tomllib
+
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise errors.InputError(f"The settings file {path} is not valid TOML: {error}.") from None
+    return {_name(key, path): _text(key, value, path) for key, value in found.items()}
+
+
+def _name(key: str, path: Path) -> str:
+    name = key.replace("-", "_")
+    if name in BY_NAME:
+        return name
+    near = difflib.get_close_matches(name, BY_NAME, n=1)
+    if near:
+        hint = f"did you mean {BY_NAME[near[0]].key!r}?"
+    else:
+        hint = f"known are {', '.join(option.key for option in BY_NAME.values())}."
+    raise errors.InputError(f"The settings file {path} has the unknown key {key!r}; {hint}")
+
+
+def _text(key: str, value: Any, path: Path) -> Any:
+    option = BY_NAME[key.replace("-", "_")]
+    if option.parse is None:
+        if not isinstance(value, bool):
+            raise errors.InputError(f"{key} in {path} must be true or false, not {value!r}.")
+        return value
+    if option.many:
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise errors.InputError(f"{key} in {path} must be a text or a list of texts.")
+        return texts
+    if isinstance(value, bool) and option.metavar == "on|off":
+        return "on" if value else "off"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise errors.InputError(f"{key} in {path} must be a text or a number, not {value!r}.")
+    return str(value)

@@ -1,0 +1,139 @@
+"""Gives a command the shared options, and parses what was given for them.
+
+Values arrive as text, from the command line, the environment or the user's file, in this
+precedence, and are parsed here, so that a wrong one is named together with its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .options import SHARED, Option, Settings
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import ebbtide
+
+        typer.echo(f"ebbtide {ebbtide.__version__}")
+        raise typer.Exit()
+
+
+VersionSwitch = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        metavar="",
+        help="Print the version and exit.",
+        callback=_show_version,
+        is_eager=True,
+        rich_help_panel=SHARED[-1].panel,
+    ),
+]
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = bool if option.parse is None else str | None
+    if option.many:
+        kind = list[str] | None
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        # No default: the wrapper tells a value that was given from one that was not.
+        default=False if option.parse is None else None,
+        annotation=Annotated[
+            kind,
+            typer.Option(
+                *option.flags,
+                # A switch takes no value, so there is none to name.
+                metavar="" if option.parse is None else option.metavar,
+                help=option.help
+                + ("" if option.default is None else f" Default: {option.default}."),
+                envvar=option.envvar,
+                show_envvar=False,
+                show_default=False,
+                rich_help_panel=option.panel,
+            ),
+        ],
+    )
+
+
+def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `command(run, **own)` every shared option; `run` is a Run that holds them parsed.
+
+    typer reads signatures, so the wrapper has one: the command's own parameters, then the shared.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in list(inspect.signature(command).parameters.values())[1:]
+    ]
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    version = inspect.Parameter(
+        "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VersionSwitch
+    )
+    parameters = [context, *own, *(_parameter(option) for option in SHARED), version]
+
+    def wrapper(**given: Any) -> Any:
+        from .run import Run
+
+        ctx = given.pop("ctx")
+        given.pop("version")
+        shared = {option.name: given.pop(option.name) for option in SHARED}
+        return command(Run.begin(resolve(ctx, shared), ctx.obj), **given)
+
+    wrapper.__name__, wrapper.__doc__, wrapper.__module__ = (
+        command.__name__,
+        command.__doc__,
+        command.__module__,
+    )
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def resolve(ctx: typer.Context, shared: dict[str, Any]) -> Settings:
+    """Parse what was given for the shared options.
+
+    Raises typer.BadParameter naming the place of a wrong value.
+    """
+    fields: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for option in SHARED:
+        raw = shared[option.name]
+        source = ctx.get_parameter_source(option.name)
+        where = _place(option, source.name if source is not None else "DEFAULT", ctx)
+        if option.many and where == option.envvar:
+            # The library splits variables at blanks; a stop text may hold some.
+            raw = [os.environ[option.envvar]]
+        if where == "default" or raw is None or (option.many and not raw):
+            origins[option.name] = "default"
+            continue
+        origins[option.name] = where
+        try:
+            if option.parse is None:
+                fields[option.name] = raw
+            elif option.many:
+                fields[option.name] = [option.parse(text) for text in raw]
+            else:
+                fields[option.name] = option.parse(raw)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), ctx=ctx, param_hint=where) from None
+    return Settings(**fields, origins=origins)
+
+
+def _place(option: Option, source: str, ctx: typer.Context) -> str:
+    """Where a value came from, in the user's words."""
+    if source == "ENVIRONMENT":
+        return option.envvar
+    if source == "DEFAULT_MAP":
+        return f"{option.key} in {getattr(ctx.obj, 'settings_path', 'the settings file')}"
+    if source == "COMMANDLINE":
+        return option.flags[0]
+    return "default"

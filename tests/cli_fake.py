@@ -1,0 +1,251 @@
+"""A model that answers at once, for the tests of the commands: it knows words and nothing else.
+
+Run as a script it is the command line with that model behind it: `python cli_fake.py ask ...`, with
+FAKE_* variables choosing how it behaves. Imports no torch.
+
+    FAKE_DELAY_S    pause before each piece, and between two reports of progress
+    FAKE_ERROR      the name of an error that streaming raises
+    FAKE_READY      a file that is made when the first piece is out (`prefill`: when prefill began)
+    FAKE_SLOW_IMPORT_S  how long fetching LLM takes, as importing torch does
+    FAKE_ANSWER     the answer; default: the words of the prompt's last line
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass
+class FakePlan:
+    context: int = 4096
+    fits: bool = True
+    largest_context: int = 4096
+
+    def __str__(self) -> str:
+        return "the plan of the fake"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"fits": self.fits, "context": self.context, "largest_context": self.largest_context}
+
+
+@dataclass
+class FakeBudget:
+    device_memory: Any = "auto"
+    host_memory: Any = "auto"
+    disk_memory: Any = "auto"
+
+
+def text_of(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+
+
+class FakeStream:
+    """Pieces of the answer, a word each."""
+
+    def __init__(self, llm: FakeLLM, prompt: Any, generation: dict, session: Any = None):
+        self.llm, self.prompt, self.generation = llm, prompt, generation
+        self.session = session
+        self.output: Any = None
+        self.closed = False
+        self._pieces = self._run()
+
+    def __iter__(self):
+        return self._pieces
+
+    def close(self) -> None:
+        self.closed = True
+        self._pieces.close()
+
+    def _run(self):
+        from ebbtide import errors
+
+        delay_s = float(os.environ.get("FAKE_DELAY_S", "0"))
+        ready = os.environ.get("FAKE_READY", "")
+        words = text_of(self.prompt).split()
+        if self.session is not None:
+            self.session.tokens = list(range(len(words)))
+        try:
+            for done in range(0, len(words) + 1, max(1, len(words) // 2)):
+                if self.llm.on_progress is not None:
+                    progress = SimpleNamespace(
+                        phase="prefill",
+                        done_tokens=done,
+                        total_tokens=len(words),
+                        elapsed_s=1.0,
+                        tokens_per_s=10.0,
+                        eta_s=2.0,
+                    )
+                    self.llm.on_progress(progress)
+                if ready.endswith("prefill"):
+                    Path(ready).touch()
+                time.sleep(delay_s)
+            name = os.environ.get("FAKE_ERROR", "")
+            if name == "DoesNotFit":
+                raise errors.DoesNotFit(
+                    "too big", tier="host", needed_bytes=2, available_bytes=1, largest_context=7
+                )
+            if name == "ContextOverflow":
+                raise errors.ContextOverflow("too long", needed_tokens=9, available_tokens=8)
+            if name == "KeyError":
+                raise KeyError("a bug")
+            if name:
+                raise getattr(errors, name)(f"{name} it is")
+            answer = os.environ.get("FAKE_ANSWER") or text_of(self.prompt).splitlines()[-1]
+            said: list[str] = []
+            limit = self.generation.get("max_new_tokens") or 10**9
+            for number, word in enumerate(answer.split(" ")[:limit]):
+                time.sleep(delay_s)
+                said.append(word if not said else f" {word}")
+                yield SimpleNamespace(text=said[-1], token_ids=[number], finish_reason=None)
+                if ready:
+                    Path(ready).touch()
+            reason = "length" if len(answer.split(" ")) > limit else "stop"
+            self.output = fake_output("".join(said), len(words), reason)
+        finally:
+            self.llm.log.append("stream closed")
+
+
+def fake_output(text: str, num_prompt: int, reason: str) -> Any:
+    num_new = len(text.split(" "))
+    return SimpleNamespace(
+        text=text,
+        token_ids=list(range(num_new)),
+        finish_reason=reason,
+        usage={
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_new,
+            "total_tokens": num_prompt + num_new,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "recomputed_tokens": 0,
+        },
+        timings={
+            "load_s": 0.1,
+            "prefill_s": 0.1,
+            "ttft_s": 0.2,
+            "decode_s": 0.1,
+            "prefill_tokens_per_s": 10.0,
+            "decode_tokens_per_s": float("inf"),
+        },
+        memory={
+            "device": None,
+            "host": {"budget_bytes": 100, "peak_bytes": 50},
+            "disk": {"budget_bytes": 100, "peak_bytes": 0},
+            "peak_rss_bytes": 50,
+        },
+        kv={
+            "bits_per_element": 4.5,
+            "pages": 1,
+            "resident_bytes_per_token": 1.0,
+            "bytes_read": {"disk": 3},
+            "bytes_written": {},
+            "hit_rate": 1.0,
+            "stall_s": 0.0,
+            "missed_mass": {"mean": 0.0, "max": 0.0},
+        },
+        warnings=["the fake warns"],
+        plan={"fits": True},
+    )
+
+
+@dataclass
+class FakeSession:
+    llm: Any
+    tokens: list[int] = field(default_factory=list)
+
+    def stream(self, prompt: Any, **generation: Any) -> FakeStream:
+        return self.llm._stream(prompt, generation, self)
+
+    def truncate(self, num_tokens: int) -> None:
+        del self.tokens[num_tokens:]
+
+
+class FakeLLM:
+    """Notes what it was opened with and asked in `calls`, the same list for all of them."""
+
+    calls: list[tuple[str, Any]] = []  # noqa: RUF012 - read and emptied by the tests
+    model_name = "fake-model"
+    builtin = True
+    warnings = ("the fake warns",)
+
+    def __init__(self, model: Any, options: dict):
+        self.model, self.options = model, options
+        self.plan = FakePlan(options.get("context") or 4096)
+        self.on_progress: Any = None
+        self.log: list[str] = []
+
+    @classmethod
+    def open(cls, model: Any = None, **options: Any) -> FakeLLM:
+        cls.calls.append(("open", {"model": model, **options}))
+        return cls(model, options)
+
+    @classmethod
+    def plan_for(cls, model: Any = None, **options: Any) -> FakePlan:
+        cls.calls.append(("plan_for", {"model": model, **options}))
+        return FakePlan(fits=model != "too-big")
+
+    def __enter__(self) -> FakeLLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if "FAKE_CLOSED" in os.environ:
+            Path(os.environ["FAKE_CLOSED"]).write_text(" ".join(self.log))
+
+    def stream(self, prompt: Any, **generation: Any) -> FakeStream:
+        return self._stream(prompt, generation, None)
+
+    def _stream(self, prompt: Any, generation: dict, session: Any) -> FakeStream:
+        prompt = [dict(m) for m in prompt] if isinstance(prompt, list) else prompt
+        self.calls.append(("stream", {"prompt": prompt, **generation}))
+        return FakeStream(self, prompt, generation, session)
+
+    def session(self, name: str | None = None) -> FakeSession:
+        return FakeSession(self)
+
+    def count_tokens(self, prompt: Any) -> int:
+        return len(text_of(prompt).split())
+
+
+def read_document(path: str, stdin: Any = None) -> Any:
+    """Plain text only."""
+    from ebbtide import errors
+
+    if path == "-":
+        return SimpleNamespace(name="standard input", text=stdin.read().decode())
+    try:
+        return SimpleNamespace(name=Path(path).name, text=Path(path).read_text())
+    except OSError as error:
+        raise errors.InputError(f"{path}: {error.strerror}") from None
+
+
+FACE = {"LLM": FakeLLM, "Budget": FakeBudget, "read_document": read_document}
+
+
+def main() -> int:
+    import ebbtide
+
+    real_getattr = ebbtide.__getattr__
+
+    def slow_getattr(name: str) -> Any:
+        if name not in FACE:
+            return real_getattr(name)
+        if name == "LLM":
+            ready = os.environ.get("FAKE_READY", "")
+            if ready.endswith("import"):
+                Path(ready).touch()
+            time.sleep(float(os.environ.get("FAKE_SLOW_IMPORT_S", "0")))
+        return FACE[name]
+
+    ebbtide.__getattr__ = slow_getattr
+    from ebbtide.cli.main import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""What each command asks the model, and what it does with the answer; the model is a fake."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import ebbtide
+from ebbtide import errors
+from ebbtide.cli import documents, main, options, progress, settings_file, summarize
+from ebbtide.cli.output_file import OutputFile
+from ebbtide.cli.terminal import Terminal
+
+_spec = importlib.util.spec_from_file_location("cli_fake", Path(__file__).with_name("cli_fake.py"))
+fake = importlib.util.module_from_spec(_spec)
+sys.modules["cli_fake"] = fake  # dataclasses look their module up
+_spec.loader.exec_module(fake)
+
+
+@pytest.fixture(autouse=True)
+def face(tmp_path, monkeypatch):
+    """The public face with the fake behind it; no settings of the machine's user; an own folder."""
+    for name, value in fake.FACE.items():
+        # The face fetches names when asked; setattr would ask for the old one first.
+        monkeypatch.setitem(vars(ebbtide), name, value)
+    for option in options.SHARED:
+        monkeypatch.delenv(option.envvar, raising=False)
+    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr(main, "_install_signals", lambda process: None)
+    monkeypatch.chdir(tmp_path)
+    fake.FakeLLM.calls.clear()
+    return fake.FakeLLM
+
+
+def give(monkeypatch, text):
+    """Standard input that is not a terminal."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def asked():
+    """What the last stream was asked: prompt and generation options."""
+    return [value for name, value in fake.FakeLLM.calls if name == "stream"][-1]
+
+
+def opened():
+    return [value for name, value in fake.FakeLLM.calls if name == "open"][-1]
+
+
+# --- ask
+
+
+def test_the_question_follows_the_document_in_one_message(capfd, tmp_path):
+    Path("a.txt").write_text("Text of a.\n")
+    assert main.main(["ask", "What is it?", "a.txt"]) == 0
+    assert capfd.readouterr().out == "What is it?\n"
+    assert asked() == {
+        "prompt": [{"role": "user", "content": "Text of a.\n\nWhat is it?"}],
+        "max_new_tokens": 512,
+    }
+
+
+def test_several_documents_get_headings(capfd, monkeypatch):
+    Path("a.txt").write_text("Text of a.")
+    give(monkeypatch, "Given text.\n")
+    assert main.main(["ask", "Q?", "a.txt", "-"]) == 0
+    content = asked()["prompt"][0]["content"]
+    assert content == "# a.txt\n\nText of a.\n\n# standard input\n\nGiven text.\n\nQ?"
+
+
+def test_standard_input_without_a_file(capfd, monkeypatch):
+    give(monkeypatch, "Given text.")
+    assert main.main(["ask", "Q?"]) == 0
+    assert asked()["prompt"][0]["content"] == "Given text.\n\nQ?"
+
+
+@pytest.mark.parametrize("files", [["-", "-"], ["empty.txt"], ["absent.txt"]])
+def test_documents_that_cannot_be_read(capfd, monkeypatch, files):
+    give(monkeypatch, "x")
+    Path("empty.txt").write_text(" \n")
+    assert main.main(["ask", "Q?", *files]) == 2
+    assert not fake.FakeLLM.calls
+
+
+def test_all_options_reach_the_model(capfd, monkeypatch):
+    give(monkeypatch, "x")
+    given = (
+        "ask Q? -m some/model --revision v1 --device cpu -t 2 --device-memory 0 --host-memory 1GiB "
+        "--disk-memory 2GiB --spill-dir d --context 999 --epsilon 0.1 --kv-bits 4 --weight-bits 8 "
+        "-n 5 --temperature 0.5 --top-k 3 --seed 1 --top-p 0.9 --min-p 0.1 "
+        "--repetition-penalty 1.2 --stop END --think off"
+    )
+    code = main.main(given.split())
+    assert code == 0
+    assert opened() == {
+        "model": "some/model",
+        "revision": "v1",
+        "device": "cpu",
+        "budget": fake.FakeBudget(0, 2**30, 2**31),
+        "mode": "exact",
+        "epsilon": 0.1,
+        "kv_bits": 4,
+        "weight_bits": 8,
+        "context": 999,
+        "spill_dir": "d",
+        "threads": 2,
+    }
+    generation = {k: v for k, v in asked().items() if k != "prompt"}
+    assert generation == {
+        **{"max_new_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1},
+        **{"repetition_penalty": 1.2, "seed": 1, "stop_strings": ["END"], "think": False},
+    }
+    assert "built-in" not in capfd.readouterr().err
+
+
+def test_a_question_in_broken_bytes_is_a_usage_error(capfd):
+    assert main.main(["ask", "caf\udce9?"]) == 2
+    assert "no valid text" in capfd.readouterr().err
+
+
+def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    terminal = Terminal()
+    terminal.answer("a\x1b]0;title\x07b\tc\n\x9bd")
+    assert capsys.readouterr().out == "a]0;titleb\tc\nd"
+
+
+def test_what_the_terminal_cannot_show_becomes_a_question_mark(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    give(monkeypatch, "x")
+    assert main.main(["ask", "naïve €?", "-q"]) == 0
+    assert stream.buffer.getvalue() == b"na?ve ??\n"
+    stream.buffer.truncate(0)
+    stream.buffer.seek(0)
+    give(monkeypatch, "x")
+    assert main.main(["ask", "naïve €?", "-q", "--json"]) == 0
+    assert json.loads(stream.buffer.getvalue())["text"] == "naïve €?"
+
+
+# --- summarize
+
+
+def test_the_built_in_model_hears_the_words_it_was_taught(capfd):
+    Path("a.txt").write_text("Text of a.\n")
+    assert main.main(["summarize", "a.txt"]) == 0
+    assert asked()["prompt"][0]["content"] == "Text of a.\n\nSummarize the document."
+
+
+@pytest.mark.parametrize(("length", "num_words"), [("short", 100), ("medium", 300), ("long", 800)])
+def test_other_models_are_told_the_length(capfd, monkeypatch, length, num_words):
+    monkeypatch.setattr(fake.FakeLLM, "builtin", False)
+    Path("a.txt").write_text("Text of a.")
+    assert main.main(["summarize", "a.txt", "-m", "x", "--length", length]) == 0
+    content = asked()["prompt"][0]["content"]
+    assert f"about {num_words} words" in content.removeprefix("Text of a.\n\n")
+    # Room for the words asked for: no tokenizer needs three tokens for one.
+    assert 3 * num_words <= asked()["max_new_tokens"]
+    assert "one summary" in summarize.instruction(length, builtin=False, several=True)
+
+
+def test_the_summary_goes_to_its_file(capfd):
+    Path("a.txt").write_text("x")
+    Path("out.md").write_text("old")
+    os.chmod("out.md", 0o640)
+    assert main.main(["summarize", "a.txt", "-o", "out.md"]) == 0
+    assert Path("out.md").read_text() == "Summarize the document.\n"
+    assert stat.S_IMODE(os.stat("out.md").st_mode) == 0o640
+    found = capfd.readouterr()
+    assert found.out == "" and "Wrote out.md" in found.err
+    assert sorted(os.listdir()) == ["a.txt", "out.md"]
+
+
+def test_a_failure_keeps_the_old_file(capfd, monkeypatch):
+    Path("a.txt").write_text("x")
+    Path("out.md").write_text("old")
+    for error, code in (("StorageError", 4), ("KeyError", 1)):
+        monkeypatch.setenv("FAKE_ERROR", error)
+        assert main.main(["summarize", "a.txt", "-o", "out.md"]) == code
+        assert Path("out.md").read_text() == "old"
+        assert sorted(os.listdir()) == ["a.txt", "out.md"]
+
+
+def test_an_interrupted_summary_is_printed_and_not_filed(capfd, monkeypatch):
+    Path("a.txt").write_text("x")
+    Path("out.md").write_text("old")
+    monkeypatch.setattr(fake, "fake_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main.main(["summarize", "a.txt", "-o", "out.md"]) == 130
+    assert Path("out.md").read_text() == "old"
+    assert sorted(os.listdir()) == ["a.txt", "out.md"]
+    assert capfd.readouterr().out == "Summarize the document.\n"
+
+
+@pytest.mark.parametrize(
+    "out", ["absent/out.md", "folder", "a.txt", "./folder/../a.txt", "a.txt/x"]
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_work(capfd, out):
+    Path("a.txt").write_text("x")
+    Path("folder").mkdir()
+    assert main.main(["summarize", "a.txt", "-o", out]) == 2
+    assert not fake.FakeLLM.calls and Path("a.txt").read_text() == "x"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(capfd):
+    Path("a.txt").write_text("x")
+    Path("locked").mkdir(mode=0o500)
+    assert main.main(["summarize", "a.txt", "-o", "locked/out.md"]) == 2
+
+
+def test_a_device_is_written_and_not_replaced(capfd):
+    Path("a.txt").write_text("x")
+    assert main.main(["summarize", "a.txt", "-o", os.devnull]) == 0
+    assert not stat.S_ISREG(os.stat(os.devnull).st_mode)
+
+
+def test_a_link_stays_and_its_target_is_replaced(capfd):
+    Path("target.md").write_text("old")
+    os.symlink("target.md", "link.md")
+    with OutputFile("link.md") as out:
+        out.commit("new\n")
+    assert os.path.islink("link.md") and Path("target.md").read_text() == "new\n"
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file():
+    Path("plain").touch()
+    with OutputFile("out.md") as out:
+        out.commit("x")
+    assert os.stat("out.md").st_mode == os.stat("plain").st_mode
+
+
+# --- plan
+
+
+def test_plan_prints_the_plan_and_opens_nothing(capfd):
+    assert main.main(["plan", "some/model", "--context", "77"]) == 0
+    assert capfd.readouterr().out == "the plan of the fake\n"
+    ((name, call),) = fake.FakeLLM.calls
+    assert name == "plan_for" and call["model"] == "some/model" and call["context"] == 77
+
+
+def test_a_plan_that_does_not_fit_is_still_a_plan(capfd):
+    assert main.main(["plan", "too-big", "--json"]) == 0
+    out = capfd.readouterr().out
+    assert (
+        out.count("\n") == 1 and json.loads(out)["fits"] is False and json.loads(out)["schema"] == 1
+    )
+
+
+def test_the_same_model_twice_is_no_contradiction(capfd):
+    assert main.main(["plan", "m", "-m", "m"]) == 0
+    assert main.main(["plan", "m", "-m", "other"]) == 2
+
+
+def test_an_argument_beats_the_environment(capfd, monkeypatch):
+    monkeypatch.setenv("EBBTIDE_MODEL", "from-environment")
+    assert main.main(["plan", "m"]) == 0
+    assert fake.FakeLLM.calls[-1][1]["model"] == "m"
+
+
+# --- pieces
+
+
+def test_a_single_document_has_no_heading():
+    joined = documents.join_documents([SimpleNamespace(name="n", text="\n\nT\n")], "Q")
+    assert joined == "T\n\nQ"
+
+
+def test_progress_as_lines(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 6.0, 6.0, 7.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    display = progress.ProgressDisplay(Terminal())
+    step = SimpleNamespace(
+        phase="prefill",
+        done_tokens=4096,
+        total_tokens=8192,
+        elapsed_s=6,
+        tokens_per_s=700,
+        eta_s=65,
+    )
+    display(step)
+    display(step)
+    display(step)
+    assert capsys.readouterr().err == (
+        "reading: 4,096 of 8,192 tokens, 700 tokens/s, about 1 min 05 s left\n"
+    )
+
+
+def test_progress_of_loading_is_in_bytes():
+    step = SimpleNamespace(
+        phase="load",
+        done_tokens=2**20,
+        total_tokens=2**21,
+        elapsed_s=1,
+        tokens_per_s=2**20,
+        eta_s=1,
+    )
+    assert progress.sentence(step) == "loading: 1.0 MiB of 2.0 MiB, 1.0 MiB/s, about 1.0 s left"
+    step.eta_s, step.tokens_per_s = None, None
+    assert progress.sentence(step) == "loading: 1.0 MiB of 2.0 MiB, 0 B/s"
+
+
+def test_progress_can_stop_the_work():
+    def check():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        progress.ProgressDisplay(Terminal(quiet=True), check)(SimpleNamespace())
+
+
+def test_the_bar_is_drawn_and_taken_away(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    step = SimpleNamespace(
+        phase="prefill", done_tokens=1, total_tokens=2, elapsed_s=1, tokens_per_s=1, eta_s=None
+    )
+    with progress.ProgressDisplay(Terminal()) as display:
+        display(step)
+        assert "1 of 2 tokens" in capsys.readouterr().err
+    assert "\x1b[2K" in capsys.readouterr().err
+
+
+def test_no_color_means_no_escape_codes(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    step = SimpleNamespace(
+        phase="prefill", done_tokens=1, total_tokens=2, elapsed_s=1, tokens_per_s=1, eta_s=1
+    )
+    with progress.ProgressDisplay(Terminal()) as display:
+        display._last_line_s = -100
+        display(step)
+    found = capsys.readouterr().err
+    assert found.startswith("reading: 1 of 2") and "\x1b" not in found
+
+
+def test_a_full_output_file_is_a_storage_error(monkeypatch):
+    with OutputFile("out.md") as out:
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        with pytest.raises(errors.StorageError, match="No space left"):
+            out.commit("text")
+    assert os.listdir() == []

@@ -1,0 +1,295 @@
+"""The shared options: how values are read, where they come from, and what the user is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ebbtide import errors
+from ebbtide.cli import app, main, options, settings_file, values
+
+MIB, GIB = 2**20, 2**30
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """No settings of the machine's user."""
+    for name in options.BY_NAME.values():
+        monkeypatch.delenv(name.envvar, raising=False)
+    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    return tmp_path / "config.toml"
+
+
+def shown(capfd, *args):
+    """What `config show --origin --json` says: {option: {"value": ..., "origin": ...}}."""
+    assert main.main(["config", "show", "--origin", "--json", *args]) == 0
+    return json.loads(capfd.readouterr().out)["options"]
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("512MiB", 512 * MIB),
+        ("6GiB", 6 * GIB),
+        ("6 gib", 6 * GIB),
+        ("2GB", 2 * 10**9),
+        ("1.5KiB", 1536),
+        ("0.5GiB", GIB // 2),
+        ("100B", 100),
+        ("0", 0),
+        ("0GiB", 0),
+        (" auto ", "auto"),
+        ("AUTO", "auto"),
+    ],
+)
+def test_sizes(text, wanted):
+    assert values.size(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8",
+        "-1GiB",
+        "GiB",
+        "6G",
+        "6GiBs",
+        "1e3MiB",
+        "nan",
+        "inf GiB",
+        "0x10B",
+        "9" * 400 + "TiB",
+    ],
+)
+def test_sizes_that_are_none(text):
+    with pytest.raises(ValueError, match="allowed are sizes such as 512MiB, 6GiB or 2GB, auto"):
+        values.size(text)
+
+
+def test_a_number_without_unit_gets_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean 8GiB"):
+        values.size("8")
+    with pytest.raises(ValueError, match="did you mean 6GiB"):
+        values.size("6G")
+
+
+@given(st.text(max_size=20))
+def test_no_text_breaks_a_parser(text):
+    """A wrong value is a ValueError, whatever it is."""
+    for option in options.SHARED:
+        if option.parse is not None:
+            try:
+                option.parse(text)
+            except ValueError as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("threads", "2", ["0", "-1", "1.5", "x", "²", "1_0"]),
+        ("context", "4096", ["0", "99999999999999999999"]),
+        ("epsilon", "0.02", ["0", "1", "nan", "-0.1"]),
+        ("temperature", "0", ["-1", "inf", "nan"]),
+        ("top_p", "1", ["0", "1.1"]),
+        ("min_p", "0", ["-0.1", "2"]),
+        ("repetition_penalty", "1.1", ["0"]),
+        ("kv_bits", "6", ["5", "16", "6.0"]),
+        ("weight_bits", "full", ["6"]),
+        ("device", "CPU", ["gpu"]),
+        ("think", "on", ["yes", "true"]),
+        ("mode", "exact", ["bounded", "deadline", "quick"]),
+        ("overflow", "error", ["map-reduce", "drop"]),
+        ("seed", "0", ["-1"]),
+    ],
+)
+def test_limits_of_options(name, good, bad):
+    parse = options.BY_NAME[name].parse
+    parse(good)
+    for text in bad:
+        with pytest.raises(ValueError):
+            parse(text)
+
+
+def test_settings_have_a_field_with_the_same_default_for_every_option():
+    defaults = {f.name: f.default for f in fields(options.Settings) if f.name != "origins"}
+    table = {o.name: False if o.parse is None else o.default for o in options.SHARED}
+    assert defaults == table
+
+
+# --- precedence
+
+
+def test_command_line_over_environment_over_file_over_default(capfd, monkeypatch, alone):
+    assert shown(capfd)["host-memory"] == {"value": "auto", "origin": "default"}
+    alone.write_text('host-memory = "1GiB"\nseed = 1\nquiet = true\nstop = ["a", "b c"]\n')
+    found = shown(capfd)
+    assert found["host-memory"] == {"value": GIB, "origin": f"host-memory in {alone}"}
+    assert found["seed"]["value"] == 1 and found["quiet"]["value"] is True
+    assert found["stop"]["value"] == ["a", "b c"]
+    monkeypatch.setenv("EBBTIDE_HOST_MEMORY", "2GiB")
+    monkeypatch.setenv("EBBTIDE_STOP", "one two")
+    monkeypatch.setenv("EBBTIDE_QUIET", "0")
+    found = shown(capfd)
+    assert found["host-memory"] == {"value": 2 * GIB, "origin": "EBBTIDE_HOST_MEMORY"}
+    assert found["stop"]["value"] == ["one two"]
+    assert found["quiet"] == {"value": False, "origin": "EBBTIDE_QUIET"}
+    found = shown(capfd, "--host-memory", "3GiB", "--stop", "x", "--stop", "y")
+    assert found["host-memory"] == {"value": 3 * GIB, "origin": "--host-memory"}
+    assert found["stop"] == {"value": ["x", "y"], "origin": "--stop"}
+
+
+def test_an_empty_variable_is_none(capfd, monkeypatch):
+    monkeypatch.setenv("EBBTIDE_SEED", "")
+    assert shown(capfd)["seed"] == {"value": None, "origin": "the model's, or the default"}
+
+
+def test_every_option_reads_its_variable_and_its_key(capfd, monkeypatch, alone):
+    """One name for all commands: EBBTIDE_<OPTION>, whatever the command."""
+    texts = {
+        **{"model": "m", "revision": "r", "device": "cpu", "threads": "3", "spill_dir": "d"},
+        **{"device_memory": "1GiB", "host_memory": "1GiB", "disk_memory": "0", "context": "9"},
+        **{"overflow": "error", "mode": "exact", "epsilon": "0.5", "kv_bits": "8"},
+        **{"weight_bits": "4", "max_new_tokens": "7", "temperature": "0.5", "top_k": "5"},
+        **{"top_p": "0.5", "min_p": "0.5", "repetition_penalty": "1.5", "stop": "s", "seed": "6"},
+        **{"think": "on", "json": "true", "quiet": "true", "verbose": "true"},
+    }
+    assert set(texts) == set(options.BY_NAME)
+    for name, text in texts.items():
+        monkeypatch.setenv(f"EBBTIDE_{name.upper()}", text)
+    for key, entry in shown(capfd).items():
+        # --json itself is on this command line.
+        wanted = "--json" if key == "json" else f"EBBTIDE_{key.upper().replace('-', '_')}"
+        assert entry["origin"] == wanted
+    for name in texts:
+        monkeypatch.delenv(f"EBBTIDE_{name.upper()}")
+    switches = ("json", "quiet", "verbose")
+    lines = [f"{n} = {t}" if n in switches else f'{n} = "{t}"' for n, t in texts.items()]
+    alone.write_text("\n".join(lines))
+    for key, entry in shown(capfd).items():
+        assert entry["origin"] == ("--json" if key == "json" else f"{key} in {alone}")
+
+
+# --- what the user is told
+
+
+def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
+    alone.write_text("kv-bits = 5\n")
+    assert main.main(["config", "show"]) == 2
+    assert f"kv-bits in {alone}: '5' is not allowed" in capfd.readouterr().err
+    monkeypatch.setenv("EBBTIDE_KV_BITS", "7")
+    assert main.main(["config", "show"]) == 2
+    assert "EBBTIDE_KV_BITS: '7' is not allowed; choose from" in capfd.readouterr().err
+    assert main.main(["config", "show", "--kv-bits", "9"]) == 2
+    assert "--kv-bits: '9' is not allowed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("kv_bit = 4", "unknown key 'kv_bit'; did you mean 'kv-bits'?"),
+        ("zebra = 4", "unknown key 'zebra'; known are model,"),
+        ("[chat]\nsystem = 'x'", "unknown key 'chat'"),
+        ("json = 'yes'", "json in"),
+        ("seed = [1]", "seed in"),
+        ("seed = true", "seed in"),
+        ("stop = [1]", "stop in"),
+        ("kv-bits = ", "not valid TOML"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):
+    alone.write_bytes(text.encode("latin-1"))
+    assert main.main(["config", "show"]) == 2
+    error = capfd.readouterr().err
+    assert told in error and str(alone) in error
+    assert main.main(["ask", "--help"]) == 0
+    assert main.main(["--version"]) == 0
+
+
+def test_on_and_off_may_be_booleans_in_the_file(capfd, alone):
+    alone.write_text("think = false\n")
+    assert shown(capfd)["think"]["value"] is False
+
+
+def test_a_file_that_is_a_folder(tmp_path):
+    with pytest.raises(errors.InputError, match="cannot be read"):
+        settings_file.read_settings(tmp_path)
+    assert settings_file.read_settings(tmp_path / "absent.toml") == {}
+
+
+# --- the commands' faces
+
+
+def commands():
+    """(path, command) of everything that can be run."""
+    found = []
+
+    def walk(path, command):
+        found.append((path, command))
+        for name, below in getattr(command, "commands", {}).items():
+            walk([*path, name], below)
+
+    walk([], app.build_command())
+    return found
+
+
+def test_all_commands_are_there():
+    assert {" ".join(path) for path, _ in commands()} == {
+        *("", "chat", "ask", "summarize", "plan", "demo", "bench", "doctor"),
+        *("config", "config show", "config path"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), commands(), ids=lambda x: "-".join(x) if isinstance(x, list) else ""
+)
+def test_help_has_a_summary_and_every_parameter_its_words(path, command):
+    result = CliRunner().invoke(app.build_app(), [*path, "--help"])
+    assert result.exit_code == 0
+    assert command.help and command.help.splitlines()[0].endswith(".")
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+
+
+def test_no_two_options_of_a_command_share_a_flag():
+    for path, command in commands():
+        flags = [flag for p in command.params for flag in [*p.opts, *p.secondary_opts]]
+        assert len(flags) == len(set(flags)), path
+
+
+def test_the_bare_name_shows_the_commands(capfd):
+    assert main.main([]) == 0
+    assert "summarize" in capfd.readouterr().out
+
+
+def test_a_misspelt_command_gets_a_suggestion(capfd):
+    assert main.main(["sumarize"]) == 2
+    assert "summarize" in capfd.readouterr().err
+
+
+def test_config_path(capfd, alone, monkeypatch):
+    from ebbtide.cli import config
+
+    monkeypatch.setattr(config, "settings_path", lambda: alone)
+    assert main.main(["config", "path"]) == 0
+    assert Path(capfd.readouterr().out.strip()) == alone
+
+
+def test_the_usage_error_is_found_in_the_library():
+    from ebbtide.cli import failure
+
+    assert issubclass(typer.BadParameter, failure.USAGE_ERROR)
+    assert failure.USAGE_ERROR.__name__ == "UsageError"
