@@ -66,7 +66,7 @@ def whole(minimum: int, maximum: int | None = None) -> Parser:
 
     def parse(text: str) -> int:
         # int() alone would take 1_000 and digits of other scripts.
-        if not re.fullmatch(r"[+-]?[0-9]{1,19}", text.strip()):
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip()):
             raise ValueError(f"{text!r} is not {allowed}")
         value = int(text)
         if value < minimum or (maximum is not None and value > maximum):

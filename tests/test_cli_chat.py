@@ -1,0 +1,447 @@
+"""The chat: one answer, a conversation at a terminal, and what of it survives on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ebbtide
+from ebbtide import errors
+from ebbtide.cli import conversation, dialogue, documents, main, options, settings_file
+from ebbtide.cli.conversation import Conversation
+from ebbtide.cli.options import Settings
+from ebbtide.cli.run import Run
+from ebbtide.cli.signals import Signals, Stage, Terminated
+
+FAKE = Path(__file__).with_name("cli_fake.py")
+_spec = importlib.util.spec_from_file_location("cli_fake", FAKE)
+fake = importlib.util.module_from_spec(_spec)
+sys.modules["cli_fake"] = fake  # dataclasses look their module up
+_spec.loader.exec_module(fake)
+PATIENCE_S = 30
+
+
+@pytest.fixture(autouse=True)
+def face(tmp_path, monkeypatch):
+    for name, value in fake.FACE.items():
+        monkeypatch.setitem(vars(ebbtide), name, value)
+    for option in options.SHARED:
+        monkeypatch.delenv(option.envvar, raising=False)
+    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr(conversation, "sessions_folder", lambda: tmp_path / "state" / "sessions")
+    monkeypatch.setattr(main, "_install_signals", lambda process: None)
+    monkeypatch.chdir(tmp_path)
+    fake.FakeLLM.calls.clear()
+
+
+def give(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def asked():
+    return [value for name, value in fake.FakeLLM.calls if name == "stream"][-1]["prompt"]
+
+
+# --- one answer
+
+
+@pytest.mark.parametrize(
+    ("piped", "args", "message"),
+    [
+        ("", ["-p", "hello"], "hello"),
+        ("from a pipe\n", [], "from a pipe"),
+        ("from a pipe\n", ["-p", "and this"], "from a pipe\n\nand this"),
+    ],
+)
+def test_piped_input_comes_first(capfd, monkeypatch, piped, args, message):
+    give(monkeypatch, piped)
+    assert main.main(["chat", *args, "--system", "be kind"]) == 0
+    assert asked() == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": message},
+    ]
+    assert capfd.readouterr().out == message.splitlines()[-1] + "\n"
+
+
+def test_one_answer_as_json(capfd, monkeypatch):
+    give(monkeypatch, "")
+    assert main.main(["chat", "-p", "hello there", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["text"] == "hello there"
+
+
+@pytest.mark.parametrize("given", [b"", b" \n", b"\xff\xfe\x00"])
+def test_nothing_to_answer(capfd, monkeypatch, given):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    assert main.main(["chat"]) == 2
+    assert not fake.FakeLLM.calls
+
+
+def test_no_limit_on_the_answer_but_the_users(capfd, monkeypatch):
+    give(monkeypatch, "one two three")
+    assert main.main(["chat"]) == 0
+    assert "max_new_tokens" not in fake.FakeLLM.calls[-1][1]
+
+
+def test_what_is_waited_for_is_said(capfd, monkeypatch):
+    from ebbtide.cli.terminal import Terminal
+
+    monkeypatch.setattr(documents, "_PATIENCE_S", 0.01)
+    give(monkeypatch, "")
+    with documents.waiting_for_input(Terminal()):
+        deadline_s = time.monotonic() + PATIENCE_S
+        said = ""
+        while "Waiting for standard input" not in said:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+            said += capfd.readouterr().err
+
+
+# --- kept conversations
+
+
+def test_a_named_conversation_goes_on(capfd, monkeypatch, tmp_path):
+    give(monkeypatch, "")
+    assert main.main(["chat", "m", "-p", "first", "--session", "trip", "--system", "s"]) == 0
+    path = tmp_path / "state" / "sessions" / "trip.json"
+    assert json.loads(path.read_text())["messages"][-1] == {"role": "assistant", "content": "first"}
+    if os.name != "nt":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    give(monkeypatch, "")
+    assert main.main(["chat", "-p", "second", "-c"]) == 0
+    assert [m["content"] for m in asked()] == ["s", "first", "first", "second"]
+    # The model comes with the conversation, and the text alone was kept.
+    assert [v for n, v in fake.FakeLLM.calls if n == "open"][-1]["model"] == "m"
+    assert "read again" in capfd.readouterr().err
+    assert os.listdir(path.parent) == ["trip.json"]
+
+
+def test_a_failed_answer_leaves_the_conversation_as_it_was(capfd, monkeypatch, tmp_path):
+    give(monkeypatch, "")
+    main.main(["chat", "-p", "first", "--session", "trip"])
+    path = tmp_path / "state" / "sessions" / "trip.json"
+    before = path.read_text()
+    monkeypatch.setenv("FAKE_ERROR", "ContextOverflow")
+    give(monkeypatch, "")
+    assert main.main(["chat", "-p", "second", "--session", "trip"]) == 3
+    assert path.read_text() == before
+
+
+def test_the_latest_conversation_is_continued(tmp_path):
+    for number, name in enumerate(("b", "a", "c")):
+        kept = Conversation(name)
+        kept.add("user", name)
+        kept.save()
+        os.utime(conversation.session_path(name), (number, number))
+    os.utime(conversation.session_path("a"), (9, 9))
+    assert conversation.latest_name() == "a"
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a b", "x" * 65, "é", "a\n"])
+def test_names_that_could_lead_elsewhere(name):
+    with pytest.raises(errors.InputError, match="allowed are"):
+        conversation.session_path(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": 2, "messages": []}',
+        '{"schema": 1, "messages": [{"role": "x", "content": ""}]}',
+        '{"schema": 1, "messages": [{"role": "user", "content": 1}]}',
+        '{"schema": 1, "model": 3, "messages": []}',
+    ],
+)
+def test_a_damaged_conversation_is_an_input_error(text):
+    path = conversation.session_path("bad")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(errors.InputError):
+        Conversation.load("bad")
+
+
+def test_a_conversation_that_cannot_be_saved(tmp_path):
+    (tmp_path / "state").write_text("a file where the folder should be")
+    kept = Conversation("x")
+    with pytest.raises(errors.StorageError, match="cannot be saved"):
+        kept.save()
+
+
+def test_the_system_message_stands_first_and_once():
+    kept = Conversation()
+    kept.add("user", "u")
+    kept.system = "one"
+    kept.system = "two"
+    assert kept.system == "two" and [m["role"] for m in kept.messages] == ["system", "user"]
+    kept.clear()
+    assert kept.messages == [{"role": "system", "content": "two"}]
+    assert kept.pop_answer() is None and kept.pop_question() is None
+    kept.system = None
+    assert kept.messages == []
+
+
+# --- the conversation at the terminal
+
+
+class Typist:
+    """Types the lines it was given, then Ctrl-D; an exception among them is raised."""
+
+    def __init__(self, lines):
+        self.lines = list(lines)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def read(self, prompt):
+        line = self.lines.pop(0) if self.lines else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def talk(*lines, kept=None, **settings):
+    """A whole conversation. Returns the Dialogue after it."""
+    run = Run(Settings(**settings), Signals())
+    with run.open_llm() as llm:
+        d = dialogue.Dialogue(run, llm, kept or Conversation(), remember_lines=False)
+        d.editor = Typist(lines)
+        d.talk()
+    return d
+
+
+def contents(d):
+    return [m["content"] for m in d.conversation.messages]
+
+
+def test_questions_and_answers_pile_up(capfd):
+    d = talk("hello you", "", "and now")
+    assert contents(d) == ["hello you", "hello you", "and now", "and now"]
+    assert [m["content"] for m in asked()] == ["hello you", "hello you", "and now"]
+    assert capfd.readouterr().out == "hello you\nand now\n"
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye"])
+def test_leaving(capfd, word):
+    d = talk(word, "never asked")
+    assert d.editor.lines == ["never asked"]
+
+
+def test_ctrl_c_at_the_prompt_leaves_the_second_time(capfd):
+    d = talk(KeyboardInterrupt(), "hello")
+    assert contents(d) == ["hello", "hello"]
+    with pytest.raises(KeyboardInterrupt):
+        talk(KeyboardInterrupt(), KeyboardInterrupt())
+
+
+def test_help_names_every_command(capfd):
+    talk("/help")
+    told = capfd.readouterr().err
+    assert all(f"/{word}" in told for word in dialogue._COMMANDS if word != "bye")
+
+
+def test_clear_undo_and_system(capfd):
+    d = talk("a", "b", "/undo", "/system be brief", "c", "/system", "/system none", "/clear", "d")
+    assert contents(d) == ["d", "d"]
+    d = talk("a", "b", "/undo")
+    assert contents(d) == ["a", "a"]
+    assert "be brief" in capfd.readouterr().err
+
+
+def test_regen_asks_the_same_again(capfd, monkeypatch):
+    d = talk("a", "/regen")
+    assert contents(d) == ["a", "a"]
+    assert [v["prompt"] for n, v in fake.FakeLLM.calls if n == "stream"] == [
+        [{"role": "user", "content": "a"}]
+    ] * 2
+
+
+def test_set_changes_the_options_of_the_answer(capfd):
+    d = talk("/set temperature=0.5", "/set top_k = 3", "/set seed=x", "/set device=cpu", "a")
+    call = fake.FakeLLM.calls[-1][1]
+    assert call["temperature"] == 0.5 and call["top_k"] == 3 and "seed" not in call
+    assert d.run.settings.device == "auto"
+    told = capfd.readouterr().err
+    assert "'x' is not a whole number" in told and "K is one of max-new-tokens" in told
+    talk("/set temperature=0.5", "/set temperature=default", "/set", "a")
+    assert "temperature" not in fake.FakeLLM.calls[-1][1]
+
+
+def test_read_sends_a_document_along(capfd):
+    Path("a.txt").write_text("the text")
+    d = talk("/read a.txt", "what is it", "thanks", "/read absent", "/read")
+    assert contents(d)[0] == "the text\n\nwhat is it" and contents(d)[2] == "thanks"
+    told = capfd.readouterr().err
+    assert "a.txt: 2 tokens" in told and "absent" in told
+
+
+def test_save_show_and_stats(capfd):
+    d = talk("/save", "/stats", "a", "/save trip", "/show", "/stats", "b")
+    assert Conversation.load("trip").messages == d.conversation.messages and len(contents(d)) == 4
+    told = capfd.readouterr().err
+    assert "say /save NAME" in told and "no answer yet" in told
+    assert "saved as trip" in told and "4.50 bits" in told
+
+
+def test_an_unknown_command_is_not_a_question(capfd):
+    d = talk("/nonsense")
+    assert contents(d) == [] and "/help lists" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", ["ContextOverflow", "DoesNotFit", "InputError"])
+def test_a_question_that_is_too_much_does_not_end_the_chat(capfd, monkeypatch, error):
+    monkeypatch.setenv("FAKE_ERROR", error)
+    Path("a.txt").write_text("the text")
+    d = talk("/read a.txt", "too much")
+    assert contents(d) == [] and "Error: " in capfd.readouterr().err
+    # The document is not lost with the question.
+    assert len(d.documents) == 1
+
+
+def test_a_storage_error_does(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "StorageError")
+    with pytest.raises(errors.StorageError):
+        talk("hello")
+
+
+def test_ctrl_c_keeps_the_answer_so_far(capfd, monkeypatch):
+    d = talk()
+    signals, session = d.run.signals, d.session
+    seen = []
+
+    class Impatient(fake.FakeStream):
+        def __iter__(self):
+            for piece in super().__iter__():
+                seen.append(piece.text)
+                if len(seen) == 2:
+                    signals._on_interrupt(signal.SIGINT, None)
+                yield piece
+
+    monkeypatch.setattr(fake, "FakeStream", Impatient)
+    d._ask("one two three four")
+    assert contents(d) == ["one two three four", "one two"]
+    assert d.session is session and signals.stage is Stage.WORKING
+    assert "Stopped." in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_costs_the_session(capfd, monkeypatch):
+    d = talk()
+    signals, session = d.run.signals, d.session
+
+    class Stuck(fake.FakeStream):
+        def __iter__(self):
+            yield next(super().__iter__())
+            signals._on_interrupt(signal.SIGINT, None)
+            signals._last_s -= 10
+            signals._on_interrupt(signal.SIGINT, None)
+
+    monkeypatch.setattr(fake, "FakeStream", Stuck)
+    d._ask("one two three four")
+    assert contents(d) == ["one two three four", "one"]
+    assert d.session is not session and signals.stage is Stage.WORKING
+
+
+# --- the signals alone
+
+
+def test_a_signal_that_arrives_twice_at_once_is_one():
+    signals = Signals()
+    signals.working()
+    with pytest.raises(KeyboardInterrupt):
+        signals._on_interrupt(signal.SIGINT, None)
+    signals._on_interrupt(signal.SIGINT, None)  # an echo: cleanup goes on
+    assert signals.is_leaving
+    signals.working()
+    with signals.polite():
+        signals._on_interrupt(signal.SIGINT, None)
+        signals._on_interrupt(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            signals.check()
+
+
+def test_sigterm_is_never_polite():
+    signals = Signals()
+    signals.working()
+    with signals.polite(), pytest.raises(Terminated) as caught:
+        signals._on_terminate(signal.SIGTERM, None)
+    assert caught.value.exit_code == 143
+
+
+# --- a real terminal
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has no pseudo-terminals")
+def test_a_conversation_in_a_real_terminal(tmp_path):
+    import pty
+
+    ours, theirs = pty.openpty()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EBBTIDE_", "FAKE_"))}
+    homes = {
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), "chat"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**kept, **homes, "TERM": "xterm", "FAKE_DELAY_S": "0.05"},
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    os.close(theirs)
+    seen = ""
+
+    def expect(text):
+        nonlocal seen
+        deadline_s = time.monotonic() + PATIENCE_S
+        while text not in seen:
+            assert time.monotonic() < deadline_s, seen
+            try:
+                seen += os.read(ours, 4096).decode()
+            except OSError:  # Linux: the other end is closed
+                break
+        assert text in seen, seen
+        seen = seen[seen.index(text) + len(text) :]
+
+    def type_in(text):
+        os.write(ours, text.encode())
+
+    try:
+        expect("[0/4,096] > ")
+        type_in("hello you\n")
+        expect("hello you")  # the echo of the terminal
+        expect("hello you")  # the answer
+        expect("[2/4,096] > ")
+        type_in('"""one two\nthree four five six seven eight nine ten eleven"""\n')
+        expect("three four")
+        expect("three")
+        process.send_signal(signal.SIGINT)
+        expect("Stopped.")
+        expect("] > ")
+        type_in("/exit\n")
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    history = tmp_path / "ebbtide" / "history"
+    if sys.platform == "linux":
+        assert "hello you" in history.read_text()
+        assert stat.S_IMODE(history.stat().st_mode) == 0o600
