@@ -105,7 +105,7 @@ SHARED = (
         ("--context",),
         _MEMORY,
         "The most tokens that prompt plus answer may reach. Default: what the request needs.",
-        values.whole(1),
+        values.whole(1, 2**31 - 1),
         "N",
     ),
     Option(
@@ -158,7 +158,7 @@ SHARED = (
         ("--max-new-tokens", "-n"),
         ANSWER_PANEL,
         "The most tokens to generate.",
-        values.whole(1),
+        values.whole(1, 2**31 - 1),
         "N",
     ),
     Option(
@@ -174,7 +174,7 @@ SHARED = (
         ("--top-k",),
         ANSWER_PANEL,
         "Sample from the K likeliest tokens; 0 for all.",
-        values.whole(0),
+        values.whole(0, 2**31 - 1),
         "K",
     ),
     Option(
@@ -182,7 +182,7 @@ SHARED = (
         ("--top-p",),
         ANSWER_PANEL,
         "Sample from the likeliest tokens that hold this probability together.",
-        values.number(0, 1, above=True),
+        values.number(0, 1),
         "F",
     ),
     Option(
@@ -198,7 +198,7 @@ SHARED = (
         ("--repetition-penalty",),
         ANSWER_PANEL,
         "Above 1, tokens already seen become less likely.",
-        values.number(0, above=True),
+        values.number(0.01, 100),
         "F",
     ),
     Option(
@@ -210,7 +210,14 @@ SHARED = (
         "TEXT",
         many=True,
     ),
-    Option("seed", ("--seed",), ANSWER_PANEL, "Makes sampling repeatable.", values.whole(0), "N"),
+    Option(
+        "seed",
+        ("--seed",),
+        ANSWER_PANEL,
+        "Makes sampling repeatable.",
+        values.whole(0, 2**64 - 1),
+        "N",
+    ),
     Option(
         "think",
         ("--think",),
