@@ -42,10 +42,11 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
     if isinstance(error, errors.EbbtideError):
         return error.fields(), [f"Error: {error}"], error.exit_code
     if isinstance(error, USAGE_ERROR):
-        message = error.format_message()
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         lines = [f"Error: {message}"]
-        if getattr(error, "ctx", None) is not None:
-            lines.append(f"Try '{error.ctx.command_path} --help'.")
+        ctx = getattr(error, "ctx", None)
+        if ctx is not None:
+            lines.append(f"Try '{ctx.command_path} --help'.")
         return {"type": "UsageError", "message": message}, lines, 2
     if isinstance(error, MemoryError):
         message = (

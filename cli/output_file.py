@@ -24,7 +24,6 @@ class OutputFile:
         # Through links, so that the link stays and what it points to is replaced.
         self.path = Path(os.path.realpath(path))
         self._temporary: str | None = None
-        self._file = None
         if self.path.is_dir():
             raise errors.InputError(f"{path} is a folder; -o needs the name of a file.")
         try:
@@ -36,17 +35,17 @@ class OutputFile:
             if mode is not None and not stat.S_ISREG(mode):
                 # A device or a pipe: renaming onto it would replace it by a plain file.
                 self._file = open(self.path, "w", encoding="utf-8")
-                return
-            if mode is not None and not os.access(self.path, os.W_OK):
+            elif mode is not None and not os.access(self.path, os.W_OK):
                 raise PermissionError(13, "Permission denied")
-            number, self._temporary = tempfile.mkstemp(
-                prefix=f".{self.path.name[:100]}.", suffix=".part", dir=self.path.parent
-            )
+            else:
+                number, self._temporary = tempfile.mkstemp(
+                    prefix=f".{self.path.name[:100]}.", suffix=".part", dir=self.path.parent
+                )
+                self._file = os.fdopen(number, "w", encoding="utf-8")
         except OSError as error:
             raise errors.InputError(
                 f"{path} cannot be written: {error.strerror}. Choose another place with -o."
             ) from None
-        self._file = os.fdopen(number, "w", encoding="utf-8")
 
     def __enter__(self) -> OutputFile:
         return self

@@ -79,10 +79,10 @@ class ProgressDisplay:
     def _show_bar(self, progress: Any) -> None:
         if progress.phase != self._phase:
             self.clear()
-        if self._bar is None:
-            if progress.elapsed_s < _BAR_AFTER_S:
-                return
+        if self._bar is None and progress.elapsed_s >= _BAR_AFTER_S:
             self._start_bar(progress)
+        if self._bar is None:
+            return
         done, speed = amounts(progress)
         eta = "" if progress.eta_s is None else f"{show_duration(progress.eta_s)} left"
         self._bar.update(

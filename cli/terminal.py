@@ -7,6 +7,7 @@ with them. Knows nothing of models.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -134,7 +135,7 @@ def say(text: str) -> None:
 def prepare_streams() -> None:
     """A character that the terminal's encoding lacks is shown as `?`, and stops nothing."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

@@ -12,35 +12,71 @@ ebbtide` is quick and imports no torch; its home is the module in the table belo
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; the table below says the same
+    from .kernels.dispatch import backend as kernel_backend
+    from .kernels.dispatch import instruction_set
+    from .offload import errors
+    from .offload.bandwidth import measure_bandwidth
+    from .offload.budget import Budget
+    from .offload.builtin import demo_material
+    from .offload.document import Document, read_document
+    from .offload.generation import GenerationConfig
+    from .offload.llm import LLM
+    from .offload.output import Output, Piece, Progress
+    from .offload.plan import Plan
+    from .offload.session import Session
+    from .offload.spill_dir import default_spill_dir, volume_warnings
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "Budget",
+    "Document",
+    "GenerationConfig",
+    "Output",
+    "Piece",
+    "Plan",
+    "Progress",
+    "Session",
+    "__version__",
+    "default_spill_dir",
+    "demo_material",
+    "errors",
+    "instruction_set",
+    "kernel_backend",
+    "measure_bandwidth",
+    "read_document",
+    "volume_warnings",
+]
 
 # Public name -> (module, attribute; None for the module itself).
 _HOMES = {
     "LLM": (".offload.llm", "LLM"),
     "Budget": (".offload.budget", "Budget"),
+    "Document": (".offload.document", "Document"),
     "GenerationConfig": (".offload.generation", "GenerationConfig"),
     "Output": (".offload.output", "Output"),
     "Piece": (".offload.output", "Piece"),
-    "Progress": (".offload.output", "Progress"),
     "Plan": (".offload.plan", "Plan"),
+    "Progress": (".offload.output", "Progress"),
     "Session": (".offload.session", "Session"),
-    "errors": (".offload.errors", None),
-    "Document": (".offload.document", "Document"),
-    "read_document": (".offload.document", "read_document"),
-    "demo_material": (".offload.builtin", "demo_material"),
     "default_spill_dir": (".offload.spill_dir", "default_spill_dir"),
-    "volume_warnings": (".offload.spill_dir", "volume_warnings"),
-    "kernel_backend": (".kernels.dispatch", "backend"),
+    "demo_material": (".offload.builtin", "demo_material"),
+    "errors": (".offload.errors", None),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
+    "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_bandwidth": (".offload.bandwidth", "measure_bandwidth"),
+    "read_document": (".offload.document", "read_document"),
+    "volume_warnings": (".offload.spill_dir", "volume_warnings"),
 }
-
-__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value = _version()
+        value: Any = _version()
     elif name in _HOMES:
         module_name, attribute = _HOMES[name]
         module = import_module(module_name, __name__)
