@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import threading
 import time
@@ -24,11 +25,20 @@ from pathlib import Path
 
 from .errors import StorageError
 from .scratch import create_named, create_unnamed, sweep
-from .spill_dir import check_space, default_spill_dir, dir_error, format_bytes, volume_warnings
-from .tier import ALIGNMENT_BYTES, aligned_bytes
+from .spill_dir import check_space as check_space  # part of this file's face, too
+from .spill_dir import default_spill_dir, dir_error, format_bytes
+from .spill_dir import volume_warnings as volume_warnings
 
-__all__ = ["DiskCounters", "ScratchFile", "Way", "check_space", "volume_warnings"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "DiskCounters",
+    "ScratchFile",
+    "Way",
+    "check_space",
+    "volume_warnings",
+]
 
+ALIGNMENT_BYTES = 4096  # what direct I/O asks of addresses, offsets and lengths
 STEP_BYTES = 64 << 20  # growing by this much at a time costs 16 system calls per GiB
 
 
@@ -128,8 +138,8 @@ class ScratchFile:
             except OSError as error:
                 raise self._error(verb, len(view), error) from error
             if moved == 0:
-                cause = OSError(errno.EIO, "the file is shorter than it should be")
-                raise self._error(verb, len(view), cause)
+                text = "the file is shorter than it should be" if verb == "read" else "no progress"
+                raise self._error(verb, len(view), OSError(errno.EIO, text))
             done += moved
             if done < len(view):
                 # The rest must start on a boundary again, so part of it moves twice.
@@ -197,7 +207,7 @@ class ScratchFile:
 
     def _error(self, verb: str, num_bytes: int, error: OSError) -> StorageError:
         """What happened, how much, where, and what to do."""
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = error.strerror or str(error)
         text = (
             f"could not {verb} {format_bytes(num_bytes)} of scratch in {self.directory}: {reason}"
         )
@@ -241,7 +251,7 @@ class ScratchFile:
 
 def _direct_works(fd: int) -> bool:
     """Whether one aligned block can be written and read: some filesystems fail only then."""
-    block = memoryview(aligned_bytes(ALIGNMENT_BYTES).numpy()).cast("B")
+    block = mmap.mmap(-1, ALIGNMENT_BYTES)
     try:
         return os.pwritev(fd, [block], 0) == os.preadv(fd, [block], 0) == ALIGNMENT_BYTES
     except OSError as error:

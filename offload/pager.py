@@ -19,14 +19,13 @@ import torch
 from ..prefetch.registry import make_predictor
 from ..prefetch.source import Predictor
 from ..prefetch.stats import Stats
-from .disk import ScratchFile
+from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
 from .extent_file import ExtentFile
 from .io_threads import IoThreads
 from .page_table import Extent, Extents, PageTable, Tier
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
-from .tier import ALIGNMENT_BYTES
 from .transfer import Transfers
 
 
@@ -204,6 +203,11 @@ class PageStore:
                 raise
             done += count
         self.stats.given_bytes += num_records * self.record_bytes
+
+    def flush(self) -> None:
+        """Waits until all that was written is on disk, and is counted; raises if it is not."""
+        if self._transfers is not None:
+            self._transfers.flush()
 
     def _undo(
         self, table: PageTable, layer: int, span: int, start: int, fresh: Extent | None

@@ -75,7 +75,7 @@ def _make_private(path: Path) -> None:
 
 def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:
     """The typed error for a spill folder that cannot be used."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = error.strerror or str(error)
     if error.errno in _USERS_ERRNOS:
         return InputError(f"cannot write scratch files in {path}: {reason}; {_ADVICE}")
     return StorageError(f"cannot open a scratch file in {path}: {reason}; {_ADVICE}")

@@ -9,8 +9,6 @@ import mmap
 
 import torch
 
-ALIGNMENT_BYTES = 4096  # what direct I/O asks of addresses, offsets and lengths
-
 
 def aligned_bytes(num_bytes: int) -> torch.Tensor:
     """Zeroed host memory, (num_bytes,) uint8, that starts on a page boundary.

@@ -114,6 +114,11 @@ class Transfers:
             self._io.unwritten[extent] += 1
             self._io.perform(Write(extent, first, len(records), buffer))
 
+    def flush(self) -> None:
+        """Waits until all that was written is on disk."""
+        with self._io.lock:
+            self._io.wait(lambda: not self._io.unwritten)
+
     def forget(self, extent: Extent) -> None:
         """The extent's records will change: waits for what is under way and drops what was read.
 
