@@ -51,7 +51,7 @@ def backend() -> str:
 
 
 def instruction_set() -> str:
-    """What the compiled kernels use here: "avx2" or "portable"; "" where there are none."""
+    """ "avx512", "avx2" or "portable": what the compiled kernels use; "" where there are none."""
     return _cpu.instruction_set() if _cpu is not None else ""
 
 

@@ -34,7 +34,9 @@ GROUP = 32
 # cache for all tiles. With it, tiles reach 75-80 % of the speed of one product of all rows; with
 # 64, 60 %.
 BLOCK_ROWS = 256
+# In the order of WeightKind in cpu/kernels.h.
 _RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GROUP_KINDS = {8: 3, 4: 4}
 
 
 @dataclass(frozen=True)
@@ -172,18 +174,23 @@ def _vector_reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
 
 def _vector_compiled(native, x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """fp32 sums in an order that the number of inputs fixes, and the number of threads does not."""
-    out = torch.empty((1, weight.shape[0]), dtype=torch.float32)
-    threads = torch.get_num_threads()
     if isinstance(weight, QuantisedWeight):
-        codes = weight.codes.view(torch.uint8)
-        native.matvec_groups(
-            x[0], codes, weight.scales.view(torch.int16), weight.bits, out[0], threads
-        )
-    elif weight.dtype == torch.float32:
-        native.matvec_float(x[0], weight.contiguous(), out[0], threads)
+        kind, data, scales = _GROUP_KINDS[weight.bits], weight.codes, weight.scales.data_ptr()
+        num_groups = weight.scales.shape[1]
+        x = torch.nn.functional.pad(x, (0, num_groups * GROUP - weight.in_features))
     else:
-        kind = int(weight.dtype == torch.float16)
-        native.matvec_half(x[0], weight.contiguous().view(torch.int16), kind, out[0], threads)
+        kind, data, scales = _RAW_DTYPES.index(weight.dtype), weight.contiguous(), 0
+    out = torch.empty((1, weight.shape[0]), dtype=torch.float32)
+    native.matvec(
+        kind,
+        x.data_ptr(),
+        data.data_ptr(),
+        scales,
+        x.shape[1],
+        out.shape[1],
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 

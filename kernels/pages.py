@@ -83,12 +83,16 @@ def unpack(
     if native is None:
         _unpack_reference(near, records, layout, out_k, out_v)
     elif num_tokens:
+        near, records = near.contiguous(), records.contiguous()
         native.unpack(
-            near.contiguous(),
-            records.contiguous(),
+            near.data_ptr(),
+            records.data_ptr(),
             dispatch.layout_numbers(layout),
-            out_k,
-            out_v,
+            len(records),
+            out_k.data_ptr(),
+            out_k.stride(0),
+            out_v.data_ptr(),
+            out_v.stride(0),
             torch.get_num_threads(),
         )
 
@@ -250,9 +254,15 @@ def _seal_compiled(native, k, v, layout: PageLayout) -> tuple[torch.Tensor, torc
     num_records = len(k) // layout.record_tokens
     near = torch.empty((num_records, layout.near_record_bytes), dtype=torch.uint8)
     records = torch.zeros((num_records, layout.record_bytes), dtype=torch.uint8)
-    numbers = dispatch.layout_numbers(layout)
+    k, v = k.contiguous(), v.contiguous()
     if num_records and not native.seal(
-        k.contiguous(), v.contiguous(), numbers, near, records, torch.get_num_threads()
+        k.data_ptr(),
+        v.data_ptr(),
+        dispatch.layout_numbers(layout),
+        num_records,
+        near.data_ptr(),
+        records.data_ptr(),
+        torch.get_num_threads(),
     ):
         return _seal_reference(k, v, layout)  # which says what is wrong with the numbers
     return near, records

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -17,3 +18,23 @@ torch.set_num_threads(1)
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
+def kernels(request, monkeypatch) -> str:
+    """Every implementation of the kernels: the torch reference, and each instruction set."""
+    from ebbtide.kernels import dispatch
+
+    if request.param == "reference":
+        monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+        yield request.param
+        return
+    monkeypatch.setenv("EBBTIDE_KERNELS", "auto")
+    if dispatch.backend() != "compiled":
+        pytest.skip(f"no compiled kernels here: {dispatch._missing}")
+    if request.param not in dispatch._cpu.instruction_sets():
+        pytest.skip(f"this machine has no {request.param}")
+    usual = dispatch.instruction_set()
+    dispatch._cpu.use_instruction_set(request.param)
+    yield request.param
+    dispatch._cpu.use_instruction_set(usual)

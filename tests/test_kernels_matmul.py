@@ -7,7 +7,6 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import BLOCK_ROWS, ROW_TILE, linear, quantise_weight
 
 KINDS = ["float32", "bfloat16", "float16", "8", "4"]
@@ -44,12 +43,7 @@ def check(got: torch.Tensor, x: torch.Tensor, exact: torch.Tensor, bias=None) ->
     assert bool(((got - want).abs() <= bound + 1e-30).all())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rows", [1, ROW_TILE, 3 * ROW_TILE])
-@pytest.mark.parametrize("choice", ["reference", "auto"])
-def test_linear_is_a_product(kind, shape, rows, choice, monkeypatch):
-    monkeypatch.setenv("EBBTIDE_KERNELS", choice)
+def check_product(kind, shape, rows):
     weight, exact = make(kind, shape)
     assert tuple(weight.shape) == shape
     x = inputs(rows, shape[1])
@@ -57,6 +51,19 @@ def test_linear_is_a_product(kind, shape, rows, choice, monkeypatch):
     bias = torch.linspace(-1, 1, shape[0])
     check(linear(x, weight, bias), x, exact, bias)
     check(linear(x, weight, bias.bfloat16()), x, exact, bias.bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_vector_is_multiplied(kind, shape, kernels):
+    check_product(kind, shape, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [ROW_TILE, 3 * ROW_TILE])
+def test_tiles_are_multiplied(kind, shape, rows):
+    check_product(kind, shape, rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,12 +84,9 @@ def test_a_tile_does_not_depend_on_the_others(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("choice", ["reference", "auto"])
-def test_threads_do_not_change_a_vector(kind, choice, monkeypatch):
-    """Only the compiled kernels promise it; the reference leaves it to torch, and is not asked."""
-    monkeypatch.setenv("EBBTIDE_KERNELS", choice)
-    if dispatch.backend() != "compiled":
-        pytest.skip("the compiled kernels do not serve here")
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+def test_threads_do_not_change_a_vector(kind, kernels):
+    """The reference is not asked: it leaves the order of a vector's sums to torch."""
     weight, _ = make(kind, (301, 896))
     x = inputs(1, 896)
     before, results = torch.get_num_threads(), []

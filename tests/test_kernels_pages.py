@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from ebbtide.kernels import dispatch, pages
+from ebbtide.kernels import pages
 from ebbtide.kernels.layout import PageLayout
 
 # The matrix: odd sizes, every plane width, each codec. Adding a layout is adding a line.
@@ -43,14 +43,6 @@ def layout(request) -> PageLayout:
     return LAYOUTS[request.param]
 
 
-@pytest.fixture(params=["reference", "compiled"])
-def backend(request, monkeypatch) -> str:
-    if request.param == "compiled" and dispatch.backend() != "compiled":
-        pytest.skip("the compiled kernels were not built here")
-    monkeypatch.setenv("EBBTIDE_KERNELS", request.param)
-    return request.param
-
-
 def tokens_for(layout: PageLayout, num_records: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (num_tokens, kv_heads, d) with large channels, constant ones and zeros."""
     generator = torch.Generator().manual_seed(layout.head_dim * 7 + layout.page_tokens)
@@ -75,7 +67,7 @@ def read(near, records, layout) -> tuple[torch.Tensor, torch.Tensor]:
     return k, v
 
 
-def test_what_is_sealed_comes_back_within_half_a_step(layout, backend):
+def test_what_is_sealed_comes_back_within_half_a_step(layout, kernels):
     k, v = tokens_for(layout)
     near, records = pages.seal(k, v, layout)
     assert near.shape == (3, layout.near_record_bytes) and near.dtype == torch.uint8
@@ -104,21 +96,39 @@ def check_error(got, want, dim, bits):
     assert bool(((got - want).abs() <= step / 2 + rounding).all())
 
 
-def test_both_implementations_write_and_read_the_same_bytes(layout, monkeypatch):
-    if dispatch.backend() != "compiled":
-        pytest.skip("the compiled kernels were not built here")
+def test_all_implementations_write_and_read_the_same_bytes(layout, kernels, monkeypatch):
     k, v = tokens_for(layout)
-    results = {}
-    for choice in ("reference", "compiled"):
-        monkeypatch.setenv("EBBTIDE_KERNELS", choice)
+    near, records = pages.seal(k, v, layout)
+    got_k, got_v = read(near, records, layout)
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+    want_near, want_records = pages.seal(k, v, layout)
+    assert torch.equal(near, want_near) and torch.equal(records, want_records)
+    want_k, want_v = read(near, records, layout)
+    assert torch.equal(got_k, want_k) and torch.equal(got_v, want_v)
+
+
+@pytest.mark.parametrize("name", ["usual", "tiny", "112"])
+def test_all_implementations_agree_on_hard_numbers(name, kernels, monkeypatch):
+    """Denormals, the ends of float16, constants, ties between two codes."""
+    layout = LAYOUTS[name]
+    shape = (layout.record_tokens, layout.kv_heads, layout.head_dim)
+    generator = torch.Generator().manual_seed(17)
+    scales = torch.tensor([1e-45, 1e-40, 6e-8, 3e-5, 1.0, 2047.5, 1e4, 65504.0, 0.0])
+    for _ in range(20):
+        pick = torch.randint(0, len(scales), (1, *shape[1:]), generator=generator)
+        offset = torch.randint(-4, 5, (1, *shape[1:]), generator=generator)
+        whole = torch.randint(-8, 9, shape, generator=generator).float() / 8
+        k = (whole * scales[pick] + offset).clamp(-65504, 65504)
+        v = k.flip(0) * 0.5
         near, records = pages.seal(k, v, layout)
-        results[choice] = (near, records, *read(near, records, layout))
-    for one, other in zip(*results.values(), strict=True):
-        assert torch.equal(one, other)
+        with monkeypatch.context() as patch:
+            patch.setenv("EBBTIDE_KERNELS", "reference")
+            want_near, want_records = pages.seal(k, v, layout)
+        assert torch.equal(near, want_near) and torch.equal(records, want_records)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_no_bit(threads, backend):
+def test_threads_change_no_bit(threads, kernels):
     layout = LAYOUTS["three heads"]
     near, records = pages.seal(*tokens_for(layout), layout)
     want = read(near, records, layout)
@@ -133,7 +143,7 @@ def test_threads_change_no_bit(threads, backend):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
-def test_out_tensors_may_be_views_and_nothing_else_is_written(backend):
+def test_out_tensors_may_be_views_and_nothing_else_is_written(kernels):
     layout = LAYOUTS["usual"]
     near, records = pages.seal(*tokens_for(layout), layout)
     want = read(near, records, layout)
@@ -145,7 +155,7 @@ def test_out_tensors_may_be_views_and_nothing_else_is_written(backend):
     assert bool((buffers[:, :, :5] == 7).all()) and bool((buffers[:, :, 5 + n :] == 7).all())
 
 
-def test_a_record_does_not_depend_on_its_neighbours(layout, backend):
+def test_a_record_does_not_depend_on_its_neighbours(layout, kernels):
     k, v = tokens_for(layout)
     near, records = pages.seal(k, v, layout)
     n = layout.record_tokens
@@ -153,7 +163,7 @@ def test_a_record_does_not_depend_on_its_neighbours(layout, backend):
     assert torch.equal(one_near[0], near[1]) and torch.equal(one[0], records[1])
 
 
-def test_records_of_no_tokens(layout, backend):
+def test_records_of_no_tokens(layout, kernels):
     empty = torch.empty((0, layout.kv_heads, layout.head_dim))
     near, records = pages.seal(empty, empty, layout)
     assert near.shape == (0, layout.near_record_bytes) and records.shape == (0, layout.record_bytes)
@@ -207,7 +217,7 @@ def test_rotation_keeps_scores_and_undoes_itself(dim):
 @pytest.mark.parametrize("which", ["keys", "values"])
 @pytest.mark.parametrize("name", ["usual", "full bf16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_cannot_be_sealed_are_named(which, name, bad, backend):
+def test_numbers_that_cannot_be_sealed_are_named(which, name, bad, kernels):
     layout = LAYOUTS[name]
     k, v = tokens_for(layout)
     (k if which == "keys" else v)[9, 1, 7] = bad
@@ -215,14 +225,14 @@ def test_numbers_that_cannot_be_sealed_are_named(which, name, bad, backend):
         pages.seal(k, v, layout)
 
 
-def test_keys_beyond_float16_parameters_are_named(backend):
+def test_keys_beyond_float16_parameters_are_named(kernels):
     k, v = tokens_for(LAYOUTS["usual"])
     k[0, 0, 0] = -7e4
     with pytest.raises(FloatingPointError, match="keys between -70000 and"):
         pages.seal(k, v, LAYOUTS["usual"])
 
 
-def test_shapes_that_do_not_fit_are_refused(backend):
+def test_shapes_that_do_not_fit_are_refused(kernels):
     layout = LAYOUTS["usual"]
     k, v = tokens_for(layout)
     near, records = pages.seal(k, v, layout)
@@ -242,7 +252,7 @@ def test_shapes_that_do_not_fit_are_refused(backend):
         pages.unpack(near[:2], records, layout, good, good)
 
 
-def test_padding_is_zero(backend):
+def test_padding_is_zero(kernels):
     layout = LAYOUTS["three heads"]
     _, records = pages.seal(*tokens_for(layout), layout)
     heads = records[:, : layout.record_payload_bytes].unflatten(1, (-1, layout.head_stride_bytes))

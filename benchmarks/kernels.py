@@ -1,0 +1,151 @@
+"""How fast the CPU kernels run, next to what memory allows.
+
+    python benchmarks/kernels.py [--threads N] [--isa avx512|avx2|portable|reference]
+
+Prints the ceiling first: the read bandwidth of this machine, measured by summing a buffer far larger
+than its caches. Then, for each kernel, the bytes it must move per second and the fraction of the
+ceiling reached: above 1 where what it writes stays in the caches. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+import torch
+
+from ebbtide.kernels import attention, dispatch, matmul, pages
+from ebbtide.kernels.layout import PageLayout
+
+BUFFER_BYTES = 512 << 20  # far above any cache
+
+
+def best_s(call, repeats: int = 5, least_s: float = 0.05) -> float:
+    """The best of several runs; each is long enough for the clock."""
+    call()
+    start = time.perf_counter()
+    call()
+    count = max(1, int(least_s / max(time.perf_counter() - start, 1e-9)))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        best = min(best, (time.perf_counter() - start) / count)
+    return best
+
+
+def ceiling_bytes_per_s() -> float:
+    """The better of a float32 sum of BUFFER_BYTES and a matrix-vector product of as many."""
+    buffer = torch.ones(BUFFER_BYTES // 4)
+    matrix, x = buffer.view(-1, 4096), torch.ones(4096)
+    return BUFFER_BYTES / min(best_s(buffer.sum, 5), best_s(lambda: torch.mv(matrix, x), 5))
+
+
+def matvec_rates() -> dict[str, float]:
+    """Weight bytes per second; the weight of each kind is too large for the caches."""
+    rates = {}
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn((16384, 4096), generator=generator)
+    x = torch.randn((1, 4096), generator=generator)
+    for name in ("float32", "bfloat16", "float16", "int8", "int4"):
+        if name.startswith("int"):
+            weight = matmul.quantise_weight(w, int(name[3:]))
+            num_bytes = weight.num_bytes
+        else:
+            weight = w.to(getattr(torch, name))
+            num_bytes = weight.nbytes
+        rates[f"matvec {name}"] = num_bytes / best_s(lambda weight=weight: matmul.linear(x, weight))
+    return rates
+
+
+LAYOUTS = {
+    "5+4 bits": PageLayout(8, 128, 32, 4, key_bits=5, value_bits=4, near_bits=1),
+    "8+8 bits": PageLayout(8, 128, 32, 4, key_bits=8, value_bits=8, near_bits=2),
+    "full bf16": PageLayout(8, 128, 32, 4, codec="full"),
+}
+
+
+def page_rates(tokens: int = 16384) -> dict[str, float]:
+    """Bytes per second, read and written together; unpacked elements are four bytes each.
+
+    A span at a time, into the same float32 buffers, as the engine does.
+    """
+    rates, span = {}, 1024
+    generator = torch.Generator().manual_seed(1)
+    for name, layout in LAYOUTS.items():
+        k = torch.randn((tokens, layout.kv_heads, layout.head_dim), generator=generator)
+        near, records = pages.seal(k, k, layout)
+        out = torch.empty((2, layout.kv_heads, span, layout.head_dim))
+        step = span // layout.record_tokens
+
+        def unpack_all(near=near, records=records, layout=layout, out=out, step=step):
+            for i in range(0, len(records), step):
+                pages.unpack(near[i : i + step], records[i : i + step], layout, out[0], out[1])
+
+        moved = near.nbytes + records.nbytes + 2 * k.numel() * 4
+        rates[f"unpack {name}"] = moved / best_s(unpack_all)
+        part = k[:span]
+        moved = 2 * part.nbytes + (near.nbytes + records.nbytes) * span // tokens
+        rates[f"seal {name}"] = moved / best_s(lambda p=part, y=layout: pages.seal(p, p, y))
+    return rates
+
+
+def compute_rates() -> dict[str, float]:
+    """FLOP per second of what is bound by arithmetic: a prefill cell's products."""
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn((2, 4 * 512, 64), generator=generator)
+    k, v = torch.randn((2, 2, 1024, 64), generator=generator)
+    x = torch.randn((512, 2048), generator=generator)
+    w = torch.randn((2048, 2048), generator=generator).bfloat16()
+    whole = w.float().t().contiguous()
+    return {
+        "attend 512 rows": 4 * q.numel() * 1024 / best_s(lambda: attention.attend(q, k, v)),
+        "linear bfloat16, 512 rows in tiles": 2
+        * 512
+        * w.numel()
+        / best_s(lambda: matmul.linear(x, w)),
+        "torch.mm float32, 512 rows at once": 2 * 512 * w.numel() / best_s(lambda: x @ whole),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--isa", default="", help="instruction set, or reference"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.isa == "reference":
+        os.environ["EBBTIDE_KERNELS"] = "reference"
+    elif options.isa:
+        os.environ["EBBTIDE_KERNELS"] = "compiled"
+        dispatch.compiled_for().use_instruction_set(options.isa)
+    kernels = dispatch.backend()
+    if kernels == "compiled":
+        kernels += f" ({dispatch.instruction_set()})"
+    print(f"kernels: {kernels}, {options.threads} threads")
+
+    ceiling = ceiling_bytes_per_s()
+    print(f"{'read bandwidth, the ceiling':<36}{ceiling / 1e9:8.1f} GB/s")
+    moved = matvec_rates() | page_rates()
+    for name, rate in moved.items():
+        print(f"{name:<36}{rate / 1e9:8.1f} GB/s   {rate / ceiling:5.2f} of the ceiling")
+    computed = compute_rates()
+    for name, rate in computed.items():
+        print(f"{name:<36}{rate / 1e9:8.1f} GFLOP/s")
+    report = {
+        "kernels": kernels,
+        "threads": options.threads,
+        "read_bytes_per_s": round(ceiling),
+        "bytes_per_s": {name: round(rate) for name, rate in moved.items()},
+        "flop_per_s": {name: round(rate) for name, rate in computed.items()},
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

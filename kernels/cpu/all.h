@@ -1,0 +1,25 @@
+// Every kernel, once for each instruction set: the including file sets the compiler's flags, EBBTIDE_NAME and
+// EBBTIDE_TABLE. The anonymous namespace keeps the linker from mixing the sets.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace ebbtide {
+namespace {
+#include "half.h"
+#include "lanes.h"
+#include "planes.h"
+#include "pages.h"
+#include "matvec.h"
+}  // namespace
+
+const Kernels &EBBTIDE_TABLE() {
+    static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec};
+    return table;
+}
+}  // namespace ebbtide

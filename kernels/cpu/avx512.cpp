@@ -1,0 +1,3 @@
+#define EBBTIDE_NAME "avx512"
+#define EBBTIDE_TABLE kernels_avx512
+#include "all.h"

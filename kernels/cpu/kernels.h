@@ -1,0 +1,41 @@
+// The table of kernels that each instruction set fills. Every function works on a range of independent tasks and
+// knows no threads, so that a result never depends on how the tasks were shared out.
+#pragma once
+#include <cstdint>
+
+#include "layout.h"
+
+namespace ebbtide {
+
+enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4 };
+constexpr int64_t GROUP = 32;  // inputs that share a scale in INT8 and INT4 weights
+
+struct MatVec {
+    WeightKind kind;
+    int64_t in;            // inputs; a multiple of GROUP for INT8 and INT4
+    const float *x;        // in
+    const void *weight;    // (out, in) of the kind
+    const uint16_t *scales;  // (out, in / GROUP) float16, or null
+    float *out;            // out
+};
+
+struct Kernels {
+    const char *name;
+    // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
+    void (*unpack)(const Layout &, const uint8_t *near, const uint8_t *records, float *out_k, int64_t k_stride,
+                   float *out_v, int64_t v_stride, int64_t begin, int64_t end);
+    // Tokens (num_tokens, kv_heads, head_dim) float32 to blocks begin .. end, padding zeroed beforehand. False
+    // when a number is not finite or float16 cannot hold a parameter.
+    bool (*seal)(const Layout &, const float *k, const float *v, uint8_t *near, uint8_t *records, int64_t begin,
+                 int64_t end);
+    // Rows begin .. end of a matrix-vector product.
+    void (*matvec)(const MatVec &, int64_t begin, int64_t end);
+};
+
+const Kernels &kernels_portable();
+#if defined(EBBTIDE_X86)
+const Kernels &kernels_avx2();
+const Kernels &kernels_avx512();
+#endif
+
+}  // namespace ebbtide

@@ -1,0 +1,3 @@
+#define EBBTIDE_NAME "portable"
+#define EBBTIDE_TABLE kernels_portable
+#include "all.h"
