@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from ebbtide import format_size
+
 from .options import ANSWER_PANEL, SHARED
 from .run import Run
 from .settings_file import settings_path
 from .shared_options import with_shared_options
-from .values import show_size
 
 EPILOG = """Examples:
 
@@ -62,5 +63,5 @@ def _shown(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key.endswith("-memory") and isinstance(value, int):
-        return show_size(value) if value else "0"
+        return format_size(value) if value else "0"
     return ", ".join(map(repr, value)) if isinstance(value, list) else str(value)

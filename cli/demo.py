@@ -8,9 +8,11 @@ from typing import Any
 
 import typer
 
+from ebbtide import format_size
+
+from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import with_shared_options
-from .values import show_size
 
 EPILOG = """Examples:
 
@@ -76,6 +78,11 @@ def _with_tight_budget(run: Run, story: str) -> Any:
 def _ask_all(run: Run, llm: Any, story: str, questions: list[dict[str, str]]) -> list[dict]:
     """Each question goes to a fork of the session that read the story: the same pages serve all."""
     session = llm.session()
+    with ProgressDisplay(run.terminal) as progress:
+        llm.on_progress = progress
+        # Processes whole cells only; what ends the message here is dropped for the question.
+        session.append([{"role": "user", "content": story}])
+        llm.on_progress = None
     found = []
     for entry in questions:
         prompt = [{"role": "user", "content": f"{story}\n\n{entry['question']}"}]
@@ -85,13 +92,12 @@ def _ask_all(run: Run, llm: Any, story: str, questions: list[dict[str, str]]) ->
         options = run.generation(max_new_tokens=_MAX_NEW_TOKENS)
         branch = session.fork()
         output = run.answer(llm, prompt, options, source=branch)
+        branch.close()
         is_right = _normal(entry["answer"]) in _normal(output.text)
         run.terminal.answer(" ✓" if is_right else f" ✗ (expected: {entry['answer']})")
         run.terminal.end_answer()
         run.terminal.note(f"   read for it: {_sources(output)}")
         found.append({**entry, "text": output.text, "correct": is_right, "output": output})
-        # The next question shares what this one read of the story.
-        session = branch
     return found
 
 
@@ -102,7 +108,9 @@ def _normal(text: str) -> str:
 
 def _sources(output: Any) -> str:
     read = {tier: count for tier, count in output.kv["bytes_read"].items() if count}
-    return ", ".join(f"{show_size(count)} from {tier}" for tier, count in read.items()) or "nothing"
+    return (
+        ", ".join(f"{format_size(count)} from {tier}" for tier, count in read.items()) or "nothing"
+    )
 
 
 def _report(run: Run, llm: Any, answers: list[dict]) -> dict[str, Any]:
@@ -112,9 +120,9 @@ def _report(run: Run, llm: Any, answers: list[dict]) -> dict[str, Any]:
         answer.pop("output", None)
     memory = last.memory
     run.terminal.note(
-        f"\nPeak memory: {show_size(memory['host']['peak_bytes'])} of a budget of "
-        f"{show_size(memory['host']['budget_bytes'])}, and "
-        f"{show_size(memory['disk']['peak_bytes'])} on disk."
+        f"\nPeak memory: {format_size(memory['host']['peak_bytes'])} of a budget of "
+        f"{format_size(memory['host']['budget_bytes'])}, and "
+        f"{format_size(memory['disk']['peak_bytes'])} on disk."
     )
     return {
         "schema": 1,

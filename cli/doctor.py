@@ -9,11 +9,10 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from ebbtide import errors
+from ebbtide import errors, format_size
 
 from .run import Run
 from .shared_options import with_shared_options
-from .values import show_size
 
 EPILOG = """Example: ebbtide doctor --spill-dir /mnt/fast --json"""
 
@@ -106,7 +105,7 @@ def _devices(problems: list[str]) -> dict[str, Any]:
             problems.append(f"The GPU does not answer: {error}")
         else:
             name = torch.cuda.get_device_name()
-            found["cuda"] = f"{name}, {show_size(free_bytes)} free of {show_size(total_bytes)}"
+            found["cuda"] = f"{name}, {format_size(free_bytes)} free of {format_size(total_bytes)}"
     found["mps"] = "available" if torch.backends.mps.is_available() else None
     return found
 
@@ -179,4 +178,4 @@ def _shown(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return show_size(value) if name.endswith("_bytes") else str(value)
+    return format_size(value) if name.endswith("_bytes") else str(value)

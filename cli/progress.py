@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ebbtide import format_size
+
 from .terminal import Terminal, is_fancy
-from .values import show_duration, show_size
+from .values import show_duration
 
 _LINE_EVERY_S = 5.0
 # A bar that flashes up and is gone tells nobody anything.
@@ -24,8 +26,8 @@ _TITLES = {"load": "loading", "prefill": "reading"}
 def amounts(progress: Any) -> tuple[str, str]:
     """What is done and how fast, in the phase's unit: ('1,024 of 8,192 tokens', '310 tokens/s')."""
     if progress.phase == "load":
-        done = f"{show_size(progress.done_tokens)} of {show_size(progress.total_tokens)}"
-        return done, f"{show_size(progress.tokens_per_s or 0)}/s"
+        done = f"{format_size(progress.done_tokens)} of {format_size(progress.total_tokens)}"
+        return done, f"{format_size(progress.tokens_per_s or 0)}/s"
     done = f"{progress.done_tokens:,} of {progress.total_tokens:,} tokens"
     return done, f"{progress.tokens_per_s or 0:,.0f} tokens/s"
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import typer
 
+from ebbtide import format_size
+
 from .options import BY_NAME, Settings
 from .progress import ProgressDisplay
 from .signals import Signals
 from .terminal import Terminal
-from .values import show_size
 
 _GENERATION = (
     "max_new_tokens",
@@ -323,6 +324,6 @@ def summary_line(output: Any) -> str:
         f"({usage['prompt_tokens_details']['cached_tokens']:,} cached), "
         f"{usage['completion_tokens']:,} written at {timings['decode_tokens_per_s']:,.1f}/s, "
         f"first after {timings['ttft_s']:.2f} s; "
-        f"peak {show_size(memory['host']['peak_bytes'])} of RAM, "
-        f"{show_size(memory['disk']['peak_bytes'])} of disk"
+        f"peak {format_size(memory['host']['peak_bytes'])} of RAM, "
+        f"{format_size(memory['disk']['peak_bytes'])} of disk"
     )

@@ -14,46 +14,12 @@ from typing import Any
 
 Parser = Callable[[str], Any]
 
-_UNITS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
-_SIZES_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and 0 to switch the tier off"
-
 
 def size(text: str) -> int | str:
-    """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes."""
-    word = text.strip()
-    if word.lower() == "auto":
-        return "auto"
-    if re.fullmatch(r"0+(\.0+)?\s*[A-Za-z]*", word) and word.lstrip("0. ").upper() in {"", *_UNITS}:
-        return 0
-    match = _SIZE.fullmatch(word)
-    if match is None:
-        if re.fullmatch(r"\d+(\.\d+)?", word):
-            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({_SIZES_ALLOWED})")
-        raise ValueError(f"{text!r} is not a size; {_SIZES_ALLOWED}")
-    number, unit = match.groups()
-    if unit.upper() not in _UNITS:
-        hint = (
-            f"did you mean {number}{unit.upper()}iB? "
-            if unit.upper() in {"K", "M", "G", "T"}
-            else ""
-        )
-        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}({_SIZES_ALLOWED})")
-    # A string of digits can be longer than a float holds.
-    num_bytes = float(number) * _UNITS[unit.upper()]
-    if not num_bytes < 2**63:
-        raise ValueError(f"{text!r} is more than any machine has; {_SIZES_ALLOWED}")
-    return int(num_bytes)
+    """Bytes, or "auto"."""
+    import ebbtide
+
+    return ebbtide.parse_size(text)
 
 
 def whole(minimum: int, maximum: int | None = None) -> Parser:
@@ -155,16 +121,6 @@ def unbroken(text: str) -> str:
             "it holds bytes that are no valid text in this terminal's encoding (UTF-8 is safe)"
         )
     return text
-
-
-def show_size(num_bytes: float) -> str:
-    """A size as people read it: 1536 -> '1.5 KiB'."""
-    value = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
 
 
 def show_duration(seconds: float) -> str:

@@ -11,8 +11,9 @@ import ebbtide
 
 PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
-    *("Session", "__version__", "default_spill_dir", "demo_material", "errors"),
-    *("instruction_set", "kernel_backend", "measure_bandwidth", "read_document", "volume_warnings"),
+    *("Session", "__version__", "default_spill_dir", "demo_material", "errors", "format_size"),
+    *("instruction_set", "kernel_backend", "measure_bandwidth", "parse_size", "read_document"),
+    "volume_warnings",
 ]
 
 

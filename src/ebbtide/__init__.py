@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import instruction_set
     from .offload import errors
     from .offload.bandwidth import measure_bandwidth
-    from .offload.budget import Budget
+    from .offload.budget import Budget, format_size, parse_size
     from .offload.builtin import demo_material
     from .offload.document import Document, read_document
     from .offload.generation import GenerationConfig
@@ -45,9 +45,11 @@ __all__ = [
     "default_spill_dir",
     "demo_material",
     "errors",
+    "format_size",
     "instruction_set",
     "kernel_backend",
     "measure_bandwidth",
+    "parse_size",
     "read_document",
     "volume_warnings",
 ]
@@ -66,9 +68,11 @@ _HOMES = {
     "default_spill_dir": (".offload.spill_dir", "default_spill_dir"),
     "demo_material": (".offload.builtin", "demo_material"),
     "errors": (".offload.errors", None),
+    "format_size": (".offload.budget", "format_size"),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_bandwidth": (".offload.bandwidth", "measure_bandwidth"),
+    "parse_size": (".offload.budget", "parse_size"),
     "read_document": (".offload.document", "read_document"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
 }
