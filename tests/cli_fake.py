@@ -26,6 +26,14 @@ class FakePlan:
     context: int = 4096
     fits: bool = True
     largest_context: int = 4096
+    model_context: int = 4096
+    device: Any = None
+    host: dict = field(default_factory=lambda: {"weights": 1000, "near planes": 0})
+    decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
+    far_spans: dict = field(default_factory=lambda: {"host": 2, "disk": 2})
+    num_spans: int = 4
+    kv_far_bytes: int = 4000
+    fixed_host_bytes: int = 10_000
 
     def __str__(self) -> str:
         return "the plan of the fake"
@@ -161,6 +169,20 @@ class FakeSession:
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
         return self.llm._stream(prompt, generation, self)
 
+    def append(self, prompt: Any) -> None:
+        self.llm.calls.append(("append", prompt))
+        self.tokens += prompt if isinstance(prompt[0:1], list) else [0]
+
+    def fork(self) -> FakeSession:
+        return FakeSession(self.llm, list(self.tokens))
+
+    def generate(self, prompt: Any, **generation: Any) -> Any:
+        self.llm.calls.append(("generate", {"prompt": prompt, **generation}))
+        return fake_output("x", len(prompt), "length")
+
+    def close(self) -> None:
+        self.llm.calls.append(("close session", None))
+
     def truncate(self, num_tokens: int) -> None:
         del self.tokens[num_tokens:]
 
@@ -223,7 +245,21 @@ def read_document(path: str, stdin: Any = None) -> Any:
         raise errors.InputError(f"{path}: {error.strerror}") from None
 
 
-FACE = {"LLM": FakeLLM, "Budget": FakeBudget, "read_document": read_document}
+def demo_material() -> dict[str, Any]:
+    """A story beside this file's answers: the fake answers with the last words of the prompt."""
+    return {
+        "story": os.environ["FAKE_STORY"],
+        "questions": [{"question": "Say blue.", "answer": "say blue"}],
+    }
+
+
+FACE = {
+    "LLM": FakeLLM,
+    "Budget": FakeBudget,
+    "read_document": read_document,
+    "demo_material": demo_material,
+    "measure_bandwidth": lambda spill_dir=None: {"host": 1e4, "disk": 1e3},
+}
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ import pytest
 
 import ebbtide
 from ebbtide import errors
-from ebbtide.cli import documents, main, options, progress, settings_file, summarize
+from ebbtide.cli import bench, documents, main, options, progress, settings_file, summarize
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
 
@@ -349,3 +349,89 @@ def test_a_full_output_file_is_a_storage_error(monkeypatch):
         with pytest.raises(errors.StorageError, match="No space left"):
             out.commit("text")
     assert os.listdir() == []
+
+
+# --- bench
+
+
+def test_bench_measures_the_ceilings_first_and_each_depth_on_a_fork(capfd):
+    assert main.main(["bench", "m", "--depths", "100,0,20,20", "--prefill-tokens", "7"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[0].startswith("ceilings") and "GB/s" in out[1]
+    assert [line.split()[0] for line in out if line[8:9].isdigit()] == ["0", "20", "100"]
+    calls = fake.FakeLLM.calls
+    assert opened()["context"] == 100 + 7 + 16
+    assert [len(p) for n, p in calls if n == "append"] == [0, 20, 80]
+    assert all(p["eos_token_ids"] == () for n, p in calls if n == "generate")
+    assert [len(p["prompt"]) for n, p in calls if n == "generate"] == [7, 7, 7]
+
+
+def test_bench_as_json(capfd):
+    assert main.main(["bench", "--depths", "0", "--json", "-n", "3"]) == 0
+    out = capfd.readouterr().out
+    found = json.loads(out)
+    assert out.count("\n") == 1 and found["bandwidth_bytes_per_s"]["disk"] == 1000
+    assert found["depths"][0]["depth"] == 0
+
+
+@pytest.mark.parametrize("depths", ["", "x", "-1", "1,,2", ",".join(map(str, range(40)))])
+def test_depths_that_are_none(capfd, depths):
+    assert main.main(["bench", "--depths", depths]) == 2
+
+
+def test_the_ceiling_counts_pages_by_depth_and_weights_whole():
+    plan = fake.FakePlan(context=100)
+    # Per token at full depth: 1000 bytes of weights and 2000 of pages from RAM, 2000 from disk.
+    full = bench.ceiling_tokens_per_s(plan, 100, {"host": 1e4, "disk": 1e3})
+    assert full == pytest.approx(1 / (0.3 + 2.0))
+    half = bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4, "disk": 1e3})
+    assert half == pytest.approx(1 / (0.2 + 1.0))
+    assert bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4}) is None
+
+
+# --- demo
+
+
+def test_the_demo_leaves_a_quarter_of_the_pages_room(capfd, monkeypatch):
+    Path("story.md").write_text("A story.\n")
+    monkeypatch.setenv("FAKE_STORY", "story.md")
+    assert main.main(["demo"]) == 0
+    found = capfd.readouterr()
+    assert found.out == "A: Say blue. ✓\n"
+    assert opened()["budget"].host_memory == 10_000 + 4000 // 4
+    assert "A quarter" in found.err or "a quarter" in found.err
+    assert "ebbtide plan" in found.err
+    assert asked()["prompt"][0]["content"] == "A story.\n\nSay blue."
+
+
+def test_a_wrong_answer_fails_the_demo(capfd, monkeypatch):
+    Path("story.md").write_text("A story.\n")
+    monkeypatch.setenv("FAKE_STORY", "story.md")
+    monkeypatch.setenv("FAKE_ANSWER", "green")
+    assert main.main(["demo", "--json"]) == 1
+    found = json.loads(capfd.readouterr().out)
+    assert found["passed"] is False and found["answers"][0]["correct"] is False
+
+
+def test_the_demo_is_the_built_in_models(capfd):
+    assert main.main(["demo", "-m", "other"]) == 2
+
+
+# --- doctor
+
+
+def test_doctor_says_what_there_is(capfd, tmp_path):
+    assert main.main(["doctor", "--json", "--spill-dir", str(tmp_path)]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["disk"]["spill_dir"] == os.path.realpath(tmp_path)
+    assert found["disk"]["writable"] is True and found["disk"]["free_bytes"] > 0
+    assert found["kernels"]["cpu"] in ("compiled", "reference")
+    assert found["memory"]["total_bytes"] > 0
+    assert found["packages"]["torch"]
+
+
+def test_doctor_names_what_is_wrong_and_hides_the_token(capfd, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main.main(["doctor", "--spill-dir", "absent"]) == 0
+    out = capfd.readouterr().out
+    assert "! The spill folder" in out and "hf_secret" not in out
