@@ -125,13 +125,6 @@ class IoThreads:
                 if time.monotonic() >= deadline:
                     self._fail(StorageError(self._no_answer(self._stall_limit_s)))
 
-    def settle(self, job: Write) -> None:
-        """A write is over, well or badly: its buffer is free."""
-        self.buffers.append(job.buffer)
-        self.unwritten[job.extent] -= 1
-        if not self.unwritten[job.extent]:
-            del self.unwritten[job.extent]
-
     def close(self) -> None:
         """Stops the threads and gives the file back. Writes that have not begun are abandoned."""
         with self.lock:
@@ -155,13 +148,13 @@ class IoThreads:
         """Asserts the invariants of slots, buffers and queues."""
         with self.lock:
             self.staging.check()
+            assert self.threads or not (self.writes or self.demands or self.wishes), "T3"
+            if self.failure is not None:
+                return  # what was queued then is nobody's any more
             queued = [job.buffer for job in self.writes]
             assert len(set(self.buffers + queued)) == len(self.buffers) + len(queued), "T1"
-            if self.failure is None:
-                assert all(n > 0 and e.refs > 0 for e, n in self.unwritten.items()), "T2"
-            if not self.unwritten:
-                assert len(self.buffers) == self.num_buffers, "T1"
-            assert self.threads or not (self.writes or self.demands or self.wishes), "T3"
+            assert self.unwritten or len(self.buffers) == self.num_buffers, "T1"
+            assert all(n > 0 and e.refs > 0 for e, n in self.unwritten.items()), "T2"
 
     # ---- the threads' side -------------------------------------------------------------------
 
@@ -222,8 +215,15 @@ class IoThreads:
         with self.lock:
             if failure is None:
                 self._stats.bytes_written[DISK] += job.num_records * self._record_bytes
-            self.settle(job)
+            self._settle(job)
             self._finish(failure)
+
+    def _settle(self, job: Write) -> None:
+        """A write is over, well or badly: its buffer is free."""
+        self.buffers.append(job.buffer)
+        self.unwritten[job.extent] -= 1
+        if not self.unwritten[job.extent]:
+            del self.unwritten[job.extent]
 
     def _finish(self, failure: BaseException | None) -> None:
         """Latches a failure and wakes whoever waits for what has just been done."""
@@ -242,7 +242,5 @@ class IoThreads:
         for slot in self.demands:
             self.staging.complete_read(slot, success=False)
         self.demands.clear()
-        for job in self.writes:
-            self.settle(job)
         self.writes.clear()
         self._done.notify_all()

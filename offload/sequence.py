@@ -78,8 +78,11 @@ class Sequence:
         """Tokens that were appended but not processed yet."""
         return self.tokens[self.length :]
 
+    def will_write(self, newest_cell: int) -> None:
+        """Raw cells up to `newest_cell` are about to be written; older ones leave the ring."""
+        self.oldest_raw_cell = max(self.oldest_raw_cell, newest_cell - self.raw.num_slots + 1)
+
     def can_resume_at(self, length: int) -> bool:
-        """Whether everything a query at position `length` sees is still there (see RawPages)."""
-        return length == 0 or length // self.cell_tokens - 1 >= self.oldest_raw_cell or (
-            self.oldest_raw_cell == 0
-        )
+        """Whether everything that a query at position `length` sees is still there (see RawPages)."""
+        first_seen = max(0, length // self.cell_tokens - 1)
+        return length == 0 or first_seen >= self.oldest_raw_cell

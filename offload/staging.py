@@ -69,10 +69,10 @@ class Staging:
         return any(slot.state is SlotState.READING for slot in self.slots)
 
     def prepare_read(self, extent: Extent, num_records: int, wish: Wish | None) -> Slot:
-        """Takes a free slot for the extent's first records."""
-        old = self._found.get(extent)
-        if old is not None:
-            self.detach(old)
+        """Takes a free slot for the extent's first records.
+
+        If the caller still holds another with the same extent, that one is found no longer (S4).
+        """
         slot = self._free.pop()
         slot.state, slot.extent, slot.num_records = SlotState.READING, extent, num_records
         slot.wish = wish

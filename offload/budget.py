@@ -1,0 +1,120 @@
+"""What the user allows: one size per tier, and what the machine has when a size is `auto`.
+
+Sizes are bytes, text such as "6GiB", "auto", or 0 to switch a tier off. Imports no torch: the commands check sizes
+before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+_UNITS = {
+    "B": 1,
+    **{f"{letter}B": 1000**i for i, letter in enumerate("KMGT", 1)},
+    **{f"{letter}IB": 1024**i for i, letter in enumerate("KMGT", 1)},
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and 0 to switch the tier off"
+
+# What `auto` leaves to the rest of the machine.
+_HOST_HEADROOM_BYTES, _HOST_HEADROOM_SHARE = 3 << 29, 0.15
+_DEVICE_HEADROOM_BYTES, _DEVICE_HEADROOM_SHARE = 512 << 20, 0.10
+_DISK_SHARE, _DISK_KEPT_FREE_BYTES = 0.10, 5 << 30
+
+
+def parse_size(text: str) -> int | str:
+    """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes. Raises ValueError."""
+    word = text.strip()
+    if word.lower() == "auto":
+        return "auto"
+    if re.fullmatch(r"0+(\.0+)?\s*[A-Za-z]*", word) and word.lstrip("0. ").upper() in {"", *_UNITS}:
+        return 0
+    match = _SIZE.fullmatch(word)
+    if match is None:
+        if re.fullmatch(r"\d+(\.\d+)?", word):
+            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({_ALLOWED})")
+        raise ValueError(f"{text!r} is not a size; {_ALLOWED}")
+    number, unit = match.groups()
+    if unit.upper() not in _UNITS:
+        hint = f"did you mean {number}{unit.upper()}iB? " if unit.upper() in set("KMGT") else ""
+        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}({_ALLOWED})")
+    num_bytes = float(number) * _UNITS[unit.upper()]
+    if not num_bytes < 2**63:  # a string of digits can be longer than a float holds
+        raise ValueError(f"{text!r} is more than any machine has; {_ALLOWED}")
+    return int(num_bytes)
+
+
+def format_size(num_bytes: float) -> str:
+    """A size as people read it: 1536 -> '1.5 KiB'."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most memory of each tier that Ebbtide may use: bytes, "6GiB", "auto", or 0 = tier off.
+
+    host_memory covers the whole process, the runtime's own share included. Raises InputError for what is no size.
+    """
+
+    device_memory: int | str = "auto"
+    host_memory: int | str = "auto"
+    disk_memory: int | str = "auto"
+
+    def __post_init__(self):
+        for name in ("device_memory", "host_memory", "disk_memory"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    value = parse_size(value)
+                except ValueError as error:
+                    raise InputError(f"{name}: {error}") from None
+                object.__setattr__(self, name, value)
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"{name} is {value!r}; {_ALLOWED}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget with every `auto` resolved on this machine, in bytes. device_bytes is None without a device tier.
+
+    runtime_bytes: what the process uses before a model is loaded; part of host_bytes.
+    """
+
+    device_bytes: int | None
+    host_bytes: int
+    disk_bytes: int
+    runtime_bytes: int
+
+
+def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | None) -> Limits:
+    """The limits on this machine, now. spill_dir None: no disk tier. free_device_bytes None: no device tier."""
+    import psutil
+
+    runtime = psutil.Process().memory_info().rss
+    host = budget.host_memory
+    if host == "auto":
+        memory = psutil.virtual_memory()
+        headroom = max(_HOST_HEADROOM_BYTES, int(memory.total * _HOST_HEADROOM_SHARE))
+        # `available` leaves out what this process has taken already; the budget counts it.
+        host = max(0, memory.available - headroom) + runtime
+    device = None
+    if free_device_bytes is not None:
+        device = budget.device_memory
+        if device == "auto":
+            share = int(free_device_bytes * _DEVICE_HEADROOM_SHARE)
+            device = max(0, free_device_bytes - max(_DEVICE_HEADROOM_BYTES, share))
+    disk = 0 if spill_dir is None else budget.disk_memory
+    if disk == "auto":
+        usage = shutil.disk_usage(spill_dir)
+        disk = max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))
+    return Limits(device, int(host), int(disk), runtime)

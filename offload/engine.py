@@ -1,0 +1,254 @@
+"""Runs token sequences through the model: prefill cell by cell, decode token by token, pages sealed on the way.
+
+    prefill   some cells at a time (a sweep) go through each layer together, so that weights and far planes are read
+              once for all of them; every cell's arithmetic is the same whatever the sweep
+    decode    one token through all layers
+
+Knows no text and no sampling; `session` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.pages import seal
+from .attention import Query, TieredAttention
+from .decoder import Decoder, rms_norm
+from .errors import ModelError
+from .geometry import Geometry
+from .model_config import ModelConfig
+from .pager import PageStore
+from .rope import apply_rope
+from .sequence import RawPages, Sequence
+from .weights import LayerTensors, WeightStore
+
+# rows (cell, hidden (cell_tokens, hidden_size), rows of it that are new)
+OnRows = Callable[[int, torch.Tensor, slice], None]
+
+
+@dataclass
+class _CellRows:
+    """One cell's share of a sweep: residual rows and which of them are new."""
+
+    cell: int
+    rows: slice
+    x: torch.Tensor  # (cell_tokens, hidden_size)
+
+
+class Engine:
+    """A model, ready to run sequences whose pages lie in one store.
+
+    sweep_cells: cells per prefill sweep; changes memory and time, never a result. With overlap=False nothing is
+    requested ahead: the plain twin.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightStore,
+        store: PageStore,
+        geometry: Geometry,
+        device: torch.device,
+        *,
+        sweep_cells: int = 1,
+        overlap: bool = True,
+    ):
+        self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
+        self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
+        self.decoder = Decoder(config, device)
+        self.attention = TieredAttention(
+            geometry.layout,
+            geometry.cell_tokens,
+            geometry.span_tokens,
+            store,
+            self.decoder.rope,
+            device,
+        )
+
+    # ---- sequences ---------------------------------------------------------------------------
+
+    def open_sequence(self, expected_tokens: int) -> Sequence:
+        """An empty sequence. expected_tokens: how long it may become, for the policy of the store."""
+        spans = -(-expected_tokens // self.geometry.span_tokens)
+        return Sequence(self.store.open_table(spans), self.new_raw(), self.geometry.cell_tokens)
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A sequence that shares all sealed pages and owns a copy of the raw ones."""
+        other = Sequence(self.store.fork(sequence.table), self.new_raw(), self.geometry.cell_tokens)
+        other.raw.copy_from(sequence.raw)
+        other.tokens = sequence.tokens[:]
+        other.length, other.oldest_raw_cell = sequence.length, sequence.oldest_raw_cell
+        return other
+
+    def rewind(self, sequence: Sequence, length: int) -> None:
+        """Make `length` the number of processed tokens; the tokens stay. Where the raw cells that its neighbours
+        saw are gone, it becomes 0: a sealed copy of them would give other bits."""
+        if not sequence.can_resume_at(length):
+            length = 0
+        if length == 0:
+            sequence.oldest_raw_cell = 0
+        sequence.length = length
+        sealed_cells = max(0, length // self.geometry.cell_tokens - 1)
+        self.store.truncate(sequence.table, sealed_cells * self._cell_records)
+
+    def close_sequence(self, sequence: Sequence) -> None:
+        self.store.close_table(sequence.table)
+
+    def new_raw(self) -> RawPages:
+        """Empty raw pages, as a sequence or a snapshot of one needs them."""
+        layout, config = self.geometry.layout, self.config
+        return RawPages(
+            config.num_layers,
+            max(2, self.sweep_cells + 1),
+            layout.kv_heads,
+            self.geometry.cell_tokens,
+            layout.head_dim,
+            layout.page_tokens,
+            layout.raw_dtype,
+            self.device,
+        )
+
+    @property
+    def _cell_records(self) -> int:
+        return self.geometry.cell_tokens // self.geometry.layout.record_tokens
+
+    # ---- running -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        sequence: Sequence,
+        on_rows: OnRows | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        stop_at: int | None = None,
+    ) -> torch.Tensor | None:
+        """Process pending tokens up to `stop_at` (default: all); returns the last row's residual (1, hidden_size).
+
+        on_rows gets every new row's residual after the last layer; without it the last layer computes only what
+        later tokens need. on_progress(length) is called after each sweep; what it raises stops the run between two
+        sweeps, and the sequence is whole.
+        """
+        stop = len(sequence.tokens) if stop_at is None else stop_at
+        last = None
+        while sequence.length < stop:
+            sweep = self._next_sweep(sequence, stop)
+            end = sweep[-1]
+            sequence.will_write(end.cell)
+            for layer in range(self.config.num_layers):
+                final = layer == self.config.num_layers - 1
+                self._sweep_layer(sequence, layer, sweep, stop, needs_all=on_rows is not None or not final)
+            cells = self.geometry.cell_tokens
+            sequence.length = end.cell * cells + end.rows.stop
+            last = end.x[end.rows.stop - 1 : end.rows.stop]
+            if on_rows is not None:
+                for part in sweep:
+                    on_rows(part.cell, part.x, part.rows)
+            if on_progress is not None:
+                on_progress(sequence.length)
+        return last
+
+    @torch.inference_mode()
+    def decode(self, sequence: Sequence) -> torch.Tensor:
+        """Process the one pending token; returns its residual (1, hidden_size)."""
+        position = sequence.length
+        cell, row = divmod(position, self.geometry.cell_tokens)
+        x = self.weights.embed(torch.tensor([sequence.tokens[position]]))
+        rows = slice(0, 1)
+        sequence.will_write(cell)
+        for layer in range(self.config.num_layers):
+            w = self.weights.layer(layer)
+            q, k, v = self.decoder.project(w, x, rows, position)
+            bias = self._page_bias(w)
+            if row == 0:
+                self._seal(sequence, layer, cell - 2, bias)
+            sequence.raw.write(layer, cell, row, k, v)
+            query = Query(q, 1, position, cell)
+            attended = self._attend(sequence, layer, [query], bias)
+            x = self.decoder.mix(w, x, attended[0], rows)
+        sequence.length += 1
+        return x
+
+    @torch.inference_mode()
+    def logits(self, residual: torch.Tensor) -> torch.Tensor:
+        """Residual rows (rows, hidden_size) after the last layer -> (rows, vocab_size) float32."""
+        hidden = rms_norm(residual, self.weights.final_norm, self.config.norm_eps)
+        return self.weights.logits(hidden)
+
+    def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
+        cells, sweep, start = self.geometry.cell_tokens, [], sequence.length
+        while start < stop and len(sweep) < self.sweep_cells:
+            cell = start // cells
+            end = min((cell + 1) * cells, stop)
+            rows = slice(start - cell * cells, end - cell * cells)
+            x = torch.zeros(cells, self.config.hidden_size, device=self.device)
+            ids = torch.tensor(sequence.tokens[start:end])
+            x[rows] = self.weights.embed(ids)
+            sweep.append(_CellRows(cell, rows, x))
+            start = end
+        return sweep
+
+    def _sweep_layer(self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool):
+        """One layer for all cells of a sweep: keys and values first, then attention, then the MLP."""
+        w = self.weights.layer(layer)
+        bias = self._page_bias(w)
+        queries = []
+        for part in sweep:
+            position = part.cell * self.geometry.cell_tokens
+            q, k, v = self.decoder.project(w, part.x, part.rows, position)
+            self._seal(sequence, layer, part.cell - 2, bias)
+            new = part.rows
+            sequence.raw.write(layer, part.cell, new.start, k[new], v[new])
+            queries.append(Query(q, self.geometry.cell_tokens, position, part.cell))
+        if not needs_all:  # later tokens need the last layer's keys and values, not its output
+            if sweep[-1].cell * self.geometry.cell_tokens + sweep[-1].rows.stop < stop:
+                return
+            sweep, queries = sweep[-1:], queries[-1:]
+        outs = self._attend(sequence, layer, queries, bias)
+        for part, attended in zip(sweep, outs, strict=True):
+            part.x = self.decoder.mix(w, part.x, attended, part.rows)
+
+    def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
+        window = self._window(layer)
+        if self.overlap:
+            self._wish(sequence, layer, queries)
+            self._wish(sequence, (layer + 1) % self.config.num_layers, queries)
+        return self.attention.run(layer, sequence, queries, window, bias)
+
+    def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
+        """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""
+        window = self._window(layer)
+        if window is None:
+            self.store.prefetch(sequence.table, layer)
+        else:
+            self.store.prefetch(
+                sequence.table, layer, list(self.attention.spans_wanted(queries[0], window))
+            )
+
+    def _window(self, layer: int) -> int | None:
+        return self.config.windows[layer] if self.config.windows else None
+
+    def _page_bias(self, w: LayerTensors) -> torch.Tensor | None:
+        """The key bias that quantised pages leave out; full pages hold keys as they are."""
+        return None if self.geometry.layout.is_full else self.decoder.key_bias(w)
+
+    def _seal(self, sequence: Sequence, layer: int, cell: int, bias: torch.Tensor | None) -> None:
+        """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
+        first = cell * self._cell_records
+        if cell < 0 or sequence.table.num_records(layer) > first:
+            return
+        k, v = (part.transpose(0, 1) for part in sequence.raw.cell(layer, cell))
+        if bias is not None:
+            cells = self.geometry.cell_tokens
+            cos, sin = self.decoder.rope.angles(cell * cells, cells)
+            k = k.float() - apply_rope(bias[None].expand(cells, -1, -1), cos, sin)
+        try:
+            near, records = seal(k, v, self.geometry.layout)
+        except FloatingPointError as error:
+            raise ModelError(
+                f"layer {layer}: keys or values of tokens {cell * self.geometry.cell_tokens} and on cannot be "
+                f"quantised ({error}). Use --kv-bits full."
+            ) from error
+        self.store.write(sequence.table, layer, first, near, records)

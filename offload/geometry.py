@@ -1,0 +1,86 @@
+"""The sizes that fix every result: cells, spans, pages and bits. Chosen from model and options, never from a budget.
+
+The numbers behind the choices stand in docs/design.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels.layout import PageLayout
+from .errors import InputError
+from .model_config import ModelConfig
+
+PAGE_TOKENS = 64
+CELL_TOKENS = 256
+MOST_CELL_TOKENS = 1024
+SPAN_TOKENS = 1024
+NEAR_BITS = 2
+LEAST_RECORD_BYTES = 32 << 10  # random direct reads of 4 KiB reach a fifth of the speed of 32 KiB
+MOST_PADDING = 0.05
+# --kv-bits to bits per code of keys and of values
+KV_BITS = {"8": (8, 8), "6": (6, 6), "4": (5, 4)}
+AUTO_KV_BITS = "8"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """cell_tokens: the grid of prefill and of sealing; span_tokens: of attention partials, homes and reads."""
+
+    cell_tokens: int
+    span_tokens: int
+    layout: PageLayout
+
+    def __post_init__(self):
+        if self.cell_tokens % self.layout.record_tokens or self.span_tokens % self.cell_tokens:
+            raise InputError(
+                f"a span ({self.span_tokens} tokens) must hold whole cells ({self.cell_tokens}), and a cell whole "
+                f"records ({self.layout.record_tokens})"
+            )
+
+    @property
+    def records_per_span(self) -> int:
+        return self.span_tokens // self.layout.record_tokens
+
+    def sealed_tokens(self, length: int) -> int:
+        """How many of `length` tokens lie in sealed pages once all are processed."""
+        return max(0, -(-length // self.cell_tokens) - 2) * self.cell_tokens
+
+    def num_spans(self, length: int) -> int:
+        """Spans of sealed pages of one layer after `length` tokens."""
+        return -(-self.sealed_tokens(length) // self.span_tokens)
+
+    @property
+    def span_bytes(self) -> int:
+        """Bytes of one layer's far planes for a span."""
+        return self.records_per_span * self.layout.record_bytes
+
+
+def choose_geometry(config: ModelConfig, kv_bits: str = "auto") -> Geometry:
+    """The geometry for a model. kv_bits: auto, full, 8, 6 or 4; anything else raises InputError."""
+    kv_bits = str(kv_bits)
+    if kv_bits not in ("auto", "full", *KV_BITS):
+        raise InputError(f"kv_bits is {kv_bits!r}; allowed are auto, full, {', '.join(KV_BITS)}.")
+    raw_dtype = getattr(torch, config.dtype)
+    if kv_bits == "full":
+        codec = {"codec": "full"}
+    else:
+        key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
+        codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
+    page = PageLayout(config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec)
+    cell = CELL_TOKENS
+    while cell < MOST_CELL_TOKENS and cell // PAGE_TOKENS * page.record_payload_bytes < LEAST_RECORD_BYTES:
+        cell *= 2
+    return Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell))
+
+
+def _group_pages(page: PageLayout, cell_tokens: int) -> PageLayout:
+    """Neighbouring pages in one record, as few as make it long enough and waste little."""
+    choices, count = [], 1
+    while count * page.page_tokens <= cell_tokens:
+        choices.append(replace(page, pages_per_record=count))
+        count *= 2
+    good = [c for c in choices if c.record_payload_bytes >= LEAST_RECORD_BYTES] or choices[-1:]
+    return next((c for c in good if c.padding_share <= MOST_PADDING), min(good, key=lambda c: c.padding_share))

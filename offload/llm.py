@@ -1,0 +1,455 @@
+"""The Python API: open a model under a budget, ask it, talk to it, look at its logits.
+
+Weights are loaded at the first request, when its length is known and the plan can give memory to what needs it.
+Ties the parts together and computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..kernels.matmul import ROW_TILE
+from .budget import Budget, Limits, resolve
+from .checkpoint import Checkpoint
+from .device import choose_device, device_peak_bytes, free_device_bytes
+from .errors import DoesNotFit, InputError
+from .generation import GenerationConfig
+from .geometry import Geometry, choose_geometry
+from .hub import resolve_model
+from .model_config import DTYPE_BYTES, read_model_config
+from .output import Output, Progress
+from .plan import Facts, Plan, Request, make_plan
+from .runtime import Runtime
+from .session import Prompt, Session, Stream
+from .skeleton import expected_shapes
+from .spill_dir import default_spill_dir, volume_warnings
+from .text import Tokenizer
+from .weights import WeightStore
+
+_SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
+_AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
+_SCORE_BLOCK_BYTES = 32 << 20
+
+
+class LLM:
+    """A language model whose context may be larger than memory. Open it with `LLM.open`; a context manager.
+
+    One LLM serves one thread at a time: a call from a second thread while one runs raises InputError.
+    on_progress: called with Progress while loading and reading. warnings: what a user should know. plan: where
+    things lie for the last request, or would lie for the context that was asked for.
+    """
+
+    def __init__(self, model, *, revision, device, dtype, budget, mode, epsilon, kv_bits, weight_bits, context,
+                 spill_dir, threads, geometry=None, store_options=None):  # fmt: skip
+        _check_mode(mode, epsilon)
+        if threads is not None:
+            if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+                raise InputError(f"threads is {threads!r}; allowed is a whole number from 1 up")
+            torch.set_num_threads(threads)
+        if context is not None and (
+            isinstance(context, bool) or not isinstance(context, int) or context < 1
+        ):
+            raise InputError(f"context is {context!r}; allowed is a whole number of tokens from 1 up")
+        self.warnings: list[str] = []
+        self.on_progress: Callable[[Progress], None] | None = None
+        self.builtin = model is None
+        self.folder = resolve_model(model, revision)
+        self.model_name = "ebb-nano-0 (built in)" if self.builtin else str(model)
+        self.device = choose_device(device)
+        self.config = read_model_config(self.folder)
+        if dtype != "auto":
+            if dtype not in DTYPE_BYTES:
+                raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPE_BYTES)}")
+            self.config = replace(self.config, dtype=dtype)
+        self._shapes = expected_shapes(self.config)
+        self._checkpoint = Checkpoint(self.folder, self._shapes)
+        self._tokenizer: Tokenizer | None = None
+        self.generation = GenerationConfig.from_model_folder(self.folder)
+        self.warnings += self.generation.warnings
+        self.geometry: Geometry = geometry or choose_geometry(self.config, kv_bits)
+        self._facts = Facts(
+            self.model_name, self.config, self._shapes, choose_weight_bits(weight_bits, self._shapes)
+        )
+        self._spill_dir = self._choose_spill_dir(spill_dir, budget)
+        self._budget, self._context = budget, context
+        self.limits: Limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
+        self._store_options = store_options or {}
+        self._bandwidth: dict[str, float] = {}
+        self._weights: WeightStore | None = None
+        self._loaded: tuple[int, bool] | None = None
+        self._sessions: list[Session] = []
+        self._thread_lock = threading.Lock()
+        self.load_s = 0.0
+        self.plan: Plan = self._plan(context or self._natural_context())
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        budget: Budget | None = None,
+        mode: str = "exact",
+        epsilon: float = 0.02,
+        kv_bits: str | int = "auto",
+        weight_bits: str | int = "auto",
+        context: int | None = None,
+        spill_dir: str | Path | None = None,
+        threads: int | None = None,
+    ) -> LLM:
+        """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in one.
+
+        context: the most tokens a request may reach; None: what each request needs. spill_dir: where pages that do
+        not fit in memory go; None: the user's cache folder. Checks the files and the plan, loads no weights yet.
+        Raises ModelError, InputError, and DoesNotFit when `context` was given and cannot fit.
+        """
+        llm = cls(
+            model, revision=revision, device=device, dtype=dtype, budget=budget or Budget(), mode=mode,
+            epsilon=epsilon, kv_bits=kv_bits, weight_bits=weight_bits, context=context, spill_dir=spill_dir,
+            threads=threads,
+        )  # fmt: skip
+        if context is not None:
+            llm.plan.raise_if_unfit()
+        return llm
+
+    from_pretrained = open
+
+    @classmethod
+    def plan_for(cls, model: str | Path | None = None, **options) -> Plan:
+        """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits` may be False."""
+        from .bandwidth import measure_disk, measure_memory
+
+        options = {
+            "revision": None, "device": "auto", "dtype": "auto", "budget": Budget(), "mode": "exact",
+            "epsilon": 0.02, "kv_bits": "auto", "weight_bits": "auto", "context": None, "spill_dir": None,
+            "threads": None, **options,
+        }  # fmt: skip
+        llm = cls(model, **options)
+        try:
+            memory = measure_memory()
+            llm._bandwidth = {"host": memory, "device": memory}
+            if llm._spill_dir is not None:
+                llm._bandwidth["disk"] = measure_disk(llm._spill_dir)
+            return llm._plan(llm._context or llm.plan.context)
+        finally:
+            llm.close()
+
+    # ---- answers -----------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **generation) -> Output:
+        """Answer one prompt: a str is raw text, a list of ints token ids, a list of {role, content} goes through the
+        chat template. Generation names follow Hugging Face's GenerationConfig; unknown ones raise InputError."""
+        stream = self.stream(prompt, **generation)
+        for _ in stream:
+            pass
+        return stream.output
+
+    def chat(self, messages: list[dict], **generation) -> Output:
+        """Answer the last of some messages, each {"role": ..., "content": ...}."""
+        return self.generate(messages, **generation)
+
+    def stream(self, prompt: Prompt, **generation) -> Stream:
+        """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by `close()`."""
+        config = self.generation.resolve(**generation)
+        ids = self.encode(prompt, think=config.think)
+        if not ids:
+            raise InputError("the prompt is empty; there is nothing to answer")
+        session = self._open_session(self._context_for(len(ids), config), sequences=1)
+        try:
+            session.append(ids, process=False)
+            return Stream(session, config, closes_session=True)
+        except BaseException:
+            session.close()
+            raise
+
+    def session(self, name: str | None = None) -> Session:
+        """A conversation or document that stays; its context is the one given to `open`, else the largest that fits.
+
+        Sessions with a name, kept on disk, are not there yet: a name raises InputError.
+        """
+        if name is not None:
+            raise InputError("named sessions that outlive the process are not there yet; leave the name out")
+        context = self._context or self._natural_context(_SESSION_SEQUENCES)
+        return self._open_session(context, sequences=_SESSION_SEQUENCES)
+
+    def logits(
+        self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
+    ) -> torch.Tensor:
+        """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
+
+        The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the decode path.
+        """
+        rows: list[torch.Tensor] = []
+        self._each_logits(token_ids, prefill_tokens, last, lambda index, block: rows.append(block))
+        return torch.cat(rows)
+
+    def score(
+        self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
+    ) -> torch.Tensor:
+        """Log-probability (n,) of each token after those before it; n is len(token_ids) - 1, or `last`.
+
+        Runs in blocks: memory does not grow with the vocabulary times the text.
+        """
+        ids, scores = torch.tensor(token_ids), []
+        if len(ids) < 2:
+            raise InputError("score needs at least two tokens")
+
+        def add(index: int, block: torch.Tensor) -> None:
+            following = ids[index + 1 : index + 1 + len(block)]
+            block = block[: len(following)].log_softmax(-1)
+            scores.append(block.gather(1, following[: len(block), None])[:, 0])
+
+        wanted = None if last is None else last + 1
+        self._each_logits(token_ids, prefill_tokens, wanted, add)
+        return torch.cat(scores)
+
+    def _each_logits(self, token_ids, prefill_tokens, last, use) -> None:
+        """Calls use(index of the first row, logits block (n, vocab)) in order."""
+        ids = self.encode(list(token_ids))
+        if not ids:
+            raise InputError("token_ids is empty")
+        split = len(ids) if prefill_tokens is None else prefill_tokens
+        if not 0 < split <= len(ids):
+            raise InputError(f"prefill_tokens is {split!r}; allowed are 1 to {len(ids)}")
+        first = 0 if last is None else max(0, len(ids) - last)
+        with self._open_session(self._context or len(ids), sequences=1, text=False) as session:
+            session._admit(len(ids))
+            sequence, engine = session._sequence, session._engine
+            cells = sequence.cell_tokens
+            per_block = max(1, _SCORE_BLOCK_BYTES // (4 * self.config.vocab_size * ROW_TILE)) * ROW_TILE
+
+            def on_rows(cell: int, x: torch.Tensor, new: slice) -> None:
+                for start in range(new.start // ROW_TILE * ROW_TILE, new.stop, per_block):
+                    stop = min(start + per_block, len(x))
+                    low, high = max(new.start, start), min(new.stop, stop)
+                    low = max(low, first - cell * cells)
+                    if low < high:
+                        block = engine.logits(x[start:stop]).cpu()
+                        use(cell * cells + low, block[low - start : high - start].clone())
+
+            sequence.tokens.extend(ids[:split])
+            with self.running():
+                if first < split - 1:
+                    # The last row goes through the same product as in generate.
+                    sequence.tokens.pop()
+                    engine.prefill(sequence, on_rows=on_rows)
+                    sequence.tokens.append(ids[split - 1])
+                row = engine.prefill(sequence)
+                if first < split:
+                    use(split - 1, engine.logits(row).cpu())
+                for index in range(split, len(ids)):
+                    sequence.tokens.append(ids[index])
+                    row = engine.decode(sequence)
+                    if index >= first:
+                        use(index, engine.logits(row).cpu())
+
+    # ---- text --------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises BadCheckpoint when the folder has none."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.load(self.folder)
+            self.warnings += self._tokenizer.warnings
+        return self._tokenizer
+
+    def encode(self, prompt: Prompt, *, begins: bool = True, think: bool | None = None) -> list[int]:
+        """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS belongs."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, None if begins else False)
+        if not isinstance(prompt, list | tuple):
+            raise InputError(
+                f"a prompt is a str, a list of token ids or a list of messages, not {type(prompt).__name__}"
+            )
+        if prompt and isinstance(prompt[0], dict):
+            return self.tokenizer.chat_ids(prompt, think=think)
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise InputError(f"token ids are whole numbers, not {token!r}")
+            if not 0 <= token < self.config.vocab_size:
+                raise InputError(
+                    f"token id {token} is outside this model's 0 to {self.config.vocab_size - 1}"
+                )
+        return list(prompt)
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(self.encode(prompt))
+
+    # ---- care --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all sessions and free everything. May be called again."""
+        for session in list(self._sessions):
+            session.close()
+        if self._weights is not None:
+            self._weights.close()
+            self._weights = None
+        self._checkpoint.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the model computes: keeps a second thread out."""
+        if not self._thread_lock.acquire(blocking=False):
+            raise InputError("this LLM is running in another thread; one LLM serves one thread at a time")
+        try:
+            yield
+        finally:
+            self._thread_lock.release()
+
+    def report(self, progress: Progress) -> None:
+        if self.on_progress is not None:
+            self.on_progress(progress)
+
+    def adopt(self, session: Session) -> None:
+        self._sessions.append(session)
+
+    def forget(self, session: Session) -> None:
+        if session in self._sessions:
+            self._sessions.remove(session)
+
+    def reserve_raw(self, engine) -> None:
+        """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan, snapshots included."""
+        forks = sum(1 for s in self._sessions if s._engine is engine)
+        if forks >= _SESSION_SEQUENCES - 2:
+            raise DoesNotFit(
+                f"a session has room for {_SESSION_SEQUENCES - 3} fork at a time; close one first",
+                tier="host",
+                needed_bytes=(forks + 1) * self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES,
+                available_bytes=forks * self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES,
+            )
+
+    def device_peak_bytes(self) -> int:
+        return device_peak_bytes(self.device)
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _choose_spill_dir(self, given, budget: Budget) -> Path | None:
+        if budget.disk_memory == 0:
+            return None
+        folder = Path(given).expanduser() if given is not None else default_spill_dir()
+        if not folder.is_dir():
+            raise InputError(f"--spill-dir {folder} is not a folder. Create it or name another one.")
+        self.warnings += volume_warnings(folder)
+        return folder
+
+    def _plan(self, context: int, sequences: int = 1, *, text: bool = True, loaded=None) -> Plan:
+        request = Request(context, sequences, text=text, loaded=loaded)
+        return make_plan(self._facts, self.geometry, self.limits, request, self._bandwidth)
+
+    def _natural_context(self, sequences: int = 1) -> int:
+        """The longest context that streams no more weights than a short one would: the model's limit, if it fits."""
+        most, cell = self.config.max_positions, self.geometry.cell_tokens
+        short = self._plan(min(most, 4 * cell), sequences)
+        loaded = self._loaded or (short.layers_streamed, short.head_resident)
+        largest = self._plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
+        return max(1, min(most, largest))
+
+    def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
+        """How many tokens a single request may reach."""
+        if self._context is not None:
+            return self._context
+        limit = self.config.max_positions
+        if config.max_new_tokens is None:
+            return max(self._natural_context(), min(limit, num_prompt + 1))
+        return max(min(limit, num_prompt + config.max_new_tokens), min(limit, num_prompt + 1))
+
+    def _open_session(self, context: int, *, sequences: int, text: bool = True) -> Session:
+        """Admit a context, load weights if need be, and open its store."""
+        plan = self._plan(context, sequences, text=text, loaded=self._loaded)
+        if not plan.fits and self._loaded is not None:
+            plan = self._plan(context, sequences, text=text)
+        plan.raise_if_unfit()
+        taken = [s for s in self._sessions if s._runtime.plan.far_spans["host"]]
+        if taken:
+            raise DoesNotFit(
+                "another session of this LLM holds the memory for pages; close it first, or fork it",
+                tier="host",
+                needed_bytes=plan.fixed_host_bytes,
+                available_bytes=0,
+            )
+        self.plan = plan
+        self._load(plan)
+        runtime = Runtime(
+            plan,
+            self.config,
+            self._weights,
+            self.geometry,
+            self.device,
+            self._spill_dir,
+            num_sequences=sequences,
+            **self._store_options,
+        )
+        try:
+            session = Session(
+                self, runtime, runtime.open(context), context, keeps_snapshots=sequences > 1
+            )
+        except BaseException:
+            runtime.close()
+            raise
+        self.adopt(session)
+        return session
+
+    def _load(self, plan: Plan) -> None:
+        wanted = (plan.layers_streamed, plan.head_resident)
+        if self._weights is not None and self._loaded == wanted:
+            return
+        if self._weights is not None:
+            self._weights.close()
+        began = time.perf_counter()
+
+        def on_load(done: int, total: int) -> None:
+            elapsed = time.perf_counter() - began
+            speed = done / elapsed if elapsed else 0.0
+            self.report(Progress("load", done, total, elapsed, speed, (total - done) / speed if speed else None))
+
+        self._weights = WeightStore(
+            self.config,
+            self._checkpoint,
+            self.device,
+            bits=self._facts.weight_bits,
+            num_streamed=plan.layers_streamed,
+            head_resident=plan.head_resident,
+            spill_dir=self._spill_dir,
+            on_load=on_load,
+        )
+        self._loaded, self.load_s = wanted, time.perf_counter() - began
+
+
+def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters on."""
+    asked = str(asked)
+    if asked in ("8", "4"):
+        return int(asked)
+    if asked == "full":
+        return None
+    if asked != "auto":
+        raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
+    parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
+    return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else None
+
+
+def _check_mode(mode: str, epsilon: float) -> None:
+    if mode in ("bounded", "deadline"):
+        raise InputError(f"mode {mode!r} is not there yet; use 'exact', which attends every page.")
+    if mode != "exact":
+        raise InputError(f"mode is {mode!r}; allowed is 'exact' (bounded and deadline will follow).")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise InputError(f"epsilon is {epsilon!r}; allowed is a number between 0 and 1")
+
+

@@ -1,0 +1,57 @@
+"""What a run gives back: pieces while it goes, one Output at its end, progress in between. Plain values, no torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long phase is. phase: "load" (amounts are bytes) or "prefill" (tokens); eta_s: None at the start."""
+
+    phase: str
+    done_tokens: int
+    total_tokens: int
+    elapsed_s: float
+    tokens_per_s: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A bit of an answer: whole characters only. finish_reason is None until the last piece."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """An answer and what it took; the dictionaries are what `--json` prints. token_ids ends with EOS if it was chosen.
+
+    finish_reason: stop (EOS or a stop string), length (max_new_tokens or the context's end) or cancelled.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    usage: dict
+    timings: dict
+    memory: dict
+    kv: dict
+    warnings: list[str] = field(default_factory=list)
+    plan: dict = field(default_factory=dict)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever had resident."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

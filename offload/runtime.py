@@ -1,0 +1,100 @@
+"""One root session's machinery: a page store sized by a plan, and an engine over it. Forks share it.
+
+Opened after the plan was admitted, closed when the last sequence that uses it is. Knows no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .disk import ScratchFile, check_space
+from .engine import Engine
+from .geometry import Geometry
+from .model_config import ModelConfig
+from .page_table import Tier
+from .pager import PageStore
+from .plan import WRITE_BUFFERS, Plan
+from .sequence import Sequence
+from .weights import WeightStore
+
+_KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
+
+
+class Runtime:
+    """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back.
+
+    store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change time only.
+    Raises DoesNotFit when the volume has too little room, InputError for an unusable spill folder.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: ModelConfig,
+        weights: WeightStore,
+        geometry: Geometry,
+        device: torch.device,
+        spill_dir: Path | None,
+        *,
+        num_sequences: int = 1,
+        **store_options,
+    ):
+        layout = replace(geometry.layout, near_resident=plan.near_resident)
+        geometry = replace(geometry, layout=layout)
+        per_span = geometry.records_per_span
+        disk_spans = plan.disk["far planes"] // geometry.span_bytes
+        # A fork copies the last span of each layer before it writes to it.
+        spare = 2 * config.num_layers * (num_sequences > 1)
+        if not disk_spans:
+            disk_spans, host_spans = 0, plan.far_spans["host"] + spare
+        else:
+            host_spans = plan.far_spans["host"]
+        frames = {
+            Tier.DEVICE: plan.far_spans.get("device", 0) * per_span,
+            Tier.HOST: host_spans * per_span,
+            Tier.DISK: disk_spans * per_span,
+        }
+        self.plan = plan
+        if disk_spans:
+            check_space(spill_dir, disk_spans * geometry.span_bytes, _KEEP_FREE_BYTES)
+        self.store = PageStore(
+            config.num_layers,
+            layout.record_bytes,
+            layout.near_record_bytes,
+            per_span,
+            frames,
+            device,
+            (lambda: ScratchFile(spill_dir)) if disk_spans else None,
+            **{"staging_slots": plan.staging_slots, "write_buffers": WRITE_BUFFERS, **store_options},
+        )
+        self.engine = Engine(
+            config,
+            weights,
+            self.store,
+            geometry,
+            device,
+            sweep_cells=plan.sweep_cells,
+            overlap=store_options.get("overlap", True),
+        )
+        self._num_users = 0
+
+    def open(self, expected_tokens: int) -> Sequence:
+        self._num_users += 1
+        return self.engine.open_sequence(expected_tokens)
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        self._num_users += 1
+        return self.engine.fork(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free a sequence's pages; the last one closes the store."""
+        self.engine.close_sequence(sequence)
+        self._num_users -= 1
+        if self._num_users == 0:
+            self.close()
+
+    def close(self) -> None:
+        self.store.close()

@@ -1,0 +1,431 @@
+"""A conversation or a document with questions: tokens that stay, and answers that grow out of them.
+
+Tokens that were appended are processed when an answer needs them (whole cells at once, see `append`). What was
+processed is never processed again unless something before it changes; what is, is counted. Knows the tokenizer and
+the sampler; knows no pages (engine.py does).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence as Sequence_
+from dataclasses import dataclass
+
+import torch
+
+from .errors import ContextOverflow, InputError
+from .generation import GenerationConfig
+from .output import Output, Piece, Progress, peak_rss_bytes
+from .sampler import Sampler
+from .sequence import RawPages
+from .stop_strings import StopStrings
+
+Prompt = str | Sequence_[int] | Sequence_[dict]
+_MOST_SNAPSHOTS = 2
+
+
+@dataclass
+class _Snapshot:
+    """The raw tail and the last logits after a prompt: from here an answer can be made again."""
+
+    length: int
+    oldest_raw_cell: int
+    raw: RawPages
+    logits: torch.Tensor
+
+
+class Session:
+    """Made by `LLM.session()` or `fork()`; a context manager. Closing it frees its pages.
+
+    context: the most tokens it may hold. Question and answer stay in it. Used by one thread at a time.
+    """
+
+    def __init__(self, llm, runtime, sequence, context: int, *, keeps_snapshots: bool = True):
+        self._llm, self._runtime, self._sequence = llm, runtime, sequence
+        self._engine = runtime.engine
+        self.context = context
+        self._keeps_snapshots = keeps_snapshots
+        self._snapshots: list[_Snapshot] = []
+        self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
+        self._turns: list[int] = []  # where each answer's prompt began
+        self._recomputed = 0  # tokens that will be processed again, since the last answer
+        self._stats_before = runtime.store.stats.snapshot()
+        self._open = True
+
+    # ---- tokens ------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> list[int]:
+        """All token ids: prompts and answers, as they were given and sampled."""
+        return self._sequence.tokens.tolist()
+
+    def append(self, prompt: Prompt, *, process: bool = True) -> None:
+        """Add text (as it is), token ids or, to an empty session, messages. Nothing is answered.
+
+        Cells that became full are processed now, the rest when an answer needs it. Raises ContextOverflow before
+        anything is added.
+        """
+        self._check_open()
+        ids = self._encode(prompt)
+        self._admit(len(self._sequence.tokens) + len(ids))
+        self._extend(ids)
+        if process:
+            cell = self._sequence.cell_tokens
+            whole = len(self._sequence.tokens) // cell * cell
+            if whole > self._sequence.length:
+                self._prefill(stop_at=whole)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from token `length` on. Recent tokens cost nothing; going back further restores what an
+        answer began with, or processes all again (counted as recomputed tokens)."""
+        self._check_open()
+        sequence = self._sequence
+        if not 0 <= length <= len(sequence.tokens):
+            raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
+        if length < len(sequence.tokens):
+            self._logits = None
+            if length < sequence.length:
+                self._rewind(length)
+            del sequence.tokens[length:]
+            self._turns = [turn for turn in self._turns if turn < length]
+
+    def undo(self) -> None:
+        """Forget the last question and its answer. Raises InputError when there is none."""
+        if not self._turns:
+            raise InputError("there is nothing to undo")
+        self.truncate(self._turns[-1])
+
+    def fork(self) -> Session:
+        """A session that goes its own way from here; pages are shared, not copied."""
+        self._check_open()
+        llm, engine = self._llm, self._engine
+        llm.reserve_raw(engine)
+        other = Session(
+            llm, self._runtime, self._runtime.fork(self._sequence), self.context, keeps_snapshots=False
+        )
+        other._logits, other._turns = self._logits, self._turns[:]
+        llm.adopt(other)
+        return other
+
+    # ---- answers -----------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt | None = None, **generation) -> Output:
+        """Append a prompt and answer it. Messages are the whole conversation: see `stream`."""
+        stream = self.stream(prompt, **generation)
+        for _ in stream:
+            pass
+        return stream.output
+
+    def stream(self, prompt: Prompt | None = None, **generation) -> Stream:
+        """Like generate, piece by piece.
+
+        A list of messages is the *whole* conversation: the tokens it shares with what the session holds are kept as
+        they are, and only the rest is processed.
+        """
+        self._check_open()
+        config = self._llm.generation.resolve(**generation)
+        ids, turn = None, len(self._sequence.tokens)
+        if _is_messages(prompt):
+            held = self.tokens
+            ids, common = self._llm.tokenizer.continue_chat(held, prompt, think=config.think)
+            turn = common
+        elif prompt is not None:
+            ids = self.tokens + self._encode(prompt)
+        else:
+            ids = self.tokens
+        if not ids:
+            raise InputError("the prompt is empty; there is nothing to answer")
+        most = config.max_new_tokens
+        if most is not None:
+            self._admit(len(ids) + min(1, most))
+        else:
+            self._admit(len(ids) + 1)
+        self._replace_from(turn, ids)
+        self._turns.append(min(turn, len(ids) - 1))
+        return Stream(self, config, closes_session=False)
+
+    def close(self) -> None:
+        """Free the pages. May be called again."""
+        if self._open:
+            self._open = False
+            self._snapshots.clear()
+            self._runtime.release(self._sequence)
+            self._llm.forget(self)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError("the session is closed")
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if _is_messages(prompt):
+            if len(self._sequence.tokens):
+                raise InputError("messages can be appended to an empty session only; use stream or generate")
+            return self._llm.encode(prompt)
+        return self._llm.encode(prompt, begins=not len(self._sequence.tokens))
+
+    def _admit(self, num_tokens: int) -> None:
+        if num_tokens > self.context:
+            limit = self._llm.config.max_positions
+            advice = (
+                "Shorten the document or use a model with a longer context."
+                if self.context >= limit
+                else f"Raise --context (the model allows {limit:,})."
+            )
+            raise ContextOverflow(
+                f"prompt and answer need at least {num_tokens:,} tokens, and the context holds {self.context:,}. "
+                + advice,
+                needed_tokens=num_tokens,
+                available_tokens=self.context,
+            )
+
+    def _extend(self, ids) -> None:
+        if len(ids):
+            self._sequence.tokens.extend(ids)
+            self._logits = None
+
+    def _replace_from(self, common: int, ids: list[int]) -> None:
+        """Make `ids` the session's tokens; the first `common` are the same already."""
+        if common < len(self._sequence.tokens):
+            self.truncate(common)
+        self._extend(ids[common:])
+        if self._logits is None and self._sequence.length == len(ids):
+            self._rewind(len(ids) - 1)  # only the last token's logits are missing
+
+    def _rewind(self, length: int) -> None:
+        """Keep at most `length` processed tokens; those before `length` that go too will be processed again."""
+        sequence = self._sequence
+        self._snapshots = [s for s in self._snapshots if s.length <= length]
+        best = self._snapshots[-1] if self._snapshots else None
+        if best is not None and not sequence.can_resume_at(length):
+            sequence.raw.copy_from(best.raw)
+            sequence.oldest_raw_cell = best.oldest_raw_cell
+            self._engine.rewind(sequence, best.length)
+            if best.length == length:
+                self._logits = best.logits
+        else:
+            self._engine.rewind(sequence, length)
+        self._recomputed += length - sequence.length
+
+    def _prefill(self, stop_at: int | None = None) -> torch.Tensor | None:
+        """Process pending tokens; the last one's residual."""
+        sequence = self._sequence
+        start = sequence.length
+        total = (len(sequence.tokens) if stop_at is None else stop_at) - start
+        began = time.perf_counter()
+
+        def report(length: int) -> None:
+            done, elapsed = length - start, time.perf_counter() - began
+            speed = done / elapsed if elapsed else 0.0
+            eta = (total - done) / speed if speed else None
+            self._llm.report(Progress("prefill", done, total, elapsed, speed, eta))
+
+        with self._llm.running():
+            return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
+
+    def last_logits(self) -> torch.Tensor:
+        """Logits (vocab,) of the last token, processing what is pending."""
+        if self._logits is None:
+            residual = self._prefill()
+            with self._llm.running():
+                self._logits = self._engine.logits(residual)[0]
+        return self._logits
+
+    def decode(self, token: int) -> torch.Tensor:
+        """Add a sampled token and process it: its logits (vocab,)."""
+        self._sequence.tokens.append(token)
+        with self._llm.running():
+            self._logits = self._engine.logits(self._engine.decode(self._sequence))[0]
+        return self._logits
+
+    def hold(self, token: int) -> None:
+        """Add a sampled token that nothing follows yet; it is processed with what comes next."""
+        self._sequence.tokens.append(token)
+        self._logits = None
+
+    def take_snapshot(self) -> None:
+        """Remember this point, so that the answer that starts here can be made again or undone."""
+        if not self._keeps_snapshots:
+            return
+        sequence = self._sequence
+        if self._snapshots and self._snapshots[-1].length == sequence.length:
+            return
+        full = len(self._snapshots) >= _MOST_SNAPSHOTS
+        raw = self._snapshots.pop(0).raw if full else self._engine.new_raw()
+        raw.copy_from(sequence.raw)
+        self._snapshots.append(
+            _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, self._logits)
+        )
+
+    @property
+    def num_processed(self) -> int:
+        return self._sequence.length
+
+    def take_recomputed(self) -> int:
+        count, self._recomputed = self._recomputed, 0
+        return count
+
+    def kv_fields(self) -> dict:
+        """The `kv` object of an Output: since the last answer."""
+        store, plan = self._runtime.store, self._runtime.plan
+        now = store.stats.snapshot()
+        spent, self._stats_before = now - self._stats_before, now
+        layout = self._engine.geometry.layout
+        records = sum(
+            self._sequence.table.num_records(layer) for layer in range(self._llm.config.num_layers)
+        )
+        return {
+            "bits_per_element": plan.kv_bits_per_element,
+            "pages": records * layout.pages_per_record,
+            "resident_bytes_per_token": plan.resident_bytes_per_token,
+            "bytes_read": dict(spent.bytes_read),
+            "bytes_written": dict(spent.bytes_written),
+            "hit_rate": spent.hit_rate,
+            "stall_s": spent.stall_s,
+            "missed_mass": {"mean": 0.0, "max": 0.0},
+        }
+
+    def memory_fields(self) -> dict:
+        """The `memory` object of an Output."""
+        plan, peak = self._runtime.plan, peak_rss_bytes()
+        usage = {tier.value: use for tier, use in self._runtime.store.usage().items()}
+        device = None
+        if plan.device is not None:
+            device = {
+                "budget_bytes": plan.budget_bytes["device"],
+                "peak_bytes": self._llm.device_peak_bytes(),
+            }
+        return {
+            "device": device,
+            "host": {"budget_bytes": plan.budget_bytes["host"], "peak_bytes": peak},
+            "disk": {
+                "budget_bytes": plan.budget_bytes["disk"],
+                "peak_bytes": usage["disk"].peak_bytes,
+            },
+            "peak_rss_bytes": peak,
+        }
+
+
+class Stream(Iterator[Piece]):
+    """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole at the end."""
+
+    def __init__(self, session: Session, config: GenerationConfig, *, closes_session: bool):
+        self._session, self._config, self._closes = session, config, closes_session
+        self._llm = session._llm
+        self.token_ids: list[int] = []
+        self.text = ""
+        self._finish: str | None = None
+        self._prompt_tokens = len(session._sequence.tokens)
+        self._cached = session.num_processed
+        self._recomputed = session.take_recomputed()
+        self._began = time.perf_counter()
+        self._prefill_s = self._ttft_s = self._decode_s = 0.0
+        self._warnings = [*config.warnings]
+        self._fields: tuple[dict, dict] | None = None
+        room = session.context - self._prompt_tokens
+        self._most = room if config.max_new_tokens is None else min(room, config.max_new_tokens)
+        if config.max_new_tokens is not None and room < config.max_new_tokens:
+            self._warnings.append(
+                f"The context leaves room for {room:,} of the {config.max_new_tokens:,} tokens the answer may have."
+            )
+        self._pieces = self._run()
+
+    def __next__(self) -> Piece:
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self._end()
+            raise
+        except BaseException:
+            self._finish = self._finish or "cancelled"
+            self._end()
+            raise
+
+    def _run(self) -> Iterator[Piece]:
+        session, config = self._session, self._config
+        sampler, decoded = Sampler(config), self._llm.tokenizer.stream()
+        stops = StopStrings(config.stop_strings)
+        logits = session.last_logits()
+        session.take_snapshot()
+        self._prefill_s = time.perf_counter() - self._began
+        while self._finish is None and len(self.token_ids) < self._most:
+            token = sampler.choose(logits, session._sequence.tokens)
+            self.token_ids.append(token)
+            if len(self.token_ids) == 1:
+                self._ttft_s = time.perf_counter() - self._began
+            text = "" if token in config.eos_token_ids else stops.push(decoded.push(token))
+            if token in config.eos_token_ids or stops.matched is not None:
+                self._finish = "stop"
+            elif len(self.token_ids) == self._most:
+                self._finish = "length"
+            if self._finish is not None:
+                session.hold(token)
+                if stops.matched is None:
+                    text += stops.push(decoded.finish()) + stops.finish()
+            self.text += text
+            self._decode_s = time.perf_counter() - self._began - self._ttft_s
+            yield Piece(text, [token], self._finish)
+            if self._finish is None:
+                logits = session.decode(token)
+        self._finish = self._finish or "length"
+
+    def close(self) -> None:
+        """Stop. The answer so far stays in `output` (finish_reason "cancelled") and in the session."""
+        self._pieces.close()
+        self._finish = self._finish or "cancelled"
+        self._end()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        if self._fields is None:
+            self._fields = self._session.memory_fields(), self._session.kv_fields()
+            if self._closes:
+                self._session.close()
+
+    @property
+    def output(self) -> Output:
+        """The Output; before the end, of what there is so far."""
+        memory, kv = self._fields or (self._session.memory_fields(), self._session.kv_fields())
+        new = self._prompt_tokens - self._cached
+        num = len(self.token_ids)
+        load_s = self._llm.load_s
+        return Output(
+            text=self.text,
+            token_ids=list(self.token_ids),
+            finish_reason=self._finish or "cancelled",
+            usage={
+                "prompt_tokens": self._prompt_tokens,
+                "completion_tokens": num,
+                "total_tokens": self._prompt_tokens + num,
+                "prompt_tokens_details": {"cached_tokens": self._cached},
+                "recomputed_tokens": self._recomputed,
+            },
+            timings={
+                "load_s": load_s,
+                "prefill_s": self._prefill_s,
+                "ttft_s": self._ttft_s,
+                "decode_s": self._decode_s,
+                "prefill_tokens_per_s": new / self._prefill_s if self._prefill_s else 0.0,
+                "decode_tokens_per_s": (num - 1) / self._decode_s if self._decode_s and num > 1 else 0.0,
+            },
+            memory=memory,
+            kv=kv,
+            warnings=[*self._llm.warnings, *self._warnings],
+            plan=self._session._runtime.plan.to_dict(),
+        )
+
+
+def _is_messages(prompt) -> bool:
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)

@@ -1,0 +1,318 @@
+"""The model's weights: resident where they fit, otherwise streamed layer by layer under the same budget.
+
+    resident layer    tensors that stay
+    streamed layer    read by pread into one of two buffers while the layer before it computes
+
+Streamed layers are spread evenly among resident ones, so that reading hides behind computing. Group-quantised
+weights are quantised once: into memory, or into a scratch file that streaming then reads. A product does not depend
+on where its weight came from. Does not know what the tensors are multiplied with.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ..kernels.matmul import QuantisedWeight, linear, quantise_weight
+from .checkpoint import Checkpoint
+from .errors import BadCheckpoint, StorageError
+from .model_config import ModelConfig
+from .skeleton import layer_prefix
+
+HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
+_ALIGNMENT = 64
+LayerTensors = dict[str, torch.Tensor | QuantisedWeight]
+
+
+def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
+    """Which layers are streamed when `num_streamed` are: evenly spread."""
+    return [
+        layer
+        for layer in range(num_layers)
+        if (layer + 1) * num_streamed // num_layers > layer * num_streamed // num_layers
+    ]
+
+
+def stored_bytes(shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
+    """Bytes of a tensor as it is kept: vectors in float32, matrices as they are or group-quantised."""
+    if len(shape) == 1:
+        return _aligned(shape[0] * 4)
+    if bits is None:
+        return _aligned(shape[0] * shape[1] * item_bytes)
+    padded = -(-shape[1] // 32) * 32
+    return _aligned(shape[0] * padded * bits // 8) + _aligned(shape[0] * padded // 32 * 2)
+
+
+class WeightStore:
+    """Loads, keeps and streams the tensors of one checkpoint.
+
+    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. head_resident: whether the output
+    head stays in memory. on_load(done_bytes, total_bytes) reports loading.
+    Raises BadCheckpoint, StorageError.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        bits: int | None = None,
+        num_streamed: int = 0,
+        head_resident: bool = True,
+        spill_dir: Path | None = None,
+        on_load: Callable[[int, int], None] | None = None,
+    ):
+        self.config, self.checkpoint, self.device = config, checkpoint, device
+        self._bits = bits
+        self._head_bits = None if bits is None else 8
+        self._head_name = (
+            "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
+        )
+        self._streamed = streamed_layers(config.num_layers, num_streamed)
+        self.bytes_streamed = 0
+        self._scratch: _Scratch | None = None
+        self._reader = ThreadPoolExecutor(1, "ebbtide-weights") if self._streamed else None
+        self._buffers: list[torch.Tensor] = []
+        self._reading: dict[int, Future] = {}
+        self._resident: dict[int, LayerTensors] = {}
+        try:
+            self._load(on_load or (lambda done, total: None), head_resident, spill_dir)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, on_load, head_resident: bool, spill_dir: Path | None) -> None:
+        names = [n for layer in range(self.config.num_layers) for n in self._names(layer)]
+        total = sum(self.checkpoint.refs[name].num_bytes for name in names)
+        done = 0
+        if self._streamed and self._bits is not None:
+            self._scratch = _Scratch(spill_dir)
+        for layer in range(self.config.num_layers):
+            streamed = layer in self._streamed
+            if not streamed or self._scratch is not None:
+                tensors = {n: self._prepare(n) for n in self._names(layer)}
+                if streamed:
+                    self._scratch.add(layer, _flat(tensors))
+                else:
+                    self._resident[layer] = self._named(layer, self._to_device(tensors))
+            done += sum(self.checkpoint.refs[n].num_bytes for n in self._names(layer))
+            on_load(done, total)
+        if self._streamed:
+            size = max(self._layer_bytes(layer) for layer in self._streamed)
+            self._buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(2)]
+            self._start_reading(self._streamed[0])
+        self.final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
+        self._head = None
+        if head_resident:
+            blocks = [self._head_block(*rows) for rows in self._head_ranges()]
+            self._head = [block.to(self.device) for block in blocks]
+
+    # ---- what the decoder asks for -----------------------------------------------------------
+
+    def layer(self, layer: int) -> LayerTensors:
+        """A layer's tensors by their names within the layer. A streamed layer's are overwritten when the streamed
+        layer after the next is asked for; its successor is being read when this returns."""
+        if layer in self._resident:
+            return self._resident[layer]
+        if layer not in self._reading:  # out of turn: after an interruption
+            self._finish_reading()
+            self._start_reading(layer)
+        buffer = self._reading.pop(layer).result()
+        tensors = self._views(layer, buffer)
+        if self.device.type != "cpu":
+            tensors = self._to_device(tensors)
+        position = self._streamed.index(layer)
+        self._start_reading(self._streamed[(position + 1) % len(self._streamed)])
+        return self._named(layer, tensors)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embedding rows (n, hidden_size) float32, read one by one: the table is never resident for its own sake."""
+        if self._head is not None and self.config.tied_embeddings and self._head_bits is None:
+            table = [self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids.tolist()]
+            return torch.stack(table).float()
+        rows = self.checkpoint.read_rows("model.embed_tokens.weight", token_ids)
+        return rows.float().to(self.device)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output head: hidden (rows, hidden_size) float32, rows as `linear` wants them -> (rows, vocab_size)."""
+        ranges = self._head_ranges()
+        out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
+        for i, rows in enumerate(ranges):
+            block = self._head[i] if self._head is not None else self._head_block(*rows)
+            out[:, rows[0] : rows[1]] = linear(hidden, block)
+        return out
+
+    def close(self) -> None:
+        """Stop reading and let go of memory and scratch. May be called again."""
+        if self._reader is not None:
+            self._reader.shutdown(wait=True, cancel_futures=True)
+        self._resident.clear()
+        self._buffers.clear()
+        self._head = None
+        if self._scratch is not None:
+            self._scratch.close()
+        self.checkpoint.close()
+
+    # ---- loading -----------------------------------------------------------------------------
+
+    def _names(self, layer: int) -> list[str]:
+        return [n for n in self.checkpoint.refs if n.startswith(layer_prefix(layer))]
+
+    def _named(self, layer: int, tensors: LayerTensors) -> LayerTensors:
+        prefix = len(layer_prefix(layer))
+        return {name[prefix:]: tensor for name, tensor in tensors.items()}
+
+    def _prepare(self, name: str) -> torch.Tensor | QuantisedWeight:
+        """A tensor as it is kept; see stored_bytes."""
+        tensor = self.checkpoint.read(name)
+        if tensor.dim() == 1:
+            return tensor.float()
+        return tensor if self._bits is None else self._quantise(name, tensor, self._bits)
+
+    @staticmethod
+    def _quantise(name: str, tensor: torch.Tensor, bits: int) -> QuantisedWeight:
+        try:
+            return quantise_weight(tensor, bits)
+        except FloatingPointError as error:
+            raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
+
+    def _to_device(self, tensors: LayerTensors) -> LayerTensors:
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _head_ranges(self) -> list[tuple[int, int]]:
+        size = self.config.vocab_size
+        return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
+
+    def _head_block(self, start: int, stop: int) -> torch.Tensor | QuantisedWeight:
+        ref = self.checkpoint.row_range(self._head_name, start, stop)
+        block = torch.empty(ref.shape, dtype=ref.dtype)
+        self.checkpoint.read_into(ref, block.reshape(-1).view(torch.uint8))
+        if self._head is None:
+            self.bytes_streamed += ref.num_bytes
+        if self._head_bits is None:
+            return block
+        return self._quantise(self._head_name, block, self._head_bits)
+
+    # ---- streaming ---------------------------------------------------------------------------
+
+    def _start_reading(self, layer: int) -> None:
+        if layer in self._reading:
+            return
+        # The caller may still use the buffer that was read last, never the one before it.
+        self._buffers.reverse()
+        self._reading[layer] = self._reader.submit(self._read_layer, layer, self._buffers[0])
+
+    def _finish_reading(self) -> None:
+        while self._reading:
+            self._reading.popitem()[1].result()
+
+    def _read_layer(self, layer: int, buffer: torch.Tensor) -> torch.Tensor:
+        if self._scratch is not None:
+            self._scratch.read(layer, buffer)
+            self.bytes_streamed += self._layer_bytes(layer)
+            return buffer
+        for name, offset, size in self._places(layer):
+            self.checkpoint.read_into(self.checkpoint.refs[name], buffer[offset : offset + size])
+            self.bytes_streamed += size
+        return buffer
+
+    def _places(self, layer: int) -> Iterator[tuple[str, int, int]]:
+        """Where a kept layer's tensors lie in a buffer: name, offset, bytes."""
+        offset = 0
+        for name in self._names(layer):
+            size = self.checkpoint.refs[name].num_bytes
+            yield name, offset, size
+            offset += _aligned(size)
+
+    def _layer_bytes(self, layer: int) -> int:
+        if self._scratch is not None:
+            return self._scratch.num_bytes(layer)
+        return max(offset + _aligned(size) for _, offset, size in self._places(layer))
+
+    def _views(self, layer: int, buffer: torch.Tensor) -> LayerTensors:
+        if self._scratch is not None:
+            return self._scratch.views(layer, buffer)
+        tensors: LayerTensors = {}
+        for name, offset, size in self._places(layer):
+            ref = self.checkpoint.refs[name]
+            tensor = buffer[offset : offset + size].view(ref.dtype).view(ref.shape)
+            tensors[name] = tensor.float() if tensor.dim() == 1 else tensor
+        return tensors
+
+
+class _Scratch:
+    """Quantised layers in an unlinked temporary file, as they lie in memory."""
+
+    def __init__(self, folder: Path | None):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed by close()
+        self._layers: dict[int, tuple[int, list]] = {}
+
+    def add(self, layer: int, tensors: list[tuple[str, object, list[torch.Tensor]]]) -> None:
+        start, places, offset = self._file.seek(0, os.SEEK_END), [], 0
+        try:
+            for name, rebuild, parts in tensors:
+                described = []
+                for part in parts:
+                    data = part.contiguous().reshape(-1).view(torch.uint8)
+                    self._file.write(data.numpy())
+                    self._file.write(bytes(_aligned(len(data)) - len(data)))
+                    described.append((offset, len(data), part.dtype, part.shape))
+                    offset += _aligned(len(data))
+                places.append((name, rebuild, described))
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"the weights' scratch file could not be written: {error}") from error
+        self._layers[layer] = (start, places)
+
+    def num_bytes(self, layer: int) -> int:
+        offset, size, _, _ = self._layers[layer][1][-1][2][-1]
+        return offset + _aligned(size)
+
+    def read(self, layer: int, buffer: torch.Tensor) -> None:
+        view = memoryview(buffer.numpy())[: self.num_bytes(layer)]
+        try:
+            self._file.seek(self._layers[layer][0])
+            done = self._file.readinto(view)
+        except OSError as error:
+            raise StorageError(f"the weights' scratch file could not be read: {error}") from error
+        if done != len(view):
+            raise StorageError("the weights' scratch file is shorter than what was written")
+
+    def views(self, layer: int, buffer: torch.Tensor) -> LayerTensors:
+        tensors: LayerTensors = {}
+        for name, rebuild, described in self._layers[layer][1]:
+            parts = [
+                buffer[offset : offset + size].view(dtype).view(shape)
+                for offset, size, dtype, shape in described
+            ]
+            tensors[name] = rebuild(parts)
+        return tensors
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _flat(tensors: LayerTensors) -> list[tuple[str, object, list[torch.Tensor]]]:
+    """Each tensor as plain ones and the function that puts them together again."""
+    flat = []
+    for name, tensor in tensors.items():
+        if isinstance(tensor, QuantisedWeight):
+            bits, columns = tensor.bits, tensor.in_features
+            flat.append((name, _rebuilder(bits, columns), [tensor.codes, tensor.scales]))
+        else:
+            flat.append((name, lambda parts: parts[0], [tensor]))
+    return flat
+
+
+def _rebuilder(bits: int, in_features: int):
+    return lambda parts: QuantisedWeight(bits, in_features, parts[0], parts[1])
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
