@@ -400,11 +400,12 @@ def test_any_order_of_calls(mix, options, tmp_path):
 
 
 class Gated(ScratchFile):
-    """A disk whose requests wait until they are let through; remembers where it read."""
+    """A disk whose requests wait until they are let through; remembers which spans they touched."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.reads, self.may_read, self.may_write = [], threading.Event(), threading.Event()
+        self.reads, self.writes = [], []
+        self.may_read, self.may_write = threading.Event(), threading.Event()
         self.may_read.set()
         self.may_write.set()
 
@@ -414,6 +415,7 @@ class Gated(ScratchFile):
         return super()._read_some(view, offset)
 
     def _write_some(self, view, offset):
+        self.writes.append((offset // (S * RECORD), len(self.reads)))  # after how many reads
         assert self.may_write.wait(20)
         return super()._write_some(view, offset)
 
@@ -495,6 +497,63 @@ def test_a_wish_for_the_next_pass_survives_the_end_of_this_one(tmp_path):
         until(lambda: store.is_ready(table, 0, 0), "the wish is there")
         store.fetch(table, 1, 0).close()
         assert store.is_ready(table, 0, 0) and store.stats.wasted == 0
+
+
+def test_a_wish_made_again_is_as_good_as_new(tmp_path):
+    with opened(tmp_path, layers=2, staging_slots=4) as store:
+        table = store.open_table()
+        for layer in range(2):
+            write(store, table, layer, range(2 * S), flush=True)
+        store.prefetch(table, 0, [1])
+        until(lambda: store.is_ready(table, 0, 1), "the wish is there")
+        store.fetch(table, 0, 0).close()
+        store.prefetch(table, 0, [1])  # still wanted after this pass
+        store.fetch(table, 1, 0).close()
+        assert store.is_ready(table, 0, 1) and store.stats.wasted == 0
+
+
+def test_with_one_layer_a_pass_ends_when_a_span_comes_again(tmp_path):
+    with opened(tmp_path, layers=1, staging_slots=4, predictor="history") as store:
+        table = store.open_table()
+        write(store, table, 0, range(4 * S), flush=True)
+        store.fetch(table, 0, 2).close()
+        store.prefetch(table, 0, [2, 0])
+        until(lambda: store.is_ready(table, 0, 0), "the next pass is there")
+        store.fetch(table, 0, 1).close()
+        store.fetch(table, 0, 2).close()  # the next pass
+        assert store.is_ready(table, 0, 0) and store.stats.wasted == 0
+        assert store._predictor.predict(0, 4) == [2, 1, 3]
+
+
+class LayerZeroOnDisk:
+    """A policy of one's own: an object with one method."""
+
+    def choose(self, layer, span, free, num_layers, expected_spans):
+        return DISK if layer == 0 else HOST
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_read_that_nobody_waits_for_any_more_frees_its_slot(wanted, tmp_path):
+    with opened(
+        tmp_path, layers=2, host=9, file=Gated, policy=LayerZeroOnDisk(), staging_slots=2
+    ) as store:
+        table = store.open_table()
+        for layer in range(2):
+            write(store, table, layer, range(2 * S), flush=True)
+        store.prefetch(table, 0, [0])
+        until(lambda: store.is_ready(table, 0, 0), "the first wish is there")
+        store.file.may_read.clear()
+        store.prefetch(table, 0, [1])
+        until(lambda: len(store.file.reads) == 2, "the second is under way")
+        store.fetch(table, 0, 0).close()
+        store.fetch(table, 1, 0).close()  # layer 0 is over, and the read still under way
+        timer = later(store.file.may_read.set)
+        if wanted:
+            store.fetch(table, 0, 1).close()  # not over, after all: the same read serves
+            assert (store.stats.late, store.stats.wasted) == (1, 0)
+        timer.join()
+        until(lambda: store.stats.wasted == (not wanted), "the slot is free")
+        assert len(store.file.reads) == 2
 
 
 def test_wishes_for_memory_or_for_nothing_cost_nothing(tmp_path):
@@ -618,6 +677,21 @@ def test_writing_waits_only_when_the_buffers_are_full(tmp_path):
         check(store, table, 0, [*range(2 * S), *range(S)])
 
 
+def test_a_write_goes_before_wishes_when_the_buffers_are_full(tmp_path):
+    """Otherwise the caller would wait for every wish before it can go on."""
+    with opened(tmp_path, layers=1, file=Gated, io_threads=1, write_buffers=1) as store:
+        table = store.open_table()
+        write(store, table, 0, range(4 * S), flush=True)
+        store.file.may_read.clear()
+        store.prefetch(table, 0)
+        until(lambda: store.file.reads == [0], "the first wish is under way")
+        write(store, table, 0, range(S))  # takes the buffer
+        store.file.may_read.set()
+        until(lambda: len(store.file.reads) == 4, "all wishes are read")
+        until(lambda: len(store.file.writes) == 5, "all writes are done")
+        assert store.file.writes[-1] == (4, 1)
+
+
 def test_closing_does_not_wait_for_writes_that_have_not_begun(tmp_path):
     with opened(tmp_path, layers=1, file=Gated, io_threads=1, write_buffers=4) as store:
         table = store.open_table()
@@ -682,6 +756,27 @@ def test_whichever_request_fails_the_first_failure_stays(kind, code, options, tm
             store.check_integrity()
             store.close_table(table)
     assert 3 < n < 98
+
+
+def test_of_two_failures_the_first_is_told(tmp_path):
+    class Worse(ScratchFile):
+        num_reads = 0
+
+        def _read_some(self, view, offset):
+            self.num_reads += 1
+            me = self.num_reads
+            until(lambda: self.num_reads == 2, "both reads are under way")
+            time.sleep(0.1 * (me - 1))
+            raise OSError(errno.EIO, f"failure {me}")
+
+    with opened(tmp_path, file=Worse, io_threads=2) as store:
+        table = store.open_table()
+        write(store, table, 0, range(2 * S), flush=True)
+        store.prefetch(table, 0)
+        for wait_s in (0, 0.2):
+            time.sleep(wait_s)
+            with pytest.raises(StorageError, match="failure 1"):
+                store.fetch(table, 0, 0)
 
 
 @threads
