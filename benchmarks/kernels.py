@@ -2,9 +2,10 @@
 
     python benchmarks/kernels.py [--threads N] [--isa avx512|avx2|portable|reference]
 
-Prints the ceiling first: the read bandwidth of this machine, measured by summing a buffer far larger
-than its caches. Then, for each kernel, the bytes it must move per second and the fraction of the
-ceiling reached: above 1 where what it writes stays in the caches. The last line is one JSON object.
+Prints the ceiling first: the read bandwidth of this machine, measured by summing a buffer far
+larger than its caches. Then, for each kernel, the bytes it must move per second and the fraction of
+the ceiling reached: above 1 where what it writes stays in the caches. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

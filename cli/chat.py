@@ -94,7 +94,7 @@ def chat(
             "a conversation cannot be one object; add -p TEXT or pipe a question",
             param_hint="--json",
         )
-    with run.open_chat() as llm:
+    with run.open_llm() as llm:
         Dialogue(run, llm, conversation, remember_lines=history).talk()
 
 

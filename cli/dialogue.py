@@ -16,6 +16,7 @@ from .conversation import Conversation
 from .documents import join_documents, read_documents
 from .line_editor import LineEditor
 from .options import ANSWER_PANEL, SHARED
+from .progress import ProgressDisplay
 from .run import Run, summary_line
 
 HELP = '''/help            this list
@@ -42,7 +43,9 @@ class Dialogue:
         self.run = run
         self.llm = llm
         self.conversation = conversation
-        self.session = llm.session()
+        with ProgressDisplay(run.terminal) as progress:
+            llm.on_progress = progress
+            self.session = llm.session()
         self.documents: list[Any] = []  # to go with the next message
         self.last_output: Any = None
         self.editor = LineEditor(remember_lines)
@@ -51,7 +54,7 @@ class Dialogue:
         """Until the user leaves."""
         say = self.run.terminal.note
         say(
-            f"{self.llm.model_name}, up to {self.llm.plan.context:,} tokens. "
+            f"{self.llm.model_name}, up to {self.session.context:,} tokens. "
             "/help lists the commands; Ctrl-D leaves."
         )
         with self.editor:
@@ -71,7 +74,7 @@ class Dialogue:
 
         Raises KeyboardInterrupt for the second Ctrl-C in a row.
         """
-        prompt = f"[{len(self.session.tokens):,}/{self.llm.plan.context:,}] > "
+        prompt = f"[{len(self.session.tokens):,}/{self.session.context:,}] > "
         interrupted = False
         while True:
             try:
@@ -111,6 +114,7 @@ class Dialogue:
             text = run.when_cancelled["text"]
             if signals.is_leaving:
                 # Not at a safe point: what the session holds may be half a token.
+                self.session.close()
                 self.session = self.llm.session()
             signals.working()
             run.terminal.end_answer()
@@ -211,7 +215,7 @@ class Dialogue:
             f"conversation: {len(self.conversation.turns)} messages, "
             f"saved as {self.conversation.name or '(not saved)'}"
         )
-        tell(f"context: {len(self.session.tokens):,} of {self.llm.plan.context:,} tokens")
+        tell(f"context: {len(self.session.tokens):,} of {self.session.context:,} tokens")
         tell(f"system: {self.conversation.system or '(none)'}")
         self._show_options()
 

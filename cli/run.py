@@ -108,18 +108,11 @@ class Run:
         with opener.open(self.settings.model, **options) as llm:
             if self.settings.model is None:
                 self.terminal.note(
-                    f"No model given: using the small built-in one ({llm.model_name}), "
-                    "a demonstration. Choose another with -m MODEL."
+                    f"No model given: using {llm.model_name}, small and made for demonstration. "
+                    "Choose another with -m MODEL."
                 )
             self.warn_of(llm.warnings)
-            self.terminal.detail(str(llm.plan))
             yield llm
-
-    def open_chat(self) -> Any:
-        """The model, open for a conversation: with as much context as the model knows and the
-        memory holds.
-        """
-        return self.open_llm()
 
     def plan(self, **changes: Any) -> Any:
         """The Plan for the settings; loads no weights.
@@ -209,7 +202,7 @@ class Run:
                 llm.on_progress = None
         output = heard.stream.output
         self.warn_of(output.warnings)
-        self.terminal.detail(summary_line(output))
+        self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
         return output
 
     def finish(self, llm: Any, output: Any) -> None:

@@ -29,13 +29,20 @@ def _byte_level_table() -> dict[str, int]:
 
 
 class Detokenizer:
-    """The bytes of each token. `decoder`: the "decoder" object of a tokenizer.json, None for none.
+    """The bytes of each token. `decoder`: the "decoder" object of a tokenizer.json, None for none;
+    ids from `num_ids` on are nobody's.
 
     UnsupportedModel for a decoder whose tokens have no bytes of their own.
     """
 
-    def __init__(self, decoder: dict[str, Any] | None, id_to_token: Callable[[int], str | None]):
+    def __init__(
+        self,
+        decoder: dict[str, Any] | None,
+        id_to_token: Callable[[int], str | None],
+        num_ids: int,
+    ):
         self._id_to_token = id_to_token
+        self._num_ids = num_ids
         self._pieces: dict[int, bytes] = {}
         self._byte_level: dict[str, int] | None = None
         self._byte_fallback = False
@@ -74,6 +81,8 @@ class Detokenizer:
         """What a token adds to the text; b"" for an id that the tokenizer does not know."""
         piece = self._pieces.get(token_id)
         if piece is None:
+            if not 0 <= token_id < self._num_ids:
+                return b""
             piece = self._pieces[token_id] = self._bytes_of(self._id_to_token(token_id))
         return piece
 

@@ -12,47 +12,52 @@ from torch import nn
 from .model_config import ModelConfig
 
 
-class _Norm(nn.Module):
-    def __init__(self, size: int):
+class _Weight(nn.Module):
+    """A leaf with a weight and perhaps a bias. torch's own layers initialise theirs, and doing that on the meta
+    device imports 75 MiB of torch that nothing else needs."""
+
+    def __init__(self, *shape: int, bias: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
+        self.weight = nn.Parameter(torch.empty(shape))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(shape[0]))
 
 
 class _Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, q, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, kv, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, kv, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(q, c.hidden_size, bias=c.output_bias)
+        self.q_proj = _Weight(q, c.hidden_size, bias=c.qkv_bias)
+        self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
+        self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
+        self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
         if c.qk_norm:
-            self.q_norm, self.k_norm = _Norm(c.head_dim), _Norm(c.head_dim)
+            self.q_norm, self.k_norm = _Weight(c.head_dim), _Weight(c.head_dim)
 
 
 class _Mlp(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_proj = _Weight(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.up_proj = _Weight(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.down_proj = _Weight(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
 
 
 class _Layer(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.input_layernorm = _Norm(c.hidden_size)
+        self.input_layernorm = _Weight(c.hidden_size)
         self.self_attn = _Attention(c)
-        self.post_attention_layernorm = _Norm(c.hidden_size)
+        self.post_attention_layernorm = _Weight(c.hidden_size)
         self.mlp = _Mlp(c)
 
 
 class _Body(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.embed_tokens = _Weight(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(_Layer(c) for _ in range(c.num_layers))
-        self.norm = _Norm(c.hidden_size)
+        self.norm = _Weight(c.hidden_size)
 
 
 class Skeleton(nn.Module):
@@ -62,7 +67,7 @@ class Skeleton(nn.Module):
         super().__init__()
         self.model = _Body(c)
         if not c.tied_embeddings:
-            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+            self.lm_head = _Weight(c.vocab_size, c.hidden_size)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -63,11 +63,16 @@ class Tokenizer:
             # Some files name an ordinary token ("!") for padding: it stays ordinary.
             if text in added_texts or token_id not in self._plain_ids(text):
                 backend.add_special_tokens([AddedToken(text, special=True)])
-        added = backend.get_added_tokens_decoder()
+        added = {
+            token_id: token
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            # A single character that the model finds by itself cannot be told from text.
+            if len(token.content) > 1 or self._plain_ids(token.content) != [token_id]
+        }
         self.special_ids = frozenset(
             [i for i, token in added.items() if token.special or token.content in specials]
         )
-        self.num_ids = max([backend.get_vocab_size() - 1, *added]) + 1
+        self.num_ids = 1 + max([backend.get_vocab_size() - 1, *backend.get_added_tokens_decoder()])
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.prefix_ids = self._prefix(files.add_bos)
@@ -78,7 +83,7 @@ class Tokenizer:
                 "Assistant: ...), which a model that was not trained for chat may not follow."
             )
         self._control = self._control_text(added)
-        self._detokenizer = Detokenizer(self._decoder_spec(), backend.id_to_token)
+        self._detokenizer = Detokenizer(self._decoder_spec(), backend.id_to_token, self.num_ids)
         self._space_at_start = self._puts_space_before("x", "x")
         self._space_after_control = self._puts_space_before(self._control.cut + "x", "x")
 
@@ -333,8 +338,7 @@ class Tokenizer:
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""
-        hidden = frozenset([*self._real_ids, self._cut_id])
-        return TextStream(self._detokenizer, hidden | self.special_ids if skip_special else hidden)
+        return TextStream(self._detokenizer, self.special_ids if skip_special else frozenset())
 
 
 def _num_common(ids: list[int], other: list[int]) -> int:

@@ -165,6 +165,7 @@ def fake_output(text: str, num_prompt: int, reason: str) -> Any:
 class FakeSession:
     llm: Any
     tokens: list[int] = field(default_factory=list)
+    context: int = 4096
 
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
         return self.llm._stream(prompt, generation, self)

@@ -60,7 +60,7 @@ def wait_for(path, process):
 def test_the_answer_alone_goes_to_standard_output(tmp_path):
     code, out, err = run(tmp_path, "ask", "what is it")
     assert (code, out) == (0, "what is it\n")
-    assert "built-in" in err and "warning: the fake warns" in err
+    assert "No model given: using fake-model" in err and "warning: the fake warns" in err
     assert err.count("the fake warns") == 1
 
 

@@ -96,7 +96,7 @@ void matvec(int kind, uintptr_t x, uintptr_t weight, uintptr_t scales, int64_t i
     const MatVec m{(WeightKind)kind, in, at<const float>(x), at<const void>(weight), at<const uint16_t>(scales),
                    at<float>(out)};
     nb::gil_scoped_release released;
-    share_out(out_features, 4, (int64_t)(BYTES[kind] * (double)(in * out_features)), threads,
+    share_out(out_features, 1, (int64_t)(BYTES[kind] * (double)(in * out_features)), threads,
               [&](int64_t begin, int64_t end) { active->matvec(m, begin, end); });
 }
 
