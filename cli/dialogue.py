@@ -129,10 +129,7 @@ class Dialogue:
         if output is not None:
             self.last_output = output
             if output.finish_reason == "length":
-                run.terminal.note(
-                    f"Stopped after {len(output.token_ids):,} tokens; "
-                    "/set max-new-tokens=N allows more."
-                )
+                run.terminal.note(run.why_cut(output, "/set max-new-tokens=N"))
         elif not text:
             return False
         self.conversation.add("assistant", text)

@@ -51,6 +51,7 @@ class Run:
             quiet=settings.quiet, verbose=settings.verbose, as_json=settings.json
         )
         self.signals = signals
+        self._most_tokens: int | None = None  # that the last answer was allowed
         # The object `--json` prints when the run is cancelled.
         self.when_cancelled: dict[str, Any] = {
             "error": {"type": "Cancelled", "message": "The run was cancelled."}
@@ -183,6 +184,7 @@ class Run:
         off standard output. When it is interrupted, `when_cancelled` holds the answer so far.
         """
         heard = Heard(llm)
+        self._most_tokens = generation.get("max_new_tokens")
         self.when_cancelled = heard.fields()
         with ProgressDisplay(self.terminal, self.signals.check) as progress:
             llm.on_progress = progress
@@ -210,9 +212,17 @@ class Run:
         if self.terminal.as_json:
             self.terminal.result(output_fields(llm, output))
         if output.finish_reason == "length":
-            self.terminal.note(
-                f"The answer stopped after {len(output.token_ids):,} tokens; -n allows more."
-            )
+            self.terminal.note(self.why_cut(output, "-n"))
+
+    def why_cut(self, output: Any, more: str) -> str:
+        """Which limit ended an answer of finish_reason "length"; `more` is what raises the first.
+
+        The other one is the context: of the model, of --context or of the memory.
+        """
+        num_tokens = len(output.token_ids)
+        if self._most_tokens is not None and num_tokens >= self._most_tokens:
+            return f"The answer stopped after {num_tokens:,} tokens; {more} allows more."
+        return f"The context is full: the answer stopped after {num_tokens:,} tokens."
 
     def warn_of(self, texts: list[str]) -> None:
         for text in texts:
