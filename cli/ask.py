@@ -38,6 +38,7 @@ def ask(
         question = values.plain(question)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="QUESTION") from None
+    run.expect_answer()
     documents = read_documents(files or [], run.terminal)
     prompt = [{"role": "user", "content": join_documents(documents, question)}]
     with run.open_llm() as llm:

@@ -93,18 +93,31 @@ def _parse_depths(text: str) -> list[int]:
 
 
 def _measure_ceilings(run: Run) -> dict[str, float]:
-    """Bytes per second that each tier can be read at: no run can be faster."""
+    """Bytes per second that each tier can be read at: no run can be faster.
+
+    The disk's is that of extents at random, which is how pages are read.
+    """
     run.calm_libraries()
     import ebbtide
 
-    measure = ebbtide.measure_bandwidth
+    tell = run.terminal.answer  # which is silent with --json
     run.signals.working()
-    found = dict(measure(run.settings.spill_dir))
-    if not run.terminal.as_json:
-        run.terminal.answer("ceilings, measured now\n")
-        for tier, speed in found.items():
-            run.terminal.answer(f"  {tier:<8} {speed / 1e9:6.2f} GB/s\n")
-        run.terminal.answer("\n")
+    tell("ceilings, measured now\n")
+    memory = ebbtide.measure_memory()
+    found = {"host": memory.all_threads_bytes_per_s}
+    tell(
+        f"  memory {found['host'] / 1e9:7.2f} GB/s with {memory.num_threads} threads, "
+        f"{memory.one_thread_bytes_per_s / 1e9:.2f} with one\n"
+    )
+    if run.settings.disk_memory != 0:
+        disk = ebbtide.measure_disk(run.settings.spill_dir)
+        found["disk"] = disk.random_bytes_per_s
+        tell(
+            f"  disk   {found['disk'] / 1e9:7.2f} GB/s at random, "
+            f"{disk.sequential_bytes_per_s / 1e9:.2f} in order, "
+            f"{disk.write_bytes_per_s / 1e9:.2f} written ({disk.way}, {disk.num_threads} threads)\n"
+        )
+    tell("\n")
     return found
 
 

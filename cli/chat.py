@@ -134,6 +134,7 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
 
 
 def _answer_once(run: Run, conversation: Conversation, message: str) -> None:
+    run.expect_answer()
     conversation.add("user", message)
     with run.open_llm() as llm:
         output = run.answer(llm, conversation.messages, run.generation())

@@ -70,6 +70,10 @@ class Run:
         if self.terminal.as_json:
             self.terminal.result(self.when_cancelled)
 
+    def expect_answer(self) -> None:
+        """From here on a cancelled run owes `--json` the object of an answer, though an empty one."""
+        self.when_cancelled = blank_fields(self.settings.model)
+
     # --- the model
 
     def open_options(self) -> dict[str, Any]:

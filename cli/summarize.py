@@ -78,6 +78,7 @@ def summarize(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--length") from None
     files = files or ["-"]
+    run.expect_answer()
     _refuse_to_overwrite_input(files, output)
     with OutputFile(output) if output else nullcontext() as out:
         documents = read_documents(files, run.terminal)

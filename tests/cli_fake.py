@@ -259,7 +259,17 @@ FACE = {
     "Budget": FakeBudget,
     "read_document": read_document,
     "demo_material": demo_material,
-    "measure_bandwidth": lambda spill_dir=None: {"host": 1e4, "disk": 1e3},
+    "measure_memory": lambda: SimpleNamespace(
+        num_threads=2, one_thread_bytes_per_s=5e3, all_threads_bytes_per_s=1e4
+    ),
+    "measure_disk": lambda directory=None: SimpleNamespace(
+        way="o_direct",
+        extent_bytes=524288,
+        num_threads=4,
+        write_bytes_per_s=1e3,
+        sequential_bytes_per_s=2e3,
+        random_bytes_per_s=1e3,
+    ),
 }
 
 

@@ -12,8 +12,8 @@ import ebbtide
 PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
     *("Session", "__version__", "default_spill_dir", "demo_material", "errors", "format_size"),
-    *("instruction_set", "kernel_backend", "measure_bandwidth", "parse_size", "read_document"),
-    "volume_warnings",
+    *("instruction_set", "kernel_backend", "measure_disk", "measure_memory", "parse_size"),
+    *("read_document", "volume_warnings"),
 ]
 
 

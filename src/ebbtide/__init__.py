@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import backend as kernel_backend
     from .kernels.dispatch import instruction_set
     from .offload import errors
-    from .offload.bandwidth import measure_bandwidth
+    from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_size
     from .offload.builtin import demo_material
     from .offload.document import Document, read_document
@@ -48,7 +48,8 @@ __all__ = [
     "format_size",
     "instruction_set",
     "kernel_backend",
-    "measure_bandwidth",
+    "measure_disk",
+    "measure_memory",
     "parse_size",
     "read_document",
     "volume_warnings",
@@ -71,7 +72,8 @@ _HOMES = {
     "format_size": (".offload.budget", "format_size"),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "kernel_backend": (".kernels.dispatch", "backend"),
-    "measure_bandwidth": (".offload.bandwidth", "measure_bandwidth"),
+    "measure_disk": (".offload.bandwidth", "measure_disk"),
+    "measure_memory": (".offload.bandwidth", "measure_memory"),
     "parse_size": (".offload.budget", "parse_size"),
     "read_document": (".offload.document", "read_document"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
