@@ -1,8 +1,10 @@
-"""Exact attention over pages wherever they are: near planes, far planes and raw cells, reduced in a fixed order.
+"""Exact attention over pages wherever they are: near planes, far planes and raw cells, reduced in a
+fixed order.
 
-Every span of token positions gives one partial (maximum, sum, output), computed by one kernel whatever the tier it
-came from, and partials are merged by a tree over span index. Arrival order, budget and prediction never enter, so
-the result is the same to the bit. Knows queries and pages; knows nothing of weights, files or budgets.
+Every span of token positions gives one partial (maximum, sum, output), computed by one kernel
+whatever the tier it came from, and partials are merged by a tree over span index. Arrival order,
+budget and prediction never enter, so the result is the same to the bit. Knows queries and pages;
+knows nothing of weights, files or budgets.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from .sequence import Sequence
 
 
 class MergeTree:
-    """Merges partials pushed in span order as a binary counter does: the shape depends on their number only."""
+    """Merges partials pushed in span order as a binary counter does: the shape depends on their
+    number only.
+    """
 
     def __init__(self):
         self._stack: list[tuple[int, Partial]] = []
@@ -44,8 +48,8 @@ class MergeTree:
 class Query:
     """Queries of one cell (prefill) or of one token (decode) of one layer.
 
-    q: (kv_heads, groups * rows, head_dim) float32, after RoPE and scaled; row index = group * rows + i.
-    position: of the first row; cell: the cell it lies in.
+    q: (kv_heads, groups * rows, head_dim) float32, after RoPE and scaled; row index = group * rows
+    + i. position: of the first row; cell: the cell it lies in.
     """
 
     q: torch.Tensor
@@ -56,7 +60,7 @@ class Query:
 
 
 class TieredAttention:
-    """Attention of one model over a page store. Owns the float32 tiles that spans are unpacked to."""
+    """Attention of one model over a page store. Owns the tiles that spans are unpacked to."""
 
     def __init__(self, layout: PageLayout, cell_tokens, span_tokens, store, rope: Rope, device):
         self.layout = layout
@@ -84,7 +88,8 @@ class TieredAttention:
         window: int | None,
         key_bias: torch.Tensor | None,
     ) -> list[torch.Tensor]:
-        """Attention output of each query: (rows, num_heads * head_dim) float32, heads in the model's order.
+        """Attention output of each query: (rows, num_heads * head_dim) float32, heads in the
+        model's order.
 
         Queries come in order of their cells. window: tokens a query sees, itself included, or None.
         key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
@@ -126,13 +131,17 @@ class TieredAttention:
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask))
 
     def _bias_of(self, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
-        """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens, head_dim)."""
+        """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,
+        head_dim).
+        """
         cos, sin = self.rope.angles(base, tokens)
         bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin).transpose(0, 1)
         return rotate(bias) if self.layout.rotate else bias
 
     def _window_mask(self, query: Query, window: int | None, base: int, count: int):
-        """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of them."""
+        """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of
+        them.
+        """
         if window is None or query.position + query.rows - window <= base:
             return None
         device = query.q.device

@@ -1,7 +1,7 @@
 """What the user allows: one size per tier, and what the machine has when a size is `auto`.
 
-Sizes are bytes, text such as "6GiB", "auto", or 0 to switch a tier off. Imports no torch: the commands check sizes
-before anything heavy is loaded.
+Sizes are bytes, text such as "6GiB", "auto", or 0 to switch a tier off. Imports no torch: the
+commands check sizes before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _DISK_SHARE, _DISK_KEPT_FREE_BYTES = 0.10, 5 << 30
 
 
 def parse_size(text: str) -> int | str:
-    """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes. Raises ValueError."""
+    """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes. Raises
+    ValueError.
+    """
     word = text.strip()
     if word.lower() == "auto":
         return "auto"
@@ -63,7 +65,8 @@ def format_size(num_bytes: float) -> str:
 class Budget:
     """The most memory of each tier that Ebbtide may use: bytes, "6GiB", "auto", or 0 = tier off.
 
-    host_memory covers the whole process, the runtime's own share included. Raises InputError for what is no size.
+    host_memory covers the whole process, the runtime's own share included. Raises InputError for
+    what is no size.
     """
 
     device_memory: int | str = "auto"
@@ -85,7 +88,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Limits:
-    """A budget with every `auto` resolved on this machine, in bytes. device_bytes is None without a device tier.
+    """A budget with every `auto` resolved on this machine, in bytes. device_bytes is None without a
+    device tier.
 
     runtime_bytes: what the process uses before a model is loaded; part of host_bytes.
     """
@@ -97,7 +101,9 @@ class Limits:
 
 
 def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | None) -> Limits:
-    """The limits on this machine, now. spill_dir None: no disk tier. free_device_bytes None: no device tier."""
+    """The limits on this machine, now. spill_dir None: no disk tier. free_device_bytes None: no
+    device tier.
+    """
     import psutil
 
     runtime = psutil.Process().memory_info().rss

@@ -1,7 +1,8 @@
-"""Safetensors on disk: where each tensor's bytes lie, checked against what the model needs; reads them by pread.
+"""Safetensors on disk: where each tensor's bytes lie, checked against what the model needs; reads
+them by pread.
 
-No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory nobody planned.
-Never unpickles anything. Does not know what the tensors are for.
+No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory
+nobody planned. Never unpickles anything. Does not know what the tensors are for.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class TensorRef:
 class Checkpoint:
     """The tensors of a model folder, by name.
 
-    Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a wrong shape or
-    dtype, and for folders that hold pickled weights only.
+    Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
+    wrong shape or dtype, and for folders that hold pickled weights only.
     """
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]):
@@ -57,7 +58,8 @@ class Checkpoint:
             ref = found[name]
             if ref.shape != shape:
                 raise BadCheckpoint(
-                    f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks for {list(shape)}."
+                    f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks "
+                    f"for {list(shape)}."
                 )
             self.refs[name] = ref
 
@@ -89,7 +91,9 @@ class Checkpoint:
         )
 
     def read_into(self, ref: TensorRef, out: torch.Tensor) -> None:
-        """Fill `out` (uint8, ref.num_bytes) from the file. A file that shrank is a BadCheckpoint, not a crash."""
+        """Fill `out` (uint8, ref.num_bytes) from the file. A file that shrank is a BadCheckpoint,
+        not a crash.
+        """
         if ref.path not in self._files:
             self._files[ref.path] = os.open(ref.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         descriptor, view, done = self._files[ref.path], memoryview(out.numpy()), 0
@@ -137,14 +141,18 @@ def _shards(folder: Path) -> list[Path]:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise BadCheckpoint(
-            f"{folder} holds pickled weights only ({pickles[0]}). A pickle can run any program while it loads, so "
-            "Ebbtide reads safetensors only: use a repository with *.safetensors, or convert it with transformers."
+            f"{folder} holds pickled weights only ({pickles[0]}). A pickle can run any program "
+            "while it loads, so "
+            "Ebbtide reads safetensors only: use a repository with *.safetensors, or convert "
+            "it with transformers."
         )
     raise BadCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
 
 
 def _read_header(path: Path) -> dict[str, TensorRef]:
-    """Names and places of a file's tensors, each checked to lie within the file and to be as long as it says."""
+    """Names and places of a file's tensors, each checked to lie within the file and to be as long
+    as it says.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -154,7 +162,8 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
             length = struct.unpack("<Q", start)[0]
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise BadCheckpoint(
-                    f"{path} states a header of {length} bytes in a file of {size}. It is damaged or incomplete."
+                    f"{path} states a header of {length} bytes in a file of {size}. It is "
+                    "damaged or incomplete."
                 )
             header = json.loads(file.read(length))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -173,10 +182,11 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
             whole = False
         if not whole or begin > end or data + end > size:
             raise BadCheckpoint(
-                f"{path}: {name} does not lie within the file. It is damaged or incomplete; download it again."
+                f"{path}: {name} does not lie within the file. It is damaged or incomplete; "
+                "download it again."
             )
         if dtype not in _DTYPES:
-            continue  # extra tensors of other types are nobody's weights; a needed one is reported as missing
+            continue  # nobody's weights; one that is needed will be reported as missing
         count = 1
         for n in shape:
             count *= n

@@ -1,8 +1,10 @@
-"""The transformer's arithmetic for one layer: norms, projections, RoPE, the gated MLP. One decoder for all families.
+"""The transformer's arithmetic for one layer: norms, projections, RoPE, the gated MLP. One decoder
+for all families.
 
-Works on the rows of one cell (prefill) or on a single row (decode), in float32. A cell is always handled as a whole
-buffer of cell_tokens rows, of which only the tiles that hold asked-for rows are multiplied, so a row's bits depend
-on its place in the cell and on nothing else. Knows no pages and no tiers.
+Works on the rows of one cell (prefill) or on a single row (decode), in float32. A cell is always
+handled as a whole buffer of cell_tokens rows, of which only the tiles that hold asked-for rows are
+multiplied, so a row's bits depend on its place in the cell and on nothing else. Knows no pages and
+no tiers.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ class Decoder:
         self.scale = config.head_dim**-0.5
 
     def project(self, w: LayerTensors, x: torch.Tensor, rows: slice, position: int):
-        """Queries, keys and values of residual rows x (n, hidden_size), the first of which is at `position`.
+        """Queries, keys and values of residual rows x (n, hidden_size), the first of which is at
+        `position`.
 
-        Returns q (kv_heads, groups * n, head_dim), scaled, row = group * n + i; k and v (n, kv_heads, head_dim).
+        Returns q (kv_heads, groups * n, head_dim), scaled, row = group * n + i; k and v (n,
+        kv_heads, head_dim).
         """
         c, n = self.config, x.shape[0]
         h = rms_norm(x, w["input_layernorm.weight"], c.norm_eps)
@@ -64,7 +68,9 @@ class Decoder:
         return q.reshape(c.num_kv_heads, c.groups * n, c.head_dim), k, v
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
-        """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not additive: None."""
+        """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
+        additive: None.
+        """
         bias = w.get("self_attn.k_proj.bias")
         if bias is None or self.config.qk_norm:
             return None

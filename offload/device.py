@@ -1,4 +1,6 @@
-"""Where computing happens: the CPU, or a GPU with memory of its own. Nothing else asks torch what there is."""
+"""Where computing happens: the CPU, or a GPU with memory of its own. Nothing else asks torch what
+there is.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,30 @@ from .errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda or mps. Raises InputError for another name, or for a device that is not there."""
+    """auto, cpu, cuda or mps. Raises InputError for another name, or for a device that is not
+    there.
+    """
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device is {name!r}; allowed are auto, cpu, cuda and mps.")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     if not there[name]:
         raise InputError(
-            f"device {name} is not available here; available: {', '.join(k for k, v in there.items() if v)}."
+            f"device {name} is not available here; available: "
+            f"{', '.join(k for k, v in there.items() if v)}."
         )
     return torch.device(name)
 
 
 def free_device_bytes(device: torch.device) -> int | None:
-    """Free memory of a GPU; None on the CPU. On unified memory (MPS) half of what the system recommends."""
+    """Free memory of a GPU; None on the CPU. On unified memory (MPS) half of what the system
+    recommends.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

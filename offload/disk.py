@@ -114,6 +114,12 @@ class ScratchFile:
         self._reserve(offset + len(view))
         self._move(self._write_some, view, offset, "write")
 
+    def sync(self) -> None:
+        """Brings all to the disk and lets the cache go, so that a measurement reads the disk."""
+        os.fsync(self._fd)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Gives the file and its room back. May be called again."""
         self._finalizer()

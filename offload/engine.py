@@ -1,7 +1,9 @@
-"""Runs token sequences through the model: prefill cell by cell, decode token by token, pages sealed on the way.
+"""Runs token sequences through the model: prefill cell by cell, decode token by token, pages sealed
+on the way.
 
-    prefill   some cells at a time (a sweep) go through each layer together, so that weights and far planes are read
-              once for all of them; every cell's arithmetic is the same whatever the sweep
+    prefill   some cells at a time (a sweep) go through each layer together, so that weights and far
+              planes are read once for all of them; every cell's arithmetic is the same whatever the
+              sweep
     decode    one token through all layers
 
 Knows no text and no sampling; `session` does.
@@ -41,8 +43,8 @@ class _CellRows:
 class Engine:
     """A model, ready to run sequences whose pages lie in one store.
 
-    sweep_cells: cells per prefill sweep; changes memory and time, never a result. With overlap=False nothing is
-    requested ahead: the plain twin.
+    sweep_cells: cells per prefill sweep; changes memory and time, never a result. With
+    overlap=False nothing is requested ahead: the plain twin.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Engine:
     # ---- sequences ---------------------------------------------------------------------------
 
     def open_sequence(self, expected_tokens: int) -> Sequence:
-        """An empty sequence. expected_tokens: how long it may become, for the policy of the store."""
+        """An empty sequence. expected_tokens: how long it may become, for the policy."""
         spans = -(-expected_tokens // self.geometry.span_tokens)
         return Sequence(self.store.open_table(spans), self.new_raw(), self.geometry.cell_tokens)
 
@@ -84,8 +86,9 @@ class Engine:
         return other
 
     def rewind(self, sequence: Sequence, length: int) -> None:
-        """Make `length` the number of processed tokens; the tokens stay. Where the raw cells that its neighbours
-        saw are gone, it becomes 0: a sealed copy of them would give other bits."""
+        """Make `length` the number of processed tokens; the tokens stay. Where the raw cells that
+        its neighbours saw are gone, it becomes 0: a sealed copy of them would give other bits.
+        """
         if not sequence.can_resume_at(length):
             length = 0
         if length == 0:
@@ -125,11 +128,12 @@ class Engine:
         on_progress: Callable[[int], None] | None = None,
         stop_at: int | None = None,
     ) -> torch.Tensor | None:
-        """Process pending tokens up to `stop_at` (default: all); returns the last row's residual (1, hidden_size).
+        """Process pending tokens up to `stop_at` (default: all); returns the last row's residual
+        (1, hidden_size).
 
-        on_rows gets every new row's residual after the last layer; without it the last layer computes only what
-        later tokens need. on_progress(length) is called after each sweep; what it raises stops the run between two
-        sweeps, and the sequence is whole.
+        on_rows gets every new row's residual after the last layer; without it the last layer
+        computes only what later tokens need. on_progress(length) is called after each sweep; what
+        it raises stops the run between two sweeps, and the sequence is whole.
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
@@ -139,7 +143,9 @@ class Engine:
             sequence.will_write(end.cell)
             for layer in range(self.config.num_layers):
                 final = layer == self.config.num_layers - 1
-                self._sweep_layer(sequence, layer, sweep, stop, needs_all=on_rows is not None or not final)
+                self._sweep_layer(
+                    sequence, layer, sweep, stop, needs_all=on_rows is not None or not final
+                )
             cells = self.geometry.cell_tokens
             sequence.length = end.cell * cells + end.rows.stop
             last = end.x[end.rows.stop - 1 : end.rows.stop]
@@ -190,8 +196,10 @@ class Engine:
             start = end
         return sweep
 
-    def _sweep_layer(self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool):
-        """One layer for all cells of a sweep: keys and values first, then attention, then the MLP."""
+    def _sweep_layer(
+        self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
+    ):
+        """One layer for a whole sweep: keys and values first, then attention, then the MLP."""
         w = self.weights.layer(layer)
         bias = self._page_bias(w)
         queries = []
@@ -248,7 +256,8 @@ class Engine:
             near, records = seal(k, v, self.geometry.layout)
         except FloatingPointError as error:
             raise ModelError(
-                f"layer {layer}: keys or values of tokens {cell * self.geometry.cell_tokens} and on cannot be "
+                f"layer {layer}: keys or values of tokens {cell * self.geometry.cell_tokens} "
+                "and on cannot be "
                 f"quantised ({error}). Use --kv-bits full."
             ) from error
         self.store.write(sequence.table, layer, first, near, records)

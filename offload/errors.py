@@ -9,14 +9,15 @@
       ContextOverflow         more tokens than the context holds           exit 3
       StorageError            disk full, read or write failed              exit 4
 
-A failed `assert` is a bug of ours; these are not. Knows nothing of torch, so that usage errors stay quick.
+A failed `assert` is a bug of ours; these are not. Knows nothing of torch, so that usage errors stay
+quick.
 """
 
 from __future__ import annotations
 
 
 class EbbtideError(Exception):
-    """Base of all errors that Ebbtide raises on purpose. `exit_code` is what the commands return."""
+    """Base of all errors that Ebbtide raises on purpose; commands return `exit_code`."""
 
     exit_code = 1
 

@@ -1,8 +1,8 @@
 """The architectures that the decoder runs: what sets each apart from plain Llama.
 
-One function per family, from config.json to ModelConfig fields; one entry in FAMILIES. Everything the decoder can
-do is a field of ModelConfig, so a family that only mixes known features needs nothing else. Names of tensors follow
-Hugging Face (skeleton.py).
+One function per family, from config.json to ModelConfig fields; one entry in FAMILIES. Everything
+the decoder can do is a field of ModelConfig, so a family that only mixes known features needs
+nothing else. Names of tensors follow Hugging Face (skeleton.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ def llama(raw: dict, get, num_layers: int) -> dict:
 
 
 def mistral(raw: dict, get, num_layers: int) -> dict:
-    """Mistral 7B and Nemo. A config.json that leaves sliding_window out means 4096; null means none."""
+    """Mistral 7B and Nemo. A config.json that leaves sliding_window out means 4096; null means
+    none.
+    """
     window = get.number("sliding_window", 4096) if raw.get("sliding_window", 4096) else None
     return {"windows": (window,) * num_layers}
 
 
 def qwen2(raw: dict, get, num_layers: int) -> dict:
-    """Qwen2 and Qwen2.5: biases on q, k, v; windows only from layer `max_window_layers` on, when switched on."""
+    """Qwen2 and Qwen2.5: biases on q, k, v; windows only from layer `max_window_layers` on, when
+    switched on.
+    """
     return {"qkv_bias": True, "windows": _qwen_windows(raw, get, num_layers)}
 
 
@@ -52,7 +56,9 @@ def _qwen_windows(raw: dict, get, num_layers: int) -> tuple[int | None, ...]:
         first = get.number("max_window_layers", 28, low=0)
         return tuple(window if i >= first else None for i in range(num_layers))
     if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise BadCheckpoint(f"{get.path}: layer_types must name {num_layers} layers, got {kinds!r}.")
+        raise BadCheckpoint(
+            f"{get.path}: layer_types must name {num_layers} layers, got {kinds!r}."
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

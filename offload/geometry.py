@@ -1,4 +1,5 @@
-"""The sizes that fix every result: cells, spans, pages and bits. Chosen from model and options, never from a budget.
+"""The sizes that fix every result: cells, spans, pages and bits. Chosen from model and options,
+never from a budget.
 
 The numbers behind the choices stand in docs/design.md.
 """
@@ -27,7 +28,9 @@ AUTO_KV_BITS = "8"
 
 @dataclass(frozen=True)
 class Geometry:
-    """cell_tokens: the grid of prefill and of sealing; span_tokens: of attention partials, homes and reads."""
+    """cell_tokens: the grid of prefill and of sealing; span_tokens: of attention partials, homes
+    and reads.
+    """
 
     cell_tokens: int
     span_tokens: int
@@ -36,7 +39,8 @@ class Geometry:
     def __post_init__(self):
         if self.cell_tokens % self.layout.record_tokens or self.span_tokens % self.cell_tokens:
             raise InputError(
-                f"a span ({self.span_tokens} tokens) must hold whole cells ({self.cell_tokens}), and a cell whole "
+                f"a span ({self.span_tokens} tokens) must hold whole cells "
+                f"({self.cell_tokens}), and a cell whole "
                 f"records ({self.layout.record_tokens})"
             )
 
@@ -69,9 +73,14 @@ def choose_geometry(config: ModelConfig, kv_bits: str = "auto") -> Geometry:
     else:
         key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
-    page = PageLayout(config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec)
+    page = PageLayout(
+        config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec
+    )
     cell = CELL_TOKENS
-    while cell < MOST_CELL_TOKENS and cell // PAGE_TOKENS * page.record_payload_bytes < LEAST_RECORD_BYTES:
+    while (
+        cell < MOST_CELL_TOKENS
+        and cell // PAGE_TOKENS * page.record_payload_bytes < LEAST_RECORD_BYTES
+    ):
         cell *= 2
     return Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell))
 
@@ -83,4 +92,7 @@ def _group_pages(page: PageLayout, cell_tokens: int) -> PageLayout:
         choices.append(replace(page, pages_per_record=count))
         count *= 2
     good = [c for c in choices if c.record_payload_bytes >= LEAST_RECORD_BYTES] or choices[-1:]
-    return next((c for c in good if c.padding_share <= MOST_PADDING), min(good, key=lambda c: c.padding_share))
+    return next(
+        (c for c in good if c.padding_share <= MOST_PADDING),
+        min(good, key=lambda c: c.padding_share),
+    )

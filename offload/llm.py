@@ -1,7 +1,7 @@
 """The Python API: open a model under a budget, ask it, talk to it, look at its logits.
 
-Weights are loaded at the first request, when its length is known and the plan can give memory to what needs it.
-Ties the parts together and computes nothing itself.
+Weights are loaded at the first request, when its length is known and the plan can give memory to
+what needs it. Ties the parts together and computes nothing itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,25 +38,61 @@ _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models sta
 _SCORE_BLOCK_BYTES = 32 << 20
 
 
-class LLM:
-    """A language model whose context may be larger than memory. Open it with `LLM.open`; a context manager.
+@dataclass(frozen=True)
+class Options:
+    """What `LLM.open` was asked for, checked. Raises InputError."""
 
-    One LLM serves one thread at a time: a call from a second thread while one runs raises InputError.
-    on_progress: called with Progress while loading and reading. warnings: what a user should know. plan: where
-    things lie for the last request, or would lie for the context that was asked for.
+    model: str | Path | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    budget: Budget = field(default_factory=Budget)
+    mode: str = "exact"
+    epsilon: float = 0.02
+    kv_bits: str | int = "auto"
+    weight_bits: str | int = "auto"
+    context: int | None = None
+    spill_dir: str | Path | None = None
+    threads: int | None = None
+
+    def __post_init__(self):
+        if self.mode in ("bounded", "deadline"):
+            raise InputError(
+                f"mode {self.mode!r} is not there yet; use 'exact', which attends every page"
+            )
+        self._require("mode", self.mode == "exact", "'exact'")
+        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
+        self._require("epsilon", number and 0 < self.epsilon < 1, "a number between 0 and 1")
+        self._require(
+            "dtype", self.dtype in ("auto", *DTYPE_BYTES), f"auto, {', '.join(DTYPE_BYTES)}"
+        )
+        self._require("budget", isinstance(self.budget, Budget), "a Budget")
+        for name in ("context", "threads"):
+            value = getattr(self, name)
+            good = value is None or (type(value) is int and value >= 1)
+            self._require(name, good, "a whole number from 1 up")
+
+    def _require(self, name: str, good: bool, allowed: str) -> None:
+        if not good:
+            raise InputError(f"{name} is {getattr(self, name)!r}; allowed is {allowed}")
+
+
+class LLM:
+    """A language model whose context may be larger than memory. Open it with `LLM.open`; a context
+    manager.
+
+    One LLM serves one thread at a time: a call from a second thread while one runs raises
+    InputError. on_progress: called with Progress while loading and reading. warnings: what a user
+    should know. plan: where things lie for the last request, or would lie for the context that was
+    asked for.
     """
 
-    def __init__(self, model, *, revision, device, dtype, budget, mode, epsilon, kv_bits, weight_bits, context,
-                 spill_dir, threads, geometry=None, store_options=None):  # fmt: skip
-        _check_mode(mode, epsilon)
-        if threads is not None:
-            if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-                raise InputError(f"threads is {threads!r}; allowed is a whole number from 1 up")
-            torch.set_num_threads(threads)
-        if context is not None and (
-            isinstance(context, bool) or not isinstance(context, int) or context < 1
-        ):
-            raise InputError(f"context is {context!r}; allowed is a whole number of tokens from 1 up")
+    def __init__(self, options: Options, *, geometry: Geometry | None = None, **store_options):
+        """For `open`. geometry and store_options (see Runtime) replace what would be chosen."""
+        revision, device, dtype = options.revision, options.device, options.dtype
+        model, context, budget = options.model, options.context, options.budget
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         self.warnings: list[str] = []
         self.on_progress: Callable[[Progress], None] | None = None
         self.builtin = model is None
@@ -65,22 +101,23 @@ class LLM:
         self.device = choose_device(device)
         self.config = read_model_config(self.folder)
         if dtype != "auto":
-            if dtype not in DTYPE_BYTES:
-                raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPE_BYTES)}")
             self.config = replace(self.config, dtype=dtype)
         self._shapes = expected_shapes(self.config)
         self._checkpoint = Checkpoint(self.folder, self._shapes)
         self._tokenizer: Tokenizer | None = None
         self.generation = GenerationConfig.from_model_folder(self.folder)
         self.warnings += self.generation.warnings
-        self.geometry: Geometry = geometry or choose_geometry(self.config, kv_bits)
+        self.geometry: Geometry = geometry or choose_geometry(self.config, options.kv_bits)
         self._facts = Facts(
-            self.model_name, self.config, self._shapes, choose_weight_bits(weight_bits, self._shapes)
+            self.model_name,
+            self.config,
+            self._shapes,
+            choose_weight_bits(options.weight_bits, self._shapes),
         )
-        self._spill_dir = self._choose_spill_dir(spill_dir, budget)
+        self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._budget, self._context = budget, context
         self.limits: Limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
-        self._store_options = store_options or {}
+        self._store_options = store_options
         self._bandwidth: dict[str, float] = {}
         self._weights: WeightStore | None = None
         self._loaded: tuple[int, bool] | None = None
@@ -106,17 +143,30 @@ class LLM:
         spill_dir: str | Path | None = None,
         threads: int | None = None,
     ) -> LLM:
-        """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in one.
+        """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in
+        one.
 
-        context: the most tokens a request may reach; None: what each request needs. spill_dir: where pages that do
-        not fit in memory go; None: the user's cache folder. Checks the files and the plan, loads no weights yet.
-        Raises ModelError, InputError, and DoesNotFit when `context` was given and cannot fit.
+        context: the most tokens a request may reach; None: what each request needs. spill_dir:
+        where pages that do not fit in memory go; None: the user's cache folder. Checks the files
+        and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
+        `context` was given and cannot fit.
         """
         llm = cls(
-            model, revision=revision, device=device, dtype=dtype, budget=budget or Budget(), mode=mode,
-            epsilon=epsilon, kv_bits=kv_bits, weight_bits=weight_bits, context=context, spill_dir=spill_dir,
-            threads=threads,
-        )  # fmt: skip
+            Options(
+                model=model,
+                revision=revision,
+                device=device,
+                dtype=dtype,
+                budget=budget or Budget(),
+                mode=mode,
+                epsilon=epsilon,
+                kv_bits=kv_bits,
+                weight_bits=weight_bits,
+                context=context,
+                spill_dir=spill_dir,
+                threads=threads,
+            )
+        )
         if context is not None:
             llm.plan.raise_if_unfit()
         return llm
@@ -125,15 +175,12 @@ class LLM:
 
     @classmethod
     def plan_for(cls, model: str | Path | None = None, **options) -> Plan:
-        """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits` may be False."""
+        """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits`
+        may be False.
+        """
         from .bandwidth import measure_disk, measure_memory
 
-        options = {
-            "revision": None, "device": "auto", "dtype": "auto", "budget": Budget(), "mode": "exact",
-            "epsilon": 0.02, "kv_bits": "auto", "weight_bits": "auto", "context": None, "spill_dir": None,
-            "threads": None, **options,
-        }  # fmt: skip
-        llm = cls(model, **options)
+        llm = cls(Options(model=model, **options))
         try:
             memory = measure_memory()
             llm._bandwidth = {"host": memory, "device": memory}
@@ -146,8 +193,10 @@ class LLM:
     # ---- answers -----------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **generation) -> Output:
-        """Answer one prompt: a str is raw text, a list of ints token ids, a list of {role, content} goes through the
-        chat template. Generation names follow Hugging Face's GenerationConfig; unknown ones raise InputError."""
+        """Answer one prompt: a str is raw text, a list of ints token ids, a list of {role, content}
+        goes through the chat template. Generation names follow Hugging Face's GenerationConfig;
+        unknown ones raise InputError.
+        """
         stream = self.stream(prompt, **generation)
         for _ in stream:
             pass
@@ -158,7 +207,9 @@ class LLM:
         return self.generate(messages, **generation)
 
     def stream(self, prompt: Prompt, **generation) -> Stream:
-        """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by `close()`."""
+        """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by
+        `close()`.
+        """
         config = self.generation.resolve(**generation)
         ids = self.encode(prompt, think=config.think)
         if not ids:
@@ -172,12 +223,15 @@ class LLM:
             raise
 
     def session(self, name: str | None = None) -> Session:
-        """A conversation or document that stays; its context is the one given to `open`, else the largest that fits.
+        """A conversation or document that stays; its context is the one given to `open`, else the
+        largest that fits.
 
         Sessions with a name, kept on disk, are not there yet: a name raises InputError.
         """
         if name is not None:
-            raise InputError("named sessions that outlive the process are not there yet; leave the name out")
+            raise InputError(
+                "named sessions that outlive the process are not there yet; leave the name out"
+            )
         context = self._context or self._natural_context(_SESSION_SEQUENCES)
         return self._open_session(context, sequences=_SESSION_SEQUENCES)
 
@@ -186,7 +240,8 @@ class LLM:
     ) -> torch.Tensor:
         """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
 
-        The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the decode path.
+        The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the
+        decode path.
         """
         rows: list[torch.Tensor] = []
         self._each_logits(token_ids, prefill_tokens, last, lambda index, block: rows.append(block))
@@ -195,7 +250,8 @@ class LLM:
     def score(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
     ) -> torch.Tensor:
-        """Log-probability (n,) of each token after those before it; n is len(token_ids) - 1, or `last`.
+        """Log-probability (n,) of each token after those before it; n is len(token_ids) - 1, or
+        `last`.
 
         Runs in blocks: memory does not grow with the vocabulary times the text.
         """
@@ -225,7 +281,9 @@ class LLM:
             session._admit(len(ids))
             sequence, engine = session._sequence, session._engine
             cells = sequence.cell_tokens
-            per_block = max(1, _SCORE_BLOCK_BYTES // (4 * self.config.vocab_size * ROW_TILE)) * ROW_TILE
+            per_block = (
+                max(1, _SCORE_BLOCK_BYTES // (4 * self.config.vocab_size * ROW_TILE)) * ROW_TILE
+            )
 
             def on_rows(cell: int, x: torch.Tensor, new: slice) -> None:
                 for start in range(new.start // ROW_TILE * ROW_TILE, new.stop, per_block):
@@ -262,13 +320,18 @@ class LLM:
             self.warnings += self._tokenizer.warnings
         return self._tokenizer
 
-    def encode(self, prompt: Prompt, *, begins: bool = True, think: bool | None = None) -> list[int]:
-        """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS belongs."""
+    def encode(
+        self, prompt: Prompt, *, begins: bool = True, think: bool | None = None
+    ) -> list[int]:
+        """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS
+        belongs.
+        """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, None if begins else False)
         if not isinstance(prompt, list | tuple):
             raise InputError(
-                f"a prompt is a str, a list of token ids or a list of messages, not {type(prompt).__name__}"
+                "a prompt is a str, a list of token ids or a list of messages, not "
+                f"{type(prompt).__name__}"
             )
         if prompt and isinstance(prompt[0], dict):
             return self.tokenizer.chat_ids(prompt, think=think)
@@ -306,7 +369,9 @@ class LLM:
     def running(self) -> Iterator[None]:
         """While the model computes: keeps a second thread out."""
         if not self._thread_lock.acquire(blocking=False):
-            raise InputError("this LLM is running in another thread; one LLM serves one thread at a time")
+            raise InputError(
+                "this LLM is running in another thread; one LLM serves one thread at a time"
+            )
         try:
             yield
         finally:
@@ -324,13 +389,17 @@ class LLM:
             self._sessions.remove(session)
 
     def reserve_raw(self, engine) -> None:
-        """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan, snapshots included."""
+        """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan,
+        snapshots included.
+        """
         forks = sum(1 for s in self._sessions if s._engine is engine)
         if forks >= _SESSION_SEQUENCES - 2:
             raise DoesNotFit(
                 f"a session has room for {_SESSION_SEQUENCES - 3} fork at a time; close one first",
                 tier="host",
-                needed_bytes=(forks + 1) * self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES,
+                needed_bytes=(forks + 1)
+                * self.plan.host.get("raw tokens", 0)
+                // _SESSION_SEQUENCES,
                 available_bytes=forks * self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES,
             )
 
@@ -344,7 +413,9 @@ class LLM:
             return None
         folder = Path(given).expanduser() if given is not None else default_spill_dir()
         if not folder.is_dir():
-            raise InputError(f"--spill-dir {folder} is not a folder. Create it or name another one.")
+            raise InputError(
+                f"--spill-dir {folder} is not a folder. Create it or name another one."
+            )
         self.warnings += volume_warnings(folder)
         return folder
 
@@ -353,7 +424,9 @@ class LLM:
         return make_plan(self._facts, self.geometry, self.limits, request, self._bandwidth)
 
     def _natural_context(self, sequences: int = 1) -> int:
-        """The longest context that streams no more weights than a short one would: the model's limit, if it fits."""
+        """The longest context that streams no more weights than a short one would: the model's
+        limit, if it fits.
+        """
         most, cell = self.config.max_positions, self.geometry.cell_tokens
         short = self._plan(min(most, 4 * cell), sequences)
         loaded = self._loaded or (short.layers_streamed, short.head_resident)
@@ -378,7 +451,8 @@ class LLM:
         taken = [s for s in self._sessions if s._runtime.plan.far_spans["host"]]
         if taken:
             raise DoesNotFit(
-                "another session of this LLM holds the memory for pages; close it first, or fork it",
+                "another session of this LLM holds the memory for pages; close it first, or "
+                "fork it",
                 tier="host",
                 needed_bytes=plan.fixed_host_bytes,
                 available_bytes=0,
@@ -416,7 +490,11 @@ class LLM:
         def on_load(done: int, total: int) -> None:
             elapsed = time.perf_counter() - began
             speed = done / elapsed if elapsed else 0.0
-            self.report(Progress("load", done, total, elapsed, speed, (total - done) / speed if speed else None))
+            self.report(
+                Progress(
+                    "load", done, total, elapsed, speed, (total - done) / speed if speed else None
+                )
+            )
 
         self._weights = WeightStore(
             self.config,
@@ -432,7 +510,9 @@ class LLM:
 
 
 def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters on."""
+    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters
+    on.
+    """
     asked = str(asked)
     if asked in ("8", "4"):
         return int(asked)
@@ -442,14 +522,3 @@ def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> 
         raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
     parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
     return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else None
-
-
-def _check_mode(mode: str, epsilon: float) -> None:
-    if mode in ("bounded", "deadline"):
-        raise InputError(f"mode {mode!r} is not there yet; use 'exact', which attends every page.")
-    if mode != "exact":
-        raise InputError(f"mode is {mode!r}; allowed is 'exact' (bounded and deadline will follow).")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise InputError(f"epsilon is {epsilon!r}; allowed is a number between 0 and 1")
-
-

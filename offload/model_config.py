@@ -1,8 +1,8 @@
 """What a model is made of, read from its config.json.
 
-Understands the layout that hubs carry (`rope_scaling`, `rope_theta`, `torch_dtype`) and the one transformers 5 writes
-(`rope_parameters`, `dtype`). Which architectures there are, and what sets each apart, stands in families.py.
-Knows no weights and allocates nothing.
+Understands the layout that hubs carry (`rope_scaling`, `rope_theta`, `torch_dtype`) and the one
+transformers 5 writes (`rope_parameters`, `dtype`). Which architectures there are, and what sets
+each apart, stands in families.py. Knows no weights and allocates nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: `kind` is default, linear, llama3 or yarn; `parameters` are that kind's own."""
+    """Rotary position embedding: `kind` is default, linear, llama3 or yarn; `parameters` are that
+    kind's own.
+    """
 
     kind: str
     theta: float
@@ -46,7 +48,9 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each query and key head before RoPE
-    windows: tuple[int | None, ...] = ()  # per layer: tokens a query sees, itself included; None = all
+    windows: tuple[
+        int | None, ...
+    ] = ()  # per layer: tokens a query sees, itself included; None = all
 
     @property
     def groups(self) -> int:
@@ -55,12 +59,15 @@ class ModelConfig:
 
 
 def load_json(path: Path) -> dict:
-    """A JSON object from `path`. Raises BadCheckpoint when it is missing, unreadable or not an object."""
+    """A JSON object from `path`. Raises BadCheckpoint when it is missing, unreadable or not an
+    object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadCheckpoint(
-            f"{path.parent} has no {path.name}. A model folder needs config.json, *.safetensors and tokenizer.json; "
+            f"{path.parent} has no {path.name}. A model folder needs config.json, "
+            "*.safetensors and tokenizer.json; "
             "give the folder that holds them, or a Hugging Face id."
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -101,7 +108,9 @@ class _Fields:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The model's configuration. Raises UnsupportedModel or BadCheckpoint, saying what and what to do."""
+    """The model's configuration. Raises UnsupportedModel or BadCheckpoint, saying what and what to
+    do.
+    """
     from .families import FAMILIES
 
     path = folder / "config.json"
@@ -200,9 +209,7 @@ def _read_rope(raw: dict, path: Path) -> RopeConfig:
     for name in known[kind]:
         value = parameters.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise BadCheckpoint(
-                f"{path}: RoPE scaling {kind} needs {name} above 0, got {value!r}."
-            )
+            raise BadCheckpoint(f"{path}: RoPE scaling {kind} needs {name} above 0, got {value!r}.")
     if parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel(
             f"{path}: a partial rotary embedding is not supported by this family."
@@ -219,7 +226,7 @@ def _max_positions(get: _Fields, rope: RopeConfig) -> int:
 
 
 def require_model_folder(folder: Path) -> Path:
-    """`folder` itself when it is a directory; otherwise a ModelError that says what was expected."""
+    """`folder` itself if it is a directory; otherwise a ModelError says what was expected."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a model folder: it does not exist or is a file.")
     return folder

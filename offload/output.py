@@ -1,4 +1,6 @@
-"""What a run gives back: pieces while it goes, one Output at its end, progress in between. Plain values, no torch."""
+"""What a run gives back: pieces while it goes, one Output at its end, progress in between. Plain
+values, no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long phase is. phase: "load" (amounts are bytes) or "prefill" (tokens); eta_s: None at the start."""
+    """How far a long phase is. phase: "load" (amounts are bytes) or "prefill" (tokens); eta_s: None
+    at the start.
+    """
 
     phase: str
     done_tokens: int
@@ -29,9 +33,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Output:
-    """An answer and what it took; the dictionaries are what `--json` prints. token_ids ends with EOS if it was chosen.
+    """An answer and what it took; the dictionaries are what `--json` prints. token_ids ends with
+    EOS if it was chosen.
 
-    finish_reason: stop (EOS or a stop string), length (max_new_tokens or the context's end) or cancelled.
+    finish_reason: stop (EOS or a stop string), length (max_new_tokens or the context's end) or
+    cancelled.
     """
 
     text: str

@@ -1,9 +1,11 @@
-"""What will lie where before anything is loaded: computed from config.json and the safetensors headers alone.
+"""What will lie where before anything is loaded: computed from config.json and the safetensors
+headers alone.
 
-Order in which memory is given away: what every run needs (runtime, workspace, raw tokens), near planes, weights,
-then far planes, fastest tier first. Whatever does not fit streams (weights) or goes to disk (far planes); near planes
-that do not fit join their far planes. Only when even that is too much does a request not fit. Results of the model do
-not depend on any of it. Loads and reserves nothing.
+Order in which memory is given away: what every run needs (runtime, workspace, raw tokens), near
+planes, weights, then far planes, fastest tier first. Whatever does not fit streams (weights) or
+goes to disk (far planes); near planes that do not fit join their far planes. Only when even that is
+too much does a request not fit. Results of the model do not depend on any of it. Loads and reserves
+nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .skeleton import layer_prefix
 from .weights import HEAD_BLOCK_ROWS, stored_bytes
 
 STAGING_SLOTS, WRITE_BUFFERS = 6, 2
-# Memory that torch, BLAS and the allocator take for themselves while they work, measured on the 135M shape.
+# Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
+# 135M shape.
 _SLACK_BYTES = 24 << 20
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
@@ -30,8 +33,9 @@ _ATTENTION_SCRATCH_ROWS = 512
 class Request:
     """What a plan is for.
 
-    context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 = choose.
-    text: whether prompts come as text. loaded: (layers streamed, head resident) of weights that are loaded already.
+    context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
+    choose. text: whether prompts come as text. loaded: (layers streamed, head resident) of weights
+    that are loaded already.
     """
 
     context: int
@@ -43,7 +47,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything will lie. Sizes are bytes; `host` and the rest are items by name. Printable and comparable."""
+    """Where everything will lie. Sizes are bytes; `host` and the rest are items by name. Printable
+    and comparable.
+    """
 
     model: str
     fits: bool
@@ -93,7 +99,8 @@ class Plan:
         """Self, or DoesNotFit / ContextOverflow with the numbers."""
         if self.context > self.model_context:
             raise ContextOverflow(
-                f"{self.context:,} tokens are asked for, and {self.model} was made for {self.model_context:,}. "
+                f"{self.context:,} tokens are asked for, and {self.model} was made for "
+                f"{self.model_context:,}. "
                 "Shorten the document, or use a model with a longer context.",
                 needed_tokens=self.context,
                 available_tokens=self.model_context,
@@ -107,8 +114,10 @@ class Plan:
                 else "Not even a short prompt fits."
             )
             raise DoesNotFit(
-                f"{self.context:,} tokens of {self.model} need {format_size(needed)} of {tier} memory, and the "
-                f"budget is {format_size(have)}. {most} Raise --{tier}-memory, lower --context or choose fewer "
+                f"{self.context:,} tokens of {self.model} need {format_size(needed)} of {tier} "
+                "memory, and the "
+                f"budget is {format_size(have)}. {most} Raise --{tier}-memory, lower --context "
+                "or choose fewer "
                 "--kv-bits or --weight-bits.",
                 tier=tier,
                 needed_bytes=needed,
@@ -134,15 +143,23 @@ class Plan:
             f"{self.resident_bytes_per_token:,.0f} bytes per token resident, "
             f"{self.far_bytes_per_token:,.0f} far; padding {100 * self.padding_share:.1f} %"
         )
-        places = ", ".join(f"{n} of {self.num_spans} in {t}" for t, n in self.far_spans.items() if n)
+        places = ", ".join(
+            f"{n} of {self.num_spans} in {t}" for t, n in self.far_spans.items() if n
+        )
         lines.append(f"  far     spans of pages: {places or 'none'}")
         if self.layers_streamed or not self.head_resident:
             head = "" if self.head_resident else " and the output head"
-            lines.append(f"  weights {self.layers_streamed} layers{head} stream from disk for each step")
+            lines.append(
+                f"  weights {self.layers_streamed} layers{head} stream from disk for each step"
+            )
         ceiling = self.decode_ceiling_tokens_per_s
         if ceiling:
-            moved = ", ".join(f"{format_size(n)} from {t}" for t, n in self.decode_bytes.items() if n)
-            lines.append(f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)")
+            moved = ", ".join(
+                f"{format_size(n)} from {t}" for t, n in self.decode_bytes.items() if n
+            )
+            lines.append(
+                f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
+            )
         return "\n".join(lines)
 
 
@@ -180,7 +197,7 @@ class Facts:
 
 
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
-    """The most that activations, tiles and scores of prefill take at once, for `sweep_cells` cells."""
+    """The most that activations, tiles and scores of prefill take at once."""
     cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     raw_tokens = 2 * cell + geometry.layout.page_tokens
@@ -205,7 +222,9 @@ def make_plan(
     request: Request,
     bandwidth: dict[str, float] | None = None,
 ) -> Plan:
-    """The plan for a request; `fits` says whether it can be carried out, `shortage` what is missing if not."""
+    """The plan for a request; `fits` says whether it can be carried out, `shortage` what is missing
+    if not.
+    """
     plan = _fill(facts, geometry, limits, request)
     largest = _largest_context(facts, geometry, limits, request, plan)
     if request.context > facts.config.max_positions:
@@ -261,7 +280,8 @@ class _Filling:
         streamed, head_resident = self._choose_streaming(sweep)
         spills = self._far(sweep, streamed, head_resident)["disk"] > 0
         if not self.request.sweep_cells and (spills or streamed):
-            # Reading once for several cells pays for their activations, as long as those stay small.
+            # Reading once for several cells pays for their activations, as long as those stay
+            # small.
             for cells in (8, 4, 2):
                 extra = self._fast(cells, streamed, head_resident) - self._fast(
                     1, streamed, head_resident
@@ -361,7 +381,11 @@ class _Filling:
             "far planes": (far["disk"] + spare) * span,
             "weights": scratch if facts.weight_bits is not None else 0,
         }
-        budget = {"device": limits.device_bytes, "host": limits.host_bytes, "disk": limits.disk_bytes}
+        budget = {
+            "device": limits.device_bytes,
+            "host": limits.host_bytes,
+            "disk": limits.disk_bytes,
+        }
         shortage = None
         for tier, used in (("device", device), ("host", host), ("disk", disk)):
             if used is not None and sum(used.values()) > budget[tier]:

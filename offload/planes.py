@@ -16,7 +16,7 @@ import torch
 from ..prefetch.stats import Stats
 from .extent_file import crcs_of
 from .page_table import Extent, Tier
-from .tier import MemoryTier
+from .tier import MemoryTier, copy_rows
 from .transfer import Transfers
 
 
@@ -87,13 +87,13 @@ class Planes:
         """
         count = len(records)
         if self._near_record_bytes:
-            self._near.records(self._near_base(extent) + start, count).copy_(near)
+            copy_rows(self._near.records(self._near_base(extent) + start, count), near)
             self._stats.near_bytes_written += near.numel()
         if extent.tier is Tier.DISK:
             self._transfers.write(extent, start, records)
             return
         arena = self._arenas[extent.tier]
-        arena.records(extent.base + start, count).copy_(records)
+        copy_rows(arena.records(extent.base + start, count), records)
         if arena.device.type == "cpu":
             view = arena.raw(extent.base + start, count)
             extent.crcs[start : start + count] = crcs_of(view, self._record_bytes)
@@ -154,7 +154,7 @@ class Planes:
         rows = self._copies.records(index * self._records_per_span, len(pages.records))
         try:
             with pages:
-                rows.copy_(pages.records)
+                copy_rows(rows, pages.records)
         except BaseException:
             self._free_copies.append(index)
             raise

@@ -1,8 +1,10 @@
-"""Rotary position embedding: rotation angles for any position, with the scalings that the families use.
+"""Rotary position embedding: rotation angles for any position, with the scalings that the families
+use.
 
-Frequencies and angles are float32, as `transformers` computes them. Scalings that depend on the length of the text
-(dynamic, longrope) are not here: every angle is a function of the position alone. Sources: RoFormer (2104.09864),
-position interpolation (2306.15595), YaRN (2309.00071, section 3), Llama 3.1's released inference code.
+Frequencies and angles are float32, as `transformers` computes them. Scalings that depend on the
+length of the text (dynamic, longrope) are not here: every angle is a function of the position
+alone. Sources: RoFormer (2104.09864), position interpolation (2306.15595), YaRN (2309.00071,
+section 3), Llama 3.1's released inference code.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from .model_config import RopeConfig
 
 
 class Rope:
-    """Turns queries and keys by their positions. Half-split layout: element i pairs with i + head_dim / 2."""
+    """Turns queries and keys by their positions. Half-split layout: element i pairs with i +
+    head_dim / 2.
+    """
 
     def __init__(self, config: RopeConfig, head_dim: int, device: torch.device):
         self.frequencies, self.amplitude = _frequencies(config, head_dim)
         self.frequencies = self.frequencies.to(device)
 
     def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for positions [start, start + count): each (count, 1, head_dim) float32."""
+        """Cosines and sines for positions [start, start + count): each (count, 1, head_dim)
+        float32.
+        """
         positions = torch.arange(start, start + count, device=self.frequencies.device)
         angle = positions.float()[:, None] * self.frequencies
         angle = torch.cat((angle, angle), dim=-1)[:, None, :]
@@ -60,10 +66,10 @@ def _llama3(plain: torch.Tensor, p: dict) -> torch.Tensor:
     return torch.where(waves < original / high, plain, stretched)
 
 
-def _yarn(
-    plain: torch.Tensor, theta: float, head_dim: int, p: dict
-) -> tuple[torch.Tensor, float]:
-    """Dimensions that turn often within the original length are kept, slow ones stretched, a ramp between."""
+def _yarn(plain: torch.Tensor, theta: float, head_dim: int, p: dict) -> tuple[torch.Tensor, float]:
+    """Dimensions that turn often within the original length are kept, slow ones stretched, a ramp
+    between.
+    """
     factor, original = p["factor"], p["original_max_position_embeddings"]
 
     def dimension_turning(times: float) -> float:

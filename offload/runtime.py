@@ -1,4 +1,5 @@
-"""One root session's machinery: a page store sized by a plan, and an engine over it. Forks share it.
+"""One root session's machinery: a page store sized by a plan, and an engine over it. Forks share
+it.
 
 Opened after the plan was admitted, closed when the last sequence that uses it is. Knows no text.
 """
@@ -26,8 +27,9 @@ _KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 class Runtime:
     """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back.
 
-    store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change time only.
-    Raises DoesNotFit when the volume has too little room, InputError for an unusable spill folder.
+    store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change
+    time only. Raises DoesNotFit when the volume has too little room, InputError for an unusable
+    spill folder.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class Runtime:
             frames,
             device,
             (lambda: ScratchFile(spill_dir)) if disk_spans else None,
-            **{"staging_slots": plan.staging_slots, "write_buffers": WRITE_BUFFERS, **store_options},
+            **{
+                "staging_slots": plan.staging_slots,
+                "write_buffers": WRITE_BUFFERS,
+                **store_options,
+            },
         )
         self.engine = Engine(
             config,

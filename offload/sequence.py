@@ -1,11 +1,12 @@
-"""The state of one token sequence: its tokens, its sealed pages' table, and the recent tokens that are still raw.
+"""The state of one token sequence: its tokens, its sealed pages' table, and the recent tokens that
+are still raw.
 
     cell      0 ........ c-2 | c-1 | c
     keys      sealed pages   | raw | raw     + the sink (the first page), raw for ever
 
-A query in cell c sees cells c and c-1 raw and everything before sealed, so what a token sees depends on its
-position alone: not on the budget, nor on the pieces in which text came. Cell c-2 is sealed when the first token of
-cell c is processed. Knows no weights and computes nothing.
+A query in cell c sees cells c and c-1 raw and everything before sealed, so what a token sees
+depends on its position alone: not on the budget, nor on the pieces in which text came. Cell c-2 is
+sealed when the first token of cell c is processed. Knows no weights and computes nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import torch
 class RawPages:
     """Keys and values of the newest cells and of the sink, in the model's own dtype.
 
-    A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there. Each buffer is
-    (num_layers, num_slots, kv_heads, cell_tokens, head_dim).
+    A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there. Each
+    buffer is (num_layers, num_slots, kv_heads, cell_tokens, head_dim).
     """
 
-    def __init__(self, num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype, device):
+    def __init__(
+        self, num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype, device
+    ):
         shape = (num_layers, num_slots, kv_heads, cell_tokens, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -32,7 +35,9 @@ class RawPages:
         self.num_slots = num_slots
 
     @staticmethod
-    def num_bytes(num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype) -> int:
+    def num_bytes(
+        num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype
+    ) -> int:
         tokens = num_slots * cell_tokens + sink_tokens
         return 2 * num_layers * kv_heads * tokens * head_dim * dtype.itemsize
 
@@ -83,6 +88,6 @@ class Sequence:
         self.oldest_raw_cell = max(self.oldest_raw_cell, newest_cell - self.raw.num_slots + 1)
 
     def can_resume_at(self, length: int) -> bool:
-        """Whether everything that a query at position `length` sees is still there (see RawPages)."""
+        """Whether all that a query at position `length` sees is still there (see RawPages)."""
         first_seen = max(0, length // self.cell_tokens - 1)
         return length == 0 or first_seen >= self.oldest_raw_cell

@@ -1,14 +1,15 @@
 """A conversation or a document with questions: tokens that stay, and answers that grow out of them.
 
-Tokens that were appended are processed when an answer needs them (whole cells at once, see `append`). What was
-processed is never processed again unless something before it changes; what is, is counted. Knows the tokenizer and
-the sampler; knows no pages (engine.py does).
+Tokens that were appended are processed when an answer needs them (whole cells at once, see
+`append`). What was processed is never processed again unless something before it changes; what is,
+is counted. Knows the tokenizer and the sampler; knows no pages (engine.py does).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence as Sequence_
+from collections.abc import Iterator
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,8 @@ class _Snapshot:
 class Session:
     """Made by `LLM.session()` or `fork()`; a context manager. Closing it frees its pages.
 
-    context: the most tokens it may hold. Question and answer stay in it. Used by one thread at a time.
+    context: the most tokens it may hold. Question and answer stay in it. Used by one thread at a
+    time.
     """
 
     def __init__(self, llm, runtime, sequence, context: int, *, keeps_snapshots: bool = True):
@@ -62,8 +64,8 @@ class Session:
     def append(self, prompt: Prompt, *, process: bool = True) -> None:
         """Add text (as it is), token ids or, to an empty session, messages. Nothing is answered.
 
-        Cells that became full are processed now, the rest when an answer needs it. Raises ContextOverflow before
-        anything is added.
+        Cells that became full are processed now, the rest when an answer needs it. Raises
+        ContextOverflow before anything is added.
         """
         self._check_open()
         ids = self._encode(prompt)
@@ -76,8 +78,9 @@ class Session:
                 self._prefill(stop_at=whole)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from token `length` on. Recent tokens cost nothing; going back further restores what an
-        answer began with, or processes all again (counted as recomputed tokens)."""
+        """Forget everything from token `length` on. Recent tokens cost nothing; going back further
+        restores what an answer began with, or processes all again (counted as recomputed tokens).
+        """
         self._check_open()
         sequence = self._sequence
         if not 0 <= length <= len(sequence.tokens):
@@ -101,7 +104,11 @@ class Session:
         llm, engine = self._llm, self._engine
         llm.reserve_raw(engine)
         other = Session(
-            llm, self._runtime, self._runtime.fork(self._sequence), self.context, keeps_snapshots=False
+            llm,
+            self._runtime,
+            self._runtime.fork(self._sequence),
+            self.context,
+            keeps_snapshots=False,
         )
         other._logits, other._turns = self._logits, self._turns[:]
         llm.adopt(other)
@@ -119,8 +126,8 @@ class Session:
     def stream(self, prompt: Prompt | None = None, **generation) -> Stream:
         """Like generate, piece by piece.
 
-        A list of messages is the *whole* conversation: the tokens it shares with what the session holds are kept as
-        they are, and only the rest is processed.
+        A list of messages is the *whole* conversation: the tokens it shares with what the session
+        holds are kept as they are, and only the rest is processed.
         """
         self._check_open()
         config = self._llm.generation.resolve(**generation)
@@ -167,7 +174,9 @@ class Session:
     def _encode(self, prompt: Prompt) -> list[int]:
         if _is_messages(prompt):
             if len(self._sequence.tokens):
-                raise InputError("messages can be appended to an empty session only; use stream or generate")
+                raise InputError(
+                    "messages can be appended to an empty session only; use stream or generate"
+                )
             return self._llm.encode(prompt)
         return self._llm.encode(prompt, begins=not len(self._sequence.tokens))
 
@@ -180,8 +189,8 @@ class Session:
                 else f"Raise --context (the model allows {limit:,})."
             )
             raise ContextOverflow(
-                f"prompt and answer need at least {num_tokens:,} tokens, and the context holds {self.context:,}. "
-                + advice,
+                f"prompt and answer need at least {num_tokens:,} tokens, and the context holds "
+                f"{self.context:,}. " + advice,
                 needed_tokens=num_tokens,
                 available_tokens=self.context,
             )
@@ -200,7 +209,9 @@ class Session:
             self._rewind(len(ids) - 1)  # only the last token's logits are missing
 
     def _rewind(self, length: int) -> None:
-        """Keep at most `length` processed tokens; those before `length` that go too will be processed again."""
+        """Keep at most `length` processed tokens; those before `length` that go too will be
+        processed again.
+        """
         sequence = self._sequence
         self._snapshots = [s for s in self._snapshots if s.length <= length]
         best = self._snapshots[-1] if self._snapshots else None
@@ -314,7 +325,9 @@ class Session:
 
 
 class Stream(Iterator[Piece]):
-    """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole at the end."""
+    """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole
+    at the end.
+    """
 
     def __init__(self, session: Session, config: GenerationConfig, *, closes_session: bool):
         self._session, self._config, self._closes = session, config, closes_session
@@ -333,7 +346,8 @@ class Stream(Iterator[Piece]):
         self._most = room if config.max_new_tokens is None else min(room, config.max_new_tokens)
         if config.max_new_tokens is not None and room < config.max_new_tokens:
             self._warnings.append(
-                f"The context leaves room for {room:,} of the {config.max_new_tokens:,} tokens the answer may have."
+                f"The context leaves room for {room:,} of the {config.max_new_tokens:,} tokens "
+                "the answer may have."
             )
         self._pieces = self._run()
 
@@ -377,7 +391,7 @@ class Stream(Iterator[Piece]):
         self._finish = self._finish or "length"
 
     def close(self) -> None:
-        """Stop. The answer so far stays in `output` (finish_reason "cancelled") and in the session."""
+        """Stop. The answer so far stays in `output`, as "cancelled", and in the session."""
         self._pieces.close()
         self._finish = self._finish or "cancelled"
         self._end()
@@ -418,7 +432,9 @@ class Stream(Iterator[Piece]):
                 "ttft_s": self._ttft_s,
                 "decode_s": self._decode_s,
                 "prefill_tokens_per_s": new / self._prefill_s if self._prefill_s else 0.0,
-                "decode_tokens_per_s": (num - 1) / self._decode_s if self._decode_s and num > 1 else 0.0,
+                "decode_tokens_per_s": (num - 1) / self._decode_s
+                if self._decode_s and num > 1
+                else 0.0,
             },
             memory=memory,
             kv=kv,

@@ -1,7 +1,8 @@
-"""The decoder's module tree without weights: which tensors a checkpoint must hold, by name and shape.
+"""The decoder's module tree without weights: which tensors a checkpoint must hold, by name and
+shape.
 
-Built on accelerate's meta device, so a 70B model costs nothing here. Computes nothing: decoder.py does, from the
-tensors that weights.py brings.
+Built on accelerate's meta device, so a 70B model costs nothing here. Computes nothing: decoder.py
+does, from the tensors that weights.py brings.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from .model_config import ModelConfig
 
 
 class _Weight(nn.Module):
-    """A leaf with a weight and perhaps a bias. torch's own layers initialise theirs, and doing that on the meta
-    device imports 75 MiB of torch that nothing else needs."""
+    """A leaf with a weight and perhaps a bias. torch's own layers initialise theirs, and doing that
+    on the meta device imports 75 MiB of torch that nothing else needs.
+    """
 
     def __init__(self, *shape: int, bias: bool = False):
         super().__init__()

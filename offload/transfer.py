@@ -19,6 +19,7 @@ from .errors import StorageError
 from .io_threads import IoThreads, Write
 from .page_table import Extent
 from .staging import Slot, SlotState
+from .tier import copy_rows
 
 
 class Transfers:
@@ -105,7 +106,7 @@ class Transfers:
                     self._stats.write_stall_s += time.perf_counter() - started
             buffer = self._io.buffers.pop()
         try:
-            self._io.rows(buffer, len(records)).copy_(records)
+            copy_rows(self._io.rows(buffer, len(records)), records)
         except BaseException:
             with self._io.lock:
                 self._io.buffers.append(buffer)

@@ -1,11 +1,13 @@
-"""The model's weights: resident where they fit, otherwise streamed layer by layer under the same budget.
+"""The model's weights: resident where they fit, otherwise streamed layer by layer under the same
+budget.
 
     resident layer    tensors that stay
     streamed layer    read by pread into one of two buffers while the layer before it computes
 
-Streamed layers are spread evenly among resident ones, so that reading hides behind computing. Group-quantised
-weights are quantised once: into memory, or into a scratch file that streaming then reads. A product does not depend
-on where its weight came from. Does not know what the tensors are multiplied with.
+Streamed layers are spread evenly among resident ones, so that reading hides behind computing.
+Group-quantised weights are quantised once: into memory, or into a scratch file that streaming then
+reads. A product does not depend on where its weight came from. Does not know what the tensors are
+multiplied with.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
 
 
 def stored_bytes(shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
-    """Bytes of a tensor as it is kept: vectors in float32, matrices as they are or group-quantised."""
+    """Bytes of a tensor as kept: vectors in float32, matrices as they are or group-quantised."""
     if len(shape) == 1:
         return _aligned(shape[0] * 4)
     if bits is None:
@@ -51,8 +53,8 @@ def stored_bytes(shape: tuple[int, ...], item_bytes: int, bits: int | None) -> i
 class WeightStore:
     """Loads, keeps and streams the tensors of one checkpoint.
 
-    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. head_resident: whether the output
-    head stays in memory. on_load(done_bytes, total_bytes) reports loading.
+    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. head_resident:
+    whether the output head stays in memory. on_load(done_bytes, total_bytes) reports loading.
     Raises BadCheckpoint, StorageError.
     """
 
@@ -116,8 +118,10 @@ class WeightStore:
     # ---- what the decoder asks for -----------------------------------------------------------
 
     def layer(self, layer: int) -> LayerTensors:
-        """A layer's tensors by their names within the layer. A streamed layer's are overwritten when the streamed
-        layer after the next is asked for; its successor is being read when this returns."""
+        """A layer's tensors by their names within the layer. A streamed layer's are overwritten
+        when the streamed layer after the next is asked for; its successor is being read when this
+        returns.
+        """
         if layer in self._resident:
             return self._resident[layer]
         if layer not in self._reading:  # out of turn: after an interruption
@@ -132,15 +136,21 @@ class WeightStore:
         return self._named(layer, tensors)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embedding rows (n, hidden_size) float32, read one by one: the table is never resident for its own sake."""
+        """Embedding rows (n, hidden_size) float32, read one by one: the table is never resident for
+        its own sake.
+        """
         if self._head is not None and self.config.tied_embeddings and self._head_bits is None:
-            table = [self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids.tolist()]
+            table = [
+                self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids.tolist()
+            ]
             return torch.stack(table).float()
         rows = self.checkpoint.read_rows("model.embed_tokens.weight", token_ids)
         return rows.float().to(self.device)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output head: hidden (rows, hidden_size) float32, rows as `linear` wants them -> (rows, vocab_size)."""
+        """Output head: hidden (rows, hidden_size) float32, rows as `linear` wants them -> (rows,
+        vocab_size).
+        """
         ranges = self._head_ranges()
         out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
@@ -250,7 +260,7 @@ class _Scratch:
     """Quantised layers in an unlinked temporary file, as they lie in memory."""
 
     def __init__(self, folder: Path | None):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed by close()
+        self._file = tempfile.TemporaryFile(dir=folder)
         self._layers: dict[int, tuple[int, list]] = {}
 
     def add(self, layer: int, tensors: list[tuple[str, object, list[torch.Tensor]]]) -> None:
@@ -267,7 +277,9 @@ class _Scratch:
                 places.append((name, rebuild, described))
             self._file.flush()
         except OSError as error:
-            raise StorageError(f"the weights' scratch file could not be written: {error}") from error
+            raise StorageError(
+                f"the weights' scratch file could not be written: {error}"
+            ) from error
         self._layers[layer] = (start, places)
 
     def num_bytes(self, layer: int) -> int:

@@ -1,0 +1,150 @@
+"""How fast this machine's disk and memory are, measured in a fraction of a second each.
+
+For plans, which say what speed to expect. Measures as the page store reads: whole extents at
+random, several at a time. Cached for the process, since a plan may ask often. A busy machine
+measures slow; a file that the system keeps in memory (the portable way) measures fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .disk import ALIGNMENT_BYTES, ScratchFile, Way
+from .spill_dir import default_spill_dir
+
+
+@dataclass(frozen=True)
+class DiskSpeed:
+    """Bytes per second of a spill folder: one writer, num_threads readers of whole extents."""
+
+    way: str
+    extent_bytes: int
+    num_threads: int
+    write_bytes_per_s: float
+    sequential_bytes_per_s: float
+    random_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class MemorySpeed:
+    """Bytes per second that are read from memory, by one thread and by num_threads."""
+
+    num_threads: int
+    one_thread_bytes_per_s: float
+    all_threads_bytes_per_s: float
+
+
+def measure_disk(
+    directory: Path | str | None = None,
+    way: Way | str | None = None,
+    extent_bytes: int = 512 << 10,
+    num_threads: int = 4,
+    seconds: float = 0.25,
+) -> DiskSpeed:
+    """Writes up to 64 MiB of scratch and reads it back, in about `seconds`; cached.
+
+    Raises what `ScratchFile` raises.
+    """
+    where = os.path.realpath(directory if directory is not None else default_spill_dir())
+    chosen = Way(way) if way is not None else None
+    return _measure_disk(where, chosen, extent_bytes, num_threads, seconds)
+
+
+def measure_memory(num_threads: int | None = None, num_bytes: int = 64 << 20) -> MemorySpeed:
+    """Sums an array that is larger than the caches, a few times; cached.
+
+    num_threads: default all cores that this process may use.
+    """
+    if num_threads is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        num_threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return _measure_memory(num_threads, num_bytes)
+
+
+@functools.lru_cache(maxsize=16)
+def _measure_disk(
+    directory: str, way: Way | None, extent_bytes: int, num_threads: int, seconds: float
+) -> DiskSpeed:
+    assert extent_bytes % ALIGNMENT_BYTES == 0
+    file = ScratchFile(directory, way, step_bytes=16 << 20)
+    try:
+        block = mmap.mmap(-1, extent_bytes)
+        block[:] = random.Random(0).randbytes(extent_bytes)  # some disks compress
+        num_extents, started = 0, time.perf_counter()
+        while num_extents < 2 or (
+            num_extents * extent_bytes < 64 << 20 and time.perf_counter() - started < seconds / 3
+        ):
+            file.write_from(memoryview(block), num_extents * extent_bytes)
+            if file.way is not Way.DIRECT:
+                file.sync()  # else this would measure the cache
+            num_extents += 1
+        write_s = time.perf_counter() - started
+        rates = [
+            _read_rate(file, num_extents, extent_bytes, num_threads, seconds / 3, is_random)
+            for is_random in (False, True)
+        ]
+    finally:
+        file.close()
+    return DiskSpeed(
+        file.way.value, extent_bytes, num_threads, num_extents * extent_bytes / write_s, *rates
+    )
+
+
+def _read_rate(
+    file: ScratchFile,
+    num_extents: int,
+    extent_bytes: int,
+    num_threads: int,
+    seconds: float,
+    is_random: bool,
+) -> float:
+    """Bytes per second of several threads that read extents until the time is over."""
+    started, counts = time.perf_counter(), [0] * num_threads
+    errors: list[BaseException] = []
+
+    def read(thread: int) -> None:
+        view = memoryview(mmap.mmap(-1, extent_bytes))
+        chance, place = random.Random(thread), thread * num_extents // num_threads
+        try:
+            while not counts[thread] or time.perf_counter() - started < seconds:
+                place = chance.randrange(num_extents) if is_random else (place + 1) % num_extents
+                file.read_into(view, place * extent_bytes)
+                counts[thread] += 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=(i,), daemon=True) for i in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return sum(counts) * extent_bytes / (time.perf_counter() - started)
+
+
+@functools.lru_cache(maxsize=4)
+def _measure_memory(num_threads: int, num_bytes: int) -> MemorySpeed:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    array = np.ones(num_bytes // 8, dtype=np.int64)  # integer sums run at memory speed on one core
+    rates = []
+    for count in (1, num_threads):
+        with ThreadPoolExecutor(count) as pool:
+            parts = np.array_split(array, count)
+            best_s = float("inf")
+            for _ in range(4):
+                started = time.perf_counter()
+                list(pool.map(np.sum, parts))
+                best_s = min(best_s, time.perf_counter() - started)
+        rates.append(array.nbytes / best_s)
+    return MemorySpeed(num_threads, *rates)
