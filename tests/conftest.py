@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from random_checkpoints import checkpoint  # noqa: F401 - a fixture
 
 # Workers share the cores; several threads each would be slower, and the sums of a test's oracle
 # would depend on the machine.
