@@ -1,0 +1,136 @@
+"""Writes checkpoints of a real model's shape with random weights, for benchmarks without a hub.
+
+    python benchmarks/checkpoints.py smollm2-135m OUT [--positions N] [--seed N]
+
+Speed and memory depend on shapes alone, so random weights measure as real ones do; what such a
+model says is noise. Needs no transformers. The tokenizer of SmolLM2 is copied from
+../shared/data/tokenizers where that exists; else the built-in one serves, whose ids are valid too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+REPO = Path(__file__).resolve().parent.parent
+SMOLLM2_TOKENIZER = REPO.parent / "shared" / "data" / "tokenizers" / "smollm2" / "tokenizer.json"
+BUILTIN_TOKENIZER = REPO / "offload" / "builtin" / "model" / "tokenizer.json"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-type model's shape, by the names of its config.json."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+    max_position_embeddings: int
+
+
+SHAPES = {
+    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, 100000.0, 8192),
+    "smollm2-360m": Shape(32, 960, 2560, 15, 5, 64, 49152, 100000.0, 8192),
+    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, 500000.0, 131072),
+}
+
+
+def write(shape: Shape, folder: str | Path, *, positions: int | None = None, seed: int = 0) -> Path:
+    """Write a bfloat16 checkpoint with tied embeddings to `folder` and return the folder.
+
+    `positions` replaces the most tokens that config.json states. Holds all weights in memory once.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(shape, seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **vars(shape),
+        "max_position_embeddings": positions or shape.max_position_embeddings,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_tokenizer(shape, folder)
+    return folder
+
+
+def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
+    """Every tensor by its Hugging Face name; matrices are (outputs, inputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+
+    def normal(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
+        values = torch.randn((rows, columns), generator=generator)
+        return values.mul_(gain * columns**-0.5).to(torch.bfloat16)
+
+    tensors = {
+        "model.embed_tokens.weight": normal(shape.vocab_size, hidden),
+        "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+    }
+    for layer in range(shape.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        tensors |= {
+            # 1.6 for both: scores with a standard deviation of 2.5, so that attention is peaked.
+            prefix + "self_attn.q_proj.weight": normal(queries, hidden, 1.6),
+            prefix + "self_attn.k_proj.weight": normal(keys, hidden, 1.6),
+            prefix + "self_attn.v_proj.weight": normal(keys, hidden),
+            prefix + "self_attn.o_proj.weight": normal(hidden, queries),
+            prefix + "mlp.gate_proj.weight": normal(wide, hidden),
+            prefix + "mlp.up_proj.weight": normal(wide, hidden),
+            prefix + "mlp.down_proj.weight": normal(hidden, wide),
+            prefix + "input_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+            prefix + "post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+        }
+    return tensors
+
+
+def _write_tokenizer(shape: Shape, folder: Path) -> None:
+    """SmolLM2's tokenizer where it is at hand and its ids fit, else the built-in one."""
+    if SMOLLM2_TOKENIZER.exists() and shape.vocab_size >= SHAPES["smollm2-135m"].vocab_size:
+        shutil.copyfile(SMOLLM2_TOKENIZER, folder / "tokenizer.json")
+        settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        settings["chat_template"] = CHAT_TEMPLATE
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    else:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(BUILTIN_TOKENIZER.with_name(name), folder / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--positions", type=int, help="the most tokens, in place of the model's")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    folder = write(SHAPES[given.shape], given.out, positions=given.positions, seed=given.seed)
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"{folder}: {size:,} bytes of weights")
+
+
+if __name__ == "__main__":
+    main()
