@@ -1,0 +1,255 @@
+"""From what a user calls a model to a folder on this machine.
+
+    None          the built-in model
+    a folder      as it is, where it holds a config.json
+    org/name      a Hugging Face id: from the cache, downloaded first where need be
+
+Only safetensors, JSON and templates of a repository's top folder are ever fetched. Every way in
+which this fails is its own error with what to do about it. Knows files and networks; what the
+files hold is `checkpoint.py`'s and `tokenizer_files.py`'s business. huggingface_hub is imported
+when an id is asked for, not before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .budget import format_size
+from .errors import BadCheckpoint, DoesNotFit, InputError, ModelError, StorageError
+
+ALLOWED = ["*.safetensors", "*.json", "*.jinja"]
+# Subfolders hold other formats (original/, onnx/); consolidated* are the same weights once more.
+IGNORED = ["*/*", "consolidated*"]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class DownloadSize:
+    """What `resolve_model` is about to fetch, as text: "org/name: 3 files, 1.2 GiB"."""
+
+    model: str
+    num_files: int
+    missing_bytes: int  # of total_bytes; the rest is in the cache
+    total_bytes: int
+
+    def __str__(self) -> str:
+        files = "1 file" if self.num_files == 1 else f"{self.num_files} files"
+        return f"{self.model}: {files}, {format_size(self.missing_bytes)}"
+
+
+def builtin_folder() -> Path:
+    """The folder of the small model that comes with Ebbtide."""
+    from . import builtin
+
+    folder = builtin.model_folder()
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            "this installation lacks the built-in model; name a model, or install Ebbtide again"
+        )
+    return folder
+
+
+def resolve_model(
+    model: str | os.PathLike[str] | None,
+    revision: str | None = None,
+    on_size: Callable[[DownloadSize], None] | None = None,
+) -> Path:
+    """The folder of `model`. `on_size` is called before a download begins, and only then.
+
+    ModelError for what is not there or cannot be had, BadCheckpoint for a repository that holds no
+    weights we read, DoesNotFit (tier "disk") where the download would fill the disk.
+    """
+    if model is None:
+        _refuse_revision(revision, "the built-in model")
+        return builtin_folder()
+    text = os.fspath(model)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"{model!r} is no name of a model")
+    folder = Path(text).expanduser()
+    if (folder / "config.json").is_file():
+        _refuse_revision(revision, f"the folder {folder}")
+        return folder
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file: give the folder that it lies in")
+    is_id = MODEL_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+    if folder.is_dir() and not is_id:
+        raise BadCheckpoint(f"{folder} has no config.json: it is no model's folder")
+    if isinstance(model, os.PathLike) or _looks_local(text):
+        raise ModelError(f"there is no folder {folder}")
+    if not is_id:
+        raise ModelError(
+            f"{text!r} is neither a folder here nor a Hugging Face id of the form org/name"
+        )
+    return _from_hub(text, revision, on_size)
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise InputError(f"{what} has no revisions; leave {revision!r} out")
+
+
+def _looks_local(text: str) -> bool:
+    if text.startswith((".", "/", "~", os.sep)) or text.count(os.sep) > 1 or text.count("/") > 1:
+        return True
+    return os.name == "nt" and ("\\" in text or ":" in text)
+
+
+def _from_hub(
+    model: str, revision: str | None, on_size: Callable[[DownloadSize], None] | None
+) -> Path:
+    import huggingface_hub as hub
+
+    try:
+        info = hub.HfApi().model_info(
+            model, revision=revision, files_metadata=True, timeout=TIMEOUT_S
+        )
+    except Exception as error:
+        if _is_offline(error):
+            return _from_cache(model, revision, error)
+        raise _explained(error, model, revision) from error
+    sizes = _wanted_sizes(model, info)
+    missing = {
+        name: size
+        for name, size in sizes.items()
+        if not isinstance(hub.try_to_load_from_cache(model, name, revision=info.sha), str)
+    }
+    if missing:
+        download = DownloadSize(model, len(missing), sum(missing.values()), sum(sizes.values()))
+        _check_disk(download, Path(hub.constants.HF_HUB_CACHE))
+        if on_size is not None:
+            on_size(download)
+    try:
+        folder = Path(
+            hub.snapshot_download(
+                model, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED
+            )
+        )
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"the disk is full: {model} was downloaded in part") from error
+        if _is_offline(error):
+            raise ModelError(
+                f"the download of {model} broke off: {_reason(error)}. Start again, and it goes on "
+                "where it stopped"
+            ) from error
+        raise _explained(error, model, revision) from error
+    return folder
+
+
+def _from_cache(model: str, revision: str | None, cause: Exception) -> Path:
+    """The snapshot of an earlier download, when the hub cannot be asked."""
+    import huggingface_hub as hub
+
+    offline = _name(cause) == "OfflineModeIsEnabled"
+    why = (
+        "HF_HUB_OFFLINE is set; unset it to download"
+        if offline
+        else f"the hub cannot be reached ({_reason(cause)}); check the connection"
+    )
+    at = f" at revision {revision}" if revision else ""
+    try:
+        folder = Path(
+            hub.snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=ALLOWED,
+                ignore_patterns=IGNORED,
+                local_files_only=True,
+            )
+        )
+    except FileNotFoundError as error:  # what huggingface_hub's own errors derive from
+        some = "only in part" if "Incomplete" in _name(error) else "not"
+        raise ModelError(f"{model}{at} is {some} on this machine, and {why}") from error
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{model}{at} is only in part on this machine, and {why}")
+    return folder
+
+
+def _wanted_sizes(model: str, info: Any) -> dict[str, int]:
+    """{file: bytes} of what will be fetched. BadCheckpoint where that would be no model for us."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    names = filter_repo_objects(files, allow_patterns=ALLOWED, ignore_patterns=IGNORED)
+    wanted = {name: files[name] for name in names}
+    if not any(name.endswith(".safetensors") for name in wanted):
+        pickles = sorted(name for name in files if name.endswith(PICKLES))
+        if pickles:
+            raise BadCheckpoint(
+                f"{model} has no safetensors, only pickled weights ({pickles[0]}). Loading a pickle"
+                " runs whatever program is in it, so Ebbtide never does: look for a repository with"
+                " *.safetensors, or convert it with transformers (save_pretrained)"
+            )
+        gguf = any(name.endswith(".gguf") for name in files)
+        more = ", only GGUF, which Ebbtide does not read: name the original model" if gguf else ""
+        raise BadCheckpoint(f"{model} has no safetensors in its top folder{more}")
+    for name in ("config.json", "tokenizer.json"):
+        if name not in wanted:
+            raise BadCheckpoint(f"{model} has no {name}, so nothing was downloaded")
+    return wanted
+
+
+def _check_disk(download: DownloadSize, cache: Path) -> None:
+    folder = cache
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    if download.missing_bytes > free_bytes:
+        raise DoesNotFit(
+            f"downloading {download.model} needs {format_size(download.missing_bytes)} in {cache}, "
+            f"where {format_size(free_bytes)} are free: make room, or set HF_HOME to another disk",
+            tier="disk",
+            needed_bytes=download.missing_bytes,
+            available_bytes=free_bytes,
+        )
+
+
+def _is_offline(error: Exception) -> bool:
+    """Whether the hub could not be reached or is out of order, whichever library says so. Its other
+    answers are not that."""
+    if (response := getattr(error, "response", None)) is not None:
+        return response.status_code >= 500
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    return not modules.isdisjoint(NETWORK_MODULES) or _name(error) == "LocalEntryNotFoundError"
+
+
+def _explained(error: Exception, model: str, revision: str | None) -> ModelError:
+    """The hub's answer, and what to do about it."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{model}"
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{model} is gated: accept its terms at {page}, then log in with `hf auth login` (or "
+            "set HF_TOKEN)"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"there is no model {model} on Hugging Face, nor a folder of that name here. Check the "
+            "spelling; if it is private, log in with `hf auth login` (or set HF_TOKEN)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"{model} has no revision {revision!r}: {page}/tree/main lists them")
+    return ModelError(f"{model} could not be fetched: {_reason(error)}")
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """The first line: the hub's messages go on for many."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else _name(error)

@@ -1,0 +1,374 @@
+"""Which folder a model's name leads to, and what is said where none does.
+
+The hub is played by its own exception classes; no test reaches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from ebbtide.offload import hub
+from ebbtide.offload.errors import (
+    BadCheckpoint,
+    DoesNotFit,
+    EbbtideError,
+    InputError,
+    ModelError,
+    StorageError,
+)
+from ebbtide.offload.hub import DownloadSize, builtin_folder, resolve_model
+
+FILES = {
+    "config.json": 700,
+    "tokenizer.json": 5_000,
+    "chat_template.jinja": 300,
+    "model-00001-of-00002.safetensors": 4 * 2**30,
+    "model-00002-of-00002.safetensors": 2**30,
+    "README.md": 9_000,
+    "consolidated.safetensors": 5 * 2**30,
+    "original/params.json": 100,
+    "original/consolidated.00.pth": 5 * 2**30,
+    "onnx/model.safetensors": 5 * 2**30,
+    "modeling_evil.py": 66,
+}
+WANTED = [
+    name for name in FILES if "/" not in name and not name.startswith(("cons", "R", "modeli"))
+]
+WANTED_BYTES = sum(FILES[name] for name in WANTED)
+
+
+def http_library():
+    """httpx under whichever name this huggingface_hub uses it, or requests."""
+    return sys.modules[hub_errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
+
+
+def http_error(kind, status):
+    """One of huggingface_hub's exceptions, with a response as the hub would have sent it."""
+    library = http_library()
+    request = library.Request("GET", "https://huggingface.co/api/models/org/name")
+    response = library.Response(status, request=request)
+    return kind(f"{status} error.\n\nmore lines", response=response)
+
+
+def network_error():
+    return http_library().ConnectError("[Errno -2] Name or service not known")
+
+
+class Hub:
+    """Stands in for HfApi and snapshot_download; `info` or `download` may be an exception."""
+
+    def __init__(self, monkeypatch, tmp_path):
+        self.files = dict(FILES)
+        self.cached: set[str] = set()
+        self.info_error: Exception | None = None
+        self.download_error: Exception | None = None
+        self.snapshot = tmp_path / "snapshot"
+        self.calls: list[dict] = []
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", self.try_to_load)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no" / "c"))
+
+    def model_info(self, model, *, revision, files_metadata, timeout):
+        assert files_metadata
+        if self.info_error is not None:
+            raise self.info_error
+        siblings = [SimpleNamespace(rfilename=n, size=s) for n, s in self.files.items()]
+        return SimpleNamespace(sha="0" * 40, siblings=siblings)
+
+    def try_to_load(self, model, name, *, revision):
+        assert revision == "0" * 40
+        return f"/cache/{name}" if name in self.cached else None
+
+    def snapshot_download(self, model, **options):
+        self.calls.append({"model": model, **options})
+        if self.download_error is not None:
+            raise self.download_error
+        self.snapshot.mkdir(exist_ok=True)
+        return str(self.snapshot)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    return Hub(monkeypatch, tmp_path)
+
+
+def refusal(*args, kind=ModelError, **kwargs) -> str:
+    with pytest.raises(kind) as caught:
+        resolve_model(*args, **kwargs)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+# Folders
+
+
+def test_a_folder_wins(tmp_path, monkeypatch, fake):
+    folder = make_model(tmp_path / "org" / "name")
+    assert resolve_model(folder) == folder
+    assert resolve_model(str(folder)) == folder
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("org/name") == Path("org/name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert resolve_model("~/org/name") == folder
+    assert fake.calls == []
+
+
+def test_a_folder_without_config_is_no_model(tmp_path, monkeypatch, fake):
+    assert f"{tmp_path} has no config.json" in refusal(tmp_path, kind=BadCheckpoint)
+    # One that happens to have the name of an id does not hide it.
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("org/name") == fake.snapshot
+
+
+def test_a_file_is_no_folder(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    assert f"{path} is a file" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c"])
+def test_what_looks_local_and_is_not_there_says_so(name, fake):
+    assert refusal(name) == f"there is no folder {Path(name).expanduser()}"
+    assert refusal(Path("model")) == "there is no folder model"
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org name/x", "a..b/c", "org/na--me", "org/", "-x/y"])
+def test_what_is_neither_folder_nor_id(name, fake):
+    assert "neither a folder here nor a Hugging Face id" in refusal(name)
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", b"bytes"])
+def test_what_is_no_name(name):
+    assert "is no name of a model" in refusal(name, kind=InputError)
+
+
+def test_a_folder_has_no_revisions(tmp_path):
+    message = refusal(make_model(tmp_path), revision="main", kind=InputError)
+    assert "has no revisions" in message
+    assert "built-in" in refusal(None, revision="main", kind=InputError)
+
+
+def test_the_built_in_model(monkeypatch, tmp_path):
+    builtin = pytest.importorskip("ebbtide.offload.builtin")
+    monkeypatch.setattr(builtin, "model_folder", lambda: make_model(tmp_path / "model"))
+    assert resolve_model(None) == builtin_folder() == tmp_path / "model"
+    monkeypatch.setattr(builtin, "model_folder", lambda: tmp_path / "gone")
+    assert "lacks the built-in model" in refusal(None)
+
+
+# Downloads
+
+
+def test_only_what_is_needed_is_fetched_and_its_size_told_first(fake):
+    told = []
+
+    def on_size(size):
+        assert fake.calls == []
+        told.append(size)
+
+    assert resolve_model("org/name", on_size=on_size) == fake.snapshot
+    assert told == [DownloadSize("org/name", len(WANTED), WANTED_BYTES, WANTED_BYTES)]
+    assert str(told[0]) == "org/name: 5 files, 5.0 GiB"
+    (call,) = fake.calls
+    fetched = huggingface_hub.utils.filter_repo_objects(
+        FILES, allow_patterns=call["allow_patterns"], ignore_patterns=call["ignore_patterns"]
+    )
+    assert sorted(fetched) == sorted(WANTED)
+    assert call["revision"] is None
+
+
+def test_what_is_in_the_cache_is_not_counted(fake):
+    told = []
+    fake.cached = set(WANTED) - {"model-00002-of-00002.safetensors"}
+    resolve_model("org/name", "v1", told.append)
+    assert told == [DownloadSize("org/name", 1, 2**30, WANTED_BYTES)]
+    assert str(told[0]) == "org/name: 1 file, 1.0 GiB"
+    assert fake.calls[0]["revision"] == "v1"
+    fake.cached = set(WANTED)
+    resolve_model("org/name", on_size=told.append)
+    assert len(told) == 1
+
+
+def test_a_disk_that_is_too_small_is_seen_before(fake, monkeypatch):
+    usage = SimpleNamespace(free=WANTED_BYTES - 1)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DoesNotFit) as caught:
+        resolve_model("org/name")
+    assert fake.calls == []
+    assert caught.value.tier == "disk"
+    assert caught.value.needed_bytes == WANTED_BYTES
+    assert caught.value.available_bytes == WANTED_BYTES - 1
+    assert "HF_HOME" in str(caught.value)
+    usage.free += 1
+    resolve_model("org/name")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "added", "said"),
+    [
+        (".safetensors", ["pytorch_model.bin"], ["pickled weights (pytorch_model.bin)", "convert"]),
+        (".safetensors", ["model.pt"], ["pickled weights (model.pt)", "never"]),
+        (".safetensors", ["model-Q4.gguf"], ["no safetensors", "GGUF", "original model"]),
+        (".safetensors", [], ["has no safetensors"]),
+        ("config.json", [], ["has no config.json", "nothing was downloaded"]),
+        ("tokenizer.json", [], ["has no tokenizer.json", "nothing was downloaded"]),
+    ],
+)
+def test_repositories_without_a_model_for_us(fake, left_out, added, said):
+    top = {n: s for n, s in FILES.items() if not n.endswith(left_out) and not n.endswith(".pth")}
+    fake.files = {**top, **dict.fromkeys(added, 1)}
+    message = refusal("org/name", kind=BadCheckpoint)
+    assert all(part in message for part in ["org/name", *said])
+    assert fake.calls == []
+
+
+# What the hub says no to
+
+
+GATED = "org/name is gated: accept its terms at https://huggingface.co/org/name, then log in"
+UNKNOWN = "there is no model org/name on Hugging Face"
+
+
+@pytest.mark.parametrize("at_download", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [
+        (hub_errors.GatedRepoError, 403, GATED),
+        (hub_errors.RepositoryNotFoundError, 401, UNKNOWN),
+        (hub_errors.RevisionNotFoundError, 404, "org/name has no revision 'v9'"),
+        (hub_errors.HfHubHTTPError, 429, "org/name could not be fetched: 429 error"),
+    ],
+)
+def test_answers_of_the_hub(fake, kind, status, said, at_download):
+    error = http_error(kind, status)
+    if at_download:
+        fake.download_error = error
+    else:
+        fake.info_error = error
+    message = refusal("org/name", "v9")
+    assert message.startswith(said)
+    assert "\n" not in message
+
+
+def test_gated_unknown_and_offline_are_three_messages(fake):
+    messages = set()
+    for error in (
+        http_error(hub_errors.GatedRepoError, 403),
+        http_error(hub_errors.RepositoryNotFoundError, 404),
+        hub_errors.OfflineModeIsEnabled("offline"),
+    ):
+        fake.info_error = error
+        fake.download_error = hub_errors.LocalEntryNotFoundError("nothing cached")
+        messages.add(refusal("org/name"))
+    assert len(messages) == 3
+
+
+# Without a network
+
+
+OFFLINE = {
+    "switched-off": hub_errors.OfflineModeIsEnabled("offline mode is enabled"),
+    "connection": ConnectionError("refused"),
+    "timeout": TimeoutError("timed out"),
+    "http": network_error(),
+    "out-of-order": http_error(hub_errors.HfHubHTTPError, 503),
+}
+
+
+@pytest.fixture(params=OFFLINE)
+def offline(request, fake):
+    fake.info_error = OFFLINE[request.param]
+    return request.param
+
+
+def test_a_cached_snapshot_serves_offline(fake, offline):
+    make_model(fake.snapshot)
+    (fake.snapshot / "model.safetensors").write_bytes(b"")
+    told = []
+    assert resolve_model("org/name", on_size=told.append) == fake.snapshot
+    assert fake.calls[0]["local_files_only"] is True
+    assert told == []
+
+
+def test_offline_without_a_snapshot(fake, offline):
+    fake.download_error = hub_errors.LocalEntryNotFoundError("nothing cached")
+    message = refusal("org/name", "v2")
+    assert message.startswith("org/name at revision v2 is not on this machine, and ")
+    if offline == "switched-off":
+        assert "HF_HUB_OFFLINE is set" in message
+    else:
+        assert "cannot be reached" in message and "check the connection" in message
+
+
+def test_offline_with_half_a_snapshot(fake, offline):
+    make_model(fake.snapshot)  # no weights
+    assert "org/name is only in part on this machine" in refusal("org/name")
+    kind = getattr(hub_errors, "IncompleteSnapshotError", None)
+    if kind is not None:
+        fake.download_error = kind("some files are missing", str(fake.snapshot))
+        assert "only in part" in refusal("org/name")
+
+
+def test_a_download_that_breaks_off(fake):
+    fake.download_error = network_error()
+    message = refusal("org/name")
+    assert "broke off: [Errno -2] Name or service not known. Start again" in message
+
+
+def test_a_disk_that_fills_up_while_downloading(fake):
+    fake.download_error = OSError(errno.ENOSPC, "No space left on device")
+    assert "disk is full" in refusal("org/name", kind=StorageError)
+
+
+def test_anything_else_is_still_one_of_our_errors(fake):
+    for error in (RuntimeError("odd"), OSError(errno.EIO, "Input/output error"), ValueError()):
+        fake.info_error = error
+        with pytest.raises(EbbtideError, match="org/name could not be fetched"):
+            resolve_model("org/name")
+
+
+def test_the_real_library_offline(monkeypatch, tmp_path):
+    """Its own code, with an empty cache and the network switched off."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refusal("org/name")
+    assert message == (
+        "org/name is not on this machine, and HF_HUB_OFFLINE is set; unset it to download"
+    )
+    # A snapshot as huggingface_hub keeps it.
+    repo = tmp_path / "models--org--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    snapshot = make_model(repo / "snapshots" / ("0" * 40))
+    assert "only in part" in refusal("org/name")
+    (snapshot / "model.safetensors").write_bytes(b"")
+    assert resolve_model("org/name") == snapshot
+
+
+def test_folders_need_no_hub_library(tmp_path):
+    make_model(tmp_path)
+    code = (
+        "import sys; from ebbtide.offload.hub import resolve_model; "
+        f"resolve_model({str(tmp_path)!r}); "
+        "assert 'huggingface_hub' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
