@@ -96,6 +96,11 @@ class IoThreads:
             raise StorageError(str(self.failure)) from self.failure
         raise RuntimeError("an I/O thread failed") from self.failure
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory of all slots and write buffers."""
+        return self._arena.num_bytes
+
     def rows(self, buffer: int, num_records: int) -> torch.Tensor:
         """The first records of a slot or write buffer, (num_records, record_bytes) uint8."""
         return self._arena.records(buffer * self._records_per_span, num_records)

@@ -19,6 +19,7 @@ import torch
 from ..prefetch.registry import make_predictor
 from ..prefetch.source import Predictor
 from ..prefetch.stats import Stats
+from ..prefetch.walk import Walk
 from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
 from .extent_file import ExtentFile
@@ -82,9 +83,7 @@ class PageStore:
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._predictor = _predictor(predictor)
         self._tables: set[PageTable] = set()
-        self._walk: tuple[PageTable, int] | None = None  # the pass whose fetches came last
-        self._walked: dict[int, None] = {}  # its spans, in the order of use
-        self._walk_batch = 0  # wishes up to this batch were known at its last fetch
+        self._walk = Walk()
 
         self._extents = Extents(frames, records_per_span)
         self._transfers = None
@@ -145,8 +144,7 @@ class PageStore:
             return
         table.is_open = False
         self._tables.discard(table)
-        if self._walk is not None and self._walk[0] is table:
-            self._walk = None
+        self._walk.forget()
         for extent in table.truncate(0):
             self._release(extent)
 
@@ -307,21 +305,18 @@ class PageStore:
         return self._transfers.is_ready(extent, table.records_seen(layer, span))
 
     def _follow(self, table: PageTable, layer: int, span: int) -> None:
-        """Notes the order of use; when a pass ends, tells the predictor and drops wrong wishes."""
-        if self._walk != (table, layer) or span in self._walked:
-            if self._walk is not None:
-                self._predictor.record(self._walk[1], list(self._walked))
-                if self._transfers is not None and self._walk != (table, layer):
-                    self._transfers.move_on(self._walk, self._walk_batch)
-            self._walk, self._walked = (table, layer), {}
-        self._walked[span] = None
-        if self._transfers is not None:
-            self._walk_batch = self._transfers.batch
+        """When a fetch ends a pass, tells the predictor and drops what was wished for in vain."""
+        transfers = self._transfers
+        ended = self._walk.follow((table, layer), span, transfers.batch if transfers else 0)
+        if ended is not None:
+            self._predictor.record(ended.group[1], ended.spans)
+            if ended.is_left and transfers is not None:
+                transfers.move_on(ended.group, ended.batch)
 
     # ---- the rest ----------------------------------------------------------------------------
 
     def usage(self) -> dict[Tier, TierUsage]:
-        """Bytes of records per tier; staging, near planes and padding of spans are not in it."""
+        """Bytes of records per tier; staging and near planes are not in it (`reserved_bytes`)."""
         span_bytes = self.records_per_span * self.record_bytes
         e = self._extents
         return {
@@ -332,6 +327,16 @@ class PageStore:
             )
             for tier in Tier
         }
+
+    def reserved_bytes(self) -> dict[Tier, int]:
+        """All that the store takes of each tier, staging and near planes included. Host memory is
+        given out as it is touched; device memory at once; disk as the scratch file grows."""
+        reserved = {tier: usage.capacity_bytes for tier, usage in self.usage().items()}
+        for tier, num_bytes in self._planes.overhead_bytes().items():
+            reserved[tier] += num_bytes
+        if self._transfers is not None:
+            reserved[Tier.HOST] += self._transfers.buffer_bytes
+        return reserved
 
     def check_integrity(self, deep: bool = False) -> None:
         """Asserts every numbered invariant; deep: also that memory holds what was written."""

@@ -123,6 +123,11 @@ class Planes:
         if extent.tier is Tier.DISK:
             self._transfers.forget(extent)
 
+    def overhead_bytes(self) -> dict[Tier, int]:
+        """Bytes besides the frames of records: near planes, and copies where there are any."""
+        tier = Tier.HOST if self._near.device.type == "cpu" else Tier.DEVICE
+        return {tier: self._near.num_bytes + self._copies.num_bytes}
+
     def close(self) -> None:
         """Lets go of all arenas; views that are still held keep theirs."""
         for arena in (self._near, self._copies, *self._arenas.values()):

@@ -50,6 +50,11 @@ class Transfers:
         """Number of the latest call of `wish`."""
         return self._io.wishes.batch
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory of all slots and write buffers."""
+        return self._io.buffer_bytes
+
     def move_on(self, group: Hashable, batch: int) -> None:
         """The group's turn is over: its wishes up to that batch were wrong."""
         with self._io.lock:
