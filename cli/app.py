@@ -13,7 +13,7 @@ ABOUT = "Run one long-context request whose weights and KV cache exceed the memo
 
 EPILOG = """Start with: ebbtide demo
 
-A document: ebbtide ask "What is the main claim?" thesis.pdf -m Qwen/Qwen2.5-1.5B-Instruct
+A document: ebbtide ask "What is the main claim?" thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct
 
 A conversation: ebbtide chat ./model
 

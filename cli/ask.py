@@ -15,11 +15,11 @@ _MAX_NEW_TOKENS = 512
 
 EPILOG = """Examples:
 
-ebbtide ask "Who signed the contract?" contract.pdf
+ebbtide ask "Who signed the contract?" contract.txt
 
 ebbtide ask -m ./qwen --host-memory 6GiB "What changed?" old.md new.md
 
-curl -s https://example.org/ | ebbtide ask "What is this page about?" """
+pdftotext -layout thesis.pdf - | ebbtide ask "What is the main claim?" """
 
 
 @with_shared_options

@@ -104,10 +104,11 @@ def _measure_ceilings(run: Run) -> dict[str, float]:
     run.signals.working()
     tell("ceilings, measured now\n")
     memory = ebbtide.measure_memory()
-    found = {"host": memory.all_threads_bytes_per_s}
+    # On a busy machine one thread can be faster than all.
+    found = {"host": max(memory.all_threads_bytes_per_s, memory.one_thread_bytes_per_s)}
     tell(
-        f"  memory {found['host'] / 1e9:7.2f} GB/s with {memory.num_threads} threads, "
-        f"{memory.one_thread_bytes_per_s / 1e9:.2f} with one\n"
+        f"  memory {memory.all_threads_bytes_per_s / 1e9:7.2f} GB/s "
+        f"with {memory.num_threads} threads, {memory.one_thread_bytes_per_s / 1e9:.2f} with one\n"
     )
     if run.settings.disk_memory != 0:
         disk = ebbtide.measure_disk(run.settings.spill_dir)

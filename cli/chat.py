@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -119,12 +120,11 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
     parts = []
     if piped:
         with waiting_for_input(run.terminal):
-            try:
-                parts.append(sys.stdin.buffer.read().decode("utf-8-sig").strip("\n"))
-            except UnicodeDecodeError as error:
-                raise errors.InputError(
-                    f"Standard input is not UTF-8 text: {error.reason} at byte {error.start}."
-                ) from None
+            data = sys.stdin.buffer.read()
+        if data.strip():
+            import ebbtide
+
+            parts.append(ebbtide.read_document("-", io.BytesIO(data)).text.strip("\n"))
     message = "\n\n".join(part for part in [*parts, prompt or ""] if part.strip())
     if not message:
         raise errors.InputError(

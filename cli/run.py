@@ -71,7 +71,7 @@ class Run:
             self.terminal.result(self.when_cancelled)
 
     def expect_answer(self) -> None:
-        """From here on a cancelled run owes `--json` the object of an answer, though an empty one."""
+        """From here on a cancelled run owes `--json` an answer's object, though an empty one."""
         self.when_cancelled = blank_fields(self.settings.model)
 
     # --- the model

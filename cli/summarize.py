@@ -18,7 +18,9 @@ from .shared_options import with_shared_options
 
 EPILOG = """Examples:
 
-ebbtide summarize thesis.pdf -m Qwen/Qwen2.5-1.5B-Instruct
+ebbtide summarize thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct
+
+pdftotext -layout thesis.pdf - | ebbtide summarize -o summary.md
 
 ebbtide summarize --length short -o notes.md chapter1.md chapter2.md"""
 

@@ -34,6 +34,8 @@ class FakePlan:
     num_spans: int = 4
     kv_far_bytes: int = 4000
     fixed_host_bytes: int = 10_000
+    layers_streamed: int = 0
+    near_resident: bool = True
 
     def __str__(self) -> str:
         return "the plan of the fake"
@@ -199,6 +201,11 @@ class FakeLLM:
     def __init__(self, model: Any, options: dict):
         self.model, self.options = model, options
         self.plan = FakePlan(options.get("context") or 4096)
+        host = options["budget"].host_memory
+        if host != "auto":
+            # What lies in RAM is what the budget leaves after 12,000 bytes of other things.
+            num_host = max(0, min(4, (host - 12_000) // 1000))
+            self.plan.far_spans = {"host": num_host, "disk": 4 - num_host}
         self.on_progress: Any = None
         self.log: list[str] = []
 
@@ -219,6 +226,9 @@ class FakeLLM:
         if "FAKE_CLOSED" in os.environ:
             Path(os.environ["FAKE_CLOSED"]).write_text(" ".join(self.log))
 
+    def close(self) -> None:
+        self.log.append("closed")
+
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
         return self._stream(prompt, generation, None)
 
@@ -234,30 +244,17 @@ class FakeLLM:
         return len(text_of(prompt).split())
 
 
-def read_document(path: str, stdin: Any = None) -> Any:
-    """Plain text only."""
-    from ebbtide import errors
-
-    if path == "-":
-        return SimpleNamespace(name="standard input", text=stdin.read().decode())
-    try:
-        return SimpleNamespace(name=Path(path).name, text=Path(path).read_text())
-    except OSError as error:
-        raise errors.InputError(f"{path}: {error.strerror}") from None
-
-
 def demo_material() -> dict[str, Any]:
     """A story beside this file's answers: the fake answers with the last words of the prompt."""
     return {
         "story": os.environ["FAKE_STORY"],
-        "questions": [{"question": "Say blue.", "answer": "say blue"}],
+        "questions": [{"question": "Say blue.", "answer": "Say blue."}],
     }
 
 
 FACE = {
     "LLM": FakeLLM,
     "Budget": FakeBudget,
-    "read_document": read_document,
     "demo_material": demo_material,
     "measure_memory": lambda: SimpleNamespace(
         num_threads=2, one_thread_bytes_per_s=5e3, all_threads_bytes_per_s=1e4
