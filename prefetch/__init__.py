@@ -5,5 +5,6 @@ queue       the queue of wishes: ordered, without duplicates, dropped when their
 in_order    predictor: every span, first to last
 history     predictor: what the layer used last time, in that order
 registry    predictors by name
+walk        which pass is under way, and what it used
 stats       hits, late, misses, waste, stall, bytes per tier
 """

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ebbtide.offload import disk, scratch, spill_dir
+from ebbtide.offload.bandwidth import measure_disk, measure_memory
 from ebbtide.offload.disk import (
     ALIGNMENT_BYTES,
     ScratchFile,
@@ -211,6 +213,19 @@ def test_aligned_memory_is_aligned_zeroed_and_given_out_as_it_is_touched():
     arena.close()
     assert MemoryTier(0, BLOCK).frames.shape == (0, BLOCK)
     assert MemoryTier(4, 0).records(1, 2).shape == (2, 0)
+
+
+def test_speeds_are_measured_once_and_quickly(tmp_path):
+    started = time.perf_counter()
+    disk_speed, memory_speed = measure_disk(tmp_path), measure_memory(2, 1 << 22)
+    assert min(disk_speed.write_bytes_per_s, disk_speed.random_bytes_per_s) > 0
+    assert disk_speed.sequential_bytes_per_s > 0 and memory_speed.num_threads == 2
+    # 0.25 s are asked for; a slow disk must still write two extents and read some.
+    assert time.perf_counter() - started < 10
+    assert measure_disk(tmp_path) is disk_speed and measure_memory(2, 1 << 22) is memory_speed
+    assert not os.listdir(tmp_path)
+    with pytest.raises(InputError):
+        measure_disk(tmp_path / "missing")
 
 
 # ---- who can see it --------------------------------------------------------------------------

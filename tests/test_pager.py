@@ -164,6 +164,18 @@ def test_near_planes_may_have_no_bytes(tmp_path):
             assert pages.near.shape == (2, 0) and pages.records[1, 0] == 2
 
 
+@pytest.mark.parametrize("copies", [0, 4])
+def test_reserved_bytes_are_all_that_the_store_takes(copies, tmp_path):
+    options = dict(staging_slots=4, write_buffers=3, copy_to_compute=copies > 0)
+    with opened(tmp_path, disk=5, host=2, **options) as store:
+        span = S * RECORD
+        assert store.reserved_bytes() == {
+            DEVICE: 0,
+            HOST: (2 + 4 + 3 + copies) * span + (5 + 2) * S * NEAR,
+            DISK: 5 * span,
+        }
+
+
 def test_memory_tiers_are_seen_and_not_copied(tmp_path):
     with opened(tmp_path, disk=0, host=2) as store:
         table = store.open_table()

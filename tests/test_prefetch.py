@@ -13,6 +13,7 @@ from ebbtide.prefetch.queue import WishQueue
 from ebbtide.prefetch.registry import PREDICTORS, make_predictor
 from ebbtide.prefetch.source import PageSource, Predictor
 from ebbtide.prefetch.stats import Stats
+from ebbtide.prefetch.walk import Walk
 
 
 class FakeSource:
@@ -131,6 +132,19 @@ def test_a_wish_knows_its_place():
     x, y = queue.remove("x"), queue.remove("y")
     assert x.order < y.order < queue.make("z", "a").order
     assert queue.remove("x") is None and len(queue) == 0
+
+
+# ---- the walk --------------------------------------------------------------------------------
+
+
+def test_a_pass_ends_with_another_group_or_a_span_that_comes_again():
+    walk = Walk()
+    assert walk.follow("a", 3, 1) is None
+    assert walk.follow("a", 1, 2) is None
+    assert walk.follow("b", 1, 5) == ("a", [3, 1], 2, True)
+    assert walk.follow("b", 1, 6) == ("b", [1], 5, False)
+    walk.forget()
+    assert walk.follow("a", 0, 7) is None
 
 
 # ---- the counters ----------------------------------------------------------------------------
