@@ -19,6 +19,7 @@ import torch
 
 from ebbtide.kernels import attention, dispatch, matmul, pages
 from ebbtide.kernels.layout import PageLayout
+from ebbtide.kernels.paged_attention import attend_pages
 
 BUFFER_BYTES = 512 << 20  # far above any cache
 
@@ -88,6 +89,16 @@ def page_rates(tokens: int = 16384) -> dict[str, float]:
 
         moved = near.nbytes + records.nbytes + 2 * k.numel() * 4
         rates[f"unpack {name}"] = moved / best_s(unpack_all)
+        for rows in (1, 8):
+            q = torch.randn((layout.kv_heads, rows, layout.head_dim), generator=generator) / 8
+
+            def attend_all(near=near, records=records, layout=layout, step=step, q=q):
+                for i in range(0, len(records), step):
+                    attend_pages(q, near[i : i + step], records[i : i + step], layout)
+
+            rates[f"attend {rows} rows, {name}"] = (near.nbytes + records.nbytes) / best_s(
+                attend_all
+            )
         part = k[:span]
         moved = 2 * part.nbytes + (near.nbytes + records.nbytes) * span // tokens
         rates[f"seal {name}"] = moved / best_s(lambda p=part, y=layout: pages.seal(p, p, y))
@@ -115,9 +126,7 @@ def compute_rates() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--isa", default="", help="instruction set, or reference"
-    )
+    parser.add_argument("--isa", default="", help="instruction set, or reference")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.isa == "reference":

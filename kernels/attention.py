@@ -87,6 +87,18 @@ def attend(
     return result
 
 
+def attend_scores(scores: torch.Tensor, v: torch.Tensor) -> Partial:
+    """The partial of scores (kv_heads, num_rows, n), which are used up, over v (kv_heads, n, d)."""
+    kv_heads, num_rows, _ = scores.shape
+    result = Partial(
+        scores.new_empty((kv_heads, num_rows)),
+        scores.new_empty((kv_heads, num_rows)),
+        scores.new_empty((kv_heads, num_rows, v.shape[2])),
+    )
+    _reduce(scores, v, *result)
+    return result
+
+
 def _reduce(scores, values, highest, total, out) -> None:
     """Scores (..., rows, n) to the three parts of a partial, in place; scores are used up."""
     torch.amax(scores, -1, out=highest)

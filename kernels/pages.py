@@ -71,7 +71,7 @@ def unpack(
 
     The out tensors may be views; each head's tokens must be contiguous.
     """
-    num_tokens = _check_records(near, records, layout)
+    num_tokens = check_records(near, records, layout)
     shape = (layout.kv_heads, num_tokens, layout.head_dim)
     for name, out in (("out_k", out_k), ("out_v", out_v)):
         if out.shape != shape or out.dtype != torch.float32 or not out[0].is_contiguous():
@@ -281,8 +281,8 @@ def _check_tokens(k, v, layout: PageLayout) -> None:
         )
 
 
-def _check_records(near, records, layout: PageLayout) -> int:
-    """The number of tokens that the records hold."""
+def check_records(near, records, layout: PageLayout) -> int:
+    """The number of tokens that the records hold. Raises ValueError where the layout differs."""
     num_records = len(records)
     for name, data, size in (
         ("near", near, layout.near_record_bytes),

@@ -15,11 +15,13 @@ namespace {
 #include "lanes.h"
 #include "planes.h"
 #include "pages.h"
+#include "attend.h"
 #include "matvec.h"
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
-    static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec};
+    static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec, attend_scratch, attend_chunk,
+                                  merge_chunks};
     return table;
 }
 }  // namespace ebbtide

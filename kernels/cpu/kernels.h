@@ -19,6 +19,17 @@ struct MatVec {
     float *out;            // out
 };
 
+// Attention of `rows` query rows of every KV head over whole records.
+struct Attend {
+    Layout layout;
+    int64_t rows, num_tokens;
+    int64_t visible_from, visible_to;  // tokens outside are passed over
+    const float *q;                    // (kv_heads, rows, head_dim)
+    const float *bias;                 // (kv_heads, rows, num_tokens), added to scores, or null
+    const uint8_t *near, *records;
+};
+constexpr float UNSEEN = -1e30f;  // ../attention.py's
+
 struct Kernels {
     const char *name;
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
@@ -30,6 +41,12 @@ struct Kernels {
                  int64_t end);
     // Rows begin .. end of a matrix-vector product.
     void (*matvec)(const MatVec &, int64_t begin, int64_t end);
+    // One record of one head to a partial; scratch holds attend_scratch floats.
+    int64_t (*attend_scratch)(const Layout &, int64_t rows);
+    void (*attend_chunk)(const Attend &, int64_t head, int64_t record, float *scratch, float *highest, float *total,
+                         float *out);
+    void (*merge_chunks)(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total,
+                         const float *out, float *to_highest, float *to_total, float *to_out);
 };
 
 const Kernels &kernels_portable();

@@ -14,6 +14,15 @@ inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Lanes sub(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes add_exponent(Lanes a, Lanes n) {
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_castps_si512(n.v), 23)))};
+}
+inline __m256 halved(Lanes a) {
+    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+    return _mm256_add_ps(_mm512_castps512_ps256(a.v), high);
+}
 inline Lanes load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -51,6 +60,13 @@ inline Lanes mul(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul
 inline Lanes mul_add(Lanes x, Lanes y, Lanes z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+inline Lanes sub(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Lanes larger(Lanes x, Lanes y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline __m256 add_exponent(__m256 a, __m256 n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+}
+inline Lanes add_exponent(Lanes x, Lanes n) { return {add_exponent(x.a, n.a), add_exponent(x.b, n.b)}; }
+inline __m256 halved(Lanes x) { return _mm256_add_ps(x.a, x.b); }
 inline __m256 half_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -108,6 +124,18 @@ inline Lanes mul_add(Lanes a, Lanes b, Lanes c) {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] * b.v[i] + c.v[i];
     return a;
 }
+inline Lanes sub(Lanes a, Lanes b) {
+    for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+    return a;
+}
+inline Lanes larger(Lanes a, Lanes b) {
+    for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+inline Lanes add_exponent(Lanes a, Lanes n) {
+    for (int i = 0; i < 16; ++i) a.v[i] = bits_to_float(float_to_bits(a.v[i]) + (float_to_bits(n.v[i]) << 23));
+    return a;
+}
 inline Lanes load_bf16(const uint16_t *p) {
     Lanes r;
     for (int i = 0; i < 16; ++i) r.v[i] = bf16_to_float(p[i]);
@@ -137,11 +165,56 @@ inline void load_nibbles(const uint8_t *p, Lanes &low, Lanes &high) {
 
 #endif
 
-// All lanes in one, halving: lanes i and i + 8, then + 4, + 2, + 1.
+// Each of four vectors to the sum of its lanes. All orders are this one: lanes i and i + 8; of those i and i + 2 in each
+// run of four, then i and i + 1; then the two runs.
+inline void sum_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
+#if defined(__AVX2__)
+    const __m256 a8 = halved(a), b8 = halved(b), c8 = halved(c), d8 = halved(d);
+    const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8));  // a02 b02 a13 b13
+    const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c8, d8), _mm256_unpackhi_ps(c8, d8));
+    const __m256 low = _mm256_shuffle_ps(ab, cd, 0x44), high = _mm256_shuffle_ps(ab, cd, 0xEE);
+    const __m256 runs = _mm256_add_ps(low, high);  // a b c d of the first run, then of the second
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(runs), _mm256_extractf128_ps(runs, 1)));
+#else
+    const Lanes *all[4] = {&a, &b, &c, &d};
+    for (int n = 0; n < 4; ++n) {
+        const float *x = all[n]->v;
+        float v[8];
+        for (int i = 0; i < 8; ++i) v[i] = x[i] + x[i + 8];
+        out[n] = ((v[0] + v[2]) + (v[1] + v[3])) + ((v[4] + v[6]) + (v[5] + v[7]));
+    }
+#endif
+}
+
 inline float sum(Lanes a) {
+    float out[4];
+    sum_four(a, a, a, a, out);
+    return out[0];
+}
+
+inline float largest(Lanes a) {
     float v[16];
     store(v, a);
     for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) v[i] += v[i + half];
+        for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
+}
+
+// exp(x) for x <= 0; at and below -87, where float32 still holds it, exp(-87) = 1.6e-38. Within 2 ulp.
+inline Lanes exp_lanes(Lanes x) {
+    // 1.5 * 2**23: a sum with it is rounded to a whole number, which then stands in the low bits of the sum.
+    const Lanes magic = all(12582912.0f);
+    x = larger(x, all(-87.0f));
+    const Lanes shifted = mul_add(x, all(1.44269504f), magic);  // log2(e)
+    const Lanes n = sub(shifted, magic);
+    // ln(2) in two parts; the first has few bits, so that n times it is exact.
+    const Lanes r = mul_add(n, all(-1.42860677e-6f), mul_add(n, all(-0.693145752f), x));  // |r| <= ln(2) / 2
+    Lanes p = all(1.0f / 5040);  // Taylor: the next term is below 6e-9
+    p = mul_add(p, r, all(1.0f / 720));
+    p = mul_add(p, r, all(1.0f / 120));
+    p = mul_add(p, r, all(1.0f / 24));
+    p = mul_add(p, r, all(1.0f / 6));
+    p = mul_add(p, r, all(0.5f));
+    p = mul_add(mul_add(p, r, all(1.0f)), r, all(1.0f));
+    return add_exponent(p, shifted);
 }

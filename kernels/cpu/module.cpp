@@ -19,8 +19,9 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 1;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 2;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
+constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
 // The instruction sets that this machine has, best first.
 std::vector<const Kernels *> available() {
@@ -56,7 +57,8 @@ Layout layout_of(const std::vector<int64_t> &numbers) {
     if (numbers.size() != LAYOUT_NUMBERS) throw std::invalid_argument("a layout has 17 numbers");
     Layout layout;
     std::memcpy(&layout, numbers.data(), sizeof layout);
-    if (layout.head_dim > MAX_HEAD_DIM) throw std::invalid_argument("head_dim is above 1024");
+    if (layout.head_dim > MAX_HEAD_DIM || layout.page_tokens > MAX_PAGE_TOKENS)
+        throw std::invalid_argument("head_dim or page_tokens is above 1024");
     return layout;
 }
 
@@ -100,6 +102,30 @@ void matvec(int kind, uintptr_t x, uintptr_t weight, uintptr_t scales, int64_t i
               [&](int64_t begin, int64_t end) { active->matvec(m, begin, end); });
 }
 
+void attend(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
+            int64_t num_records, int64_t visible_from, int64_t visible_to, uintptr_t bias, uintptr_t highest,
+            uintptr_t total, uintptr_t out, int threads) {
+    const Layout l = layout_of(numbers);
+    const int64_t tokens = l.pages_per_record * l.page_tokens;
+    const Attend a{l, rows, num_records * tokens, visible_from, visible_to, at<const float>(q),
+                   at<const float>(bias), at<const uint8_t>(near), at<const uint8_t>(records)};
+    nb::gil_scoped_release released;
+    const int64_t per_chunk = rows * (2 + l.head_dim), chunks = l.kv_heads * num_records;
+    std::vector<float> parts((size_t)(chunks * per_chunk));
+    float *tops = parts.data(), *totals = tops + chunks * rows, *outs = totals + chunks * rows;
+    share_out(chunks, 1, chunks * l.record_bytes, threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch((size_t)active->attend_scratch(l, rows));
+        for (int64_t i = begin; i < end; ++i)
+            active->attend_chunk(a, i / num_records, i % num_records, scratch.data(), tops + i * rows,
+                                 totals + i * rows, outs + i * rows * l.head_dim);
+    });
+    for (int64_t head = 0; head < l.kv_heads; ++head)
+        active->merge_chunks(num_records, rows, l.head_dim, tops + head * num_records * rows,
+                             totals + head * num_records * rows, outs + head * num_records * rows * l.head_dim,
+                             at<float>(highest) + head * rows, at<float>(total) + head * rows,
+                             at<float>(out) + head * rows * l.head_dim);
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -111,4 +137,5 @@ NB_MODULE(_cpu, m) {
     m.def("unpack", &unpack);
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
     m.def("matvec", &matvec);
+    m.def("attend", &attend);
 }

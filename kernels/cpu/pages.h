@@ -1,7 +1,7 @@
 // Reading and sealing one page of one head; to the bit what ../pages.py does. Included inside an anonymous
 // namespace, after lanes.h, half.h and planes.h.
 
-constexpr int64_t MAX_DIM = 1024;  // module.cpp refuses more
+constexpr int64_t MAX_DIM = 1024;  // of head_dim and of page_tokens; module.cpp refuses more
 
 inline uint16_t load16(const uint8_t *p) {
     uint16_t bits;
