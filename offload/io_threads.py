@@ -110,10 +110,12 @@ class IoThreads:
         if not self.threads:
             self._do(job)
             self.check()
+            return
+        if isinstance(job, Slot):
+            self.demands.append(job)
         else:
-            queue = self.demands if isinstance(job, Slot) else self.writes
-            queue.append(job)
-            self._work.notify()
+            self.writes.append(job)
+        self._work.notify()
 
     def wake(self) -> None:
         """There may be more to do than before."""
@@ -167,12 +169,10 @@ class IoThreads:
         """What an I/O thread does: one job after the other until the end."""
         while True:
             with self.lock:
-                job = self._choose()
-                while job is None and not self._is_stopping:
+                while (job := self._choose()) is None:
+                    if self._is_stopping:
+                        return
                     self._work.wait()
-                    job = self._choose()
-                if self._is_stopping:
-                    return
             self._do(job)
 
     def _do(self, job: Slot | Write) -> None:
@@ -197,6 +197,7 @@ class IoThreads:
 
     def _read(self, slot: Slot) -> None:
         """Fills a slot."""
+        assert slot.extent is not None
         failure = None
         try:
             view = self._arena.raw(slot.index * self._records_per_span, slot.num_records)

@@ -300,7 +300,7 @@ class PageStore:
     def is_ready(self, table: PageTable, layer: int, span: int) -> bool:
         """Whether fetching the whole span now would not wait."""
         extent = table.extent(layer, span)
-        if extent.tier is not Tier.DISK:
+        if extent.tier is not Tier.DISK or self._transfers is None:
             return True
         return self._transfers.is_ready(extent, table.records_seen(layer, span))
 
@@ -309,7 +309,8 @@ class PageStore:
         transfers = self._transfers
         ended = self._walk.follow((table, layer), span, transfers.batch if transfers else 0)
         if ended is not None:
-            self._predictor.record(ended.group[1], ended.spans)
+            _, layer_left = ended.group
+            self._predictor.record(layer_left, ended.spans)
             if ended.is_left and transfers is not None:
                 transfers.move_on(ended.group, ended.batch)
 

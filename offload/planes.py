@@ -90,7 +90,7 @@ class Planes:
             copy_rows(self._near.records(self._near_base(extent) + start, count), near)
             self._stats.near_bytes_written += near.numel()
         if extent.tier is Tier.DISK:
-            self._transfers.write(extent, start, records)
+            self._traffic.write(extent, start, records)
             return
         arena = self._arenas[extent.tier]
         copy_rows(arena.records(extent.base + start, count), records)
@@ -114,14 +114,14 @@ class Planes:
         near = self._near.records(self._near_base(extent), num_records)
         if extent.tier is not Tier.DISK:
             return Pages(near, self._arenas[extent.tier].records(extent.base, num_records))
-        transfers = self._transfers
+        transfers = self._traffic
         slot = transfers.demand(extent, num_records)
         return Pages(near, transfers.rows(slot, num_records), lambda: transfers.release(slot))
 
     def forget(self, extent: Extent) -> None:
         """The extent's bytes will change: waits until nothing of them is under way."""
         if extent.tier is Tier.DISK:
-            self._transfers.forget(extent)
+            self._traffic.forget(extent)
 
     def overhead_bytes(self) -> dict[Tier, int]:
         """Bytes besides the frames of records: near planes, and copies where there are any."""
@@ -144,6 +144,11 @@ class Planes:
             if deep and arena is not None and arena.device.type == "cpu":
                 crcs = crcs_of(arena.raw(extent.base, extent.filled), self._record_bytes)
                 assert crcs == extent.crcs[: extent.filled], "somebody wrote to a record"
+
+    @property
+    def _traffic(self) -> Transfers:
+        assert self._transfers is not None, "an extent on disk without disk frames"
+        return self._transfers
 
     def _near_base(self, extent: Extent) -> int:
         return self._near_start[extent.tier] + extent.base

@@ -103,7 +103,7 @@ class Staging:
 
     def detach(self, slot: Slot) -> None:
         """A held slot's extent has other records now: holders keep the old ones (S4)."""
-        assert slot.state is SlotState.HELD
+        assert slot.state is SlotState.HELD and slot.extent is not None
         del self._found[slot.extent]
 
     def drop(self, slot: Slot) -> None:
@@ -139,13 +139,14 @@ class Staging:
             assert (slot.extent is None) == (slot.state is SlotState.FREE), "S1"
             assert (slot.holders > 0) == (slot.state is SlotState.HELD), "S2"
             assert not slot.is_unwanted or slot.state is SlotState.READING, "S3"
-            if slot.state in (SlotState.READING, SlotState.READY):
+            if slot.extent is not None and slot.state is not SlotState.HELD:
                 assert self._found.get(slot.extent) is slot, "S4"
         assert all(slot.extent is extent for extent, slot in self._found.items()), "S4"
         free = [slot for slot in self.slots if slot.state is SlotState.FREE]
         assert len(free) == len(self._free) and set(free) == set(self._free), "S1"
 
     def _make_free(self, slot: Slot) -> None:
+        assert slot.extent is not None, "freed twice"
         if self._found.get(slot.extent) is slot:
             del self._found[slot.extent]
         slot.state, slot.extent, slot.wish = SlotState.FREE, None, None

@@ -76,7 +76,7 @@ class MemoryTier:
     def raw(self, base: int, num_records: int) -> memoryview:
         """The same bytes as a flat writable memoryview, for files and CRCs. Host memory only."""
         assert self.device.type == "cpu"
-        return memoryview(self.records(base, num_records).numpy()).cast("B")
+        return self.records(base, num_records).numpy().data.cast("B")
 
     def close(self) -> None:
         """Lets go of the memory; views that are still held keep it."""

@@ -64,14 +64,15 @@ class Transfers:
 
     def is_ready(self, extent: Extent, num_records: int) -> bool:
         with self._io.lock:
-            return self._has(self._io.staging.find(extent), num_records)
+            slot = self._io.staging.find(extent)
+            return slot is not None and self._has(slot, num_records)
 
     def demand(self, extent: Extent, num_records: int) -> Slot:
         """The slot that holds the extent's first records, held for the caller; waits for it."""
         with self._io.lock:
             self._io.check()
             slot = self._io.staging.find(extent)
-            if self._has(slot, num_records):
+            if slot is not None and self._has(slot, num_records):
                 self._stats.hits += 1
             else:
                 if self._io.wishes.remove(extent) is not None or slot is not None:
@@ -135,8 +136,7 @@ class Transfers:
             slot = self._io.staging.find(extent)
             try:
                 self._io.wait(lambda: extent not in self._io.unwritten)
-                if slot is not None:
-                    self._io.wait(lambda: slot.state is not SlotState.READING)
+                self._io.wait(lambda: slot is None or slot.state is not SlotState.READING)
             except (StorageError, RuntimeError):
                 return
             slot = self._io.staging.find(extent)
@@ -147,9 +147,9 @@ class Transfers:
                 self._io.staging.detach(slot)
 
     @staticmethod
-    def _has(slot: Slot | None, num_records: int) -> bool:
-        """Whether a slot's records can be used now."""
-        there = slot is not None and slot.state in (SlotState.READY, SlotState.HELD)
+    def _has(slot: Slot, num_records: int) -> bool:
+        """Whether that many records can be used now."""
+        there = slot.state in (SlotState.READY, SlotState.HELD)
         return there and slot.num_records >= num_records
 
     def _bring(self, extent: Extent, num_records: int) -> Slot:
@@ -157,7 +157,7 @@ class Transfers:
         slot = self._io.staging.find(extent)
         if slot is not None and slot.state is SlotState.READING:
             slot.is_unwanted = False
-            self._io.wait(lambda: slot.state is not SlotState.READING)
+            self._wait_for(slot)
             if self._has(slot, num_records):
                 return slot
         if slot is not None and slot.state is SlotState.READY:  # read before the latest append
@@ -167,8 +167,11 @@ class Transfers:
         slot = self._io.staging.prepare_read(extent, num_records, None)
         self._io.perform(slot)
         # Interrupted here, the slot becomes ready with nobody to hold it, and is dropped first.
-        self._io.wait(lambda: slot.state is not SlotState.READING)
+        self._wait_for(slot)
         return slot
+
+    def _wait_for(self, slot: Slot) -> None:
+        self._io.wait(lambda: slot.state is not SlotState.READING)
 
     def _make_room(self) -> bool:
         """True when a slot is free, if need be after dropping a ready one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +19,7 @@ class Wish:
     order: place in the sequence of all wishes: the larger, the later it is expected to be needed.
     """
 
-    key: Hashable
+    key: Any
     group: Hashable
     batch: int
     order: int

@@ -18,9 +18,11 @@ class PageSource(Protocol):
 
         Never blocks. A wrong wish costs time only.
         """
+        ...
 
     def is_ready(self, table: Any, layer: int, span: int) -> bool:
         """True when fetching the span now would not wait."""
+        ...
 
 
 @runtime_checkable
@@ -29,6 +31,8 @@ class Predictor(Protocol):
 
     def predict(self, layer: int, num_spans: int) -> list[int]:
         """The spans of 0..num_spans-1 that the layer is expected to use, in the order of use."""
+        ...
 
     def record(self, layer: int, spans: Sequence[int]) -> None:
         """Tells what the layer really used, in the order of use, once per pass."""
+        ...

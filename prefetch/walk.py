@@ -7,7 +7,7 @@ fetched from, or when a span comes again. Knows numbers only, and waits for noth
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Pass(NamedTuple):
@@ -17,7 +17,7 @@ class Pass(NamedTuple):
     fetch, so wishes of the group up to it were for this pass; is_left: another group has its turn.
     """
 
-    group: Hashable
+    group: Any
     spans: list[int]
     batch: int
     is_left: bool
