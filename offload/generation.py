@@ -148,7 +148,7 @@ def _whole(low: int, high: int, optional: bool = False):
             return None
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise _refuse(name, value, allowed)
-        if not low <= value <= high:
+        if not low <= int(value) <= high:
             raise _refuse(name, value, allowed)
         return int(value)
 
@@ -203,7 +203,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
         raise _refuse(name, value, allowed)
     ids = tuple(ids)
     for item in ids:
-        if isinstance(item, bool) or not isinstance(item, Integral) or item < 0:
+        if isinstance(item, bool) or not isinstance(item, Integral) or int(item) < 0:
             raise _refuse(name, value, allowed)
     return tuple(dict.fromkeys(int(item) for item in ids))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..kernels.layout import PageLayout
+from ..kernels.matmul import ROW_TILE
 from .errors import InputError
 from .model_config import ModelConfig
 
@@ -37,6 +38,7 @@ class Geometry:
     layout: PageLayout
 
     def __post_init__(self):
+        assert self.cell_tokens % ROW_TILE == 0, "a cell is multiplied in whole tiles"
         if self.cell_tokens % self.layout.record_tokens or self.span_tokens % self.cell_tokens:
             raise InputError(
                 f"a span ({self.span_tokens} tokens) must hold whole cells "

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.matmul import ROW_TILE
+from ..prefetch.stats import Stats
 from .budget import Budget, Limits, resolve
 from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
@@ -124,6 +125,7 @@ class LLM:
         self._sessions: list[Session] = []
         self._thread_lock = threading.Lock()
         self.load_s = 0.0
+        self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
         self.plan: Plan = self._plan(context or self._natural_context())
 
     @classmethod
@@ -182,10 +184,10 @@ class LLM:
 
         llm = cls(Options(model=model, **options))
         try:
-            memory = measure_memory()
+            memory = measure_memory().all_threads_bytes_per_s
             llm._bandwidth = {"host": memory, "device": memory}
             if llm._spill_dir is not None:
-                llm._bandwidth["disk"] = measure_disk(llm._spill_dir)
+                llm._bandwidth["disk"] = measure_disk(llm._spill_dir).random_bytes_per_s
             return llm._plan(llm._context or llm.plan.context)
         finally:
             llm.close()
@@ -309,6 +311,7 @@ class LLM:
                     row = engine.decode(sequence)
                     if index >= first:
                         use(index, engine.logits(row).cpu())
+            self.last_stats = session._runtime.store.stats.snapshot()
 
     # ---- text --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import BadCheckpoint, ModelError, UnsupportedModel
+from .errors import BadCheckpoint, UnsupportedModel
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -223,10 +223,3 @@ def _max_positions(get: _Fields, rope: RopeConfig) -> int:
         original = rope.parameters["original_max_position_embeddings"]
         positions = max(positions, int(original * rope.parameters["factor"]))
     return positions
-
-
-def require_model_folder(folder: Path) -> Path:
-    """`folder` itself if it is a directory; otherwise a ModelError says what was expected."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is not a model folder: it does not exist or is a file.")
-    return folder

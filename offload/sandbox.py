@@ -76,7 +76,8 @@ class _MeterNodes(NodeTransformer):
 
     def _call(self, name: str, args: list, line: int) -> nodes.Call:
         call = nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
-        return call.set_lineno(line)
+        call.set_lineno(line)
+        return call
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -225,7 +226,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         _MeterNodes().visit(tree)
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
 
 # Filters that may make much of little: each is charged before it does.

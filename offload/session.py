@@ -205,8 +205,6 @@ class Session:
         if common < len(self._sequence.tokens):
             self.truncate(common)
         self._extend(ids[common:])
-        if self._logits is None and self._sequence.length == len(ids):
-            self._rewind(len(ids) - 1)  # only the last token's logits are missing
 
     def _rewind(self, length: int) -> None:
         """Keep at most `length` processed tokens; those before `length` that go too will be
@@ -243,6 +241,8 @@ class Session:
 
     def last_logits(self) -> torch.Tensor:
         """Logits (vocab,) of the last token, processing what is pending."""
+        if self._logits is None and self._sequence.length == len(self._sequence.tokens):
+            self._rewind(self._sequence.length - 1)  # only the last token's logits are missing
         if self._logits is None:
             residual = self._prefill()
             with self._llm.running():

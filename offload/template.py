@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from jinja2 import meta
+
 from .errors import InputError
 from .meter import LimitExceeded, Meter
 from .sandbox import MeteredEnvironment
@@ -172,9 +174,10 @@ class ChatTemplate:
         meter = Meter(max(seconds, 1.0), 2**23, 2**26)
         self._template = self._metered(meter, lambda: self._environment.from_string(source))
 
-    def mentions(self, *names: str) -> bool:
-        """Whether the source speaks of one of these variables."""
-        return any(name in self.source for name in names)
+    def knows(self, *names: str) -> bool:
+        """Whether one of these variables changes what is rendered."""
+        known = meta.find_undeclared_variables(self._environment.parse(self.source))
+        return not known.isdisjoint(names)
 
     def render(
         self,

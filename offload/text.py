@@ -98,6 +98,15 @@ class Tokenizer:
         """Compiled when a chat first asks for it: a broken template leaves plain prompts alone."""
         return ChatTemplate(self.template_source, self.name)
 
+    @cached_property
+    def knows_thinking(self) -> bool:
+        """Whether `think` makes a difference to this chat template."""
+        return self.template.knows(*THINK_VARIABLES)
+
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
     def _id_of(self, name: str) -> int | None:
         text = self.named_tokens.get(name)
         return None if text is None else self._backend.token_to_id(text)
@@ -171,9 +180,11 @@ class Tokenizer:
             ids = self._checked([i for i in ids if i != self._cut_id])
         if add_bos is None:
             return [*self.prefix_ids, *ids]
-        if add_bos and self.bos_token_id is None:
+        if not add_bos:
+            return ids
+        if self.bos_token_id is None:
             raise InputError(f"{self.name} has no BOS token to add")
-        return [self.bos_token_id, *ids] if add_bos else ids
+        return [self.bos_token_id, *ids]
 
     def chat_ids(
         self,
@@ -235,6 +246,8 @@ class Tokenizer:
         guard = self._control.guard_for([checked, variables])
         guarded = self._control.break_up_all([checked, variables], guard)
         thinking = {} if think is None else dict.fromkeys(THINK_VARIABLES, think)
+        if thinking and not self.knows_thinking:
+            self._warn_once(f"{self.name}'s chat template has no switch for thinking: no effect.")
         rendered = self.template.render(
             guarded[0],
             add_generation_prompt=prompt,

@@ -1,0 +1,82 @@
+"""Opens a model with small pages, cells and spans, and decides what share of its pages is in memory.
+
+Not tests. Small sizes make many pages seal within a test's length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ebbtide import LLM, Budget
+from ebbtide.kernels.layout import PageLayout
+from ebbtide.offload.geometry import Geometry
+from ebbtide.offload.llm import Options
+from ebbtide.offload.model_config import read_model_config
+
+PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
+# Cells so small that a window of 48 tokens reaches back into sealed pages.
+TINY = {"page_tokens": 8, "cell_tokens": 32, "span_tokens": 64}
+
+
+def small_geometry(
+    folder: Path,
+    codec: str = "8",
+    *,
+    page_tokens: int = PAGE_TOKENS,
+    cell_tokens: int = CELL_TOKENS,
+    span_tokens: int = SPAN_TOKENS,
+    rotate: bool = False,
+    near_bits: int = 2,
+) -> Geometry:
+    """codec: full, 8, 6 or 4, as --kv-bits has them."""
+    config = read_model_config(folder)
+    bits = {"8": (8, 8), "6": (6, 6), "4": (5, 4)}.get(codec, (8, 8))
+    layout = PageLayout(
+        config.num_kv_heads,
+        config.head_dim,
+        page_tokens,
+        2 if cell_tokens >= 2 * page_tokens else 1,
+        codec="full" if codec == "full" else "quantised",
+        key_bits=bits[0],
+        value_bits=bits[1],
+        near_bits=near_bits,
+        rotate=rotate,
+        raw_dtype=getattr(torch, config.dtype),
+    )
+    return Geometry(cell_tokens, span_tokens, layout)
+
+
+def open_small(
+    folder: Path, spill_dir: Path, codec: str = "8", *, weight_bits="full", store=None, **geometry
+) -> LLM:
+    """An LLM with small pages; `store` is what PageStore takes besides (overlap, read_delay ...)."""
+    return LLM(
+        Options(
+            model=folder,
+            budget=Budget(host_memory="8GiB", disk_memory="1GiB"),
+            spill_dir=spill_dir,
+            weight_bits=weight_bits,
+        ),
+        geometry=small_geometry(folder, codec, **geometry),
+        **(store or {}),
+    )
+
+
+def keep_in_memory(
+    llm: LLM, context: int, share: float, *, sequences: int = 1, text: bool = False
+) -> None:
+    """Set the host budget so that about `share` of the far planes of `context` tokens fit.
+
+    sequences, text: as the request will have them; `logits` asks for one sequence and no text.
+    """
+    llm.limits = replace(llm.limits, runtime_bytes=0, host_bytes=1 << 34)
+    whole = llm._plan(context, sequences, text=text)
+    if share >= 1:
+        return
+    staging = 8 * llm.geometry.span_bytes
+    llm.limits = replace(
+        llm.limits, host_bytes=whole.fixed_host_bytes + staging + int(share * whole.kv_far_bytes)
+    )
