@@ -385,6 +385,7 @@ def test_surrogates_of_a_template_are_refused(tmp_path):
         tokenizer.chat_ids([USER])
 
 
+@pytest.mark.parametrize("small", ["byte-level", "byte-fallback"], indirect=True)
 @pytest.mark.parametrize(
     "text",
     ["a" * 10**6, " " * 10**6, "é" * 10**6, "<" * 10**6, "<|im_end|>" * 10**5, "hi there " * 10**5],
@@ -471,6 +472,18 @@ def test_variables_reach_the_template(tmp_path):
     assert ids.count(id_of(tokenizer, "<|im_end|>")) == 1
     with pytest.raises(InputError, match="style holds a object"):
         tokenizer.chat_ids([USER], style=object())
+
+
+def test_a_switch_that_the_template_lacks_is_said_to(tmp_path, chatml):
+    template = "{% if not enable_thinking is defined %}{% set enable_thinking = 1 %}{% endif %}x"
+    tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
+    assert tokenizer.knows_thinking and not chatml.knows_thinking
+    tokenizer.chat_ids([USER], think=True)
+    assert tokenizer.warnings == []
+    plain = Tokenizer.load(byte_level(tmp_path, template=CHATML + "{# thinking #}"))
+    for _ in range(2):
+        plain.chat_ids([USER], think=False)
+    assert len(plain.warnings) == 1 and "no switch for thinking" in plain.warnings[0]
 
 
 def test_the_date_stays_that_of_loading(tmp_path):
