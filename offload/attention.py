@@ -15,6 +15,7 @@ import torch
 
 from ..kernels.attention import Partial, attend, finish, merge
 from ..kernels.layout import PageLayout
+from ..kernels.paged_attention import attend_pages
 from ..kernels.pages import rotate, unpack
 from .rope import Rope, apply_rope
 from .sequence import Sequence
@@ -117,12 +118,23 @@ class TieredAttention:
             tokens = min(self.span_tokens, most_sealed - base)
             k, v = self._span_tile[0, :, :tokens], self._span_tile[1, :, :tokens]
             records = tokens // self.layout.record_tokens
+            # The sink is attended raw, so its sealed copy is passed over.
+            first = self.layout.page_tokens if span == 0 else 0
             with self.store.fetch(sequence.table, layer, span, records) as pages:
+                if queries[0].rows == 1:  # decode: a few rows need no unpacked copy
+                    query, q = queries[0], rotated[0]
+                    if window is not None:
+                        first = max(first, query.position - window + 1 - base)
+                    bias = self._score_bias(query, base, tokens, key_bias)
+                    query.tree.push(
+                        attend_pages(
+                            q, pages.near, pages.records, self.layout, (first, tokens), bias
+                        )
+                    )
+                    continue
                 unpack(pages.near, pages.records, self.layout, k, v)
             if key_bias is not None:
                 k += self._bias_of(base, tokens, key_bias)
-            # The sink is attended raw, so its sealed copy is passed over.
-            first = self.layout.page_tokens if span == 0 else 0
             for query, q, spans in zip(queries, rotated, wanted, strict=True):
                 last = min(tokens, self._sealed_tokens(query) - base)
                 if span not in spans or last <= first:
@@ -137,6 +149,14 @@ class TieredAttention:
         cos, sin = self.rope.angles(base, tokens)
         bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin).transpose(0, 1)
         return rotate(bias) if self.layout.rotate else bias
+
+    def _score_bias(self, query: Query, base: int, tokens: int, key_bias: torch.Tensor | None):
+        """What the key bias adds to scores: (kv_heads, groups, tokens), or None without one."""
+        if key_bias is None:
+            return None
+        cos, sin = self.rope.angles(base, tokens)
+        bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin)
+        return torch.bmm(query.q, bias.permute(1, 2, 0))
 
     def _window_mask(self, query: Query, window: int | None, base: int, count: int):
         """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of

@@ -1,4 +1,4 @@
-"""Opens a model with small pages, cells and spans, and decides what share of its pages is in memory.
+"""Opens a model with small pages, and decides what share of them is in memory.
 
 Not tests. Small sizes make many pages seal within a test's length.
 """
@@ -52,7 +52,7 @@ def small_geometry(
 def open_small(
     folder: Path, spill_dir: Path, codec: str = "8", *, weight_bits="full", store=None, **geometry
 ) -> LLM:
-    """An LLM with small pages; `store` is what PageStore takes besides (overlap, read_delay ...)."""
+    """An LLM with small pages; `store` is what PageStore takes besides (overlap, ...)."""
     return LLM(
         Options(
             model=folder,
