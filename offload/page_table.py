@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Tier(Enum):
@@ -26,6 +27,14 @@ class Tier(Enum):
     DEVICE = "device"
     HOST = "host"
     DISK = "disk"
+
+
+class TierUsage(NamedTuple):
+    """Bytes of a tier's frames: all there are, in use now, and the most that ever were."""
+
+    capacity_bytes: int
+    used_bytes: int
+    peak_bytes: int
 
 
 class NoFrames(Exception):
@@ -90,6 +99,13 @@ class PageTable:
         """How many of the span's records this table sees; the last span may be partly filled."""
         left = self._num_records[layer] - span * self.records_per_span
         return max(0, min(left, self.records_per_span))
+
+    def extents_needed(self, layer: int, num_records: int) -> int:
+        """How many extents appending that many records takes, with the copy of a shared one."""
+        have, num_spans = self._num_records[layer], self.num_spans(layer)
+        needed = -(-(have + num_records) // self.records_per_span) - num_spans
+        is_shared = have % self.records_per_span and self.extent(layer, num_spans - 1).refs > 1
+        return needed + bool(is_shared and num_records)
 
     def append(self, layer: int, num_records: int, fresh: Extent | None = None) -> None:
         """Counts records appended to the last span, or to `fresh` as the first of a new one."""
@@ -162,6 +178,11 @@ class Extents:
 
     def num_used(self, tier: Tier) -> int:
         return len(self._used[tier])
+
+    def usage(self, tier: Tier, record_bytes: int) -> TierUsage:
+        """The same in bytes, with the peak."""
+        counts = self.num_extents[tier], self.num_used(tier), self.peak_used[tier]
+        return TierUsage(*(count * self.records_per_span * record_bytes for count in counts))
 
     def allocate(self, tier: Tier, layer: int, span: int) -> Extent:
         """An empty extent with one reference. Raises NoFrames when the tier is full."""

@@ -12,7 +12,6 @@ codec: records are rows of bytes. `page_table` says where they are, `policy` whe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -24,18 +23,10 @@ from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
 from .extent_file import ExtentFile
 from .io_threads import IoThreads
-from .page_table import Extent, Extents, PageTable, Tier
+from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
 from .transfer import Transfers
-
-
-class TierUsage(NamedTuple):
-    """Bytes of a tier's frames: all there are, in use now, and the most that ever were."""
-
-    capacity_bytes: int
-    used_bytes: int
-    peak_bytes: int
 
 
 class PageStore:
@@ -219,10 +210,7 @@ class PageStore:
             table.extent(layer, span).trim(start)
 
     def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
-        have = table.num_records(layer)
-        needed = -(-(have + num_records) // self.records_per_span) - table.num_spans(layer)
-        if have % self.records_per_span and num_records:
-            needed += table.extent(layer, table.num_spans(layer) - 1).refs > 1
+        needed = table.extents_needed(layer, num_records)
         free = sum(self._extents.num_free(tier) for tier in Tier)
         if needed > free:
             tiers = [t for t in Tier if self._extents.num_extents[t]] or [Tier.HOST]
@@ -318,16 +306,7 @@ class PageStore:
 
     def usage(self) -> dict[Tier, TierUsage]:
         """Bytes of records per tier; staging and near planes are not in it (`reserved_bytes`)."""
-        span_bytes = self.records_per_span * self.record_bytes
-        e = self._extents
-        return {
-            tier: TierUsage(
-                e.num_extents[tier] * span_bytes,
-                e.num_used(tier) * span_bytes,
-                e.peak_used[tier] * span_bytes,
-            )
-            for tier in Tier
-        }
+        return {tier: self._extents.usage(tier, self.record_bytes) for tier in Tier}
 
     def reserved_bytes(self) -> dict[Tier, int]:
         """All that the store takes of each tier, staging and near planes included. Host memory is
