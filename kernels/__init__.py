@@ -1,11 +1,12 @@
 """Numbers only: page codecs, attention over pages, matrix products.
 
-    layout     how a page of keys and values lies in bytes
-    pages      seal and unpack pages
-    attention  attention partials, their merging and finishing
-    paged_attention   decode attention over sealed pages, without unpacking them
-    matmul     linear layers whose rows never depend on how many rows there are
-    dispatch   which implementation serves: compiled (cpu/) or the torch reference
+    layout           how a page of keys and values lies in bytes
+    codec            the quantiser and the bit planes
+    pages            seal and unpack pages
+    attention        attention partials, their merging and finishing
+    paged_attention  decode attention over sealed pages, without unpacking them
+    matmul           linear layers whose rows never depend on how many rows there are
+    dispatch         which implementation serves: compiled (cpu/) or the torch reference
 
 Knows torch and numpy, and nothing of models, tiers, files or options.
 """

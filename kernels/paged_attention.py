@@ -69,7 +69,9 @@ def attend_pages(
         start,
         stop,
         0 if score_bias is None else score_bias.data_ptr(),
-        *(part.data_ptr() for part in result),
+        result.max.data_ptr(),
+        result.sum.data_ptr(),
+        result.out.data_ptr(),
         torch.get_num_threads(),
     )
     return result

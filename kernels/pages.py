@@ -134,8 +134,7 @@ def key_box(near: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch
 
 def _seal_reference(k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
     k, v = _pages(k, layout), _pages(v, layout)
-    if layout.is_full:
-        far_parts, k = _raw_parts(k, v, layout)
+    far_parts, k = _raw_parts(k, v, layout) if layout.is_full else ([], k)
     key_lo, key_scale = codec.box(k, -2, layout.box_bits, "keys")
     near_parts = [_bytes(key_lo), _bytes(key_scale)]
     if not layout.is_full:

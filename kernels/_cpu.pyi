@@ -1,0 +1,46 @@
+"""What cpu/module.cpp offers. Tensors are passed as addresses that the caller has checked."""
+
+INTERFACE: int
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
+def unpack(
+    near: int,
+    records: int,
+    layout: list[int],
+    num_records: int,
+    out_k: int,
+    k_stride: int,
+    out_v: int,
+    v_stride: int,
+    threads: int,
+) -> None: ...
+def seal(
+    k: int, v: int, layout: list[int], num_records: int, near: int, records: int, threads: int
+) -> bool: ...
+def matvec(
+    kind: int,
+    x: int,
+    weight: int,
+    scales: int,
+    num_inputs: int,
+    num_outputs: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def attend(
+    q: int,
+    num_rows: int,
+    near: int,
+    records: int,
+    layout: list[int],
+    num_records: int,
+    visible_from: int,
+    visible_to: int,
+    bias: int,
+    max: int,
+    sum: int,
+    out: int,
+    threads: int,
+) -> None: ...
