@@ -11,6 +11,7 @@ ebbtide` is quick and imports no torch; its home is the module in the table belo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ __all__ = [
     "read_document",
     "volume_warnings",
 ]
+
+# Waiting OpenMP threads sleep. By default they spin, and on a machine whose cores are busy the
+# spinning threads starve the ones they wait for: reading a text took 56 s in place of 5. Read when
+# torch is first imported; whoever set it keeps their choice.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Public name -> (module, attribute; None for the module itself).
 _HOMES = {
