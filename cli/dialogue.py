@@ -173,6 +173,10 @@ class Dialogue:
         answer, question = self.conversation.pop_answer(), self.conversation.pop_question()
         if answer is None and question is None:
             raise errors.InputError("there is nothing to take back.")
+        try:
+            self.session.undo()
+        except errors.InputError:
+            pass  # a resumed question, which this session has not read
         self.conversation.save()
         self.run.terminal.note("Took back the last question and its answer.")
 

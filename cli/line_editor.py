@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from .terminal import is_fancy
+
 _MANY = '"""'
 _HISTORY_LINES = 1000
 
@@ -31,8 +33,10 @@ class LineEditor:
         except ImportError:  # Windows, and some builds
             return self
         self._readline = readline
-        # A pasted text of several lines arrives as one input and not as many questions.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        # A pasted text of several lines arrives as one input and not as many questions; the
+        # terminal is told so by escape codes.
+        switch = "on" if is_fancy(sys.stdout) else "off"
+        readline.parse_and_bind(f"set enable-bracketed-paste {switch}")
         if self._history is not None:
             try:
                 readline.read_history_file(self._history)

@@ -188,7 +188,8 @@ class Run:
         off standard output. When it is interrupted, `when_cancelled` holds the answer so far.
         """
         heard = Heard(llm)
-        self._most_tokens = generation.get("max_new_tokens")
+        # A model's own limit holds where the user set none.
+        self._most_tokens = generation.get("max_new_tokens", llm.generation.max_new_tokens)
         self.when_cancelled = heard.fields()
         with ProgressDisplay(self.terminal, self.signals.check) as progress:
             llm.on_progress = progress

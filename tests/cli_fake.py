@@ -186,6 +186,9 @@ class FakeSession:
     def close(self) -> None:
         self.llm.calls.append(("close session", None))
 
+    def undo(self) -> None:
+        self.tokens.clear()
+
     def truncate(self, num_tokens: int) -> None:
         del self.tokens[num_tokens:]
 
@@ -196,6 +199,7 @@ class FakeLLM:
     calls: list[tuple[str, Any]] = []  # noqa: RUF012 - read and emptied by the tests
     model_name = "fake-model"
     builtin = True
+    generation = SimpleNamespace(max_new_tokens=None)
     warnings = ("the fake warns",)
 
     def __init__(self, model: Any, options: dict):
