@@ -27,6 +27,7 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else list(args)
     from .terminal import ClosedPipe, write_out
 
+    code = 0
     try:
         code = _run(args, process)
         # What is still buffered must fail here, where it can be told, and not at the interpreter's
@@ -37,7 +38,9 @@ def main(args: list[str] | None = None) -> int:
         _forget_stdout()
         return 141
     except BaseException as error:
-        return _report_late(error)
+        # A failure that was told already is not told again by what it left in the buffer.
+        _forget_stdout()
+        return code or _report_late(error)
 
 
 def _install_signals(process) -> None:
@@ -132,7 +135,6 @@ def _report_late(error: BaseException) -> int:
 
     from .terminal import say
 
-    _forget_stdout()
     if isinstance(error, errors.EbbtideError):
         say(f"Error: {error}")
         return error.exit_code

@@ -133,7 +133,14 @@ def say(text: str) -> None:
 
 
 def prepare_streams() -> None:
-    """A character that the terminal's encoding lacks is shown as `?`, and stops nothing."""
+    """A character that the terminal's encoding lacks is shown as `?`, and stops nothing.
+
+    Where standard output was closed before the start, writing to it is writing to a closed pipe.
+    """
+    if sys.stdout is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stdout = os.fdopen(writer, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -263,6 +263,22 @@ def test_a_pipe_that_was_closed_from_the_start(tmp_path, args):
     assert b"rror" not in process.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the system's shell has no >&-")
+@pytest.mark.parametrize(
+    "args", ["ask q --json", "--version", "--help", "ask q --kv-bits 5 --json"]
+)
+def test_a_standard_output_that_was_never_open(tmp_path, args):
+    process = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" "{FAKE}" {args} >&-'],
+        input=b"words",
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+        timeout=PATIENCE_S,
+    )
+    assert process.returncode == 141
+    assert b"fault" not in process.stderr and b"Traceback" not in process.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_behind_standard_output_is_a_storage_error(tmp_path):
     with open("/dev/full", "w") as full:
@@ -275,7 +291,7 @@ def test_a_full_disk_behind_standard_output_is_a_storage_error(tmp_path):
             timeout=PATIENCE_S,
         )
     assert process.returncode == 4
-    assert b"No space left" in process.stderr and b"Traceback" not in process.stderr
+    assert process.stderr.count(b"No space left") == 1 and b"Traceback" not in process.stderr
 
 
 # --- quick answers
