@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import replace
 
+import psutil
 import torch
 
 from ebbtide import LLM, Budget
@@ -66,15 +67,17 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
         times.append(time.perf_counter() - began)
     spent = store.stats - before
     far = sum(spent.bytes_read.values())
+    stored = store.stats.bytes_written
     result = {
         "tokens": tokens,
+        "resident_bytes": psutil.Process().memory_info().rss,
         "peak_bytes": peak_rss_bytes(),
         "budget_bytes": llm.limits.host_bytes,
         "planned_bytes": sum(llm.plan.host.values()),
         "resident_bytes_per_token": llm.plan.resident_bytes_per_token,
         "layers_streamed": llm.plan.layers_streamed,
         "near_resident": llm.plan.near_resident,
-        "far_share_in_memory": llm.plan.far_spans["host"] / max(1, llm.plan.num_spans),
+        "far_share_in_memory": stored["host"] / (stored["host"] + stored["disk"]),
         "far_share_read_from_disk": spent.bytes_read["disk"] / far if far else 0.0,
         "disk_bytes_per_token": spent.bytes_read["disk"] / decode,
         "write_amplification": store.stats.write_amplification,
@@ -115,12 +118,13 @@ def growth(options) -> list[dict]:
         for tokens in options.tokens
     ]
     for less, more in itertools.pairwise(rows):
-        grown = (more["peak_bytes"] - less["peak_bytes"]) / (more["tokens"] - less["tokens"])
-        planned = more["resident_bytes_per_token"]
-        print(
-            f"{less['tokens']:,} to {more['tokens']:,} tokens: {grown:,.0f} bytes per token, "
-            f"planned {planned:,.0f}: {100 * (grown / planned - 1):+.1f} %"
-        )
+        planned, tokens = more["resident_bytes_per_token"], more["tokens"] - less["tokens"]
+        for name in ("resident", "peak"):
+            grown = (more[f"{name}_bytes"] - less[f"{name}_bytes"]) / tokens
+            print(
+                f"{less['tokens']:,} to {more['tokens']:,} tokens, {name} set: {grown:,.0f} bytes "
+                f"per token, planned {planned:,.0f}: {100 * (grown / planned - 1):+.1f} %"
+            )
     return rows
 
 

@@ -1,0 +1,184 @@
+"""Writes the demonstration's documents: a story with facts in it, and a report with key points.
+
+    python benchmarks/train/story.py --out offload/builtin
+
+The text is the same each time. Which facts stand in it was chosen by measurement, out of many:
+margins.py says by how much the built-in model prefers the right answers, and changing any
+sentence, a seed or a fact means measuring again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import documents
+from chronicle import (
+    CHAPTERS,
+    KINDS,
+    OBJECTS,
+    PLACES,
+    REPORT_SECTIONS,
+    REPORT_TITLE,
+    TITLE,
+    WHERE,
+    WRITTEN,
+    Chapter,
+)
+from documents import Fact, code_fact, number_fact, owner_fact, pet_fact, year_fact
+
+STORY_SEED = 1
+# Chapter number: the fact that stands in it. Beginning, middle and end of the journey.
+STORY_FACTS = {
+    1: pet_fact("Finn", "Bergen", "black stork"),
+    3: pet_fact("Yara", "Malmo", "silver swan"),
+    5: owner_fact("Tartu", "school", "Rosa"),
+    7: year_fact("Gdansk", "foundry", "closed", "1808"),
+    9: number_fact("Leo", "Aarhus", "69374"),
+    12: code_fact("Bruges", "tower", "77635"),
+    16: owner_fact("Leeds", "mill", "Egon"),
+    18: number_fact("Kira", "Cork", "43712"),
+}
+REPORT_SEED = 2
+REPORT_POINTS = (
+    owner_fact("Oslo", "library", "Hugo"),
+    pet_fact("Cleo", "Ghent", "golden heron"),
+    owner_fact("Leeds", "mill", "Egon"),
+    owner_fact("Tartu", "school", "Rosa"),
+    pet_fact("Quinn", "Cork", "silver fox"),
+)
+LEDGER_LINE = "Nils opened the ledger and wrote one line."
+DAYS = ("quiet", "cold", "warm", "long", "late")
+
+
+class Teller:
+    """Draws sentences about one chapter's town, people and buildings."""
+
+    def __init__(self, rng: random.Random, chapter: Chapter):
+        self.rng, self.chapter = rng, chapter
+        self._recent: list[int] = []
+
+    def thing(self, nouns: tuple[str, ...]) -> str:
+        noun = self.rng.choice(nouns)
+        return f"{self.rng.choice(KINDS[noun])} {noun}"
+
+    def sentence(self) -> str:
+        """One sentence; its pattern is none of the last four."""
+        rng, town = self.rng, self.chapter.town
+        one, other = rng.sample(self.chapter.people, 2)
+        near, far = rng.sample(self.chapter.buildings, 2)
+        first, second = rng.sample(OBJECTS + PLACES, 2)
+        is_first, is_second = rng.choice(KINDS[first]), rng.choice(KINDS[second])
+        thing, another, third = (self.thing(OBJECTS) for _ in range(3))
+        place, beyond = self.thing(PLACES), self.thing(PLACES)
+        paper, where, day = self.thing(WRITTEN), rng.choice(WHERE), rng.choice(DAYS)
+        patterns = (
+            f"The {thing} stood {where} the {near}.",
+            f"{one} walked past the {near} and wrote {_a(paper)}.",
+            f"In {town} the {first} was {is_first} and the {second} was {is_second}.",
+            f"Nobody in {town} remembered the {thing} {where} the {near}.",
+            f"It was a {day} day, and {one} met {other} {where} the {near}.",
+            f"{_a(thing).capitalize()} and {_a(another)} were kept {where} the {near}.",
+            f"{one} of {town} found the {first} {is_first} but the {second} {is_second}.",
+            f"The {near} had {_a(thing)}, {_a(another)} and {_a(third)}.",
+            f"Nils walked along the {place} and past the {near}.",
+            f"{one} showed Nils the {thing} {where} the {near}.",
+            f"Nils asked {one} about the {thing}, and {one} told him about the {another}.",
+            f"{other} read the {paper} and put it under the {thing}.",
+            f"Beyond the {near} lay the {place}, and beyond it the {beyond}.",
+            f"{one} said that the {first} was {is_first}, and {other} said nothing.",
+            f"Between the {near} and the {far} there was {_a(place)}.",
+            f"{one} took the {paper} from the {near} to the {far}.",
+        )
+        choice = rng.choice([i for i in range(len(patterns)) if i not in self._recent])
+        self._recent = [*self._recent[-3:], choice]
+        return patterns[choice]
+
+    def paragraphs(self, num_paragraphs: int, sentences: tuple[int, int]) -> list[list[str]]:
+        """Paragraphs of `sentences` (fewest, most) sentences each."""
+        return [
+            [self.sentence() for _ in range(self.rng.randint(*sentences))]
+            for _ in range(num_paragraphs)
+        ]
+
+
+def _a(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def story(seed: int, facts: dict[int, Fact]) -> str:
+    """The whole story. `facts` maps chapter numbers, from 1, to what Nils writes down there.
+
+    The text around the facts depends on the seed alone.
+    """
+    rng = random.Random(seed)
+    parts = [TITLE]
+    for number, chapter in enumerate(CHAPTERS, 1):
+        body = Teller(rng, chapter).paragraphs(6, (5, 8))
+        paragraph = body[rng.randrange(1, 5)]
+        place = rng.randrange(1, len(paragraph))
+        if number in facts:
+            paragraph[place:place] = [LEDGER_LINE, facts[number].sentence]
+        parts += [f"## Chapter {number}. {chapter.town}", chapter.opening]
+        parts += [" ".join(sentences) for sentences in body]
+        parts.append(chapter.closing)
+    return "\n\n".join(parts) + "\n"
+
+
+def report(seed: int, points: Sequence[Fact]) -> str:
+    """The report: one key point in each of its sections."""
+    rng = random.Random(seed)
+    parts = [REPORT_TITLE]
+    for number, (section, point) in enumerate(zip(REPORT_SECTIONS, points, strict=True), 1):
+        body = Teller(rng, section).paragraphs(7, (5, 8))
+        paragraph = body[rng.randrange(1, 6)]
+        key_point = documents.key_point(number, point.sentence)
+        paragraph.insert(rng.randrange(1, len(paragraph)), key_point)
+        parts += [f"## {section.town}", section.opening]
+        parts += [" ".join(sentences) for sentences in body]
+        parts.append(section.closing)
+    return "\n\n".join(parts) + "\n"
+
+
+def material() -> dict[str, Any]:
+    """What demo.json says: the documents' files, what to ask about them, and the right answers."""
+    return {
+        "story": "story.md",
+        "questions": [
+            {
+                "question": fact.question,
+                "answer": fact.answer,
+                "sentence": fact.sentence,
+                "chapter": chapter,
+            }
+            for chapter, fact in STORY_FACTS.items()
+        ],
+        "report": "report.md",
+        "summary": {
+            "question": documents.SUMMARY_REQUEST,
+            "answer": documents.summary([point.sentence for point in REPORT_POINTS]),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "story.md": story(STORY_SEED, STORY_FACTS),
+        "report.md": report(REPORT_SEED, REPORT_POINTS),
+        "demo.json": json.dumps(material(), indent=2) + "\n",
+    }
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+        print(f"{out / name}: {len(text):,} characters")
+
+
+if __name__ == "__main__":
+    main()
