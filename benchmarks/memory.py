@@ -7,7 +7,7 @@
 peak: the highest resident set against the budget. growth: how much each document's tokens add to
 it with all far planes on disk, against the plan's resident bytes per token. share: far bytes that a
 decoded token reads from disk with a share f of them in memory, against 1 - f, write amplification,
-and time per token against those bytes over the measured bandwidth. Each figure is a process of its
+and time per token against those bytes over the measured bandwidth. Each run is a process of its
 own, since a peak never falls. The last line is JSON. benchmarks/checkpoints.py writes shapes.
 """
 
@@ -22,7 +22,6 @@ import sys
 import time
 from dataclasses import replace
 
-import psutil
 import torch
 
 from ebbtide import LLM, Budget
@@ -55,7 +54,12 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
     ids = random_ids(tokens, llm.config.vocab_size)
     session.append(ids[:1], process=False)
     session.last_logits()  # everything that loads once has loaded
-    began = time.perf_counter()
+    began, peaks = time.perf_counter(), {}
+
+    def note_peak(progress) -> None:
+        peaks[1 + progress.done_tokens] = peak_rss_bytes()
+
+    llm.on_progress = note_peak
     session.append(ids[1:], process=False)
     session.last_logits()
     prefill_s = time.perf_counter() - began
@@ -70,7 +74,7 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
     stored = store.stats.bytes_written
     result = {
         "tokens": tokens,
-        "resident_bytes": psutil.Process().memory_info().rss,
+        "peaks": peaks,
         "peak_bytes": peak_rss_bytes(),
         "budget_bytes": llm.limits.host_bytes,
         "planned_bytes": sum(llm.plan.host.values()),
@@ -113,19 +117,19 @@ def peak(options) -> list[dict]:
 
 
 def growth(options) -> list[dict]:
-    rows = [
-        in_process(options.model, tokens, options.host_memory, options.kv_bits, share=0.0)
-        for tokens in options.tokens
-    ]
-    for less, more in itertools.pairwise(rows):
-        planned, tokens = more["resident_bytes_per_token"], more["tokens"] - less["tokens"]
-        for name in ("resident", "peak"):
-            grown = (more[f"{name}_bytes"] - less[f"{name}_bytes"]) / tokens
-            print(
-                f"{less['tokens']:,} to {more['tokens']:,} tokens, {name} set: {grown:,.0f} bytes "
-                f"per token, planned {planned:,.0f}: {100 * (grown / planned - 1):+.1f} %"
-            )
-    return rows
+    """Peaks at milestones of one run: between processes the allocator alone varies by megabytes."""
+    last = options.tokens[-1]
+    row = in_process(options.model, last, options.host_memory, options.kv_bits, share=0.0)
+    peaks = {int(tokens): peak for tokens, peak in row["peaks"].items()}
+    marks = [min(peaks, key=lambda t, mark=mark: abs(t - mark)) for mark in options.tokens]
+    planned = row["resident_bytes_per_token"]
+    for less, more in itertools.pairwise(marks):
+        grown = (peaks[more] - peaks[less]) / (more - less)
+        print(
+            f"{less:,} to {more:,} tokens: {grown:,.0f} bytes per token, planned {planned:,.0f}: "
+            f"{100 * (grown / planned - 1):+.1f} %"
+        )
+    return [{**row, "peaks": {mark: peaks[mark] for mark in marks}}]
 
 
 def share(options) -> list[dict]:

@@ -27,6 +27,7 @@ ebbtide demo --host-memory 2GiB"""
 # A quarter of the pages lies in RAM and the rest on disk: most reads go to the disk, and show it.
 _SHARE_IN_RAM, _SHARE_TOLERANCE = 0.25, 0.1
 _MOST_TRIALS = 8
+_PLACES = {"device": "GPU memory", "host": "RAM"}
 _MAX_NEW_TOKENS = 32
 # A question, the template around it and its answer.
 _ROOM_FOR_A_QUESTION = 192
@@ -57,7 +58,8 @@ def demo(run: Run) -> None:
     run.terminal.note(
         "\nThat was a tiny model, made for this demonstration. Next, a real one:\n"
         "  ebbtide plan Qwen/Qwen2.5-1.5B-Instruct --context 32768\n"
-        '  ebbtide ask "What is the main claim?" thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct'
+        '  ebbtide ask "What is the main claim?" thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct\n'
+        "  ebbtide chat Qwen/Qwen2.5-1.5B-Instruct"
     )
 
 
@@ -128,7 +130,8 @@ def _ask_all(
     found = []
     for entry in questions:
         prompt = [{"role": "user", "content": f"{story}\n\n{entry['question']}"}]
-        run.terminal.note(f"Q: {entry['question']}")
+        place = f"  (chapter {entry['chapter']})" if "chapter" in entry else ""
+        run.terminal.note(f"Q: {entry['question']}{place}")
         if not run.terminal.as_json:
             run.terminal.answer("A: ")
         options = run.generation(max_new_tokens=_MAX_NEW_TOKENS)
@@ -138,16 +141,18 @@ def _ask_all(
         is_right = entry["answer"].strip() == output.text.strip()
         run.terminal.answer(" ✓" if is_right else f" ✗ (expected: {entry['answer']})")
         run.terminal.end_answer()
-        run.terminal.note(f"   read for it: {_sources(output)}")
+        run.terminal.note(f"   pages read for it: {_sources(output)}\n")
         found.append({**entry, "text": output.text, "correct": is_right, "output": output})
     return found
 
 
 def _sources(output: Any) -> str:
-    read = {tier: count for tier, count in output.kv["bytes_read"].items() if count}
-    return (
-        ", ".join(f"{format_size(count)} from {tier}" for tier, count in read.items()) or "nothing"
-    )
+    """How many bytes came from where, summed over every token of the question and the answer."""
+    read = output.kv["bytes_read"].items()
+    parts = [
+        f"{format_size(count)} from {_PLACES.get(tier, tier)}" for tier, count in read if count
+    ]
+    return ", ".join(parts) or "none"
 
 
 def _report(run: Run, llm: Any, answers: list[dict]) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _report(run: Run, llm: Any, answers: list[dict]) -> dict[str, Any]:
         answer.pop("output", None)
     memory = last.memory
     run.terminal.note(
-        f"\nPeak memory: {format_size(memory['host']['peak_bytes'])} of a budget of "
+        f"Peak memory: {format_size(memory['host']['peak_bytes'])} of a budget of "
         f"{format_size(memory['host']['budget_bytes'])}, and "
         f"{format_size(memory['disk']['peak_bytes'])} on disk."
     )

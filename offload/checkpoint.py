@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, StorageError
 from .model_config import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -95,16 +95,10 @@ class Checkpoint:
         not a crash.
         """
         if ref.path not in self._files:
-            self._files[ref.path] = os.open(ref.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files[ref.path] = _open(ref.path)
         descriptor, view, done = self._files[ref.path], memoryview(out.numpy()), 0
         while done < ref.num_bytes:
-            if hasattr(os, "preadv"):
-                count = os.preadv(descriptor, [view[done : ref.num_bytes]], ref.offset + done)
-            else:  # Windows: one reader at a time, see WeightStore
-                os.lseek(descriptor, ref.offset + done, os.SEEK_SET)
-                chunk = os.read(descriptor, ref.num_bytes - done)
-                view[done : done + len(chunk)] = chunk
-                count = len(chunk)
+            count = _read_at(descriptor, view[done : ref.num_bytes], ref, done)
             if count == 0:
                 raise BadCheckpoint(
                     f"{ref.path} ends before its tensors do; it was truncated. Download it again."
@@ -114,6 +108,27 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
+
+
+def _read_at(descriptor: int, view: memoryview, ref: TensorRef, done: int) -> int:
+    """Fill `view` from byte `done` of a tensor, as far as one call gets; the bytes read."""
+    try:
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [view], ref.offset + done)
+        # Windows: one reader at a time, see WeightStore
+        os.lseek(descriptor, ref.offset + done, os.SEEK_SET)
+        chunk = os.read(descriptor, len(view))
+        view[: len(chunk)] = chunk
+        return len(chunk)
+    except OSError as error:
+        raise StorageError(f"{ref.path} could not be read: {error.strerror}.") from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -166,12 +181,12 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
                     "damaged or incomplete."
                 )
             header = json.loads(file.read(length))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
     if not isinstance(header, dict):
         raise BadCheckpoint(f"{path} has a damaged header.")
     header.pop("__metadata__", None)
-    refs, data = {}, 8 + length
+    refs, taken, data = {}, [], 8 + length
     for name, entry in header.items():
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
@@ -185,7 +200,8 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
                 f"{path}: {name} does not lie within the file. It is damaged or incomplete; "
                 "download it again."
             )
-        if dtype not in _DTYPES:
+        taken.append((begin, end, name))
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             continue  # nobody's weights; one that is needed will be reported as missing
         count = 1
         for n in shape:
@@ -195,4 +211,15 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
                 f"{path}: {name} of shape {list(shape)} in {dtype} cannot take {end - begin} bytes."
             )
         refs[name] = TensorRef(path, data + begin, end - begin, _DTYPES[dtype], shape)
+    _check_apart(path, taken)
     return refs
+
+
+def _check_apart(path: Path, taken: list[tuple[int, int, str]]) -> None:
+    """The format forbids tensors that share bytes: such a file was not written by its tools."""
+    reached, last = 0, ""
+    for begin, end, name in sorted(taken):
+        if begin < min(reached, end):
+            raise BadCheckpoint(f"{path}: {name} overlaps {last}. The file is damaged.")
+        if end > reached:
+            reached, last = end, name

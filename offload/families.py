@@ -25,7 +25,7 @@ def mistral(raw: dict, get, num_layers: int) -> dict:
     """Mistral 7B and Nemo. A config.json that leaves sliding_window out means 4096; null means
     none.
     """
-    window = get.number("sliding_window", 4096) if raw.get("sliding_window", 4096) else None
+    window = get.number("sliding_window", 4096, high=1 << 31) if raw.get("sliding_window", 4096) else None
     return {"windows": (window,) * num_layers}
 
 
@@ -50,7 +50,7 @@ def qwen3(raw: dict, get, num_layers: int) -> dict:
 def _qwen_windows(raw: dict, get, num_layers: int) -> tuple[int | None, ...]:
     if not get.flag("use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
         return (None,) * num_layers
-    window = get.number("sliding_window", 4096)
+    window = get.number("sliding_window", 4096, high=1 << 31)
     kinds = raw.get("layer_types")
     if kinds is None:
         first = get.number("max_window_layers", 28, low=0)

@@ -8,12 +8,16 @@ each apart, stands in families.py. Knows no weights and allocates nothing.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import BadCheckpoint, UnsupportedModel
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# No model comes near; what says more is damaged, and would overflow sizes in bytes.
+_MOST_ROWS = 1 << 24
+_MOST_POSITIONS = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def load_json(path: Path) -> dict:
             "*.safetensors and tokenizer.json; "
             "give the folder that holds them, or a Hugging Face id."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(
             f"{path} cannot be read as JSON ({error}). Download the model again."
         ) from error
@@ -85,7 +89,7 @@ class _Fields:
     def __init__(self, raw: dict, path: Path):
         self.raw, self.path = raw, path
 
-    def number(self, name: str, default=None, *, kind=int, low=1, high=1 << 31):
+    def number(self, name: str, default=None, *, kind=int, low=1, high=_MOST_ROWS):
         value = self.raw.get(name)
         if value is None:
             value = default
@@ -117,7 +121,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     raw = load_json(path)
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None
-    if architecture not in FAMILIES:
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UnsupportedModel(
             f"{path}: the architecture {architecture or raw.get('model_type')!r} is not supported. "
             f"Supported: {', '.join(sorted(FAMILIES))}."
@@ -142,6 +146,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise BadCheckpoint(
             f"{path}: {num_heads} attention heads cannot share {num_kv_heads} KV heads evenly."
         )
+    if num_heads * head_dim > _MOST_ROWS:
+        raise BadCheckpoint(f"{path}: {num_heads} heads of {head_dim} are more than any model has.")
     if head_dim % 8:
         raise UnsupportedModel(f"{path}: head_dim {head_dim} is not a multiple of 8.")
     num_layers = get.number("num_hidden_layers", high=4096)
@@ -175,6 +181,18 @@ def _read_dtype(raw: dict, path: Path) -> str:
     return name
 
 
+_YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+
+
+def _is_number(value) -> bool:
+    """Whether it is a finite number of ordinary size: JSON as Python reads it has NaN, and integers
+    without end.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 62
+
+
 def _read_rope(raw: dict, path: Path) -> RopeConfig:
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(parameters, dict) or any(isinstance(v, dict) for v in parameters.values()):
@@ -183,8 +201,8 @@ def _read_rope(raw: dict, path: Path) -> RopeConfig:
         )
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
-        raise BadCheckpoint(f"{path}: rope_theta is {theta!r}; expected a number above 0.")
+    if not _is_number(theta) or theta <= 1:
+        raise BadCheckpoint(f"{path}: rope_theta is {theta!r}; expected a number above 1.")
     known = {
         "default": (),
         "linear": ("factor",),
@@ -194,23 +212,29 @@ def _read_rope(raw: dict, path: Path) -> RopeConfig:
             "high_freq_factor",
             "original_max_position_embeddings",
         ),
-        "yarn": ("factor",),
+        "yarn": ("factor", "original_max_position_embeddings"),
     }
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UnsupportedModel(
             f"{path}: RoPE scaling {kind!r} is not supported. Supported: {', '.join(known)}."
         )
     parameters = {k: v for k, v in parameters.items() if k not in ("rope_type", "type")}
     parameters.pop("rope_theta", None)
     if kind == "yarn":
-        parameters.setdefault(
-            "original_max_position_embeddings", raw.get("max_position_embeddings")
-        )
+        original = parameters.get("original_max_position_embeddings")
+        if original is None:
+            original = raw.get("max_position_embeddings")
+        parameters["original_max_position_embeddings"] = original
     for name in known[kind]:
         value = parameters.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if not _is_number(value) or value <= 0:
             raise BadCheckpoint(f"{path}: RoPE scaling {kind} needs {name} above 0, got {value!r}.")
-    if parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+    for name in _YARN_OPTIONS if kind == "yarn" else ():
+        value = parameters.get(name)
+        if value is not None and (not _is_number(value) or value < 0):
+            raise BadCheckpoint(f"{path}: RoPE scaling {kind} has {name} {value!r}.")
+    partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if partial not in (None, 1):
         raise UnsupportedModel(
             f"{path}: a partial rotary embedding is not supported by this family."
         )
@@ -218,8 +242,9 @@ def _read_rope(raw: dict, path: Path) -> RopeConfig:
 
 
 def _max_positions(get: _Fields, rope: RopeConfig) -> int:
-    positions = get.number("max_position_embeddings", 2048)
+    positions = get.number("max_position_embeddings", 2048, high=_MOST_POSITIONS)
     if rope.kind == "yarn":  # hub configs keep the original length and state the factor
         original = rope.parameters["original_max_position_embeddings"]
-        positions = max(positions, int(original * rope.parameters["factor"]))
+        stretched = original * rope.parameters["factor"]
+        positions = max(positions, int(min(stretched, _MOST_POSITIONS)))
     return positions

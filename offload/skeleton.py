@@ -76,7 +76,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the checkpoint must hold: Hugging Face name -> shape."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights():
+    # With buffers included every constructor works on the meta device: otherwise each tensor is
+    # allocated first, and sizes that the machine does not have fail.
+    with init_empty_weights(include_buffers=True):
         skeleton = Skeleton(config)
     return {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
 

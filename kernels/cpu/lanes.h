@@ -23,11 +23,11 @@ inline __m256 halved(Lanes a) {
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
     return _mm256_add_ps(_mm512_castps512_ps256(a.v), high);
 }
-inline Lanes load_bf16(const uint16_t *p) {
+inline Lanes load_bf16(const void *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
-inline Lanes load_f16(const uint16_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
+inline Lanes load_f16(const void *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
 inline Lanes load_u8(const uint8_t *p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)))};
 }
@@ -67,14 +67,14 @@ inline __m256 add_exponent(__m256 a, __m256 n) {
 }
 inline Lanes add_exponent(Lanes x, Lanes n) { return {add_exponent(x.a, n.a), add_exponent(x.b, n.b)}; }
 inline __m256 halved(Lanes x) { return _mm256_add_ps(x.a, x.b); }
-inline __m256 half_bf16(const uint16_t *p) {
+inline __m256 half_bf16(const uint8_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-inline Lanes load_bf16(const uint16_t *p) { return {half_bf16(p), half_bf16(p + 8)}; }
-inline Lanes load_f16(const uint16_t *p) {
+inline Lanes load_bf16(const void *p) { return {half_bf16((const uint8_t *)p), half_bf16((const uint8_t *)p + 16)}; }
+inline Lanes load_f16(const void *p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
-            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
 }
 inline Lanes from_i8(__m128i x) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
@@ -136,14 +136,18 @@ inline Lanes add_exponent(Lanes a, Lanes n) {
     for (int i = 0; i < 16; ++i) a.v[i] = bits_to_float(float_to_bits(a.v[i]) + (float_to_bits(n.v[i]) << 23));
     return a;
 }
-inline Lanes load_bf16(const uint16_t *p) {
+inline Lanes load_bf16(const void *p) {
+    uint16_t bits[16];
+    std::memcpy(bits, p, sizeof bits);
     Lanes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = bf16_to_float(p[i]);
+    for (int i = 0; i < 16; ++i) r.v[i] = bf16_to_float(bits[i]);
     return r;
 }
-inline Lanes load_f16(const uint16_t *p) {
+inline Lanes load_f16(const void *p) {
+    uint16_t bits[16];
+    std::memcpy(bits, p, sizeof bits);
     Lanes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = half_to_float(p[i]);
+    for (int i = 0; i < 16; ++i) r.v[i] = half_to_float(bits[i]);
     return r;
 }
 inline Lanes load_u8(const uint8_t *p) {

@@ -12,7 +12,7 @@ inline uint16_t load16(const uint8_t *p) {
 // `count` float16 numbers at p, which may be odd, to floats.
 inline void load_halves(const uint8_t *p, int64_t count, float *out) {
     int64_t j = 0;
-    for (; j + 16 <= count; j += 16) store(out + j, load_f16((const uint16_t *)(p + 2 * j)));
+    for (; j + 16 <= count; j += 16) store(out + j, load_f16(p + 2 * j));
     for (; j < count; ++j) out[j] = half_to_float(load16(p + 2 * j));
 }
 
@@ -23,7 +23,7 @@ inline void read_raw(RawKind kind, const uint8_t *data, int64_t count, float *ou
         load_halves(data, count, out);
     } else {
         int64_t j = 0;
-        for (; j + 16 <= count; j += 16) store(out + j, load_bf16((const uint16_t *)(data + 2 * j)));
+        for (; j + 16 <= count; j += 16) store(out + j, load_bf16(data + 2 * j));
         for (; j < count; ++j) out[j] = bf16_to_float(load16(data + 2 * j));
     }
 }
