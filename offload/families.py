@@ -25,7 +25,11 @@ def mistral(raw: dict, get, num_layers: int) -> dict:
     """Mistral 7B and Nemo. A config.json that leaves sliding_window out means 4096; null means
     none.
     """
-    window = get.number("sliding_window", 4096, high=1 << 31) if raw.get("sliding_window", 4096) else None
+    window = (
+        get.number("sliding_window", 4096, high=1 << 31)
+        if raw.get("sliding_window", 4096)
+        else None
+    )
     return {"windows": (window,) * num_layers}
 
 

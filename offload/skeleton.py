@@ -86,3 +86,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def layer_prefix(layer: int) -> str:
     """What the names of one layer's tensors begin with."""
     return f"model.layers.{layer}."
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to; None for embeddings, the final norm and the head."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["model", "layers"] else None

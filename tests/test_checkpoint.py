@@ -1,0 +1,233 @@
+"""Safetensors folders: whatever is wrong with one is named; nothing crashes or is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_llm import open_small
+
+from ebbtide.offload.checkpoint import Checkpoint
+from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
+from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.skeleton import expected_shapes
+
+SHAPES = {"a": (2, 3), "b": (4,)}
+
+
+def header_and_data(**changes) -> tuple[dict, bytes]:
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    }
+    for name, change in changes.items():
+        header[name] = {**header[name], **change}
+    return header, bytes(range(32))
+
+
+def write(folder, header, data: bytes, name="model.safetensors", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    stated = len(text) if length is None else length
+    (folder / name).write_bytes(struct.pack("<Q", stated) + text + data)
+    return folder
+
+
+def open_checkpoint(folder, shapes=None):
+    checkpoint = Checkpoint(folder, SHAPES if shapes is None else shapes)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
+    checkpoint.close()
+    return tensors
+
+
+def test_tensors_come_back_as_they_lie(tmp_path):
+    header, data = header_and_data()
+    tensors = open_checkpoint(write(tmp_path, header, data))
+    assert torch.equal(
+        tensors["a"], torch.frombuffer(bytearray(data[:24]), dtype=torch.float32).view(2, 3)
+    )
+    assert torch.equal(tensors["b"], torch.frombuffer(bytearray(data[24:]), dtype=torch.bfloat16))
+
+
+def test_rows_are_read_alone(tmp_path):
+    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    whole = checkpoint.read("a")
+    assert torch.equal(checkpoint.read_rows("a", torch.tensor([1, 0, 1])), whole[[1, 0, 1]])
+    ref = checkpoint.row_range("a", 1, 2)
+    assert (ref.shape, ref.num_bytes) == ((1, 3), 12)
+    checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"a": {"shape": [3, 2]}}, r"a has the shape \[3, 2\].*asks for \[2, 3\]"),
+        ({"a": {"shape": [2, 4]}}, "a of shape .* cannot take 24 bytes"),
+        ({"a": {"shape": [2, -3]}}, "a does not lie within"),
+        ({"a": {"shape": [2, 3.0]}}, "a does not lie within"),
+        ({"a": {"shape": [1 << 40, 1 << 40]}}, "cannot take"),
+        ({"a": {"dtype": "F64"}}, "lacks 1 of 2 tensors, 'a' first"),
+        ({"a": {"dtype": ["F32"]}}, "lacks 1 of 2"),
+        ({"a": {"data_offsets": [24, 0]}}, "a does not lie within"),
+        ({"a": {"data_offsets": [16, 40]}}, "a does not lie within"),
+        ({"a": {"data_offsets": [0]}}, "a does not lie within"),
+        ({"a": {"data_offsets": [0, True]}}, "a does not lie within"),
+        ({"b": {"data_offsets": [20, 28]}}, "b overlaps a"),
+        ({"b": {"data_offsets": [0, 8]}}, "a overlaps b"),
+        ({"b": {"data_offsets": None}}, "b does not lie within"),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_named(tmp_path, changes, says):
+    with pytest.raises(BadCheckpoint, match=says):
+        open_checkpoint(write(tmp_path, *header_and_data(**changes)))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 40, -33, -32, -1])
+def test_a_file_that_was_cut_is_named(tmp_path, keep):
+    path = write(tmp_path, *header_and_data()) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:keep])
+    with pytest.raises(BadCheckpoint, match=r"damaged or incomplete|no safetensors file"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, 1 << 32, (1 << 64) - 1])
+def test_a_header_length_that_lies_is_named(tmp_path, length):
+    with pytest.raises(BadCheckpoint):
+        open_checkpoint(write(tmp_path, *header_and_data(), length=length))
+
+
+@pytest.mark.parametrize("text", [b"[]", b"7", b"\xff", b"[" * 50_000, b'{"a": ' + b"1" * 5000])
+def test_a_header_that_is_no_object_is_named(tmp_path, text):
+    with pytest.raises(BadCheckpoint):
+        open_checkpoint(write(tmp_path, text, b""))
+
+
+def index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write(tmp_path, *header_and_data(), name="one.safetensors")
+    index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    with pytest.raises(BadCheckpoint, match=r"lacks 1 of 2 shards: two.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", "", "\0"]
+)
+def test_an_index_reaches_nothing_outside_its_folder(tmp_path, name):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    write(tmp_path, *header_and_data())
+    with pytest.raises(BadCheckpoint):
+        open_checkpoint(index(inner, {"a": name, "b": name}))
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 1}, {"a": None}, "one", {}])
+def test_an_index_without_a_map_is_named(tmp_path, weight_map):
+    with pytest.raises(BadCheckpoint, match=r"weight_map|lacks"):
+        open_checkpoint(index(tmp_path, weight_map))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
+def test_a_pickle_is_never_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(BadCheckpoint, match=rf"{name}.*safetensors only"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(BadCheckpoint, match=r"no model.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+_HEADER, _DATA = header_and_data()
+_FILE = struct.pack("<Q", len(json.dumps(_HEADER))) + json.dumps(_HEADER).encode() + _DATA
+_EDITS = st.lists(
+    st.tuples(
+        st.integers(0, len(_FILE) - 1),
+        st.integers(0, 3),
+        st.binary(max_size=3) | st.sampled_from([b"-", b"9", b"[", b"]", b"{}", b'"', b"null"]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(edits=_EDITS)
+def test_a_header_damaged_anywhere_gives_a_model_error_or_tensors(tmp_path_factory, edits):
+    """Damage may leave a header that is true; then what is read lies within the file."""
+    content = bytearray(_FILE)
+    for at, removed, added in edits:
+        content[at : at + removed] = added
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "model.safetensors").write_bytes(content)
+    try:
+        tensors = open_checkpoint(folder)
+        assert {name: tuple(t.shape) for name, t in tensors.items()} == SHAPES
+    except ModelError:
+        pass
+    finally:
+        shutil.rmtree(folder)
+
+
+def copy_of(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+@pytest.mark.parametrize("streamed", [(0, True), (3, False)], ids=["loading", "streaming"])
+def test_a_file_cut_after_it_was_opened_is_an_error_and_not_a_crash(checkpoint, tmp_path, streamed):
+    folder = copy_of(checkpoint("llama2"), tmp_path / "model")
+    path = folder / "model.safetensors"
+    with open_small(folder, tmp_path) as llm:
+        original = llm._plan
+        llm._plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
+        if streamed[0]:
+            with llm.session() as session:
+                session.append([1, 2, 3])
+                session.last_logits()
+                os.truncate(path, path.stat().st_size // 3)
+                with pytest.raises(BadCheckpoint, match=r"truncated"):
+                    session.generate([4] * 40, max_new_tokens=40)
+        else:
+            os.truncate(path, path.stat().st_size // 3)
+        with pytest.raises(BadCheckpoint, match=r"truncated"):
+            llm.logits([1, 2, 3])
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(BadCheckpoint, match=r"cannot be opened any more"):
+        checkpoint.read("a")
+
+
+def test_a_disk_that_fails_is_a_storage_error(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(StorageError, match=r"could not be read: Input/output error"):
+        checkpoint.read("a")
+    checkpoint.close()
+
+
+def test_every_tensor_of_the_model_is_asked_for(checkpoint):
+    """A model of 3 layers does not open as one of 4; the first name that lacks is said."""
+    folder = checkpoint("llama2")
+    config = read_model_config(folder)
+    shapes = expected_shapes(config)
+    extra = {**shapes, "model.layers.3.input_layernorm.weight": (64,)}
+    with pytest.raises(BadCheckpoint, match=r"'model.layers.3.input_layernorm.weight' first"):
+        Checkpoint(folder, extra)

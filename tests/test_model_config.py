@@ -1,0 +1,180 @@
+"""config.json: what is read from it in both layouts, and that whatever is wrong in it is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_checkpoints import FAMILIES
+
+from ebbtide.offload.errors import BadCheckpoint, ModelError, UnsupportedModel
+from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.skeleton import expected_shapes
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 264,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """`read(**changes)`: the configuration of LLAMA with changes; a value of ... takes one out."""
+
+    def reading(**changes):
+        raw = {k: v for k, v in {**LLAMA, **changes}.items() if v is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        return read_model_config(tmp_path)
+
+    return reading
+
+
+def test_what_is_left_out_has_the_usual_value(read):
+    config = read(num_key_value_heads=...)
+    assert (config.num_kv_heads, config.head_dim, config.groups) == (4, 16, 1)
+    assert (config.dtype, config.norm_eps, config.tied_embeddings) == ("bfloat16", 1e-6, False)
+    assert (config.rope.kind, config.rope.theta) == ("default", 10000.0)
+    assert config.windows == (None, None, None)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
+    hub = checkpoint(name)
+    new = checkpoint(name, layout="transformers5")
+    assert read_model_config(hub) == read_model_config(new)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*Supported: Llama"),
+        ({"architectures": []}, "'llama' is not supported"),
+        ({"architectures": ...}, "'llama' is not supported"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "not supported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised .gptq.*unquantised"),
+        ({"quantization_config": "awq"}, "awq"),
+        ({"hidden_act": "gelu"}, "gelu.*only silu"),
+        ({"partial_rotary_factor": 0.5}, "partial rotary"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not.*linear, llama3"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "not supported"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
+        ({"rope_scaling": "linear"}, "not supported"),
+        ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn.*float32, bfloat16, float16"),
+        ({"head_dim": 12}, "not a multiple of 8"),
+    ],
+)
+def test_what_we_do_not_run_is_named(read, changes, says):
+    with pytest.raises(UnsupportedModel, match=says):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": ...}, "does not say hidden_size"),
+        ({"hidden_size": -64}, "hidden_size is -64"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is"),
+        ({"vocab_size": "264"}, "vocab_size is '264'"),
+        ({"vocab_size": 1 << 60}, "vocab_size is"),
+        ({"num_attention_heads": 1 << 20, "head_dim": 1 << 20}, "more than any model"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+        ({"num_key_value_heads": 8}, "4 attention heads cannot share 8"),
+        ({"hidden_size": 2}, "does not say head_dim"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000"),
+        ({"rope_theta": True}, "rope_theta is True"),
+        ({"rope_scaling": {"type": "linear"}}, "linear needs factor above 0, got None"),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, "got inf"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 needs low_freq_factor"),
+        (
+            {
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+                "max_position_embeddings": ...,
+            },
+            "yarn needs original_max_position_embeddings",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": "one"}}, "mscale 'one'"),
+    ],
+)
+def test_what_cannot_be_true_is_named(read, changes, says):
+    with pytest.raises(BadCheckpoint, match=says):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "has no config.json.*Hugging Face id"),
+        (b"", "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
+        (b"[1]", "holds a list, not an object"),
+        (b"null", "holds a NoneType"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=says):
+        read_model_config(tmp_path)
+
+
+def test_yarn_of_a_hub_states_the_original_length(read):
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}
+    config = read(rope_scaling=scaling)
+    assert config.max_positions == 4 * 4096
+    assert config.rope.parameters["original_max_position_embeddings"] == 4096
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+_NAMES = sorted(
+    {*LLAMA, "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "dtype", "hidden_act"}
+    | {"rms_norm_eps", "tie_word_embeddings", "sliding_window", "use_sliding_window"}
+    | {"layer_types", "max_window_layers", "partial_rotary_factor", "quantization_config"}
+)
+_ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "factor", "mscale", "low_freq_factor", "beta_fast"]),
+    st.sampled_from(["yarn", "linear", "llama3"]) | _JSON,
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(_NAMES), _JSON | _ROPE, max_size=3),
+    family=st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]),
+)
+def test_whatever_stands_there_only_model_errors_come_out(tmp_path_factory, changes, family):
+    folder = tmp_path_factory.mktemp("config")
+    raw = {**LLAMA, "architectures": [f"{family}ForCausalLM"], **changes}
+    (folder / "config.json").write_text(json.dumps(raw))
+    try:
+        config = read_model_config(folder)
+        assert all(n > 0 for shape in expected_shapes(config).values() for n in shape)
+    except ModelError:
+        pass
+    finally:
+        shutil.rmtree(folder)
