@@ -35,6 +35,7 @@ from .text import Tokenizer
 from .weights import WeightStore
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
+_SESSION_ITEMS = ("text", "staging", "raw tokens", "near planes", "far planes")  # of a Plan
 _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
 _SCORE_BLOCK_BYTES = 32 << 20
 
@@ -424,7 +425,23 @@ class LLM:
 
     def _plan(self, context: int, sequences: int = 1, *, text: bool = True, loaded=None) -> Plan:
         request = Request(context, sequences, text=text, loaded=loaded)
-        return make_plan(self._facts, self.geometry, self.limits, request, self._bandwidth)
+        return make_plan(self._facts, self.geometry, self._free(), request, self._bandwidth)
+
+    def _free(self) -> Limits:
+        """The limits less what open sessions hold; weights and workspace are shared."""
+        plans = {id(s._runtime): s._runtime.plan for s in self._sessions}.values()
+
+        def held(tier: str) -> int:
+            items = [getattr(plan, tier) or {} for plan in plans]
+            return sum(sum(i.get(name, 0) for name in _SESSION_ITEMS) for i in items)
+
+        device = self.limits.device_bytes
+        return replace(
+            self.limits,
+            device_bytes=None if device is None else device - held("device"),
+            host_bytes=self.limits.host_bytes - held("host"),
+            disk_bytes=self.limits.disk_bytes - held("disk"),
+        )
 
     def _natural_context(self, sequences: int = 1) -> int:
         """The longest context that streams no more weights than a short one would: the model's
@@ -451,15 +468,6 @@ class LLM:
         if not plan.fits and self._loaded is not None:
             plan = self._plan(context, sequences, text=text)
         plan.raise_if_unfit()
-        taken = [s for s in self._sessions if s._runtime.plan.far_spans["host"]]
-        if taken:
-            raise DoesNotFit(
-                "another session of this LLM holds the memory for pages; close it first, or "
-                "fork it",
-                tier="host",
-                needed_bytes=plan.fixed_host_bytes,
-                available_bytes=0,
-            )
         self.plan = plan
         self._load(plan)
         runtime = Runtime(

@@ -11,13 +11,14 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 from .budget import Limits, format_size
 from .errors import ContextOverflow, DoesNotFit
 from .geometry import Geometry
 from .model_config import DTYPE_BYTES, ModelConfig
 from .sequence import RawPages
-from .skeleton import layer_prefix
+from .skeleton import layer_of
 from .weights import HEAD_BLOCK_ROWS, stored_bytes
 
 STAGING_SLOTS, WRITE_BUFFERS = 6, 2
@@ -172,13 +173,15 @@ class Facts:
     shapes: dict[str, tuple[int, ...]]
     weight_bits: int | None
 
-    def layer_bytes(self, layer: int) -> int:
-        item, prefix = DTYPE_BYTES[self.config.dtype], layer_prefix(layer)
-        return sum(
-            stored_bytes(shape, item, self.weight_bits)
-            for name, shape in self.shapes.items()
-            if name.startswith(prefix)
-        )
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """Bytes of every layer's tensors as they are kept, smallest first."""
+        item, sizes = DTYPE_BYTES[self.config.dtype], [0] * self.config.num_layers
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer is not None:
+                sizes[layer] += stored_bytes(shape, item, self.weight_bits)
+        return sorted(sizes)
 
     def head_bytes(self) -> int:
         shape = (self.config.vocab_size, self.config.hidden_size)
@@ -192,7 +195,9 @@ class Facts:
     def largest_tensor_bytes(self) -> int:
         item = DTYPE_BYTES[self.config.dtype]
         return max(
-            s[0] * s[1] * item for n, s in self.shapes.items() if len(s) == 2 and "layers" in n
+            s[0] * s[1] * item
+            for n, s in self.shapes.items()
+            if len(s) == 2 and layer_of(n) is not None
         )
 
 
@@ -297,7 +302,7 @@ class _Filling:
     def _items(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
         """What lies in the fast tier, far planes aside."""
         facts, geometry, config = self.facts, self.geometry, self.config
-        sizes = sorted(facts.layer_bytes(layer) for layer in self.layers)
+        sizes = facts.layer_sizes
         buffers = 2 * sizes[-1] if streamed else 0
         resident = sum(sizes[: len(sizes) - streamed])
         head = facts.head_bytes() if head_resident else 2 * facts.head_block_bytes()
@@ -321,7 +326,7 @@ class _Filling:
             "workspace": max(work, facts.largest_tensor_bytes() * 2 + _SLACK_BYTES),
         }
 
-    def _host_only(self, spills: bool) -> dict[str, int]:
+    def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:
         """What always lies in host memory."""
         span = self.geometry.span_bytes
         text = self.request.context * (_TEXT_BYTES_PER_TOKEN if self.request.text else 8)
@@ -329,12 +334,14 @@ class _Filling:
             "runtime": self.limits.runtime_bytes,
             "text": text,
             "staging": (STAGING_SLOTS + WRITE_BUFFERS) * span if spills else 0,
+            # On the way to a device, streamed layers pass through host memory.
+            "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
         }
 
     def _fast(self, sweep: int, streamed: int, head_resident: bool) -> int:
         """Bytes of the fast tier that are needed before any far plane."""
         total = sum(self._items(sweep, streamed, head_resident).values())
-        return total if self.on_device else total + sum(self._host_only(True).values())
+        return total if self.on_device else total + sum(self._host_only(True, streamed).values())
 
     def _choose_streaming(self, sweep: int) -> tuple[int, bool]:
         """The fewest streamed layers that leave room for the rest; the head streams last."""
@@ -355,7 +362,7 @@ class _Filling:
             left -= far["device"]
             items = 0
         for spills in (False, True):  # staging is needed only if something spills
-            room = self.limits.host_bytes - items - sum(self._host_only(spills).values())
+            room = self.limits.host_bytes - items - sum(self._host_only(spills, streamed).values())
             far["host"] = min(left, max(0, room) // span)
             if far["host"] == left:
                 break
@@ -369,12 +376,12 @@ class _Filling:
         items = self._items(sweep, streamed, head_resident)
         far = self._far(sweep, streamed, head_resident)
         span, layout = geometry.span_bytes, geometry.layout
-        host_only = self._host_only(far["disk"] > 0)
+        host_only = self._host_only(far["disk"] > 0, streamed)
         host = host_only if self.on_device else {**host_only, **items}
         fixed = sum(host.values())
         host["far planes"] = far["host"] * span
         device = {**items, "far planes": far["device"] * span} if self.on_device else None
-        scratch = sum(sorted(map(facts.layer_bytes, self.layers))[len(self.layers) - streamed :])
+        scratch = sum(facts.layer_sizes[len(self.layers) - streamed :])
         # A fork copies the last span of each layer before it writes to it.
         spare = len(self.layers) * 2 * (self.request.sequences > 1) * (far["disk"] > 0)
         disk = {
@@ -398,7 +405,7 @@ class _Filling:
                     shortage["needed_bytes"] = fixed + self.num_spans * span
                     shortage["available_bytes"] = limits.host_bytes
                 break
-        sizes = sorted(facts.layer_bytes(layer) for layer in self.layers)
+        sizes = facts.layer_sizes
         streamed_bytes = sum(sizes[len(sizes) - streamed :])
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
