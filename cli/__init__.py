@@ -8,6 +8,7 @@
     shared_options  gives a command the shared options
     settings_file   the user's TOML
     run             one run: the model it opens, the answer it streams
+    tight_budget    memory for a quarter of the pages
     documents       documents into a prompt
     dialogue        a conversation at the terminal
     conversation    its messages, and the file that keeps them

@@ -49,6 +49,8 @@ def show(
         }
         run.terminal.result({"schema": 1, "path": str(settings_path()), "options": entries})
         return
+    path = settings_path()
+    run.terminal.note(f"settings file: {path}" + ("" if path.exists() else " (there is none)"))
     width = max(len(key) for key, _, _ in rows)
     for key, value, where in rows:
         line = f"{key:<{width}}  {_shown(key, value)}"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ebbtide import errors, format_size
+from ebbtide import format_size
 
 from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import with_shared_options
+from .tight_budget import open_tight
 
 EPILOG = """Examples:
 
@@ -24,13 +22,8 @@ ebbtide demo --json
 
 ebbtide demo --host-memory 2GiB"""
 
-# A quarter of the pages lies in RAM and the rest on disk: most reads go to the disk, and show it.
-_SHARE_IN_RAM, _SHARE_TOLERANCE = 0.25, 0.1
-_MOST_TRIALS = 8
 _PLACES = {"device": "GPU memory", "host": "RAM"}
 _MAX_NEW_TOKENS = 32
-# A question, the template around it and its answer.
-_ROOM_FOR_A_QUESTION = 192
 
 
 @with_shared_options
@@ -46,7 +39,7 @@ def demo(run: Run) -> None:
 
     material = ebbtide.demo_material()
     story = Path(material["story"]).read_text(encoding="utf-8").strip("\n")
-    with _open_tight(run, story) as (llm, session):
+    with open_tight(run, story) as (llm, session):
         run.terminal.note(f"{llm.plan}\n")
         answers = _ask_all(run, llm, session, story, material["questions"])
         report = _report(run, llm, answers)
@@ -63,61 +56,6 @@ def demo(run: Run) -> None:
     )
 
 
-@contextmanager
-def _open_tight(run: Run, story: str) -> Iterator[tuple[Any, Any]]:
-    """The model, and a session whose pages have a quarter of the RAM they need.
-
-    What the process itself takes is known only as it runs, so this is approached in trials. A
-    --host-memory that was given is taken as it is.
-    """
-    import ebbtide
-
-    open_llm = ebbtide.LLM.open
-    run.signals.working()
-    options = run.open_options()
-    with open_llm(None, **options) as llm:
-        num_tokens = llm.count_tokens([{"role": "user", "content": story}])
-    options["context"] = run.settings.context or num_tokens + _ROOM_FOR_A_QUESTION
-    run.terminal.note(
-        f"A story of {num_tokens:,} tokens is read whole by a tiny built-in model, and then asked "
-        "about. Its pages get a quarter of the RAM that they need; the rest lies on disk.\n"
-    )
-    trials_left = _MOST_TRIALS
-    if run.settings.host_memory == "auto":
-        with open_llm(None, **options) as llm:
-            host_bytes = llm.plan.fixed_host_bytes + int(llm.plan.kv_far_bytes * _SHARE_IN_RAM)
-    else:
-        host_bytes, trials_left = run.settings.host_memory, 0
-    while True:
-        options["budget"] = replace(options["budget"], host_memory=host_bytes)
-        llm = None
-        try:
-            llm = open_llm(None, **options)
-            session = llm.session()
-            missing_bytes = _missing_bytes(llm.plan)
-        except errors.DoesNotFit as error:
-            session, missing_bytes = None, error.needed_bytes - error.available_bytes
-            if not trials_left:
-                raise
-        if session is not None and (not missing_bytes or not trials_left):
-            break
-        if llm is not None:
-            llm.close()
-        host_bytes += missing_bytes
-        trials_left -= 1
-    with llm:
-        yield llm, session
-
-
-def _missing_bytes(plan: Any) -> int:
-    """How far the RAM of a plan is from the quarter; 0 when it is near enough."""
-    share = plan.far_spans.get("host", 0) / plan.num_spans if plan.num_spans else _SHARE_IN_RAM
-    if plan.layers_streamed or not plan.near_resident:
-        share = min(share, 0.0)
-    is_near = abs(share - _SHARE_IN_RAM) <= _SHARE_TOLERANCE
-    return 0 if is_near else int((_SHARE_IN_RAM - share) * plan.kv_far_bytes)
-
-
 def _ask_all(
     run: Run, llm: Any, session: Any, story: str, questions: list[dict[str, str]]
 ) -> list[dict]:
@@ -132,8 +70,6 @@ def _ask_all(
         prompt = [{"role": "user", "content": f"{story}\n\n{entry['question']}"}]
         place = f"  (chapter {entry['chapter']})" if "chapter" in entry else ""
         run.terminal.note(f"Q: {entry['question']}{place}")
-        if not run.terminal.as_json:
-            run.terminal.answer("A: ")
         options = run.generation(max_new_tokens=_MAX_NEW_TOKENS)
         branch = session.fork()
         output = run.answer(llm, prompt, options, source=branch)

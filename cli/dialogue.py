@@ -195,7 +195,7 @@ class Dialogue:
             self._show_options()
             return
         option = _ANSWER_OPTIONS.get(key)
-        if option is None or not equals:
+        if option is None or option.parse is None or not equals:
             raise errors.InputError(
                 f"say /set K=V, where K is one of {', '.join(_ANSWER_OPTIONS)}."
             )

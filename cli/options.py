@@ -105,7 +105,7 @@ SHARED = (
         ("--context",),
         _MEMORY,
         "The most tokens that prompt plus answer may reach. Default: what the request needs.",
-        values.whole(1, 2**31 - 1),
+        values.tokens,
         "N",
     ),
     Option(

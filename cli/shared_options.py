@@ -106,7 +106,7 @@ def resolve(ctx: typer.Context, shared: dict[str, Any]) -> Settings:
     fields: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in SHARED:
-        raw = shared[option.name]
+        raw: Any = shared[option.name]
         source = ctx.get_parameter_source(option.name)
         where = _place(option, source.name if source is not None else "DEFAULT", ctx)
         if option.many and where == option.envvar:

@@ -42,6 +42,12 @@ def whole(minimum: int, maximum: int | None = None) -> Parser:
     return parse
 
 
+def tokens(text: str) -> int:
+    """A number of tokens; 32k is 32,768, as makers of models count."""
+    match = re.fullmatch(r"([0-9]{1,7})[kK]", text.strip())
+    return whole(1, 2**31 - 1)(str(int(match[1]) * 1024) if match else text)
+
+
 def number(
     minimum: float, maximum: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Parser:

@@ -94,7 +94,7 @@ def test_summarize_to_a_file(tmp_path):
 
 def test_the_demo_answers_from_a_quarter_of_the_memory(tmp_path):
     """On the opening of its story, which is as much as a test has time for."""
-    text, questions = opening_of_the_story(4)
+    text, questions = opening_of_the_story(6)
     (tmp_path / "opening.md").write_text(text)
     material = {"story": str(tmp_path / "opening.md"), "questions": questions}
     script = (

@@ -397,7 +397,7 @@ def test_the_demo_leaves_a_quarter_of_the_pages_room(capfd, monkeypatch):
     monkeypatch.setenv("FAKE_STORY", "story.md")
     assert main.main(["demo"]) == 0
     found = capfd.readouterr()
-    assert found.out == "A: Say blue. ✓\n"
+    assert found.out == "Say blue. ✓\n"
     # 10,000 bytes were planned for all but the pages, and 12,000 turned out to be needed.
     assert opened()["budget"].host_memory == 12_000 + 4000 // 4
     assert "A quarter" in found.err or "a quarter" in found.err

@@ -84,6 +84,10 @@ def test_a_number_without_unit_gets_a_suggestion():
         values.size("6G")
 
 
+def test_a_context_may_be_counted_in_thousands():
+    assert values.tokens("32k") == values.tokens("32K") == 32768 == values.tokens("32768")
+
+
 @given(st.text(max_size=20))
 def test_no_text_breaks_a_parser(text):
     """A wrong value is a ValueError, whatever it is."""
@@ -99,7 +103,7 @@ def test_no_text_breaks_a_parser(text):
     ("name", "good", "bad"),
     [
         ("threads", "2", ["0", "-1", "1.5", "x", "²", "1_0"]),
-        ("context", "4096", ["0", "99999999999999999999"]),
+        ("context", "32k", ["0", "0k", "k", "1.5k", "9999999k", "32kk", "99999999999999999999"]),
         ("epsilon", "0.02", ["0", "1", "nan", "-0.1"]),
         ("temperature", "0", ["-1", "inf", "nan"]),
         ("top_p", "1", ["-0.1", "1.1"]),
