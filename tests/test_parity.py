@@ -1,5 +1,4 @@
-"""Logits equal transformers' for every family: cell by cell, token by token, whatever the layout.
-"""
+"""Logits equal transformers' for every family: cell by cell, token by token, in any layout."""
 
 from __future__ import annotations
 
