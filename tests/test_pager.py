@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -846,6 +847,17 @@ def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monk
     assert not io_threads()
 
 
+def is_waiting_in_the_store(thread: int) -> bool:
+    """Whether a thread blocks in threading's `wait`, called from pager.py. A signal that came any
+    earlier would end the test run in place of the wait."""
+    frame = sys._current_frames().get(thread)
+    if frame is None or frame.f_code.co_name != "wait":
+        return False
+    while frame is not None and not frame.f_code.co_filename.endswith("pager.py"):
+        frame = frame.f_back
+    return frame is not None and not frame.f_code.co_filename.endswith("test_pager.py")
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no way to interrupt a wait")
 @pytest.mark.parametrize("during", ["fetch", "write"])
 def test_ctrl_c_while_waiting_leaves_a_store_that_works(during, tmp_path):
@@ -858,7 +870,12 @@ def test_ctrl_c_while_waiting_leaves_a_store_that_works(during, tmp_path):
         if during == "write":
             write(store, table, 0, range(S))  # takes the only buffer
         me = threading.main_thread().ident
-        timer = later(lambda: signal.pthread_kill(me, signal.SIGINT))
+
+        def interrupt_the_wait() -> None:
+            until(lambda: is_waiting_in_the_store(me), "the store waits")
+            signal.pthread_kill(me, signal.SIGINT)
+
+        timer = later(interrupt_the_wait)
         with pytest.raises(KeyboardInterrupt):
             if during == "fetch":
                 store.fetch(table, 0, 0)
