@@ -12,12 +12,13 @@ from typing import Any
 
 from ebbtide import errors
 
+from .answer import summary_line
 from .conversation import Conversation
 from .documents import join_documents, read_documents
 from .line_editor import LineEditor
 from .options import ANSWER_PANEL, SHARED
 from .progress import ProgressDisplay
-from .run import Run, summary_line
+from .run import Run
 
 HELP = '''/help            this list
 /exit, /quit     leave (also Ctrl-D)
