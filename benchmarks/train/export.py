@@ -1,0 +1,101 @@
+"""Writes the trained network as a checkpoint folder that Ebbtide and transformers open.
+
+    python benchmarks/train/export.py --work WORK --out FOLDER [--query-scale 1.3]
+
+Query projections are multiplied by --query-scale: attention becomes sharper, which helps in long
+documents and costs a little in short ones. The weights are written in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from model import NORM_EPS, SHAPES, Shape
+from safetensors.torch import save_file
+from tokenizer import BOS_ID, END_ID, PAD_ID
+
+CHAT_TEMPLATE = (
+    "{{ '<|bos|>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ '<|assistant|>' + m['content'] + '<|end|>' }}{% else %}{{ '<|user|>' + m['content'] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def config(shape: Shape) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.max_positions,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": shape.rope_theta,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_token_ids(),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def generation_config() -> dict:
+    return {**_token_ids(), "do_sample": False, "max_new_tokens": 200}
+
+
+def tokenizer_config(shape: Shape) -> dict:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "model_max_length": shape.max_positions,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+def _token_ids() -> dict:
+    return {"bos_token_id": BOS_ID, "eos_token_id": END_ID, "pad_token_id": PAD_ID}
+
+
+def export(work: Path, out: Path, query_scale: float) -> None:
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    shape = SHAPES[state["shape"]]
+    tensors = {}
+    for name, tensor in state["model"].items():
+        if name.endswith("q_proj.weight"):
+            tensor = tensor * query_scale
+        tensors[f"model.{name}"] = tensor.to(torch.bfloat16).contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(out / "model.safetensors"), metadata={"format": "pt"})
+    shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
+    for name, content in (
+        ("config.json", config(shape)),
+        ("generation_config.json", generation_config()),
+        ("tokenizer_config.json", tokenizer_config(shape)),
+    ):
+        (out / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--query-scale", type=float, default=1.3)
+    given = parser.parse_args()
+    export(given.work, given.out, given.query_scale)
+    print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+    main()
