@@ -115,6 +115,7 @@ class LLM:
             self.config,
             self._shapes,
             choose_weight_bits(options.weight_bits, self._shapes),
+            {name: ref.dtype.itemsize for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._budget, self._context = budget, context

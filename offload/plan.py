@@ -24,9 +24,10 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 STAGING_SLOTS, WRITE_BUFFERS = 6, 2
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
-_SLACK_BYTES = 24 << 20
+_SLACK_BYTES = 40 << 20
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
+_IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
 _ATTENTION_SCRATCH_ROWS = 512
 
 
@@ -166,36 +167,49 @@ class Plan:
 
 @dataclass(frozen=True)
 class Facts:
-    """The model as the planner sees it: sizes by tensor name, nothing else."""
+    """The model as the planner sees it: sizes by tensor name, nothing else.
+
+    item_bytes: of a tensor's elements in the files, which may differ from config.json's dtype;
+    what is not named there has that dtype.
+    """
 
     name: str
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     weight_bits: int | None
+    item_bytes: dict[str, int] = field(default_factory=dict)
+
+    def _item(self, name: str) -> int:
+        return self.item_bytes.get(name, DTYPE_BYTES[self.config.dtype])
+
+    @property
+    def _head_item(self) -> int:
+        tied = self.config.tied_embeddings
+        return self._item("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     @cached_property
     def layer_sizes(self) -> list[int]:
         """Bytes of every layer's tensors as they are kept, smallest first."""
-        item, sizes = DTYPE_BYTES[self.config.dtype], [0] * self.config.num_layers
+        sizes = [0] * self.config.num_layers
         for name, shape in self.shapes.items():
             layer = layer_of(name)
             if layer is not None:
-                sizes[layer] += stored_bytes(shape, item, self.weight_bits)
+                sizes[layer] += stored_bytes(shape, self._item(name), self.weight_bits)
         return sorted(sizes)
 
     def head_bytes(self) -> int:
         shape = (self.config.vocab_size, self.config.hidden_size)
         bits = None if self.weight_bits is None else 8
-        return stored_bytes(shape, DTYPE_BYTES[self.config.dtype], bits)
+        return stored_bytes(shape, self._head_item, bits)
 
     def head_block_bytes(self) -> int:
         rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
-        return rows * self.config.hidden_size * DTYPE_BYTES[self.config.dtype]
+        return rows * self.config.hidden_size * self._head_item
 
+    @cached_property
     def largest_tensor_bytes(self) -> int:
-        item = DTYPE_BYTES[self.config.dtype]
         return max(
-            s[0] * s[1] * item
+            s[0] * s[1] * self._item(n)
             for n, s in self.shapes.items()
             if len(s) == 2 and layer_of(n) is not None
         )
@@ -287,12 +301,11 @@ class _Filling:
         if not self.request.sweep_cells and (spills or streamed):
             # Reading once for several cells pays for their activations, as long as those stay
             # small.
+            needed = self._fast(1, streamed, head_resident)
             for cells in (8, 4, 2):
-                extra = self._fast(cells, streamed, head_resident) - self._fast(
-                    1, streamed, head_resident
-                )
-                room = self.fast_bytes - self._fast(1, streamed, head_resident)
-                if extra <= room // 4:
+                extra = self._fast(cells, streamed, head_resident) - needed
+                room = self.fast_bytes - needed
+                if extra <= room // 4 and self._fits(cells, streamed, head_resident):
                     sweep = cells
                     break
         return self._result(sweep, streamed, head_resident)
@@ -323,13 +336,15 @@ class _Filling:
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             "near planes": self.near_bytes,
-            "workspace": max(work, facts.largest_tensor_bytes() * 2 + _SLACK_BYTES),
+            "workspace": max(work, facts.largest_tensor_bytes * 2 + _SLACK_BYTES),
         }
 
     def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:
         """What always lies in host memory."""
         span = self.geometry.span_bytes
-        text = self.request.context * (_TEXT_BYTES_PER_TOKEN if self.request.text else 8)
+        text = self.request.context * (
+            _TEXT_BYTES_PER_TOKEN if self.request.text else _IDS_BYTES_PER_TOKEN
+        )
         return {
             "runtime": self.limits.runtime_bytes,
             "text": text,
@@ -344,14 +359,26 @@ class _Filling:
         return total if self.on_device else total + sum(self._host_only(True, streamed).values())
 
     def _choose_streaming(self, sweep: int) -> tuple[int, bool]:
-        """The fewest streamed layers that leave room for the rest; the head streams last."""
+        """The fewest streamed layers that leave room for the rest, far planes included where the
+        disk does not take them; the head streams last.
+        """
         if self.request.loaded is not None:
             return self.request.loaded
+        nearest = None  # what to name the shortage of, when nothing fits
         for head_resident in (True, False):
             for streamed in range(len(self.layers) + 1):
-                if self._fast(sweep, streamed, head_resident) <= self.fast_bytes:
+                if self._fast(sweep, streamed, head_resident) > self.fast_bytes:
+                    continue
+                if self._fits(sweep, streamed, head_resident):
                     return streamed, head_resident
+                nearest = nearest or (streamed, head_resident)
+        if nearest is not None and self.limits.disk_bytes > 0:
+            return nearest
         return len(self.layers), False
+
+    def _fits(self, sweep: int, streamed: int, head_resident: bool) -> bool:
+        far = self._far(sweep, streamed, head_resident)
+        return self._shortage(*self._tiers(sweep, streamed, head_resident, far)) is None
 
     def _far(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
         """Spans of far planes per tier; what no tier holds counts as disk."""
@@ -363,48 +390,64 @@ class _Filling:
             items = 0
         for spills in (False, True):  # staging is needed only if something spills
             room = self.limits.host_bytes - items - sum(self._host_only(spills, streamed).values())
+            room -= 0 if spills else self._spare_spans * span
             far["host"] = min(left, max(0, room) // span)
             if far["host"] == left:
                 break
         far["disk"] = left - far["host"]
         return far
 
+    @property
+    def _spare_spans(self) -> int:
+        """A fork copies the last span of each layer before it writes to it."""
+        return len(self.layers) * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
+
     # ---- the plan ----------------------------------------------------------------------------
+
+    def _tiers(self, sweep: int, streamed: int, head_resident: bool, far: dict[str, int]):
+        """Items by name of device (or None), host and disk."""
+        items, span = self._items(sweep, streamed, head_resident), self.geometry.span_bytes
+        spills = far["disk"] > 0
+        host = self._host_only(spills, streamed)
+        if not self.on_device:
+            host |= items
+        host["far planes"] = (far["host"] + (0 if spills else self._spare_spans)) * span
+        device = {**items, "far planes": far["device"] * span} if self.on_device else None
+        scratch = sum(self.facts.layer_sizes[len(self.layers) - streamed :])
+        disk = {
+            "far planes": (far["disk"] + (self._spare_spans if spills else 0)) * span,
+            "weights": scratch if self.facts.weight_bits is not None else 0,
+        }
+        return device, host, disk
+
+    def _shortage(self, device, host, disk) -> dict | None:
+        """The first tier that lacks room, and how much of it is needed; None when all have."""
+        limits = self.limits
+        if device is not None and sum(device.values()) > limits.device_bytes:
+            return _lack("device", sum(device.values()), limits.device_bytes)
+        if sum(host.values()) > limits.host_bytes:
+            return _lack("host", sum(host.values()), limits.host_bytes)
+        if sum(disk.values()) <= limits.disk_bytes:
+            return None
+        if limits.disk_bytes > 0:
+            return _lack("disk", sum(disk.values()), limits.disk_bytes)
+        # Without a disk tier its share would have to lie in memory, and nothing is staged.
+        needed = sum(host.values()) - host["staging"] + sum(disk.values())
+        return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
 
     def _result(self, sweep: int, streamed: int, head_resident: bool) -> Plan:
         facts, geometry, config, limits = self.facts, self.geometry, self.config, self.limits
         items = self._items(sweep, streamed, head_resident)
         far = self._far(sweep, streamed, head_resident)
         span, layout = geometry.span_bytes, geometry.layout
-        host_only = self._host_only(far["disk"] > 0, streamed)
-        host = host_only if self.on_device else {**host_only, **items}
-        fixed = sum(host.values())
-        host["far planes"] = far["host"] * span
-        device = {**items, "far planes": far["device"] * span} if self.on_device else None
-        scratch = sum(facts.layer_sizes[len(self.layers) - streamed :])
-        # A fork copies the last span of each layer before it writes to it.
-        spare = len(self.layers) * 2 * (self.request.sequences > 1) * (far["disk"] > 0)
-        disk = {
-            "far planes": (far["disk"] + spare) * span,
-            "weights": scratch if facts.weight_bits is not None else 0,
-        }
+        device, host, disk = self._tiers(sweep, streamed, head_resident, far)
+        fixed = sum(host.values()) - host["far planes"]
         budget = {
             "device": limits.device_bytes,
             "host": limits.host_bytes,
             "disk": limits.disk_bytes,
         }
-        shortage = None
-        for tier, used in (("device", device), ("host", host), ("disk", disk)):
-            if used is not None and sum(used.values()) > budget[tier]:
-                shortage = {
-                    "tier": tier if tier != "disk" or limits.disk_bytes else "host",
-                    "needed_bytes": sum(used.values()),
-                    "available_bytes": budget[tier],
-                }
-                if tier == "disk" and not limits.disk_bytes:
-                    shortage["needed_bytes"] = fixed + self.num_spans * span
-                    shortage["available_bytes"] = limits.host_bytes
-                break
+        shortage = self._shortage(device, host, disk)
         sizes = facts.layer_sizes
         streamed_bytes = sum(sizes[len(sizes) - streamed :])
         streamed_bytes += 0 if head_resident else facts.head_bytes()
@@ -444,3 +487,7 @@ class _Filling:
             prefill_far_bytes=spans_walked * span * config.num_layers,
             shortage=shortage,
         )
+
+
+def _lack(tier: str, needed: int, available: int) -> dict:
+    return {"tier": tier, "needed_bytes": needed, "available_bytes": available}
