@@ -6,6 +6,7 @@ command.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,17 @@ class Process:
         self.settings_path: Any = None
         self.settings_error: Exception | None = None
         self.run: Run | None = None
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs, the size of a download before all."""
+
+    def __init__(self, terminal: Any):
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.note(record.getMessage())
 
 
 class Run:
@@ -152,6 +164,8 @@ class Run:
         """
         if self.terminal.quiet or self.terminal.as_json:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.getLogger("ebbtide").setLevel(logging.INFO)
+        logging.getLogger("ebbtide").handlers = [_Notes(self.terminal)]
         if not self.terminal.verbose:
             import warnings
 

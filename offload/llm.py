@@ -6,6 +6,7 @@ what needs it. Ties the parts together and computes nothing itself.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from .model_config import DTYPE_BYTES, read_model_config
 from .output import Output, Progress
 from .plan import Facts, Plan, Request, make_plan
 from .runtime import Runtime
-from .session import Prompt, Session, Stream
+from .session import Prompt, Session, Stream, check_room
 from .skeleton import expected_shapes
 from .spill_dir import default_spill_dir, volume_warnings
 from .text import Tokenizer
@@ -68,6 +69,10 @@ class Options:
         self._require(
             "dtype", self.dtype in ("auto", *DTYPE_BYTES), f"auto, {', '.join(DTYPE_BYTES)}"
         )
+        model = self.model is None or isinstance(self.model, str | Path)
+        self._require("model", model, "a folder, a Hugging Face id or None")
+        path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
+        self._require("spill_dir", path, "a folder")
         self._require("budget", isinstance(self.budget, Budget), "a Budget")
         for name in ("context", "threads"):
             value = getattr(self, name)
@@ -95,10 +100,11 @@ class LLM:
         model, context, budget = options.model, options.context, options.budget
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
+        self._is_open = True
         self.on_progress: Callable[[Progress], None] | None = None
         self.builtin = model is None
-        self.folder = resolve_model(model, revision)
+        self.folder = resolve_model(model, revision, _log_download)
         self.model_name = "ebb-nano-0 (built in)" if self.builtin else str(model)
         self.device = choose_device(device)
         self.config = read_model_config(self.folder)
@@ -107,8 +113,8 @@ class LLM:
         self._shapes = expected_shapes(self.config)
         self._checkpoint = Checkpoint(self.folder, self._shapes)
         self._tokenizer: Tokenizer | None = None
-        self.generation = GenerationConfig.from_model_folder(self.folder)
-        self.warnings += self.generation.warnings
+        self._generation = GenerationConfig.from_model_folder(self.folder)
+        self._warnings += self._generation.warnings
         self.geometry: Geometry = geometry or choose_geometry(self.config, options.kv_bits)
         self._facts = Facts(
             self.model_name,
@@ -161,7 +167,7 @@ class LLM:
                 revision=revision,
                 device=device,
                 dtype=dtype,
-                budget=budget or Budget(),
+                budget=Budget() if budget is None else budget,
                 mode=mode,
                 epsilon=epsilon,
                 kv_bits=kv_bits,
@@ -218,7 +224,9 @@ class LLM:
         ids = self.encode(prompt, think=config.think)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
-        session = self._open_session(self._context_for(len(ids), config), sequences=1)
+        context = self._context_for(len(ids), config)
+        check_room(len(ids) + 1, context, self.config.max_positions)
+        session = self._open_session(context, sequences=1)
         try:
             session.append(ids, process=False)
             return Stream(session, config, closes_session=True)
@@ -259,27 +267,29 @@ class LLM:
 
         Runs in blocks: memory does not grow with the vocabulary times the text.
         """
-        ids, scores = torch.tensor(token_ids), []
-        if len(ids) < 2:
+        token_ids = self._ids(token_ids)
+        if len(token_ids) < 2:
             raise InputError("score needs at least two tokens")
+        self._check_count("last", last, len(token_ids) - 1)
+        ids, scores = torch.tensor(token_ids), []
 
         def add(index: int, block: torch.Tensor) -> None:
             following = ids[index + 1 : index + 1 + len(block)]
             block = block[: len(following)].log_softmax(-1)
             scores.append(block.gather(1, following[: len(block), None])[:, 0])
 
-        wanted = None if last is None else last + 1
+        wanted = None if last is None else min(len(token_ids), last + 1)
         self._each_logits(token_ids, prefill_tokens, wanted, add)
         return torch.cat(scores)
 
     def _each_logits(self, token_ids, prefill_tokens, last, use) -> None:
         """Calls use(index of the first row, logits block (n, vocab)) in order."""
-        ids = self.encode(list(token_ids))
+        ids = self._ids(token_ids)
         if not ids:
             raise InputError("token_ids is empty")
+        self._check_count("prefill_tokens", prefill_tokens, len(ids))
+        self._check_count("last", last, len(ids))
         split = len(ids) if prefill_tokens is None else prefill_tokens
-        if not 0 < split <= len(ids):
-            raise InputError(f"prefill_tokens is {split!r}; allowed are 1 to {len(ids)}")
         first = 0 if last is None else max(0, len(ids) - last)
         with self._open_session(self._context or len(ids), sequences=1, text=False) as session:
             session._admit(len(ids))
@@ -315,6 +325,20 @@ class LLM:
                         use(index, engine.logits(row).cpu())
             self.last_stats = session._runtime.store.stats.snapshot()
 
+    def _ids(self, token_ids) -> list[int]:
+        if isinstance(token_ids, torch.Tensor):
+            token_ids = token_ids.tolist()
+        if not isinstance(token_ids, list | tuple) or any(isinstance(t, dict) for t in token_ids):
+            raise InputError(f"token_ids is a list of ints, not {type(token_ids).__name__}")
+        return self.encode(token_ids)
+
+    @staticmethod
+    def _check_count(name: str, value, most: int) -> None:
+        """`last` may ask for more rows than there are in vain; it is clear what is meant."""
+        good = value is None or (type(value) is int and value >= 1)
+        if not good or (name == "prefill_tokens" and value is not None and value > most):
+            raise InputError(f"{name} is {value!r}; allowed are 1 to {most}")
+
     # ---- text --------------------------------------------------------------------------------
 
     @property
@@ -322,8 +346,22 @@ class LLM:
         """The model's tokenizer. Raises BadCheckpoint when the folder has none."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.load(self.folder)
-            self.warnings += self._tokenizer.warnings
         return self._tokenizer
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know by now, in whole sentences."""
+        return [*self._warnings, *(self._tokenizer.warnings if self._tokenizer else ())]
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The model's own settings. An answer ends at the tokenizer's EOS too: files that are made
+        for chat often name it there alone.
+        """
+        eos, known = self.tokenizer.eos_token_id, self._generation.eos_token_ids
+        if eos is None or eos in known:
+            return self._generation
+        return replace(self._generation, eos_token_ids=(*known, eos))
 
     def encode(
         self, prompt: Prompt, *, begins: bool = True, think: bool | None = None
@@ -357,6 +395,7 @@ class LLM:
 
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
+        self._is_open = False
         for session in list(self._sessions):
             session.close()
         if self._weights is not None:
@@ -421,7 +460,7 @@ class LLM:
             raise InputError(
                 f"--spill-dir {folder} is not a folder. Create it or name another one."
             )
-        self.warnings += volume_warnings(folder)
+        self._warnings += volume_warnings(folder)
         return folder
 
     def _plan(self, context: int, sequences: int = 1, *, text: bool = True, loaded=None) -> Plan:
@@ -465,31 +504,34 @@ class LLM:
 
     def _open_session(self, context: int, *, sequences: int, text: bool = True) -> Session:
         """Admit a context, load weights if need be, and open its store."""
-        plan = self._plan(context, sequences, text=text, loaded=self._loaded)
-        if not plan.fits and self._loaded is not None:
-            plan = self._plan(context, sequences, text=text)
-        plan.raise_if_unfit()
-        self.plan = plan
-        self._load(plan)
-        runtime = Runtime(
-            plan,
-            self.config,
-            self._weights,
-            self.geometry,
-            self.device,
-            self._spill_dir,
-            num_sequences=sequences,
-            **self._store_options,
-        )
-        try:
-            session = Session(
-                self, runtime, runtime.open(context), context, keeps_snapshots=sequences > 1
+        if not self._is_open:
+            raise InputError("the LLM is closed; open it again with LLM.open")
+        with self.running():
+            plan = self._plan(context, sequences, text=text, loaded=self._loaded)
+            if not plan.fits and self._loaded is not None and not self._sessions:
+                plan = self._plan(context, sequences, text=text)
+            plan.raise_if_unfit()
+            self.plan = plan
+            self._load(plan)
+            runtime = Runtime(
+                plan,
+                self.config,
+                self._weights,
+                self.geometry,
+                self.device,
+                self._spill_dir,
+                num_sequences=sequences,
+                **self._store_options,
             )
-        except BaseException:
-            runtime.close()
-            raise
-        self.adopt(session)
-        return session
+            try:
+                session = Session(
+                    self, runtime, runtime.open(context), context, keeps_snapshots=sequences > 1
+                )
+            except BaseException:
+                runtime.close()
+                raise
+            self.adopt(session)
+            return session
 
     def _load(self, plan: Plan) -> None:
         wanted = (plan.layers_streamed, plan.head_resident)
@@ -497,6 +539,7 @@ class LLM:
             return
         if self._weights is not None:
             self._weights.close()
+            self._weights = self._loaded = None  # loading may be interrupted
         began = time.perf_counter()
 
         def on_load(done: int, total: int) -> None:
@@ -519,6 +562,11 @@ class LLM:
             on_load=on_load,
         )
         self._loaded, self.load_s = wanted, time.perf_counter() - began
+
+
+def _log_download(size) -> None:
+    """Said before a download begins. A program shows it by handling the logger "ebbtide"."""
+    logging.getLogger("ebbtide").info("Downloading %s.", size)
 
 
 def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> int | None:

@@ -50,7 +50,8 @@ class Session:
         self._snapshots: list[_Snapshot] = []
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
-        self._recomputed = 0  # tokens that will be processed again, since the last answer
+        self._recomputed = 0  # tokens that were processed again, since the last answer
+        self._known = 0  # tokens before it were processed once, though they may not be now
         self._stats_before = runtime.store.stats.snapshot()
         self._open = True
 
@@ -83,17 +84,22 @@ class Session:
         """
         self._check_open()
         sequence = self._sequence
-        if not 0 <= length <= len(sequence.tokens):
+        if type(length) is not int or not 0 <= length <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
         if length < len(sequence.tokens):
             self._logits = None
             if length < sequence.length:
                 self._rewind(length)
             del sequence.tokens[length:]
+            self._known = min(self._known, length)
+            if sequence.length == length and self._snapshots:
+                newest = self._snapshots[-1]
+                self._logits = newest.logits if newest.length == length else None
             self._turns = [turn for turn in self._turns if turn < length]
 
     def undo(self) -> None:
         """Forget the last question and its answer. Raises InputError when there is none."""
+        self._check_open()
         if not self._turns:
             raise InputError("there is nothing to undo")
         self.truncate(self._turns[-1])
@@ -148,7 +154,9 @@ class Session:
         else:
             self._admit(len(ids) + 1)
         self._replace_from(turn, ids)
-        self._turns.append(min(turn, len(ids) - 1))
+        made_again = _is_messages(prompt) and turn == len(ids) and self._turns
+        if not made_again:  # else undo goes back to before the same question
+            self._turns.append(turn)
         return Stream(self, config, closes_session=False)
 
     def close(self) -> None:
@@ -170,6 +178,8 @@ class Session:
     def _check_open(self) -> None:
         if not self._open:
             raise InputError("the session is closed")
+        with self._llm.running():  # nothing may change under another thread's run
+            pass
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if _is_messages(prompt):
@@ -181,19 +191,7 @@ class Session:
         return self._llm.encode(prompt, begins=not len(self._sequence.tokens))
 
     def _admit(self, num_tokens: int) -> None:
-        if num_tokens > self.context:
-            limit = self._llm.config.max_positions
-            advice = (
-                "Shorten the document or use a model with a longer context."
-                if self.context >= limit
-                else f"Raise --context (the model allows {limit:,})."
-            )
-            raise ContextOverflow(
-                f"prompt and answer need at least {num_tokens:,} tokens, and the context holds "
-                f"{self.context:,}. " + advice,
-                needed_tokens=num_tokens,
-                available_tokens=self.context,
-            )
+        check_room(num_tokens, self.context, self._llm.config.max_positions)
 
     def _extend(self, ids) -> None:
         if len(ids):
@@ -217,11 +215,9 @@ class Session:
             sequence.raw.copy_from(best.raw)
             sequence.oldest_raw_cell = best.oldest_raw_cell
             self._engine.rewind(sequence, best.length)
-            if best.length == length:
-                self._logits = best.logits
         else:
             self._engine.rewind(sequence, length)
-        self._recomputed += length - sequence.length
+        self._known = max(self._known, length)
 
     def _prefill(self, stop_at: int | None = None) -> torch.Tensor | None:
         """Process pending tokens; the last one's residual."""
@@ -236,14 +232,23 @@ class Session:
             eta = (total - done) / speed if speed else None
             self._llm.report(Progress("prefill", done, total, elapsed, speed, eta))
 
-        with self._llm.running():
-            return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
+        try:
+            with self._llm.running():
+                return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
+        finally:
+            self._recomputed += max(0, min(self._known, sequence.length) - start)
+
+    def make_pending(self) -> None:
+        """If the last token's logits are wanted and gone, make that token wait to be processed."""
+        if self._logits is None and self._sequence.length == len(self._sequence.tokens):
+            self._rewind(self._sequence.length - 1)
+            self._known = max(self._known, len(self._sequence.tokens))
 
     def last_logits(self) -> torch.Tensor:
         """Logits (vocab,) of the last token, processing what is pending."""
-        if self._logits is None and self._sequence.length == len(self._sequence.tokens):
-            self._rewind(self._sequence.length - 1)  # only the last token's logits are missing
+        self._check_open()
         if self._logits is None:
+            self.make_pending()
             residual = self._prefill()
             with self._llm.running():
                 self._logits = self._engine.logits(residual)[0]
@@ -280,7 +285,9 @@ class Session:
         return self._sequence.length
 
     def take_recomputed(self) -> int:
-        count, self._recomputed = self._recomputed, 0
+        """Tokens processed again since the last answer, those that wait for it included."""
+        count = self._recomputed + max(0, self._known - self._sequence.length)
+        self._recomputed = self._known = 0
         return count
 
     def kv_fields(self) -> dict:
@@ -336,6 +343,7 @@ class Stream(Iterator[Piece]):
         self.text = ""
         self._finish: str | None = None
         self._prompt_tokens = len(session._sequence.tokens)
+        session.make_pending()
         self._cached = session.num_processed
         self._recomputed = session.take_recomputed()
         self._began = time.perf_counter()
@@ -385,7 +393,12 @@ class Stream(Iterator[Piece]):
                     text += stops.push(decoded.finish()) + stops.finish()
             self.text += text
             self._decode_s = time.perf_counter() - self._began - self._ttft_s
-            yield Piece(text, [token], self._finish)
+            try:
+                yield Piece(text, [token], self._finish)
+            except GeneratorExit:
+                if self._finish is None:
+                    session.hold(token)  # it was shown, so it stays
+                raise
             if self._finish is None:
                 logits = session.decode(token)
         self._finish = self._finish or "length"
@@ -441,6 +454,23 @@ class Stream(Iterator[Piece]):
             warnings=[*self._llm.warnings, *self._warnings],
             plan=self._session._runtime.plan.to_dict(),
         )
+
+
+def check_room(num_tokens: int, context: int, model_context: int) -> None:
+    """Raises ContextOverflow when a context cannot hold so many tokens."""
+    if num_tokens <= context:
+        return
+    advice = (
+        "Shorten the document or use a model with a longer context."
+        if context >= model_context
+        else f"Raise --context (the model allows {model_context:,})."
+    )
+    raise ContextOverflow(
+        f"prompt and answer need at least {num_tokens:,} tokens, and the context holds "
+        f"{context:,}. {advice}",
+        needed_tokens=num_tokens,
+        available_tokens=context,
+    )
 
 
 def _is_messages(prompt) -> bool:

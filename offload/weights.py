@@ -154,7 +154,10 @@ class WeightStore:
         ranges = self._head_ranges()
         out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
-            block = self._head[i] if self._head is not None else self._head_block(*rows)
+            if self._head is not None:
+                block = self._head[i]
+            else:
+                block = self._head_block(*rows).to(self.device)
             out[:, rows[0] : rows[1]] = linear(hidden, block)
         return out
 
