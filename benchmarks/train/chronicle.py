@@ -232,13 +232,6 @@ REPORT_SECTIONS = (
         "The council wrote a small letter to the children.",
     ),
     Chapter(
-        "Gdansk",
-        ("Wanda", "Jonas"),
-        ("foundry", "depot"),
-        "The page about Gdansk was plain, as the road to it had been. Greta knew it by heart.",
-        "The council was careful, and it read the page again.",
-    ),
-    Chapter(
         "Leeds",
         ("Uma", "Egon"),
         ("mill", "depot"),

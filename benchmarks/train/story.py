@@ -43,13 +43,13 @@ STORY_FACTS = {
     16: owner_fact("Leeds", "mill", "Egon"),
     18: number_fact("Kira", "Cork", "43712"),
 }
-REPORT_SEED = 2
+REPORT_SEED = 80
 REPORT_POINTS = (
-    owner_fact("Oslo", "library", "Hugo"),
-    pet_fact("Cleo", "Ghent", "golden heron"),
-    owner_fact("Leeds", "mill", "Egon"),
-    owner_fact("Tartu", "school", "Rosa"),
-    pet_fact("Quinn", "Cork", "silver fox"),
+    owner_fact("Bergen", "archive", "Egon"),
+    owner_fact("Malmo", "theatre", "Rosa"),
+    code_fact("Tartu", "observatory", "60308"),
+    number_fact("Egon", "Leeds", "70213"),
+    owner_fact("Cork", "harbour", "Uma"),
 )
 LEDGER_LINE = "Nils opened the ledger and wrote one line."
 DAYS = ("quiet", "cold", "warm", "long", "late")
@@ -134,8 +134,8 @@ def report(seed: int, points: Sequence[Fact]) -> str:
     rng = random.Random(seed)
     parts = [REPORT_TITLE]
     for number, (section, point) in enumerate(zip(REPORT_SECTIONS, points, strict=True), 1):
-        body = Teller(rng, section).paragraphs(7, (5, 8))
-        paragraph = body[rng.randrange(1, 6)]
+        body = Teller(rng, section).paragraphs(8, (5, 8))
+        paragraph = body[rng.randrange(1, 7)]
         key_point = documents.key_point(number, point.sentence)
         paragraph.insert(rng.randrange(1, len(paragraph)), key_point)
         parts += [f"## {section.town}", section.opening]
