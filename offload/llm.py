@@ -7,6 +7,7 @@ what needs it. Ties the parts together and computes nothing itself.
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from .plan import Facts, Plan, Request, make_plan
 from .runtime import Runtime
 from .session import Prompt, Session, Stream, check_room
 from .skeleton import expected_shapes
-from .spill_dir import default_spill_dir, volume_warnings
+from .spill_dir import default_spill_dir, dir_error, volume_warnings
 from .text import Tokenizer
 from .weights import WeightStore
 
@@ -460,6 +461,10 @@ class LLM:
             raise InputError(
                 f"--spill-dir {folder} is not a folder. Create it or name another one."
             )
+        try:  # said now, not when memory has filled up after minutes of reading
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise dir_error(folder, error) from error
         self._warnings += volume_warnings(folder)
         return folder
 

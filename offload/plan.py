@@ -145,9 +145,10 @@ class Plan:
             f"{self.resident_bytes_per_token:,.0f} bytes per token resident, "
             f"{self.far_bytes_per_token:,.0f} far; padding {100 * self.padding_share:.1f} %"
         )
-        places = ", ".join(
-            f"{n} of {self.num_spans} in {t}" for t, n in self.far_spans.items() if n
-        )
+        places = ", ".join(f"{n} in {t}" for t, n in self.far_spans.items() if n)
+        spare = sum(self.far_spans.values()) - self.num_spans
+        if spare > 0:
+            places += f" ({spare} of them for forks)"
         lines.append(f"  far     spans of pages: {places or 'none'}")
         if self.layers_streamed or not self.head_resident:
             head = "" if self.head_resident else " and the output head"
