@@ -112,8 +112,8 @@ class WeightStore:
         self.final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
         self._head = None
         if head_resident:
-            blocks = [self._head_block(*rows) for rows in self._head_ranges()]
-            self._head = [block.to(self.device) for block in blocks]
+            ranges = self._head_ranges()
+            self._head = [self._head_block(*rows).to(self.device) for rows in ranges]
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -158,6 +158,7 @@ class WeightStore:
                 block = self._head[i]
             else:
                 block = self._head_block(*rows).to(self.device)
+                self.bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
             out[:, rows[0] : rows[1]] = linear(hidden, block)
         return out
 
@@ -206,8 +207,6 @@ class WeightStore:
         ref = self.checkpoint.row_range(self._head_name, start, stop)
         block = torch.empty(ref.shape, dtype=ref.dtype)
         self.checkpoint.read_into(ref, block.reshape(-1).view(torch.uint8))
-        if self._head is None:
-            self.bytes_streamed += ref.num_bytes
         if self._head_bits is None:
             return block
         return self._quantise(self._head_name, block, self._head_bits)

@@ -1,0 +1,179 @@
+"""Weights: the plan's bytes are the real ones; a streamed tensor is the tensor, in any order."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_llm import open_small
+
+from ebbtide.kernels.matmul import QuantisedWeight, quantise_weight
+from ebbtide.offload.checkpoint import Checkpoint
+from ebbtide.offload.errors import StorageError
+from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.skeleton import expected_shapes, layer_prefix
+from ebbtide.offload.weights import WeightStore, stored_bytes, streamed_layers
+
+_ALIGNMENT = 64
+
+
+@contextmanager
+def loaded(folder, tmp_path, **options):
+    config = read_model_config(folder)
+    checkpoint = Checkpoint(folder, expected_shapes(config))
+    store = WeightStore(config, checkpoint, torch.device("cpu"), spill_dir=tmp_path, **options)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def parts(tensor) -> list[torch.Tensor]:
+    return [tensor.codes, tensor.scales] if isinstance(tensor, QuantisedWeight) else [tensor]
+
+
+def num_bytes(tensor) -> int:
+    return sum(part.numel() * part.itemsize for part in parts(tensor))
+
+
+def same(tensors, others) -> bool:
+    return tensors.keys() == others.keys() and all(
+        torch.equal(a, b)
+        for name in tensors
+        for a, b in zip(parts(tensors[name]), parts(others[name]), strict=True)
+    )
+
+
+@given(st.integers(1, 200), st.data())
+def test_streamed_layers_are_as_many_as_asked_and_evenly_spread(num_layers, data):
+    count = data.draw(st.integers(0, num_layers))
+    layers = streamed_layers(num_layers, count)
+    assert len(layers) == len(set(layers)) == count
+    assert layers == sorted(layers) and all(0 <= layer < num_layers for layer in layers)
+    if count:
+        rounds = [*layers, layers[0] + num_layers]
+        gaps = [b - a for a, b in pairwise(rounds)]
+        assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (3, 100), (264, 96)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
+    real = quantise_weight(torch.randn(shape), bits)
+    assert 0 <= stored_bytes(shape, 2, bits) - num_bytes(real) < 2 * _ALIGNMENT
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", ["full", "8", "4"])
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3"])
+def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, bits, dtype):
+    folder = checkpoint(name, dtype=dtype)
+    with open_small(folder, tmp_path, weight_bits=bits) as llm:
+        llm.logits([1, 2, 3])
+        store = llm._weights
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        real = sum(map(num_bytes, kept))
+        slack = 2 * _ALIGNMENT * len(kept)
+        assert real <= llm.plan.host["weights"] <= real + slack
+
+
+def test_the_files_dtype_counts_and_not_what_the_config_says(checkpoint, tmp_path):
+    """Some repositories hold float32 tensors under a config.json that says bfloat16."""
+    import shutil
+
+    folder = shutil.copytree(checkpoint("llama2"), tmp_path / "model")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"float32"', '"bfloat16"'))
+    assert read_model_config(folder).dtype == "bfloat16"
+    with open_small(folder, tmp_path) as llm:
+        llm.logits([1, 2, 3])
+        kept = [t for layer in llm._weights._resident.values() for t in layer.values()]
+        assert llm.plan.host["weights"] >= sum(map(num_bytes, kept + llm._weights._head))
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("num_streamed", [1, 2, 3])
+def test_layers_come_right_in_any_order(checkpoint, tmp_path, bits, num_streamed):
+    folder = checkpoint("llama-biases", dtype="bfloat16")
+    chance = random.Random(num_streamed)
+    order = [0, 1, 2] * 2 + [chance.randrange(3) for _ in range(20)]
+    with loaded(folder, tmp_path, bits=bits) as resident:
+        with loaded(folder, tmp_path, bits=bits, num_streamed=num_streamed) as streamed:
+            assert len(streamed._resident) == 3 - num_streamed
+            for layer in order:
+                assert same(streamed.layer(layer), resident.layer(layer)), layer
+            assert streamed.bytes_streamed > 0
+        assert resident.bytes_streamed == 0
+
+
+def test_a_layer_stays_while_the_next_one_is_read(checkpoint, tmp_path):
+    folder = checkpoint("llama2")
+    with loaded(folder, tmp_path) as resident, loaded(folder, tmp_path, num_streamed=3) as store:
+        for layer in [0, 1, 2, 0, 1, 2]:
+            tensors = store.layer(layer)
+            store._reading[(layer + 1) % 3].result()  # the successor is there
+            assert same(tensors, resident.layer(layer))
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch, bits):
+    monkeypatch.setattr("ebbtide.offload.weights.HEAD_BLOCK_ROWS", 100)
+    folder = checkpoint("qwen2")  # its head is the embedding table
+    hidden = torch.randn(32, 64)
+    with loaded(folder, tmp_path, bits=bits) as resident:
+        with loaded(folder, tmp_path, bits=bits, head_resident=False) as streamed:
+            assert torch.equal(streamed.logits(hidden), resident.logits(hidden))
+            ids = torch.tensor([0, 99, 100, 263, 5])
+            assert torch.equal(streamed.embed(ids), resident.embed(ids))
+            table = resident.checkpoint.read("model.embed_tokens.weight")
+            assert torch.equal(resident.embed(ids), table[ids].float())
+
+
+def test_one_tensor_at_a_time_is_read_while_quantising(checkpoint, tmp_path, monkeypatch):
+    """Loading peaks at a tensor above what is kept: each is quantised before the next is read."""
+    events = []
+    read, quantise = Checkpoint.read, WeightStore._quantise
+    monkeypatch.setattr(Checkpoint, "read", lambda s, n: events.append("read") or read(s, n))
+    monkeypatch.setattr(
+        WeightStore,
+        "_quantise",
+        staticmethod(lambda *args: events.append("quantise") or quantise(*args)),
+    )
+    with loaded(checkpoint("llama2"), tmp_path, bits=8) as store:
+        config = store.config
+    per_layer = 7  # matrices
+    assert events.count("quantise") == per_layer * config.num_layers + 1  # and the head
+    at = [i for i, event in enumerate(events) if event == "quantise"][:-1]
+    assert all(events[i - 1] == "read" for i in at)
+
+
+def test_the_scratch_file_has_no_name(checkpoint, tmp_path):
+    with loaded(checkpoint("llama2"), tmp_path, bits=8, num_streamed=2) as store:
+        assert list(tmp_path.iterdir()) == []
+        file = store._scratch._file
+        assert os.fstat(file.fileno()).st_size >= 2 * store._layer_bytes(store._streamed[0])
+    assert file.closed and list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_file_that_shrank_is_a_storage_error(checkpoint, tmp_path):
+    with loaded(checkpoint("llama2"), tmp_path, bits=8, num_streamed=2) as store:
+        store._scratch._file.truncate(1000)
+        with pytest.raises(StorageError, match="shorter than what was written"):
+            for _ in range(3):
+                for layer in store._streamed:
+                    store.layer(layer)
+
+
+def test_loading_is_reported_to_its_end(checkpoint, tmp_path):
+    seen = []
+    with loaded(checkpoint("llama2"), tmp_path, on_load=lambda *p: seen.append(p)) as store:
+        refs = store.checkpoint.refs
+        total = sum(r.num_bytes for n, r in refs.items() if n.startswith("model.layers."))
+    assert seen[-1] == (total, total) and [d for d, _ in seen] == sorted(d for d, _ in seen)
+    assert sum(n.startswith(layer_prefix(0)) for n in refs) == 9
