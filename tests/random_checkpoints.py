@@ -204,17 +204,18 @@ def reference_logits(folder: str | Path, ids: list[int]) -> Any:
     import torch
 
     with torch.no_grad():
-        return _reference_model(str(folder))(torch.tensor([ids])).logits[0]
+        return reference_model(folder)(torch.tensor([ids])).logits[0]
 
 
 @functools.lru_cache(maxsize=8)
-def _reference_model(folder: str) -> Any:
+def reference_model(folder: str | Path, attention: str = "eager") -> Any:
+    """transformers' model of a folder, in float32. Kept for the next call."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     )
     return model.eval()
 
