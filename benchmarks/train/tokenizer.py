@@ -2,9 +2,9 @@
 
     python benchmarks/train/tokenizer.py --texts FOLDER... --work WORK
 
-Writes WORK/tokenizer.json and WORK/natural.jsonl. Half of what it learns from is synthetic
-documents, half is natural text: .txt, .md, .rst and .pod files below the folders that are mostly
-letters, such as documentation or books. Every digit is a token of its own.
+Writes WORK/tokenizer.json and WORK/natural.jsonl. It learns from synthetic documents and from
+natural text: .txt, .md, .rst and .pod files below the folders that are mostly letters, such as
+documentation or books. Every digit is a token of its own.
 """
 
 from __future__ import annotations
