@@ -21,7 +21,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.hub import builtin_folder
-from ebbtide.offload.llm import Options
+from ebbtide.offload.options import Options
 
 REPO = Path(__file__).resolve().parent.parent
 NEAR_TIE = 1e-3  # two programs may choose either of two tokens whose logits are this close

@@ -26,7 +26,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.bandwidth import measure_disk, measure_memory
-from ebbtide.offload.llm import Options
+from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
 
 
@@ -50,7 +50,7 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
         memory = whole.fixed_host_bytes + 8 * llm.geometry.span_bytes
         memory += int(share * whole.kv_far_bytes)
         llm.limits = replace(llm.limits, host_bytes=memory if share < 1 else memory * 4)
-    session = llm._open_session(tokens + decode + 1, sequences=1)
+    session = llm.open_session(tokens + decode + 1, sequences=1)
     ids = random_ids(tokens, llm.config.vocab_size)
     session.append(ids[:1], process=False)
     session.last_logits()  # everything that loads once has loaded

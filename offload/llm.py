@@ -12,77 +12,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..kernels.matmul import ROW_TILE
 from ..prefetch.stats import Stats
+from . import scoring
 from .budget import Budget, Limits, resolve
 from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, InputError
+from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
 from .hub import resolve_model
-from .model_config import DTYPE_BYTES, read_model_config
+from .model_config import read_model_config
+from .options import Options, choose_weight_bits
 from .output import Output, Progress
-from .plan import Facts, Plan, Request, make_plan
+from .plan import Plan
+from .planner import Request, make_plan
 from .runtime import Runtime
-from .session import Prompt, Session, Stream, check_room
+from .session import Prompt, Session, check_room
 from .skeleton import expected_shapes
 from .spill_dir import default_spill_dir, dir_error, volume_warnings
+from .stream import Stream
 from .text import Tokenizer
 from .weights import WeightStore
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 _SESSION_ITEMS = ("text", "staging", "raw tokens", "near planes", "far planes")  # of a Plan
-_AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
-_SCORE_BLOCK_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `LLM.open` was asked for, checked. Raises InputError."""
-
-    model: str | Path | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    budget: Budget = field(default_factory=Budget)
-    mode: str = "exact"
-    epsilon: float = 0.02
-    kv_bits: str | int = "auto"
-    weight_bits: str | int = "auto"
-    context: int | None = None
-    spill_dir: str | Path | None = None
-    threads: int | None = None
-
-    def __post_init__(self):
-        if self.mode in ("bounded", "deadline"):
-            raise InputError(
-                f"mode {self.mode!r} is not there yet; use 'exact', which attends every page"
-            )
-        self._require("mode", self.mode == "exact", "'exact'")
-        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
-        self._require("epsilon", number and 0 < self.epsilon < 1, "a number between 0 and 1")
-        self._require(
-            "dtype", self.dtype in ("auto", *DTYPE_BYTES), f"auto, {', '.join(DTYPE_BYTES)}"
-        )
-        model = self.model is None or isinstance(self.model, str | Path)
-        self._require("model", model, "a folder, a Hugging Face id or None")
-        path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
-        self._require("spill_dir", path, "a folder")
-        self._require("budget", isinstance(self.budget, Budget), "a Budget")
-        for name in ("context", "threads"):
-            value = getattr(self, name)
-            good = value is None or (type(value) is int and value >= 1)
-            self._require(name, good, "a whole number from 1 up")
-
-    def _require(self, name: str, good: bool, allowed: str) -> None:
-        if not good:
-            raise InputError(f"{name} is {getattr(self, name)!r}; allowed is {allowed}")
 
 
 class LLM:
@@ -227,7 +186,7 @@ class LLM:
             raise InputError("the prompt is empty; there is nothing to answer")
         context = self._context_for(len(ids), config)
         check_room(len(ids) + 1, context, self.config.max_positions)
-        session = self._open_session(context, sequences=1)
+        session = self.open_session(context, sequences=1)
         try:
             session.append(ids, process=False)
             return Stream(session, config, closes_session=True)
@@ -246,7 +205,7 @@ class LLM:
                 "named sessions that outlive the process are not there yet; leave the name out"
             )
         context = self._context or self._natural_context(_SESSION_SEQUENCES)
-        return self._open_session(context, sequences=_SESSION_SEQUENCES)
+        return self.open_session(context, sequences=_SESSION_SEQUENCES)
 
     def logits(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
@@ -254,11 +213,9 @@ class LLM:
         """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
 
         The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the
-        decode path.
+        decode path. The result is part of the host budget: DoesNotFit when it is too large.
         """
-        rows: list[torch.Tensor] = []
-        self._each_logits(token_ids, prefill_tokens, last, lambda index, block: rows.append(block))
-        return torch.cat(rows)
+        return scoring.logits(self, token_ids, prefill_tokens, last)
 
     def score(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
@@ -268,77 +225,7 @@ class LLM:
 
         Runs in blocks: memory does not grow with the vocabulary times the text.
         """
-        token_ids = self._ids(token_ids)
-        if len(token_ids) < 2:
-            raise InputError("score needs at least two tokens")
-        self._check_count("last", last, len(token_ids) - 1)
-        ids, scores = torch.tensor(token_ids), []
-
-        def add(index: int, block: torch.Tensor) -> None:
-            following = ids[index + 1 : index + 1 + len(block)]
-            block = block[: len(following)].log_softmax(-1)
-            scores.append(block.gather(1, following[: len(block), None])[:, 0])
-
-        wanted = None if last is None else min(len(token_ids), last + 1)
-        self._each_logits(token_ids, prefill_tokens, wanted, add)
-        return torch.cat(scores)
-
-    def _each_logits(self, token_ids, prefill_tokens, last, use) -> None:
-        """Calls use(index of the first row, logits block (n, vocab)) in order."""
-        ids = self._ids(token_ids)
-        if not ids:
-            raise InputError("token_ids is empty")
-        self._check_count("prefill_tokens", prefill_tokens, len(ids))
-        self._check_count("last", last, len(ids))
-        split = len(ids) if prefill_tokens is None else prefill_tokens
-        first = 0 if last is None else max(0, len(ids) - last)
-        with self._open_session(self._context or len(ids), sequences=1, text=False) as session:
-            session._admit(len(ids))
-            sequence, engine = session._sequence, session._engine
-            cells = sequence.cell_tokens
-            per_block = (
-                max(1, _SCORE_BLOCK_BYTES // (4 * self.config.vocab_size * ROW_TILE)) * ROW_TILE
-            )
-
-            def on_rows(cell: int, x: torch.Tensor, new: slice) -> None:
-                for start in range(new.start // ROW_TILE * ROW_TILE, new.stop, per_block):
-                    stop = min(start + per_block, len(x))
-                    low, high = max(new.start, start), min(new.stop, stop)
-                    low = max(low, first - cell * cells)
-                    if low < high:
-                        block = engine.logits(x[start:stop]).cpu()
-                        use(cell * cells + low, block[low - start : high - start].clone())
-
-            sequence.tokens.extend(ids[:split])
-            with self.running():
-                if first < split - 1:
-                    # The last row goes through the same product as in generate.
-                    sequence.tokens.pop()
-                    engine.prefill(sequence, on_rows=on_rows)
-                    sequence.tokens.append(ids[split - 1])
-                row = engine.prefill(sequence)
-                if first < split:
-                    use(split - 1, engine.logits(row).cpu())
-                for index in range(split, len(ids)):
-                    sequence.tokens.append(ids[index])
-                    row = engine.decode(sequence)
-                    if index >= first:
-                        use(index, engine.logits(row).cpu())
-            self.last_stats = session._runtime.store.stats.snapshot()
-
-    def _ids(self, token_ids) -> list[int]:
-        if isinstance(token_ids, torch.Tensor):
-            token_ids = token_ids.tolist()
-        if not isinstance(token_ids, list | tuple) or any(isinstance(t, dict) for t in token_ids):
-            raise InputError(f"token_ids is a list of ints, not {type(token_ids).__name__}")
-        return self.encode(token_ids)
-
-    @staticmethod
-    def _check_count(name: str, value, most: int) -> None:
-        """`last` may ask for more rows than there are in vain; it is clear what is meant."""
-        good = value is None or (type(value) is int and value >= 1)
-        if not good or (name == "prefill_tokens" and value is not None and value > most):
-            raise InputError(f"{name} is {value!r}; allowed are 1 to {most}")
+        return scoring.score(self, token_ids, prefill_tokens, last)
 
     # ---- text --------------------------------------------------------------------------------
 
@@ -468,8 +355,9 @@ class LLM:
         self._warnings += volume_warnings(folder)
         return folder
 
-    def _plan(self, context: int, sequences: int = 1, *, text: bool = True, loaded=None) -> Plan:
-        request = Request(context, sequences, text=text, loaded=loaded)
+    def _plan(self, context: int, sequences: int = 1, **request) -> Plan:
+        """The plan for a request; see Request for what else it may say."""
+        request = Request(context, sequences, **request)
         return make_plan(self._facts, self.geometry, self._free(), request, self._bandwidth)
 
     def _free(self) -> Limits:
@@ -507,14 +395,18 @@ class LLM:
             return max(self._natural_context(), min(limit, num_prompt + 1))
         return max(min(limit, num_prompt + config.max_new_tokens), min(limit, num_prompt + 1))
 
-    def _open_session(self, context: int, *, sequences: int, text: bool = True) -> Session:
-        """Admit a context, load weights if need be, and open its store."""
+    def context_or(self, needed: int) -> int:
+        """The context that `open` was given, else what is needed."""
+        return self._context or needed
+
+    def open_session(self, context: int, *, sequences: int, **request) -> Session:
+        """Admit a context, load weights if need be, and open its store. request: see Request."""
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
         with self.running():
-            plan = self._plan(context, sequences, text=text, loaded=self._loaded)
+            plan = self._plan(context, sequences, loaded=self._loaded, **request)
             if not plan.fits and self._loaded is not None and not self._sessions:
-                plan = self._plan(context, sequences, text=text)
+                plan = self._plan(context, sequences, **request)
             plan.raise_if_unfit()
             self.plan = plan
             self._load(plan)
@@ -572,18 +464,3 @@ class LLM:
 def _log_download(size) -> None:
     """Said before a download begins. A program shows it by handling the logger "ebbtide"."""
     logging.getLogger("ebbtide").info("Downloading %s.", size)
-
-
-def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters
-    on.
-    """
-    asked = str(asked)
-    if asked in ("8", "4"):
-        return int(asked)
-    if asked == "full":
-        return None
-    if asked != "auto":
-        raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
-    parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
-    return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else None

@@ -17,7 +17,8 @@ from .geometry import Geometry
 from .model_config import ModelConfig
 from .page_table import Tier
 from .pager import PageStore
-from .plan import WRITE_BUFFERS, Plan
+from .plan import Plan
+from .planner import WRITE_BUFFERS
 from .sequence import Sequence
 from .weights import WeightStore
 

@@ -13,8 +13,9 @@ import torch
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.offload.geometry import Geometry
-from ebbtide.offload.llm import Options
 from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.options import Options
+from ebbtide.offload.scoring import output_bytes
 
 PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
 # Cells so small that a window of 48 tokens reaches back into sealed pages.
@@ -73,7 +74,8 @@ def keep_in_memory(
     sequences, text: as the request will have them; `logits` asks for one sequence and no text.
     """
     llm.limits = replace(llm.limits, runtime_bytes=0, host_bytes=1 << 34)
-    whole = llm._plan(context, sequences, text=text)
+    output = 0 if text else output_bytes(llm.config.vocab_size, context)
+    whole = llm._plan(context, sequences, text=text, output_bytes=output)
     if share >= 1:
         return
     staging = 8 * llm.geometry.span_bytes

@@ -7,7 +7,7 @@ import torch
 from small_llm import keep_in_memory, open_small, small_geometry
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.llm import Options
+from ebbtide.offload.options import Options
 
 IDS = torch.randint(0, 256, (1000,), generator=torch.Generator().manual_seed(6)).tolist()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

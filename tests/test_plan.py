@@ -16,9 +16,10 @@ from small_llm import open_small, small_geometry
 from ebbtide import LLM, Budget
 from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
+from ebbtide.offload.footprint import Facts
 from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.model_config import ModelConfig, RopeConfig
-from ebbtide.offload.plan import Facts, Request, make_plan
+from ebbtide.offload.planner import Request, make_plan
 from ebbtide.offload.skeleton import expected_shapes
 
 MiB = 1 << 20
@@ -251,7 +252,7 @@ def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec):
     num_tokens = 1000
     with open_small(checkpoint("llama2"), tmp_path, codec) as llm:
         ids = [i % 256 for i in range(num_tokens)]
-        with llm._open_session(num_tokens, sequences=1) as session:
+        with llm.open_session(num_tokens, sequences=1) as session:
             session.append(ids)
             session.last_logits()
             plan, store = llm.plan, session._runtime.store

@@ -15,8 +15,8 @@ from random_checkpoints import make
 from small_llm import CELL_TOKENS, keep_in_memory, open_small
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import llm as llm_module
 from ebbtide.offload import runtime as runtime_module
+from ebbtide.offload import scoring
 from ebbtide.offload.disk import ScratchFile
 from ebbtide.offload.errors import (
     ContextOverflow,
@@ -527,7 +527,7 @@ def test_a_failing_disk_is_a_clear_error(folder, tmp_path, monkeypatch, kind, co
     monkeypatch.setattr(Failing, "kind", kind)
     monkeypatch.setattr(Failing, "code", code)
     with open_small(folder, tmp_path) as llm:
-        keep_in_memory(llm, 700, 0.0)
+        keep_in_memory(llm, len(IDS), 0.0)
         with pytest.raises(StorageError, match=says) as caught:
             llm.logits(IDS)
         assert caught.value.exit_code == 4
@@ -546,7 +546,7 @@ def test_scores_are_the_logits_log_softmax(llm, monkeypatch, prefill_tokens):
     assert logits.shape == (300, 264) and logits.dtype == torch.float32
     expected = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     # Blocks of one tile of rows: several in every cell.
-    monkeypatch.setattr(llm_module, "_SCORE_BLOCK_BYTES", 1)
+    monkeypatch.setattr(scoring, "_BLOCK_BYTES", 1)
     assert torch.equal(llm.score(ids, prefill_tokens=prefill_tokens), expected)
     for last in (1, 64, 65, 10**6) if prefill_tokens is None else (11, 100):
         tail = llm.score(ids, prefill_tokens=prefill_tokens, last=last)

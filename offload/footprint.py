@@ -1,0 +1,85 @@
+"""What a model's parts weigh: weights by layer, and the workspace of a run. Sizes only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .geometry import Geometry
+from .model_config import DTYPE_BYTES, ModelConfig
+from .skeleton import layer_of
+from .weights import HEAD_BLOCK_ROWS, stored_bytes
+
+# Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
+# 135M shape.
+SLACK_BYTES = 40 << 20
+_ATTENTION_SCRATCH_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The model as the planner sees it: sizes by tensor name, nothing else.
+
+    item_bytes: of a tensor's elements in the files, which may differ from config.json's dtype;
+    what is not named there has that dtype.
+    """
+
+    name: str
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    weight_bits: int | None
+    item_bytes: dict[str, int] = field(default_factory=dict)
+
+    def _item(self, name: str) -> int:
+        return self.item_bytes.get(name, DTYPE_BYTES[self.config.dtype])
+
+    @property
+    def _head_item(self) -> int:
+        tied = self.config.tied_embeddings
+        return self._item("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """Bytes of every layer's tensors as they are kept, smallest first."""
+        sizes = [0] * self.config.num_layers
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer is not None:
+                sizes[layer] += stored_bytes(shape, self._item(name), self.weight_bits)
+        return sorted(sizes)
+
+    def head_bytes(self) -> int:
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        bits = None if self.weight_bits is None else 8
+        return stored_bytes(shape, self._head_item, bits)
+
+    def head_block_bytes(self) -> int:
+        rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
+        return rows * self.config.hidden_size * self._head_item
+
+    @cached_property
+    def largest_tensor_bytes(self) -> int:
+        return max(
+            s[0] * s[1] * self._item(n)
+            for n, s in self.shapes.items()
+            if len(s) == 2 and layer_of(n) is not None
+        )
+
+
+def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
+    """The most that activations, tiles and scores of prefill take at once."""
+    cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
+    raw_tokens = 2 * cell + geometry.layout.page_tokens
+    longest = max(geometry.span_tokens, raw_tokens)
+    merges = 2 + max(1, (config.max_positions // geometry.span_tokens).bit_length())
+    per_cell = config.hidden_size + heads * (2 + merges)
+    once = (
+        cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * config.intermediate_size)
+        + cell * longest * 2
+        + 2 * kv * (geometry.span_tokens + raw_tokens)
+        + _ATTENTION_SCRATCH_ROWS * longest
+        + 256 * max(config.hidden_size, config.intermediate_size)
+        + 4 * config.vocab_size
+    )
+    return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES

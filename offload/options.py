@@ -1,0 +1,70 @@
+"""What `LLM.open` takes, checked once. Knows names and ranges; opens nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .budget import Budget
+from .errors import InputError
+from .model_config import DTYPE_BYTES
+
+_AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `LLM.open` was asked for, checked. Raises InputError."""
+
+    model: str | Path | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    budget: Budget = field(default_factory=Budget)
+    mode: str = "exact"
+    epsilon: float = 0.02
+    kv_bits: str | int = "auto"
+    weight_bits: str | int = "auto"
+    context: int | None = None
+    spill_dir: str | Path | None = None
+    threads: int | None = None
+
+    def __post_init__(self):
+        if self.mode in ("bounded", "deadline"):
+            raise InputError(
+                f"mode {self.mode!r} is not there yet; use 'exact', which attends every page"
+            )
+        self._require("mode", self.mode == "exact", "'exact'")
+        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
+        self._require("epsilon", number and 0 < self.epsilon < 1, "a number between 0 and 1")
+        self._require(
+            "dtype", self.dtype in ("auto", *DTYPE_BYTES), f"auto, {', '.join(DTYPE_BYTES)}"
+        )
+        model = self.model is None or isinstance(self.model, str | Path)
+        self._require("model", model, "a folder, a Hugging Face id or None")
+        path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
+        self._require("spill_dir", path, "a folder")
+        self._require("budget", isinstance(self.budget, Budget), "a Budget")
+        for name in ("context", "threads"):
+            value = getattr(self, name)
+            good = value is None or (type(value) is int and value >= 1)
+            self._require(name, good, "a whole number from 1 up")
+
+    def _require(self, name: str, good: bool, allowed: str) -> None:
+        if not good:
+            raise InputError(f"{name} is {getattr(self, name)!r}; allowed is {allowed}")
+
+
+def choose_weight_bits(asked: str | int, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters
+    on.
+    """
+    asked = str(asked)
+    if asked in ("8", "4"):
+        return int(asked)
+    if asked == "full":
+        return None
+    if asked != "auto":
+        raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
+    parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
+    return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else None

@@ -1,0 +1,301 @@
+"""What will lie where before anything is loaded: computed from config.json and the safetensors
+headers alone.
+
+Order in which memory is given away: what every run needs (runtime, workspace, raw tokens), near
+planes, weights, then far planes, fastest tier first. Whatever does not fit streams (weights) or
+goes to disk (far planes); near planes that do not fit join their far planes. Only when even that is
+too much does a request not fit. Results of the model do not depend on any of it. Loads and reserves
+nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .budget import Limits
+from .footprint import SLACK_BYTES, Facts, workspace_bytes
+from .geometry import Geometry
+from .plan import Plan
+from .sequence import RawPages
+
+STAGING_SLOTS, WRITE_BUFFERS = 6, 2
+# Text, encoding and ids of a token while a prompt is encoded.
+_TEXT_BYTES_PER_TOKEN = 256
+_IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is for.
+
+    context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
+    choose. text: whether prompts come as text. loaded: (layers streamed, head resident) of weights
+    that are loaded already. output_bytes: of what the caller gets, such as logits.
+    """
+
+    context: int
+    sequences: int = 1
+    sweep_cells: int = 0
+    text: bool = True
+    loaded: tuple[int, bool] | None = None
+    output_bytes: int = 0
+
+
+def make_plan(
+    facts: Facts,
+    geometry: Geometry,
+    limits: Limits,
+    request: Request,
+    bandwidth: dict[str, float] | None = None,
+) -> Plan:
+    """The plan for a request; `fits` says whether it can be carried out, `shortage` what is missing
+    if not.
+    """
+    plan = _fill(facts, geometry, limits, request)
+    largest = _largest_context(facts, geometry, limits, request, plan)
+    if request.context > facts.config.max_positions:
+        plan = replace(plan, fits=False)
+    return replace(plan, largest_context=largest, bandwidth=bandwidth or {})
+
+
+def _largest_context(facts, geometry, limits, request, plan) -> int:
+    """Tokens, by bisection over cells; 0 when nothing fits."""
+    most = facts.config.max_positions
+    if plan.fits and plan.context >= most:
+        return most
+
+    def fits(tokens: int) -> bool:
+        return _fill(facts, geometry, limits, replace(request, context=tokens)).fits
+
+    if fits(most):
+        return most
+    low, high = 0, -(-most // geometry.cell_tokens)  # fits, does not fit; in cells
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * geometry.cell_tokens) else (low, middle)
+    return low * geometry.cell_tokens
+
+
+def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
+    """Try the ways to lay a request out, best first."""
+    plan = None
+    for near_resident in (True, False):
+        layout = replace(geometry.layout, near_resident=near_resident)
+        plan = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
+        if plan.fits:
+            break
+    return plan
+
+
+class _Filling:
+    """One way to lay a request out: near planes resident, or with the far planes."""
+
+    def __init__(self, facts: Facts, geometry: Geometry, limits: Limits, request: Request):
+        self.facts, self.geometry, self.limits, self.request = facts, geometry, limits, request
+        self.config = facts.config
+        self.layers = range(self.config.num_layers)
+        self.on_device = limits.device_bytes is not None
+        # Where weights, raw tokens, near planes and activations lie.
+        self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
+        sealed = geometry.sealed_tokens(request.context)
+        self.near_bytes = int(sealed * geometry.layout.near_bytes_per_token) * len(self.layers)
+        self.num_spans = geometry.num_spans(request.context) * len(self.layers)
+
+    def plan(self) -> Plan:
+        sweep = self.request.sweep_cells or 1
+        streamed, head_resident = self._choose_streaming(sweep)
+        spills = self._far(sweep, streamed, head_resident)["disk"] > 0
+        if not self.request.sweep_cells and (spills or streamed):
+            # Reading once for several cells pays for their activations, as long as those stay
+            # small.
+            needed = self._fast(1, streamed, head_resident)
+            for cells in (8, 4, 2):
+                extra = self._fast(cells, streamed, head_resident) - needed
+                room = self.fast_bytes - needed
+                if extra <= room // 4 and self._fits(cells, streamed, head_resident):
+                    sweep = cells
+                    break
+        return self._result(sweep, streamed, head_resident)
+
+    # ---- sizes -------------------------------------------------------------------------------
+
+    def _items(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
+        """What lies in the fast tier, far planes aside."""
+        facts, geometry, config = self.facts, self.geometry, self.config
+        sizes = facts.layer_sizes
+        buffers = 2 * sizes[-1] if streamed else 0
+        resident = sum(sizes[: len(sizes) - streamed])
+        head = facts.head_bytes() if head_resident else 2 * facts.head_block_bytes()
+        slots = max(2, sweep + 1)
+        layout = geometry.layout
+        raw = RawPages.num_bytes(
+            config.num_layers,
+            slots,
+            layout.kv_heads,
+            geometry.cell_tokens,
+            layout.head_dim,
+            layout.page_tokens,
+            layout.raw_dtype,
+        )
+        work = workspace_bytes(config, geometry, sweep)
+        return {
+            "weights": resident + head,
+            "weights being streamed": buffers,
+            "raw tokens": raw * self.request.sequences,
+            "near planes": self.near_bytes,
+            "workspace": max(work, facts.largest_tensor_bytes * 2 + SLACK_BYTES),
+        }
+
+    def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:
+        """What always lies in host memory."""
+        span = self.geometry.span_bytes
+        text = self.request.context * (
+            _TEXT_BYTES_PER_TOKEN if self.request.text else _IDS_BYTES_PER_TOKEN
+        )
+        return {
+            "runtime": self.limits.runtime_bytes,
+            "text": text,
+            "output": self.request.output_bytes,
+            "staging": (STAGING_SLOTS + WRITE_BUFFERS) * span if spills else 0,
+            # On the way to a device, streamed layers pass through host memory.
+            "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
+        }
+
+    def _fast(self, sweep: int, streamed: int, head_resident: bool) -> int:
+        """Bytes of the fast tier that are needed before any far plane."""
+        total = sum(self._items(sweep, streamed, head_resident).values())
+        return total if self.on_device else total + sum(self._host_only(True, streamed).values())
+
+    def _choose_streaming(self, sweep: int) -> tuple[int, bool]:
+        """The fewest streamed layers that leave room for the rest, far planes included where the
+        disk does not take them; the head streams last.
+        """
+        if self.request.loaded is not None:
+            return self.request.loaded
+        nearest = None  # what to name the shortage of, when nothing fits
+        for head_resident in (True, False):
+            for streamed in range(len(self.layers) + 1):
+                if self._fast(sweep, streamed, head_resident) > self.fast_bytes:
+                    continue
+                if self._fits(sweep, streamed, head_resident):
+                    return streamed, head_resident
+                nearest = nearest or (streamed, head_resident)
+        if nearest is not None and self.limits.disk_bytes > 0:
+            return nearest
+        return len(self.layers), False
+
+    def _fits(self, sweep: int, streamed: int, head_resident: bool) -> bool:
+        far = self._far(sweep, streamed, head_resident)
+        return self._shortage(*self._tiers(sweep, streamed, head_resident, far)) is None
+
+    def _far(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
+        """Spans of far planes per tier; what no tier holds counts as disk."""
+        items = sum(self._items(sweep, streamed, head_resident).values())
+        left, span, far = self.num_spans, self.geometry.span_bytes, {}
+        if self.on_device:
+            far["device"] = min(left, max(0, self.fast_bytes - items) // span)
+            left -= far["device"]
+            items = 0
+        for spills in (False, True):  # staging is needed only if something spills
+            room = self.limits.host_bytes - items - sum(self._host_only(spills, streamed).values())
+            room -= 0 if spills else self._spare_spans * span
+            far["host"] = min(left, max(0, room) // span)
+            if far["host"] == left:
+                break
+        far["disk"] = left - far["host"]
+        return far
+
+    @property
+    def _spare_spans(self) -> int:
+        """A fork copies the last span of each layer before it writes to it."""
+        return len(self.layers) * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
+
+    # ---- the plan ----------------------------------------------------------------------------
+
+    def _tiers(self, sweep: int, streamed: int, head_resident: bool, far: dict[str, int]):
+        """Items by name of device (or None), host and disk."""
+        items, span = self._items(sweep, streamed, head_resident), self.geometry.span_bytes
+        spills = far["disk"] > 0
+        host = self._host_only(spills, streamed)
+        if not self.on_device:
+            host |= items
+        host["far planes"] = (far["host"] + (0 if spills else self._spare_spans)) * span
+        device = {**items, "far planes": far["device"] * span} if self.on_device else None
+        scratch = sum(self.facts.layer_sizes[len(self.layers) - streamed :])
+        disk = {
+            "far planes": (far["disk"] + (self._spare_spans if spills else 0)) * span,
+            "weights": scratch if self.facts.weight_bits is not None else 0,
+        }
+        return device, host, disk
+
+    def _shortage(self, device, host, disk) -> dict | None:
+        """The first tier that lacks room, and how much of it is needed; None when all have."""
+        limits = self.limits
+        if device is not None and sum(device.values()) > limits.device_bytes:
+            return _lack("device", sum(device.values()), limits.device_bytes)
+        if sum(host.values()) > limits.host_bytes:
+            return _lack("host", sum(host.values()), limits.host_bytes)
+        if sum(disk.values()) <= limits.disk_bytes:
+            return None
+        if limits.disk_bytes > 0:
+            return _lack("disk", sum(disk.values()), limits.disk_bytes)
+        # Without a disk tier its share would have to lie in memory, and nothing is staged.
+        needed = sum(host.values()) - host["staging"] + sum(disk.values())
+        return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
+
+    def _result(self, sweep: int, streamed: int, head_resident: bool) -> Plan:
+        facts, geometry, config, limits = self.facts, self.geometry, self.config, self.limits
+        items = self._items(sweep, streamed, head_resident)
+        far = self._far(sweep, streamed, head_resident)
+        span, layout = geometry.span_bytes, geometry.layout
+        device, host, disk = self._tiers(sweep, streamed, head_resident, far)
+        fixed = sum(host.values()) - host["far planes"]
+        budget = {
+            "device": limits.device_bytes,
+            "host": limits.host_bytes,
+            "disk": limits.disk_bytes,
+        }
+        shortage = self._shortage(device, host, disk)
+        sizes = facts.layer_sizes
+        streamed_bytes = sum(sizes[len(sizes) - streamed :])
+        streamed_bytes += 0 if head_resident else facts.head_bytes()
+        fast = "device" if self.on_device else "host"
+        decode = {tier: count * span for tier, count in far.items()}
+        decode[fast] += items["weights"] + items["near planes"]
+        decode["disk"] += streamed_bytes
+        spans_walked = sum(
+            geometry.num_spans(end)
+            for end in range(0, self.request.context, sweep * geometry.cell_tokens)
+        )
+        return Plan(
+            model=facts.name,
+            fits=shortage is None,
+            context=self.request.context,
+            model_context=config.max_positions,
+            largest_context=0,
+            device=device,
+            host=host,
+            disk=disk,
+            budget_bytes=budget,
+            weight_bits="full" if facts.weight_bits is None else str(facts.weight_bits),
+            kv_bits_per_element=layout.bits_per_element,
+            layers_streamed=streamed,
+            head_resident=head_resident,
+            near_resident=layout.near_resident,
+            sweep_cells=sweep,
+            staging_slots=STAGING_SLOTS,
+            far_spans=far,
+            num_spans=self.num_spans,
+            padding_share=layout.padding_share,
+            resident_bytes_per_token=layout.near_bytes_per_token * config.num_layers,
+            far_bytes_per_token=layout.far_bytes_per_token * config.num_layers,
+            kv_far_bytes=self.num_spans * span,
+            fixed_host_bytes=fixed,
+            decode_bytes=decode,
+            prefill_far_bytes=spans_walked * span * config.num_layers,
+            shortage=shortage,
+        )
+
+
+def _lack(tier: str, needed: int, available: int) -> dict:
+    return {"tier": tier, "needed_bytes": needed, "available_bytes": available}

@@ -1,0 +1,143 @@
+"""One answer, piece by piece: samples, decodes text, stops where it should, and says what it took.
+
+Knows a session (whose tokens it extends) and the sampler; knows no pages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .generation import GenerationConfig
+from .output import Output, Piece
+from .sampler import Sampler
+from .stop_strings import StopStrings
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Stream(Iterator[Piece]):
+    """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole
+    at the end.
+    """
+
+    def __init__(self, session: Session, config: GenerationConfig, *, closes_session: bool):
+        self._session, self._config, self._closes = session, config, closes_session
+        self._llm = session._llm
+        self.token_ids: list[int] = []
+        self.text = ""
+        self._finish: str | None = None
+        self._prompt_tokens = len(session._sequence.tokens)
+        session.make_pending()
+        self._cached = session.num_processed
+        self._recomputed = session.take_recomputed()
+        self._began = time.perf_counter()
+        self._prefill_s = self._ttft_s = self._decode_s = 0.0
+        self._warnings = [*config.warnings]
+        self._fields: tuple[dict, dict] | None = None
+        room = session.context - self._prompt_tokens
+        self._most = room if config.max_new_tokens is None else min(room, config.max_new_tokens)
+        if config.max_new_tokens is not None and room < config.max_new_tokens:
+            self._warnings.append(
+                f"The context leaves room for {room:,} of the {config.max_new_tokens:,} tokens "
+                "the answer may have."
+            )
+        self._pieces = self._run()
+
+    def __next__(self) -> Piece:
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self._end()
+            raise
+        except BaseException:
+            self._finish = self._finish or "cancelled"
+            self._end()
+            raise
+
+    def _run(self) -> Iterator[Piece]:
+        session, config = self._session, self._config
+        sampler, decoded = Sampler(config), self._llm.tokenizer.stream()
+        stops = StopStrings(config.stop_strings)
+        logits = session.last_logits()
+        session.take_snapshot()
+        self._prefill_s = time.perf_counter() - self._began
+        while self._finish is None and len(self.token_ids) < self._most:
+            token = sampler.choose(logits, session._sequence.tokens)
+            self.token_ids.append(token)
+            if len(self.token_ids) == 1:
+                self._ttft_s = time.perf_counter() - self._began
+            text = "" if token in config.eos_token_ids else stops.push(decoded.push(token))
+            if token in config.eos_token_ids or stops.matched is not None:
+                self._finish = "stop"
+            elif len(self.token_ids) == self._most:
+                self._finish = "length"
+            if self._finish is not None:
+                session.hold(token)
+                if stops.matched is None:
+                    text += stops.push(decoded.finish()) + stops.finish()
+            self.text += text
+            self._decode_s = time.perf_counter() - self._began - self._ttft_s
+            try:
+                yield Piece(text, [token], self._finish)
+            except GeneratorExit:
+                if self._finish is None:
+                    session.hold(token)  # it was shown, so it stays
+                raise
+            if self._finish is None:
+                logits = session.decode(token)
+        self._finish = self._finish or "length"
+
+    def close(self) -> None:
+        """Stop. The answer so far stays in `output`, as "cancelled", and in the session."""
+        self._pieces.close()
+        self._finish = self._finish or "cancelled"
+        self._end()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        if self._fields is None:
+            self._fields = self._session.memory_fields(), self._session.kv_fields()
+            if self._closes:
+                self._session.close()
+
+    @property
+    def output(self) -> Output:
+        """The Output; before the end, of what there is so far."""
+        memory, kv = self._fields or (self._session.memory_fields(), self._session.kv_fields())
+        new = self._prompt_tokens - self._cached
+        num = len(self.token_ids)
+        load_s = self._llm.load_s
+        return Output(
+            text=self.text,
+            token_ids=list(self.token_ids),
+            finish_reason=self._finish or "cancelled",
+            usage={
+                "prompt_tokens": self._prompt_tokens,
+                "completion_tokens": num,
+                "total_tokens": self._prompt_tokens + num,
+                "prompt_tokens_details": {"cached_tokens": self._cached},
+                "recomputed_tokens": self._recomputed,
+            },
+            timings={
+                "load_s": load_s,
+                "prefill_s": self._prefill_s,
+                "ttft_s": self._ttft_s,
+                "decode_s": self._decode_s,
+                "prefill_tokens_per_s": new / self._prefill_s if self._prefill_s else 0.0,
+                "decode_tokens_per_s": (num - 1) / self._decode_s
+                if self._decode_s and num > 1
+                else 0.0,
+            },
+            memory=memory,
+            kv=kv,
+            warnings=[*self._llm.warnings, *self._warnings],
+            plan=self._session._runtime.plan.to_dict(),
+        )
