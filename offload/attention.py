@@ -76,11 +76,6 @@ class TieredAttention:
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
 
-    @staticmethod
-    def workspace_bytes(layout: PageLayout, cell_tokens: int, span_tokens: int) -> int:
-        tokens = span_tokens + layout.page_tokens + 2 * cell_tokens
-        return 2 * layout.kv_heads * tokens * layout.head_dim * 4
-
     def run(
         self,
         layer: int,
