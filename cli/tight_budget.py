@@ -14,7 +14,7 @@ from .run import Run
 # A quarter of the pages lies in RAM and the rest on disk: most reads go to the disk, and show it.
 _SHARE_IN_RAM, _SHARES_NEAR_ENOUGH = 0.25, (0.12, 0.42)
 # A process grows by some MiB the first times it opens a model, and then no more.
-_MOST_TRIALS = 12
+_MOST_TRIALS = 24
 # A question, the template around it and its answer.
 _ROOM_FOR_A_QUESTION = 192
 
