@@ -3,7 +3,8 @@
 A partial of a query row over keys k_j and values v_j is
     max = max_j q.k_j,   sum = sum_j exp(q.k_j - max),   out = sum_j exp(q.k_j - max) v_j
 (online softmax: Milakov and Gimelshein 2018; its merging: FlashAttention's split over keys). `out`
-is not normalised; `finish` divides. Everything is float32.
+is not normalised; `finish` divides. Everything is float32. With a soft-cap c, c * tanh(q.k_j / c)
+stands for q.k_j (Gemma 2, 2408.00118, section 2).
 
 A row that sees no key has max = UNSEEN, sum = 0, out = 0: merging it changes nothing. All numbers
 are finite, so no step needs a test for infinity.
@@ -42,6 +43,7 @@ def attend(
     k: torch.Tensor,  # (kv_heads, n, head_dim) float32
     v: torch.Tensor,  # (kv_heads, n, head_dim) float32
     mask: torch.Tensor | None = None,  # (rows, n) bool, True = visible; the same for every group
+    softcap: float = 0.0,  # the bound of scores; 0 = none
 ) -> Partial:
     """The partial of every query row over the n keys. Nothing is written to the arguments.
 
@@ -64,7 +66,7 @@ def attend(
     bias = None if mask is None else _bias(mask, num_rows, n)
     if kv_heads * num_rows <= BLOCK_ROWS:
         # Few rows, as in decode: one product for all heads costs a third of one product for each.
-        scores = torch.bmm(q, k.transpose(1, 2))
+        scores = cap(torch.bmm(q, k.transpose(1, 2)), softcap)
         if bias is not None:
             scores.unflatten(1, (-1, len(bias))).add_(bias)
         _reduce(scores, v, result.max, result.sum, result.out)
@@ -76,7 +78,7 @@ def attend(
             for start in range(0, num_rows, step):
                 block = slice(start, min(start + step, num_rows))
                 scores = scratch[: block.stop - start]
-                torch.mm(q[head, block], keys, out=scores)
+                cap(torch.mm(q[head, block], keys, out=scores), softcap)
                 if bias is not None:
                     _add_bias(scores, bias, start)
                 _reduce(scores, values, *(part[head, block] for part in result))
@@ -85,6 +87,11 @@ def attend(
         result.sum.masked_fill_(unseen, 0.0)
         result.out.masked_fill_(unseen.unsqueeze(-1), 0.0)
     return result
+
+
+def cap(scores: torch.Tensor, softcap: float) -> torch.Tensor:
+    """The scores, bound by a soft-cap in place; as they are when it is 0."""
+    return scores.div_(softcap).tanh_().mul_(softcap) if softcap else scores
 
 
 def attend_scores(scores: torch.Tensor, v: torch.Tensor) -> Partial:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from . import dispatch, pages
-from .attention import UNSEEN, Partial, attend_scores
+from .attention import UNSEEN, Partial, attend_scores, cap
 from .layout import PageLayout
 
 # With more rows than these, unpacking and two large products are faster than the compiled kernel.
@@ -28,6 +28,7 @@ def attend_pages(
     layout: PageLayout,
     visible: tuple[int, int] | None = None,  # the tokens from .. to - 1; None: all
     score_bias: torch.Tensor | None = None,  # (kv_heads, num_rows, num_tokens) float32, or None
+    softcap: float = 0.0,  # the bound of scores, bias included; 0 = none
 ) -> Partial:
     """The partial of every query row over the visible tokens of the records.
 
@@ -51,7 +52,7 @@ def attend_pages(
     native = dispatch.compiled_for(q, near, records)
     fits = 0 < num_rows <= FEW_ROWS and layout.page_tokens % TOKEN_BLOCK == 0
     if native is None or not fits or start >= stop:
-        return _reference(q, near, records, layout, start, stop, score_bias)
+        return _reference(q, near, records, layout, start, stop, score_bias, softcap)
 
     q, near, records = q.contiguous(), near.contiguous(), records.contiguous()
     if score_bias is not None:
@@ -69,6 +70,7 @@ def attend_pages(
         start,
         stop,
         0 if score_bias is None else score_bias.data_ptr(),
+        softcap,
         result.max.data_ptr(),
         result.sum.data_ptr(),
         result.out.data_ptr(),
@@ -77,7 +79,7 @@ def attend_pages(
     return result
 
 
-def _reference(q, near, records, layout: PageLayout, start, stop, score_bias) -> Partial:
+def _reference(q, near, records, layout: PageLayout, start, stop, score_bias, softcap) -> Partial:
     kv_heads, num_rows, dim = q.shape
     if num_rows == 0 or start >= stop:
         nothing = q.new_zeros((kv_heads, num_rows))
@@ -87,4 +89,4 @@ def _reference(q, near, records, layout: PageLayout, start, stop, score_bias) ->
     scores = torch.bmm(q, k[:, start:stop].transpose(1, 2))
     if score_bias is not None:
         scores += score_bias[..., start:stop]
-    return attend_scores(scores, v[:, start:stop])
+    return attend_scores(cap(scores, softcap), v[:, start:stop])

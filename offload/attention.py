@@ -63,8 +63,18 @@ class Query:
 class TieredAttention:
     """Attention of one model over a page store. Owns the tiles that spans are unpacked to."""
 
-    def __init__(self, layout: PageLayout, cell_tokens, span_tokens, store, rope: Rope, device):
+    def __init__(
+        self,
+        layout: PageLayout,
+        cell_tokens,
+        span_tokens,
+        store,
+        rope: Rope,
+        device,
+        softcap: float = 0.0,
+    ):
         self.layout = layout
+        self.softcap = softcap  # see kernels.attention
         self.cell_tokens = cell_tokens
         self.span_tokens = span_tokens
         self.store = store
@@ -123,7 +133,13 @@ class TieredAttention:
                     bias = self._score_bias(query, base, tokens, key_bias)
                     query.tree.push(
                         attend_pages(
-                            q, pages.near, pages.records, self.layout, (first, tokens), bias
+                            q,
+                            pages.near,
+                            pages.records,
+                            self.layout,
+                            (first, tokens),
+                            bias,
+                            self.softcap,
                         )
                     )
                     continue
@@ -135,7 +151,7 @@ class TieredAttention:
                 if span not in spans or last <= first:
                     continue
                 mask = self._window_mask(query, window, base + first, last - first)
-                query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask))
+                query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
 
     def _bias_of(self, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,
@@ -184,7 +200,8 @@ class TieredAttention:
         mask = keys_at[None, :] <= rows_at[:, None]
         if window is not None:
             mask &= keys_at[None, :] > rows_at[:, None] - window
-        partial = attend(query.q, self._raw_tile[0, :, :used], self._raw_tile[1, :, :used], mask)
+        k, v = self._raw_tile[:, :, :used]
+        partial = attend(query.q, k, v, mask, self.softcap)
         sealed = query.tree.result()
         out = finish(partial if sealed is None else merge(sealed, partial))
         kv_heads, _, head_dim = out.shape  # (kv_heads, groups * rows, head_dim)

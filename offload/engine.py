@@ -68,6 +68,7 @@ class Engine:
             store,
             self.decoder.rope,
             device,
+            config.attention_softcap,
         )
 
     # ---- sequences ---------------------------------------------------------------------------

@@ -52,6 +52,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each query and key head before RoPE
+    attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
     windows: tuple[
         int | None, ...
     ] = ()  # per layer: tokens a query sees, itself included; None = all

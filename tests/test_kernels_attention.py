@@ -25,8 +25,10 @@ def tensors(seed: int, heads: int, num_rows: int, n: int, dim: int) -> tuple[tor
     return q, k, v
 
 
-def softmax64(q, k, v, mask=None) -> torch.Tensor:
+def softmax64(q, k, v, mask=None, softcap=0.0) -> torch.Tensor:
     scores = q.double() @ k.double().transpose(1, 2)
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
     if mask is not None:
         scores.masked_fill_(~mask.repeat(q.shape[1] // len(mask), 1), -torch.inf)
     return scores.softmax(-1) @ v.double()
@@ -57,6 +59,19 @@ def test_attention_is_softmax(heads, groups, rows, n, dim, masked):
     torch.testing.assert_close(finish(p).double(), softmax64(q, k, v, mask), **CLOSE)
     for one, other in zip(before, (q, k, v), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("groups", [2, 400])  # the few rows of decode, the blocks of prefill
+def test_a_soft_cap_bounds_scores_before_the_mask(groups):
+    q, k, v = tensors(13, 2, groups * 2, 40, 32)
+    mask = torch.ones((2, 40), dtype=torch.bool)
+    mask[:, 25:] = False
+    for softcap in (2.0, 50.0):
+        p = attend(q, k, v, mask, softcap)
+        torch.testing.assert_close(finish(p).double(), softmax64(q, k, v, mask, softcap), **CLOSE)
+        assert float(p.max.max()) <= softcap
+    uncapped = softmax64(q, k, v, mask)
+    assert (finish(attend(q, k, v, mask, 2.0)) - uncapped).abs().max() > 0.1
 
 
 def test_the_parts_of_a_partial():

@@ -52,12 +52,14 @@ def queries(layout: PageLayout, rows: int) -> torch.Tensor:
     return q * (2 / math.sqrt(layout.head_dim))
 
 
-def check(p, q, k, v, visible, bias=None) -> None:
+def check(p, q, k, v, visible, bias=None, softcap=0.0) -> None:
     """As in test_kernels_attention.py: float32 rounding of scores, passed through exp."""
     seen = slice(*visible)
     scores = q.double() @ k[:, seen].double().transpose(1, 2)
     if bias is not None:
         scores += bias[..., seen].double()
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
     tolerance = {"atol": 2e-5, "rtol": 2e-5}
     want = scores.softmax(-1) @ v[:, seen].double()
     torch.testing.assert_close(finish(p).double(), want, **tolerance)
@@ -97,6 +99,19 @@ def test_a_bias_is_added_to_scores(layout, kernels):
     bias = q @ key_bias.transpose(1, 2)
     check(attend_pages(q, near, records, layout, (2, n), bias), q, k, v, (2, n), bias)
     check(attend_pages(q, near, records, layout, (2, n), bias), q, k + key_bias, v, (2, n))
+
+
+@pytest.mark.parametrize("softcap", [2.0, 50.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_soft_cap_bounds_scores_and_their_bias(layout, kernels, softcap, scale):
+    """Gemma 2's 50, and a cap that every score feels; scores of a thousand sit at the cap."""
+    near, records, k, v = sealed(layout)
+    q = queries(layout, 6) * scale
+    n = k.shape[1]
+    bias = torch.randn((layout.kv_heads, 6, n), generator=torch.Generator().manual_seed(7))
+    p = attend_pages(q, near, records, layout, (2, n - 1), bias, softcap)
+    # A score's own rounding, 2**-24 of a thousand, is flattened by the cap wherever it is far.
+    check(p, q, k, v, (2, n - 1), bias, softcap)
 
 
 def test_spans_merge_to_the_whole(kernels):

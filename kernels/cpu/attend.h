@@ -65,6 +65,16 @@ inline void widen(const uint8_t *codes, int64_t dim, float *out) {
     for (; j < dim; ++j) out[j] = (float)codes[j];
 }
 
+// softcap * tanh(score / softcap) for every score. tanh(x) = (m - p) / (m + p), where p = exp(-2x) for x above 0, m =
+// exp(2x) below, and the other is 1: within 2e-7 of tanh, and so a score within the rounding of one as large as the cap.
+inline void cap_scores(float *row, int64_t n, float softcap) {
+    for (int64_t t = 0; t < n; t += 16) {
+        const Lanes twice = mul(load(row + t), all(2 / softcap)), down = sub(zero(), twice);
+        const Lanes p = exp_lanes(sub(zero(), larger(twice, zero()))), m = exp_lanes(sub(zero(), larger(down, zero())));
+        store(row + t, mul(divided(sub(m, p), add(m, p)), all(softcap)));
+    }
+}
+
 // One chunk's partial: highest[rows], total[rows], out[rows][head_dim].
 void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch, float *highest, float *total,
                   float *out) {
@@ -140,6 +150,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
             const float *bias = a.bias + (head * rows + r) * a.num_tokens + chunk_at;
             for (int64_t t = first; t < last; ++t) row[t] += bias[t];
         }
+        if (a.softcap != 0) cap_scores(row, stride, a.softcap);
         for (int64_t t = 0; t < first; ++t) row[t] = UNSEEN;
         for (int64_t t = last; t < stride; ++t) row[t] = UNSEEN;
         Lanes tops = all(UNSEEN);

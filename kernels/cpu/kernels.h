@@ -26,6 +26,7 @@ struct Attend {
     int64_t visible_from, visible_to;  // tokens outside are passed over
     const float *q;                    // (kv_heads, rows, head_dim)
     const float *bias;                 // (kv_heads, rows, num_tokens), added to scores, or null
+    float softcap;                     // of scores, bias included; 0 = none
     const uint8_t *near, *records;
 };
 constexpr float UNSEEN = -1e30f;  // ../attention.py's

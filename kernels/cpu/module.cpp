@@ -19,7 +19,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 2;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 3;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -103,12 +103,12 @@ void matvec(int kind, uintptr_t x, uintptr_t weight, uintptr_t scales, int64_t i
 }
 
 void attend(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
-            int64_t num_records, int64_t visible_from, int64_t visible_to, uintptr_t bias, uintptr_t highest,
-            uintptr_t total, uintptr_t out, int threads) {
+            int64_t num_records, int64_t visible_from, int64_t visible_to, uintptr_t bias, float softcap,
+            uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
     const Layout l = layout_of(numbers);
     const int64_t tokens = l.pages_per_record * l.page_tokens;
     const Attend a{l, rows, num_records * tokens, visible_from, visible_to, at<const float>(q),
-                   at<const float>(bias), at<const uint8_t>(near), at<const uint8_t>(records)};
+                   at<const float>(bias), softcap, at<const uint8_t>(near), at<const uint8_t>(records)};
     nb::gil_scoped_release released;
     const int64_t per_chunk = rows * (2 + l.head_dim), chunks = l.kv_heads * num_records;
     std::vector<float> parts((size_t)(chunks * per_chunk));
