@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from . import scoring
 from .budget import Budget, Limits, resolve
 from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
-from .errors import DoesNotFit, InputError
+from .errors import DoesNotFit, EbbtideError, InputError
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
@@ -34,6 +35,7 @@ from .plan import Plan
 from .planner import Request, make_plan
 from .runtime import Runtime
 from .session import Prompt, Session, check_room
+from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
 from .spill_dir import default_spill_dir, dir_error, volume_warnings
 from .stream import Stream
@@ -91,6 +93,7 @@ class LLM:
         self._weights: WeightStore | None = None
         self._loaded: tuple[int, bool] | None = None
         self._sessions: list[Session] = []
+        self._abandoned: list[Stream] = []  # dropped while something was running
         self._thread_lock = threading.Lock()
         self.load_s = 0.0
         self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
@@ -198,14 +201,27 @@ class LLM:
         """A conversation or document that stays; its context is the one given to `open`, else the
         largest that fits.
 
-        Sessions with a name, kept on disk, are not there yet: a name raises InputError.
+        name: its tokens are kept in the user's state folder, and found again by the next session of
+        that name, also in another process. Tokens only: the first answer reads them again, and
+        counts them in `recomputed_tokens`. Raises InputError for a name that is in use elsewhere or
+        belongs to a model with another tokenizer.
         """
-        if name is not None:
-            raise InputError(
-                "named sessions that outlive the process are not there yet; leave the name out"
-            )
         context = self._context or self._natural_context(_SESSION_SEQUENCES)
-        return self.open_session(context, sequences=_SESSION_SEQUENCES)
+        if name is None:
+            return self.open_session(context, sequences=_SESSION_SEQUENCES)
+        file = SessionFile(name, self.tokens_fingerprint)
+        try:
+            session = self.open_session(context, sequences=_SESSION_SEQUENCES)
+        except BaseException:
+            file.close()
+            raise
+        try:
+            session.restore(file)
+        except BaseException:
+            file.close()
+            session.close()
+            raise
+        return session
 
     def logits(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
@@ -284,12 +300,18 @@ class LLM:
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
         self._is_open = False
+        failure: EbbtideError | None = None
         for session in list(self._sessions):
-            session.close()
+            try:
+                session.close()
+            except EbbtideError as error:  # a name that could not be saved; the rest still closes
+                failure = failure or error
         if self._weights is not None:
             self._weights.close()
             self._weights = None
         self._checkpoint.close()
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> LLM:
         return self
@@ -319,6 +341,27 @@ class LLM:
     def forget(self, session: Session) -> None:
         if session in self._sessions:
             self._sessions.remove(session)
+
+    @cached_property
+    def tokens_fingerprint(self) -> str:
+        """Two models with the same one spell the same tokens."""
+        return tokenizer_fingerprint(self.folder)
+
+    def abandon(self, stream: Stream) -> None:
+        """An unfinished stream was dropped: close it, now or when nothing is running."""
+        self._abandoned.append(stream)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Close abandoned streams, unless something is running: the garbage collector may have
+        dropped one in the middle of it, in any thread.
+        """
+        if self._abandoned and self._thread_lock.acquire(blocking=False):
+            try:
+                while self._abandoned:
+                    self._abandoned.pop().close()
+            finally:
+                self._thread_lock.release()
 
     def reserve_raw(self, engine) -> None:
         """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan,
@@ -403,6 +446,7 @@ class LLM:
         """Admit a context, load weights if need be, and open its store. request: see Request."""
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
+        self.sweep()
         with self.running():
             plan = self._plan(context, sequences, loaded=self._loaded, **request)
             if not plan.fits and self._loaded is not None and not self._sessions:

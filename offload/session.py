@@ -8,14 +8,16 @@ is counted. Knows the tokenizer and the sampler; knows no pages (engine.py does)
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 import torch
 
-from .errors import ContextOverflow, InputError
+from .errors import ContextOverflow, InputError, StorageError
 from .output import Output, Progress, peak_rss_bytes
 from .sequence import RawPages
+from .session_file import KeptTokens, SessionFile
 from .stream import Stream
 
 Prompt = str | Sequence_[int] | Sequence_[dict]
@@ -36,7 +38,8 @@ class Session:
     """Made by `LLM.session()` or `fork()`; a context manager. Closing it frees its pages.
 
     context: the most tokens it may hold. Question and answer stay in it. Used by one thread at a
-    time.
+    time, for one answer at a time: while a stream of it is unfinished, only `close` is allowed.
+    name: under which its tokens are kept on disk; None where they are not.
     """
 
     def __init__(self, llm, runtime, sequence, context: int, *, keeps_snapshots: bool = True):
@@ -51,6 +54,9 @@ class Session:
         self._known = 0  # tokens before it were processed once, though they may not be now
         self._stats_before = runtime.store.stats.snapshot()
         self._open = True
+        self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
+        self._file: SessionFile | None = None
+        self._kept = KeptTokens()  # what the file holds
 
     # ---- tokens ------------------------------------------------------------------------------
 
@@ -65,21 +71,34 @@ class Session:
         Cells that became full are processed now, the rest when an answer needs it. Raises
         ContextOverflow before anything is added.
         """
-        self._check_open()
+        self._check_free()
         ids = self._encode(prompt)
         self._admit(len(self._sequence.tokens) + len(ids))
         self._extend(ids)
         if process:
-            cell = self._sequence.cell_tokens
-            whole = len(self._sequence.tokens) // cell * cell
-            if whole > self._sequence.length:
-                self._prefill(stop_at=whole)
+            self._process_whole_cells()
+
+    def prepare(self, messages: Sequence_[dict]) -> None:
+        """Make messages, a whole conversation, the session's tokens, and process their full cells:
+        an answer to them, or to more after them, begins sooner. What the session holds already is
+        kept. Raises ContextOverflow before anything changes.
+        """
+        self._check_free()
+        ids, common = self._llm.tokenizer.continue_chat(
+            self.tokens, messages, add_generation_prompt=False
+        )
+        self._admit(len(ids))
+        self._replace_from(common, ids)
+        self._process_whole_cells()
 
     def truncate(self, length: int) -> None:
         """Forget everything from token `length` on. Recent tokens cost nothing; going back further
         restores what an answer began with, or processes all again (counted as recomputed tokens).
         """
-        self._check_open()
+        self._check_free()
+        self._truncate(length)
+
+    def _truncate(self, length: int) -> None:
         sequence = self._sequence
         if type(length) is not int or not 0 <= length <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
@@ -96,14 +115,14 @@ class Session:
 
     def undo(self) -> None:
         """Forget the last question and its answer. Raises InputError when there is none."""
-        self._check_open()
+        self._check_free()
         if not self._turns:
             raise InputError("there is nothing to undo")
         self.truncate(self._turns[-1])
 
     def fork(self) -> Session:
         """A session that goes its own way from here; pages are shared, not copied."""
-        self._check_open()
+        self._check_free()
         llm, engine = self._llm, self._engine
         llm.reserve_raw(engine)
         other = Session(
@@ -132,7 +151,7 @@ class Session:
         A list of messages is the *whole* conversation: the tokens it shares with what the session
         holds are kept as they are, and only the rest is processed.
         """
-        self._check_open()
+        self._check_free()
         config = self._llm.generation.resolve(**generation)
         ids, turn = None, len(self._sequence.tokens)
         if _is_messages(prompt):
@@ -156,10 +175,76 @@ class Session:
             self._turns.append(turn)
         return Stream(self, config, closes_session=False)
 
+    # ---- a name ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str | None:
+        return None if self._file is None else self._file.name
+
+    def keep_as(self, name: str) -> None:
+        """Keep the tokens on disk under this name from now on, in place of what had it before.
+
+        They are written here, after each answer and by `close`; `LLM.session(name)` finds them
+        again. Raises InputError where `name` is in use or not allowed, and StorageError.
+        """
+        self._check_open()
+        if name == self.name:
+            self.save()
+            return
+        file = SessionFile(name, self._llm.tokens_fingerprint)
+        before, self._file = self._file, file
+        try:
+            self._save_file()
+        except BaseException:
+            self._file = before
+            file.close()
+            raise
+        if before is not None:
+            before.close()
+
+    def save(self) -> None:
+        """Write the tokens of a named session now. Raises InputError without a name, StorageError
+        where they cannot be written.
+        """
+        self._check_open()
+        if self._file is None:
+            raise InputError("the session has no name; keep_as(name) gives it one")
+        self._save_file()
+
+    def restore(self, file: SessionFile) -> None:
+        """Take over a named session's file and the tokens in it. For `LLM.session`."""
+        kept = file.load()
+        self._llm.encode(kept.tokens)
+        self._admit(len(kept.tokens))
+        self._extend(kept.tokens)
+        self._turns = kept.turns[:]
+        self._known = kept.num_processed
+        self._file, self._kept = file, kept
+
+    def _save_file(self) -> None:
+        kept = KeptTokens(self.tokens, self._turns[:], max(self._sequence.length, self._known))
+        assert self._file is not None
+        self._file.save(kept)
+        self._kept = kept
+
+    # ---- the end -----------------------------------------------------------------------------
+
     def close(self) -> None:
-        """Free the pages. May be called again."""
-        if self._open:
-            self._open = False
+        """Free the pages; a named session's tokens stay. May be called again.
+
+        Raises StorageError when they could not be written; the pages are freed all the same.
+        """
+        if not self._open:
+            return
+        if (stream := self._unfinished()) is not None:
+            stream.close()
+        self._open = False
+        try:
+            if self._file is not None and self._kept.tokens != self.tokens:
+                self._save_file()
+        finally:
+            if self._file is not None:
+                self._file.close()
             self._snapshots.clear()
             self._runtime.release(self._sequence)
             self._llm.forget(self)
@@ -177,6 +262,30 @@ class Session:
             raise InputError("the session is closed")
         with self._llm.running():  # nothing may change under another thread's run
             pass
+
+    def _check_free(self) -> None:
+        self._check_open()
+        self._llm.sweep()
+        if self._unfinished() is not None:
+            raise InputError(
+                "the session is still answering; read its stream to the end or close it first"
+            )
+
+    def _unfinished(self) -> Stream | None:
+        return None if self._answer is None else self._answer()
+
+    def begin_answer(self, stream: Stream) -> None:
+        self._answer = weakref.ref(stream)
+
+    def end_answer(self) -> list[str]:
+        """The stream has ended. Returns warnings: that the session could not be saved."""
+        self._answer = None
+        if self._file is not None and self._open:
+            try:
+                self._save_file()
+            except StorageError as error:
+                return [str(error)]
+        return []
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if _is_messages(prompt):
@@ -198,7 +307,7 @@ class Session:
     def _replace_from(self, common: int, ids: list[int]) -> None:
         """Make `ids` the session's tokens; the first `common` are the same already."""
         if common < len(self._sequence.tokens):
-            self.truncate(common)
+            self._truncate(common)
         self._extend(ids[common:])
 
     def _rewind(self, length: int) -> None:
@@ -215,6 +324,12 @@ class Session:
         else:
             self._engine.rewind(sequence, length)
         self._known = max(self._known, length)
+
+    def _process_whole_cells(self) -> None:
+        cell = self._sequence.cell_tokens
+        whole = len(self._sequence.tokens) // cell * cell
+        if whole > self._sequence.length:
+            self._prefill(stop_at=whole)
 
     def _prefill(self, stop_at: int | None = None) -> torch.Tensor | None:
         """Process pending tokens; the last one's residual."""
@@ -253,6 +368,7 @@ class Session:
 
     def decode(self, token: int) -> torch.Tensor:
         """Add a sampled token and process it: its logits (vocab,)."""
+        self._check_open()
         self._sequence.tokens.append(token)
         with self._llm.running():
             self._logits = self._engine.logits(self._engine.decode(self._sequence))[0]
@@ -305,6 +421,27 @@ class Session:
             "hit_rate": spent.hit_rate,
             "stall_s": spent.stall_s,
             "missed_mass": {"mean": 0.0, "max": 0.0},
+        }
+
+    def tiers(self) -> dict[str, dict[str, int]]:
+        """By tier name: `pages` of this session (forks count shared ones too), and of the tier's
+        frames `used_bytes`, `peak_bytes` and `capacity_bytes`. For looking on: may be called while
+        another thread reads or answers.
+        """
+        per_span = self._engine.geometry.records_per_span
+        pages_per_record = self._engine.geometry.layout.pages_per_record
+        table, usage = self._sequence.table, self._runtime.store.usage()
+        records = dict.fromkeys(usage, 0)
+        for extent in list(table.extents()):
+            records[extent.tier] += min(extent.filled, per_span)
+        return {
+            tier.value: {
+                "pages": records[tier] * pages_per_record,
+                "used_bytes": use.used_bytes,
+                "peak_bytes": use.peak_bytes,
+                "capacity_bytes": use.capacity_bytes,
+            }
+            for tier, use in usage.items()
         }
 
     def memory_fields(self) -> dict:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import DoesNotFit, InputError, StorageError
+from .private_dir import make_private
 
 RAM_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
 NETWORK_FILESYSTEMS = {
@@ -48,29 +48,9 @@ def default_spill_dir() -> Path:
 
     path = Path(user_cache_dir("ebbtide")) / "spill"
     try:
-        _make_private(path)
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            raise InputError(f"{path} is a link or no folder; remove it or {_ADVICE}")
-        if hasattr(os, "geteuid"):
-            if found.st_uid != os.geteuid():
-                raise InputError(f"{path} belongs to another user; {_ADVICE}")
-            if stat.S_IMODE(found.st_mode) & 0o077:
-                os.chmod(path, 0o700)
+        return make_private(path, _ADVICE)
     except OSError as error:
         raise dir_error(path, error) from error
-    return path
-
-
-def _make_private(path: Path) -> None:
-    """mkdir -p with mode 0700 for every folder that is missing, whatever the umask."""
-    if os.path.lexists(path):
-        return
-    _make_private(path.parent)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:  # another process was quicker
-        pass
 
 
 def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:

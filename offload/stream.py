@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 class Stream(Iterator[Piece]):
     """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole
-    at the end.
+    at the end. One that is dropped unfinished is closed.
+
+    States: unbegun --first step--> answering --end, error or close--> ended (`_fields` is set).
     """
 
     def __init__(self, session: Session, config: GenerationConfig, *, closes_session: bool):
+        self._fields: tuple[dict, dict] | None = None
         self._session, self._config, self._closes = session, config, closes_session
         self._llm = session._llm
         self.token_ids: list[int] = []
@@ -36,7 +39,6 @@ class Stream(Iterator[Piece]):
         self._began = time.perf_counter()
         self._prefill_s = self._ttft_s = self._decode_s = 0.0
         self._warnings = [*config.warnings]
-        self._fields: tuple[dict, dict] | None = None
         room = session.context - self._prompt_tokens
         self._most = room if config.max_new_tokens is None else min(room, config.max_new_tokens)
         if config.max_new_tokens is not None and room < config.max_new_tokens:
@@ -44,55 +46,53 @@ class Stream(Iterator[Piece]):
                 f"The context leaves room for {room:,} of the {config.max_new_tokens:,} tokens "
                 "the answer may have."
             )
-        self._pieces = self._run()
+        self._sampler: Sampler | None = None  # None until the first step
+        self._decoded, self._stops = self._llm.tokenizer.stream(), StopStrings(config.stop_strings)
+        self._shown: int | None = None  # the last token; it is processed when another is wanted
+        session.begin_answer(self)
 
     def __next__(self) -> Piece:
+        if self._fields is not None:
+            raise StopIteration
         try:
-            return next(self._pieces)
-        except StopIteration:
-            self._end()
-            raise
+            piece = self._step()
         except BaseException:
-            self._finish = self._finish or "cancelled"
+            self._finish = "cancelled"
             self._end()
             raise
+        if self._finish is not None:
+            self._end()
+        return piece
 
-    def _run(self) -> Iterator[Piece]:
+    def _step(self) -> Piece:
+        """One token: what follows the last one, its text, and whether it is the end."""
         session, config = self._session, self._config
-        sampler, decoded = Sampler(config), self._llm.tokenizer.stream()
-        stops = StopStrings(config.stop_strings)
-        logits = session.last_logits()
-        session.take_snapshot()
-        self._prefill_s = time.perf_counter() - self._began
-        while self._finish is None and len(self.token_ids) < self._most:
-            token = sampler.choose(logits, session._sequence.tokens)
-            self.token_ids.append(token)
-            if len(self.token_ids) == 1:
-                self._ttft_s = time.perf_counter() - self._began
-            text = "" if token in config.eos_token_ids else stops.push(decoded.push(token))
-            if token in config.eos_token_ids or stops.matched is not None:
-                self._finish = "stop"
-            elif len(self.token_ids) == self._most:
-                self._finish = "length"
-            if self._finish is not None:
-                session.hold(token)
-                if stops.matched is None:
-                    text += stops.push(decoded.finish()) + stops.finish()
-            self.text += text
-            self._decode_s = time.perf_counter() - self._began - self._ttft_s
-            try:
-                yield Piece(text, [token], self._finish)
-            except GeneratorExit:
-                if self._finish is None:
-                    session.hold(token)  # it was shown, so it stays
-                raise
-            if self._finish is None:
-                logits = session.decode(token)
-        self._finish = self._finish or "length"
+        if self._sampler is None:
+            logits, self._sampler = session.last_logits(), Sampler(config)
+            session.take_snapshot()
+            self._prefill_s = time.perf_counter() - self._began
+        else:
+            token, self._shown = self._shown, None
+            logits = session.decode(token)
+        token = self._sampler.choose(logits, session._sequence.tokens)
+        self.token_ids.append(token)
+        if len(self.token_ids) == 1:
+            self._ttft_s = time.perf_counter() - self._began
+        is_eos = token in config.eos_token_ids
+        text = "" if is_eos else self._stops.push(self._decoded.push(token))
+        if is_eos or self._stops.matched is not None:
+            self._finish = "stop"
+        elif len(self.token_ids) >= self._most:
+            self._finish = "length"
+        if self._finish is not None and self._stops.matched is None:
+            text += self._stops.push(self._decoded.finish()) + self._stops.finish()
+        self.text += text
+        self._shown = token
+        self._decode_s = time.perf_counter() - self._began - self._ttft_s
+        return Piece(text, [token], self._finish)
 
     def close(self) -> None:
         """Stop. The answer so far stays in `output`, as "cancelled", and in the session."""
-        self._pieces.close()
         self._finish = self._finish or "cancelled"
         self._end()
 
@@ -102,11 +102,22 @@ class Stream(Iterator[Piece]):
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _end(self) -> None:
+    def __del__(self) -> None:
         if self._fields is None:
-            self._fields = self._session.memory_fields(), self._session.kv_fields()
-            if self._closes:
-                self._session.close()
+            try:
+                self._llm.abandon(self)
+            except Exception:
+                pass  # nobody is there to hear it, and at the interpreter's end half is gone
+
+    def _end(self) -> None:
+        if self._fields is not None:
+            return
+        if self._shown is not None:
+            self._session.hold(self._shown)  # it was shown, so it stays
+        self._fields = self._session.memory_fields(), self._session.kv_fields()
+        self._warnings += self._session.end_answer()
+        if self._closes:
+            self._session.close()
 
     @property
     def output(self) -> Output:

@@ -5,10 +5,13 @@ when something is wrong.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
+import stat
 import threading
 
+import platformdirs
 import pytest
 import torch
 from random_checkpoints import make
@@ -599,3 +602,220 @@ def test_a_budget_object_and_text_are_all_it_takes(folder, tmp_path):
     with LLM.open(folder, budget=budget, spill_dir=tmp_path, threads=1) as llm:
         assert llm.generate("hello", max_new_tokens=2).usage["prompt_tokens"] == 5
         assert llm.count_tokens("hello") == 5
+
+
+# ---- one answer at a time ----------------------------------------------------------------------
+
+
+def test_a_session_answers_once_at_a_time(llm):
+    with llm.session() as session:
+        stream = session.stream(LONG, max_new_tokens=5)
+        for use in (
+            lambda: session.stream([1]),
+            lambda: session.generate([1]),
+            lambda: session.append([1]),
+            lambda: session.prepare([{"role": "user", "content": "x"}]),
+            lambda: session.truncate(0),
+            lambda: session.undo(),
+            lambda: session.fork(),
+        ):
+            with pytest.raises(InputError, match="still answering"):
+                use()
+        assert session.tokens == LONG
+        shown = [next(stream).token_ids[0] for _ in range(2)]
+        with pytest.raises(InputError, match="still answering"):
+            session.stream([1])
+        assert [t for piece in stream for t in piece.token_ids] == stream.output.token_ids[2:]
+        assert session.tokens == LONG + stream.output.token_ids
+        assert stream.output.token_ids[:2] == shown
+        assert session.generate([1, 2], max_new_tokens=2).token_ids
+
+
+def test_a_stream_of_a_closed_session_says_so(llm):
+    session = llm.session()
+    stream = session.stream(LONG, max_new_tokens=5)
+    next(stream)
+    session.close()
+    assert list(stream) == [] and stream.output.finish_reason == "cancelled"
+
+
+def test_a_stream_that_is_dropped_frees_its_pages(llm):
+    stream = llm.stream(LONG, max_new_tokens=30)
+    next(stream)
+    store = stream._session._runtime.store
+    assert sum(u.used_bytes for u in store.usage().values()) > 0
+    del stream
+    gc.collect()
+    assert_nothing_is_held(llm)
+    assert sum(u.used_bytes for u in store.usage().values()) == 0
+    with llm.session() as session:
+        first = next(session.stream(LONG, max_new_tokens=30))
+        gc.collect()
+        assert session.tokens == LONG + first.token_ids
+        assert session.generate(max_new_tokens=2).token_ids
+
+
+def test_a_stream_dropped_while_the_model_runs_is_freed_after(llm):
+    stream = llm.stream(LONG, max_new_tokens=30)
+    next(stream)
+    with llm.running():
+        del stream
+        gc.collect()
+        assert len(llm._sessions) == 1
+    llm.generate([1], max_new_tokens=1)
+    assert_nothing_is_held(llm)
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    folder = tmp_path / "state"
+    monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(folder))
+    return folder / "sessions"
+
+
+def test_a_named_session_is_found_again(folder, tmp_path, state):
+    with open_small(folder, tmp_path) as llm:
+        llm._context = 2048
+        with llm.session("book") as session:
+            assert session.name == "book"
+            session.append(LONG)
+            first = session.generate(IDS[400:410], max_new_tokens=6)
+            held = session.tokens
+            expected = session.generate(IDS[410:420], max_new_tokens=6)
+            session.undo()
+    assert stat.S_IMODE((state / "book.tokens").stat().st_mode) == 0o600
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    with open_small(folder, tmp_path) as llm:
+        llm._context = 2048
+        with llm.session("book") as session:
+            assert session.tokens == held == LONG + IDS[400:410] + first.token_ids
+            output = session.generate(IDS[410:420], max_new_tokens=6)
+            assert output.usage["recomputed_tokens"] == len(held)
+            assert output.usage["prompt_tokens_details"]["cached_tokens"] == 0
+            # Generated tokens were decoded then and are prefilled now: close, not equal to the bit.
+            assert len(output.token_ids) == len(expected.token_ids)
+            session.undo()
+            session.undo()
+            assert session.tokens == LONG
+
+
+def test_a_session_can_get_its_name_late(llm, state):
+    with llm.session() as session:
+        assert session.name is None
+        with pytest.raises(InputError, match="has no name"):
+            session.save()
+        session.append(LONG)
+        session.keep_as("one")
+        session.keep_as("two")
+        session.append([1])
+    with llm.session("one") as session:
+        assert session.tokens == LONG
+    with llm.session("two") as session:
+        assert session.tokens == [*LONG, 1]
+
+
+def test_a_name_is_used_once_at_a_time(folder, tmp_path, state):
+    with open_small(folder, tmp_path) as llm, open_small(folder, tmp_path) as other:
+        llm._context = other._context = 512
+        with llm.session("book"):
+            for use in (lambda: llm.session("book"), lambda: other.session("book")):
+                with pytest.raises(InputError, match="in use"):
+                    use()
+            with other.session() as unnamed, pytest.raises(InputError, match="in use"):
+                unnamed.keep_as("book")
+        with other.session("book") as session:
+            assert session.tokens == []
+        assert other._sessions == []
+
+
+def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path, state):
+    with open_small(folder, tmp_path) as llm:
+        llm._context = 512
+        with llm.session("book") as session:
+            session.append([1, 2, 3])
+        llm.tokens_fingerprint = "of another"
+        with pytest.raises(InputError, match="made with another model"):
+            llm.session("book")
+        assert_nothing_is_held(llm)
+        del llm.tokens_fingerprint
+        llm.session("book").close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"schema":2}',
+        '{"schema":1,"fingerprint":"x","tokens":[true],"turns":[],"num_processed":0}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":2}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[5],"num_processed":0}',
+        '{"schema":1,"fingerprint":"x","tokens":7,"turns":[],"num_processed":0}',
+    ],
+)
+def test_a_damaged_session_is_named(llm, state, text):
+    state.mkdir(parents=True, mode=0o700)
+    (state / "book.tokens").write_text(text)
+    with pytest.raises(InputError, match=r"book\.tokens"):
+        llm.session("book")
+    assert_nothing_is_held(llm)
+    assert (state / "book.tokens").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "a b", "x" * 65, 7])
+def test_names_that_could_lead_elsewhere(llm, state, name):
+    with pytest.raises(InputError, match="is no name"):
+        llm.session(name)
+
+
+def test_a_session_that_cannot_be_saved(llm, state, monkeypatch):
+    session = llm.session("book")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    output = session.generate(LONG[:10], max_new_tokens=2)
+    # The answer is not lost with it.
+    assert output.token_ids and any("No space left" in w for w in output.warnings)
+    with pytest.raises(StorageError, match="No space left"):
+        session.close()
+    assert_nothing_is_held(llm)
+    assert [p.name for p in state.iterdir() if not p.name.endswith(".lock")] == []
+    monkeypatch.undo()
+
+
+def test_a_state_folder_that_cannot_be(llm, tmp_path, state):
+    state.parent.write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="state"):
+        llm.session("book")
+
+
+# ---- looking on --------------------------------------------------------------------------------
+
+
+def test_messages_are_prepared_before_the_question_is_known(llm):
+    document = {"role": "user", "content": DOCUMENT}
+    asked = {"role": "user", "content": f"{DOCUMENT}\n\nwhat?"}
+    expected = llm.generate([asked], max_new_tokens=6)
+    with llm.session() as session:
+        session.prepare([document])
+        processed = session.num_processed
+        assert processed >= len(DOCUMENT) // CELL_TOKENS * CELL_TOKENS - CELL_TOKENS
+        output = session.generate([asked], max_new_tokens=6)
+        assert output.token_ids == expected.token_ids
+        assert output.usage["prompt_tokens_details"]["cached_tokens"] >= processed - CELL_TOKENS
+        assert output.usage["recomputed_tokens"] <= CELL_TOKENS
+
+
+def test_tiers_say_where_the_pages_are(llm):
+    with llm.session() as session:
+        assert all(tier["pages"] == tier["used_bytes"] == 0 for tier in session.tiers().values())
+        output = session.generate(LONG, max_new_tokens=2)
+        tiers = session.tiers()
+        assert sum(tier["pages"] for tier in tiers.values()) == output.kv["pages"] > 0
+        assert 0 < tiers["host"]["used_bytes"] <= tiers["host"]["peak_bytes"]
+        assert tiers["host"]["peak_bytes"] <= tiers["host"]["capacity_bytes"]

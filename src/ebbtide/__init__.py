@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.llm import LLM
     from .offload.output import Output, Piece, Progress
     from .offload.plan import Plan
+    from .offload.private_dir import state_dir
     from .offload.session import Session
     from .offload.spill_dir import default_spill_dir, volume_warnings
 
@@ -53,6 +54,7 @@ __all__ = [
     "measure_memory",
     "parse_size",
     "read_document",
+    "state_dir",
     "volume_warnings",
 ]
 
@@ -82,6 +84,7 @@ _HOMES = {
     "measure_memory": (".offload.bandwidth", "measure_memory"),
     "parse_size": (".offload.budget", "parse_size"),
     "read_document": (".offload.document", "read_document"),
+    "state_dir": (".offload.private_dir", "state_dir"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
 }
 
