@@ -15,7 +15,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 3
+INTERFACE = 4
 
 _missing = ""
 try:
@@ -77,6 +77,7 @@ def layout_numbers(layout: PageLayout) -> list[int]:
         layout.near_head_bytes,
         layout.near_record_bytes,
         layout.key_min_offset,
+        layout.value_mean_offset if layout.value_means else 0,
         layout.value_offset,
         layout.value_min_offset if not layout.is_full else 0,
         layout.far_head_bytes,

@@ -1,6 +1,7 @@
 """How one page of keys and values lies in bytes: sizes, offsets and what they cost.
 
-    near record   [page][head] [near code planes | key min fp16[d] | key scale fp16[d]]
+    near record   [page][head] [near code planes | key min fp16[d] | key scale fp16[d]
+                                | mean of the values fp16[d], if value_means]
     record        [page][head] [far block, padded to 64 bytes | near block, if not resident]
                   padded to 4096 bytes
 
@@ -47,6 +48,7 @@ class PageLayout:
     rotate       keys are multiplied by a Hadamard matrix before they are quantised
     near_resident  False: the near block lies in the record and near records are empty
     raw_dtype    what a full page's keys and values are stored as
+    value_means  each near block ends with the mean of the page's values; quantised pages only
     """
 
     kv_heads: int
@@ -60,6 +62,7 @@ class PageLayout:
     rotate: bool = False
     near_resident: bool = True
     raw_dtype: torch.dtype = torch.bfloat16
+    value_means: bool = False
 
     def __post_init__(self):
         if self.codec not in ("full", "quantised"):
@@ -74,6 +77,8 @@ class PageLayout:
         if self.codec == "full":
             if self.rotate:
                 raise ValueError("full pages hold keys as they are: rotate must be False")
+            if self.value_means:
+                raise ValueError("full pages have no means of values: value_means must be False")
             return
         if not (1 <= self.key_bits <= 8 and 1 <= self.value_bits <= 8):
             raise ValueError(
@@ -116,8 +121,13 @@ class PageLayout:
         return self.near_codes_bytes
 
     @property
-    def near_head_bytes(self) -> int:
+    def value_mean_offset(self) -> int:
+        """Where the mean of the values, fp16[d], starts in a near block; without one, its end."""
         return self.key_min_offset + 4 * self.head_dim
+
+    @property
+    def near_head_bytes(self) -> int:
+        return self.value_mean_offset + 2 * self.head_dim * self.value_means
 
     # --- far block of one page, one head ----------------------------------------------------------
 

@@ -46,8 +46,8 @@ def seal(
 
     Returns near (num_records, near_record_bytes) and records (num_records, record_bytes), both
     uint8; padding is zero. Raises ValueError for shapes that do not fit the layout,
-    FloatingPointError for keys or values that are not finite or beyond what the parameters' float16
-    can hold.
+    FloatingPointError for keys or values that are not finite or beyond what the float16 of the
+    parameters, or of the means of values, can hold.
     """
     _check_tokens(k, v, layout)
     k, v = k.to(torch.float32), v.to(torch.float32)
@@ -127,6 +127,20 @@ def key_box(near: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch
     return lo, lo + width
 
 
+def value_means(near: torch.Tensor, rows: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The mean value of every page, (kv_heads, num_pages, head_dim) float32.
+
+    near (num_frames, near_record_bytes) uint8; rows (num_records,) int64: the frames of the
+    records, in their order. The mean is that of the values as they are read back, rounded to
+    float16. Raises ValueError for a layout without means.
+    """
+    if not layout.value_means:
+        raise ValueError("this layout keeps no means of values: value_means must be True")
+    start = layout.value_mean_offset
+    blocks = _near_blocks(near, layout)[..., start : start + 2 * layout.head_dim][rows]
+    return blocks.view(torch.float16).flatten(0, 1).transpose(0, 1).to(torch.float32)
+
+
 # --- the reference --------------------------------------------------------------------------------
 # Blocks are viewed as (num_records, pages_per_record, kv_heads, bytes), tokens of one page and head
 # as (P, d).
@@ -149,6 +163,8 @@ def _seal_reference(k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tenso
             _bytes(value_lo),
             _bytes(value_scale),
         ]
+        if layout.value_means:
+            near_parts.append(_bytes(_mean(codec.decode(value_codes, value_lo, value_scale))))
     near_blocks = torch.cat(near_parts, -1)
     num_records = len(k)
     records = near_blocks.new_zeros((num_records, layout.record_bytes))
@@ -171,6 +187,19 @@ def _raw_parts(k, v, layout: PageLayout) -> tuple[list[torch.Tensor], torch.Tens
             raise FloatingPointError(f"{name} are not finite (NaN or infinity) in {raw.dtype}")
     parts = [_bytes(raw_k.flatten(-2)), _bytes(raw_v.flatten(-2))]
     return parts, raw_k.to(torch.float32)
+
+
+def _mean(v: torch.Tensor) -> torch.Tensor:
+    """The mean of v (..., P, d) over its tokens, added first to last, as float16 (..., 1, d)."""
+    total = torch.zeros_like(v[..., 0, :])
+    for t in range(v.shape[-2]):
+        total += v[..., t, :]
+    mean = (total * (1 / v.shape[-2])).to(torch.float16).unsqueeze(-2)
+    if not bool(torch.isfinite(mean).all()):
+        raise FloatingPointError(
+            f"means of values up to {float(total.abs().max() / v.shape[-2]):g} do not fit float16"
+        )
+    return mean
 
 
 def _unpack_reference(near, records, layout: PageLayout, out_k, out_v) -> None:

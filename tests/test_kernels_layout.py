@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -46,6 +48,15 @@ def test_sizes_of_a_known_layout():
     assert layout.bits_per_element == pytest.approx(8 * (20480 + 4096) / (2 * 128 * 2 * 64))
 
 
+def test_means_of_values_end_the_near_block():
+    layout = PageLayout(2, 64, 32, 4, key_bits=5, near_bits=1)
+    means = dataclasses.replace(layout, value_means=True)
+    assert means.value_mean_offset == layout.value_mean_offset == layout.near_head_bytes == 512
+    assert means.near_head_bytes == 512 + 128
+    assert means.near_record_bytes == 4 * 2 * 640
+    assert means.record_bytes == layout.record_bytes
+
+
 def test_sizes_of_a_full_layout():
     layout = PageLayout(1, 80, 16, codec="full", raw_dtype=torch.float32)
     assert layout.far_head_bytes == 2 * 16 * 80 * 4
@@ -84,6 +95,7 @@ def test_near_blocks_move_into_the_record_when_they_are_not_resident(head_dim, c
         {"near_bits": 2, "key_bits": 2},
         {"near_bits": -1},
         {"codec": "full", "rotate": True},
+        {"codec": "full", "value_means": True},
         {"raw_dtype": torch.int8},
     ],
 )

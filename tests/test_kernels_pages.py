@@ -37,6 +37,13 @@ LAYOUTS |= {
     if name in ("usual", "three heads", "tiny, near in record")
 }
 
+LAYOUTS |= {
+    f"{name}, value means": dataclasses.replace(layout, value_means=True)
+    for name, layout in list(LAYOUTS.items())
+    if name in ("usual", "tiny", "96", "256", "value bits 7", "usual, near in record")
+}
+WITH_MEANS = [n for n, x in LAYOUTS.items() if x.value_means and x.near_resident]
+
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request) -> PageLayout:
@@ -107,7 +114,7 @@ def test_all_implementations_write_and_read_the_same_bytes(layout, kernels, monk
     assert torch.equal(got_k, want_k) and torch.equal(got_v, want_v)
 
 
-@pytest.mark.parametrize("name", ["usual", "tiny", "112"])
+@pytest.mark.parametrize("name", ["usual", "tiny, value means", "112"])
 def test_all_implementations_agree_on_hard_numbers(name, kernels, monkeypatch):
     """Denormals, the ends of float16, constants, ties between two codes."""
     layout = LAYOUTS[name]
@@ -212,6 +219,31 @@ def test_rotation_keeps_scores_and_undoes_itself(dim):
     spike[0] = 1.0
     assert torch.equal(pages.rotate(spike)[:block], torch.full((block,), block**-0.5))
     assert torch.equal(pages.rotate(q)[7], pages.rotate(q[7]))
+
+
+@pytest.mark.parametrize("name", WITH_MEANS)
+def test_the_near_plane_holds_the_mean_of_each_pages_values(name, kernels):
+    layout = LAYOUTS[name]
+    near, records = pages.seal(*tokens_for(layout), layout)
+    v = read(near, records, layout)[1].double().unflatten(1, (-1, layout.page_tokens))
+    rows = torch.tensor([2, 0, 2])  # scattered frames, in an order of their own
+    means = pages.value_means(near, rows, layout)
+    want = v.mean(2).unflatten(1, (3, -1))[:, rows].flatten(1, 2)
+    # float16 keeps 11 bits of the mean, and the float32 sum 24 of its largest term.
+    slack = 2.0**-11 * want.abs() + 2.0**-24 * layout.page_tokens * float(v.abs().max())
+    assert means.dtype == torch.float32 and bool(((means - want).abs() <= slack).all())
+
+
+def test_means_of_values_need_a_place_and_a_range(kernels):
+    layout = LAYOUTS["usual, value means"]
+    k, v = tokens_for(layout)
+    near, _ = pages.seal(k, v, LAYOUTS["usual"])
+    with pytest.raises(ValueError, match="no means of values"):
+        pages.value_means(near, torch.arange(3), LAYOUTS["usual"])
+    v[:, :, 0], v[:, :, 1] = 0, 1e5  # each token's parameters fit
+    pages.seal(k, v, LAYOUTS["usual"])
+    with pytest.raises(FloatingPointError, match="means of values up to"):
+        pages.seal(k, v, layout)
 
 
 @pytest.mark.parametrize("which", ["keys", "values"])

@@ -1,4 +1,4 @@
-// float16 and bfloat16 as bits, and rounding to float16 in one direction. Included inside an anonymous namespace.
+// float16 and bfloat16 as bits, and rounding to float16, to the nearest or in one direction. Included inside an anonymous namespace.
 
 inline float bits_to_float(uint32_t bits) {
     float x;
@@ -45,4 +45,17 @@ inline uint16_t half_below(double x) {
 inline uint16_t half_above(double x) {
     uint16_t bits = half_below(-x);
     return bits ? (uint16_t)(bits ^ 0x8000) : bits;
+}
+
+// x rounded to the nearest float16, ties to even, as bits; infinite beyond float16's range. x is not NaN.
+inline uint16_t half_nearest(float x) {
+    uint32_t bits = float_to_bits(x);
+    const uint32_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7FFFFFFF;
+    if (bits < 0x38800000) {  // below 2**-14 float16 steps by 2**-24; a sum with 1.5 * 2**23 is rounded to a whole number
+        const float steps = bits_to_float(bits) * 0x1p24f + 12582912.0f;
+        return (uint16_t)(sign | (float_to_bits(steps) & 0x7FF));
+    }
+    bits += 0xFFF + (bits >> 13 & 1);
+    return (uint16_t)(sign | (bits < 0x47800000 ? (bits >> 13) - (112 << 10) : 0x7C00));
 }

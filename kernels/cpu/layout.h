@@ -12,12 +12,13 @@ struct Layout {
     int64_t key_bits, value_bits, near_bits;
     int64_t near_resident;
     int64_t near_head_bytes, near_record_bytes, key_min_offset;
+    int64_t value_mean_offset;  // 0 = near blocks hold no means of values
     int64_t value_offset, value_min_offset, far_head_bytes, head_stride_bytes, record_bytes;
 
     int64_t far_key_bits() const { return key_bits - near_bits; }
     int64_t blocks_per_record() const { return pages_per_record * kv_heads; }
 };
-constexpr int LAYOUT_NUMBERS = 17;
+constexpr int LAYOUT_NUMBERS = 18;
 static_assert(sizeof(Layout) == LAYOUT_NUMBERS * sizeof(int64_t), "every field is one number");
 
 // One page of one head: where its blocks and its tokens are.

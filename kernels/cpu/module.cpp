@@ -19,7 +19,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 3;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 4;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -54,7 +54,7 @@ void use_instruction_set(const std::string &name) {
 }
 
 Layout layout_of(const std::vector<int64_t> &numbers) {
-    if (numbers.size() != LAYOUT_NUMBERS) throw std::invalid_argument("a layout has 17 numbers");
+    if (numbers.size() != LAYOUT_NUMBERS) throw std::invalid_argument("this is not a layout");
     Layout layout;
     std::memcpy(&layout, numbers.data(), sizeof layout);
     if (layout.head_dim > MAX_HEAD_DIM || layout.page_tokens > MAX_PAGE_TOKENS)

@@ -144,7 +144,7 @@ inline uint8_t encode(float x, float lo, float divisor, float greatest_code) {
 bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_t *records, int64_t begin,
           int64_t end) {
     const int64_t dim = l.head_dim, tokens = l.page_tokens, stride = l.kv_heads * dim;
-    float least[MAX_DIM], greatest[MAX_DIM], lo[MAX_DIM], divisor[MAX_DIM];
+    float least[MAX_DIM], greatest[MAX_DIM], lo[MAX_DIM], divisor[MAX_DIM], read_back[MAX_DIM], total[MAX_DIM];
     uint8_t codes[MAX_DIM], near_codes[MAX_DIM];
     const float greatest_key = (float)((1 << l.key_bits) - 1), greatest_value = (float)((1 << l.value_bits) - 1);
     for (int64_t index = begin; index < end; ++index) {
@@ -181,6 +181,7 @@ bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_
                 write_plane(codes, dim, width, below, far + offset + t * dim * width / 8);
             });
         }
+        std::memset(total, 0, sizeof total);
         for (int64_t t = 0; t < tokens; ++t) {
             const float *row = values + t * stride;
             float low = row[0], high = row[0];
@@ -197,6 +198,17 @@ bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_
             for_planes(l.value_bits, tokens, dim, [&](int width, int below, int64_t offset) {
                 write_plane(codes, dim, width, below, far + l.value_offset + offset + t * dim * width / 8);
             });
+            if (!l.value_mean_offset) continue;
+            decode_token(codes, from, half_to_float(scale_bits), dim, read_back);
+            for (int64_t j = 0; j < dim; ++j) total[j] += read_back[j];
+        }
+        if (l.value_mean_offset) {
+            const float share = (float)(1.0 / (double)tokens);
+            for (int64_t j = 0; j < dim; ++j) {
+                const uint16_t bits = half_nearest(total[j] * share);
+                if ((bits & 0x7FFF) == 0x7C00) return false;
+                std::memcpy(head + l.value_mean_offset + 2 * j, &bits, 2);
+            }
         }
     }
     return true;
