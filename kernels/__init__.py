@@ -5,6 +5,7 @@
     pages            seal and unpack pages
     attention        attention partials, their merging and finishing
     paged_attention  decode attention over sealed pages, without unpacking them
+    score            every page's share of the softmax, from its near plane alone
     matmul           linear layers whose rows never depend on how many rows there are
     dispatch         which implementation serves: compiled (cpu/) or the torch reference
 
