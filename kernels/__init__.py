@@ -7,6 +7,7 @@
     paged_attention  decode attention over sealed pages, without unpacking them
     score            every page's share of the softmax, from its near plane alone
     matmul           linear layers whose rows never depend on how many rows there are
+    checks           shapes that do not fit, named
     dispatch         which implementation serves: compiled (cpu/) or the torch reference
 
 Knows torch and numpy, and nothing of models, tiers, files or options.

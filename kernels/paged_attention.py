@@ -2,7 +2,8 @@
 
 One kernel whatever the tier the pages came from. The reference unpacks and attends; the compiled
 kernel reads each page once, record by record, and joins the records in order, so that its bits
-depend neither on the number of threads nor on where pages lie.
+depend neither on the number of threads nor on where pages lie. `attend_pages` takes records that
+lie side by side; `attend_records` any records, each where it lies, one partial for each.
 
 Knows pages and queries, and neither spans, trees nor masks of several rows: every row sees the same
 tokens.
@@ -10,9 +11,11 @@ tokens.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from . import dispatch, pages
+from . import checks, dispatch, pages
 from .attention import UNSEEN, Partial, attend_scores, cap
 from .layout import PageLayout
 
@@ -35,18 +38,9 @@ def attend_pages(
     score_bias is added to the scores q.k: a key bias b_t that pages leave out is q.b_t there.
     Raises ValueError for shapes that do not fit.
     """
-    num_tokens = pages.check_records(near, records, layout)
-    kv_heads, num_rows, dim = q.shape
-    if (kv_heads, dim) != (layout.kv_heads, layout.head_dim) or q.dtype != torch.float32:
-        raise ValueError(
-            f"queries are {q.dtype} {tuple(q.shape)}; "
-            f"they must be float32 ({layout.kv_heads}, num_rows, {layout.head_dim})"
-        )
-    if score_bias is not None and score_bias.shape != (kv_heads, num_rows, num_tokens):
-        raise ValueError(
-            f"score_bias is {tuple(score_bias.shape)}; "
-            f"it must be {(kv_heads, num_rows, num_tokens)}"
-        )
+    num_tokens = checks.check_records(near, records, layout)
+    checks.check_queries(q, layout, score_bias, num_tokens)
+    kv_heads, num_rows, _ = q.shape
     start, stop = visible if visible is not None else (0, num_tokens)
     start, stop = max(0, start), min(num_tokens, stop)
     native = dispatch.compiled_for(q, near, records)
@@ -77,6 +71,83 @@ def attend_pages(
         torch.get_num_threads(),
     )
     return result
+
+
+class Source(NamedTuple):
+    """Some of the records of a list, and where they lie: record positions[i] is frames[rows[i]]."""
+
+    frames: torch.Tensor  # (num_frames, record_bytes) uint8: an arena, a buffer
+    rows: torch.Tensor  # (n,) int64
+    positions: torch.Tensor  # (n,) int64
+
+
+def attend_records(
+    q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32, scaled; rotated, if layout.rotate
+    near: torch.Tensor,  # (num_frames, near_record_bytes) uint8: an arena
+    near_rows: torch.Tensor,  # (num_records,) int64: the frames of the list's near records
+    sources: list[Source | tuple],  # together they hold every record of the list once
+    layout: PageLayout,
+    skip_first: int = 0,  # tokens of the list's first record that are passed over
+    softcap: float = 0.0,  # the bound of scores, bias included; 0 = none
+    score_bias: torch.Tensor | None = None,  # (kv_heads, num_rows, num_tokens) float32, or None
+) -> Partial:
+    """The partial of every query row over each record of a list, each record where it lies.
+
+    All parts have a leading dimension num_records: max and sum (num_records, kv_heads, num_rows),
+    out (num_records, kv_heads, num_rows, head_dim). A record's partial does not depend, to the bit,
+    on the other records, nor on where any of them lies. num_tokens counts the list's tokens, those
+    passed over included. Raises ValueError for shapes that do not fit.
+    """
+    num_records = len(near_rows)
+    checks.check_queries(q, layout, score_bias, num_records * layout.record_tokens)
+    kv_heads, num_rows, dim = q.shape
+    checks.check_rows("near", near, near_rows, layout.near_record_bytes)
+    for source in sources:
+        checks.check_rows("frames", source[0], source[1], layout.record_bytes)
+    found = sorted(at for _, _, positions in sources for at in positions.tolist())
+    if found != list(range(num_records)) or any(len(s[1]) != len(s[2]) for s in sources):
+        raise ValueError(
+            f"sources must hold each of the {num_records} records once; their positions are {found}"
+        )
+    result = Partial(
+        q.new_empty((num_records, kv_heads, num_rows)),
+        q.new_empty((num_records, kv_heads, num_rows)),
+        q.new_empty((num_records, kv_heads, num_rows, dim)),
+    )
+    near_rows = near_rows.tolist()
+    for frames, rows, positions in sources:
+        for row, at in zip(rows.tolist(), positions.tolist(), strict=True):
+            first = at * layout.record_tokens
+            bias = score_bias
+            if bias is not None:
+                bias = bias[..., first : first + layout.record_tokens]
+            partial = _reference(
+                q,
+                near[near_rows[at], None],
+                frames[row, None],
+                layout,
+                skip_first if at == 0 else 0,
+                layout.record_tokens,
+                bias,
+                softcap,
+            )
+            for part, one in zip(result, partial, strict=True):
+                part[at] = one
+    return result
+
+
+def merge_records(partial: Partial) -> Partial:
+    """Joins partials along their leading dimension, first to last."""
+    highest = partial.max.new_full(partial.max.shape[1:], UNSEEN)
+    for top in partial.max:
+        torch.maximum(highest, top, out=highest)
+    total = torch.zeros_like(highest)
+    out = partial.out.new_zeros(partial.out.shape[1:])
+    for top, part_sum, part_out in zip(*partial, strict=True):
+        share = torch.exp(top - highest)
+        total += part_sum * share
+        out += part_out * share.unsqueeze(-1)
+    return Partial(highest, total, out)
 
 
 def _reference(q, near, records, layout: PageLayout, start, stop, score_bias, softcap) -> Partial:

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from . import codec, dispatch
+from . import checks, codec, dispatch
 from .layout import PageLayout
 
 
@@ -49,7 +49,7 @@ def seal(
     FloatingPointError for keys or values that are not finite or beyond what the float16 of the
     parameters, or of the means of values, can hold.
     """
-    _check_tokens(k, v, layout)
+    checks.check_tokens(k, v, layout)
     k, v = k.to(torch.float32), v.to(torch.float32)
     if layout.rotate:
         k = rotate(k)
@@ -71,7 +71,7 @@ def unpack(
 
     The out tensors may be views; each head's tokens must be contiguous.
     """
-    num_tokens = check_records(near, records, layout)
+    num_tokens = checks.check_records(near, records, layout)
     shape = (layout.kv_heads, num_tokens, layout.head_dim)
     for name, out in (("out_k", out_k), ("out_v", out_v)):
         if out.shape != shape or out.dtype != torch.float32 or not out[0].is_contiguous():
@@ -275,7 +275,7 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(3).contiguous().view(torch.uint8)
 
 
-# --- the compiled kernels, and checks -------------------------------------------------------------
+# --- the compiled kernels -------------------------------------------------------------------------
 
 
 def _seal_compiled(native, k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,31 +294,3 @@ def _seal_compiled(native, k, v, layout: PageLayout) -> tuple[torch.Tensor, torc
     ):
         return _seal_reference(k, v, layout)  # which says what is wrong with the numbers
     return near, records
-
-
-def _check_tokens(k, v, layout: PageLayout) -> None:
-    heads = (layout.kv_heads, layout.head_dim)
-    if k.dim() != 3 or k.shape != v.shape or k.shape[1:] != heads:
-        raise ValueError(
-            f"keys are {tuple(k.shape)}, values {tuple(v.shape)}; "
-            f"both must be (num_tokens, {heads[0]}, {heads[1]})"
-        )
-    if len(k) % layout.record_tokens:
-        raise ValueError(
-            f"{len(k)} tokens are not whole records of {layout.record_tokens} tokens each"
-        )
-
-
-def check_records(near, records, layout: PageLayout) -> int:
-    """The number of tokens that the records hold. Raises ValueError where the layout differs."""
-    num_records = len(records)
-    for name, data, size in (
-        ("near", near, layout.near_record_bytes),
-        ("records", records, layout.record_bytes),
-    ):
-        if data.shape != (num_records, size) or data.dtype != torch.uint8:
-            raise ValueError(
-                f"{name} is {data.dtype} {tuple(data.shape)}; "
-                f"it must be uint8 {(num_records, size)}"
-            )
-    return num_records * layout.record_tokens

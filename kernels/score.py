@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import pages
+from . import checks, pages
 from .attention import cap
 from .layout import PageLayout
 
@@ -50,7 +50,10 @@ def score_pages(
     Raises ValueError for shapes that do not fit, and for pages without a resident near plane of
     codes.
     """
-    check_near(q, near, rows, layout, score_bias)
+    if layout.is_full or not layout.near_resident:
+        raise ValueError("only quantised pages whose near plane is resident can be scored")
+    checks.check_queries(q, layout, score_bias, len(rows) * layout.record_tokens)
+    checks.check_rows("near", near, rows, layout.near_record_bytes)
     kv_heads, num_rows, _ = q.shape
     num_pages = len(rows) * layout.pages_per_record
     log_mass = q.new_empty((kv_heads, num_rows, num_pages))
@@ -78,29 +81,3 @@ def _variance(q: torch.Tensor, near: torch.Tensor, layout: PageLayout) -> torch.
     lo, hi = pages.key_box(near, layout)  # (num_pages, kv_heads, head_dim)
     width = (hi - lo) * (2**layout.far_key_bits / (2**layout.box_bits - 1))
     return torch.bmm(q.square(), width.square().permute(1, 2, 0)) / 12
-
-
-def check_near(q, near, rows, layout: PageLayout, score_bias) -> None:
-    """Raises ValueError for what score_pages cannot work on."""
-    if layout.is_full or not layout.near_resident:
-        raise ValueError("only quantised pages whose near plane is resident can be scored")
-    kv_heads, num_rows, dim = q.shape
-    if (kv_heads, dim) != (layout.kv_heads, layout.head_dim) or q.dtype != torch.float32:
-        raise ValueError(
-            f"queries are {q.dtype} {tuple(q.shape)}; "
-            f"they must be float32 ({layout.kv_heads}, num_rows, {layout.head_dim})"
-        )
-    if near.dim() != 2 or near.shape[1] != layout.near_record_bytes or near.dtype != torch.uint8:
-        raise ValueError(
-            f"near is {near.dtype} {tuple(near.shape)}; "
-            f"it must be uint8 (num_frames, {layout.near_record_bytes})"
-        )
-    if rows.dim() != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"rows is {rows.dtype} {tuple(rows.shape)}; it must be int64 (n,)")
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(near):
-        raise ValueError(
-            f"rows are {int(rows.min())}..{int(rows.max())}; the arena has {len(near)} frames"
-        )
-    shape = (kv_heads, num_rows, len(rows) * layout.record_tokens)
-    if score_bias is not None and score_bias.shape != shape:
-        raise ValueError(f"score_bias is {tuple(score_bias.shape)}; it must be {shape}")

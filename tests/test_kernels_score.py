@@ -113,10 +113,10 @@ def test_what_has_no_near_codes_or_does_not_fit_is_refused():
         score_pages(q[:1], near, rows, layout)
     with pytest.raises(ValueError, match="near is"):
         score_pages(q, near[:, 1:], rows, layout)
-    with pytest.raises(ValueError, match="rows is"):
+    with pytest.raises(ValueError, match="rows of near are"):
         score_pages(q, near, rows.int(), layout)
     for bad in (-1, 6):
-        with pytest.raises(ValueError, match="the arena has 6 frames"):
+        with pytest.raises(ValueError, match="it has 6 frames"):
             score_pages(q, near, torch.tensor([0, bad]), layout)
     with pytest.raises(ValueError, match="score_bias is"):
         score_pages(q, near, rows, layout, 0.0, torch.zeros(2, 2, 7))

@@ -1,0 +1,62 @@
+"""What the tests of attention over sealed pages share: layouts, pages, queries and the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from ebbtide.kernels import pages
+from ebbtide.kernels.attention import finish
+from ebbtide.kernels.layout import PageLayout
+
+LAYOUTS = {
+    "usual": PageLayout(2, 64, 32, 4, key_bits=5, value_bits=4, near_bits=1),
+    "one head": PageLayout(1, 128, 64, 2, key_bits=6, value_bits=4, near_bits=2),
+    "80": PageLayout(3, 80, 16, 3, key_bits=4, value_bits=3, near_bits=1),
+    "tiny": PageLayout(1, 8, 16, 1, key_bits=3, value_bits=2, near_bits=1),
+    "256": PageLayout(1, 256, 256, 1, key_bits=8, value_bits=8, near_bits=0),
+    "pages of 20": PageLayout(2, 24, 20, 3, key_bits=7, value_bits=5, near_bits=4),
+    "pages of 10": PageLayout(2, 64, 10, 2, key_bits=7, value_bits=5, near_bits=4),
+    "full bf16": PageLayout(2, 64, 32, 2, codec="full"),
+    "full f16": PageLayout(3, 88, 16, 1, codec="full", raw_dtype=torch.float16),
+    "full f32": PageLayout(1, 112, 16, 2, codec="full", raw_dtype=torch.float32),
+}
+LAYOUTS["near in record"] = dataclasses.replace(LAYOUTS["usual"], near_resident=False)
+LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
+
+
+def sealed(layout: PageLayout, num_records: int = 4):
+    """(near, records, k, v): pages, and what they hold as (kv_heads, num_tokens, d)."""
+    generator = torch.Generator().manual_seed(layout.head_dim)
+    shape = (num_records * layout.record_tokens, layout.kv_heads, layout.head_dim)
+    k, v = torch.randn((2, *shape), generator=generator)
+    k[..., 3] += 5
+    near, records = pages.seal(k, v, layout)
+    k, v = torch.empty((2, shape[1], shape[0], shape[2]))
+    pages.unpack(near, records, layout, k, v)
+    return near, records, k, v
+
+
+def queries(layout: PageLayout, rows: int) -> torch.Tensor:
+    shape = (layout.kv_heads, rows, layout.head_dim)
+    q = torch.randn(shape, generator=torch.Generator().manual_seed(rows))
+    return q * (2 / math.sqrt(layout.head_dim))
+
+
+def check(p, q, k, v, visible, bias=None, softcap=0.0) -> None:
+    """As in test_kernels_attention.py: float32 rounding of scores, passed through exp."""
+    seen = slice(*visible)
+    scores = q.double() @ k[:, seen].double().transpose(1, 2)
+    if bias is not None:
+        scores += bias[..., seen].double()
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
+    tolerance = {"atol": 2e-5, "rtol": 2e-5}
+    want = scores.softmax(-1) @ v[:, seen].double()
+    torch.testing.assert_close(finish(p).double(), want, **tolerance)
+    # The parts too, since they are merged with those of other spans.
+    torch.testing.assert_close(p.max.double(), scores.amax(-1), **tolerance)
+    log_mass = p.max.double() + p.sum.double().log()
+    torch.testing.assert_close(log_mass, scores.logsumexp(-1), **tolerance)
