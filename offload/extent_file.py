@@ -43,10 +43,17 @@ class ExtentFile:
 
         Raises StorageError when they cannot be read or are not what was written.
         """
+        self._read(extent, 0, view)
+
+    def read_record(self, extent: Extent, index: int, view: memoryview) -> None:
+        """Fills a view of one record's size with record `index`. Raises as `read` does."""
+        self._read(extent, index, view)
+
+    def _read(self, extent: Extent, first: int, view: memoryview) -> None:
         if self._read_delay is not None:
             time.sleep(self._read_delay())
-        self._file.read_into(view, extent.base * self._record_bytes)
-        for record, crc in enumerate(crcs_of(view, self._record_bytes)):
+        self._file.read_into(view, (extent.base + first) * self._record_bytes)
+        for record, crc in enumerate(crcs_of(view, self._record_bytes), first):
             if crc != extent.crcs[record]:
                 raise StorageError(
                     f"layer {extent.layer}, span {extent.span}: record {record} came back from "

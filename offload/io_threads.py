@@ -1,11 +1,12 @@
 """The I/O threads, and the state that they share with the thread that calls.
 
 Reads that somebody waits for go first, then wishes, then writes; but writes go before wishes when
-their buffers have run out, since the caller may be waiting for one. Threads only fill free slots;
-they never drop one.
+their buffers have run out, since the caller may be waiting for one. Threads only fill free slots
+and frames that were given to them; they never drop one.
 
 The first failure is latched: what is queued is abandoned, and `check` raises it from then on.
-Knows slots and extents; what is wanted, and when a slot is dropped, is `transfer`'s.
+Knows slots, extents and records; what is wanted, and when a slot is dropped, is `transfer`'s, and
+`hot_records`' for single records.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..prefetch.queue import WishQueue
 from ..prefetch.stats import Stats
 from .errors import StorageError
 from .extent_file import ExtentFile
+from .hot_records import HotRecords, RecordRead
 from .page_table import Extent, Tier
 from .staging import Slot, Staging
 from .tier import MemoryTier
@@ -72,6 +74,9 @@ class IoThreads:
         self.staging = Staging(num_slots, stats)
         self.wishes = WishQueue()
         self.demands: deque[Slot] = deque()
+        self.hot: HotRecords | None = None  # sets itself, if there is one
+        self.record_demands: deque[RecordRead] = deque()
+        self.record_wishes: deque[RecordRead] = deque()
         self.writes: deque[Write] = deque()
         self.buffers = list(range(num_slots, num_slots + num_buffers))  # T1
         self.num_buffers = num_buffers
@@ -105,7 +110,7 @@ class IoThreads:
         """The first records of a slot or write buffer, (num_records, record_bytes) uint8."""
         return self._arena.records(buffer * self._records_per_span, num_records)
 
-    def perform(self, job: Slot | Write) -> None:
+    def perform(self, job: Slot | RecordRead | Write) -> None:
         """Hands a job to the threads; without any, does it now and raises what goes wrong."""
         if not self.threads:
             self._do(job)
@@ -113,6 +118,8 @@ class IoThreads:
             return
         if isinstance(job, Slot):
             self.demands.append(job)
+        elif isinstance(job, RecordRead):
+            self.record_demands.append(job)
         else:
             self.writes.append(job)
         self._work.notify()
@@ -147,6 +154,8 @@ class IoThreads:
             return
         self._file.close()
         self._arena.close()
+        if self.hot is not None:
+            self.hot.close()
 
     def _no_answer(self, seconds: float) -> str:
         return f"the disk of {self._file.directory} has not answered for {seconds:.0f} s"
@@ -156,6 +165,8 @@ class IoThreads:
         with self.lock:
             self.staging.check()
             assert self.threads or not (self.writes or self.demands or self.wishes), "T3"
+            if self.hot is not None:
+                self.hot.check()
             if self.failure is not None:
                 return  # what was queued then is nobody's any more
             queued = [job.buffer for job in self.writes]
@@ -175,24 +186,30 @@ class IoThreads:
                     self._work.wait()
             self._do(job)
 
-    def _do(self, job: Slot | Write) -> None:
+    def _do(self, job: Slot | RecordRead | Write) -> None:
         if isinstance(job, Slot):
             self._read(job)
+        elif isinstance(job, RecordRead):
+            self._read_record(job)
         else:
             self._write(job)
 
-    def _choose(self) -> Slot | Write | None:
+    def _choose(self) -> Slot | RecordRead | Write | None:
         """The next job, in the order that the head of this file gives; None: wait."""
         if self.failure is not None or self._is_stopping:
             return None
         if self.demands:
             return self.demands.popleft()
+        if self.record_demands:
+            return self.record_demands.popleft()
         if self.writes and not self.buffers:
             return self.writes.popleft()
         if self.staging.num_free:
             wish = self.wishes.take(lambda extent: extent not in self.unwritten)
             if wish is not None:
                 return self.staging.prepare_read(wish.key, wish.key.filled, wish)
+        if self.record_wishes:
+            return self.record_wishes.popleft()
         return self.writes.popleft() if self.writes else None
 
     def _read(self, slot: Slot) -> None:
@@ -208,6 +225,22 @@ class IoThreads:
             if failure is None:
                 self._stats.bytes_read[DISK] += slot.num_records * self._record_bytes
             self.staging.complete_read(slot, success=failure is None)
+            self._finish(failure)
+
+    def _read_record(self, job: RecordRead) -> None:
+        """Fills a frame of the hot records, unless that was cancelled meanwhile."""
+        assert self.hot is not None
+        with self.lock:
+            view = self.hot.begin(job)
+        if view is None:
+            return
+        failure = None
+        try:
+            self._file.read_record(job.extent, job.index, view)
+        except BaseException as error:
+            failure = error
+        with self.lock:
+            self.hot.complete(job, success=failure is None)
             self._finish(failure)
 
     def _write(self, job: Write) -> None:
@@ -245,6 +278,8 @@ class IoThreads:
         if self.failure is None:
             self.failure = error
         self.wishes.clear()
+        self.record_demands.clear()
+        self.record_wishes.clear()
         for slot in self.demands:
             self.staging.complete_read(slot, success=False)
         self.demands.clear()

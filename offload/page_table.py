@@ -73,12 +73,14 @@ class PageTable:
 
     P1: a layer with n records has ceil(n / records_per_span) extents: no empty entry, no gap.
     P2: tables never hand out frames; only `Extents` does, so that counts stay in one place.
+    P3: version grows with every change, so that what was derived from a table can be kept.
     """
 
     def __init__(self, num_layers: int, records_per_span: int, expected_spans: int | None = None):
         self.records_per_span = records_per_span
         self.expected_spans = expected_spans  # per layer, a hint to the policy; None: unknown
         self.is_open = True
+        self.version = 0  # P3
         self._extents: list[list[Extent]] = [[] for _ in range(num_layers)]  # P1
         self._num_records = [0] * num_layers
 
@@ -118,10 +120,12 @@ class PageTable:
         assert seen + num_records <= self.records_per_span
         extent.filled += num_records
         self._num_records[layer] += num_records
+        self.version += 1
 
     def replace(self, layer: int, span: int, extent: Extent) -> Extent:
         """Points an entry at another extent and returns the one it pointed at (copy-on-write)."""
         old, self._extents[layer][span] = self._extents[layer][span], extent
+        self.version += 1
         return old
 
     def fork(self) -> PageTable:
@@ -134,6 +138,7 @@ class PageTable:
     def truncate(self, num_records: int) -> list[Extent]:
         """Keeps the first `num_records` of every layer; returns the extents it let go of."""
         dropped = []
+        self.version += 1
         num_spans = -(-num_records // self.records_per_span)
         for layer, extents in enumerate(self._extents):
             dropped += extents[num_spans:]

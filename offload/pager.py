@@ -2,6 +2,7 @@
 
     write --policy--> a home for each new span, then its bytes
     fetch <---------- views of memory, or of a staging slot that was filled in the background
+    records <-------- some records of a layer, where they lie (`record_reader`)
 
 The far plane is written once and never moves; a fork shares it. Knows no attention, no model and no
 codec: records are rows of bytes. `page_table` says where they are, `policy` where new ones go,
@@ -21,11 +22,14 @@ from ..prefetch.stats import Stats
 from ..prefetch.walk import Walk
 from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
+from .eviction import Eviction, make_eviction
 from .extent_file import ExtentFile
+from .hot_records import HotRecords
 from .io_threads import IoThreads
 from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
+from .record_reader import RecordReader
 from .transfer import Transfers
 
 
@@ -35,8 +39,10 @@ class PageStore:
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
     frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
     to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
-    policy, predictor: a name or an object. copy_to_compute: copies records to the compute device
-    although it could read the host's memory; what CUDA always needs, for tests without one.
+    hot_records: frames of host memory for single records from disk, which `records` needs where
+    there is a disk tier; eviction: which of them go first. policy, predictor, eviction: a name or
+    an object. copy_to_compute: copies records to the compute device although it could read the
+    host's memory; what CUDA always needs, for tests without one.
 
     G1: bytes are written to an extent only while one table refers to it (`_writable`).
     G2: disk frames are not written to while a read or an earlier write of them is under way
@@ -58,6 +64,8 @@ class PageStore:
         *,
         staging_slots: int = 8,
         write_buffers: int = 2,
+        hot_records: int = 0,
+        eviction: Eviction | str = "least_recent",
         io_threads: int = 4,
         overlap: bool = True,
         policy: Policy | str = "interleave",
@@ -77,7 +85,7 @@ class PageStore:
         self._walk = Walk()
 
         self._extents = Extents(frames, records_per_span)
-        self._transfers = None
+        self._transfers = self._hot = None
         if self._extents.num_extents[Tier.DISK]:
             assert spill is not None, "disk frames need a scratch file"
             assert record_bytes % ALIGNMENT_BYTES == 0, "records go to disk without being padded"
@@ -93,6 +101,17 @@ class PageStore:
                 stall_limit_s=stall_limit_s,
             )
             self._transfers = Transfers(io, self.stats)
+            if hot_records:
+                self._hot = HotRecords(
+                    io,
+                    hot_records,
+                    self._extents.num_extents[Tier.DISK] * records_per_span,
+                    records_per_span,
+                    record_bytes,
+                    make_eviction(eviction, hot_records) if isinstance(eviction, str) else eviction,
+                    self.stats,
+                    self.compute_device,
+                )
 
         self._planes = Planes(
             self._extents.num_extents,
@@ -104,6 +123,8 @@ class PageStore:
             staging_slots if copy_to_compute or self.compute_device.type != "cpu" else 0,
             self.stats,
         )
+
+        self.records = RecordReader(self._planes, self._hot, self.stats, self.record_bytes)
 
     # ---- tables ------------------------------------------------------------------------------
 
@@ -135,6 +156,7 @@ class PageStore:
             return
         table.is_open = False
         self._tables.discard(table)
+        self.records.forget(table)
         self._walk.forget()
         for extent in table.truncate(0):
             self._release(extent)
@@ -206,7 +228,7 @@ class PageStore:
             if table.num_spans(layer) == span:
                 self._release(fresh)
         elif table.records_seen(layer, span) == start and table.extent(layer, span).refs == 1:
-            self._planes.forget(table.extent(layer, span))
+            self._forget(table.extent(layer, span))
             table.extent(layer, span).trim(start)
 
     def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
@@ -235,7 +257,7 @@ class PageStore:
         if extent.refs > 1:
             return self._copy_on_write(table, layer, span, start)
         if extent.filled > start:  # the table was truncated, or another one that saw more is gone
-            self._planes.forget(extent)
+            self._forget(extent)
             extent.trim(start)
         return extent
 
@@ -316,6 +338,8 @@ class PageStore:
             reserved[tier] += num_bytes
         if self._transfers is not None:
             reserved[Tier.HOST] += self._transfers.buffer_bytes
+        if self._hot is not None:
+            reserved[Tier.HOST] += self._hot.num_bytes
         return reserved
 
     def check_integrity(self, deep: bool = False) -> None:
@@ -326,10 +350,16 @@ class PageStore:
         if self._transfers is not None:
             self._transfers.check_integrity()
 
+    def _forget(self, extent: Extent) -> None:
+        """The extent's bytes will change: nothing of them may be under way, or be found."""
+        self._planes.forget(extent)
+        if self._hot is not None and extent.tier is Tier.DISK:
+            self._hot.forget(extent)
+
     def _release(self, extent: Extent) -> None:
         """One reference less; the last one frees the frames, once nothing of them is under way."""
         if extent.refs == 1:
-            self._planes.forget(extent)
+            self._forget(extent)
         self._extents.release(extent)
 
     def _check(self, table: PageTable) -> None:

@@ -52,7 +52,7 @@ class Planes:
     an extent's size on the compute device, for records that it cannot read where they are.
 
     L1: an extent's near plane lies at a place given by its tier and base, so the two planes are
-        never out of step (`_near_base`).
+        never out of step (`near_base`).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Planes:
             Tier.HOST: MemoryTier(host, record_bytes, "cpu", compute_device),
         }
         self._copies = MemoryTier(num_copies * records_per_span, record_bytes, compute_device)
-        self._must_copy = num_copies > 0
+        self.must_copy = num_copies > 0
         self._free_copies = list(range(num_copies))
 
     def put(self, extent: Extent, start: int, near: torch.Tensor, records: torch.Tensor) -> None:
@@ -87,7 +87,7 @@ class Planes:
         """
         count = len(records)
         if self._near_record_bytes:
-            copy_rows(self._near.records(self._near_base(extent) + start, count), near)
+            copy_rows(self._near.records(self.near_base(extent) + start, count), near)
             self._stats.near_bytes_written += near.numel()
         if extent.tier is Tier.DISK:
             self._traffic.write(extent, start, records)
@@ -105,18 +105,31 @@ class Planes:
         if extent.tier is not Tier.DISK:
             self._stats.resident += 1
             self._stats.bytes_read[extent.tier.value] += pages.records.numel()
-        if self._must_copy and extent.tier is not Tier.DEVICE:
+        if self.must_copy and extent.tier is not Tier.DEVICE:
             return self._copy(pages)
         return pages
 
     def get_in_place(self, extent: Extent, num_records: int) -> Pages:
         """The same, with the records where they are, or in a staging slot when they are on disk."""
-        near = self._near.records(self._near_base(extent), num_records)
+        near = self._near.records(self.near_base(extent), num_records)
         if extent.tier is not Tier.DISK:
             return Pages(near, self._arenas[extent.tier].records(extent.base, num_records))
         transfers = self._traffic
         slot = transfers.demand(extent, num_records)
         return Pages(near, transfers.rows(slot, num_records), lambda: transfers.release(slot))
+
+    @property
+    def near_frames(self) -> torch.Tensor:
+        """All near planes, (num_frames, near_record_bytes) uint8 on the compute device."""
+        return self._near.frames
+
+    def frames(self, tier: Tier) -> torch.Tensor:
+        """A memory tier's records, (num_frames, record_bytes) uint8."""
+        return self._arenas[tier].frames
+
+    def near_base(self, extent: Extent) -> int:
+        """The row of `near_frames` where an extent starts (L1)."""
+        return self._near_start[extent.tier] + extent.base
 
     def forget(self, extent: Extent) -> None:
         """The extent's bytes will change: waits until nothing of them is under way."""
@@ -139,7 +152,7 @@ class Planes:
         assert self._near.frames.shape[0] >= num_near == self._near_start[Tier.DISK], "L1"
         assert len(set(self._free_copies)) == len(self._free_copies)
         for extent in extents:
-            assert self._near_base(extent) + self._records_per_span <= len(self._near.frames), "L1"
+            assert self.near_base(extent) + self._records_per_span <= len(self._near.frames), "L1"
             arena = self._arenas.get(extent.tier)
             if deep and arena is not None and arena.device.type == "cpu":
                 crcs = crcs_of(arena.raw(extent.base, extent.filled), self._record_bytes)
@@ -149,9 +162,6 @@ class Planes:
     def _traffic(self) -> Transfers:
         assert self._transfers is not None, "an extent on disk without disk frames"
         return self._transfers
-
-    def _near_base(self, extent: Extent) -> int:
-        return self._near_start[extent.tier] + extent.base
 
     def _copy(self, pages: Pages) -> Pages:
         """The same records on the compute device; the slot they came from is free again.

@@ -15,14 +15,17 @@ class Stats:
 
     resident: fetches served from a memory tier. Fetches from disk are one of
     hits (ready when asked for), late (wished for, not there yet) or misses (never wished for).
-    wasted: extents read from disk that nobody used. Bytes are of records (far planes), per tier;
-    near planes, which are written to the compute device only, are counted apart.
+    foreseen: those hits that a wish had brought since the record was last used.
+    wasted: what was read from disk and nobody used. A fetch is of a span's records where every page
+    is attended, and of one record where some are selected. Bytes are of records (far planes), per
+    tier; near planes, which are written to the compute device only, are counted apart.
     """
 
     resident: int = 0
     hits: int = 0
     late: int = 0
     misses: int = 0
+    foreseen: int = 0
     wasted: int = 0
     stall_s: float = 0.0  # the caller waited for a read
     write_stall_s: float = 0.0  # the caller waited for a free write buffer

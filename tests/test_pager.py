@@ -56,6 +56,31 @@ def check(store, table, layer, tags) -> None:
             assert torch.equal(pages.near, near) and torch.equal(pages.records, records)
 
 
+def fetched(store, table, layer, records) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Near planes and records of a selection, in its order, and that it came in that order."""
+    parts = []
+    for selected in store.records.fetch(table, layer, records):
+        with selected:
+            got = torch.zeros(len(selected.near_rows), RECORD, dtype=torch.uint8)
+            places = torch.cat([source.positions for source in selected.sources])
+            assert sorted(places.tolist()) == list(range(len(got))), "each record once"
+            for frames, rows, positions in selected.sources:
+                got[positions] = frames[rows]
+            parts.append((selected.near[selected.near_rows], got))
+    return parts
+
+
+def check_records(store, table, layer, tags, records) -> None:
+    """The selected records hold their tags."""
+    parts = fetched(store, table, layer, records)
+    near, whole = rows([tags[record] for record in records])
+    if records:
+        assert torch.equal(torch.cat([part[0] for part in parts]), near)
+        assert torch.equal(torch.cat([part[1] for part in parts]), whole)
+    else:
+        assert not parts
+
+
 def io_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("ebbtide-io-")]
 
@@ -99,6 +124,12 @@ THREADS = {
     "one thread": dict(io_threads=1, staging_slots=2, write_buffers=1),
     "four threads": dict(io_threads=4, staging_slots=8),
 }
+# Frames for single records: fewer than a selection asks for, and more.
+HOT = {
+    name: {**options, "hot_records": n}
+    for (name, options), n in zip(THREADS.items(), (2, 3, 12), strict=True)
+}
+hot_threads = pytest.mark.parametrize("options", HOT.values(), ids=HOT)
 mixes = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 threads = pytest.mark.parametrize("options", THREADS.values(), ids=THREADS)
 
@@ -374,6 +405,20 @@ class StoreMachine(RuleBasedStateMachine):
         table = self.any_table(pick)
         check(self.store, table, layer, self.model[table][layer])
 
+    @has_tables
+    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), records=st.lists(st.integers(-2, 4 * S)))
+    def prefetch_records(self, pick, layer, records):
+        self.store.records.prefetch(self.any_table(pick), layer, records)
+
+    @has_tables
+    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), records=st.sets(st.integers(0, 4 * S)))
+    def fetch_records(self, pick, layer, records):
+        table = self.any_table(pick)
+        tags = self.model[table][layer]
+        there = sorted(record for record in records if record < len(tags))
+        self.store.records.is_ready(table, layer, there)
+        check_records(self.store, table, layer, tags, there)
+
     @invariant()
     def is_sound(self):
         self.store.check_integrity(deep=True)
@@ -390,7 +435,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @mixes
-@threads
+@hot_threads
 def test_any_order_of_calls(mix, options, tmp_path):
     class Machine(StoreMachine):
         count = 0

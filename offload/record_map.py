@@ -1,0 +1,61 @@
+"""Where every record of one layer lies, as arrays: so that choosing some of them takes no loop.
+
+Made from a page table and kept until the table changes. Knows frame numbers, no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .page_table import Extent, PageTable, Tier
+
+TIERS = tuple(Tier)
+
+
+@dataclass(frozen=True)
+class RecordMap:
+    """The first num_records records of a layer, in order.
+
+    near_rows: int64 tensor, each record's row of the near planes' arena, on the compute device.
+    tier: int8, index into TIERS; frame: int64, row of that tier's arena, or of the scratch file.
+    """
+
+    version: int
+    near_rows: torch.Tensor
+    tier: np.ndarray
+    frame: np.ndarray
+    extents: list[Extent]
+    records_per_span: int
+
+    def extent_of(self, record: int) -> Extent:
+        return self.extents[record // self.records_per_span]
+
+
+def make_record_map(
+    table: PageTable, layer: int, near_base: Callable[[Extent], int], device: torch.device
+) -> RecordMap:
+    """The map of all records that the layer has now. near_base: the near arena's first row of an
+    extent."""
+    count, per_span = table.num_records(layer), table.records_per_span
+    extents = [table.extent(layer, span) for span in range(table.num_spans(layer))]
+    within = np.arange(per_span)
+
+    def spread(firsts: list[int]) -> np.ndarray:
+        if not firsts:
+            return np.empty(0, dtype=np.int64)
+        return (np.array(firsts)[:, None] + within).reshape(-1)[:count]
+
+    near = torch.from_numpy(spread([near_base(extent) for extent in extents])).to(device)
+    tiers = np.array([TIERS.index(extent.tier) for extent in extents], dtype=np.int8)
+    return RecordMap(
+        table.version,
+        near,
+        np.repeat(tiers, per_span)[:count],
+        spread([extent.base for extent in extents]),
+        extents,
+        per_span,
+    )

@@ -1,0 +1,112 @@
+"""Some records of a layer, wherever they lie: what attention over a selection is given.
+
+    near_plane   what a selection is made from: always there, on the compute device
+    prefetch     wishes for records that the next selection is expected to hold
+    fetch        the selection, attended in place: views of memory, or of the hot records' frames
+
+Knows tables and records, and no codec. The owner of the tables is `pager`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ..prefetch.stats import Stats
+from .hot_records import HotRecords
+from .page_table import PageTable, Tier
+from .planes import Planes
+from .record_map import TIERS, RecordMap, make_record_map
+from .selected import Selected, Source
+
+_ON_DISK = TIERS.index(Tier.DISK)
+
+
+class RecordReader:
+    """Reads by record number; a layer's records are numbered from 0. hot: None without a disk
+    tier, or where nobody selects."""
+
+    def __init__(self, planes: Planes, hot: HotRecords | None, stats: Stats, record_bytes: int):
+        self._planes, self._hot, self._stats = planes, hot, stats
+        self._record_bytes = record_bytes
+        self._maps: dict[tuple[PageTable, int], RecordMap] = {}
+
+    def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which
+        rows of them, (num_records,) int64, are the layer's records, in order."""
+        return self._planes.near_frames, self._map(table, layer).near_rows
+
+    def prefetch(self, table: PageTable, layer: int, records: Sequence[int]) -> None:
+        """Wishes for records, most urgent first, in place of earlier ones for the layer.
+
+        What is in memory, or not there at all, is passed over. Never blocks.
+        """
+        if self._hot is None:
+            return
+        where = self._map(table, layer)
+        wanted = np.asarray(records, dtype=np.int64)
+        wanted = wanted[(wanted >= 0) & (wanted < len(where.tier))]
+        wanted = wanted[where.tier[wanted] == _ON_DISK]
+        wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]  # each once, in order
+        extents = [where.extent_of(record) for record in wanted.tolist()]
+        self._hot.wish(where.frame[wanted], extents, (table, layer))
+
+    def is_ready(self, table: PageTable, layer: int, records: Sequence[int]) -> np.ndarray:
+        """Which of the records (bool) could be fetched now without waiting."""
+        where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
+        is_ready = where.tier[wanted] != _ON_DISK
+        if self._hot is not None:
+            on_disk = np.flatnonzero(~is_ready)
+            is_ready[on_disk] = self._hot.ready(where.frame[wanted[on_disk]])
+        return is_ready
+
+    def fetch(self, table: PageTable, layer: int, records: Sequence[int]) -> Iterator[Selected]:
+        """The records (ascending, each once), a batch at a time: as many as the hot records hold.
+
+        Each batch is for a `with` block, before the next is asked for. Blocks until it is there.
+        Raises StorageError when records cannot be read or are damaged.
+        """
+        where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
+        on_disk = where.tier[wanted] == _ON_DISK
+        assert not on_disk.any() or self._hot is not None, "no frames for records from disk"
+        most = self._hot.most_demanded if self._hot is not None else 1
+        # A batch ends where it would hold more records from disk than it may.
+        batch_of = np.maximum(np.cumsum(on_disk) - 1, 0) // most
+        for batch in np.unique(batch_of):
+            yield self._select(where, wanted[batch_of == batch], (table, layer))
+
+    def forget(self, table: PageTable) -> None:
+        """The table is closed."""
+        self._maps = {key: kept for key, kept in self._maps.items() if key[0] is not table}
+
+    def _select(self, where: RecordMap, records: np.ndarray, group) -> Selected:
+        planes, sources, release = self._planes, [], None
+        device = planes.near_frames.device
+        for index in np.unique(where.tier[records]).tolist():
+            tier, places = TIERS[index], np.flatnonzero(where.tier[records] == index)
+            rows = where.frame[records[places]]
+            if tier is Tier.DISK:
+                extents = [where.extent_of(record) for record in records[places].tolist()]
+                rows = self._hot.demand(rows, extents, group)
+                release, frames = self._hot.release, self._hot.frames
+            else:
+                self._stats.resident += len(places)
+                self._stats.bytes_read[tier.value] += len(places) * self._record_bytes
+                frames = planes.frames(tier)
+            rows = torch.from_numpy(rows)
+            if tier is not Tier.DEVICE and planes.must_copy:  # one copy for all of them
+                frames = frames.index_select(0, rows).to(device)
+                rows = torch.arange(len(places))
+            sources.append(Source(frames, rows, torch.from_numpy(places)))
+        near_rows = where.near_rows[torch.from_numpy(records).to(device)]
+        return Selected(planes.near_frames, near_rows, sources, release)
+
+    def _map(self, table: PageTable, layer: int) -> RecordMap:
+        found = self._maps.get((table, layer))
+        if found is None or found.version != table.version:
+            device = self._planes.near_frames.device
+            found = make_record_map(table, layer, self._planes.near_base, device)
+            self._maps[table, layer] = found
+        return found

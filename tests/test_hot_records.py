@@ -1,0 +1,140 @@
+"""Single records from disk: wishes that come in time, wishes that were wrong, and who has to go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_pager import DISK, RECORD, Gated, S, check_records, opened, until, write
+
+from ebbtide.offload.errors import InputError, StorageError
+from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent
+
+NUM_RECORDS = 8 * S
+TAGS = list(range(100, 100 + NUM_RECORDS))
+
+
+def filled(store, num_layers=2):
+    table = store.open_table()
+    for layer in range(num_layers):
+        write(store, table, layer, TAGS)
+    store.flush()
+    return table
+
+
+def test_what_was_wished_for_is_there_without_waiting(tmp_path):
+    with opened(tmp_path, hot_records=12) as store:
+        table = filled(store)
+        store.records.prefetch(table, 0, [3, 9, 4])
+        until(lambda: store.records.is_ready(table, 0, [3, 4, 9]).all(), "wishes are read")
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [3, 4, 9])
+        spent = store.stats - before
+        assert (spent.hits, spent.foreseen, spent.late, spent.misses) == (3, 3, 0, 0)
+        assert spent.bytes_read["disk"] == 0
+        check_records(store, table, 0, TAGS, [3, 4, 9])  # again: they are still there
+        spent = store.stats - before
+        assert (spent.hits, spent.foreseen, spent.misses) == (6, 3, 0)
+
+
+def test_only_what_is_selected_is_read(tmp_path):
+    with opened(tmp_path, hot_records=12) as store:
+        table = filled(store)
+        before = store.stats.snapshot()
+        check_records(store, table, 1, TAGS, [0, 7, 20])
+        assert (store.stats - before).bytes_read["disk"] == 3 * RECORD
+
+
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_a_selection_larger_than_the_cache_comes_in_batches(tmp_path, eviction):
+    with opened(tmp_path, disk=10, host=6, hot_records=4, eviction=eviction) as store:
+        table = filled(store)
+        for _ in range(2):
+            check_records(store, table, 0, TAGS, list(range(NUM_RECORDS)))
+        store.check_integrity()
+
+
+def test_wrong_wishes_are_cancelled_when_their_layer_has_its_turn(tmp_path):
+    with opened(tmp_path, file=Gated, hot_records=12, io_threads=1) as store:
+        table = filled(store)
+        store.file.reads.clear()
+        store.file.may_read.clear()
+        store.records.prefetch(table, 0, [0, 5, 6, 7])
+        until(lambda: store.file.reads, "the first wish is being read")
+        store.file.may_read.set()
+        check_records(store, table, 0, TAGS, [1])
+        # The first was under way, and nobody needed it; the rest was never read, save what the
+        # thread began before the demand came.
+        assert len(store.file.reads) <= 5
+        before = store.stats.bytes_read["disk"]
+        check_records(store, table, 0, TAGS, [1])
+        assert store.stats.bytes_read["disk"] == before
+        store.check_integrity()
+
+
+def test_a_wish_that_is_under_way_is_late_and_not_read_twice(tmp_path):
+    with opened(tmp_path, file=Gated, hot_records=12, io_threads=1) as store:
+        table = filled(store)
+        store.file.reads.clear()
+        store.file.may_read.clear()
+        store.records.prefetch(table, 0, [4])
+        until(lambda: store.file.reads, "the wish is being read")
+        store.file.may_read.set()
+        check_records(store, table, 0, TAGS, [4])
+        assert len(store.file.reads) == 1
+        assert store.stats.late + store.stats.hits == 1 and store.stats.misses == 0
+
+
+def test_waste_is_counted(tmp_path):
+    with opened(tmp_path, hot_records=4) as store:
+        table = filled(store)
+        store.records.prefetch(table, 0, [1, 2])
+        until(lambda: store.records.is_ready(table, 0, [1, 2]).all(), "wishes are read")
+        for record in range(5, 12):  # enough to push both out
+            check_records(store, table, 0, TAGS, [record])
+        assert store.stats.wasted == 2
+
+
+def test_a_failing_disk_is_an_error_and_no_wrong_record(tmp_path):
+    with opened(tmp_path, hot_records=4) as store:
+        table = filled(store)
+        extent = table.extent(0, 1)
+        extent.crcs[1] ^= 1
+        with pytest.raises(StorageError, match="layer 0, span 1: record 1"):
+            check_records(store, table, 0, TAGS, [0, S + 1])
+        with pytest.raises(StorageError):  # the failure stays
+            check_records(store, table, 0, TAGS, [2])
+
+
+def test_an_unknown_eviction_names_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match="least_frequent, least_recent"):
+        with opened(tmp_path, hot_records=4, eviction="newest"):
+            pass
+
+
+def test_least_recent_and_least_frequent_order():
+    recent, frequent = LeastRecent(4), LeastFrequent(4)
+    for eviction in (recent, frequent):
+        for frame in range(4):
+            eviction.admit(frame)
+        for used in ([0], [0], [0], [1], [2], [3]):
+            eviction.use(np.array(used))
+    frames = np.arange(4)
+    assert recent.order(frames).tolist() == [0, 1, 2, 3]
+    assert frequent.order(frames).tolist()[-1] == 0, "used most"
+    assert frequent.order(frames).tolist()[0] == 1, "of those used once, the longest ago"
+
+
+def test_hot_frames_are_reserved(tmp_path):
+    with opened(tmp_path, hot_records=5) as with_hot:
+        reserved = with_hot.reserved_bytes()
+    with opened(tmp_path) as without:
+        assert sum(reserved.values()) - sum(without.reserved_bytes().values()) == 5 * RECORD
+        assert reserved[DISK] == without.reserved_bytes()[DISK]
+
+
+def test_torch_indexing_of_nothing_selected(tmp_path):
+    with opened(tmp_path, hot_records=4) as store:
+        table = filled(store)
+        assert list(store.records.fetch(table, 0, [])) == []
+        assert store.records.near_plane(table, 0)[1].dtype == torch.int64
