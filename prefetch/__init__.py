@@ -1,10 +1,15 @@
 """What is wanted, and when: predictions, wishes and their measures. Does no I/O and owns no memory.
 
-source      the protocol through which wishes reach whoever owns the pages
+source      the protocols: where wishes reach whoever owns the pages, predictors, selectors
 queue       the queue of wishes: ordered, without duplicates, dropped when their time has passed
 in_order    predictor: every span, first to last
 history     predictor: what the layer used last time, in that order
-registry    predictors by name
+registry    predictors and selectors by name
+evidence    what a query step knows about a layer's pages before any is read
+top_p       selector: the fewest records that keep what any head gets wrong within epsilon
+everything  selector: all records; window: the newest; random: any
+quest       selector: by box bounds; freekv: by last step's; infinigen: by a rehearsed query
+budget      the best records of a budget, for selectors that have one
 walk        which pass is under way, and what it used
 stats       hits, late, misses, waste, stall, bytes per tier
 """

@@ -1,4 +1,4 @@
-"""The two protocols of this folder: where wishes go, and what a predictor is.
+"""The protocols of this folder: where wishes go, what a predictor is, what a selector is.
 
 Knows neither tiers nor tables: a table is an opaque handle that the source gave out itself.
 """
@@ -6,7 +6,12 @@ Knows neither tiers nor tables: a table is an opaque handle that the source gave
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from .evidence import Evidence
 
 
 @runtime_checkable
@@ -35,4 +40,17 @@ class Predictor(Protocol):
 
     def record(self, layer: int, spans: Sequence[int]) -> None:
         """Tells what the layer really used, in the order of use, once per pass."""
+        ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Says which records a layer attends in full, from what is known before any is read."""
+
+    def select(self, evidence: Evidence) -> torch.Tensor:
+        """Record numbers, ascending, each once: (num_selected,) int64 where the evidence lies.
+
+        A pure function of the evidence: what is resident or on its way never enters. Ties go to the
+        lowest number; records that are not there for the choice are never taken.
+        """
         ...
