@@ -70,6 +70,11 @@ class QuantisedWeight:
         codes, scales = self.codes.to(device), self.scales.to(device)
         return QuantisedWeight(self.bits, self.in_features, codes, scales)
 
+    def part(self, start: int, stop: int) -> QuantisedWeight:
+        """Rows start..stop as a weight of their own, which shares its memory with this one."""
+        codes, scales = self.codes[start:stop], self.scales[start:stop]
+        return QuantisedWeight(self.bits, self.in_features, codes, scales)
+
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop, decoded: (stop - start, in_features) float32."""
         codes, scales = self.codes[start:stop], self.scales[start:stop]

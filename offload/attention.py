@@ -17,7 +17,7 @@ from ..kernels.attention import Partial, attend, finish, merge
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import attend_pages
 from ..kernels.pages import rotate, unpack
-from .rope import Rope, apply_rope
+from .rope import Rope
 from .sequence import Sequence
 
 
@@ -69,7 +69,7 @@ class TieredAttention:
         cell_tokens,
         span_tokens,
         store,
-        rope: Rope,
+        ropes: list[Rope],
         device,
         softcap: float = 0.0,
     ):
@@ -78,7 +78,7 @@ class TieredAttention:
         self.cell_tokens = cell_tokens
         self.span_tokens = span_tokens
         self.store = store
-        self.rope = rope
+        self.ropes = ropes  # one for each layer
         shape = (2, layout.kv_heads, span_tokens, layout.head_dim)
         self._span_tile = torch.empty(shape, device=device)
         raw_tokens = layout.page_tokens + 2 * cell_tokens
@@ -130,7 +130,7 @@ class TieredAttention:
                     query, q = queries[0], rotated[0]
                     if window is not None:
                         first = max(first, query.position - window + 1 - base)
-                    bias = self._score_bias(query, base, tokens, key_bias)
+                    bias = self._score_bias(layer, query, base, tokens, key_bias)
                     query.tree.push(
                         attend_pages(
                             q,
@@ -145,7 +145,7 @@ class TieredAttention:
                     continue
                 unpack(pages.near, pages.records, self.layout, k, v)
             if key_bias is not None:
-                k += self._bias_of(base, tokens, key_bias)
+                k += self._bias_of(layer, base, tokens, key_bias)
             for query, q, spans in zip(queries, rotated, wanted, strict=True):
                 last = min(tokens, self._sealed_tokens(query) - base)
                 if span not in spans or last <= first:
@@ -153,20 +153,20 @@ class TieredAttention:
                 mask = self._window_mask(query, window, base + first, last - first)
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
 
-    def _bias_of(self, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
+    def _bias_of(self, layer: int, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,
         head_dim).
         """
-        cos, sin = self.rope.angles(base, tokens)
-        bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin).transpose(0, 1)
+        bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base).transpose(0, 1)
         return rotate(bias) if self.layout.rotate else bias
 
-    def _score_bias(self, query: Query, base: int, tokens: int, key_bias: torch.Tensor | None):
+    def _score_bias(
+        self, layer: int, query: Query, base: int, tokens: int, key_bias: torch.Tensor | None
+    ):
         """What the key bias adds to scores: (kv_heads, groups, tokens), or None without one."""
         if key_bias is None:
             return None
-        cos, sin = self.rope.angles(base, tokens)
-        bias = apply_rope(key_bias[None].expand(tokens, -1, -1), cos, sin)
+        bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base)
         return torch.bmm(query.q, bias.permute(1, 2, 0))
 
     def _window_mask(self, query: Query, window: int | None, base: int, count: int):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from .config_fields import load_json
 from .errors import BadCheckpoint, StorageError
-from .model_config import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
@@ -47,7 +47,7 @@ class Checkpoint:
         self._files: dict[Path, int] = {}
         found: dict[str, TensorRef] = {}
         for path in _shards(folder):
-            found.update(_read_header(path))
+            found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
         missing = [name for name in shapes if name not in found]
         if missing:
             raise BadCheckpoint(
@@ -108,6 +108,22 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+# How files that hold a language model among other parts begin its tensors' names.
+_TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+
+
+def _text_name(name: str) -> str:
+    """A tensor's name in a file that holds the language model alone."""
+    for prefix, plain in _TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name[len(prefix) :]
+    return name
 
 
 def _open(path: Path) -> int:

@@ -1,9 +1,7 @@
-"""The transformer's arithmetic for one layer: norms, projections, RoPE, the gated MLP. One decoder
-for all families.
+"""The transformer's arithmetic for one layer: norms, projections, RoPE, and what joins the
+residual. One decoder for all families: whatever sets one apart is a field of ModelConfig.
 
-Works on the rows of one cell (prefill) or on a single row (decode), in float32. A cell is always
-handled as a whole buffer of cell_tokens rows, of which only the tiles that hold asked-for rows are
-multiplied, so a row's bits depend on its place in the cell and on nothing else. Knows no pages and
+Works on the rows of one cell (prefill) or on a single row (decode), in float32. Knows no pages and
 no tiers.
 """
 
@@ -11,61 +9,47 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels.matmul import ROW_TILE, linear
+from ..kernels.attention import cap
+from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
-from .rope import Rope, apply_rope
+from .rope import layer_ropes
+from .rowwise import rms_norm, tiled
 from .weights import LayerTensors
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension (1910.07467)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-
-
-def tiled(x: torch.Tensor, rows: slice, weight, bias=None) -> torch.Tensor:
-    """`linear` on the tiles of x (n, in) that hold `rows`; other rows of the result are zero."""
-    if x.shape[0] == 1:
-        return linear(x, weight, bias)
-    first = rows.start // ROW_TILE * ROW_TILE
-    last = -(-rows.stop // ROW_TILE) * ROW_TILE
-    if first == 0 and last == x.shape[0]:
-        return linear(x, weight, bias)
-    out = x.new_zeros(x.shape[0], weight.shape[0])
-    out[first:last] = linear(x[first:last], weight, bias)
-    return out
-
-
 class Decoder:
-    """Layer arithmetic of one model. `rows` says which rows of a cell are asked for."""
+    """Layer arithmetic of one model. `rows` says which rows of a cell are asked for.
+
+    config: its RoPE scalings are fixed. ropes: one for each layer.
+    """
 
     def __init__(self, config: ModelConfig, device: torch.device):
         self.config = config
-        self.rope = Rope(config.rope, config.head_dim, device)
-        self.scale = config.head_dim**-0.5
+        self.ropes = layer_ropes(config.ropes, config.head_dim, device)
+        scale = config.attention_scale
+        self.scale = config.head_dim**-0.5 if scale is None else scale
 
-    def project(self, w: LayerTensors, x: torch.Tensor, rows: slice, position: int):
-        """Queries, keys and values of residual rows x (n, hidden_size), the first of which is at
-        `position`.
+    def queries(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
+    ) -> torch.Tensor:
+        """A layer's queries from its residual input x (n, hidden_size), the first row of which is
+        at `position`: (kv_heads, groups * n, head_dim), scaled, row = group * n + i.
 
-        Returns q (kv_heads, groups * n, head_dim), scaled, row = group * n + i; k and v (n,
-        kv_heads, head_dim).
+        `w`: the layer's tensors; of them only the norm's and the query's are read.
         """
-        c, n = self.config, x.shape[0]
-        h = rms_norm(x, w["input_layernorm.weight"], c.norm_eps)
+        return self._queries(layer, w, self._attention_input(w, x), rows, position)
 
-        def heads(name: str, count: int) -> torch.Tensor:
-            out = tiled(h, rows, w[f"self_attn.{name}.weight"], w.get(f"self_attn.{name}.bias"))
-            return out.view(n, count, c.head_dim)
-
-        q, k = heads("q_proj", c.num_heads), heads("k_proj", c.num_kv_heads)
-        v = heads("v_proj", c.num_kv_heads)
-        if c.qk_norm:
-            q = rms_norm(q, w["self_attn.q_norm.weight"], c.norm_eps)
-            k = rms_norm(k, w["self_attn.k_norm.weight"], c.norm_eps)
-        cos, sin = self.rope.angles(position, n)
-        q, k = apply_rope(q, cos, sin) * self.scale, apply_rope(k, cos, sin)
-        q = q.view(n, c.num_kv_heads, c.groups, c.head_dim).permute(1, 2, 0, 3)
-        return q.reshape(c.num_kv_heads, c.groups * n, c.head_dim), k, v
+    def project(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, as `queries` gives them, and keys and values, each (n, kv_heads, head_dim), of
+        residual rows x (n, hidden_size), the first of which is at `position`.
+        """
+        h = self._attention_input(w, x)
+        q = self._queries(layer, w, h, rows, position)
+        k = self._heads(w, h, rows, "k")
+        v = self._heads(w, h, rows, "v")
+        return q, self.ropes[layer].turn(k, position), v
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
@@ -76,12 +60,60 @@ class Decoder:
             return None
         return bias.view(self.config.num_kv_heads, self.config.head_dim)
 
-    def mix(self, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice):
+    def mix(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
         """Residual rows after the layer: x plus the attention's output, then plus the MLP's."""
+        c = self.config
         o = tiled(attended, rows, w["self_attn.o_proj.weight"], w.get("self_attn.o_proj.bias"))
-        x = x + o
-        h = rms_norm(x, w["post_attention_layernorm.weight"], self.config.norm_eps)
-        gate = tiled(h, rows, w["mlp.gate_proj.weight"], w.get("mlp.gate_proj.bias"))
-        up = tiled(h, rows, w["mlp.up_proj.weight"], w.get("mlp.up_proj.bias"))
-        inner = torch.nn.functional.silu(gate).mul_(up)
-        return x + tiled(inner, rows, w["mlp.down_proj.weight"], w.get("mlp.down_proj.bias"))
+        x = self._add(x, self._norm(w, c.norms.after_attention, o))
+        h, experts = self._norm(w, c.norms.before_mlp, x), c.experts_of(layer)
+        if experts is None:
+            out = dense_mlp(w, h, rows, c.activation)
+        else:
+            out = routed_mlp(w, h, rows, c.activation, experts)
+        return self._add(x, self._norm(w, c.norms.after_mlp, out))
+
+    def head_input(self, residual: torch.Tensor, final_norm: torch.Tensor) -> torch.Tensor:
+        """Residual rows after the last layer, as the output head takes them."""
+        return rms_norm(residual, final_norm + self.config.norm_offset, self.config.norm_eps)
+
+    def head_output(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the output head gives to logits, in place."""
+        if self.config.logits_divisor != 1:
+            logits.div_(self.config.logits_divisor)
+        return cap(logits, self.config.logits_softcap)
+
+    def _attention_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+        return self._norm(w, self.config.norms.before_attention, x)
+
+    def _norm(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
+        """x normed by the tensor of that name; x itself where the layer has no norm there."""
+        if name is None:
+            return x
+        weight = w[f"{name}.weight"]
+        return rms_norm(x, weight + self.config.norm_offset, self.config.norm_eps)
+
+    def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        multiplier = self.config.residual_multiplier
+        return x + y if multiplier == 1 else x + y * multiplier
+
+    def _heads(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
+        """Queries (which = "q"), keys ("k") or values ("v") before RoPE: (n, heads, head_dim)."""
+        name, how = f"self_attn.{which}_proj", self.config.qk_norm if which != "v" else ""
+        out = tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        if how == "all":
+            out = self._norm(w, f"self_attn.{which}_norm", out)
+        out = out.view(h.shape[0], -1, self.config.head_dim)
+        return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
+
+    def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int) -> torch.Tensor:
+        c, n = self.config, h.shape[0]
+        q = self.ropes[layer].turn(self._heads(w, h, rows, "q"), position) * self.scale
+        if c.query_growth is not None:
+            beta, every = c.query_growth
+            positions = torch.arange(position, position + n, device=q.device)
+            growth = 1 + beta * torch.log(1 + torch.floor(positions / every))
+            q = q * growth[:, None, None]
+        q = q.view(n, c.num_kv_heads, c.groups, c.head_dim).permute(1, 2, 0, 3)
+        return q.reshape(c.num_kv_heads, c.groups * n, c.head_dim)

@@ -18,12 +18,11 @@ import torch
 
 from ..kernels.pages import seal
 from .attention import Query, TieredAttention
-from .decoder import Decoder, rms_norm
+from .decoder import Decoder
 from .errors import ModelError
 from .geometry import Geometry
 from .model_config import ModelConfig
 from .pager import PageStore
-from .rope import apply_rope
 from .sequence import RawPages, Sequence
 from .weights import LayerTensors, WeightStore
 
@@ -66,7 +65,7 @@ class Engine:
             geometry.cell_tokens,
             geometry.span_tokens,
             store,
-            self.decoder.rope,
+            self.decoder.ropes,
             device,
             config.attention_softcap,
         )
@@ -167,22 +166,22 @@ class Engine:
         sequence.will_write(cell)
         for layer in range(self.config.num_layers):
             w = self.weights.layer(layer)
-            q, k, v = self.decoder.project(w, x, rows, position)
+            q, k, v = self.decoder.project(layer, w, x, rows, position)
             bias = self._page_bias(w)
             if row == 0:
                 self._seal(sequence, layer, cell - 2, bias)
             sequence.raw.write(layer, cell, row, k, v)
             query = Query(q, 1, position, cell)
             attended = self._attend(sequence, layer, [query], bias)
-            x = self.decoder.mix(w, x, attended[0], rows)
+            x = self.decoder.mix(layer, w, x, attended[0], rows)
         sequence.length += 1
         return x
 
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """Residual rows (rows, hidden_size) after the last layer -> (rows, vocab_size) float32."""
-        hidden = rms_norm(residual, self.weights.final_norm, self.config.norm_eps)
-        return self.weights.logits(hidden)
+        hidden = self.decoder.head_input(residual, self.weights.final_norm)
+        return self.decoder.head_output(self.weights.logits(hidden))
 
     def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
         cells, sweep, start = self.geometry.cell_tokens, [], sequence.length
@@ -206,7 +205,7 @@ class Engine:
         queries = []
         for part in sweep:
             position = part.cell * self.geometry.cell_tokens
-            q, k, v = self.decoder.project(w, part.x, part.rows, position)
+            q, k, v = self.decoder.project(layer, w, part.x, part.rows, position)
             self._seal(sequence, layer, part.cell - 2, bias)
             new = part.rows
             sequence.raw.write(layer, part.cell, new.start, k[new], v[new])
@@ -217,7 +216,7 @@ class Engine:
             sweep, queries = sweep[-1:], queries[-1:]
         outs = self._attend(sequence, layer, queries, bias)
         for part, attended in zip(sweep, outs, strict=True):
-            part.x = self.decoder.mix(w, part.x, attended, part.rows)
+            part.x = self.decoder.mix(layer, w, part.x, attended, part.rows)
 
     def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
         window = self._window(layer)
@@ -251,8 +250,8 @@ class Engine:
         k, v = (part.transpose(0, 1) for part in sequence.raw.cell(layer, cell))
         if bias is not None:
             cells = self.geometry.cell_tokens
-            cos, sin = self.decoder.rope.angles(cell * cells, cells)
-            k = k.float() - apply_rope(bias[None].expand(cells, -1, -1), cos, sin)
+            rope, bias = self.decoder.ropes[layer], bias[None].expand(cells, -1, -1)
+            k = k.float() - rope.turn(bias, cell * cells)
         try:
             near, records = seal(k, v, self.geometry.layout)
         except FloatingPointError as error:

@@ -1,74 +1,445 @@
 """The architectures that the decoder runs: what sets each apart from plain Llama.
 
-One function per family, from config.json to ModelConfig fields; one entry in FAMILIES. Everything
+One entry in FAMILIES for each, and a function from config.json to ModelConfig fields. Everything
 the decoder can do is a field of ModelConfig, so a family that only mixes known features needs
-nothing else. Names of tensors follow Hugging Face (skeleton.py).
+nothing else. Names of tensors follow Hugging Face (skeleton.py). docs/models.md is made from these
+entries.
 """
 
 from __future__ import annotations
 
-from .errors import BadCheckpoint
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .config_fields import MOST_POSITIONS, Fields
+from .errors import BadCheckpoint, UnsupportedModel
+from .model_config import Experts, Norms
+from .rope_config import read_rope
 
 
-def llama(raw: dict, get, num_layers: int) -> dict:
-    """Llama 2, 3, 3.1, 3.2 and everything converted to its layout."""
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    title: what people call it; features: what sets it apart, for docs/models.md. fields(get,
+    head_dim): ModelConfig fields, `ropes` always among them. defaults: what config.json means where
+    it leaves a field out. text_config: whether the text model is a part of the configuration.
+    """
+
+    title: str
+    features: str
+    fields: Callable[[Fields, int], dict]
+    defaults: dict = field(default_factory=dict)
+    text_config: bool = False
+
+
+def llama(get: Fields, head_dim: int) -> dict:
     bias = get.flag("attention_bias", False)
     return {
+        "ropes": (read_rope(get, head_dim),) * get.num_layers,
         "qkv_bias": bias,
         "output_bias": bias,
         "mlp_bias": get.flag("mlp_bias", False),
-        "windows": (None,) * num_layers,
     }
 
 
-def mistral(raw: dict, get, num_layers: int) -> dict:
-    """Mistral 7B and Nemo. A config.json that leaves sliding_window out means 4096; null means
-    none.
-    """
-    window = (
-        get.number("sliding_window", 4096, high=1 << 31)
-        if raw.get("sliding_window", 4096)
-        else None
+def mistral(get: Fields, head_dim: int) -> dict:
+    return {
+        "ropes": (read_rope(get, head_dim),) * get.num_layers,
+        "windows": get.windows(lambda layer: True),
+    }
+
+
+def ministral3(get: Fields, head_dim: int) -> dict:
+    """Queries grow with their position, as in Llama 4."""
+    rope = read_rope(get, head_dim)
+    beta, original = (
+        rope.parameters.get(name)
+        for name in ("llama_4_scaling_beta", "original_max_position_embeddings")
     )
-    return {"windows": (window,) * num_layers}
+    if beta is None:
+        return mistral(get, head_dim)
+    nested = Fields({"beta": beta, "original": original}, get.path)
+    beta = nested.number("beta", kind=float, low=0.0, high=100.0)
+    original = nested.number("original", high=MOST_POSITIONS)
+    return {**mistral(get, head_dim), "query_growth": (beta, original)}
 
 
-def qwen2(raw: dict, get, num_layers: int) -> dict:
-    """Qwen2 and Qwen2.5: biases on q, k, v; windows only from layer `max_window_layers` on, when
-    switched on.
-    """
-    return {"qkv_bias": True, "windows": _qwen_windows(raw, get, num_layers)}
+def qwen2(get: Fields, head_dim: int) -> dict:
+    return {
+        "ropes": (read_rope(get, head_dim),) * get.num_layers,
+        "qkv_bias": True,
+        "windows": _qwen_windows(get),
+    }
 
 
-def qwen3(raw: dict, get, num_layers: int) -> dict:
-    """Qwen3 (dense): a norm on every query and key head."""
+def qwen3(get: Fields, head_dim: int) -> dict:
+    bias = get.flag("attention_bias", False)
+    return {**qwen2(get, head_dim), "qkv_bias": bias, "output_bias": bias, "qk_norm": "head"}
+
+
+def _qwen_windows(get: Fields) -> tuple[int | None, ...]:
+    """Windows only when switched on, and then from layer `max_window_layers` on."""
+    if not get.flag("use_sliding_window", False):
+        return (None,) * get.num_layers
+    first = get.number("max_window_layers", 28, low=0)
+    return get.windows(lambda layer: layer >= first)
+
+
+def qwen3_moe(get: Fields, head_dim: int) -> dict:
+    experts = Experts(
+        _num_experts(get, 128),
+        get.number("num_experts_per_tok", 8),
+        get.number("moe_intermediate_size", 768),
+        get.flag("norm_topk_prob", False),
+    )
+    step, dense = get.number("decoder_sparse_step", 1), get.raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
+    routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
+    return {
+        **qwen3(get, head_dim),
+        "experts": tuple(_checked(get, experts) if here else None for here in routed),
+        # Unlike the dense models', its windows are every layer's.
+        "windows": get.windows(lambda layer: get.flag("use_sliding_window", False)),
+    }
+
+
+def _num_experts(get: Fields, default: int) -> int:
+    """num_experts; transformers 5 writes num_local_experts for it."""
+    return get.number("num_experts", get.number("num_local_experts", default))
+
+
+def mixtral(get: Fields, head_dim: int) -> dict:
+    block = "block_sparse_moe"
+    experts = Experts(
+        get.number("num_local_experts", 8),
+        get.number("num_experts_per_tok", 2),
+        get.number("intermediate_size"),
+        router=f"{block}.gate",
+        gate=f"{block}.experts.{{}}.w1",
+        up=f"{block}.experts.{{}}.w3",
+        down=f"{block}.experts.{{}}.w2",
+    )
+    return {
+        "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
+        "windows": get.windows(lambda layer: True, default=None),
+        "experts": (_checked(get, experts),) * get.num_layers,
+    }
+
+
+def _checked(get: Fields, experts: Experts) -> Experts:
+    if experts.chosen > experts.count or experts.count > 1024:
+        raise BadCheckpoint(
+            f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen."
+        )
+    return experts
+
+
+def phi3(get: Fields, head_dim: int) -> dict:
+    rope = read_rope(get, head_dim, share=1.0)
+    return {
+        "ropes": (rope,) * get.num_layers,
+        "fused_qkv": True,
+        "fused_gate_up": True,
+        "windows": get.windows(lambda layer: True, default=None),
+    }
+
+
+def gemma(get: Fields, head_dim: int) -> dict:
+    if get.flag("use_bidirectional_attention", False):
+        raise UnsupportedModel(
+            f"{get.path}: this model reads in both directions, as embedding models do, and writes "
+            "no text."
+        )
     bias = get.flag("attention_bias", False)
     return {
+        "ropes": (read_rope(get, head_dim, layers="full_attention"),) * get.num_layers,
         "qkv_bias": bias,
         "output_bias": bias,
-        "qk_norm": True,
-        "windows": _qwen_windows(raw, get, num_layers),
+        "activation": "gelu_tanh",  # whatever the file says: early ones said gelu
+        "norm_offset": 1.0,
+        "embedding_multiplier": get.number("hidden_size") ** 0.5,
     }
 
 
-def _qwen_windows(raw: dict, get, num_layers: int) -> tuple[int | None, ...]:
-    if not get.flag("use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
-        return (None,) * num_layers
-    window = get.number("sliding_window", 4096, high=1 << 31)
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        first = get.number("max_window_layers", 28, low=0)
-        return tuple(window if i >= first else None for i in range(num_layers))
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise BadCheckpoint(
-            f"{get.path}: layer_types must name {num_layers} layers, got {kinds!r}."
-        )
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def gemma2(get: Fields, head_dim: int) -> dict:
+    return {
+        **gemma(get, head_dim),
+        "norms": Norms(
+            after_attention="post_attention_layernorm",
+            before_mlp="pre_feedforward_layernorm",
+            after_mlp="post_feedforward_layernorm",
+        ),
+        "attention_scale": get.positive("query_pre_attn_scalar", 256) ** -0.5,
+        "attention_softcap": _softcap(get, "attn_logit_softcapping", 50.0),
+        "logits_softcap": _softcap(get, "final_logit_softcapping", 30.0),
+        "windows": get.windows(lambda layer: layer % 2 == 0),
+    }
 
 
-FAMILIES = {
-    "LlamaForCausalLM": llama,
-    "MistralForCausalLM": mistral,
-    "Qwen2ForCausalLM": qwen2,
-    "Qwen3ForCausalLM": qwen3,
+def _softcap(get: Fields, name: str, default: float) -> float:
+    return 0.0 if get.raw.get(name, default) is None else get.positive(name, default)
+
+
+def gemma3(get: Fields, head_dim: int) -> dict:
+    every = get.number("sliding_window_pattern", 6)
+
+    def is_local(layer: int) -> bool:
+        return (layer + 1) % every != 0
+
+    theta = get.raw.get("rope_local_base_freq")
+    return {
+        **gemma2(get, head_dim),
+        "attention_softcap": 0.0,
+        "qk_norm": "head",
+        "ropes": _two_ropes(get, head_dim, is_local, 1e4 if theta is None else theta, 1e6),
+        "windows": get.windows(is_local),
+    }
+
+
+def _two_ropes(get: Fields, head_dim: int, is_local, local_theta, theta: float) -> tuple:
+    """Layers with a window turn by an embedding of their own, which is never scaled."""
+    everywhere = read_rope(get, head_dim, layers="full_attention", theta=theta)
+    given = get.raw.get("rope_parameters")
+    if isinstance(given, dict) and isinstance(given.get("sliding_attention"), dict):
+        local = read_rope(get, head_dim, layers="sliding_attention", theta=local_theta)
+    else:
+        local = read_rope(Fields({"rope_theta": local_theta}, get.path), head_dim)
+    return tuple(local if slides else everywhere for slides in get.slides(is_local))
+
+
+def smollm3(get: Fields, head_dim: int) -> dict:
+    fields = llama(get, head_dim)
+    turns = get.per_layer("no_rope_layers")  # whether a layer turns: 1 or 0
+    if turns is None:
+        interval = get.number("no_rope_layer_interval", 4)
+        turns = [(layer + 1) % interval != 0 for layer in range(get.num_layers)]
+    if get.flag("use_sliding_window", False):
+        fields["windows"] = get.windows(lambda layer: not turns[layer], default=None)
+    ropes = [rope if turn else None for rope, turn in zip(fields["ropes"], turns, strict=True)]
+    return {**fields, "ropes": tuple(ropes)}
+
+
+def olmo2(get: Fields, head_dim: int) -> dict:
+    bias = get.flag("attention_bias", False)
+    return {
+        "ropes": (read_rope(get, head_dim),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "all",
+        "norms": Norms(
+            before_attention=None,
+            after_attention="post_attention_layernorm",
+            before_mlp=None,
+            after_mlp="post_feedforward_layernorm",
+        ),
+    }
+
+
+def olmo3(get: Fields, head_dim: int) -> dict:
+    def is_local(layer: int) -> bool:
+        return (layer + 1) % 4 != 0
+
+    theta = get.raw.get("rope_theta") or 5e5
+    plain = Fields({**get.raw, "rope_parameters": None, "rope_scaling": None}, get.path)
+    return {
+        **olmo2(plain, head_dim),
+        "ropes": _two_ropes(get, head_dim, is_local, theta, theta),
+        "windows": get.windows(is_local),
+    }
+
+
+def olmoe(get: Fields, head_dim: int) -> dict:
+    if get.raw.get("clip_qkv") is not None:
+        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
+    experts = Experts(
+        _num_experts(get, 64),
+        get.number("num_experts_per_tok", 8),
+        get.number("intermediate_size"),
+        get.flag("norm_topk_prob", False),
+    )
+    return {
+        **olmo2(get, head_dim),
+        "norms": Norms(),
+        "experts": (_checked(get, experts),) * get.num_layers,
+    }
+
+
+def exaone4(get: Fields, head_dim: int) -> dict:
+    pattern = get.raw.get("sliding_window_pattern")
+    if not isinstance(pattern, str):  # a number, or letters such as LLLG
+        pattern = "L" * (get.number("sliding_window_pattern", 4, low=0, high=4096) - 1) + "G"
+    rope = read_rope(get, head_dim)
+    windows = get.windows(lambda layer: bool(pattern) and pattern[layer % len(pattern)] == "L")
+    mixed = get.raw.get("sliding_window", 4096) is not None
+    return {
+        **olmo2(get, head_dim),
+        "qk_norm": "head",
+        # Where some layers have windows, those without one have no positions either.
+        "ropes": tuple(None if mixed and window is None else rope for window in windows),
+        "windows": windows,
+    }
+
+
+def granite(get: Fields, head_dim: int) -> dict:
+    return {
+        **llama(get, head_dim),
+        "attention_scale": get.positive("attention_multiplier", 1.0),
+        "embedding_multiplier": get.positive("embedding_multiplier", 1.0),
+        "residual_multiplier": get.positive("residual_multiplier", 1.0),
+        "logits_divisor": get.positive("logits_scaling", 1.0),
+    }
+
+
+def glm(get: Fields, head_dim: int) -> dict:
+    rope = read_rope(get, head_dim, share=0.5, interleaved=True)
+    return {
+        "ropes": (rope,) * get.num_layers,
+        "qkv_bias": get.flag("attention_bias", True),
+        "fused_gate_up": True,
+    }
+
+
+def glm4(get: Fields, head_dim: int) -> dict:
+    norms = Norms(after_attention="post_self_attn_layernorm", after_mlp="post_mlp_layernorm")
+    return {**glm(get, head_dim), "norms": norms}
+
+
+def seed_oss(get: Fields, head_dim: int) -> dict:
+    return {
+        **llama(get, head_dim),
+        "qkv_bias": get.flag("attention_bias", True),
+        "output_bias": get.flag("attention_out_bias", False),
+    }
+
+
+_GEMMA = {"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}
+_GEMMA3 = {
+    **_GEMMA,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
+    # The larger models' files say of the text part what differs from these.
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+_OLMO = {"rms_norm_eps": 1e-5}
+_GLM = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "max_position_embeddings": 131072}
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family(
+        "Llama 2, 3, 3.1, 3.2; SmolLM2; whatever is converted to the layout",
+        "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them",
+        llama,
+    ),
+    "MistralForCausalLM": Family("Mistral 7B, Nemo", "a sliding window in every layer", mistral),
+    "MinistralForCausalLM": Family("Ministral 8B", "sliding windows in some layers", mistral),
+    "Ministral3ForCausalLM": Family(
+        "Ministral 3 (text)",
+        "yarn; queries that grow with their position",
+        ministral3,
+        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
+    ),
+    "Mistral3ForConditionalGeneration": Family(
+        "Mistral Small 3.1, 3.2, Ministral 3 (the text part)",
+        "as Mistral and Ministral 3; the vision part is not loaded",
+        ministral3,
+        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
+        text_config=True,
+    ),
+    "MixtralForCausalLM": Family(
+        "Mixtral", "routed experts", mixtral, {"rms_norm_eps": 1e-5, "num_key_value_heads": 8}
+    ),
+    "Qwen2ForCausalLM": Family(
+        "Qwen2, Qwen2.5", "biases on queries, keys and values; windows from a layer on", qwen2
+    ),
+    "Qwen3ForCausalLM": Family("Qwen3 (dense)", "a norm on every query and key head", qwen3),
+    "Qwen3MoeForCausalLM": Family(
+        "Qwen3 MoE", "Qwen3 with routed experts, beside dense layers", qwen3_moe
+    ),
+    "Phi3ForCausalLM": Family(
+        "Phi-3 mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini",
+        "fused projections; RoPE on a part of each head; longrope",
+        phi3,
+        {"rms_norm_eps": 1e-5},
+    ),
+    "GemmaForCausalLM": Family("Gemma 1", "norms of 1 + w; scaled embeddings; GELU", gemma, _GEMMA),
+    "Gemma2ForCausalLM": Family(
+        "Gemma 2",
+        "soft-caps of scores and logits; norms before and after; every other layer local",
+        gemma2,
+        _GEMMA,
+    ),
+    "Gemma3ForCausalLM": Family(
+        "Gemma 3 270M, 1B",
+        "norms on query and key heads; local and global layers with a RoPE each",
+        gemma3,
+        _GEMMA3,
+    ),
+    "Gemma3ForConditionalGeneration": Family(
+        "Gemma 3 4B, 12B, 27B (the text part)",
+        "as Gemma 3; the vision part is not loaded",
+        gemma3,
+        _GEMMA3,
+        text_config=True,
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "SmolLM3",
+        "every fourth layer without positions; yarn",
+        smollm3,
+        {"tie_word_embeddings": True, "rope_theta": 2e6},
+    ),
+    "Olmo2ForCausalLM": Family(
+        "OLMo 2", "norms after attention and MLP; one norm over all query heads", olmo2, _OLMO
+    ),
+    "Olmo3ForCausalLM": Family(
+        "OLMo 3", "OLMo 2 with windows; yarn in the global layers alone", olmo3, _OLMO
+    ),
+    "OlmoeForCausalLM": Family(
+        "OLMoE", "routed experts; one norm over all query heads", olmoe, _OLMO
+    ),
+    "GraniteForCausalLM": Family(
+        "Granite 3.x", "multipliers of embeddings, scores, residuals and logits", granite
+    ),
+    "GlmForCausalLM": Family(
+        "GLM-4-9B (hf)",
+        "interleaved RoPE on half of each head; fused gate and up; biases",
+        glm,
+        _GLM,
+    ),
+    "Glm4ForCausalLM": Family(
+        "GLM-4-0414 9B, 32B", "as GLM, with norms after attention and MLP", glm4, _GLM
+    ),
+    "Exaone4ForCausalLM": Family(
+        "EXAONE 4.0",
+        "norms after attention and MLP; local layers turn, global ones have no positions",
+        exaone4,
+        {"rms_norm_eps": 1e-5},
+    ),
+    "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
+}
+
+_DELTA = "Gated DeltaNet layers"
+# Architectures that keep a state besides keys and values, and in what.
+HYBRIDS = {
+    "Qwen3NextForCausalLM": _DELTA,
+    "Qwen3_5ForCausalLM": _DELTA,
+    "Qwen3_5ForConditionalGeneration": _DELTA,
+    "Qwen3_5MoeForCausalLM": _DELTA,
+    "Qwen3_5MoeForConditionalGeneration": _DELTA,
+    "OlmoHybridForCausalLM": _DELTA,
+    "KimiLinearForCausalLM": "Kimi Delta Attention layers",
+    "GraniteMoeHybridForCausalLM": "Mamba-2 layers",
+    "FalconH1ForCausalLM": "Mamba-2 layers",
+    "BambaForCausalLM": "Mamba-2 layers",
+    "NemotronHForCausalLM": "Mamba-2 layers",
+    "JambaForCausalLM": "Mamba layers",
+    "Lfm2ForCausalLM": "short convolutions",
+    "Lfm2MoeForCausalLM": "short convolutions",
+    "RecurrentGemmaForCausalLM": "recurrent layers",
+    "MiniMaxForCausalLM": "lightning attention layers",
 }

@@ -39,19 +39,35 @@ class Facts:
         return self._item("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     @cached_property
-    def layer_sizes(self) -> list[int]:
-        """Bytes of every layer's tensors as they are kept, smallest first."""
-        sizes = [0] * self.config.num_layers
+    def _layers(self) -> list[tuple[int, int]]:
+        """(bytes kept, bytes multiplied for one token) of every layer, smallest first."""
+        sizes = [[0, 0] for _ in range(self.config.num_layers)]
         for name, shape in self.shapes.items():
             layer = layer_of(name)
             if layer is not None:
-                sizes[layer] += stored_bytes(shape, self._item(name), self.weight_bits)
-        return sorted(sizes)
+                size = stored_bytes(name, shape, self._item(name), self.weight_bits)
+                sizes[layer][0] += size
+                experts = self.config.experts_of(layer)
+                if experts is not None and ".experts." in name:
+                    size = size * experts.chosen // experts.count
+                sizes[layer][1] += size
+        return sorted((kept, multiplied) for kept, multiplied in sizes)
+
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """Bytes of every layer's tensors as they are kept, smallest first."""
+        return [kept for kept, _ in self._layers]
+
+    def multiplied_bytes(self, num_layers: int) -> int:
+        """Bytes of the `num_layers` smallest layers that one token is multiplied with: of experts,
+        those that a router chooses.
+        """
+        return sum(multiplied for _, multiplied in self._layers[:num_layers])
 
     def head_bytes(self) -> int:
         shape = (self.config.vocab_size, self.config.hidden_size)
         bits = None if self.weight_bits is None else 8
-        return stored_bytes(shape, self._head_item, bits)
+        return stored_bytes("lm_head.weight", shape, self._head_item, bits)
 
     def head_block_bytes(self) -> int:
         rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
@@ -74,12 +90,16 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     longest = max(geometry.span_tokens, raw_tokens)
     merges = 2 + max(1, (config.max_positions // geometry.span_tokens).bit_length())
     per_cell = config.hidden_size + heads * (2 + merges)
+    # Routed rows are gathered, multiplied and put back beside the residual's.
+    experts = [e for e in config.experts if e is not None]
+    inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
+    gathered = max((3 * config.hidden_size + 4 * e.count for e in experts), default=0)
     once = (
-        cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * config.intermediate_size)
+        cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * inner + gathered)
         + cell * longest * 2
         + 2 * kv * (geometry.span_tokens + raw_tokens)
         + _ATTENTION_SCRATCH_ROWS * longest
-        + 256 * max(config.hidden_size, config.intermediate_size)
+        + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size
     )
     return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES

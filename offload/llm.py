@@ -189,7 +189,9 @@ class LLM:
             raise InputError("the prompt is empty; there is nothing to answer")
         context = self._context_for(len(ids), config)
         check_room(len(ids) + 1, context, self.config.max_positions)
-        session = self.open_session(context, sequences=1)
+        is_known = self._context is not None or config.max_new_tokens is not None
+        reach = context if is_known else self.config.max_positions
+        session = self.open_session(context, sequences=1, reach=reach)
         try:
             session.append(ids, process=False)
             return Stream(session, config, closes_session=True)
@@ -207,11 +209,12 @@ class LLM:
         belongs to a model with another tokenizer.
         """
         context = self._context or self._natural_context(_SESSION_SEQUENCES)
+        reach = self._context or self.config.max_positions
         if name is None:
-            return self.open_session(context, sequences=_SESSION_SEQUENCES)
+            return self.open_session(context, sequences=_SESSION_SEQUENCES, reach=reach)
         file = SessionFile(name, self.tokens_fingerprint)
         try:
-            session = self.open_session(context, sequences=_SESSION_SEQUENCES)
+            session = self.open_session(context, sequences=_SESSION_SEQUENCES, reach=reach)
         except BaseException:
             file.close()
             raise
@@ -442,8 +445,14 @@ class LLM:
         """The context that `open` was given, else what is needed."""
         return self._context or needed
 
-    def open_session(self, context: int, *, sequences: int, **request) -> Session:
-        """Admit a context, load weights if need be, and open its store. request: see Request."""
+    def open_session(
+        self, context: int, *, sequences: int, reach: int | None = None, **request
+    ) -> Session:
+        """Admit a context, load weights if need be, and open its store. request: see Request.
+
+        reach: how long the text may become (default: context), for RoPE scalings that depend on it.
+        A function of options and request: what happens to fit must not change a result.
+        """
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
         self.sweep()
@@ -456,7 +465,7 @@ class LLM:
             self._load(plan)
             runtime = Runtime(
                 plan,
-                self.config,
+                self.config.fixed_for(reach or context),
                 self._weights,
                 self.geometry,
                 self.device,

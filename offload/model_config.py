@@ -7,33 +7,57 @@ each apart, stands in families.py. Knows no weights and allocates nothing.
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .config_fields import MOST_POSITIONS, MOST_ROWS, Fields, load_json
 from .errors import BadCheckpoint, UnsupportedModel
+from .rope_config import RopeConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# No model comes near; what says more is damaged, and would overflow sizes in bytes.
-_MOST_ROWS = 1 << 24
-_MOST_POSITIONS = (1 << 31) - 1
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding: `kind` is default, linear, llama3 or yarn; `parameters` are that
-    kind's own.
+class Norms:
+    """Where a layer has a norm, by the names that the files give them; None: it has none there."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None  # of the attention's output, before it joins the residual
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of one layer: a router chooses some of them for each token.
+
+    count: how many there are; chosen: how many a token goes through; normalised: whether the
+    weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
+    standing for the expert's number.
     """
 
-    kind: str
-    theta: float
-    parameters: dict = field(default_factory=dict)
+    count: int
+    chosen: int
+    intermediate_size: int
+    normalised: bool = True
+    router: str = "mlp.gate"
+    gate: str = "mlp.experts.{}.gate_proj"
+    up: str = "mlp.experts.{}.up_proj"
+    down: str = "mlp.experts.{}.down_proj"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer, as the one configurable decoder needs it."""
+    """One decoder-only transformer, as the one configurable decoder needs it. Tuples have one entry
+    for each layer.
+    """
 
     architecture: str
     num_layers: int
@@ -45,88 +69,69 @@ class ModelConfig:
     vocab_size: int
     max_positions: int  # the most tokens the model was made for, RoPE scaling included
     norm_eps: float
-    rope: RopeConfig
+    ropes: tuple[RopeConfig | None, ...]  # None: a layer without positions
     dtype: str  # of the checkpoint: float32, bfloat16 or float16
     tied_embeddings: bool
+    activation: str = "silu"  # of the MLP's gate: silu, gelu or gelu_tanh
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm of each query and key head before RoPE
+    fused_qkv: bool = False  # one tensor, self_attn.qkv_proj
+    fused_gate_up: bool = False  # one tensor, mlp.gate_up_proj
+    norms: Norms = Norms()
+    norm_offset: float = 0.0  # added to the weights of norms
+    qk_norm: str = (
+        ""  # RMSNorm of queries and keys before RoPE: of each "head", or of "all" at once
+    )
+    attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
-    windows: tuple[
-        int | None, ...
-    ] = ()  # per layer: tokens a query sees, itself included; None = all
+    query_growth: tuple[float, int] | None = None  # (b, n): times 1 + b log(1 + position // n)
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what attention and MLP add
+    logits_divisor: float = 1.0
+    logits_softcap: float = 0.0
+    windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
+    experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
 
     @property
     def groups(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
+    def experts_of(self, layer: int) -> Experts | None:
+        return self.experts[layer] if self.experts else None
 
-def load_json(path: Path) -> dict:
-    """A JSON object from `path`. Raises BadCheckpoint when it is missing, unreadable or not an
-    object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadCheckpoint(
-            f"{path.parent} has no {path.name}. A model folder needs config.json, "
-            "*.safetensors and tokenizer.json; "
-            "give the folder that holds them, or a Hugging Face id."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint(
-            f"{path} cannot be read as JSON ({error}). Download the model again."
-        ) from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{path} holds a {type(value).__name__}, not an object.")
-    return value
-
-
-class _Fields:
-    """Typed look-ups in config.json, so that a wrong value is named instead of failing later."""
-
-    def __init__(self, raw: dict, path: Path):
-        self.raw, self.path = raw, path
-
-    def number(self, name: str, default=None, *, kind=int, low=1, high=_MOST_ROWS):
-        value = self.raw.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise BadCheckpoint(f"{self.path} does not say {name}.")
-        right_type = isinstance(value, int) or (kind is float and isinstance(value, float))
-        if isinstance(value, bool) or not right_type or not low <= value <= high:
-            raise BadCheckpoint(
-                f"{self.path}: {name} is {value!r}; expected a number from {low} to {high}."
-            )
-        return kind(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise BadCheckpoint(f"{self.path}: {name} is {value!r}; expected true or false.")
-        return value
+    def fixed_for(self, context: int) -> ModelConfig:
+        """The same with RoPE scalings that depend on the length of the text fixed for `context`
+        tokens. Unchanged where there are none.
+        """
+        ropes = tuple(r and r.fixed_for(context, self.head_dim) for r in self.ropes)
+        return self if ropes == self.ropes else replace(self, ropes=ropes)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The model's configuration. Raises UnsupportedModel or BadCheckpoint, saying what and what to
     do.
     """
-    from .families import FAMILIES
+    from .families import FAMILIES, HYBRIDS
 
     path = folder / "config.json"
     raw = load_json(path)
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None
+    if isinstance(architecture, str) and architecture in HYBRIDS:
+        raise UnsupportedModel(
+            f"{path}: {architecture} mixes attention with {HYBRIDS[architecture]}, which Ebbtide "
+            f"does not run yet. Supported: {', '.join(sorted(FAMILIES))}."
+        )
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UnsupportedModel(
             f"{path}: the architecture {architecture or raw.get('model_type')!r} is not supported. "
             f"Supported: {', '.join(sorted(FAMILIES))}."
         )
+    family = FAMILIES[architecture]
+    if family.text_config:
+        raw = _text_part(raw, path)
     if raw.get("quantization_config"):
         method = raw["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -134,11 +139,33 @@ def read_model_config(folder: Path) -> ModelConfig:
             f"{path}: the checkpoint is already quantised ({method}). Use the unquantised model; "
             "--weight-bits 8 or 4 quantises it while loading."
         )
-    get = _Fields(raw, path)
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"{path}: hidden_act {activation!r} is not supported, only silu.")
+    get = Fields({**family.defaults, **_said(raw)}, path)
+    common = _common(get, architecture)
+    config = ModelConfig(**{**common, **family.fields(get, common["head_dim"])})
+    return replace(config, max_positions=_max_positions(get, config))
 
+
+# Fields whose null is an answer, and not an absence.
+_NULLS = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
+
+
+def _text_part(raw: dict, path: Path) -> dict:
+    """The text model's fields of a configuration that has other parts beside it."""
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        raise BadCheckpoint(f"{path} has no text_config.")
+    outer = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
+    return {**{k: raw[k] for k in outer if raw.get(k) is not None}, **_said(text)}
+
+
+def _said(raw: dict) -> dict:
+    """The fields that say something: a null mostly stands for nothing."""
+    return {k: v for k, v in raw.items() if v is not None or k in _NULLS}
+
+
+def _common(get: Fields, architecture: str) -> dict:
+    """What every family reads alike."""
+    path, num_layers = get.path, get.num_layers
     num_heads = get.number("num_attention_heads")
     hidden = get.number("hidden_size")
     head_dim = get.number("head_dim", hidden // num_heads or None)
@@ -147,29 +174,35 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise BadCheckpoint(
             f"{path}: {num_heads} attention heads cannot share {num_kv_heads} KV heads evenly."
         )
-    if num_heads * head_dim > _MOST_ROWS:
+    if num_heads * head_dim > MOST_ROWS:
         raise BadCheckpoint(f"{path}: {num_heads} heads of {head_dim} are more than any model has.")
     if head_dim % 8:
         raise UnsupportedModel(f"{path}: head_dim {head_dim} is not a multiple of 8.")
-    num_layers = get.number("num_hidden_layers", high=4096)
-    rope = _read_rope(raw, path)
-    family = FAMILIES[architecture](raw, get, num_layers)
-    return ModelConfig(
-        architecture=architecture,
-        num_layers=num_layers,
-        hidden_size=hidden,
-        intermediate_size=get.number("intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        vocab_size=get.number("vocab_size"),
-        max_positions=_max_positions(get, rope),
-        norm_eps=get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
-        rope=rope,
-        dtype=_read_dtype(raw, path),
-        tied_embeddings=get.flag("tie_word_embeddings", False),
-        **family,
-    )
+    return {
+        "architecture": architecture,
+        "num_layers": num_layers,
+        "hidden_size": hidden,
+        "intermediate_size": get.number("intermediate_size"),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": get.number("vocab_size"),
+        "max_positions": get.number("max_position_embeddings", 2048, high=MOST_POSITIONS),
+        "norm_eps": get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
+        "dtype": _read_dtype(get.raw, path),
+        "tied_embeddings": get.flag("tie_word_embeddings", False),
+        "activation": _read_activation(get.raw, path),
+        "windows": (None,) * num_layers,
+    }
+
+
+def _read_activation(raw: dict, path: Path) -> str:
+    name = raw.get("hidden_activation") or raw.get("hidden_act") or "silu"
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise UnsupportedModel(
+            f"{path}: hidden_act {name!r} is not supported. Supported: {', '.join(_ACTIVATIONS)}."
+        )
+    return _ACTIVATIONS[name]
 
 
 def _read_dtype(raw: dict, path: Path) -> str:
@@ -182,70 +215,16 @@ def _read_dtype(raw: dict, path: Path) -> str:
     return name
 
 
-_YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
-
-
-def _is_number(value) -> bool:
-    """Whether it is a finite number of ordinary size: JSON as Python reads it has NaN, and integers
-    without end.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 62
-
-
-def _read_rope(raw: dict, path: Path) -> RopeConfig:
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(parameters, dict) or any(isinstance(v, dict) for v in parameters.values()):
-        raise UnsupportedModel(
-            f"{path}: rope_parameters per layer type are not supported: {parameters}"
-        )
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
-    if not _is_number(theta) or theta <= 1:
-        raise BadCheckpoint(f"{path}: rope_theta is {theta!r}; expected a number above 1.")
-    known = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ),
-        "yarn": ("factor", "original_max_position_embeddings"),
-    }
-    if not isinstance(kind, str) or kind not in known:
-        raise UnsupportedModel(
-            f"{path}: RoPE scaling {kind!r} is not supported. Supported: {', '.join(known)}."
-        )
-    parameters = {k: v for k, v in parameters.items() if k not in ("rope_type", "type")}
-    parameters.pop("rope_theta", None)
-    if kind == "yarn":
-        original = parameters.get("original_max_position_embeddings")
-        if original is None:
-            original = raw.get("max_position_embeddings")
-        parameters["original_max_position_embeddings"] = original
-    for name in known[kind]:
-        value = parameters.get(name)
-        if not _is_number(value) or value <= 0:
-            raise BadCheckpoint(f"{path}: RoPE scaling {kind} needs {name} above 0, got {value!r}.")
-    for name in _YARN_OPTIONS if kind == "yarn" else ():
-        value = parameters.get(name)
-        if value is not None and (not _is_number(value) or value < 0):
-            raise BadCheckpoint(f"{path}: RoPE scaling {kind} has {name} {value!r}.")
-    partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if partial not in (None, 1):
-        raise UnsupportedModel(
-            f"{path}: a partial rotary embedding is not supported by this family."
-        )
-    return RopeConfig(kind, float(theta), parameters)
-
-
-def _max_positions(get: _Fields, rope: RopeConfig) -> int:
-    positions = get.number("max_position_embeddings", 2048, high=_MOST_POSITIONS)
-    if rope.kind == "yarn":  # hub configs keep the original length and state the factor
-        original = rope.parameters["original_max_position_embeddings"]
-        stretched = original * rope.parameters["factor"]
-        positions = max(positions, int(min(stretched, _MOST_POSITIONS)))
+def _max_positions(get: Fields, config: ModelConfig) -> int:
+    """The configuration's word; where a scaling stretches what it keeps as the original, that."""
+    positions = config.max_positions
+    for rope in filter(None, config.ropes):
+        p = rope.parameters
+        if rope.kind == "yarn":  # hub configs keep the original length and state the factor
+            stretched = p["original_max_position_embeddings"] * p["factor"]
+        elif rope.kind == "dynamic":
+            stretched = p["max_position_embeddings"] * p["factor"]
+        else:
+            continue
+        positions = max(positions, int(min(stretched, MOST_POSITIONS)))
     return positions

@@ -261,7 +261,8 @@ class _Filling:
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
         decode = {tier: count * span for tier, count in far.items()}
-        decode[fast] += items["weights"] + items["near planes"]
+        decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
+        decode[fast] += facts.head_bytes() if head_resident else 0
         decode["disk"] += streamed_bytes
         spans_walked = sum(
             geometry.num_spans(end)

@@ -1,10 +1,10 @@
 """Rotary position embedding: rotation angles for any position, with the scalings that the families
 use.
 
-Frequencies and angles are float32, as `transformers` computes them. Scalings that depend on the
-length of the text (dynamic, longrope) are not here: every angle is a function of the position
-alone. Sources: RoFormer (2104.09864), position interpolation (2306.15595), YaRN (2309.00071,
-section 3), Llama 3.1's released inference code.
+Frequencies and angles are float32, as `transformers` computes them. Every angle is a function of
+the position alone (rope_config.py fixes what depends on a length). Sources: RoFormer (2104.09864),
+position interpolation (2306.15595), YaRN (2309.00071, section 3), Llama 3.1's released inference
+code.
 """
 
 from __future__ import annotations
@@ -13,45 +13,86 @@ import math
 
 import torch
 
-from .model_config import RopeConfig
+from .rope_config import RopeConfig
 
 
 class Rope:
-    """Turns queries and keys by their positions. Half-split layout: element i pairs with i +
-    head_dim / 2.
+    """Turns queries and keys by their positions. config: a fixed one, or None for a layer without
+    positions, which turns nothing.
     """
 
-    def __init__(self, config: RopeConfig, head_dim: int, device: torch.device):
-        self.frequencies, self.amplitude = _frequencies(config, head_dim)
-        self.frequencies = self.frequencies.to(device)
+    def __init__(self, config: RopeConfig | None, head_dim: int, device: torch.device):
+        self.config = config
+        self._latest: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
+        if config is not None:
+            self.width = config.width(head_dim)
+            frequencies, self.amplitude = _frequencies(config, self.width)
+            self.frequencies = frequencies.to(device)
 
-    def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for positions [start, start + count): each (count, 1, head_dim)
-        float32.
+    def turn(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        """x (tokens, heads, head_dim), the first token of which is at `start`, turned. x stays as
+        it is.
         """
+        if self.config is None:
+            return x
+        cos, sin = self._angles(start, x.shape[0])
+        part = x[..., : self.width]
+        if self.config.interleaved:
+            crossed = torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
+        else:
+            half = self.width // 2
+            crossed = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
+        turned = part * cos + crossed * sin
+        if self.width == x.shape[-1]:
+            return turned
+        return torch.cat((turned, x[..., self.width :]), dim=-1)
+
+    def _angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines for positions [start, start + count): each (count, 1, width) float32.
+        The latest ones are kept: the layers of a model ask for the same.
+        """
+        latest = self._latest  # read once: a second thread may replace it
+        if latest is not None and latest[:2] == (start, count):
+            return latest[2:]
         positions = torch.arange(start, start + count, device=self.frequencies.device)
         angle = positions.float()[:, None] * self.frequencies
-        angle = torch.cat((angle, angle), dim=-1)[:, None, :]
-        return angle.cos() * self.amplitude, angle.sin() * self.amplitude
+        if self.config.interleaved:
+            angle = angle.repeat_interleave(2, dim=-1)[:, None, :]
+        else:
+            angle = torch.cat((angle, angle), dim=-1)[:, None, :]
+        cos, sin = angle.cos() * self.amplitude, angle.sin() * self.amplitude
+        self._latest = (start, count, cos, sin)
+        return cos, sin
 
 
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotated copy of x (tokens, heads, head_dim); cos and sin are (tokens, 1, head_dim)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+def layer_ropes(configs: tuple[RopeConfig | None, ...], head_dim: int, device) -> list[Rope]:
+    """One Rope for each layer; layers with equal embeddings share theirs."""
+    made: list[Rope] = []
+    ropes = []
+    for config in configs:
+        rope = next((r for r in made if r.config == config), None)
+        if rope is None:
+            rope = Rope(config, head_dim, device)
+            made.append(rope)
+        ropes.append(rope)
+    return ropes
 
 
-def _frequencies(config: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    plain = 1.0 / (config.theta**exponents)
+def _frequencies(config: RopeConfig, width: int) -> tuple[torch.Tensor, float]:
+    """Angles per position of each pair, (width / 2,), and what turned elements are scaled by."""
+    exponents = torch.arange(0, width, 2, dtype=torch.int64).float() / width
     p = config.parameters
+    if config.kind == "factors":
+        factors = torch.tensor(p["factors"], dtype=torch.float32)
+        return 1.0 / (factors * config.theta**exponents), p["attention_factor"]
+    plain = 1.0 / (config.theta**exponents)
     if config.kind == "linear":
         return plain / p["factor"], 1.0
     if config.kind == "llama3":
         return _llama3(plain, p), 1.0
     if config.kind == "yarn":
-        return _yarn(plain, config.theta, head_dim, p)
+        return _yarn(plain, config.theta, width, p)
+    assert config.kind == "default", f"{config.kind} was not fixed for a context"
     return plain, 1.0
 
 
@@ -66,21 +107,21 @@ def _llama3(plain: torch.Tensor, p: dict) -> torch.Tensor:
     return torch.where(waves < original / high, plain, stretched)
 
 
-def _yarn(plain: torch.Tensor, theta: float, head_dim: int, p: dict) -> tuple[torch.Tensor, float]:
+def _yarn(plain: torch.Tensor, theta: float, width: int, p: dict) -> tuple[torch.Tensor, float]:
     """Dimensions that turn often within the original length are kept, slow ones stretched, a ramp
     between.
     """
     factor, original = p["factor"], p["original_max_position_embeddings"]
 
     def dimension_turning(times: float) -> float:
-        return head_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+        return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     low = dimension_turning(p.get("beta_fast") or 32)
     high = dimension_turning(p.get("beta_slow") or 1)
     if p.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (torch.arange(head_dim // 2).float() - low) / max(high - low, 0.001)
+    low, high = max(low, 0), min(high, width - 1)
+    ramp = (torch.arange(width // 2).float() - low) / max(high - low, 0.001)
     keep = 1 - ramp.clamp(0, 1)
     frequencies = plain / factor * (1 - keep) + plain * keep
 

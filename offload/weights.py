@@ -24,11 +24,12 @@ from ..kernels.matmul import QuantisedWeight, linear, quantise_weight
 from .checkpoint import Checkpoint
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
-from .skeleton import layer_prefix
+from .skeleton import fused_parts, is_router, layer_of, layer_prefix
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 _ALIGNMENT = 64
-LayerTensors = dict[str, torch.Tensor | QuantisedWeight]
+Kept = torch.Tensor | QuantisedWeight
+LayerTensors = dict[str, Kept]
 
 
 def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
@@ -40,10 +41,16 @@ def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
     ]
 
 
-def stored_bytes(shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
+def kept_bits(name: str, bits: int | None) -> int | None:
+    """How many bits the matrix `name` is kept in where weights have `bits`; None: as it is."""
+    return None if is_router(name) else bits
+
+
+def stored_bytes(name: str, shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
     """Bytes of a tensor as kept: vectors in float32, matrices as they are or group-quantised."""
     if len(shape) == 1:
         return _aligned(shape[0] * 4)
+    bits = kept_bits(name, bits)
     if bits is None:
         return _aligned(shape[0] * shape[1] * item_bytes)
     padded = -(-shape[1] // 32) * 32
@@ -77,6 +84,12 @@ class WeightStore:
             "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
         )
         self._streamed = streamed_layers(config.num_layers, num_streamed)
+        self._fused = fused_parts(config)
+        self._names: list[list[str]] = [[] for _ in range(config.num_layers)]
+        for name in checkpoint.refs:
+            layer = layer_of(name)
+            if layer is not None:
+                self._names[layer].append(name)
         self.bytes_streamed = 0
         self._scratch: _Scratch | None = None
         self._reader = ThreadPoolExecutor(1, "ebbtide-weights") if self._streamed else None
@@ -90,7 +103,7 @@ class WeightStore:
             raise
 
     def _load(self, on_load, head_resident: bool, spill_dir: Path | None) -> None:
-        names = [n for layer in range(self.config.num_layers) for n in self._names(layer)]
+        names = [name for layer in self._names for name in layer]
         total = sum(self.checkpoint.refs[name].num_bytes for name in names)
         done = 0
         if self._streamed and self._bits is not None:
@@ -98,12 +111,12 @@ class WeightStore:
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
             if not streamed or self._scratch is not None:
-                tensors = {n: self._prepare(n) for n in self._names(layer)}
+                tensors = {n: self._prepare(n) for n in self._names[layer]}
                 if streamed:
                     self._scratch.add(layer, _flat(tensors))
                 else:
                     self._resident[layer] = self._named(layer, self._to_device(tensors))
-            done += sum(self.checkpoint.refs[n].num_bytes for n in self._names(layer))
+            done += sum(self.checkpoint.refs[n].num_bytes for n in self._names[layer])
             on_load(done, total)
         if self._streamed:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
@@ -136,9 +149,15 @@ class WeightStore:
         return self._named(layer, tensors)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embedding rows (n, hidden_size) float32, read one by one: the table is never resident for
-        its own sake.
+        """Embedding rows (n, hidden_size) float32, times the model's multiplier, as the first layer
+        takes them.
         """
+        rows = self._embedding_rows(token_ids)
+        multiplier = self.config.embedding_multiplier
+        return rows if multiplier == 1 else rows * multiplier
+
+    def _embedding_rows(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Read one by one: the table is never resident for its own sake."""
         if self._head is not None and self.config.tied_embeddings and self._head_bits is None:
             table = [
                 self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids.tolist()
@@ -175,19 +194,22 @@ class WeightStore:
 
     # ---- loading -----------------------------------------------------------------------------
 
-    def _names(self, layer: int) -> list[str]:
-        return [n for n in self.checkpoint.refs if n.startswith(layer_prefix(layer))]
-
     def _named(self, layer: int, tensors: LayerTensors) -> LayerTensors:
-        prefix = len(layer_prefix(layer))
-        return {name[prefix:]: tensor for name, tensor in tensors.items()}
+        """Tensors by their names within the layer; of several in one, each under its own name."""
+        prefix, named = len(layer_prefix(layer)), {}
+        for name, tensor in tensors.items():
+            name = name[prefix:]
+            for part, start, stop in self._fused.get(name, [(name, 0, tensor.shape[0])]):
+                named[part] = _rows_of(tensor, start, stop)
+        return named
 
-    def _prepare(self, name: str) -> torch.Tensor | QuantisedWeight:
+    def _prepare(self, name: str) -> Kept:
         """A tensor as it is kept; see stored_bytes."""
         tensor = self.checkpoint.read(name)
         if tensor.dim() == 1:
             return tensor.float()
-        return tensor if self._bits is None else self._quantise(name, tensor, self._bits)
+        bits = kept_bits(name, self._bits)
+        return tensor if bits is None else self._quantise(name, tensor, bits)
 
     @staticmethod
     def _quantise(name: str, tensor: torch.Tensor, bits: int) -> QuantisedWeight:
@@ -203,7 +225,7 @@ class WeightStore:
         size = self.config.vocab_size
         return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
 
-    def _head_block(self, start: int, stop: int) -> torch.Tensor | QuantisedWeight:
+    def _head_block(self, start: int, stop: int) -> Kept:
         ref = self.checkpoint.row_range(self._head_name, start, stop)
         block = torch.empty(ref.shape, dtype=ref.dtype)
         self.checkpoint.read_into(ref, block.reshape(-1).view(torch.uint8))
@@ -237,7 +259,7 @@ class WeightStore:
     def _places(self, layer: int) -> Iterator[tuple[str, int, int]]:
         """Where a kept layer's tensors lie in a buffer: name, offset, bytes."""
         offset = 0
-        for name in self._names(layer):
+        for name in self._names[layer]:
             size = self.checkpoint.refs[name].num_bytes
             yield name, offset, size
             offset += _aligned(size)
@@ -322,6 +344,13 @@ def _flat(tensors: LayerTensors) -> list[tuple[str, object, list[torch.Tensor]]]
         else:
             flat.append((name, lambda parts: parts[0], [tensor]))
     return flat
+
+
+def _rows_of(tensor: Kept, start: int, stop: int) -> Kept:
+    """Rows start..stop of a tensor, sharing its memory."""
+    if stop - start == tensor.shape[0]:
+        return tensor
+    return tensor.part(start, stop) if isinstance(tensor, QuantisedWeight) else tensor[start:stop]
 
 
 def _rebuilder(bits: int, in_features: int):

@@ -1,4 +1,5 @@
-"""Small checkpoints with random weights, one per family, and what transformers computes with them.
+"""Small checkpoints with random weights, one for each entry of model_matrix.py, and what
+transformers computes with them.
 
 Not tests: test files import `make`, `FAMILIES` and `reference_logits` from here, or ask for the
 fixture `checkpoint`, which makes each variant once per test session.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_matrix import VARIANTS, rope
 
 _SMALL = {
     "vocab_size": 264,  # 256 bytes and 8 control tokens
@@ -31,60 +33,9 @@ _SMALL = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": 256,
     "eos_token_id": 257,
+    "pad_token_id": 261,
     "tie_word_embeddings": False,
     "initializer_range": 0.02,
-}
-_WINDOW = 48  # tokens; below every test's length, and no multiple of a usual page
-_THETA = 10000.0
-
-
-def _rope(theta: float = _THETA, **scaling: Any) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": theta, **scaling}
-
-
-# Name: (architecture, what differs from _SMALL). Names say what a failing test is about.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama2": ("Llama", {"num_key_value_heads": 4}),
-    "llama3": (
-        "Llama",
-        {
-            "tie_word_embeddings": True,
-            "rope_parameters": _rope(
-                500000.0,
-                rope_type="llama3",
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=64,
-            ),
-        },
-    ),
-    "llama-linear": ("Llama", {"rope_parameters": _rope(rope_type="linear", factor=2.0)}),
-    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama-head80": ("Llama", {"head_dim": 80, "num_key_value_heads": 4}),
-    "llama-one-kv-head": ("Llama", {"num_key_value_heads": 1}),
-    "mistral": ("Mistral", {"sliding_window": _WINDOW}),
-    "mistral-no-window": ("Mistral", {"sliding_window": None, "rope_parameters": _rope(1e6)}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": _rope(1e6)}),
-    "qwen2-key-biases": ("Qwen2", {"rope_parameters": _rope(1e6)}),
-    "qwen2-yarn": (
-        "Qwen2",
-        {
-            "max_position_embeddings": 512,
-            "rope_parameters": _rope(
-                1e6, rope_type="yarn", factor=4.0, original_max_position_embeddings=512
-            ),
-        },
-    ),
-    "qwen2-window": (
-        "Qwen2",
-        # The first layer sees everything, the others a window.
-        {"use_sliding_window": True, "sliding_window": _WINDOW, "max_window_layers": 1},
-    ),
-    "qwen3": (
-        "Qwen3",
-        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": _rope(1e6)},
-    ),
 }
 FAMILIES = list(VARIANTS)
 
@@ -121,18 +72,19 @@ def make(
     assert layout in ("hub", "transformers5"), layout
     transformers.utils.logging.disable_progress_bar()
     folder = Path(folder)
-    architecture, own = VARIANTS[name]
-    fields = {**_SMALL, "rope_parameters": _rope(), **own, **config}
-    configuration = getattr(transformers, f"{architecture}Config")(**fields)
-    if architecture == "Qwen2":
-        configuration.head_dim = fields["head_dim"]  # not one of its arguments, but respected
+    variant = VARIANTS[name]
+    architecture = variant.architecture
+    fields = {**_SMALL, "rope_parameters": rope(), **variant.config, **config}
+    text = "Text" if architecture == "Gemma3" else ""
+    configuration = getattr(transformers, f"{architecture}{text}Config")(**fields)
+    configuration.head_dim = fields["head_dim"]  # not an argument of each, but respected
     model = getattr(transformers, f"{architecture}ForCausalLM")(configuration)
     _fill(model, torch.Generator().manual_seed(seed), large_key_biases=name == "qwen2-key-biases")
     model = model.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
     if layout == "hub":
-        _to_hub_layout(folder / "config.json")
+        _to_hub_layout(folder / "config.json", variant.hub)
     _write_tokenizer(folder, fields["vocab_size"])
     return folder
 
@@ -141,6 +93,9 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
     """Random weights at the scales that the module's docstring promises."""
     import torch
 
+    # Gemma's norms multiply by 1 + w.
+    offset = 1.0 if model.config.model_type.startswith("gemma") else 0.0
+
     def normal(parameter: Any, std: float, mean: float = 0.0) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
 
@@ -148,9 +103,9 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
         for name, parameter in model.named_parameters():
             fan_in = parameter.shape[-1]
             if name.endswith(("q_norm.weight", "k_norm.weight")):
-                normal(parameter, 0.3, mean=1.6)  # 1.6^2: the scores' standard deviation
+                normal(parameter, 0.3, mean=1.6 - offset)  # 1.6^2: the scores' standard deviation
             elif "norm" in name:
-                normal(parameter, 0.3, mean=1.0)
+                normal(parameter, 0.3, mean=1.0 - offset)
             elif name.endswith("k_proj.bias") and large_key_biases:
                 normal(parameter, 1.0)
                 parameter[::5] *= 20.0  # a few channels carry most of it, as in Qwen2
@@ -164,17 +119,27 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
                 normal(parameter, fan_in**-0.5)
 
 
-def _to_hub_layout(path: Path) -> None:
+def _to_hub_layout(path: Path, more: dict[str, Any]) -> None:
     """Rewrite config.json as hubs carry it, fields that old releases did not know left out."""
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
     config.pop("layer_types", None)
+    new = "full_attention" in rope
+    if new:
+        local = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+        if local != rope["rope_theta"]:
+            config["rope_local_base_freq"] = local
     kind = rope.pop("rope_type")
     config["rope_theta"] = rope.pop("rope_theta")
-    # Llama 3.1 says rope_type; what came before it says type.
-    key = "rope_type" if kind == "llama3" else "type"
+    for name in ("partial_rotary_factor", "original_max_position_embeddings"):
+        if name in rope and kind in ("default", "longrope"):
+            config[name] = rope.pop(name)
+    # Llama 3.1 and what came after it says rope_type; what came before it says type.
+    key = "rope_type" if new or kind == "llama3" else "type"
     config["rope_scaling"] = None if kind == "default" else {key: kind, **rope}
     config["torch_dtype"] = config.pop("dtype")
+    config = {k: v for k, v in {**config, **more}.items() if v is not ...}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 

@@ -6,11 +6,14 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoints import FAMILIES
 
+from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.errors import BadCheckpoint, ModelError, UnsupportedModel
+from ebbtide.offload.families import FAMILIES as SUPPORTED
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.skeleton import expected_shapes
 
@@ -44,7 +47,7 @@ def test_what_is_left_out_has_the_usual_value(read):
     config = read(num_key_value_heads=...)
     assert (config.num_kv_heads, config.head_dim, config.groups) == (4, 16, 1)
     assert (config.dtype, config.norm_eps, config.tied_embeddings) == ("bfloat16", 1e-6, False)
-    assert (config.rope.kind, config.rope.theta) == ("default", 10000.0)
+    assert [(r.kind, r.theta) for r in config.ropes] == [("default", 10000.0)] * 3
     assert config.windows == (None, None, None)
 
 
@@ -58,16 +61,25 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*Supported: Llama"),
+        (
+            {"architectures": ["MambaForCausalLM"]},
+            "MambaForCausalLM.*Supported:.* LlamaForCausalLM",
+        ),
         ({"architectures": []}, "'llama' is not supported"),
         ({"architectures": ...}, "'llama' is not supported"),
         ({"architectures": [["LlamaForCausalLM"]]}, "not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised .gptq.*unquantised"),
         ({"quantization_config": "awq"}, "awq"),
-        ({"hidden_act": "gelu"}, "gelu.*only silu"),
+        (
+            {"architectures": ["Qwen3NextForCausalLM"]},
+            "Qwen3Next.*Gated DeltaNet layers.*not run yet",
+        ),
+        ({"architectures": ["LlamaForCausalLM2"]}, "'LlamaForCausalLM2' is not supported"),
+        ({"hidden_act": "relu2"}, "relu2.*Supported: silu"),
+        ({"hidden_act": ["silu"]}, "not supported"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not.*linear, llama3"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk' is not.*linear, llama3"),
         ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
         ({"rope_scaling": "linear"}, "not supported"),
@@ -113,6 +125,12 @@ def test_what_we_do_not_run_is_named(read, changes, says):
             "yarn needs original_max_position_embeddings",
         ),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": "one"}}, "mscale 'one'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "dynamic has a factor below 1"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 8}}, "needs long_factor, 8"),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1] * 7}},
+            "needs short_factor, 8 numbers",
+        ),
     ],
 )
 def test_what_cannot_be_true_is_named(read, changes, says):
@@ -144,7 +162,7 @@ def test_yarn_of_a_hub_states_the_original_length(read):
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}
     config = read(rope_scaling=scaling)
     assert config.max_positions == 4 * 4096
-    assert config.rope.parameters["original_max_position_embeddings"] == 4096
+    assert config.ropes[0].parameters["original_max_position_embeddings"] == 4096
 
 
 _JSON = st.recursive(
@@ -156,25 +174,74 @@ _NAMES = sorted(
     {*LLAMA, "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "dtype", "hidden_act"}
     | {"rms_norm_eps", "tie_word_embeddings", "sliding_window", "use_sliding_window"}
     | {"layer_types", "max_window_layers", "partial_rotary_factor", "quantization_config"}
+    | {"sliding_window_pattern", "rope_local_base_freq", "text_config", "no_rope_layers"}
+    | {"num_experts", "num_local_experts", "num_experts_per_tok", "mlp_only_layers"}
+    | {"decoder_sparse_step", "query_pre_attn_scalar", "attn_logit_softcapping", "clip_qkv"}
+    | {"logits_scaling", "attention_multiplier", "original_max_position_embeddings"}
 )
+_ROPE_KINDS = ["yarn", "linear", "llama3", "dynamic", "longrope", "su"]
 _ROPE = st.dictionaries(
-    st.sampled_from(["rope_type", "type", "factor", "mscale", "low_freq_factor", "beta_fast"]),
-    st.sampled_from(["yarn", "linear", "llama3"]) | _JSON,
+    st.sampled_from(
+        "rope_type type factor mscale low_freq_factor beta_fast short_factor long_factor "
+        "partial_rotary_factor llama_4_scaling_beta full_attention".split()
+    ),
+    st.sampled_from(_ROPE_KINDS) | _JSON | st.dictionaries(st.just("rope_type"), _JSON),
 )
 
 
+@settings(max_examples=400)
 @given(
     changes=st.dictionaries(st.sampled_from(_NAMES), _JSON | _ROPE, max_size=3),
-    family=st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]),
+    architecture=st.sampled_from(sorted(SUPPORTED)),
 )
-def test_whatever_stands_there_only_model_errors_come_out(tmp_path_factory, changes, family):
+def test_whatever_stands_there_only_model_errors_come_out(tmp_path_factory, changes, architecture):
     folder = tmp_path_factory.mktemp("config")
-    raw = {**LLAMA, "architectures": [f"{family}ForCausalLM"], **changes}
+    raw = {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, **changes}
+    raw = {**raw, "text_config": changes.get("text_config", raw), "architectures": [architecture]}
     (folder / "config.json").write_text(json.dumps(raw))
     try:
         config = read_model_config(folder)
-        assert all(n > 0 for shape in expected_shapes(config).values() for n in shape)
+        assert len(config.ropes) == len(config.windows) == config.num_layers
+        Decoder(config.fixed_for(100_000), torch.device("cpu"))
+        if config.num_layers < 100:
+            shapes = expected_shapes(config)
+            assert all(n > 0 for shape in shapes.values() for n in shape)
     except ModelError:
         pass
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_text_part_takes_what_stands_beside_it(read):
+    text = {**LLAMA, "torch_dtype": None, "architectures": None, "sliding_window": 7}
+    config = read(
+        architectures=["Mistral3ForConditionalGeneration"], text_config=text, hidden_size=...
+    )
+    assert (config.hidden_size, config.dtype, config.windows) == (64, "bfloat16", (7, 7, 7))
+    with pytest.raises(BadCheckpoint, match="has no text_config"):
+        read(architectures=["Gemma3ForConditionalGeneration"])
+
+
+def test_large_gemmas_leave_out_what_their_class_knows(read):
+    """As the files of the 4B model do."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}
+    text |= {"intermediate_size": 10240, "sliding_window": 1024}
+    text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    config = read(architectures=["Gemma3ForConditionalGeneration"], text_config=text)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 256)
+    assert (config.vocab_size, config.tied_embeddings) == (262208, True)
+    assert [i for i, w in enumerate(config.windows) if w is None] == [5, 11, 17, 23, 29]
+    assert {(r.theta, r.kind) for r in config.ropes} == {(1e6, "linear"), (1e4, "default")}
+    assert config.attention_softcap == config.logits_softcap == 0
+
+
+def test_scalings_that_depend_on_length_are_fixed_once(read):
+    scaling = {"type": "dynamic", "factor": 4.0}
+    config = read(rope_scaling=scaling)
+    assert config.max_positions == 4 * 4096
+    short, exact, long = (config.fixed_for(n) for n in (10, 4096, 16384))
+    assert short == exact and short.ropes[0].theta == 10000.0
+    assert long.ropes[0].theta > short.ropes[0].theta
+    assert long.fixed_for(10) == long  # once
+    plain = read()
+    assert plain.fixed_for(10) is plain

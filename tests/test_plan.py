@@ -18,8 +18,9 @@ from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
 from ebbtide.offload.footprint import Facts
 from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.model_config import ModelConfig, RopeConfig
+from ebbtide.offload.model_config import ModelConfig
 from ebbtide.offload.planner import Request, make_plan
+from ebbtide.offload.rope_config import RopeConfig
 from ebbtide.offload.skeleton import expected_shapes
 
 MiB = 1 << 20
@@ -37,7 +38,7 @@ def model(layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, vocab=1000, **
         vocab,
         max_positions=more.pop("max_positions", 65536),
         norm_eps=1e-5,
-        rope=RopeConfig("default", 1e4),
+        ropes=(RopeConfig("default", 1e4),) * layers,
         dtype="bfloat16",
         tied_embeddings=more.pop("tied", False),
         windows=(None,) * layers,

@@ -66,7 +66,7 @@ def test_streamed_layers_are_as_many_as_asked_and_evenly_spread(num_layers, data
 @pytest.mark.parametrize("bits", [8, 4])
 def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
     real = quantise_weight(torch.randn(shape), bits)
-    assert 0 <= stored_bytes(shape, 2, bits) - num_bytes(real) < 2 * _ALIGNMENT
+    assert 0 <= stored_bytes("a.weight", shape, 2, bits) - num_bytes(real) < 2 * _ALIGNMENT
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

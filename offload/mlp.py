@@ -1,0 +1,68 @@
+"""The second half of a layer: a gated MLP for every row, or those of some experts that a router
+chose for the row.
+
+Only chosen experts are multiplied, each once for all the rows of a cell that chose it. A row keeps
+its place in the tile that it is multiplied in (its own modulo ROW_TILE), because its bits may
+depend on that; which rows stand beside it changes nothing. Knows no norms and no residual.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.matmul import ROW_TILE
+from .model_config import Experts
+from .rowwise import activate, tiled
+from .weights import LayerTensors
+
+_DENSE = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def dense_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, names=_DENSE):
+    """down(activation(gate(h)) * up(h)) for h (n, hidden_size)."""
+    gate, up, down = (
+        lambda x, n=name: tiled(x, rows, w[f"{n}.weight"], w.get(f"{n}.bias")) for name in names
+    )
+    return down(activate(gate(h), activation).mul_(up(h)))
+
+
+def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts):
+    """The chosen experts' outputs for `rows` of h (n, hidden_size), weighted and added in the order
+    of their numbers; other rows of the result are zero.
+    """
+    weights, chosen = _route(tiled(h, rows, w[f"{experts.router}.weight"]), experts)
+    asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
+    asked[rows] = True
+    out = torch.zeros_like(h)
+    for number in chosen[rows].unique().tolist():
+        hit = (chosen == number) & asked
+        picked = hit.any(-1)
+        names = [n.format(number) for n in (experts.gate, experts.up, experts.down)]
+        places, count = _places(picked)
+        gathered = h.new_zeros(count, h.shape[1])
+        gathered[places] = h[picked]
+        result = dense_mlp(w, gathered, slice(0, count), activation, names)
+        share = (weights * hit).sum(-1, keepdim=True)[picked]
+        out[picked] += result[places] * share
+    return out
+
+
+def _route(scores: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
+    shares, numbers = scores.softmax(-1).sort(stable=True, dim=-1, descending=True)
+    shares, numbers = shares[:, : experts.chosen], numbers[:, : experts.chosen]
+    if experts.normalised:
+        shares = shares / shares.sum(-1, keepdim=True)
+    return shares, numbers
+
+
+def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Where picked rows (n,) bool go in a buffer of whole tiles, and how many rows that has: row i
+    goes to the first tile whose place i % ROW_TILE is free.
+    """
+    if len(picked) == 1:
+        return torch.zeros(1, dtype=torch.long, device=picked.device), 1
+    grid = picked.view(-1, ROW_TILE)
+    tile = grid.long().cumsum(0) - 1
+    places = tile * ROW_TILE + torch.arange(ROW_TILE, device=picked.device)
+    return places[grid], int(tile.max() + 1) * ROW_TILE

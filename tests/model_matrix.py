@@ -1,0 +1,278 @@
+"""The matrix of models: one entry for each small checkpoint that the tests make and compare with
+transformers, in float32, in both layouts of config.json.
+
+Adding a family is an entry in offload/families.py and one here. docs/models.md is made from both:
+
+    python tests/model_matrix.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WINDOW = 48  # tokens; below every test's length, and no multiple of a usual page
+_WINDOW_TYPES = ["full_attention", "sliding_attention"]
+
+
+def rope(theta: float = 10000.0, **scaling: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, **scaling}
+
+
+def _yarn(original: int = 512, **more: Any) -> dict[str, Any]:
+    scaling = {"factor": 4.0, "original_max_position_embeddings": original, **more}
+    return rope(1e6, rope_type="yarn", **scaling)
+
+
+def _types(pattern: str) -> list[str]:
+    """L = a layer with a window, G = one without."""
+    return [_WINDOW_TYPES[letter == "L"] for letter in pattern]
+
+
+def _longrope(original: int) -> dict[str, Any]:
+    """Three quarters of 16 elements turn: six pairs."""
+    return {
+        "max_position_embeddings": 8192,
+        "original_max_position_embeddings": original,
+        "rope_parameters": rope(
+            rope_type="longrope",
+            partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
+            long_factor=[1.0, 1.5, 3.0, 8.0, 20.0, 40.0],
+            original_max_position_embeddings=original,
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """architecture: transformers' name without ForCausalLM. config: what differs from the small
+    model of random_checkpoints.py. hub: fields that the hub's layout has besides, ... for one that
+    it has not. shows: what a test of this variant would notice.
+    """
+
+    architecture: str
+    shows: str
+    config: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, Any] = field(default_factory=dict)
+
+
+_LLAMA3 = rope(
+    500000.0,
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+_GEMMA2 = {
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 3.0,
+    "final_logit_softcapping": 6.0,
+    "sliding_window": WINDOW,
+}
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+_HUB_EXPERTS = {"num_experts": 8, "num_local_experts": ...}
+
+# Names say what a failing test is about.
+VARIANTS: dict[str, Variant] = {
+    "llama2": Variant("Llama", "as many KV heads as heads", {"num_key_value_heads": 4}),
+    "llama3": Variant(
+        "Llama", "llama3 scaling", {"tie_word_embeddings": True, "rope_parameters": _LLAMA3}
+    ),
+    "llama-linear": Variant(
+        "Llama", "linear scaling", {"rope_parameters": rope(rope_type="linear", factor=2.0)}
+    ),
+    "llama-dynamic": Variant(
+        "Llama",
+        "dynamic scaling, fixed for the request's length",
+        {
+            "max_position_embeddings": 64,
+            "rope_parameters": rope(rope_type="dynamic", factor=16.0),
+        },
+    ),
+    "llama-biases": Variant("Llama", "biases", {"attention_bias": True, "mlp_bias": True}),
+    "llama-head80": Variant("Llama", "heads of 80", {"head_dim": 80, "num_key_value_heads": 4}),
+    "llama-one-kv-head": Variant("Llama", "one KV head", {"num_key_value_heads": 1}),
+    "mistral": Variant("Mistral", "windows", {"sliding_window": WINDOW}),
+    "mistral-no-window": Variant(
+        "Mistral", "no window", {"sliding_window": None, "rope_parameters": rope(1e6)}
+    ),
+    "ministral": Variant(
+        "Ministral",
+        "windows in some layers",
+        {"sliding_window": WINDOW, "layer_types": _types("GLL")},
+        {"layer_types": _types("GLL")},
+    ),
+    "ministral3": Variant(
+        "Ministral3",
+        "queries that grow",
+        {
+            "sliding_window": None,
+            "rope_parameters": _yarn(
+                64, llama_4_scaling_beta=0.4, mscale=1.0, mscale_all_dim=1.0, beta_fast=32.0
+            ),
+        },
+    ),
+    "mixtral": Variant("Mixtral", "experts", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "mixtral-window": Variant(
+        "Mixtral", "experts and windows", {"num_local_experts": 4, "sliding_window": WINDOW}
+    ),
+    "qwen2": Variant(
+        "Qwen2", "biases", {"tie_word_embeddings": True, "rope_parameters": rope(1e6)}
+    ),
+    "qwen2-key-biases": Variant("Qwen2", "large key biases", {"rope_parameters": rope(1e6)}),
+    "qwen2-yarn": Variant(
+        "Qwen2", "yarn", {"max_position_embeddings": 512, "rope_parameters": _yarn()}
+    ),
+    "qwen2-window": Variant(
+        "Qwen2",
+        "windows from the second layer on",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": Variant(
+        "Qwen3",
+        "norms of query and key heads",
+        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": rope(1e6)},
+    ),
+    "qwen3-moe": Variant("Qwen3Moe", "experts", {**_EXPERTS, "norm_topk_prob": True}, _HUB_EXPERTS),
+    "qwen3-moe-dense": Variant(
+        "Qwen3Moe",
+        "dense layers among those with experts",
+        {**_EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1]},
+        _HUB_EXPERTS,
+    ),
+    "phi3": Variant("Phi3", "fused projections", {"num_key_value_heads": 4}),
+    "phi3-window": Variant("Phi3", "windows", {"sliding_window": WINDOW}),
+    "phi3-longrope-long": Variant("Phi3", "longrope beyond the original length", _longrope(128)),
+    "phi3-longrope-short": Variant("Phi3", "longrope within the original length", _longrope(512)),
+    "gemma": Variant("Gemma", "norms of 1 + w, scaled embeddings, GELU", {"head_dim": 32}),
+    "gemma2": Variant("Gemma2", "soft-caps, four norms, local layers", _GEMMA2),
+    "gemma3": Variant(
+        "Gemma3",
+        "two RoPEs",
+        {
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 16,
+            "layer_types": _types("LGL"),
+            "rope_parameters": {
+                "full_attention": rope(1e6, rope_type="linear", factor=8.0),
+                "sliding_attention": rope(1e4),
+            },
+        },
+        {"sliding_window_pattern": 2},
+    ),
+    "smollm3": Variant(
+        "SmolLM3",
+        "layers without positions",
+        {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
+    ),
+    "smollm3-yarn": Variant(
+        "SmolLM3",
+        "yarn, layers without positions by their interval",
+        {"no_rope_layer_interval": 2, "rope_parameters": _yarn(), "attention_bias": True},
+    ),
+    "olmo2": Variant("Olmo2", "norms after, one norm over all heads"),
+    "olmo3": Variant(
+        "Olmo3",
+        "yarn in the global layers alone",
+        {
+            "sliding_window": WINDOW,
+            "layer_types": _types("LGL"),
+            "rope_parameters": {
+                "full_attention": {**_yarn(64), "rope_theta": 500000.0},
+                "sliding_attention": rope(500000.0),
+            },
+        },
+        {"layer_types": _types("LGL")},
+    ),
+    "olmoe": Variant(
+        "Olmoe", "experts, one norm over all heads", {"num_experts": 5, "num_experts_per_tok": 2}
+    ),
+    "granite": Variant(
+        "Granite",
+        "four multipliers",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 1.5,
+        },
+    ),
+    "glm": Variant(
+        "Glm",
+        "interleaved RoPE on half of each head",
+        {"rope_parameters": rope(partial_rotary_factor=0.5), "attention_bias": True},
+    ),
+    "glm4": Variant(
+        "Glm4",
+        "the same, with norms after",
+        {"rope_parameters": rope(partial_rotary_factor=0.5), "attention_bias": False},
+    ),
+    "exaone4": Variant(
+        "Exaone4",
+        "global layers without positions",
+        {"sliding_window": WINDOW, "sliding_window_pattern": 2},
+    ),
+    "exaone4-global": Variant(
+        "Exaone4",
+        "no window: every layer turns",
+        {
+            "sliding_window": None,
+            "layer_types": _types("GGG"),
+            "rope_parameters": _LLAMA3,
+        },
+        {"layer_types": _types("GGG")},
+    ),
+    "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
+}
+
+
+def _page() -> str:
+    """docs/models.md."""
+    from ebbtide.offload.families import FAMILIES, HYBRIDS
+
+    made = {name: [] for name in FAMILIES}
+    for name, variant in VARIANTS.items():
+        made[f"{variant.architecture}ForCausalLM"].append(f"`{name}`: {variant.shows}")
+    lines = [_HEAD]
+    for architecture, family in FAMILIES.items():
+        # A text part is the same tensors under longer names; test_parity.py moves them.
+        checked = (
+            "; ".join(made[architecture]) or "the same tensors, renamed as its files name them"
+        )
+        lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
+    lines.append(_NOT_YET)
+    lines += [f"* `{name}`: {what}" for name, what in HYBRIDS.items()]
+    return "\n".join(lines) + "\n"
+
+
+_HEAD = """\
+# Models
+
+Made from `offload/families.py` and `tests/model_matrix.py` by `python tests/model_matrix.py`; a
+test says when this page is stale. "Checked" names the small random checkpoints of an architecture,
+and what would show in them. Each is compared with transformers in float32: prefill in cells and
+decode token by token, full pages and pages of 8 bits, both layouts of config.json, texts longer
+than the windows, sessions resumed, forked and truncated.
+
+| models | architecture in config.json | what sets it apart | checked |
+|---|---|---|---|"""
+
+_NOT_YET = """
+RoPE scalings: linear, llama3, yarn, dynamic, longrope. The last two depend on the length of the
+text and are fixed when a session opens: for `--context`, else for what a request with a known
+number of new tokens needs, else for the model's limit; never for what happens to fit.
+
+Experts: every expert that the router chose for a token is multiplied, and no other. Routers stay in
+the file's own precision when weights are quantised.
+
+Not yet: architectures that keep a state beside keys and values. They are refused by name:
+"""
+
+
+if __name__ == "__main__":
+    path = Path(__file__).parent.parent / "docs" / "models.md"
+    path.write_text(_page(), encoding="utf-8")
+    print(f"wrote {path}")
