@@ -15,7 +15,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 4
+INTERFACE = 5
 
 _missing = ""
 try:
@@ -60,6 +60,13 @@ def compiled_for(*tensors: torch.Tensor):
     if backend() != "compiled" or any(t.device.type != "cpu" for t in tensors):
         return None
     return _cpu
+
+
+def addresses(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Where the rows (n,) int64 of frames (num_frames, bytes) uint8 start in memory. (n,) int64"""
+    if frames.shape[1] > 1 and frames.stride(1) != 1:
+        raise ValueError(f"a frame's bytes must lie side by side; strides are {frames.stride()}")
+    return rows * frames.stride(0) + frames.data_ptr()
 
 
 def layout_numbers(layout: PageLayout) -> list[int]:

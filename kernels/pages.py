@@ -103,16 +103,25 @@ def near_keys(near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
     Each lies in the middle of its near code's bin; with near_bits 0, in the middle of its channel's
     box.
     """
+    codes, scale = near_codes(near, layout)
+    lo = _key_parameters(_near_blocks(near, layout), layout)[0].flatten(0, 1)
+    keys = codec.decode_near(codes, lo, scale, layout.box_bits - layout.near_code_bits)
+    return keys.transpose(0, 1).flatten(1, 2)
+
+
+def near_codes(near: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, scale): near codes (num_pages, kv_heads, P, head_dim) uint8, and the scale of their
+    channels (num_pages, kv_heads, 1, head_dim) float32.
+    """
     blocks = _near_blocks(near, layout)
-    near_codes = codec.unpack(
+    codes = codec.unpack(
         blocks[..., : layout.near_codes_bytes],
         layout.near_code_bits,
         layout.page_tokens,
         layout.head_dim,
     )
-    lo, scale = _key_parameters(blocks, layout)
-    hidden_bits = layout.box_bits - layout.near_code_bits
-    return _tokens(codec.decode_near(near_codes, lo, scale, hidden_bits), layout)
+    scale = _key_parameters(blocks, layout)[1].to(torch.float32)
+    return codes.flatten(0, 1), scale.flatten(0, 1)
 
 
 def key_box(near: torch.Tensor, layout: PageLayout) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,9 +1,14 @@
 """What the near plane alone says about every page: its share of the softmax, and how it is shared
 out among the page's tokens.
 
-A near key lies in the middle of its bin, and the key it stands for anywhere in the bin. Where that
-error is uniform, the score q.k is off by a sum with variance sum_c (q_c w_c)^2 / 12, w_c being the
-width of channel c's bins.
+A near key lies in the middle of its bin:  k_tc = m_c + w_c * (code_tc - (2**near_bits - 1) / 2),
+where m_c is the middle of channel c's box and w_c the width of its bins. Its score is
+
+    s_t = q.m + step * sum_c n_c * (code_tc - (2**near_bits - 1) / 2)
+
+with step = max_c |q_c w_c| / 127 and n_c = round(q_c w_c / step), ties to even: products of whole
+numbers, so that codes need not become floats. That rounding is an error far below the codes' own,
+and the mean of exp over a bin is not corrected for: both are measured in docs/log.md.
 
 Knows near planes and queries: neither which pages lie where, nor which of them are wanted.
 """
@@ -14,12 +19,14 @@ from typing import NamedTuple
 
 import torch
 
-from . import checks, pages
+from . import checks, dispatch, pages
 from .attention import cap
 from .layout import PageLayout
 
 # The reference unpacks that many tokens at once.
 BLOCK_TOKENS = 4096
+# Where all |q_c w_c| are below, codes change no score that float32 could tell.
+LEAST_GREATEST = 1e-30
 
 
 class PageScores(NamedTuple):
@@ -42,7 +49,6 @@ def score_pages(
     layout: PageLayout,
     softcap: float = 0.0,  # the bound of scores, bias included; 0 = none
     score_bias: torch.Tensor | None = None,  # (kv_heads, num_rows, num_tokens) float32, or None
-    corrected: bool = True,  # False: near keys are taken at their word
 ) -> PageScores:
     """The estimate of every page of the records `rows`, from near codes alone.
 
@@ -54,30 +60,57 @@ def score_pages(
         raise ValueError("only quantised pages whose near plane is resident can be scored")
     checks.check_queries(q, layout, score_bias, len(rows) * layout.record_tokens)
     checks.check_rows("near", near, rows, layout.near_record_bytes)
-    kv_heads, num_rows, _ = q.shape
-    num_pages = len(rows) * layout.pages_per_record
-    log_mass = q.new_empty((kv_heads, num_rows, num_pages))
-    unevenness = torch.empty_like(log_mass)
+    shape = (*q.shape[:2], len(rows) * layout.pages_per_record)
+    result = PageScores(q.new_empty(shape), q.new_empty(shape))
+    native = dispatch.compiled_for(q, near, rows)
+    if native is None:
+        _reference(q, near, rows, layout, softcap, score_bias, result)
+    elif result.log_mass.numel():
+        q, where = q.contiguous(), dispatch.addresses(near, rows)
+        if score_bias is not None:
+            score_bias = score_bias.to(torch.float32).contiguous()
+        native.score(
+            q.data_ptr(),
+            q.shape[1],
+            where.data_ptr(),
+            dispatch.layout_numbers(layout),
+            len(rows),
+            0 if score_bias is None else score_bias.data_ptr(),
+            softcap,
+            result.log_mass.data_ptr(),
+            result.unevenness.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return result
+
+
+def _reference(q, near, rows, layout: PageLayout, softcap, score_bias, result) -> None:
     step = max(1, BLOCK_TOKENS // layout.record_tokens)
     for first in range(0, len(rows), step):
         block = near[rows[first : first + step]]
-        scores = torch.bmm(q, pages.near_keys(block, layout).transpose(1, 2))
+        scores = _scores(q, block, layout)  # (kv_heads, num_rows, num_pages, P)
         if score_bias is not None:
             start = first * layout.record_tokens
-            scores += score_bias[..., start : start + scores.shape[2]]
-        scores = scores.unflatten(2, (-1, layout.page_tokens))
-        if corrected:
-            scores -= _variance(q, block, layout).unsqueeze(-1) / 2
+            bias = score_bias[..., start : start + len(block) * layout.record_tokens]
+            scores += bias.unflatten(2, (-1, layout.page_tokens))
         cap(scores, softcap)
         at = slice(first * layout.pages_per_record, (first + len(block)) * layout.pages_per_record)
-        log_mass[..., at] = scores.logsumexp(-1)
-        weights = scores.sub_(log_mass[..., at].unsqueeze(-1)).exp_()
-        unevenness[..., at] = weights.sub_(1 / layout.page_tokens).abs_().sum(-1) / 2
-    return PageScores(log_mass, unevenness)
+        result.log_mass[..., at] = scores.logsumexp(-1)
+        weights = scores.sub_(result.log_mass[..., at].unsqueeze(-1)).exp_()
+        result.unevenness[..., at] = weights.sub_(1 / layout.page_tokens).abs_().sum(-1) / 2
 
 
-def _variance(q: torch.Tensor, near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
-    """Of the error of a page's scores, (kv_heads, num_rows, num_pages)."""
+def _scores(q, near, layout: PageLayout) -> torch.Tensor:
+    """s_t of every page of the near records `near`, (kv_heads, num_rows, num_pages, P)."""
     lo, hi = pages.key_box(near, layout)  # (num_pages, kv_heads, head_dim)
-    width = (hi - lo) * (2**layout.far_key_bits / (2**layout.box_bits - 1))
-    return torch.bmm(q.square(), width.square().permute(1, 2, 0)) / 12
+    codes, scale = pages.near_codes(near, layout)  # (num_pages, kv_heads, P, d); (.., 1, d)
+    query = q.unsqueeze(0)  # (num_pages, kv_heads, num_rows, d) from here on
+    in_bins = query * (scale * 2**layout.far_key_bits)
+    greatest = in_bins.abs().amax(-1, keepdim=True)
+    per_step = torch.where(greatest > LEAST_GREATEST, greatest.reciprocal() * 127, 0.0)
+    whole = (in_bins * per_step).round_()
+    # Sums of whole numbers below 2**24: exact, in whatever order.
+    sums = torch.matmul(whole, codes.to(torch.float32).transpose(-1, -2))
+    sums -= whole.sum(-1, keepdim=True) * ((2**layout.near_bits - 1) / 2)
+    middle = torch.matmul(query, ((lo + hi) / 2).unsqueeze(-1))
+    return (sums * (greatest / 127) + middle).permute(1, 2, 0, 3)

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebbtide.kernels import pages
 from ebbtide.kernels.layout import PageLayout
@@ -50,21 +52,30 @@ def queries(layout: PageLayout, num_rows: int, scale: float = 2.0) -> torch.Tens
     return q * (scale / math.sqrt(layout.head_dim))
 
 
-def brute_force(q, near, rows, layout, softcap=0.0, score_bias=None, corrected=True):
-    """(log_mass, unevenness) in float64, page by page."""
+def in_steps(x: torch.Tensor) -> torch.Tensor:
+    """x (..., d) float32, rounded to whole steps of a 127th of its greatest; float64."""
+    greatest = x.abs().amax(-1, keepdim=True)
+    steps = (x * (greatest.reciprocal() * 127)).round()
+    return torch.where(greatest > 0, steps.double() * (greatest.double() / 127), 0.0)
+
+
+def brute_force(q, near, rows, layout, softcap=0.0, score_bias=None, rounded=True):
+    """(log_mass, unevenness) in float64, page by page. rounded=False: queries as they are."""
     arena = near[rows]
     keys = pages.near_keys(arena, layout).double()
-    lo, hi = (x.double() for x in pages.key_box(arena, layout))
-    bins = 2**layout.key_bits / (2**layout.key_bits - 1)  # the box, as the codes' bins cover it
-    width = (hi - lo) * bins / 2**layout.near_bits
+    lo, hi = pages.key_box(arena, layout)
+    scale = pages.near_codes(arena, layout)[1]
     results = []
     for page in range(len(lo)):
         at = slice(page * layout.page_tokens, (page + 1) * layout.page_tokens)
-        scores = q.double() @ keys[:, at].transpose(1, 2)
+        middle = (lo[page].double() + hi[page].double()).unsqueeze(1) / 2
+        width = scale[page] * 2**layout.far_key_bits
+        in_bins = q * width
+        offset = (keys[:, at] - middle) / torch.where(width > 0, width, 1.0)
+        in_bins = in_steps(in_bins) if rounded else in_bins.double()
+        scores = q.double() @ middle.transpose(1, 2) + in_bins @ offset.transpose(1, 2)
         if score_bias is not None:
             scores += score_bias[..., at].double()
-        if corrected:
-            scores -= ((q.double() * width[page].unsqueeze(1)) ** 2).sum(-1, keepdim=True) / 24
         if softcap:
             scores = softcap * (scores / softcap).tanh()
         weights = scores.softmax(-1)
@@ -81,17 +92,16 @@ def check(got, want) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 8])
-@pytest.mark.parametrize("corrected", [True, False])
-def test_every_page_is_estimated_from_its_near_codes(layout, num_rows, corrected):
+def test_every_page_is_estimated_from_its_near_codes(layout, num_rows, kernels):
     near, q = near_plane(layout), queries(layout, num_rows)
     rows = torch.tensor([4, 0, 5, 1])  # scattered frames, in an order of their own
-    got = score_pages(q, near, rows, layout, corrected=corrected)
+    got = score_pages(q, near, rows, layout)
     assert got.log_mass.shape == (layout.kv_heads, num_rows, 4 * layout.pages_per_record)
-    check(got, brute_force(q, near, rows, layout, corrected=corrected))
+    check(got, brute_force(q, near, rows, layout))
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0, 50.0])
-def test_bias_and_soft_cap(layout, softcap):
+def test_bias_and_soft_cap(layout, softcap, kernels):
     near, q = near_plane(layout), queries(layout, 5)
     rows = torch.tensor([2, 3, 0])
     shape = (layout.kv_heads, 5, 3 * layout.record_tokens)
@@ -100,7 +110,61 @@ def test_bias_and_soft_cap(layout, softcap):
     check(got, brute_force(q, near, rows, layout, softcap, bias))
 
 
-def test_what_has_no_near_codes_or_does_not_fit_is_refused():
+def test_whole_queries_are_far_finer_than_the_codes():
+    """Rounding queries must not add visibly to what dropping the far bits costs anyway."""
+    for name in ("usual", "128", "80", "64, four bits", "rotated"):
+        layout = LAYOUTS[name]
+        near, q, rows = near_plane(layout), queries(layout, 8), torch.arange(6)
+        rounded, plain = (
+            brute_force(q, near, rows, layout, rounded=rounded)[0] for rounded in (True, False)
+        )
+        lo, hi = pages.key_box(near, layout)
+        width = (hi - lo) * 2**layout.far_key_bits / (2**layout.key_bits - 1)
+        of_codes = torch.bmm(q.square(), width.square().permute(1, 2, 0)) / 12  # of one score
+        # Rounding is off by step / sqrt(12) in each channel, codes by |q_c w_c| / sqrt(12): a tenth
+        # of the error is a hundredth of the variance.
+        assert float((rounded - plain).square().mean()) < 0.01 * float(of_codes.mean())
+
+
+@given(st.data())
+def test_a_pages_scores_depend_on_nothing_else(data):
+    name = data.draw(st.sampled_from(["usual", "128, three bits", "pages of 10", "eight heads"]))
+    layout = LAYOUTS[name]
+    near, q = near_plane(layout), queries(layout, 7)
+    want = score_pages(q, near, torch.arange(6), layout, 30.0)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
+    cut = data.draw(st.integers(0, 6))  # some query rows, of some frames, in memory elsewhere
+    shifted = torch.cat((near.flip(0)[:1], near.clone()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(data.draw(st.integers(1, 3)))
+        got = score_pages(q[:, cut:], shifted, rows + 1, layout, 30.0)
+    finally:
+        torch.set_num_threads(before)
+    at = (
+        rows.unsqueeze(1) * layout.pages_per_record + torch.arange(layout.pages_per_record)
+    ).flatten()
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other[:, cut:, at])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 300.0, 1e4])
+def test_scores_of_any_size_stay_finite(layout, scale, kernels):
+    near, q, rows = near_plane(layout), queries(layout, 3) * scale, torch.arange(6)
+    got = score_pages(q, near, rows, layout)
+    assert all(bool(torch.isfinite(part).all()) for part in got)
+    if scale < 1:  # all tokens weigh the same
+        even = torch.full_like(got.log_mass, math.log(layout.page_tokens))
+        torch.testing.assert_close(got.log_mass, even, atol=1e-6, rtol=0)
+        assert float(got.unevenness.abs().max()) < 1e-6
+    else:
+        assert float(got.unevenness.max()) <= 1 - 1 / layout.page_tokens + 1e-6
+        want = brute_force(q, near, rows, layout)[0]
+        # The terms of q.m are some tens times the scale and rounded by 2**-24 each.
+        torch.testing.assert_close(got.log_mass.double(), want, rtol=0, atol=scale * 5e-6)
+
+
+def test_what_has_no_near_codes_or_does_not_fit_is_refused(kernels):
     layout = LAYOUTS["usual"]
     near, q, rows = near_plane(layout), queries(layout, 2), torch.arange(3)
     for other in (

@@ -16,12 +16,14 @@ namespace {
 #include "planes.h"
 #include "pages.h"
 #include "attend.h"
+#include "codes.h"
+#include "score.h"
 #include "matvec.h"
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec, attend_scratch, attend_chunk,
-                                  merge_chunks};
+                                  merge_chunks, score_scratch, score_record};
     return table;
 }
 }  // namespace ebbtide

@@ -31,6 +31,17 @@ struct Attend {
 };
 constexpr float UNSEEN = -1e30f;  // ../attention.py's
 
+// The estimate of every page from the near records alone.
+struct Score {
+    Layout layout;
+    int64_t rows, num_tokens, num_pages;
+    const float *q;             // (kv_heads, rows, head_dim padded with zeros to sixteens)
+    const float *bias;          // (kv_heads, rows, num_tokens), added to scores, or null
+    float softcap;              // of scores, bias included; 0 = none
+    const uint8_t *const *near;  // each near record
+    float *log_mass, *unevenness;  // (kv_heads, rows, num_pages)
+};
+
 struct Kernels {
     const char *name;
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
@@ -48,6 +59,9 @@ struct Kernels {
                          float *out);
     void (*merge_chunks)(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total,
                          const float *out, float *to_highest, float *to_total, float *to_out);
+    // The pages of one record, all heads; scratch holds score_scratch bytes.
+    int64_t (*score_scratch)(const Layout &, int64_t rows);
+    void (*score_record)(const Score &, int64_t record, uint8_t *scratch);
 };
 
 const Kernels &kernels_portable();

@@ -19,7 +19,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 4;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 5;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -126,6 +126,23 @@ void attend(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const 
                              at<float>(out) + head * rows * l.head_dim);
 }
 
+void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records,
+           uintptr_t bias, float softcap, uintptr_t log_mass, uintptr_t unevenness, int threads) {
+    const Layout l = layout_of(numbers);
+    const int64_t dim = l.head_dim, wide = (dim + 15) / 16 * 16;
+    nb::gil_scoped_release released;
+    std::vector<float> padded((size_t)(l.kv_heads * rows * wide));
+    for (int64_t i = 0; i < l.kv_heads * rows; ++i)
+        std::memcpy(padded.data() + i * wide, at<const float>(q) + i * dim, (size_t)dim * 4);
+    const int64_t num_pages = num_records * l.pages_per_record;
+    const Score s{l, rows, num_pages * l.page_tokens, num_pages, padded.data(), at<const float>(bias), softcap,
+                  at<const uint8_t *const>(near), at<float>(log_mass), at<float>(unevenness)};
+    share_out(num_records, 1, num_records * l.near_record_bytes, threads, [&](int64_t begin, int64_t end) {
+        std::vector<uint8_t> scratch((size_t)active->score_scratch(l, rows));
+        for (int64_t i = begin; i < end; ++i) active->score_record(s, i, scratch.data());
+    });
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -138,4 +155,5 @@ NB_MODULE(_cpu, m) {
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
     m.def("matvec", &matvec);
     m.def("attend", &attend);
+    m.def("score", &score);
 }
