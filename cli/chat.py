@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from ebbtide import errors
 
 from . import values
 from .conversation import Conversation, latest_name
-from .dialogue import Dialogue
+from .dialogue import Dialogue, open_session
 from .documents import waiting_for_input
 from .plan import ModelArgument
 from .run import Run
@@ -22,11 +23,16 @@ EPILOG = """Examples:
 
 ebbtide chat Qwen/Qwen2.5-1.5B-Instruct
 
+ebbtide chat -c                                  go on with the last conversation
+
+ebbtide chat ./model --session trip              one with a name, kept on disk
+
 ebbtide chat -m ./model -p "Name three rivers."
 
 cat notes.md | ebbtide chat -p "Turn these notes into a letter."
 
-In a conversation, /help lists what else can be said."""
+In a conversation, /help lists what else can be said, /read FILE sends a document along, and /mem
+shows where its pages lie."""
 
 
 @with_shared_options
@@ -64,7 +70,7 @@ def chat(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--continue", "-c", help="Resume the named conversation that was used last."),
+        typer.Option("--continue", "-c", help="Go on with the last conversation."),
     ] = False,
     history: Annotated[
         bool,
@@ -72,7 +78,7 @@ def chat(
             "--history/--no-history",
             envvar="EBBTIDE_HISTORY",
             show_default=False,
-            help="Remember the lines you type for the arrow keys.",
+            help="Keep the lines you type, and the last conversation for --continue.",
         ),
     ] = True,
 ) -> None:
@@ -96,23 +102,28 @@ def chat(
             param_hint="--json",
         )
     with run.open_llm() as llm:
-        Dialogue(run, llm, conversation, remember_lines=history).talk()
+        Dialogue(run, llm, conversation, remember=history).talk()
 
 
 def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversation:
     """The conversation to go on with; a resumed one brings its model, unless another was chosen."""
     if session is None and not resume:
-        return Conversation()
+        return Conversation(model=_lasting(run.settings.model))
     conversation = Conversation.load(session or latest_name())
     if conversation.turns:
         run.terminal.note(
             f"Resuming {conversation.name!r} with {len(conversation.turns)} messages; "
-            "their tokens are read again, for only the text was kept."
+            "their tokens are read again, for their pages were not kept."
         )
     if run.settings.model is None and conversation.model is not None:
         run.choose_model(conversation.model)
-    conversation.model = run.settings.model
+    conversation.model = _lasting(run.settings.model)
     return conversation
+
+
+def _lasting(model: str | None) -> str | None:
+    """A folder's name that holds wherever the conversation is resumed."""
+    return os.path.abspath(model) if model is not None and os.path.isdir(model) else model
 
 
 def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
@@ -137,7 +148,10 @@ def _answer_once(run: Run, conversation: Conversation, message: str) -> None:
     run.expect_answer()
     conversation.add("user", message)
     with run.open_llm() as llm:
-        output = run.answer(llm, conversation.messages, run.generation())
+        source = None
+        if conversation.name is not None:
+            source = open_session(run, llm, conversation)
+        output = run.answer(llm, conversation.messages, run.generation(), source=source)
         run.terminal.end_answer()
         conversation.add("assistant", output.text)
         conversation.save()

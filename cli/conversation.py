@@ -1,7 +1,8 @@
 """A conversation: its messages, and the file in which a named one survives.
 
-The file holds messages, not pages: resuming one means reading it again. It lies in the user's state
-folder, for the user alone, and is replaced whole. Knows nothing of models or terminals.
+The file holds messages; the tokens lie beside it, as a session of the Python API keeps them, and no
+pages: resuming one means reading it again. It lies in the user's state folder, for the user alone,
+and is replaced whole. Knows nothing of models or terminals.
 """
 
 from __future__ import annotations
@@ -10,42 +11,67 @@ import json
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ebbtide import errors
 
 Message = dict[str, str]
 _SCHEMA = 1
+# The conversation that has no other name, until the next one without a name begins.
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A conversation on disk, as a list shows it. model, num_messages: None where unreadable."""
+
+    name: str
+    saved_s: float
+    model: str | None
+    num_messages: int | None
 
 
 def sessions_folder() -> Path:
-    import platformdirs
+    """Where conversations lie, made if absent. Raises InputError where it cannot be."""
+    import ebbtide
 
-    return Path(platformdirs.user_state_dir("ebbtide")) / "sessions"
+    return ebbtide.state_dir("sessions")
 
 
 def session_path(name: str) -> Path:
     """The file of a named conversation. Raises InputError for a name that could lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,57}", name):
         raise errors.InputError(
             f"{name!r} is no name for a conversation; "
-            "allowed are up to 64 letters, digits, '.', '_' and '-'."
+            "allowed are up to 58 letters, digits, '.', '_' and '-'."
         )
     return sessions_folder() / f"{name}.json"
 
 
+def kept_conversations() -> list[Kept]:
+    """All that are on disk, the latest first."""
+    found = []
+    for path in sessions_folder().glob("*.json"):
+        try:
+            saved_s = path.stat().st_mtime
+        except OSError:  # gone in the meantime
+            continue
+        try:
+            conversation = Conversation.load(path.stem)
+            model, num_messages = conversation.model, len(conversation.turns)
+        except errors.InputError:
+            model = num_messages = None
+        found.append(Kept(path.stem, saved_s, model, num_messages))
+    return sorted(found, key=lambda kept: kept.saved_s, reverse=True)
+
+
 def latest_name() -> str:
     """The name of the conversation that was saved last. Raises InputError without any."""
-    try:
-        found = [(path.stat().st_mtime, path.stem) for path in sessions_folder().glob("*.json")]
-    except OSError:
-        found = []
+    found = kept_conversations()
     if not found:
-        raise errors.InputError(
-            "There is no saved conversation to continue; "
-            "start one with 'ebbtide chat --session NAME'."
-        )
-    return max(found)[1]
+        raise errors.InputError("There is no conversation to continue; 'ebbtide chat' begins one.")
+    return found[0].name
 
 
 class Conversation:
@@ -75,6 +101,11 @@ class Conversation:
         conversation.messages = found["messages"]
         return conversation
 
+    @property
+    def session_name(self) -> str | None:
+        """Under which the Python API keeps its tokens."""
+        return None if self.name is None else f"chat.{self.name}"
+
     def save(self) -> None:
         """Replaces the file; does nothing for a conversation without a name.
 
@@ -84,8 +115,6 @@ class Conversation:
             return
         path = session_path(self.name)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(path.parent, 0o700)
             # mkstemp makes files that only their owner may read.
             number, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
             try:

@@ -1,126 +1,228 @@
 """A conversation at the terminal: reads lines, obeys /commands, streams answers.
 
-Ctrl-C stops an answer; at the prompt the second one in a row leaves. Ctrl-D leaves. The session's
-pages stay between answers, so only new tokens are read. Does not know where the model came from.
+Ctrl-C stops an answer; the next one at the prompt leaves, as Ctrl-D does. The session's pages stay
+between answers, so only new tokens are read. Does not know where the model came from;
+`chat_commands` says what the commands do.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+import time
 from typing import Any
 
 from ebbtide import errors
 
-from .answer import summary_line
-from .conversation import Conversation
-from .documents import join_documents, read_documents
+from .background import BackgroundReading
+from .chat_commands import COMMANDS, Leave
+from .conversation import LAST, Conversation, kept_conversations
 from .line_editor import LineEditor
+from .memory_view import MemoryTotals, tiers_line
 from .options import ANSWER_PANEL, SHARED
-from .progress import ProgressDisplay
+from .progress import ProgressDisplay, sentence
 from .run import Run
+from .terminal import is_fancy
 
-HELP = '''/help            this list
-/exit, /quit     leave (also Ctrl-D)
-/clear           forget the conversation; the system message stays
-/regen           answer the last question again
-/undo            take back the last question and its answer
-/system [TEXT]   show or set the system message; "/system none" drops it
-/set [K=V]       show or set an option of the answer; "default" as V resets it
-/show            show the model, the settings and the size of the conversation
-/read FILE       send a document along with your next message
-/save NAME       keep the conversation on disk under this name
-/stats           the numbers of the last answer
-"""              begins and ends a text of several lines
-Ctrl-C           stop the answer'''
-
-_ANSWER_OPTIONS = {option.key: option for option in SHARED if option.panel == ANSWER_PANEL}
+# One keypress can arrive twice; that is not a second wish.
+_ECHO_S = 0.5
+_NEARLY_FULL = 0.9
 
 
 class Dialogue:
-    """The loop, and what it remembers between two prompts."""
+    """The loop, and what it remembers between two prompts.
 
-    def __init__(self, run: Run, llm: Any, conversation: Conversation, *, remember_lines: bool):
+    remember: keep the lines, and a conversation without a name as the last one.
+    """
+
+    def __init__(self, run: Run, llm: Any, conversation: Conversation, *, remember: bool):
         self.run = run
         self.llm = llm
         self.conversation = conversation
-        with ProgressDisplay(run.terminal) as progress:
-            llm.on_progress = progress
-            self.session = llm.session()
+        self.remember = remember
         self.documents: list[Any] = []  # to go with the next message
+        self.dropped: str | None = None  # the question that got no answer
         self.last_output: Any = None
-        self.editor = LineEditor(remember_lines)
+        self.totals = MemoryTotals()
+        self.shows_tiers = False
+        self.reading: BackgroundReading | None = None
+        self._stopped_s: float | None = None  # when a Ctrl-C last stopped something
+        self.session = self.open_session()
+        self.editor = LineEditor(remember, self._make_completer)
+        if is_fancy(sys.stdout) and not run.terminal.as_json:
+            run.terminal.use_markdown()
 
     def talk(self) -> None:
         """Until the user leaves."""
-        say = self.run.terminal.note
-        say(
+        self.run.terminal.note(
             f"{self.llm.model_name}, up to {self.session.context:,} tokens. "
             "/help lists the commands; Ctrl-D leaves."
         )
-        with self.editor:
-            while (line := self._next_line()) is not None:
-                if not line.strip():
-                    continue
-                if line.startswith("/"):
-                    if self._obey(line) is Leave:
-                        return
-                else:
-                    self._ask(line)
+        if self.conversation.turns:
+            self.read_ahead("the conversation so far")
+        try:
+            with self.editor:
+                self.run.signals.deliver = self.editor.interrupt
+                while (line := self._next_line()) is not None:
+                    if not line.strip():
+                        continue
+                    if line.startswith("/"):
+                        if self._obey(line) is Leave:
+                            break
+                    else:
+                        self.ask(line)
+        finally:
+            self.run.signals.deliver = None
+            # The session must not be closed under it.
+            self.stop_reading()
+        if self.conversation.name is not None and self.conversation.turns:
+            self.run.terminal.note("'ebbtide chat -c' goes on from here.")
 
     # --- input
 
     def _next_line(self) -> str | None:
-        """What the user typed; None to leave.
-
-        Raises KeyboardInterrupt for the second Ctrl-C in a row.
-        """
-        prompt = f"[{len(self.session.tokens):,}/{self.session.context:,}] > "
-        interrupted = False
+        """What the user typed; None to leave."""
         while True:
+            self._tell_end_of_reading()
+            prompt = f"[{len(self.session.tokens):,}/{self.session.context:,}] > "
+            status = self._status if self.shows_tiers or self.reading else None
             try:
-                return self.editor.read(prompt)
+                line = self.editor.read(prompt, status)
             except EOFError:
                 sys.stderr.write("\n")
                 return None
             except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                self.run.signals.working()
-                sys.stderr.write("\n")
-                self.run.terminal.note("Ctrl-C again, or Ctrl-D, leaves.")
+                if self._interrupted_at_prompt():
+                    return None
+                continue
+            self._stopped_s = None
+            return line
+
+    def _interrupted_at_prompt(self) -> bool:
+        """Whether this Ctrl-C leaves: the first one stops a reading, or warns."""
+        self.run.signals.working()
+        since_s = None if self._stopped_s is None else time.monotonic() - self._stopped_s
+        if since_s is not None:
+            return since_s >= _ECHO_S
+        self._stopped_s = time.monotonic()
+        if self.reading is not None and self.reading.is_running:
+            self.stop_reading()
+            self.run.terminal.note(
+                f"Stopped reading {self._forget_documents()}. Ctrl-C again, or Ctrl-D, leaves."
+            )
+        else:
+            self.run.terminal.note("Ctrl-C again, or Ctrl-D, leaves.")
+        return False
+
+    def _forget_documents(self) -> str:
+        """Drops what was to go with the next message; its names."""
+        names = ", ".join(document.name for document in self.documents)
+        self.documents = []
+        return f"{names}; it will not be sent" if names else "ahead; it is read with your message"
+
+    def _status(self) -> str:
+        """The line below the prompt."""
+        parts = []
+        if self.reading is not None and self.reading.is_running:
+            progress = self.reading.progress
+            parts.append(
+                f"{self.reading.title}: {_bar(progress)} {sentence(progress)}"
+                if progress is not None
+                else f"{self.reading.title}: beginning to read"
+            )
+        if self.shows_tiers:
+            parts.append(tiers_line(self.session))
+        return "\n".join(parts)
+
+    def _make_completer(self) -> Any:
+        from .completion import ChatCompleter
+
+        kinds = {word: command.takes for word, command in COMMANDS.items()}
+        options = [option.key for option in SHARED if option.panel == ANSWER_PANEL]
+        return ChatCompleter(kinds, lambda: [kept.name for kept in kept_conversations()], options)
+
+    # --- the session
+
+    def open_session(self) -> Any:
+        """The session of the conversation: with its tokens, where it is kept."""
+        with ProgressDisplay(self.run.terminal) as progress:
+            self.llm.on_progress = progress
+            try:
+                return open_session(self.run, self.llm, self.conversation)
+            finally:
+                self.llm.on_progress = None
+
+    def read_ahead(self, title: str, *more: dict[str, str]) -> None:
+        """Read the conversation, and messages that may follow, while the user types."""
+        self.stop_reading()
+        messages = [*self.conversation.messages, *more]
+        self.reading = BackgroundReading(self.llm, self.session, messages, title)
+
+    def stop_reading(self) -> None:
+        """The session is free afterwards. What was read stays read."""
+        if self.reading is not None:
+            self.reading.stop()
+            self._tell_end_of_reading()
+
+    def _tell_end_of_reading(self) -> None:
+        reading = self.reading
+        if reading is None or reading.is_running:
+            return
+        self.reading = None
+        if reading.error is not None:
+            if not isinstance(reading.error, errors.EbbtideError):
+                raise reading.error
+            self.run.terminal.tell(f"Error: {reading.error}")
+
+    def keep(self) -> None:
+        """Save the conversation, under its name or as the last one. A failure is told, once."""
+        if self.conversation.name is None:
+            if not self.remember:
+                return
+            self.conversation.name = LAST
+        try:
+            if self.session.name != self.conversation.session_name:
+                self.session.keep_as(self.conversation.session_name)
+            self.conversation.save()
+        except (errors.InputError, errors.StorageError) as error:
+            if self.conversation.name == LAST:
+                self.conversation.name, self.remember = None, False
+            self.run.terminal.warn(f"This conversation is not kept: {error}")
 
     # --- answers
 
-    def _ask(self, text: str) -> None:
-        content = join_documents(self.documents, text) if self.documents else text
+    def ask(self, text: str) -> None:
+        """Answer a message; what was read goes before it."""
+        content = f"{self.attached()}\n\n{text}" if self.documents else text
         self.conversation.add("user", content)
-        if self._answer():
-            self.documents = []
+        if self.answer():
+            self.documents, self.dropped = [], None
         else:
             self.conversation.pop_question()
+            self.dropped = text
 
-    def _answer(self) -> bool:
+    def attached(self) -> str:
+        """The documents that go with the next message. One more changes nothing before it, so what
+        was read ahead stays.
+        """
+        return "\n\n".join(f"# {d.name}\n\n" + d.text.strip("\n") for d in self.documents)
+
+    def answer(self) -> bool:
         """Streams an answer to the messages and adds it. False when nothing came of it."""
         run, signals = self.run, self.run.signals
         text, output = "", None
         try:
             with signals.polite():
+                self.stop_reading()
                 output = run.answer(
                     self.llm, self.conversation.messages, run.generation(), source=self.session
                 )
                 text = output.text
         except KeyboardInterrupt:
             text = run.when_cancelled["text"]
-            if signals.is_leaving:
-                # Not at a safe point: what the session holds may be half a token.
-                self.session.close()
-                self.session = self.llm.session()
-            signals.working()
+            self._recover()
             run.terminal.end_answer()
             run.terminal.note(
-                "Stopped." if text else "Stopped before the answer; the message was dropped."
+                "Stopped." if text else "Stopped before the answer; /retry asks it again."
             )
         except (errors.ContextOverflow, errors.DoesNotFit, errors.InputError) as error:
             run.terminal.end_answer()
@@ -128,152 +230,71 @@ class Dialogue:
             return False
         run.terminal.end_answer()
         if output is not None:
-            self.last_output = output
-            if output.finish_reason == "length":
-                run.terminal.note(run.why_cut(output, "/set max-new-tokens=N"))
+            self.note_output(output)
         elif not text:
             return False
         self.conversation.add("assistant", text)
-        self.conversation.save()
+        self.keep()
         return True
+
+    def _recover(self) -> None:
+        """After a Ctrl-C: the session, whole, and signals as before."""
+        self._stopped_s = time.monotonic()
+        if self.run.signals.is_leaving:
+            # Not at a safe point: what the session holds may be half a token.
+            self.session.close()
+            self.session = self.open_session()
+        self.run.signals.working()
+
+    def note_output(self, output: Any) -> None:
+        self.last_output = output
+        self.totals.add(output)
+        note = self.run.terminal.note
+        if output.usage["recomputed_tokens"]:
+            note(f"({output.usage['recomputed_tokens']:,} tokens were read again.)")
+        if output.finish_reason == "length":
+            note(self.run.why_cut(output, "/set max-new-tokens=N"))
+        held, most = len(self.session.tokens), self.session.context
+        if held >= _NEARLY_FULL * most:
+            note(f"The context holds {held:,} of {most:,} tokens; /compact or /clear makes room.")
 
     # --- commands
 
     def _obey(self, line: str) -> Any:
         word, _, rest = line[1:].partition(" ")
-        method = _COMMANDS.get(word)
-        if method is None:
+        command = COMMANDS.get(word.strip())
+        if command is None:
             self.run.terminal.tell(f"There is no command /{word}; /help lists them.")
             return None
         try:
-            return method(self, rest.strip())
-        except (errors.InputError, errors.StorageError, ValueError) as error:
+            return command.do(self, rest.strip())
+        except (errors.EbbtideError, ValueError) as error:
             self.run.terminal.tell(f"Error: {error}")
             return None
 
-    def _help(self, rest: str) -> None:
-        self.run.terminal.tell(HELP)
 
-    def _exit(self, rest: str) -> Any:
-        return Leave
+def open_session(run: Run, llm: Any, conversation: Conversation) -> Any:
+    """A session of the model; a named conversation's has its tokens again.
 
-    def _clear(self, rest: str) -> None:
-        self.conversation.clear()
-        self.documents = []
-        self.session.truncate(0)
-        self.run.terminal.note("Forgotten.")
-
-    def _regen(self, rest: str) -> None:
-        before = self.conversation.pop_answer()
-        if before is None:
-            raise errors.InputError("there is no answer to give again.")
-        if not self._answer():
-            self.conversation.add("assistant", before)
-
-    def _undo(self, rest: str) -> None:
-        answer, question = self.conversation.pop_answer(), self.conversation.pop_question()
-        if answer is None and question is None:
-            raise errors.InputError("there is nothing to take back.")
+    Where they cannot serve (another model's, damaged), the messages are enough. Raises InputError
+    where the name is in use or cannot be kept.
+    """
+    if conversation.session_name is None:
+        return llm.session()
+    try:
+        return llm.session(conversation.session_name)
+    except errors.InputError as error:
+        session = llm.session()
         try:
-            self.session.undo()
-        except errors.InputError:
-            pass  # a resumed question, which this session has not read
-        self.conversation.save()
-        self.run.terminal.note("Took back the last question and its answer.")
-
-    def _system(self, rest: str) -> None:
-        if not rest:
-            self.run.terminal.tell(self.conversation.system or "There is no system message.")
-            return
-        self.conversation.system = None if rest == "none" else rest
-        if self.conversation.turns:
-            self.run.terminal.note("The conversation so far will be read again with it.")
-
-    def _set(self, rest: str) -> None:
-        key, equals, text = (part.strip() for part in rest.partition("="))
-        key = key.replace("_", "-")
-        if not rest:
-            self._show_options()
-            return
-        option = _ANSWER_OPTIONS.get(key)
-        if option is None or option.parse is None or not equals:
-            raise errors.InputError(
-                f"say /set K=V, where K is one of {', '.join(_ANSWER_OPTIONS)}."
-            )
-        value = None if text == "default" else option.parse(text)
-        if option.many and value is not None:
-            value = [value]
-        self.run.settings = replace(self.run.settings, **{option.name: value})
-
-    def _show_options(self) -> None:
-        for key, option in _ANSWER_OPTIONS.items():
-            value = getattr(self.run.settings, option.name)
-            self.run.terminal.tell(f"{key} = {'default' if value is None else value}")
-
-    def _show(self, rest: str) -> None:
-        tell = self.run.terminal.tell
-        tell(f"model: {self.llm.model_name}")
-        tell(
-            f"conversation: {len(self.conversation.turns)} messages, "
-            f"saved as {self.conversation.name or '(not saved)'}"
-        )
-        tell(f"context: {len(self.session.tokens):,} of {self.session.context:,} tokens")
-        tell(f"system: {self.conversation.system or '(none)'}")
-        self._show_options()
-
-    def _read(self, rest: str) -> None:
-        if not rest or rest == "-":
-            raise errors.InputError("say /read FILE.")
-        (document,) = read_documents([rest], self.run.terminal)
-        self.documents.append(document)
-        num_tokens = self.llm.count_tokens(document.text)
-        self.run.terminal.note(
-            f"{document.name}: {num_tokens:,} tokens, to go with your next message."
-        )
-
-    def _save(self, rest: str) -> None:
-        before = self.conversation.name
-        self.conversation.name = rest or before
-        if self.conversation.name is None:
-            raise errors.InputError("say /save NAME.")
-        try:
-            self.conversation.save()
-        except Exception:
-            self.conversation.name = before
+            session.keep_as(conversation.session_name)
+        except BaseException:
+            session.close()
             raise
-        self.run.terminal.note(
-            f"Saved; 'ebbtide chat --session {self.conversation.name}' resumes it."
-        )
-
-    def _stats(self, rest: str) -> None:
-        if self.last_output is None:
-            raise errors.InputError("there is no answer yet.")
-        output, tell = self.last_output, self.run.terminal.tell
-        tell(summary_line(output))
-        kv = output.kv
-        tell(
-            f"KV: {kv['bits_per_element']:.2f} bits per element, {kv['pages']:,} pages, "
-            f"hit rate {kv['hit_rate']:.2f}, {kv['stall_s']:.2f} s stalled"
-        )
-        tell(f"read again: {output.usage['recomputed_tokens']:,} tokens")
+        run.terminal.detail(f"The tokens that were kept are not used: {error}")
+        return session
 
 
-class Leave:
-    """What /exit returns."""
-
-
-_COMMANDS = {
-    "help": Dialogue._help,
-    "exit": Dialogue._exit,
-    "quit": Dialogue._exit,
-    "bye": Dialogue._exit,
-    "clear": Dialogue._clear,
-    "regen": Dialogue._regen,
-    "undo": Dialogue._undo,
-    "system": Dialogue._system,
-    "set": Dialogue._set,
-    "show": Dialogue._show,
-    "read": Dialogue._read,
-    "save": Dialogue._save,
-    "stats": Dialogue._stats,
-}
+def _bar(progress: Any, width: int = 20) -> str:
+    share = progress.done_tokens / progress.total_tokens if progress.total_tokens else 0.0
+    full = round(width * min(1.0, share))
+    return "[" + "#" * full + "." * (width - full) + "]"

@@ -1,75 +1,130 @@
-"""Reads what a user types: a line, or several between triple quotes; with readline if present.
+"""Reads what a user types: a line, a pasted text, or several lines between triple quotes.
 
-Knows nothing of what the text means.
+On a terminal that can, lines are edited, remembered and completed (prompt_toolkit); elsewhere they
+are read plainly. Knows nothing of what the text means.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 from .terminal import is_fancy
 
 _MANY = '"""'
-_HISTORY_LINES = 1000
+_REFRESH_S = 0.25
 
 
 class LineEditor:
-    """A context manager; inside it, `read` gives texts. The history file is for its owner alone."""
+    """A context manager; inside it, `read` gives texts.
 
-    def __init__(self, remember: bool):
-        self._readline = None
-        self._history: Path | None = None
-        if remember:
-            import platformdirs
+    remember: keep the lines in the user's history file. completer: of prompt_toolkit, or None.
+    """
 
-            folder = platformdirs.user_state_dir("ebbtide")
-            self._history = Path(folder) / "history"
+    def __init__(self, remember: bool, make_completer: Callable[[], Any] = lambda: None):
+        self._remember, self._make_completer = remember, make_completer
+        self._session: Any = None
+        self._status: Callable[[], str] | None = None
 
     def __enter__(self) -> LineEditor:
-        try:
-            import readline
-        except ImportError:  # Windows, and some builds
-            return self
-        self._readline = readline
-        # A pasted text of several lines arrives as one input and not as many questions; the
-        # terminal is told so by escape codes.
-        switch = "on" if is_fancy(sys.stdout) else "off"
-        readline.parse_and_bind(f"set enable-bracketed-paste {switch}")
-        if self._history is not None:
-            try:
-                readline.read_history_file(self._history)
-            except OSError:
-                pass
+        if _can_edit():
+            self._session = self._open()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._readline is None or self._history is None:
-            return
-        try:
-            self._history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._history, os.O_CREAT | os.O_WRONLY, 0o600))
-            self._readline.set_history_length(_HISTORY_LINES)
-            self._readline.write_history_file(self._history)
-        except OSError:
-            pass  # a history that cannot be kept is no reason to fail
+        self._session = None
 
-    def read(self, prompt: str) -> str:
-        """One text. Raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C."""
-        line = self._line(prompt)
+    def read(self, prompt: str, status: Callable[[], str] | None = None) -> str:
+        """One text. status: what a line below the prompt shows, asked again as time passes.
+
+        Raises EOFError at Ctrl-D on an empty line, and KeyboardInterrupt at Ctrl-C.
+        """
+        if self._session is not None:
+            text = self._session.prompt(
+                prompt,
+                bottom_toolbar=status,
+                refresh_interval=_REFRESH_S if status is not None else 0,
+            )
+            return _unquoted(text) if text.startswith(_MANY) else text
+        line = _plain_line(prompt)
         if not line.startswith(_MANY):
             return line
-        lines = [line[len(_MANY) :]]
-        while not lines[-1].rstrip().endswith(_MANY):
-            lines.append(self._line("... "))
-        lines[-1] = lines[-1].rstrip()[: -len(_MANY)]
-        return "\n".join(lines).strip("\n")
+        lines = [line]
+        while not _is_closed("\n".join(lines)):
+            lines.append(_plain_line("... "))
+        return _unquoted("\n".join(lines))
 
-    def _line(self, prompt: str) -> str:
-        if sys.stdout.isatty():
-            return input(prompt)
-        # Redirected: the file is for answers alone.
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-        return input()
+    def interrupt(self, wish: BaseException) -> bool:
+        """Make `read` raise `wish`, from a signal's handler. False where nothing is being edited:
+        then raising it there does.
+        """
+        app = None if self._session is None else self._session.app
+        if app is None or not app.is_running or app.loop is None:
+            return False
+        app.loop.call_soon_threadsafe(lambda: app.exit(exception=wish))
+        return True
+
+    def _open(self) -> Any:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.output import ColorDepth, create_output
+        from prompt_toolkit.styles import Style
+
+        from .line_history import open_history
+
+        keys = KeyBindings()
+        # Alt-Enter adds a line, where Enter sends.
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        session: Any = None
+
+        @Condition
+        def is_within_quotes() -> bool:
+            text = session.default_buffer.text
+            return text.startswith(_MANY) and not _is_closed(text)
+
+        shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+        session = PromptSession(
+            history=open_history(self._remember),
+            completer=self._make_completer(),
+            complete_while_typing=False,
+            complete_in_thread=True,
+            multiline=is_within_quotes,
+            prompt_continuation="... ",
+            key_bindings=keys,
+            style=Style.from_dict({"bottom-toolbar": "noreverse"}),
+            color_depth=None if is_fancy(shown) else ColorDepth.DEPTH_1_BIT,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            output=create_output(stdout=shown),
+        )
+        return session
+
+
+def _can_edit() -> bool:
+    if os.environ.get("TERM") == "dumb" or sys.stdin is None or not sys.stdin.isatty():
+        return False
+    # With neither to draw on, there is nothing to edit.
+    return any(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+
+
+def _plain_line(prompt: str) -> str:
+    if sys.stdout.isatty():
+        return input(prompt)
+    # Redirected: the file is for answers alone.
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    return input()
+
+
+def _is_closed(text: str) -> bool:
+    rest = text[len(_MANY) :].rstrip()
+    return rest.endswith(_MANY)
+
+
+def _unquoted(text: str) -> str:
+    """The text between triple quotes; an end that is missing is forgiven."""
+    rest = text[len(_MANY) :].rstrip()
+    return rest.removesuffix(_MANY).strip("\n")

@@ -46,6 +46,9 @@ class Signals:
         self.stop_wanted = False
         # Called with the exit code just before the process ends in STARTING.
         self.before_sudden_end: Callable[[int], None] | None = None
+        # An event loop swallows what a handler raises in it. Called with the exception; where it
+        # returns True it sees to it that the exception comes out of the loop.
+        self.deliver: Callable[[BaseException], bool] | None = None
         self._polite = False
         self._last_s = 0.0
 
@@ -111,7 +114,9 @@ class Signals:
                 os._exit(128 + signum)
         else:
             self.stage = Stage.LEAVING
-            raise Terminated(signum)
+            wish = Terminated(signum)
+            if self.deliver is None or not self.deliver(wish):
+                raise wish
 
     def _end_now(self, code: int) -> None:
         try:

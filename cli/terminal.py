@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from ebbtide import errors
 
+from .markdown import MarkdownStyle
+
 # All but newline and tab: a model's text must not move the cursor, set the title or fill the
 # clipboard.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
@@ -46,8 +48,13 @@ class Terminal:
         self.has_result = False  # one object per run, also when its cleanup fails
         self._warned: set[str] = set()
         self._line_open = False
+        self._markdown: MarkdownStyle | None = None
 
     # --- standard output
+
+    def use_markdown(self) -> None:
+        """From here on answers are styled as Markdown. For a terminal that is_fancy."""
+        self._markdown = MarkdownStyle()
 
     def answer(self, text: str) -> None:
         """A piece of the answer, shown at once."""
@@ -56,13 +63,17 @@ class Terminal:
         self._line_open = not text.endswith("\n")
         if sys.stdout.isatty():
             text = text.translate(_CONTROLS)
+            if self._markdown is not None:
+                text = self._markdown.feed(text)
         write_out(text)
 
     def end_answer(self) -> None:
         """Ends the last line of the answer, so that the prompt starts on its own."""
         if self._line_open:
             self._line_open = False
-            write_out("\n")
+            write_out((self._markdown.finish() if self._markdown else "") + "\n")
+        elif self._markdown is not None and (rest := self._markdown.finish()):
+            write_out(rest)
 
     def result(self, value: dict[str, Any]) -> None:
         """The one object on one line that `--json` promises."""

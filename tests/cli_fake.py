@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass
@@ -83,15 +83,7 @@ class FakeStream:
         try:
             for done in range(0, len(words) + 1, max(1, len(words) // 2)):
                 if self.llm.on_progress is not None:
-                    progress = SimpleNamespace(
-                        phase="prefill",
-                        done_tokens=done,
-                        total_tokens=len(words),
-                        elapsed_s=1.0,
-                        tokens_per_s=10.0,
-                        eta_s=2.0,
-                    )
-                    self.llm.on_progress(progress)
+                    self.llm.on_progress(fake_progress(done, len(words)))
                 if ready.endswith("prefill"):
                     Path(ready).touch()
                 time.sleep(delay_s)
@@ -165,9 +157,14 @@ def fake_output(text: str, num_prompt: int, reason: str) -> Any:
 
 @dataclass
 class FakeSession:
+    """kept: name -> tokens, the same for all sessions, as a state folder would be."""
+
     llm: Any
     tokens: list[int] = field(default_factory=list)
     context: int = 4096
+    name: str | None = None
+
+    kept: ClassVar[dict[str, list[int]]] = {}
 
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
         return self.llm._stream(prompt, generation, self)
@@ -176,12 +173,38 @@ class FakeSession:
         self.llm.calls.append(("append", prompt))
         self.tokens += prompt if isinstance(prompt[0:1], list) else [0]
 
+    def prepare(self, messages: Any) -> None:
+        """Reads a word at a time, as slowly as answers come."""
+        self.llm.calls.append(("prepare", [dict(m) for m in messages]))
+        words = text_of(messages).split()
+        for done in range(1, len(words) + 1):
+            time.sleep(float(os.environ.get("FAKE_DELAY_S", "0")))
+            self.tokens = list(range(done))
+            if self.llm.on_progress is not None:
+                self.llm.on_progress(fake_progress(done, len(words)))
+
     def fork(self) -> FakeSession:
         return FakeSession(self.llm, list(self.tokens))
 
     def generate(self, prompt: Any, **generation: Any) -> Any:
         self.llm.calls.append(("generate", {"prompt": prompt, **generation}))
         return fake_output("x", len(prompt), "length")
+
+    def keep_as(self, name: str) -> None:
+        if os.environ.get("FAKE_KEEP_ERROR"):
+            from ebbtide import errors
+
+            raise errors.InputError("the state folder cannot be used")
+        self.name = name
+        self.kept[name] = self.tokens
+
+    def tiers(self) -> dict[str, dict[str, int]]:
+        count = len(self.tokens)
+        sizes = {"used_bytes": 1024 * count, "peak_bytes": 2048 * count}
+        return {
+            tier: {"pages": count, **sizes, "capacity_bytes": capacity}
+            for tier, capacity in (("device", 0), ("host", 1 << 20), ("disk", 1 << 30))
+        }
 
     def close(self) -> None:
         self.llm.calls.append(("close session", None))
@@ -191,6 +214,17 @@ class FakeSession:
 
     def truncate(self, num_tokens: int) -> None:
         del self.tokens[num_tokens:]
+
+
+def fake_progress(done: int, total: int) -> Any:
+    return SimpleNamespace(
+        phase="prefill",
+        done_tokens=done,
+        total_tokens=total,
+        elapsed_s=1.0,
+        tokens_per_s=10.0,
+        eta_s=2.0,
+    )
 
 
 class FakeLLM:
@@ -242,7 +276,8 @@ class FakeLLM:
         return FakeStream(self, prompt, generation, session)
 
     def session(self, name: str | None = None) -> FakeSession:
-        return FakeSession(self)
+        kept = [] if name is None else FakeSession.kept.get(name, [])
+        return FakeSession(self, list(kept), name=name)
 
     def count_tokens(self, prompt: Any) -> int:
         return len(text_of(prompt).split())

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import ebbtide
 from ebbtide import errors
 from ebbtide.cli import conversation, dialogue, documents, main, options, settings_file
 from ebbtide.cli.conversation import Conversation
+from ebbtide.cli.markdown import MarkdownStyle
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
 from ebbtide.cli.signals import Signals, Stage, Terminated
@@ -38,13 +42,20 @@ def face(tmp_path, monkeypatch):
     for option in options.SHARED:
         monkeypatch.delenv(option.envvar, raising=False)
     monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr(conversation, "sessions_folder", lambda: tmp_path / "state" / "sessions")
     monkeypatch.setattr(main, "_install_signals", lambda process: None)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ebbtide, "state_dir", lambda *parts: made(tmp_path / "state", *parts))
     fake.FakeLLM.calls.clear()
+    fake.FakeSession.kept.clear()
 
 
-def give(monkeypatch, text):
+def made(folder, *parts):
+    folder = folder.joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def give_input(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
@@ -64,7 +75,7 @@ def asked():
     ],
 )
 def test_piped_input_comes_first(capfd, monkeypatch, piped, args, message):
-    give(monkeypatch, piped)
+    give_input(monkeypatch, piped)
     assert main.main(["chat", *args, "--system", "be kind"]) == 0
     assert asked() == [
         {"role": "system", "content": "be kind"},
@@ -74,7 +85,7 @@ def test_piped_input_comes_first(capfd, monkeypatch, piped, args, message):
 
 
 def test_one_answer_as_json(capfd, monkeypatch):
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     assert main.main(["chat", "-p", "hello there", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["text"] == "hello there"
 
@@ -87,7 +98,7 @@ def test_nothing_to_answer(capfd, monkeypatch, given):
 
 
 def test_no_limit_on_the_answer_but_the_users(capfd, monkeypatch):
-    give(monkeypatch, "one two three")
+    give_input(monkeypatch, "one two three")
     assert main.main(["chat"]) == 0
     assert "max_new_tokens" not in fake.FakeLLM.calls[-1][1]
 
@@ -96,7 +107,7 @@ def test_what_is_waited_for_is_said(capfd, monkeypatch):
     from ebbtide.cli.terminal import Terminal
 
     monkeypatch.setattr(documents, "_PATIENCE_S", 0.01)
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     with documents.waiting_for_input(Terminal()):
         deadline_s = time.monotonic() + PATIENCE_S
         said = ""
@@ -110,14 +121,14 @@ def test_what_is_waited_for_is_said(capfd, monkeypatch):
 
 
 def test_a_named_conversation_goes_on(capfd, monkeypatch, tmp_path):
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     assert main.main(["chat", "m", "-p", "first", "--session", "trip", "--system", "s"]) == 0
     path = tmp_path / "state" / "sessions" / "trip.json"
     assert json.loads(path.read_text())["messages"][-1] == {"role": "assistant", "content": "first"}
     if os.name != "nt":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     assert main.main(["chat", "-p", "second", "-c"]) == 0
     assert [m["content"] for m in asked()] == ["s", "first", "first", "second"]
     # The model comes with the conversation, and the text alone was kept.
@@ -127,12 +138,12 @@ def test_a_named_conversation_goes_on(capfd, monkeypatch, tmp_path):
 
 
 def test_a_failed_answer_leaves_the_conversation_as_it_was(capfd, monkeypatch, tmp_path):
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     main.main(["chat", "-p", "first", "--session", "trip"])
     path = tmp_path / "state" / "sessions" / "trip.json"
     before = path.read_text()
     monkeypatch.setenv("FAKE_ERROR", "ContextOverflow")
-    give(monkeypatch, "")
+    give_input(monkeypatch, "")
     assert main.main(["chat", "-p", "second", "--session", "trip"]) == 3
     assert path.read_text() == before
 
@@ -167,17 +178,18 @@ def test_names_that_could_lead_elsewhere(name):
 )
 def test_a_damaged_conversation_is_an_input_error(text):
     path = conversation.session_path("bad")
-    path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(errors.InputError):
         Conversation.load("bad")
 
 
 def test_a_conversation_that_cannot_be_saved(tmp_path):
-    (tmp_path / "state").write_text("a file where the folder should be")
     kept = Conversation("x")
+    (tmp_path / "state" / "sessions").mkdir(parents=True)
+    conversation.session_path("x").mkdir()
     with pytest.raises(errors.StorageError, match="cannot be saved"):
         kept.save()
+    assert os.listdir(tmp_path / "state" / "sessions") == ["x.json"]
 
 
 def test_the_system_message_stands_first_and_once():
@@ -208,7 +220,10 @@ class Typist:
     def __exit__(self, *exc):
         pass
 
-    def read(self, prompt):
+    def interrupt(self, wish):
+        return False
+
+    def read(self, prompt, status=None):
         line = self.lines.pop(0) if self.lines else EOFError()
         if isinstance(line, BaseException):
             raise line
@@ -219,7 +234,7 @@ def talk(*lines, kept=None, **settings):
     """A whole conversation. Returns the Dialogue after it."""
     run = Run(Settings(**settings), Signals())
     with run.open_llm() as llm:
-        d = dialogue.Dialogue(run, llm, kept or Conversation(), remember_lines=False)
+        d = dialogue.Dialogue(run, llm, kept or Conversation(), remember=True)
         d.editor = Typist(lines)
         d.talk()
     return d
@@ -242,17 +257,21 @@ def test_leaving(capfd, word):
     assert d.editor.lines == ["never asked"]
 
 
-def test_ctrl_c_at_the_prompt_leaves_the_second_time(capfd):
+def test_ctrl_c_at_the_prompt_leaves_the_second_time(capfd, monkeypatch):
     d = talk(KeyboardInterrupt(), "hello")
     assert contents(d) == ["hello", "hello"]
-    with pytest.raises(KeyboardInterrupt):
-        talk(KeyboardInterrupt(), KeyboardInterrupt())
+    # One keypress that arrives twice is not a second wish.
+    d = talk(KeyboardInterrupt(), KeyboardInterrupt(), "hello")
+    assert contents(d) == ["hello", "hello"]
+    monkeypatch.setattr(dialogue, "_ECHO_S", 0.0)
+    d = talk(KeyboardInterrupt(), KeyboardInterrupt(), "never asked")
+    assert contents(d) == [] and d.editor.lines == ["never asked"]
 
 
 def test_help_names_every_command(capfd):
     talk("/help")
     told = capfd.readouterr().err
-    assert all(f"/{word}" in told for word in dialogue._COMMANDS if word != "bye")
+    assert all(f"/{word}" in told for word in dialogue.COMMANDS if word not in ("bye", "?"))
 
 
 def test_clear_undo_and_system(capfd):
@@ -285,7 +304,7 @@ def test_set_changes_the_options_of_the_answer(capfd):
 def test_read_sends_a_document_along(capfd):
     Path("a.txt").write_text("the text")
     d = talk("/read a.txt", "what is it", "thanks", "/read absent", "/read")
-    assert contents(d)[0] == "the text\n\nwhat is it" and contents(d)[2] == "thanks"
+    assert contents(d)[0] == "# a.txt\n\nthe text\n\nwhat is it" and contents(d)[2] == "thanks"
     told = capfd.readouterr().err
     assert "a.txt: 2 tokens" in told and "absent" in told
 
@@ -333,7 +352,7 @@ def test_ctrl_c_keeps_the_answer_so_far(capfd, monkeypatch):
                 yield piece
 
     monkeypatch.setattr(fake, "FakeStream", Impatient)
-    d._ask("one two three four")
+    d.ask("one two three four")
     assert contents(d) == ["one two three four", "one two"]
     assert d.session is session and signals.stage is Stage.WORKING
     assert "Stopped." in capfd.readouterr().err
@@ -351,7 +370,7 @@ def test_a_second_ctrl_c_costs_the_session(capfd, monkeypatch):
             signals._on_interrupt(signal.SIGINT, None)
 
     monkeypatch.setattr(fake, "FakeStream", Stuck)
-    d._ask("one two three four")
+    d.ask("one two three four")
     assert contents(d) == ["one two three four", "one"]
     assert d.session is not session and signals.stage is Stage.WORKING
 
@@ -382,66 +401,174 @@ def test_sigterm_is_never_polite():
     assert caught.value.exit_code == 143
 
 
-# --- a real terminal
+# --- what is kept without a name
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the system has no pseudo-terminals")
-def test_a_conversation_in_a_real_terminal(tmp_path):
-    import pty
+def test_a_conversation_without_a_name_is_the_last_one(capfd, tmp_path):
+    talk("hello you", kept=Conversation(model="m"))
+    assert conversation.latest_name() == conversation.LAST
+    found = Conversation.load("last")
+    assert [m["content"] for m in found.messages] == ["hello you", "hello you"]
+    assert fake.FakeSession.kept == {"chat.last": [0, 1]}
+    d = talk("and now", kept=found)
+    assert contents(d)[:2] == ["hello you", "hello you"]
+    # What was said is read while the user types.
+    assert ("prepare", found.messages[:2]) in fake.FakeLLM.calls
 
-    ours, theirs = pty.openpty()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EBBTIDE_", "FAKE_"))}
-    homes = {
-        "HOME": str(tmp_path),
-        "XDG_STATE_HOME": str(tmp_path),
-        "XDG_CONFIG_HOME": str(tmp_path),
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(FAKE), "chat"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**kept, **homes, "TERM": "xterm", "FAKE_DELAY_S": "0.05"},
-        start_new_session=True,
-        cwd=tmp_path,
+
+def test_what_is_not_to_be_remembered(capfd):
+    run = Run(Settings(), Signals())
+    with run.open_llm() as llm:
+        d = dialogue.Dialogue(run, llm, Conversation(), remember=False)
+        d.editor = Typist(["hello"])
+        d.talk()
+    assert conversation.kept_conversations() == [] and fake.FakeSession.kept == {}
+
+
+def test_a_state_folder_that_cannot_be_is_said_once(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_KEEP_ERROR", "1")
+    d = talk("one", "two")
+    assert len(contents(d)) == 4
+    assert capfd.readouterr().err.count("is not kept") == 1
+
+
+def test_load_and_sessions(capfd):
+    talk("in the first", "/save one", "more")
+    d = talk(
+        "in the second", "/save two", "/sessions", "/load one", "again", "/load three", "/load"
     )
-    os.close(theirs)
-    seen = ""
+    assert [m["content"] for m in d.conversation.messages] == [
+        *("in the first", "in the first", "more", "more", "again", "again")
+    ]
+    assert d.conversation.name == "one" and d.session.name == "chat.one"
+    told = capfd.readouterr().err
+    assert "* two" in told and "  one " in told and "4 messages" in told
+    assert "there is no conversation 'three'" in told and "say /load NAME" in told
+    assert len(Conversation.load("two").messages) == 2
 
-    def expect(text):
-        nonlocal seen
-        deadline_s = time.monotonic() + PATIENCE_S
-        while text not in seen:
-            assert time.monotonic() < deadline_s, seen
-            try:
-                seen += os.read(ours, 4096).decode()
-            except OSError:  # Linux: the other end is closed
-                break
-        assert text in seen, seen
-        seen = seen[seen.index(text) + len(text) :]
 
-    def type_in(text):
-        os.write(ours, text.encode())
+def test_save_does_not_replace_another_conversation(capfd):
+    talk("first", "/save one")
+    d = talk("second", "/save one", "/save two")
+    assert "there is a conversation 'one' already" in capfd.readouterr().err
+    assert d.conversation.name == "two"
+    assert Conversation.load("one").messages[0]["content"] == "first"
 
-    try:
-        expect("[0/4,096] > ")
-        type_in("hello you\n")
-        expect("hello you")  # the echo of the terminal
-        expect("hello you")  # the answer
-        expect("[2/4,096] > ")
-        type_in('"""one two\nthree four five six seven eight nine ten eleven"""\n')
-        expect("three four")
-        expect("three")
-        process.send_signal(signal.SIGINT)
-        expect("Stopped.")
-        expect("] > ")
-        type_in("/exit\n")
-        assert process.wait(PATIENCE_S) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-    history = tmp_path / "ebbtide" / "history"
-    if sys.platform == "linux":
-        assert "hello you" in history.read_text()
-        assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+# --- commands that came later
+
+
+def test_retry_asks_what_got_no_answer(capfd, monkeypatch):
+    d = talk()
+    monkeypatch.setenv("FAKE_ERROR", "ContextOverflow")
+    d.ask("a question")
+    assert contents(d) == [] and d.dropped == "a question"
+    monkeypatch.delenv("FAKE_ERROR")
+    d.editor = Typist(["/retry", "/retry"])
+    d.talk()
+    assert contents(d) == ["a question", "a question"] and d.dropped is None
+    assert len([n for n, _ in fake.FakeLLM.calls if n == "stream"]) == 3
+
+
+def test_edit_asks_the_changed_question(capfd, monkeypatch):
+    import click
+
+    seen = []
+
+    def editor(text, **_):
+        seen.append(text)
+        return {"": "first\n", "first": "second\n", "second": None}[text]
+
+    monkeypatch.setattr(click, "edit", editor)
+    d = talk("/edit", "/edit", "/edit")
+    assert seen == ["", "first", "second"]
+    assert contents(d) == ["second", "second"]
+    assert "nothing is asked" in capfd.readouterr().err
+
+
+def test_compact_goes_on_from_the_summary_and_keeps_the_whole(capfd, monkeypatch):
+    d = talk("one", "two", "/compact", "three", kept=Conversation(model="m"))
+    assert len(d.conversation.turns) == 4
+    assert d.conversation.turns[0]["content"].startswith("Summarise our conversation")
+    assert [m["content"] for m in Conversation.load("last.whole").messages] == [
+        *("one", "one", "two", "two")
+    ]
+    assert "/load last.whole" in capfd.readouterr().err
+    monkeypatch.setenv("FAKE_ERROR", "ContextOverflow")
+    before = list(d.conversation.messages)
+    d.editor = Typist(["/compact"])
+    d.talk()
+    assert d.conversation.messages == before
+
+
+def test_mem_and_tokens(capfd):
+    Path("a.txt").write_text("the text")
+    d = talk("/mem", "hello you", "/mem", "/read a.txt", "/tokens", "/mem on", "/mem what")
+    told = capfd.readouterr().err
+    assert "no answer yet" in told and "hit rate 1.000" in told
+    disk = next(line for line in told.splitlines() if line.startswith("disk") and "3 B" in line)
+    assert disk.split()[1] == "2" and "1.0 GiB" in disk
+    assert "2  user       hello you" in told and "waiting    a.txt" in told
+    assert d.shows_tiers and "say /mem" in told
+    assert "RAM" in d._status() and "GPU" not in d._status()
+
+
+def test_a_document_that_is_too_long_is_refused_at_once(capfd):
+    Path("a.txt").write_text("word " * 5000)
+    d = talk("/read a.txt")
+    assert d.documents == [] and "a.txt has 5,000 tokens" in capfd.readouterr().err
+
+
+def test_documents_are_read_while_the_user_types(capfd):
+    Path("a.txt").write_text("the text")
+    Path("b c.txt").write_text("more")
+    talk("/read a.txt", '/read "b c.txt"', "/read b\\ c.txt", "what")
+    read = [value[-1]["content"] for name, value in fake.FakeLLM.calls if name == "prepare"]
+    # Each is the beginning of the next, so nothing is read twice.
+    assert len(read) == 3 and read[1].startswith(read[0]) and read[2].startswith(read[1])
+    assert asked()[-1]["content"] == f"{read[2]}\n\nwhat"
+
+
+def test_an_error_of_the_reading_is_told(capfd, monkeypatch):
+    def refuse(self, messages):
+        raise errors.ContextOverflow("too long", needed_tokens=2, available_tokens=1)
+
+    monkeypatch.setattr(fake.FakeSession, "prepare", refuse)
+    Path("a.txt").write_text("the text")
+    d = talk("/read a.txt", "what")
+    assert "Error: too long" in capfd.readouterr().err and len(contents(d)) == 2
+
+
+# --- Markdown
+
+_MARKDOWN = (
+    "# Title\nsome **bold** and `code **x**` * star\n```python\nx = '**'\n``\n```\n"
+    "* item\n**open\nnext **\n~~~\n```\n~~~\n``` x"
+)
+
+
+def strip_codes(text):
+    return re.sub(r"\x1b\[[0-9]*m", "", text)
+
+
+@given(text=st.text(alphabet="a*`~# \n", max_size=60), cuts=st.lists(st.integers(0, 60)))
+@example(text=_MARKDOWN, cuts=[])
+@example(text=_MARKDOWN, cuts=list(range(200)))
+def test_markdown_keeps_every_character(text, cuts):
+    def styled(pieces):
+        style = MarkdownStyle()
+        return "".join([style.feed(piece) for piece in pieces]) + style.finish()
+
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    whole = styled([text])
+    assert styled(text[a:b] for a, b in itertools.pairwise(bounds)) == whole
+    assert strip_codes(whole) == text
+    for line in whole.split("\n"):
+        # Nothing reaches into the next line, or the prompt.
+        assert not re.search(r"\x1b\[[1-9][0-9]*m(?!.*\x1b\[0m)", line)
+
+
+def test_markdown_looks_like_what_it_says():
+    style = MarkdownStyle()
+    shown = style.feed("a **b** `c**d` # e\n# f\n") + style.finish()
+    assert shown == ("a \x1b[1m**b**\x1b[0m \x1b[36m`c**d`\x1b[0m # e\n\x1b[1m# f\x1b[0m\n")
