@@ -64,7 +64,7 @@ def _exit(d: Dialogue, rest: str) -> Any:
 def _clear(d: Dialogue, rest: str) -> None:
     d.stop_reading()
     d.conversation.clear()
-    d.documents = []
+    d.documents, d.asked, d.dropped = [], [], None
     d.session.truncate(0)
     d.run.terminal.note("Forgotten.")
 
@@ -85,30 +85,19 @@ def _retry(d: Dialogue, rest: str) -> None:
 
 
 def _undo(d: Dialogue, rest: str) -> None:
-    _take_back(d)
+    d.take_back()
     d.keep()
-    d.run.terminal.note("Took back the last question and its answer.")
-
-
-def _take_back(d: Dialogue) -> str | None:
-    """The last question, after it and its answer are gone."""
-    d.stop_reading()
-    answer, question = d.conversation.pop_answer(), d.conversation.pop_question()
-    if answer is None and question is None:
-        raise errors.InputError("there is nothing to take back.")
-    try:
-        d.session.undo()
-    except errors.InputError:
-        pass  # a resumed question, which this session has not answered
-    return question
+    names = ", ".join(document.name for document in d.documents)
+    d.run.terminal.note(
+        "Took back the last question and its answer."
+        + (f" {names} will go with your next message." if names else "")
+    )
 
 
 def _edit(d: Dialogue, rest: str) -> None:
     import click
 
-    turns = d.conversation.turns
-    questions = [turn["content"] for turn in turns if turn["role"] == "user"]
-    before = d.dropped if d.dropped is not None else (questions[-1] if questions else "")
+    before = d.last_question()
     try:
         text = click.edit(before, extension=".md")
     except click.ClickException as error:
@@ -116,8 +105,8 @@ def _edit(d: Dialogue, rest: str) -> None:
     if text is None or not text.strip() or text.strip() == before.strip():
         d.run.terminal.note("Nothing was changed, so nothing is asked.")
         return
-    if d.dropped is None and questions:
-        _take_back(d)
+    if d.dropped is None and d.conversation.turns:
+        d.take_back()
     d.ask(text.strip("\n"))
 
 
@@ -146,6 +135,7 @@ def _compact(d: Dialogue, rest: str) -> None:
         *([m for m in whole.messages[:1] if m["role"] == "system"]),
         *d.conversation.messages[-2:],
     ]
+    d.asked = []
     d.keep()
     d.read_ahead("the summary")
     d.run.terminal.note(
@@ -307,7 +297,7 @@ def _load(d: Dialogue, rest: str) -> None:
         d.conversation = before
         d.session = d.open_session()
         raise
-    found.model, d.documents, d.dropped = d.run.settings.model, [], None
+    found.model, d.documents, d.asked, d.dropped = before.model, [], [], None
     d.run.terminal.note(f"{rest}: {len(found.turns)} messages, read again while you type.")
     if found.turns:
         d.read_ahead("the conversation so far")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from ebbtide import errors
 
@@ -28,6 +28,13 @@ _ECHO_S = 0.5
 _NEARLY_FULL = 0.9
 
 
+class Question(NamedTuple):
+    """What was typed, and the documents that went with it."""
+
+    text: str
+    documents: list[Any]
+
+
 class Dialogue:
     """The loop, and what it remembers between two prompts.
 
@@ -41,6 +48,7 @@ class Dialogue:
         self.remember = remember
         self.documents: list[Any] = []  # to go with the next message
         self.dropped: str | None = None  # the question that got no answer
+        self.asked: list[Question] = []  # here, not in an earlier run: the newest user turns
         self.last_output: Any = None
         self.totals = MemoryTotals()
         self.shows_tiers = False
@@ -195,10 +203,35 @@ class Dialogue:
         content = f"{self.attached()}\n\n{text}" if self.documents else text
         self.conversation.add("user", content)
         if self.answer():
+            self.asked.append(Question(text, self.documents))
             self.documents, self.dropped = [], None
         else:
             self.conversation.pop_question()
             self.dropped = text
+
+    def take_back(self) -> None:
+        """The last question and its answer, as if they had never been; its documents wait again.
+
+        Raises InputError when there is none.
+        """
+        self.stop_reading()
+        answer, question = self.conversation.pop_answer(), self.conversation.pop_question()
+        if answer is None and question is None:
+            raise errors.InputError("there is nothing to take back.")
+        if self.asked:
+            self.documents = self.asked.pop().documents + self.documents
+        try:
+            self.session.undo()
+        except errors.InputError:
+            pass  # a resumed question, which this session has not answered
+
+    def last_question(self) -> str:
+        """What was asked last, without the documents that went with it; "" for none."""
+        if self.dropped is not None:
+            return self.dropped
+        if self.asked:
+            return self.asked[-1].text
+        return next((t["content"] for t in self.conversation.turns[-2:] if t["role"] == "user"), "")
 
     def attached(self) -> str:
         """The documents that go with the next message. One more changes nothing before it, so what

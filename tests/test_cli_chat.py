@@ -572,3 +572,16 @@ def test_markdown_looks_like_what_it_says():
     style = MarkdownStyle()
     shown = style.feed("a **b** `c**d` # e\n# f\n") + style.finish()
     assert shown == ("a \x1b[1m**b**\x1b[0m \x1b[36m`c**d`\x1b[0m # e\n\x1b[1m# f\x1b[0m\n")
+
+
+def test_undo_gives_documents_back(capfd, monkeypatch):
+    import click
+
+    monkeypatch.setattr(click, "edit", lambda text, **_: text.replace("one", "two"))
+    Path("a.txt").write_text("the text")
+    d = talk("/read a.txt", "question one", "/undo")
+    assert contents(d) == [] and [document.name for document in d.documents] == ["a.txt"]
+    assert "a.txt will go with your next message" in capfd.readouterr().err
+    d = talk("/read a.txt", "question one", "/edit")
+    # The editor is given the question and not the document, which goes with it all the same.
+    assert contents(d)[0] == "# a.txt\n\nthe text\n\nquestion two" and len(contents(d)) == 2
