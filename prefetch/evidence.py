@@ -23,6 +23,8 @@ class Evidence:
                   which is what replacing the page by its mean value gets wrong per unit of mass
     raw_log_mass  (kv_heads, num_rows) float32: log mass of the keys that are attended raw; -inf if
                   there are none
+    effect        (kv_heads, num_rows) float32: what a unit of a head's misplaced mass does to the
+                  residual stream, relative to its size (see `effect`)
     pages_per_record  the pages that are read together; divides num_pages
     record_tokens     tokens of a record, for selectors whose budget is in tokens
     upper_bound   gives (kv_heads, num_rows, num_pages) bounds of the pages' greatest scores
@@ -40,6 +42,7 @@ class Evidence:
     rehearsed_log_mass: torch.Tensor | None = None
     previous: torch.Tensor | None = None
     continuity: torch.Tensor | None = None
+    effect: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.log_mass.shape != self.unevenness.shape or self.log_mass.dim() != 3:
@@ -97,7 +100,9 @@ def misplaced_mass(evidence: Evidence, selected: torch.Tensor) -> torch.Tensor:
     """(kv_heads, num_rows): the estimated total variation between the attention that is used, with
     every page outside the selection spread evenly, and the true one.
     """
-    return _outside(evidence, evidence.shares() * evidence.unevenness, selected)
+    shares = evidence.shares()
+    pages = torch.where(shares > 0, shares * evidence.unevenness, 0.0)
+    return _outside(evidence, pages, selected)
 
 
 def _outside(evidence: Evidence, pages: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:

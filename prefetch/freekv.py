@@ -25,7 +25,7 @@ class FreeKV:
     def select(self, evidence: Evidence) -> torch.Tensor:
         if evidence.previous is not None and evidence.continuity is not None:
             if bool((evidence.continuity >= self.least_cosine).all()):
-                there = evidence.present()
-                return evidence.previous[there[evidence.previous]]
+                previous = evidence.previous[evidence.previous < evidence.num_records]
+                return previous[evidence.present()[previous]]
         scores = evidence.by_record(page_shares(bounds(evidence))).flatten(0, 1).mean(0)
         return best_records(evidence, scores, num_records_of(evidence, self.num_tokens))

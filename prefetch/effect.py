@@ -1,0 +1,50 @@
+"""What a head can do to the residual stream: the weight of its misplaced mass.
+
+Attention that is wrong by a unit of mass moves a head's output by about the spread of its values,
+and the residual by that times the head's columns of the output projection. Relative to the size of
+the residual this differs tenfold between layers, and reading is worth most where it is large.
+Knows no pages, and nothing that a selection could change.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def head_effect(
+    output_norms: torch.Tensor,
+    residual_norm: torch.Tensor | float,
+    raw_out: torch.Tensor,
+    value_spread: torch.Tensor,
+) -> torch.Tensor:
+    """(kv_heads, num_rows) float32: by how much of its own size a unit of misplaced mass in each
+    query head moves the residual stream after attention.
+
+    output_norms   (kv_heads, num_rows): Frobenius norm of the columns of the output projection that
+                   belong to the query head, over the square root of head_dim
+    residual_norm  of the residual that enters the layer
+    raw_out        (kv_heads, num_rows, head_dim): attention to the raw keys alone
+    value_spread   (kv_heads,): root mean square of |value - mean value| over the raw tokens
+    """
+    # Before attention the residual may be a thirtieth of what it is after it (first layers), so
+    # what attention adds is estimated from the raw keys, heads being as good as orthogonal.
+    added = (output_norms**2 * (raw_out**2).sum(-1)).sum()
+    size = (added + residual_norm**2).sqrt()
+    effect = output_norms * value_spread.unsqueeze(-1)
+    return torch.where(
+        size > 0, effect / torch.where(size > 0, size, 1.0), torch.zeros_like(effect)
+    )
+
+
+def value_spread(values: torch.Tensor) -> torch.Tensor:
+    """(kv_heads,) float32 of values (kv_heads, num_tokens, head_dim); 0 where there are none."""
+    if not values.shape[1]:
+        return torch.zeros(len(values))
+    values = values.to(torch.float32)
+    return (values - values.mean(1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+
+
+def output_norms(weight: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
+    """(kv_heads, num_rows) of an output projection (hidden, query heads * head_dim)."""
+    heads = weight.to(torch.float32).unflatten(1, (kv_heads, -1, head_dim))
+    return heads.square().sum((0, 3)).sqrt() / head_dim**0.5
