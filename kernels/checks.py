@@ -68,3 +68,12 @@ def check_queries(q, layout: PageLayout, score_bias, num_tokens: int) -> None:
     shape = (*q.shape[:2], num_tokens)
     if score_bias is not None and score_bias.shape != shape:
         raise ValueError(f"score_bias is {tuple(score_bias.shape)}; it must be {shape}")
+
+
+def check_positions(sources, num_records: int) -> None:
+    """Raises ValueError unless the sources (frames, rows, positions) hold every record once."""
+    found = sorted(at for _, _, positions in sources for at in positions.tolist())
+    if found != list(range(num_records)) or any(len(s[1]) != len(s[2]) for s in sources):
+        raise ValueError(
+            f"sources must hold each of the {num_records} records once; their positions are {found}"
+        )

@@ -44,8 +44,7 @@ def attend_pages(
     start, stop = visible if visible is not None else (0, num_tokens)
     start, stop = max(0, start), min(num_tokens, stop)
     native = dispatch.compiled_for(q, near, records)
-    fits = 0 < num_rows <= FEW_ROWS and layout.page_tokens % TOKEN_BLOCK == 0
-    if native is None or not fits or start >= stop:
+    if native is None or not _serves(num_rows, layout) or start >= stop:
         return _reference(q, near, records, layout, start, stop, score_bias, softcap)
 
     q, near, records = q.contiguous(), near.contiguous(), records.contiguous()
@@ -104,16 +103,50 @@ def attend_records(
     checks.check_rows("near", near, near_rows, layout.near_record_bytes)
     for source in sources:
         checks.check_rows("frames", source[0], source[1], layout.record_bytes)
-    found = sorted(at for _, _, positions in sources for at in positions.tolist())
-    if found != list(range(num_records)) or any(len(s[1]) != len(s[2]) for s in sources):
-        raise ValueError(
-            f"sources must hold each of the {num_records} records once; their positions are {found}"
-        )
+    checks.check_positions(sources, num_records)
     result = Partial(
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows, dim)),
     )
+    native = dispatch.compiled_for(q, near, *(source[0] for source in sources))
+    if native is None or not _serves(num_rows, layout):
+        _records_reference(
+            q, near, near_rows, sources, layout, skip_first, softcap, score_bias, result
+        )
+    elif num_records:
+        q, near_at = q.contiguous(), dispatch.addresses(near, near_rows)
+        record_at = torch.empty_like(near_at)
+        for frames, rows, positions in sources:
+            record_at[positions] = dispatch.addresses(frames, rows)
+        if score_bias is not None:
+            score_bias = score_bias.to(torch.float32).contiguous()
+        native.attend_records(
+            q.data_ptr(),
+            num_rows,
+            near_at.data_ptr(),
+            record_at.data_ptr(),
+            dispatch.layout_numbers(layout),
+            num_records,
+            skip_first,
+            0 if score_bias is None else score_bias.data_ptr(),
+            softcap,
+            result.max.data_ptr(),
+            result.sum.data_ptr(),
+            result.out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return result
+
+
+def _serves(num_rows: int, layout: PageLayout) -> bool:
+    """Whether the compiled kernel takes so many rows of such pages."""
+    return 0 < num_rows <= FEW_ROWS and layout.page_tokens % TOKEN_BLOCK == 0
+
+
+def _records_reference(
+    q, near, near_rows, sources, layout, skip_first, softcap, score_bias, result
+) -> None:
     near_rows = near_rows.tolist()
     for frames, rows, positions in sources:
         for row, at in zip(rows.tolist(), positions.tolist(), strict=True):
@@ -133,11 +166,24 @@ def attend_records(
             )
             for part, one in zip(result, partial, strict=True):
                 part[at] = one
-    return result
 
 
 def merge_records(partial: Partial) -> Partial:
     """Joins partials along their leading dimension, first to last."""
+    partial = Partial(*(part.contiguous() for part in partial))
+    native = dispatch.compiled_for(*partial)
+    if native is not None:
+        num_records, kv_heads, num_rows, dim = partial.out.shape
+        result = Partial(*(part.new_empty(part.shape[1:]) for part in partial))
+        native.merge(
+            num_records,
+            kv_heads * num_rows,
+            dim,
+            *(part.data_ptr() for part in partial),
+            *(part.data_ptr() for part in result),
+            torch.get_num_threads(),
+        )
+        return result
     highest = partial.max.new_full(partial.max.shape[1:], UNSEEN)
     for top in partial.max:
         torch.maximum(highest, top, out=highest)

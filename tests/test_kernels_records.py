@@ -104,6 +104,26 @@ def test_a_records_partial_depends_on_nothing_else(data):
     assert all(torch.equal(x, y) for x, y in zip(joined, again, strict=True))
 
 
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("name", ["usual", "full bf16", "value means"])
+def test_threads_change_no_bit(name, kernels):
+    layout = MATRIX[name]
+    near, records, *_ = sealed(layout, 24)
+    where = scattered(layout, near, records, list(range(24)))
+    assert records.nbytes > 3 << 16  # enough for three threads to share
+    q = queries(layout, 6)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            got = attend_records(q, *where, layout, 5)
+            results.append((*got, *merge_records(got)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
 def test_a_part_that_saw_nothing_changes_nothing(kernels):
     layout = LAYOUTS["usual"]
     near, records, *_ = sealed(layout)

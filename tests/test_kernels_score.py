@@ -148,6 +148,23 @@ def test_a_pages_scores_depend_on_nothing_else(data):
         assert torch.equal(one, other[:, cut:, at])
 
 
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("name", ["usual", "80", "128, three bits"])
+def test_threads_change_no_bit(name, kernels):
+    layout = LAYOUTS[name]
+    near, q = near_plane(layout, 120), queries(layout, 6)
+    assert near.nbytes > 3 << 16  # enough for three threads to share
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(score_pages(q, near, torch.arange(120), layout))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 300.0, 1e4])
 def test_scores_of_any_size_stay_finite(layout, scale, kernels):
     near, q, rows = near_plane(layout), queries(layout, 3) * scale, torch.arange(6)

@@ -1,5 +1,5 @@
 // Attention of a few query rows over sealed pages, without float32 copies of them: the decode step. A chunk is one
-// record of one head; it becomes one partial (../attention.py), and `merge_chunks` joins a head's chunks in order.
+// record of one head; it becomes one partial (../attention.py), and `merge_chunks` joins partials in order.
 // Included inside an anonymous namespace, after pages.h.
 //
 // A quantised key is lo + code * scale, so q.k = q.lo + (q * scale).code: queries are scaled once for each page, and keys
@@ -105,8 +105,9 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
 
     const int64_t first_page = first / tokens, last_page = (last + tokens - 1) / tokens;
     for (int64_t page = first_page; page < last_page; ++page) {
-        const Block at(l, (record * l.pages_per_record + page) * l.kv_heads + head);
-        const uint8_t *far = a.records + at.far_at, *near = at.near_block(l, a.near, a.records);
+        const Block at(l, page * l.kv_heads + head);
+        const uint8_t *far = a.records[record] + at.far_at;
+        const uint8_t *near = at.near_block(l, a.near[record], a.records[record]);
         if (!raw) {
             load_halves(near + l.key_min_offset, dim, lo);
             load_halves(near + l.key_min_offset + 2 * dim, dim, scale);
@@ -167,8 +168,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
 
     for (int64_t r = 0; r < rows; ++r) base[r] = 0;
     for (int64_t page = first_page; page < last_page; ++page) {
-        const Block at(l, (record * l.pages_per_record + page) * l.kv_heads + head);
-        const uint8_t *far = a.records + at.far_at;
+        const Block at(l, page * l.kv_heads + head);
+        const uint8_t *far = a.records[record] + at.far_at;
         float *weights = scores + page * tokens;
         if (!raw) {
             load_halves(far + l.value_min_offset, tokens, lo);
@@ -209,10 +210,10 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         for (int64_t j = 0; j < dim; ++j) out[r * dim + j] = sums[r * wide + j] + base[r];
 }
 
-// Joins the partials of a head's chunks, first to last: highest[chunks][rows], total likewise, out[chunks][rows][dim].
+// Joins partials first to last: highest[chunks][rows], total likewise, out[chunks][rows][dim].
 void merge_chunks(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total, const float *out,
-                  float *to_highest, float *to_total, float *to_out) {
-    for (int64_t r = 0; r < rows; ++r) {
+                  float *to_highest, float *to_total, float *to_out, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
         float most = UNSEEN, sum_all = 0;
         for (int64_t c = 0; c < chunks; ++c) most = highest[c * rows + r] > most ? highest[c * rows + r] : most;
         float *sums = to_out + r * dim;

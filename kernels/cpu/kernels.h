@@ -27,7 +27,7 @@ struct Attend {
     const float *q;                    // (kv_heads, rows, head_dim)
     const float *bias;                 // (kv_heads, rows, num_tokens), added to scores, or null
     float softcap;                     // of scores, bias included; 0 = none
-    const uint8_t *near, *records;
+    const uint8_t *const *near, *const *records;  // each record, wherever it lies
 };
 constexpr float UNSEEN = -1e30f;  // ../attention.py's
 
@@ -57,8 +57,10 @@ struct Kernels {
     int64_t (*attend_scratch)(const Layout &, int64_t rows);
     void (*attend_chunk)(const Attend &, int64_t head, int64_t record, float *scratch, float *highest, float *total,
                          float *out);
+    // Joins rows begin .. end of `chunks` partials: highest[chunks][rows], total likewise, out[chunks][rows][dim].
     void (*merge_chunks)(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total,
-                         const float *out, float *to_highest, float *to_total, float *to_out);
+                         const float *out, float *to_highest, float *to_total, float *to_out, int64_t begin,
+                         int64_t end);
     // The pages of one record, all heads; scratch holds score_scratch bytes.
     int64_t (*score_scratch)(const Layout &, int64_t rows);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);

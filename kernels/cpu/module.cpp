@@ -19,7 +19,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 5;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 6;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -102,28 +102,62 @@ void matvec(int kind, uintptr_t x, uintptr_t weight, uintptr_t scales, int64_t i
               [&](int64_t begin, int64_t end) { active->matvec(m, begin, end); });
 }
 
+// One partial for each record and head, record by record.
+void attend_each(const Attend &a, int64_t num_records, float *highest, float *total, float *out, int threads) {
+    const Layout &l = a.layout;
+    const int64_t chunks = num_records * l.kv_heads;
+    share_out(chunks, 1, chunks / l.kv_heads * l.record_bytes, threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch((size_t)active->attend_scratch(l, a.rows));
+        for (int64_t i = begin; i < end; ++i)
+            active->attend_chunk(a, i % l.kv_heads, i / l.kv_heads, scratch.data(), highest + i * a.rows,
+                                 total + i * a.rows, out + i * a.rows * l.head_dim);
+    });
+}
+
+void merge_all(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total, const float *out,
+               float *to_highest, float *to_total, float *to_out, int threads) {
+    share_out(rows, 1, chunks * rows * dim * 4, threads, [&](int64_t begin, int64_t end) {
+        active->merge_chunks(chunks, rows, dim, highest, total, out, to_highest, to_total, to_out, begin, end);
+    });
+}
+
 void attend(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
             int64_t num_records, int64_t visible_from, int64_t visible_to, uintptr_t bias, float softcap,
             uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
     const Layout l = layout_of(numbers);
-    const int64_t tokens = l.pages_per_record * l.page_tokens;
-    const Attend a{l, rows, num_records * tokens, visible_from, visible_to, at<const float>(q),
-                   at<const float>(bias), softcap, at<const uint8_t>(near), at<const uint8_t>(records)};
     nb::gil_scoped_release released;
-    const int64_t per_chunk = rows * (2 + l.head_dim), chunks = l.kv_heads * num_records;
-    std::vector<float> parts((size_t)(chunks * per_chunk));
-    float *tops = parts.data(), *totals = tops + chunks * rows, *outs = totals + chunks * rows;
-    share_out(chunks, 1, chunks * l.record_bytes, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch((size_t)active->attend_scratch(l, rows));
-        for (int64_t i = begin; i < end; ++i)
-            active->attend_chunk(a, i / num_records, i % num_records, scratch.data(), tops + i * rows,
-                                 totals + i * rows, outs + i * rows * l.head_dim);
-    });
-    for (int64_t head = 0; head < l.kv_heads; ++head)
-        active->merge_chunks(num_records, rows, l.head_dim, tops + head * num_records * rows,
-                             totals + head * num_records * rows, outs + head * num_records * rows * l.head_dim,
-                             at<float>(highest) + head * rows, at<float>(total) + head * rows,
-                             at<float>(out) + head * rows * l.head_dim);
+    std::vector<const uint8_t *> near_at((size_t)num_records), record_at((size_t)num_records);
+    for (int64_t i = 0; i < num_records; ++i) {
+        near_at[(size_t)i] = at<const uint8_t>(near) + i * l.near_record_bytes;
+        record_at[(size_t)i] = at<const uint8_t>(records) + i * l.record_bytes;
+    }
+    const Attend a{l, rows, num_records * l.pages_per_record * l.page_tokens, visible_from, visible_to,
+                   at<const float>(q), at<const float>(bias), softcap, near_at.data(), record_at.data()};
+    const int64_t all_rows = l.kv_heads * rows, count = num_records * all_rows;
+    std::vector<float> parts((size_t)(count * (2 + l.head_dim)));
+    float *tops = parts.data(), *totals = tops + count, *outs = totals + count;
+    attend_each(a, num_records, tops, totals, outs, threads);
+    merge_all(num_records, all_rows, l.head_dim, tops, totals, outs, at<float>(highest), at<float>(total),
+              at<float>(out), threads);
+}
+
+// near and records are arrays of addresses, one for each record.
+void attend_records(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
+                    int64_t num_records, int64_t skip_first, uintptr_t bias, float softcap, uintptr_t highest,
+                    uintptr_t total, uintptr_t out, int threads) {
+    const Layout l = layout_of(numbers);
+    const int64_t tokens = num_records * l.pages_per_record * l.page_tokens;
+    const Attend a{l, rows, tokens, skip_first, tokens, at<const float>(q), at<const float>(bias), softcap,
+                   at<const uint8_t *const>(near), at<const uint8_t *const>(records)};
+    nb::gil_scoped_release released;
+    attend_each(a, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
+}
+
+void merge(int64_t chunks, int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out,
+           uintptr_t to_highest, uintptr_t to_total, uintptr_t to_out, int threads) {
+    nb::gil_scoped_release released;
+    merge_all(chunks, rows, dim, at<const float>(highest), at<const float>(total), at<const float>(out),
+              at<float>(to_highest), at<float>(to_total), at<float>(to_out), threads);
 }
 
 void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records,
@@ -155,5 +189,7 @@ NB_MODULE(_cpu, m) {
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
     m.def("matvec", &matvec);
     m.def("attend", &attend);
+    m.def("attend_records", &attend_records);
+    m.def("merge", &merge);
     m.def("score", &score);
 }
