@@ -229,7 +229,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def _page() -> str:
+def page() -> str:
     """docs/models.md."""
     from ebbtide.offload.families import FAMILIES, HYBRIDS
 
@@ -274,5 +274,5 @@ Not yet: architectures that keep a state beside keys and values. They are refuse
 
 if __name__ == "__main__":
     path = Path(__file__).parent.parent / "docs" / "models.md"
-    path.write_text(_page(), encoding="utf-8")
+    path.write_text(page(), encoding="utf-8")
     print(f"wrote {path}")
