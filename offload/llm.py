@@ -24,6 +24,7 @@ from .budget import Budget, Limits, resolve
 from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, EbbtideError, InputError
+from .fingerprint import model_fingerprint
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
@@ -199,17 +200,24 @@ class LLM:
             session.close()
             raise
 
-    def session(self, name: str | None = None) -> Session:
-        """A conversation or document that stays; its context is the one given to `open`, else the
-        largest that fits.
+    def plan_at(self, context: int) -> Plan:
+        """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
+        may be False.
+        """
+        return self._plan(context)
+
+    def session(self, name: str | None = None, *, context: int | None = None) -> Session:
+        """A conversation or document that stays; its context is `context`, else the one given to
+        `open`, else the largest that fits.
 
         name: its tokens are kept in the user's state folder, and found again by the next session of
         that name, also in another process. Tokens only: the first answer reads them again, and
         counts them in `recomputed_tokens`. Raises InputError for a name that is in use elsewhere or
         belongs to a model with another tokenizer.
         """
-        context = self._context or self._natural_context(_SESSION_SEQUENCES)
-        reach = self._context or self.config.max_positions
+        context = context or self._context
+        reach = context or self.config.max_positions
+        context = context or self._natural_context(_SESSION_SEQUENCES)
         if name is None:
             return self.open_session(context, sequences=_SESSION_SEQUENCES, reach=reach)
         file = SessionFile(name, self.tokens_fingerprint)
@@ -247,6 +255,11 @@ class LLM:
         return scoring.score(self, token_ids, prefill_tokens, last)
 
     # ---- text --------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for the same model; another one, or the same trained further, has another."""
+        return model_fingerprint(self.folder)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -14,6 +14,7 @@ PUBLIC = [
     *("Session", "__version__", "default_spill_dir", "demo_material", "errors", "format_size"),
     *("instruction_set", "kernel_backend", "measure_disk", "measure_memory", "parse_size"),
     *("read_document", "state_dir", "volume_warnings"),
+    *("Citation", "CitationChecker", "PageRanges", "Part", "join_documents", "split_document"),
 ]
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.offload import document as module
-from ebbtide.offload.document import Document, read_document
+from ebbtide.offload.documents import limits
+from ebbtide.offload.documents.document import Document
+from ebbtide.offload.documents.reading import read_document
 from ebbtide.offload.errors import InputError
 
 TEXT = "Größe: 3 €\n\nZweite Zeile 😀\n"
@@ -45,7 +46,7 @@ def refusal(path, stdin=None) -> str:
 )
 def test_text_is_read_whatever_its_dress(tmp_path, data):
     path = write(tmp_path, data)
-    assert read_document(path) == Document("notes.md", TEXT)
+    assert read_document(path) == Document("notes.md", TEXT, "markdown")
     assert read_document(str(path)).text == TEXT
     assert read_document("-", io.BytesIO(data)) == Document("standard input", TEXT)
 
@@ -64,7 +65,7 @@ def test_any_text_comes_back(text):
     if not text.strip("\ufeff").strip() or "\0" in text:
         with pytest.raises(InputError):
             read_document("-", stream)
-    elif not text.startswith(("BZh", "GIF8", "GGUF", "{\\rtf", "%PDF-")):
+    elif not text.lstrip().startswith(("BZh", "GIF8", "GGUF", "{\\rtf", "%PDF-", "%!PS", "<")):
         expected = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
         assert read_document("-", stream).text == expected
 
@@ -92,9 +93,6 @@ def test_nothing_to_read(tmp_path, data, reason):
 @pytest.mark.parametrize(
     ("data", "what", "remedy"),
     [
-        (b"%PDF-1.7\n%\xe2\xe3", "a PDF", "pdftotext -layout {path}"),
-        (b"\n\n%PDF-1.4 all ascii", "a PDF", "pdftotext"),
-        (b"PK\x03\x04\x14\x00", "a zip archive (docx", "pandoc -t plain {path}"),
         (b"\x7fELF\x02\x01", "a program", None),
         (b"{\\rtf1\\ansi hello}", "an RTF file", "pandoc"),
         (b"\x1f\x8b\x08\x00", "gzip-compressed", "gunzip {path}"),
@@ -104,15 +102,15 @@ def test_nothing_to_read(tmp_path, data, reason):
 def test_other_formats_are_named(tmp_path, data, what, remedy):
     path = write(tmp_path, data)
     message = refusal(path)
-    assert f"{path} is {what}" in message and "only plain text can be read yet" in message
+    assert f"{path} is {what}" in message
     if remedy is not None:
         assert remedy.format(path=path) in message
     assert f"standard input is {what}" in refusal("-", io.BytesIO(data))
 
 
 def test_commands_can_be_copied(tmp_path):
-    path = write(tmp_path, b"%PDF-1.7", "my thesis.pdf")
-    assert f"pdftotext -layout '{path}' '{path}'.txt" in refusal(path)
+    path = write(tmp_path, b"\x1f\x8b\x08\x00", "my thesis.txt")
+    assert f"gunzip '{path}'" in refusal(path)
 
 
 def test_binary_is_said_to_be(tmp_path):
@@ -184,7 +182,7 @@ def test_standard_input_that_is_closed(monkeypatch):
 
 
 def test_endless_input_is_cut_off(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**20)
 
     class Endless(io.RawIOBase):
         def read(self, size=-1):

@@ -22,7 +22,11 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_size
     from .offload.builtin import demo_material
-    from .offload.document import Document, read_document
+    from .offload.documents.citations import Citation, CitationChecker
+    from .offload.documents.document import Document, join_documents
+    from .offload.documents.page_ranges import PageRanges
+    from .offload.documents.reading import read_document
+    from .offload.documents.split import Part, split_document
     from .offload.generation import GenerationConfig
     from .offload.llm import LLM
     from .offload.output import Output, Piece, Progress
@@ -36,9 +40,13 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
 __all__ = [
     "LLM",
     "Budget",
+    "Citation",
+    "CitationChecker",
     "Document",
     "GenerationConfig",
     "Output",
+    "PageRanges",
+    "Part",
     "Piece",
     "Plan",
     "Progress",
@@ -49,11 +57,13 @@ __all__ = [
     "errors",
     "format_size",
     "instruction_set",
+    "join_documents",
     "kernel_backend",
     "measure_disk",
     "measure_memory",
     "parse_size",
     "read_document",
+    "split_document",
     "state_dir",
     "volume_warnings",
 ]
@@ -67,9 +77,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _HOMES = {
     "LLM": (".offload.llm", "LLM"),
     "Budget": (".offload.budget", "Budget"),
-    "Document": (".offload.document", "Document"),
+    "Citation": (".offload.documents.citations", "Citation"),
+    "CitationChecker": (".offload.documents.citations", "CitationChecker"),
+    "Document": (".offload.documents.document", "Document"),
     "GenerationConfig": (".offload.generation", "GenerationConfig"),
     "Output": (".offload.output", "Output"),
+    "PageRanges": (".offload.documents.page_ranges", "PageRanges"),
+    "Part": (".offload.documents.split", "Part"),
     "Piece": (".offload.output", "Piece"),
     "Plan": (".offload.plan", "Plan"),
     "Progress": (".offload.output", "Progress"),
@@ -79,11 +93,13 @@ _HOMES = {
     "errors": (".offload.errors", None),
     "format_size": (".offload.budget", "format_size"),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
+    "join_documents": (".offload.documents.document", "join_documents"),
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
     "parse_size": (".offload.budget", "parse_size"),
-    "read_document": (".offload.document", "read_document"),
+    "read_document": (".offload.documents.reading", "read_document"),
+    "split_document": (".offload.documents.split", "split_document"),
     "state_dir": (".offload.private_dir", "state_dir"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
 }

@@ -1,0 +1,16 @@
+"""Documents: from a file of any kind to text that knows its pages.
+
+reading     a file, or standard input, to a Document: the door of this folder
+document    Document and Place
+extract     what each format gives
+sniff       what kind of file some bytes are
+plain       text and Markdown; read in this process
+parsing     starts `worker`, which reads the kinds below in a process of its own
+pdf epub html docx      one format each, in the worker
+archive     zip files, bounded
+html_text   XHTML to text
+page_ranges what `--pages` says
+split       a long document in parts
+citations   quoted words, looked up in the document
+limits      how much of anything is read
+"""

@@ -1,0 +1,61 @@
+"""A zip archive from an unknown hand: members are read by name, and no more than the limits."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+
+from ..errors import InputError
+from . import limits
+
+_ENCRYPTED = 1  # bit of a member's flags
+
+
+class Archive:
+    """Checked as a whole when opened, by what its directory says; a member is never unpacked
+    further than the directory said, so what lies there is no danger. Raises InputError.
+    """
+
+    def __init__(self, data: bytes):
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+            raise InputError(f"is a damaged archive: {error}") from None
+        members = self._zip.infolist()
+        if len(members) > limits.MAX_MEMBERS:
+            raise InputError(
+                f"holds {len(members):,} files, and {limits.MAX_MEMBERS:,} are the most that is "
+                "read of an archive"
+            )
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > limits.MAX_UNPACKED_BYTES:
+            most = limits.MAX_UNPACKED_BYTES // 2**20
+            raise InputError(f"unpacks to {unpacked / 2**20:,.0f} MiB, and {most} are the most")
+        if unpacked > max(limits.RATIO_FREE_BYTES, limits.MAX_RATIO * len(data)):
+            raise InputError(
+                f"unpacks to {unpacked / len(data):,.0f} times its size, as archives do that are "
+                "made to fill memory; it is not read"
+            )
+        self.names = {member.filename for member in members}
+
+    def read(self, name: str) -> bytes:
+        """A member's bytes."""
+        try:
+            member = self._zip.getinfo(name)
+            if member.flag_bits & _ENCRYPTED:
+                raise InputError("is encrypted with a password; unpack and pack it without one")
+            with self._zip.open(member) as file:
+                data = file.read(member.file_size + 1)
+        except KeyError:
+            raise InputError(f"is damaged: its part {name} is missing") from None
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
+            raise InputError(f"is damaged: its part {name} cannot be unpacked: {error}") from None
+        if len(data) > member.file_size:
+            raise InputError(f"is damaged: its part {name} is longer than it says")
+        return data
+
+    def refuse_encrypted(self) -> None:
+        """For those who hand the archive on to a library."""
+        if any(member.flag_bits & _ENCRYPTED for member in self._zip.infolist()):
+            raise InputError("is encrypted with a password; unpack and pack it without one")

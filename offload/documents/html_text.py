@@ -1,0 +1,96 @@
+"""XHTML and HTML to text, by the standard library: headings, paragraphs, lists and tables stay
+apart, everything else is dropped. Follows no links and knows no styles.
+"""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from .document import Place
+
+_BLOCKS = {
+    *("p", "div", "section", "article", "blockquote", "figure", "figcaption", "table", "tr"),
+    *("ul", "ol", "dl", "dt", "dd", "pre", "header", "footer", "aside", "main", "hr", "body"),
+}
+_HEADINGS = {f"h{level}" for level in range(1, 7)}
+_DROPPED = {"script", "style", "template", "svg", "math", "noscript", "title"}
+_BLANKS = re.compile(r"[ \t\r\n\f\xa0]+")
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.blocks: list[str] = []
+        self.headings: list[tuple[int, str]] = []  # (index of the block, title)
+        self._line = ""
+        self._dropped = self._kept_blanks = 0
+        self._heading = ""
+        self._prefix = ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag in _DROPPED:
+            self._dropped += 1
+        elif tag in _BLOCKS or tag in _HEADINGS or tag == "li":
+            self.end_block()
+            if tag in _HEADINGS:
+                self._heading = "#" * int(tag[1]) + " "
+            elif tag == "li":
+                self._prefix = "- "
+            elif tag == "pre":
+                self._kept_blanks += 1
+        elif tag == "br":
+            self._line += "\n"
+        elif tag in ("td", "th") and self._line.strip():
+            self._line += " | "
+
+    def handle_startendtag(self, tag, attrs):
+        if tag not in _DROPPED:  # <script/> is over at once in XHTML
+            self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        if tag in _DROPPED:
+            self._dropped = max(0, self._dropped - 1)
+        elif tag in _BLOCKS or tag in _HEADINGS or tag == "li":
+            self.end_block()
+            if tag == "pre":
+                self._kept_blanks = max(0, self._kept_blanks - 1)
+
+    def handle_data(self, data):
+        if self._dropped:
+            return
+        if self._kept_blanks:
+            self._line += data
+            return
+        data = _BLANKS.sub(" ", data)
+        if not self._line or self._line[-1] in " \n":
+            data = data.lstrip(" ")
+        self._line += data
+
+    def end_block(self) -> None:
+        text = self._line.strip("\n") if self._kept_blanks else self._line.strip()
+        self._line = ""
+        if not text.strip():
+            return
+        if self._heading:
+            text = " ".join(text.split())
+            self.headings.append((len(self.blocks), text))
+        self.blocks.append(self._heading + self._prefix + text)
+        self._heading = self._prefix = ""
+
+
+def html_text(markup: str) -> tuple[str, list[Place]]:
+    """Its text, a blank line between blocks, and a section for each heading."""
+    reader = _Reader()
+    reader.feed(markup)
+    reader.close()
+    reader.end_block()
+    starts, at = [], 0
+    for block in reader.blocks:
+        starts.append(at)
+        at += len(block) + 2
+    places = [
+        Place(starts[index], "section", number, title)
+        for number, (index, title) in enumerate(reader.headings, 1)
+    ]
+    return "\n\n".join(reader.blocks), places

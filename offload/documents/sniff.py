@@ -1,0 +1,88 @@
+"""What kind of file some bytes are: by their content first, by the name's extension second.
+
+Formats that are not read are recognised only to be refused by name, with what would help.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import zipfile
+from pathlib import PurePath
+
+from ..errors import InputError
+
+# (first bytes, what that is, what makes text of it)
+OTHER_FORMATS = (
+    (b"\xd0\xcf\x11\xe0", "an old Office file", "save it as docx or text with LibreOffice"),
+    (b"{\\rtf", "an RTF file", "save it as docx or text, or convert it: pandoc -t plain FILE"),
+    (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
+    (b"BZh", "bzip2-compressed", "unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ\x00", "xz-compressed", "unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: unzstd FILE"),
+    (b"\x7fELF", "a program", ""),
+    (b"MZ\x90\x00", "a program", ""),
+    (b"%!PS", "a PostScript file", "convert it first: ps2pdf FILE"),
+    (b"\x89PNG", "an image", "read its text first: tesseract FILE out"),
+    (b"\xff\xd8\xff", "an image", "read its text first: tesseract FILE out"),
+    (b"GIF8", "an image", ""),
+    (b"GGUF", "a model's weights", ""),
+    (b"SQLite format 3\x00", "a database", ""),
+)
+_READABLE = "PDF, EPUB, DOCX, HTML, Markdown and plain text can be read"
+_HTML_START = re.compile(rb"(?:\s|<!--.*?-->|<\?.*?\?>)*<(?:!doctype\s+html|html)\b", re.I | re.S)
+_HTML_TAG = re.compile(rb"<(?:p|div|h[1-6]|body|table|ul|span|br|a)\b", re.I)
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+
+
+def sniff(source: str, data: bytes, name: str) -> str:
+    """pdf, epub, docx, html, markdown or text (which may turn out to be none).
+
+    source: for messages; name: whose extension counts. Raises InputError for formats that are not
+    read.
+    """
+    head = data[:1024].lstrip()
+    # Some programs write a line or two before a PDF's first bytes.
+    if head.startswith(b"%PDF-") or (b"%PDF-" in data[:1024] and b"\0" in data[:4096]):
+        return "pdf"
+    if data.startswith(b"PK\x03\x04"):
+        return _kind_of_archive(source, data)
+    for magic, what, remedy in OTHER_FORMATS:
+        if data.startswith(magic):
+            advice = remedy.replace("FILE", file_in_command(source))
+            raise InputError(f"{source} is {what}; {advice or 'only ' + _READABLE}")
+    suffix = PurePath(name).suffix.lower()
+    start = data[:4096]
+    if start.startswith(_BYTE_ORDER_MARKS):
+        start = start[2:].lstrip(b"\xbf").replace(b"\0", b"")
+    if _HTML_START.match(start):
+        return "html"
+    if suffix in (".html", ".htm", ".xhtml") and _HTML_TAG.search(data[:65536]):
+        return "html"
+    if suffix in (".md", ".markdown", ".mkd"):
+        return "markdown"
+    return "text"
+
+
+def _kind_of_archive(source: str, data: bytes) -> str:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        raise InputError(f"{source} is a damaged zip archive (EPUB, DOCX, ...): {error}") from None
+    if "META-INF/container.xml" in names:
+        return "epub"
+    if "word/document.xml" in names:
+        return "docx"
+    convert = f"convert it first: pandoc -t plain {file_in_command(source)}"
+    if "mimetype" in names:
+        raise InputError(f"{source} is an OpenDocument file; {convert}")
+    if "[Content_Types].xml" in names:
+        raise InputError(f"{source} is a spreadsheet or slides; save it as PDF or text first")
+    raise InputError(f"{source} is a zip archive: unpack it and name the documents in it")
+
+
+def file_in_command(source: str) -> str:
+    """How a command names it."""
+    return "FILE" if source == "standard input" else shlex.quote(source)
