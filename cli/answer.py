@@ -5,9 +5,10 @@ Knows the shape of an Output and nothing of how it came about.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from ebbtide import format_size
+from ebbtide import Progress, format_size
 
 
 class Heard:
@@ -18,10 +19,18 @@ class Heard:
         self.stream: Any = None
         self.text = ""
         self.token_ids: list[int] = []
+        self._began_s = 0.0  # when the first piece came
 
     def add(self, piece: Any) -> None:
+        self._began_s = self._began_s or time.monotonic()
         self.text += piece.text
         self.token_ids += piece.token_ids
+
+    def progress(self, most_tokens: int | None) -> Progress:
+        """How much is written; nobody knows how much will be."""
+        num_tokens, elapsed_s = len(self.token_ids), time.monotonic() - self._began_s
+        speed = (num_tokens - 1) / elapsed_s if elapsed_s else 0.0
+        return Progress("write", num_tokens, most_tokens or num_tokens, elapsed_s, speed, None)
 
     def close(self) -> None:
         """Stops the run and frees its pages."""
@@ -111,3 +120,34 @@ def summary_line(output: Any) -> str:
         f"peak {format_size(memory['host']['peak_bytes'])} of RAM, "
         f"{format_size(memory['disk']['peak_bytes'])} of disk"
     )
+
+
+def summed_usage(made: list[dict[str, Any]], blank: dict[str, Any]) -> dict[str, Any]:
+    """Of the answers made in this run; those kept from an earlier one cost nothing now."""
+    usages = [answer["usage"] for answer in made]
+    total = {
+        name: sum(usage[name] for usage in usages)
+        for name, value in blank.items()
+        if isinstance(value, int)
+    }
+    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    return {**total, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def summed_timings(made: list[dict[str, Any]], blank: dict[str, Any]) -> dict[str, Any]:
+    """Times added up, and the speeds that follow. blank: fields to give zeros for."""
+    if len(made) == 1:
+        return made[0]["timings"]
+    total = dict.fromkeys(blank, 0.0)
+    for name in ("prefill_s", "decode_s"):
+        total[name] = sum(answer["timings"][name] for answer in made)
+    if made:
+        total["load_s"], total["ttft_s"] = (
+            made[0]["timings"]["load_s"],
+            made[0]["timings"]["ttft_s"],
+        )
+        read = sum(answer["usage"]["prompt_tokens"] for answer in made)
+        written = sum(answer["usage"]["completion_tokens"] for answer in made)
+        total["prefill_tokens_per_s"] = read / max(total["prefill_s"], 1e-9)
+        total["decode_tokens_per_s"] = written / max(total["decode_s"], 1e-9)
+    return total

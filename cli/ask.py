@@ -1,47 +1,164 @@
-"""`ebbtide ask`: a question about documents that are read whole."""
+"""`ebbtide ask`: questions about documents that are read whole."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import Annotated, Any
 
 import typer
 
 from . import values
-from .documents import join_documents, read_documents
+from .answer import output_fields
+from .documents import (
+    FilesArgument,
+    PagesOption,
+    checked_pages,
+    join_documents,
+    read_documents,
+)
+from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import with_shared_options
 
 _MAX_NEW_TOKENS = 512
+# What a question's template and the ends of cells may take beyond the tokens that are counted.
+_SPARE_TOKENS = 64
 
 EPILOG = """Examples:
 
-ebbtide ask "Who signed the contract?" contract.txt
+ebbtide ask "Who signed the contract?" contract.pdf
 
-ebbtide ask -m ./qwen --host-memory 6GiB "What changed?" old.md new.md
+ebbtide ask -m ./qwen --host-memory 6GiB "What changed?" old.md new.docx
 
-pdftotext -layout thesis.pdf - | ebbtide ask "What is the main claim?" """
+ebbtide ask -Q "Who wrote it?" -Q "When?" -Q "For whom?" thesis.pdf --pages 1-40
+
+curl -s https://example.org | ebbtide ask "What is this about?" """
 
 
 @with_shared_options
 def ask(
     run: Run,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
-    files: Annotated[
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Left out where -Q is given.", show_default=False),
+    ] = None,
+    files: FilesArgument = None,
+    questions: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="FILE", help="Documents; none or - is standard input.", show_default=False
+        typer.Option(
+            "--question",
+            "-Q",
+            metavar="TEXT",
+            show_default=False,
+            help="A question; may be repeated. The documents are read once for all of them.",
         ),
     ] = None,
+    pages: PagesOption = None,
 ) -> None:
-    """Ask a question about documents, read whole in one context."""
+    """Ask questions about documents, read whole in one context."""
+    if questions:  # as grep does with -e: what stands alone is a file
+        files = [*([question] if question is not None else []), *(files or [])]
+    elif question is None:
+        raise typer.BadParameter(
+            "there is none; give one, or several with -Q", param_hint="QUESTION"
+        )
+    asked = [_checked(text) for text in questions or [question]]
+    pages = checked_pages(pages)
+    run.expect_answer()
+    documents = read_documents(files or [], run.terminal, pages=pages)
+    told = [warning for document in documents for warning in document.warnings]
+    with run.open_llm() as llm:
+        if len(asked) == 1:
+            prompt = [{"role": "user", "content": join_documents(documents, asked[0])}]
+            output = run.answer(llm, prompt, run.generation(max_new_tokens=_MAX_NEW_TOKENS))
+            run.terminal.end_answer()
+            run.finish(llm, output, told)
+        else:
+            _ask_all(run, llm, documents, asked, told)
+
+
+def _checked(question: str | None) -> str:
     try:
-        question = values.plain(question)
+        return values.plain(question or "")
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="QUESTION") from None
-    run.expect_answer()
-    documents = read_documents(files or [], run.terminal)
-    prompt = [{"role": "user", "content": join_documents(documents, question)}]
-    with run.open_llm() as llm:
-        output = run.answer(llm, prompt, run.generation(max_new_tokens=_MAX_NEW_TOKENS))
-        run.terminal.end_answer()
-        run.finish(llm, output)
+
+
+def _ask_all(run: Run, llm: Any, documents: list[Any], asked: list[str], told: list[str]) -> None:
+    """Each question goes to a fork of a session that has read the documents: its pages serve all.
+
+    With --json: the object of one answer, its text all answers and its numbers their sums, and
+    "answers" with the object of each.
+    """
+    options = run.generation(max_new_tokens=_MAX_NEW_TOKENS)
+    prompts = [[{"role": "user", "content": join_documents(documents, q)}] for q in asked]
+    found = []
+    began_s = time.monotonic()
+    with _read(run, llm, documents, prompts, options) as session:
+        read = {"tokens": session.num_processed, "seconds": time.monotonic() - began_s}
+        for question, prompt in zip(asked, prompts, strict=True):
+            run.terminal.note(f"Q: {question}")
+            with session.fork() as branch:
+                title = f"question {len(found) + 1} of {len(asked)}"
+                output = run.answer(llm, prompt, options, source=branch, title=title)
+            run.terminal.end_answer()
+            if output.finish_reason == "length":
+                run.terminal.note(run.why_cut(output, "-n"))
+            found.append({"question": question, **output_fields(llm, output)})
+    if run.terminal.as_json:
+        run.terminal.result(_together(found, told, read))
+
+
+def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options: dict) -> Any:
+    """A session that holds the documents, read as far as whole cells go."""
+    context = run.settings.context
+    if context is None:
+        most = max(llm.count_tokens(prompt) for prompt in prompts)
+        context = most + options["max_new_tokens"] + _SPARE_TOKENS
+        limit = llm.plan.model_context
+        context = max(min(context, limit), most + 1)
+    session = llm.session(context=context)
+    with ProgressDisplay(run.terminal, run.signals.check) as progress:
+        llm.on_progress = progress
+        try:
+            session.append(
+                [{"role": "user", "content": join_documents(documents, "").rstrip("\n")}]
+            )
+        except BaseException:
+            session.close()
+            raise
+        finally:
+            llm.on_progress = None
+    return session
+
+
+def _together(found: list[dict[str, Any]], told: list[str], read: dict) -> dict[str, Any]:
+    """read: what was read for all questions, before the first; counted once and not as cached."""
+    fields = {key: value for key, value in found[-1].items() if key != "question"}
+    usages = [answer["usage"] for answer in found]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "recomputed_tokens")
+    usage = {name: sum(usage[name] for usage in usages) for name in names}
+    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    cached -= min(cached, read["tokens"])
+    prefill_s = read["seconds"] + sum(answer["timings"]["prefill_s"] for answer in found)
+    decode_s = sum(answer["timings"]["decode_s"] for answer in found)
+    timings = {
+        "load_s": fields["timings"]["load_s"],
+        "prefill_s": prefill_s,
+        "ttft_s": read["seconds"] + found[0]["timings"]["ttft_s"],
+        "decode_s": decode_s,
+        "prefill_tokens_per_s": (usage["prompt_tokens"] - cached) / max(prefill_s, 1e-9),
+        "decode_tokens_per_s": usage["completion_tokens"] / max(decode_s, 1e-9),
+    }
+    reasons = {answer["finish_reason"] for answer in found}
+    warnings = dict.fromkeys([*told, *(w for answer in found for w in answer["warnings"])])
+    return {
+        **fields,
+        "text": "\n".join(answer["text"] for answer in found),
+        "token_ids": [token for answer in found for token in answer["token_ids"]],
+        "finish_reason": reasons.pop() if len(reasons) == 1 else "length",
+        "usage": {**usage, "prompt_tokens_details": {"cached_tokens": cached}},
+        "timings": timings,
+        "warnings": list(warnings),
+        "answers": found,
+    }

@@ -1,4 +1,5 @@
-"""Reads the documents named on the command line and joins them into one prompt.
+"""Reads the documents named on the command line, shows how far that is, and joins them into one
+prompt.
 
 What a file format holds is the business of `ebbtide.read_document`.
 """
@@ -7,15 +8,39 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from ebbtide import errors
 
+from .progress import ProgressDisplay
 from .terminal import Terminal
 
 _PATIENCE_S = 2.0
+
+FilesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE",
+        help="PDF, EPUB, DOCX, HTML, Markdown or text; none or - is standard input.",
+        show_default=False,
+    ),
+]
+PagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pages",
+        metavar="PAGES",
+        envvar="EBBTIDE_PAGES",
+        show_default=False,
+        help="Pages of a PDF, counted from 1: 10-40, 7, 90- or several with commas.",
+    ),
+]
 
 
 @contextmanager
@@ -36,8 +61,31 @@ def waiting_for_input(terminal: Terminal) -> Iterator[None]:
         timer.cancel()
 
 
-def read_documents(paths: list[str], terminal: Terminal) -> list[Any]:
-    """The documents, in order; no path, or `-`, is standard input. Raises InputError."""
+def checked_pages(text: str | None) -> str | None:
+    """What `--pages` said, if it can be read. Raises typer.BadParameter."""
+    import ebbtide
+
+    if text is None:
+        return None
+    try:
+        return str(ebbtide.PageRanges.parse(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pages") from None
+
+
+def read_documents(
+    paths: list[str],
+    terminal: Terminal,
+    *,
+    pages: str | None = None,
+    keep_in: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[Any]:
+    """The documents, in order; no path, or `-`, is standard input. Raises InputError.
+
+    Warnings of a document are told. pages, keep_in: as `ebbtide.read_document` takes them; check
+    may raise, which is how a wish to stop reaches a long extraction.
+    """
     import ebbtide
 
     paths = paths or ["-"]
@@ -45,26 +93,40 @@ def read_documents(paths: list[str], terminal: Terminal) -> list[Any]:
         raise errors.InputError("Standard input (-) can be read only once, and is named twice.")
     documents = []
     for path in paths:
-        if path == "-":
-            if sys.stdin is None:
-                raise errors.InputError("There is no standard input to read; give a FILE.")
-            with waiting_for_input(terminal):
-                document = ebbtide.read_document("-", sys.stdin.buffer)
-        else:
-            document = ebbtide.read_document(path)
-        if not document.text.strip():
-            name = "Standard input" if path == "-" else document.name
-            raise errors.InputError(f"{name} holds no text.")
+        with ProgressDisplay(terminal, check, title=path if len(paths) > 1 else "") as progress:
+            options = {"pages": pages, "on_progress": _reporter(progress), "keep_in": keep_in}
+            if path == "-":
+                if sys.stdin is None:
+                    raise errors.InputError("There is no standard input to read; give a FILE.")
+                with waiting_for_input(terminal):
+                    data = sys.stdin.buffer
+                    document = ebbtide.read_document("-", data, **options)
+            else:
+                document = ebbtide.read_document(path, **options)
+        for warning in document.warnings:
+            terminal.warn(warning if len(paths) == 1 else f"{document.name}: {warning}")
         documents.append(document)
     return documents
+
+
+def _reporter(progress: ProgressDisplay) -> Callable[[int, int], None]:
+    import ebbtide
+
+    began_s = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        elapsed_s = time.monotonic() - began_s
+        speed = done / elapsed_s if elapsed_s else 0.0
+        left_s = (total - done) / speed if speed else None
+        progress(ebbtide.Progress("extract", done, total, elapsed_s, speed, left_s))
+
+    return report
 
 
 def join_documents(documents: list[Any], instruction: str) -> str:
     """One message: the documents, under headings if there are several, a blank line, the
     instruction.
     """
-    if len(documents) == 1:
-        body = documents[0].text.strip("\n")
-    else:
-        body = "\n\n".join(f"# {d.name}\n\n" + d.text.strip("\n") for d in documents)
-    return f"{body}\n\n{instruction}"
+    import ebbtide
+
+    return f"{ebbtide.join_documents(documents).text}\n\n{instruction}"

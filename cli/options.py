@@ -112,8 +112,9 @@ SHARED = (
         "overflow",
         ("--overflow",),
         _MEMORY,
-        "What to do with a prompt that is too long: error.",
-        values.choice_so_far("error", "map-reduce"),
+        "What to do with a document that is too long: error, or map-reduce (summarize only: parts, "
+        "then a summary of their summaries).",
+        values.choice("error", "map-reduce"),
         "HOW",
         "error",
     ),

@@ -1,7 +1,8 @@
-"""Shows how far loading and prefill are: a bar on a real terminal, else a line now and then.
+"""Shows how far a long phase is: a bar on a real terminal, else a line now and then.
 
 Is called with Progress objects (phase, done_tokens, total_tokens, elapsed_s, tokens_per_s, eta_s;
-for the phase "load" the counts are bytes). Does not know who calls, and keeps no time of its own
+the counts are bytes for the phase "load", pages or chapters for "extract", and of "write", whose
+end nobody knows, total_tokens is the most). Does not know who calls, and keeps no time of its own
 but the one between two lines.
 """
 
@@ -20,7 +21,12 @@ from .values import show_duration
 _LINE_EVERY_S = 5.0
 # A bar that flashes up and is gone tells nobody anything.
 _BAR_AFTER_S = 0.4
-_TITLES = {"load": "loading", "prefill": "reading"}
+_TITLES = {
+    "load": "loading",
+    "prefill": "reading",
+    "extract": "extracting",
+    "write": "writing",
+}
 
 
 def amounts(progress: Any) -> tuple[str, str]:
@@ -28,6 +34,11 @@ def amounts(progress: Any) -> tuple[str, str]:
     if progress.phase == "load":
         done = f"{format_size(progress.done_tokens)} of {format_size(progress.total_tokens)}"
         return done, f"{format_size(progress.tokens_per_s or 0)}/s"
+    if progress.phase == "extract":
+        done = f"{progress.done_tokens:,} of {progress.total_tokens:,}"
+        return done, f"{progress.tokens_per_s or 0:,.0f}/s"
+    if progress.phase == "write":
+        return f"{progress.done_tokens:,} tokens", f"{progress.tokens_per_s or 0:,.1f} tokens/s"
     done = f"{progress.done_tokens:,} of {progress.total_tokens:,} tokens"
     return done, f"{progress.tokens_per_s or 0:,.0f} tokens/s"
 
@@ -45,12 +56,15 @@ class ProgressDisplay:
     """A context manager, and the callable to be set as `on_progress`.
 
     `check` is called first each time: it may raise, which is how a wish to stop reaches a long
-    prefill.
+    prefill. `title` names what is worked on, where there are several.
     """
 
-    def __init__(self, terminal: Terminal, check: Callable[[], None] = lambda: None):
+    def __init__(
+        self, terminal: Terminal, check: Callable[[], None] = lambda: None, title: str = ""
+    ):
         self._terminal = terminal
         self._check = check
+        self._title = f"{title}: " if title else ""
         self._bar: Any = None
         self._task: Any = None
         self._phase: str | None = None
@@ -70,7 +84,7 @@ class ProgressDisplay:
             self._show_bar(progress)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self._terminal.note(sentence(progress))
+            self._terminal.note(self._title + sentence(progress))
 
     def clear(self) -> None:
         """Takes the bar away. The answer follows on a clean line."""
@@ -111,6 +125,6 @@ class ProgressDisplay:
             auto_refresh=False,
         )
         self._phase = progress.phase
-        title = _TITLES.get(progress.phase, progress.phase)
+        title = self._title + _TITLES.get(progress.phase, progress.phase)
         self._task = self._bar.add_task(title, done="", speed="", eta="")
         self._bar.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -194,25 +194,32 @@ class Run:
         *,
         source: Any = None,
         show: bool = True,
+        through: Callable[[str], str] | None = None,
+        title: str = "",
     ) -> Any:
         """Streams the answer to `prompt` and returns the Output.
 
         source: what streams, the model itself or one of its sessions. `show` False keeps the answer
-        off standard output. When it is interrupted, `when_cancelled` holds the answer so far.
+        off standard output, and shows how much is written; so does `through`, which gets each piece
+        and returns what to show of it. title: names this answer among several. When it is
+        interrupted, `when_cancelled` holds the answer so far.
         """
         heard = Heard(llm)
         # A model's own limit holds where the user set none.
         self._most_tokens = generation.get("max_new_tokens", llm.generation.max_new_tokens)
         self.when_cancelled = heard.fields()
-        with ProgressDisplay(self.terminal, self.signals.check) as progress:
+        with ProgressDisplay(self.terminal, self.signals.check, title) as progress:
             llm.on_progress = progress
             try:
                 heard.stream = (llm if source is None else source).stream(prompt, **generation)
                 for piece in heard.stream:
-                    progress.clear()
                     heard.add(piece)
-                    if show:
-                        self.terminal.answer(piece.text)
+                    text = piece.text if through is None else through(piece.text)
+                    if show and (text or through is None):
+                        progress.clear()
+                        self.terminal.answer(text)
+                    else:
+                        progress(heard.progress(self._most_tokens))
                     self.signals.check()
             except BaseException:
                 heard.close()
@@ -225,10 +232,14 @@ class Run:
         self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
         return output
 
-    def finish(self, llm: Any, output: Any) -> None:
-        """After the answer: the object for --json, and whether the answer was cut."""
+    def finish(self, llm: Any, output: Any, warnings: Sequence[str] = ()) -> None:
+        """After the answer: the object for --json, and whether the answer was cut. warnings: told
+        already, and part of the object.
+        """
         if self.terminal.as_json:
-            self.terminal.result(output_fields(llm, output))
+            fields = output_fields(llm, output)
+            fields["warnings"] = [*warnings, *fields["warnings"]]
+            self.terminal.result(fields)
         if output.finish_reason == "length":
             self.terminal.note(self.why_cut(output, "-n"))
 

@@ -10,6 +10,7 @@ import inspect
 import os
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +65,10 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
+# The commands that answer about a whole document and cannot split it.
+_READING_WHOLE = ("ask", "chat")
+
+
 def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives `command(run, **own)` every shared option; `run` is a Run that holds them parsed.
 
@@ -86,7 +91,10 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ctx = given.pop("ctx")
         given.pop("version")
         shared = {option.name: given.pop(option.name) for option in SHARED}
-        return command(Run.begin(resolve(ctx, shared), ctx.obj), **given)
+        settings = resolve(ctx, shared)
+        if settings.overflow == "map-reduce" and command.__name__ in _READING_WHOLE:
+            settings = _without_splitting(ctx, settings)
+        return command(Run.begin(settings, ctx.obj), **given)
 
     wrapper.__name__, wrapper.__doc__, wrapper.__module__ = (
         command.__name__,
@@ -126,6 +134,18 @@ def resolve(ctx: typer.Context, shared: dict[str, Any]) -> Settings:
         except ValueError as error:
             raise typer.BadParameter(str(error), ctx=ctx, param_hint=where) from None
     return Settings(**fields, origins=origins)
+
+
+def _without_splitting(ctx: typer.Context, settings: Settings) -> Settings:
+    """A variable or the user's file serves all commands; on the command line it is a mistake."""
+    if settings.origins["overflow"].startswith("--"):
+        raise typer.BadParameter(
+            f"'map-reduce' is for summarize; {ctx.info_name} reads documents whole (error)",
+            ctx=ctx,
+            param_hint="--overflow",
+        )
+    origins = {**settings.origins, "overflow": "default"}
+    return replace(settings, overflow="error", origins=origins)
 
 
 def _place(option: Option, source: str, ctx: typer.Context) -> str:

@@ -1,58 +1,43 @@
-"""`ebbtide summarize`: a summary of documents that are read whole."""
+"""`ebbtide summarize`: a summary of documents that are read whole, or in parts where asked to."""
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ebbtide import errors
 
 from . import values
-from .documents import join_documents, read_documents
+from .documents import FilesArgument, PagesOption, checked_pages, read_documents
+from .job import Job, job_key
 from .output_file import OutputFile
 from .run import Run
 from .shared_options import with_shared_options
+from .summary import Summary, cites
+from .summary_task import LENGTHS
+from .summary_text import FORMATS
 
 EPILOG = """Examples:
 
-ebbtide summarize thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct
+ebbtide summarize thesis.pdf -m Qwen/Qwen2.5-1.5B-Instruct -o summary.md
 
-pdftotext -layout thesis.pdf - | ebbtide summarize -o summary.md
+ebbtide summarize thesis.pdf --pages 10-40 --length short --dry-run
 
-ebbtide summarize --length short -o notes.md chapter1.md chapter2.md"""
+ebbtide summarize book.epub --overflow map-reduce --prompt "List every person and what they want."
 
-# Words that are asked for, and the tokens at which an answer that does not end is cut: about three
-# times as many.
-_LENGTHS = {"short": (100, 384), "medium": (300, 1024), "long": (800, 2560)}
-# The one instruction that the built-in model was taught.
-_BUILTIN_INSTRUCTION = "Summarize the document."
+ebbtide summarize report.docx --extract-only | less
 
-
-def instruction(length: str, builtin: bool, several: bool) -> str:
-    """What the model is asked to do after the documents."""
-    if builtin:
-        return _BUILTIN_INSTRUCTION
-    num_words = _LENGTHS[length][0]
-    what = "the documents above together, in one summary" if several else "the document above"
-    return (
-        f"Summarize {what}, in about {num_words} words. "
-        "Cover the main points from beginning to end, keep names and numbers exact, and add "
-        "nothing that the text does not say. Answer with the summary alone."
-    )
+A run that was interrupted goes on where it was when the same command is given again."""
 
 
 @with_shared_options
 def summarize(
     run: Run,
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE", help="Documents; none or - is standard input.", show_default=False
-        ),
-    ] = None,
+    files: FilesArgument = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -73,33 +58,113 @@ def summarize(
             help="short, medium or long: about 100, 300 or 800 words. Default: medium.",
         ),
     ] = "medium",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            envvar="EBBTIDE_PROMPT",
+            show_default=False,
+            help="What to do with the documents, in place of a plain summary.",
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            envvar="EBBTIDE_FORMAT",
+            show_default=False,
+            help="md, txt, or json (the summary with its citations and sources). Default: md.",
+        ),
+    ] = "md",
+    cite: Annotated[
+        str,
+        typer.Option(
+            "--cite",
+            metavar="WHEN",
+            envvar="EBBTIDE_CITE",
+            show_default=False,
+            help="auto (documents with pages or chapters), on or off: citations such as [p. 12], "
+            "their quoted words checked. Default: auto.",
+        ),
+    ] = "auto",
+    pages: PagesOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would take, and do nothing.", metavar=""),
+    ] = False,
+    extract_only: Annotated[
+        bool,
+        typer.Option(
+            "--extract-only", help="Print the documents' text; no model is used.", metavar=""
+        ),
+    ] = False,
 ) -> None:
     """Summarize documents, read whole in one context."""
-    try:
-        length = values.choice(*_LENGTHS)(length)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--length") from None
+    length = _choice("--length", length, *LENGTHS)
+    format = _choice("--format", format, *FORMATS)
+    cite = _choice("--cite", cite, "auto", "on", "off")
+    pages = checked_pages(pages)
+    if prompt is not None:
+        try:
+            prompt = values.plain(prompt)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--prompt") from None
+    if dry_run and extract_only:
+        raise typer.BadParameter("--dry-run and --extract-only exclude each other")
     files = files or ["-"]
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
-    with OutputFile(output) if output else nullcontext() as out:
-        documents = read_documents(files, run.terminal)
+    with OutputFile(output) if output and not dry_run else nullcontext() as out:
+        if extract_only:
+            _extract(run, files, pages, format, cite, out)
+            return
+        texts = Job("text-" + job_key([os.path.abspath(f) for f in files]), run.terminal)
+        documents = read_documents(
+            files,
+            run.terminal,
+            pages=pages,
+            keep_in=None if dry_run else texts.folder,
+            check=run.signals.check,
+        )
         with run.open_llm() as llm:
-            text = join_documents(documents, instruction(length, llm.builtin, len(documents) > 1))
-            prompt = [{"role": "user", "content": text}]
-            options = run.generation(max_new_tokens=_LENGTHS[length][1])
-            try:
-                result = run.answer(llm, prompt, options, show=out is None)
-            except KeyboardInterrupt:
-                if out is not None:
-                    # The file stays as it was; what was written so far is not lost.
-                    run.terminal.answer(run.when_cancelled["text"])
-                raise
-            run.terminal.end_answer()
-            if out is not None:
-                out.commit(result.text.rstrip("\n") + "\n")
-                run.terminal.note(f"Wrote {output}.")
-            run.finish(llm, result)
+            summary = Summary(run, llm, documents, length, prompt, format, cite, keeps=not dry_run)
+            if dry_run:
+                summary.print_plan()
+                return
+            summary.note_plan()
+            summary.write(out)
+        texts.finish()
+
+
+def _extract(
+    run: Run, files: list[str], pages: str | None, format: str, cite: str, out: Any
+) -> None:
+    """The text a model would read, with the marks it would see."""
+    import ebbtide
+
+    documents = read_documents(files, run.terminal, pages=pages)
+    as_object = {"schema": 1, "documents": [document.to_dict() for document in documents]}
+    if format == "json":
+        text = json.dumps(as_object, ensure_ascii=False, indent=2)
+    else:
+        document = ebbtide.join_documents(documents)
+        text = document.piece(marked=cites(document, cite)).rstrip("\n")
+    if out is not None:
+        out.commit(text + "\n")
+        run.terminal.note(f"Wrote {out.path.name}.")
+    elif not run.terminal.as_json:
+        run.terminal.answer(text + "\n")
+    if run.terminal.as_json:
+        run.terminal.result(as_object)
+
+
+def _choice(option: str, text: str, *allowed: str) -> str:
+    try:
+        return values.choice(*allowed)(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _refuse_to_overwrite_input(files: list[str], output: str | None) -> None:

@@ -29,6 +29,7 @@ class FakePlan:
     model_context: int = 4096
     device: Any = None
     host: dict = field(default_factory=lambda: {"weights": 1000, "near planes": 0})
+    disk: dict = field(default_factory=dict)
     decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
     far_spans: dict = field(default_factory=lambda: {"host": 2, "disk": 2})
     num_spans: int = 4
@@ -169,6 +170,16 @@ class FakeSession:
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
         return self.llm._stream(prompt, generation, self)
 
+    @property
+    def num_processed(self) -> int:
+        return len(self.tokens)
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def append(self, prompt: Any) -> None:
         self.llm.calls.append(("append", prompt))
         self.tokens += prompt if isinstance(prompt[0:1], list) else [0]
@@ -233,6 +244,7 @@ class FakeLLM:
     calls: list[tuple[str, Any]] = []  # noqa: RUF012 - read and emptied by the tests
     model_name = "fake-model"
     builtin = True
+    fingerprint = "fake"
     generation = SimpleNamespace(max_new_tokens=None)
     warnings = ("the fake warns",)
 
@@ -275,7 +287,10 @@ class FakeLLM:
         self.calls.append(("stream", {"prompt": prompt, **generation}))
         return FakeStream(self, prompt, generation, session)
 
-    def session(self, name: str | None = None) -> FakeSession:
+    def plan_at(self, context: int) -> FakePlan:
+        return FakePlan(context)
+
+    def session(self, name: str | None = None, *, context: int | None = None) -> FakeSession:
         kept = [] if name is None else FakeSession.kept.get(name, [])
         return FakeSession(self, list(kept), name=name)
 

@@ -15,7 +15,7 @@ import pytest
 
 import ebbtide
 from ebbtide import errors
-from ebbtide.cli import bench, documents, main, options, progress, settings_file, summarize
+from ebbtide.cli import bench, documents, main, options, progress, settings_file, summary_task
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
 
@@ -35,6 +35,7 @@ def face(tmp_path, monkeypatch):
         monkeypatch.delenv(option.envvar, raising=False)
     monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
     monkeypatch.setattr(main, "_install_signals", lambda process: None)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path.parent / f"{tmp_path.name}-state"))
     monkeypatch.chdir(tmp_path)
     fake.FakeLLM.calls.clear()
     return fake.FakeLLM
@@ -163,7 +164,8 @@ def test_other_models_are_told_the_length(capfd, monkeypatch, length, num_words)
     assert f"about {num_words} words" in content.removeprefix("Text of a.\n\n")
     # Room for the words asked for: no tokenizer needs three tokens for one.
     assert 3 * num_words <= asked()["max_new_tokens"]
-    assert "one summary" in summarize.instruction(length, builtin=False, several=True)
+    several = summary_task.SummaryTask(length, None, builtin=False, several=True)
+    assert "one summary" in several.whole()
 
 
 def test_the_summary_goes_to_its_file(capfd):
@@ -269,7 +271,7 @@ def test_an_argument_beats_the_environment(capfd, monkeypatch):
 
 
 def test_a_single_document_has_no_heading():
-    joined = documents.join_documents([SimpleNamespace(name="n", text="\n\nT\n")], "Q")
+    joined = documents.join_documents([ebbtide.Document("n", "\n\nT\n")], "Q")
     assert joined == "T\n\nQ"
 
 

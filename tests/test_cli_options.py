@@ -114,7 +114,7 @@ def test_no_text_breaks_a_parser(text):
         ("device", "CPU", ["gpu"]),
         ("think", "on", ["yes", "true"]),
         ("mode", "exact", ["bounded", "deadline", "quick"]),
-        ("overflow", "error", ["map-reduce", "drop"]),
+        ("overflow", "error", ["drop", "map"]),
         ("seed", "0", ["-1", str(2**64)]),
     ],
 )

@@ -171,6 +171,7 @@ def _save(path: Path, told: dict[str, Any]) -> None:
     """Keeps it for the next time; that it could not be kept is no failure."""
     temporary = path.with_suffix(f".{os.getpid()}.part")
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(told, file)
             file.flush()

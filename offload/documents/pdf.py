@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Protocol
 
 from ..errors import InputError
@@ -23,6 +24,8 @@ _HYPHENS = re.compile("[\x02\ufffe\u00ad]\n?")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
 _BLANKS_AT_END = re.compile(r"[ \t]+\n")
 _MOST_BOOKMARKS = 5_000
+_FULL_LINE = 0.75  # of a page's width: ragged lines are broken somewhere in the last quarter
+_LIST_ITEM = re.compile(r"(?:\d{1,3}|[a-zA-Z])[.)]\s")
 
 
 class _Pdf(Protocol):
@@ -209,4 +212,26 @@ _LIBRARIES: tuple[Callable[[bytes], Any], ...] = (_Pdfium, _Pypdf)
 def _clean(text: str) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _CONTROLS.sub("", _HYPHENS.sub("", text))
-    return _BLANKS_AT_END.sub("\n", text).strip()
+    return _flowing(_BLANKS_AT_END.sub("\n", text).strip())
+
+
+def _flowing(text: str) -> str:
+    """Lines that the page's width broke are one again; short lines, lists and numbers stay."""
+    lines = text.split("\n")
+    width = sorted(map(len, lines))[-1 - len(lines) // 10]  # a few may stick out
+    out = lines[0]
+    for before, line in pairwise(lines):
+        is_broken = (
+            len(before) >= _FULL_LINE * width
+            and line[:1].isalnum()
+            and not _LIST_ITEM.match(line)
+            and not _is_numbers(before)
+            and not _is_numbers(line)
+        )
+        out += (" " if is_broken else "\n") + line
+    return out
+
+
+def _is_numbers(line: str) -> bool:
+    """A row of a table, most likely."""
+    return sum(char.isdigit() for char in line) > 0.3 * len(line)

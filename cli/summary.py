@@ -1,0 +1,195 @@
+"""One summary: whether it is read whole or in parts, what is kept of it, and what comes out.
+
+Knows no files and no options of the command line but the shared ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ebbtide import errors
+
+from . import speeds
+from .answer import summed_timings, summed_usage
+from .job import Job, job_key
+from .map_reduce import MapReduce, Steps
+from .output_file import OutputFile
+from .run import Run
+from .summary_plan import SummaryPlan, describe
+from .summary_task import SummaryTask
+from .summary_text import SummaryText, as_json
+
+# A part of every job's key: raised when the same request would be answered differently.
+_VERSION = 1
+# Settings that decide what an answer says.
+_DECIDING = (
+    *("model", "revision", "device", "context", "overflow", "mode", "epsilon", "kv_bits"),
+    *("weight_bits", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "stop", "seed", "think"),
+)
+
+
+class Summary:
+    """One summary of some documents with an open model. keeps: whether finished parts are kept."""
+
+    def __init__(
+        self,
+        run: Run,
+        llm: Any,
+        documents: list[Any],
+        length: str,
+        prompt: str | None,
+        format: str,
+        cite: str,
+        *,
+        keeps: bool = True,
+    ):
+        import ebbtide
+
+        self.run, self.llm, self.documents, self.format = run, llm, documents, format
+        self.document = document = ebbtide.join_documents(documents)
+        self.cites = cites(document, cite)
+        # The built-in model was not taught marks; what it says word for word is marked for it.
+        self.marked = self.cites and not llm.builtin
+        example = next((p.label for p in document.places if p.kind != "file"), "")
+        self.task = SummaryTask(
+            length, prompt, llm.builtin, len(documents) > 1, example if self.marked else ""
+        )
+        self.text = f"{document.piece(marked=self.marked)}\n\n{self.task.whole()}"
+        self.most_answer = run.settings.max_new_tokens or self.task.most_tokens
+        self.num_tokens = llm.count_tokens([{"role": "user", "content": self.text}])
+        self.largest = run.settings.context or min(llm.plan.model_context, llm.plan.largest_context)
+        fits = self.num_tokens + self.most_answer <= self.largest
+        self.job = Job(self._key(), run.terminal, keeps=keeps)
+        self.steps = Steps(run, llm, self.job)
+        self.map_reduce, self.parts = None, []
+        if not fits and run.settings.overflow == "map-reduce":
+            if not self.largest:
+                llm.plan.raise_if_unfit()
+            self.map_reduce = MapReduce(self.steps, self.task, document, self.marked, self.largest)
+            self.parts = self.map_reduce.plan()
+
+    def _key(self) -> str:
+        settings = {name: getattr(self.run.settings, name) for name in _DECIDING}
+        places = [[place.start, place.label] for place in self.document.places]
+        parts = [_VERSION, self.llm.fingerprint, self.task.to_dict(), settings]
+        return job_key([*parts, self.document.text, places])
+
+    def print_plan(self) -> None:
+        """The whole plan, with measured bandwidths, as the command's result."""
+        import ebbtide
+
+        options = self.run.open_options() | {"context": self._longest_context()}
+        plan = ebbtide.LLM.plan_for(self.run.settings.model, **options)
+        found = self._plan(plan)
+        if self.run.terminal.as_json:
+            self.run.terminal.result(found.to_dict())
+        self.run.terminal.answer("\n".join([*found.lines(), str(plan)]) + "\n")
+
+    def note_plan(self) -> None:
+        """The plan in some lines, before the work."""
+        found = self._plan(self.llm.plan_at(self._longest_context()))
+        if found.fits:  # else the error says it
+            for line in found.lines():
+                self.run.terminal.note(line)
+
+    def _longest_context(self) -> int:
+        """Tokens that the longest of the answers needs."""
+        if self.run.settings.context is not None:
+            return self.run.settings.context
+        num_tokens = max((part.num_tokens for part in self.parts), default=self.num_tokens)
+        context = min(num_tokens + self.most_answer, self.llm.plan.model_context)
+        return max(context, num_tokens + 1)
+
+    def _plan(self, plan: Any) -> SummaryPlan:
+        return SummaryPlan(
+            self.documents,
+            self.num_tokens,
+            self.most_answer,
+            self.largest,
+            self.parts,
+            plan,
+            speeds.recall(self.llm, self.run.settings),
+        )
+
+    def write(self, out: OutputFile | None) -> None:
+        """Makes the summary, and puts it where it belongs."""
+        import ebbtide
+
+        run, terminal = self.run, self.run.terminal
+        checker = ebbtide.CitationChecker(self.document) if self.cites else None
+        shown = SummaryText(checker, self.format)
+        # What is left as it is comes piece by piece, the rest line by line.
+        through = None if checker is None and self.format != "txt" else shown.push
+        is_shown = out is None and self.format != "json"
+        try:
+            fields, report = self._answer(is_shown, through)
+        except (errors.ContextOverflow, errors.DoesNotFit) as error:
+            if self.map_reduce is None:
+                error.args = (f"{error} Or read it in parts: --overflow map-reduce.",)
+            raise
+        except BaseException as error:
+            if out is not None and isinstance(error, KeyboardInterrupt):
+                # The file stays as it was; what was written so far is not lost.
+                terminal.answer(run.when_cancelled["text"])
+            if self.steps.made:
+                terminal.note("What is finished is kept: the same command goes on from here.")
+            raise
+        rest = shown.finish()
+        if is_shown:
+            terminal.answer(rest)
+            terminal.end_answer()
+        text = fields["text"] if through is None else shown.text
+        fields = self._fields(fields, text, checker, report)
+        content = as_json(fields) if self.format == "json" else text.rstrip("\n")
+        if out is not None:
+            out.commit(content + "\n")
+            terminal.note(f"Wrote {out.path.name}.")
+        elif self.format == "json":
+            terminal.answer(content + "\n")
+        if terminal.as_json:
+            terminal.result(fields)
+        if fields["finish_reason"] == "length":
+            terminal.note(
+                "The summary was cut, at its most tokens or at the end of the context; -n allows "
+                "more of the first."
+            )
+        self.job.finish()
+        speeds.remember(self.llm, run.settings, self.steps.made)
+
+    def _answer(self, is_shown: bool, through: Any) -> tuple[dict[str, Any], Any]:
+        if self.map_reduce is not None:
+            return self.map_reduce.run(self.parts, is_shown, through)
+        limit = self.task.most_tokens
+        return self.steps.answer(self.text, limit, show=is_shown, through=through), None
+
+    def _fields(
+        self, fields: dict[str, Any], text: str, checker: Any, report: Any
+    ) -> dict[str, Any]:
+        """The object of `--json`: an answer's, with what only a summary has."""
+        warnings = [w for d in self.documents for w in d.warnings]
+        if report is not None:
+            warnings.append(report.sentence(self.largest))
+            self.run.terminal.warn(warnings[-1])
+            fields = {**fields, "map_reduce": report.to_dict()}
+        if checker is not None and checker.num_doubtful:
+            warnings.append(
+                f"{checker.num_doubtful} of {len(checker.citations)} citations do not hold: their "
+                "words are not where they should be, and the text says so in brackets."
+            )
+            self.run.terminal.warn(warnings[-1])
+        return {
+            **fields,
+            "text": text,
+            "usage": summed_usage(self.steps.made, fields["usage"]),
+            "timings": summed_timings(self.steps.made, fields["timings"]),
+            "documents": [describe(document) for document in self.documents],
+            "citations": [c.to_dict() for c in checker.citations] if checker is not None else [],
+            "warnings": list(dict.fromkeys([*warnings, *fields["warnings"]])),
+        }
+
+
+def cites(document: Any, cite: str) -> bool:
+    """Whether a document's citations are wanted, by what `--cite` says."""
+    kinds = {place.kind for place in document.places}
+    return cite == "on" or (cite == "auto" and bool(kinds & {"page", "chapter"}))

@@ -1,0 +1,128 @@
+"""What a summary will take: tokens, parts, bytes of every tier, time. Told before the work, and all
+that `--dry-run` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ebbtide import format_size
+
+from .values import show_duration
+
+# The items of a Plan that hold the text's keys and values.
+_KV_ITEMS = ("near planes", "far planes", "raw tokens")
+_PLACES = {"device": "GPU memory", "host": "RAM", "disk": "disk"}
+
+
+@dataclass
+class SummaryPlan:
+    """num_tokens: of the prompt, read whole. most_answer: tokens the answer may have. parts: of
+    map-reduce, else empty. plan: the Plan of one context, the longest. largest: the most tokens one
+    context may reach. speeds: tokens per second of an earlier run, or None.
+    """
+
+    documents: list[Any]
+    num_tokens: int
+    most_answer: int
+    largest: int
+    parts: list[Any]
+    plan: Any
+    speeds: dict[str, float] | None
+
+    @property
+    def num_contexts(self) -> int:
+        return max(1, len(self.parts))
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.fits and (bool(self.parts) or self.num_tokens < self.largest)
+
+    def kv_bytes(self) -> dict[str, int]:
+        """Keys and values of one context, by tier."""
+        tiers = {tier: getattr(self.plan, tier) or {} for tier in _PLACES}
+        found = {
+            tier: sum(items.get(name, 0) for name in _KV_ITEMS) for tier, items in tiers.items()
+        }
+        return {tier: count for tier, count in found.items() if count}
+
+    def disk_write_bytes(self) -> int:
+        """Of the whole run: each part's pages are written once."""
+        return self.kv_bytes().get("disk", 0) * self.num_contexts
+
+    def seconds(self) -> float | None:
+        """From an earlier run's speeds, reading and writing as much as there may be."""
+        if not self.speeds or "prefill" not in self.speeds:
+            return None
+        reading = sum(part.num_tokens for part in self.parts) or self.num_tokens
+        writing = self.most_answer * self.num_contexts
+        writing_s = writing / self.speeds["decode"] if self.speeds.get("decode") else 0.0
+        return reading / self.speeds["prefill"] + writing_s
+
+    def lines(self) -> list[str]:
+        """For people."""
+        out = []
+        for document in self.documents:
+            pages = f"{document.num_pages:,} pages, " if document.num_pages else ""
+            if document.num_pages and len(document.places) < document.num_pages:
+                pages += f"{len(document.places):,} of them read, "
+            out.append(
+                f"{document.name}: {document.format}, {pages}{len(document.text):,} characters"
+            )
+        if self.parts:
+            longest = max(part.num_tokens for part in self.parts)
+            out.append(
+                f"{self.num_tokens:,} tokens with the question, more than one context holds "
+                f"({self.largest:,}): read in {len(self.parts)} parts of up to {longest:,} tokens"
+            )
+            for number, part in enumerate(self.parts, 1):
+                out.append(f"  {number:>4}  {part.num_tokens:>9,} tokens  {part.label}")
+        elif not self.fits:
+            out.append(
+                f"{self.num_tokens:,} tokens with the question do NOT FIT into one context "
+                f"({self.largest:,}); --overflow map-reduce would read them in parts"
+            )
+        else:
+            out.append(
+                f"{self.num_tokens:,} tokens with the question, read whole in one context; up to "
+                f"{self.most_answer:,} for the answer"
+            )
+        where = [f"{format_size(n)} {_PLACES[tier]}" for tier, n in self.kv_bytes().items()]
+        each = " for each part" if self.parts else ""
+        out.append(f"keys and values{each}: {', '.join(where) or 'none'}")
+        out.append(f"written to disk: {format_size(self.disk_write_bytes())} in all")
+        out.append(self._time())
+        return out
+
+    def _time(self) -> str:
+        seconds = self.seconds()
+        if seconds is not None:
+            return f"time: about {show_duration(seconds)} or less, at the speed of the last run"
+        ceiling = getattr(self.plan, "decode_ceiling_tokens_per_s", None)
+        bound = (
+            f"; writing at most {ceiling:,.1f} tokens/s, by the memory's speed" if ceiling else ""
+        )
+        return f"time: not known before this model has read something here{bound}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--dry-run --json` prints."""
+        return {
+            "schema": 1,
+            "documents": [describe(document) for document in self.documents],
+            "prompt_tokens": self.num_tokens,
+            "most_answer_tokens": self.most_answer,
+            "largest_context": self.largest,
+            "fits": self.fits,
+            "parts": [{"label": part.label, "num_tokens": part.num_tokens} for part in self.parts],
+            "kv_bytes": self.kv_bytes(),
+            "disk_write_bytes": self.disk_write_bytes(),
+            "eta_s": self.seconds(),
+            "plan": self.plan.to_dict(),
+        }
+
+
+def describe(document: Any) -> dict[str, Any]:
+    """A document in a line of JSON, without its text."""
+    fields = document.to_dict()
+    return {name: fields[name] for name in ("name", "format", "num_pages", "num_chars", "warnings")}

@@ -1,0 +1,85 @@
+"""What a model is asked to do for a summary: in one go, for a part, and from summaries of parts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Words that are asked for, and the tokens at which an answer that does not end is cut: about three
+# times as many.
+LENGTHS = {"short": (100, 384), "medium": (300, 1024), "long": (800, 2560)}
+# The one instruction that the built-in model was taught.
+BUILTIN_INSTRUCTION = "Summarize the document."
+_HONEST = (
+    "Cover the main points from beginning to end, keep names and numbers exact, and add nothing "
+    "that the text does not say. Answer with the summary alone."
+)
+_CITE = (
+    " Marks such as [{example}] show where each place of the text begins. After each statement, "
+    'quote a few words of the text that bear it out, in "double quotes", followed by their mark.'
+)
+_KEEP_MARKS = " Keep quoted words, and marks such as [{example}], as they are."
+
+
+@dataclass(frozen=True)
+class SummaryTask:
+    """length: a key of LENGTHS. prompt: the user's own wish, in place of a plain summary. example:
+    a label of the text, where the model is to cite; else "".
+    """
+
+    length: str
+    prompt: str | None
+    builtin: bool
+    several: bool
+    example: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def most_tokens(self) -> int:
+        return LENGTHS[self.length][1]
+
+    def whole(self) -> str:
+        """After documents that are read in one context."""
+        if self.prompt is not None:
+            return self.prompt + self._cite()
+        if self.builtin:
+            return BUILTIN_INSTRUCTION
+        what = "the documents above together, in one summary" if self.several else "the text above"
+        return f"Summarize {what}, in about {self._words} words. {_HONEST}{self._cite()}"
+
+    def part(self, number: int, num_parts: int, label: str) -> str:
+        """After one part of many."""
+        where = f"part {number} of {num_parts} ({label}) of a longer text"
+        if self.prompt is not None:
+            return (
+                f"The text above is {where}. As far as it allows, do this, and leave the rest "
+                f"out: {self.prompt}{self._cite()}"
+            )
+        if self.builtin:
+            return BUILTIN_INSTRUCTION
+        return (
+            f"The text above is {where}. Summarize this part in about {self._words} words. "
+            f"{_HONEST}{self._cite()}"
+        )
+
+    def merge(self, is_last: bool) -> str:
+        """After summaries of consecutive parts."""
+        keep = _KEEP_MARKS.format(example=self.example) if self.example else ""
+        above = "Above are summaries of consecutive parts of one text."
+        if self.prompt is not None:
+            above = f"Above is what consecutive parts of one text gave for this: {self.prompt}\n"
+            return f"{above}Put it together into one answer for the whole text.{keep}"
+        words = self._words if is_last else self._words // 2
+        return (
+            f"{above} Write one summary of the whole text from them, in about {words} words. "
+            f"{_HONEST}{keep}"
+        )
+
+    @property
+    def _words(self) -> int:
+        return LENGTHS[self.length][0]
+
+    def _cite(self) -> str:
+        return _CITE.format(example=self.example) if self.example else ""
