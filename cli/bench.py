@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ import typer
 from . import values
 from .plan import ModelArgument
 from .progress import ProgressDisplay
+from .report_file import ReportOption, report_file
 from .run import Run
 from .shared_options import with_shared_options
 
@@ -22,7 +24,9 @@ EPILOG = """Examples:
 
 ebbtide bench
 
-ebbtide bench ./model --depths 0,8192,32768 --host-memory 6GiB --json"""
+ebbtide bench ./model --depths 0,8192,32768 --host-memory 6GiB --json
+
+ebbtide bench ./model --report bench.html         a page with charts"""
 
 _MOST_DEPTHS = 32
 # Any ids do, for speed does not depend on them; these are in every vocabulary and not all the same.
@@ -51,6 +55,7 @@ def bench(
             show_default=False,
         ),
     ] = "512",
+    report: ReportOption = None,
 ) -> None:
     """Measure reading and writing at several depths, next to what the machine allows."""
     run.choose_model(model_argument)
@@ -58,8 +63,9 @@ def bench(
     num_prefill = _parsed(values.whole(1, 2**20), prefill_tokens, "--prefill-tokens")
     num_decode = run.settings.max_new_tokens or 16
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
-    ceilings = _measure_ceilings(run)
-    with run.open_llm(context=context) as llm:
+    with report_file(report) as out, ExitStack() as stack:
+        ceilings = _measure_ceilings(run)
+        llm = stack.enter_context(run.open_llm(context=context))
         rows = []
         for row in _measure(run, llm, wanted, num_prefill, num_decode, ceilings):
             rows.append(row)
@@ -75,6 +81,11 @@ def bench(
                     "plan": llm.plan.to_dict(),
                 }
             )
+        if out is not None:
+            from .report import bench_report
+
+            out.commit(bench_report(llm.model_name, rows, llm.plan.to_dict(), ceilings))
+            run.terminal.note(f"Wrote {report}.")
 
 
 def _parsed(parse: values.Parser, text: str, flag: str) -> Any:

@@ -18,6 +18,7 @@ import typer
 from .answer import Heard, blank_fields, output_fields, summary_line
 from .options import BY_NAME, Settings
 from .progress import ProgressDisplay
+from .recorder import Recorder
 from .signals import Signals
 from .terminal import Terminal
 
@@ -62,6 +63,7 @@ class Run:
             quiet=settings.quiet, verbose=settings.verbose, as_json=settings.json
         )
         self.signals = signals
+        self.recorder: Recorder | None = None  # set by who wants a report of the answers
         self._most_tokens: int | None = None  # that the last answer was allowed
         # The object `--json` prints when the run is cancelled.
         self.when_cancelled: dict[str, Any] = {
@@ -209,11 +211,13 @@ class Run:
         self._most_tokens = generation.get("max_new_tokens", llm.generation.max_new_tokens)
         self.when_cancelled = heard.fields()
         with ProgressDisplay(self.terminal, self.signals.check, title) as progress:
-            llm.on_progress = progress
+            llm.on_progress = self._recorded(progress, heard, title)
             try:
                 heard.stream = (llm if source is None else source).stream(prompt, **generation)
                 for piece in heard.stream:
                     heard.add(piece)
+                    if self.recorder is not None:
+                        self.recorder.piece(piece, heard.stream)
                     text = piece.text if through is None else through(piece.text)
                     if show and (text or through is None):
                         progress.clear()
@@ -228,9 +232,24 @@ class Run:
             finally:
                 llm.on_progress = None
         output = heard.stream.output
+        if self.recorder is not None:
+            self.recorder.end(output)
         self.warn_of(output.warnings)
         self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
         return output
+
+    def _recorded(self, progress: ProgressDisplay, heard: Heard, title: str) -> Any:
+        """The display, or what tells the recorder too."""
+        recorder = self.recorder
+        if recorder is None:
+            return progress
+        recorder.begin(title or "answer")
+
+        def both(report: Any) -> None:
+            recorder.progress(report, heard.stream)
+            progress(report)
+
+        return both
 
     def finish(self, llm: Any, output: Any, warnings: Sequence[str] = ()) -> None:
         """After the answer: the object for --json, and whether the answer was cut. warnings: told

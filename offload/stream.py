@@ -119,6 +119,10 @@ class Stream(Iterator[Piece]):
         if self._closes:
             self._session.close()
 
+    def tiers(self) -> dict[str, dict[str, int]]:
+        """Where the pages lie now; see `Session.tiers`."""
+        return self._session.tiers()
+
     @property
     def output(self) -> Output:
         """The Output; before the end, of what there is so far."""
