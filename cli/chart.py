@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# (x, y); y None breaks a line: nothing was measured in between.
+# (x, y); a y that is None or not finite breaks a line: nothing was measured in between.
 Points = Sequence[tuple[float, float | None]]
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 76, 12, 18, 34
 
@@ -65,7 +65,7 @@ def chart(
     """One figure. stacked: areas on top of each other; all series then have the same x values."""
     drawn = _stack(series) if stacked else [(s, [], list(s.points)) for s in series]
     xs = [x for _, _, points in drawn for x, _ in points]
-    ys = [y for _, _, points in drawn for _, y in points if y is not None]
+    ys = [y for _, _, points in drawn for _, y in points if _is_shown(y)]
     y_ticks = ticks(max(ys, default=0.0), base)
     span = x_max or max(xs, default=0.0) or 1.0
 
@@ -147,11 +147,15 @@ def _runs(points: Points) -> list[list[tuple[float, float]]]:
     """The pieces of a line between its breaks."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
-        if y is not None:
+        if y is not None and _is_shown(y):
             runs[-1].append((x, y))
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
+
+
+def _is_shown(y: float | None) -> bool:
+    return y is not None and math.isfinite(y)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

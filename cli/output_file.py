@@ -22,12 +22,12 @@ class OutputFile:
     A context manager. Raises InputError when the place cannot be written.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, option: str = "-o"):
         # Through links, so that the link stays and what it points to is replaced.
         self.path = Path(os.path.realpath(path))
         self._device: Any = None  # an open device or pipe, in place of a file
         if self.path.is_dir():
-            raise errors.InputError(f"{path} is a folder; -o needs the name of a file.")
+            raise errors.InputError(f"{path} is a folder; {option} needs the name of a file.")
         try:
             mode = self.path.stat().st_mode
         except OSError:
@@ -45,7 +45,7 @@ class OutputFile:
                 os.unlink(trial)
         except OSError as error:
             raise errors.InputError(
-                f"{path} cannot be written: {error.strerror}. Choose another place with -o."
+                f"{path} cannot be written: {error.strerror}. Choose another place with {option}."
             ) from None
 
     def __enter__(self) -> OutputFile:

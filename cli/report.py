@@ -25,21 +25,22 @@ _SMOOTH = 6  # samples that a speed is taken over
 _STYLE = Path(__file__).with_name("report.css")
 
 
-def run_report(title: str, model: str, recorder: Recorder, result: str) -> str:
-    """The page of one run. title: what was done; result: its text, in Markdown, shown as it is."""
-    output = recorder.outputs[-1]
+def run_report(title: str, recorder: Recorder, fields: dict[str, Any]) -> str:
+    """The page of one run. title: what was done; fields: the object that `--json` prints for it;
+    its text is shown as it is.
+    """
     last_s = recorder.samples[-1].at_s if recorder.samples else 0.0
     sections = [
-        _tiles(_run_tiles(recorder, last_s)),
-        _section("The plan", plan_section(output.plan)),
+        _tiles(_run_tiles(fields, last_s)),
+        _section("The plan", plan_section(fields["plan"])),
         _section("What happened when", _timeline(recorder, last_s)),
-        _section("The result", f'<div class="result">{escape(result)}</div>'),
+        _section("The result", f'<div class="result">{escape(fields["text"])}</div>'),
         _section("The numbers", _numbers(recorder)),
     ]
-    if output.warnings:
-        items = "".join(f"<li>{escape(text)}</li>" for text in output.warnings)
+    if fields["warnings"]:
+        items = "".join(f"<li>{escape(text)}</li>" for text in fields["warnings"])
         sections.append(_section("Warnings", f"<ul>{items}</ul>"))
-    return page(title, model, sections)
+    return page(title, fields["model"], sections)
 
 
 def bench_report(model: str, rows: Sequence[dict], plan: dict, ceilings: dict[str, float]) -> str:
@@ -149,20 +150,18 @@ def _figure(title: str, series: Sequence[Series], **how: Any) -> str:
     return f"<figure>{caption}{chart(title, series, **how)}</figure>"
 
 
-def _run_tiles(recorder: Recorder, last_s: float) -> list[tuple[str, str]]:
-    output = recorder.outputs[-1]
-    host = output.memory["host"]
-    num_read = sum(o.usage["prompt_tokens"] for o in recorder.outputs)
-    num_written = sum(o.usage["completion_tokens"] for o in recorder.outputs)
+def _run_tiles(fields: dict[str, Any], last_s: float) -> list[tuple[str, str]]:
+    usage, memory = fields["usage"], fields["memory"]
+    host = memory["host"]
     return [
-        (f"{num_read:,}", "tokens read"),
-        (f"{num_written:,}", "tokens written"),
+        (f"{usage['prompt_tokens']:,}", "tokens read"),
+        (f"{usage['completion_tokens']:,}", "tokens written"),
         (show_duration(last_s), "in all"),
         (
             f"{format_size(host['peak_bytes'])} of {format_size(host['budget_bytes'])}",
             "RAM at most, and its budget",
         ),
-        (format_size(output.memory["disk"]["peak_bytes"]), "on disk at most"),
+        (format_size(memory["disk"]["peak_bytes"]), "on disk at most"),
     ]
 
 
@@ -200,7 +199,7 @@ def plan_section(plan: dict) -> str:
 
 def _timeline(recorder: Recorder, last_s: float) -> str:
     samples = recorder.samples
-    if not samples:
+    if not samples or not recorder.outputs:
         return ""
     bands = _bands(samples, last_s)
     tiers = [t for t in _TIERS if any(s.tier_bytes.get(t) for s in samples)]
@@ -263,6 +262,9 @@ def _bands(samples: Sequence[Sample], last_s: float) -> list[Band]:
 
 
 def _numbers(recorder: Recorder) -> str:
+    """A line for each answer that was made here, and the traffic of all."""
+    if not recorder.outputs:
+        return "<p>Every part had been finished by an earlier run; nothing was read here.</p>"
     head = (
         *("", "tokens read", "again", "tokens/s", "first after", "written", "tokens/s"),
         *("hit rate", "stalled", "missed mass"),

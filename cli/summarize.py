@@ -15,6 +15,8 @@ from . import values
 from .documents import FilesArgument, PagesOption, checked_pages, read_documents
 from .job import Job, job_key
 from .output_file import OutputFile
+from .recorder import Recorder
+from .report_file import ReportOption, report_file, write_run_report
 from .run import Run
 from .shared_options import with_shared_options
 from .summary import Summary, cites
@@ -30,6 +32,8 @@ ebbtide summarize thesis.pdf --pages 10-40 --length short --dry-run
 ebbtide summarize book.epub --overflow map-reduce --prompt "List every person and what they want."
 
 ebbtide summarize report.docx --extract-only | less
+
+ebbtide summarize thesis.pdf -o summary.md --report run.html      a page with charts of the run
 
 A run that was interrupted goes on where it was when the same command is given again."""
 
@@ -100,6 +104,7 @@ def summarize(
             "--extract-only", help="Print the documents' text; no model is used.", metavar=""
         ),
     ] = False,
+    report: ReportOption = None,
 ) -> None:
     """Summarize documents, read whole in one context."""
     length = _choice("--length", length, *LENGTHS)
@@ -116,7 +121,9 @@ def summarize(
     files = files or ["-"]
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
-    with OutputFile(output) if output and not dry_run else nullcontext() as out:
+    _refuse_to_overwrite_input(files, report)
+    opened = OutputFile(output) if output and not dry_run else nullcontext()
+    with opened as out, report_file(None if dry_run or extract_only else report) as page:
         if extract_only:
             _extract(run, files, pages, format, cite, out)
             return
@@ -134,7 +141,10 @@ def summarize(
                 summary.print_plan()
                 return
             summary.note_plan()
-            summary.write(out)
+            run.recorder = Recorder() if page is not None else None
+            fields = summary.write(out)
+            if page is not None:
+                write_run_report(page, run, "Summary of ", documents, fields)
         texts.finish()
 
 
@@ -171,4 +181,4 @@ def _refuse_to_overwrite_input(files: list[str], output: str | None) -> None:
     for file in files:
         if output and file != "-" and os.path.exists(file) and os.path.exists(output):
             if os.path.samefile(file, output) and os.path.isfile(output):
-                raise errors.InputError(f"{output} is one of the documents; choose another -o.")
+                raise errors.InputError(f"{output} is one of the documents; choose another file.")

@@ -112,8 +112,8 @@ class Summary:
             speeds.recall(self.llm, self.run.settings),
         )
 
-    def write(self, out: OutputFile | None) -> None:
-        """Makes the summary, and puts it where it belongs."""
+    def write(self, out: OutputFile | None) -> dict[str, Any]:
+        """Makes the summary, and puts it where it belongs. Returns the object of `--json`."""
         import ebbtide
 
         run, terminal = self.run, self.run.terminal
@@ -156,6 +156,7 @@ class Summary:
             )
         self.job.finish()
         speeds.remember(self.llm, run.settings, self.steps.made)
+        return fields
 
     def _answer(self, is_shown: bool, through: Any) -> tuple[dict[str, Any], Any]:
         if self.map_reduce is not None:

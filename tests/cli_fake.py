@@ -69,6 +69,9 @@ class FakeStream:
     def __iter__(self):
         return self._pieces
 
+    def tiers(self) -> dict[str, dict[str, int]]:
+        return (self.session or FakeSession(self.llm)).tiers()
+
     def close(self) -> None:
         self.closed = True
         self._pieces.close()

@@ -445,3 +445,36 @@ def test_doctor_names_what_is_wrong_and_hides_the_token(capfd, monkeypatch):
     assert main.main(["doctor", "--spill-dir", "absent"]) == 0
     out = capfd.readouterr().out
     assert "! The spill folder" in out and "hf_secret" not in out
+
+
+# --- reports
+
+
+def test_summarize_writes_a_page(capfd):
+    Path("a.txt").write_text("Text of a.")
+    args = ["summarize", "a.txt", "-o", "s.md", "--report", "r.html"]
+    assert main.main(args) == 0
+    page = Path("r.html").read_text()
+    assert "Summary of a.txt" in page and "What happened when" in page
+    assert Path("s.md").read_text().strip() in page
+    assert "Wrote r.html." in capfd.readouterr().err
+
+
+def test_bench_writes_a_page(capfd):
+    assert main.main(["bench", "--depths", "0,100", "--report", "b.html"]) == 0
+    assert "Speed over depth" in Path("b.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["summarize", "a.txt", "--report", "no/such/folder.html"], "with --report"),
+        (["summarize", "a.txt", "--report", "a.txt"], "one of the documents"),
+        (["bench", "--report", "."], "--report needs the name of a file"),
+    ],
+)
+def test_a_page_that_cannot_be_is_said_before_the_work(capfd, args, says):
+    Path("a.txt").write_text("Text of a.")
+    assert main.main(args) == 2
+    assert says in capfd.readouterr().err and not fake.FakeLLM.calls
+    assert Path("a.txt").read_text() == "Text of a."

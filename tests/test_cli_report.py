@@ -55,6 +55,10 @@ def output(plan=PLAN, warnings=()):
     )
 
 
+def fields_of(made, text="", model="m"):
+    return {**vars(made), "text": text, "model": model}
+
+
 def recorded(plan=PLAN, warnings=()):
     """A recorder of one answer: 10 s of reading at 100 tokens/s, 5 s of writing at 2."""
     found = Recorder()
@@ -107,7 +111,9 @@ HOSTILE = "</div><script>alert(1)</script> <img src=x onerror=y> & \"quoted\" 't
 
 @pytest.mark.parametrize("plan", [PLAN, {}], ids=["plan", "no plan"])
 def test_a_page_of_a_run(plan):
-    text = run_report(f"Title {HOSTILE}", HOSTILE, recorded(plan, [HOSTILE]), f"# Sum\n{HOSTILE}")
+    found = recorded(plan, [HOSTILE])
+    fields = fields_of(found.outputs[0], f"# Sum\n{HOSTILE}", HOSTILE)
+    text = run_report(f"Title {HOSTILE}", found, fields)
     page = Page(text)
     assert page.outside == []
     assert not re.search(r"url\(|@import|https?:", text)
@@ -125,8 +131,9 @@ def test_a_page_of_a_run(plan):
 def test_a_run_without_samples_still_has_its_page():
     found = Recorder()
     found.begin()
+    assert "earlier run" in run_report("t", found, fields_of(output()))
     found.end(output())
-    assert Page(run_report("t", "m", found, "text")).outside == []
+    assert Page(run_report("t", found, fields_of(output(), "text"))).outside == []
 
 
 def test_a_page_of_a_benchmark():
