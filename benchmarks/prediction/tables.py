@@ -1,0 +1,196 @@
+"""Which records a step must read, and what it costs not to: the experiments behind bounded mode.
+
+    python benchmarks/prediction/tables.py criteria --kinds story filler BOOK --tokens 8192
+    python benchmarks/prediction/tables.py sketches | baselines | predictors | records
+
+A model of the Llama, Qwen2 or Qwen3 type reads a long text exactly; then some of its positions,
+those of answers first, are computed again as decode steps that attend to a selection. Everything
+is compared with attending to all pages at the same bits. The last line is JSON.
+
+criteria    epsilon and criterion of top-p, near bits, correction for the noise of near keys
+sketches    page size, near bits and rotation: mass found with a fixed number of bytes
+records     how many pages are read together
+baselines   other people's selectors, with the bytes that top-p reads
+predictors  rehearsal before and after attention, last step's selection, and both
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from approximate import Outcome, Setting, most_massive, run
+from estimate import Estimate
+from network import Network, Reading
+from sealed import Near, Sealed
+from texts import REPO, Text, make
+from tokenizers import Tokenizer
+
+from ebbtide.prefetch.registry import make_selector
+
+LABEL = "{:44}"
+
+
+class Bench:
+    """One text, read once, and what was made of it."""
+
+    def __init__(self, network: Network, text: Text):
+        self.network, self.text = network, text
+        self.reading: Reading = network.read(text.ids)
+        self._pages: dict[Near, list[Sealed]] = {}
+        self._exact: dict[Near, Outcome] = {}
+        self.rows: list[dict] = []
+
+    def pages(self, near: Near) -> list[Sealed]:
+        if near not in self._pages:
+            self._pages = {  # one at a time: they are larger than the text's keys and values
+                near: [
+                    Sealed(k, v, near)
+                    for k, v in zip(self.reading.keys, self.reading.values, strict=True)
+                ]
+            }
+        return self._pages[near]
+
+    def measure(self, label: str, near: Near, setting: Setting, **say) -> dict:
+        """Runs a setting, prints its row and keeps it."""
+        at = (self.network, self.reading, self.pages(near), self.text.positions)
+        if near not in self._exact:
+            self._exact[near] = run(*at, Setting())
+        found = run(*at, setting)
+        row = {"text": self.text.name, "setting": label} | compare(
+            self.text, self._exact[near].logits, found
+        )
+        self.rows.append(row)
+        print(LABEL.format(label), *(f"{n} {row[n]:.4g}" for n in COLUMNS), flush=True)
+        return row
+
+
+COLUMNS = (
+    "read", "read_answers", "kl", "kl_answers", "kl_p95", "kl_max", "same", "same_answers",
+    "right", "right_exact", "missed", "missed_estimate", "apart", "misplaced_estimate", "error",
+)  # fmt: skip
+
+
+def compare(text: Text, exact: torch.Tensor, found: Outcome) -> dict:
+    """Shares are of 1; `per_layer` holds the means of every measure."""
+    p, q = exact.log_softmax(-1), found.logits.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    same = (p.argmax(-1) == q.argmax(-1)).float()
+    answers = slice(0, text.num_answer_positions)
+    means = {n: m.nanmean().item() for n, m in found.measures.items()}
+    return {
+        **means,
+        "read_answers": found.measures["read"][answers].mean().item(),
+        "kl": kl.mean().item(),
+        "kl_answers": kl[answers].mean().item(),
+        "kl_p95": kl.quantile(0.95).item(),
+        "kl_max": kl.max().item(),
+        "same": same.mean().item(),
+        "same_answers": same[answers].mean().item(),
+        "right": text.num_right(found.logits),
+        "right_exact": text.num_right(exact),
+        "per_layer": {n: m.nanmean(0).tolist() for n, m in found.measures.items()},
+        "worst": {n: m.nan_to_num(-1).amax().item() for n, m in found.measures.items()},
+    }
+
+
+def top_p(epsilon: float, criterion: str = "effect"):
+    return make_selector("top_p", epsilon=epsilon, criterion=criterion).select
+
+
+def criteria(bench: Bench) -> None:
+    for criterion, epsilons in (
+        ("mass", (0.05, 0.2, 0.5)),
+        ("misplaced", (0.05, 0.2, 0.5)),
+        ("effect", (0.02, 0.05, 0.1, 0.2)),
+    ):
+        for epsilon in epsilons:
+            setting = Setting(top_p(epsilon, criterion))
+            bench.measure(f"{criterion} {epsilon}", Near(), setting)
+    for near, how, name in (
+        (Near(bits=1), Estimate(), ""),
+        (Near(bits=3), Estimate(), ""),
+        (Near(), Estimate(variance=-1), " variance -1"),
+        (Near(), Estimate(variance=1), " variance +1"),
+        (Near(), Estimate(noise=1), " noise"),
+    ):
+        bench.measure(f"effect 0.1 {near.bits} bits{name}", near, Setting(top_p(0.1), how))
+
+
+def sketches(bench: Bench) -> None:
+    """Every row selects 6 % of the records by their mass, heads summed."""
+    nears = [Near(64, bits, rotate=turned) for bits in (0, 1, 2, 3) for turned in (False, True)]
+    nears += [Near(size, bits) for size in (32, 128) for bits in (1, 2)]
+    for near in sorted(nears, key=lambda near: near.page_tokens):
+        setting = Setting(most_massive(0.06), pages_per_record=128 // near.page_tokens)
+        share = near.resident_share(bench.network.head_dim)
+        bench.measure(f"{near}: {100 * share:.1f} % resident", near, setting)
+        if near.bits == 2 and not near.rotate:
+            exact = replace(setting, sees="true")
+            bench.measure(f"P {near.page_tokens}, exact masses", near, exact)
+
+
+def records(bench: Bench) -> None:
+    for size in (32, 64, 128):
+        for pages in (1, 2, 4):
+            setting = Setting(top_p(0.1), pages_per_record=pages)
+            bench.measure(f"P {size}, records of {size * pages}", Near(size), setting)
+
+
+def baselines(bench: Bench) -> None:
+    row = bench.measure("top_p effect 0.1", Near(), Setting(top_p(0.1)))
+    sealed = (len(bench.text.ids) // 256 - 1) * 256
+    budget = {"num_tokens": max(128, int(row["read"] * sealed))}
+    for name, options, sees in (
+        ("quest", budget, "bounds"),
+        ("freekv", budget, "bounds"),
+        ("infinigen", {}, "rehearsed"),
+        ("random", budget, ""),
+        ("window", budget, ""),
+        ("window", {}, ""),
+    ):
+        select = make_selector(name, **options).select
+        bench.measure(f"{name} {options}", Near(), Setting(select, sees=sees))
+    bench.measure("oracle mass", Near(), Setting(most_massive(row["read"]), sees="true"))
+    bench.measure("estimated mass", Near(), Setting(most_massive(row["read"])))
+
+
+def predictors(bench: Bench) -> None:
+    for epsilon in (0.05, 0.1):
+        row = bench.measure(f"effect {epsilon}", Near(), Setting(top_p(epsilon), rehearses=True))
+        for name, values in row["per_layer"].items():
+            if name.split("_")[0] in ("cosine", "named", "wasted", "union", "history"):
+                print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
+
+
+TABLES = {f.__name__: f for f in (criteria, sketches, records, baselines, predictors)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--model", type=Path, default=REPO / "offload" / "builtin" / "model")
+    parser.add_argument("--kinds", nargs="+", default=["story"], help="story, filler or a book")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[8192])
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.set_grad_enabled(False)
+    network = Network(given.model)
+    tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
+    rows = []
+    for kind in given.kinds:
+        for num_tokens in given.tokens[:1] if kind == "story" else given.tokens:
+            bench = Bench(network, make(kind, num_tokens, tokenizer))
+            print(f"\n{bench.text.name} tokens: {given.table}", flush=True)
+            TABLES[given.table](bench)
+            rows += bench.rows
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
