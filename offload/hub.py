@@ -24,7 +24,9 @@ from typing import Any
 from .budget import format_size
 from .errors import BadCheckpoint, DoesNotFit, InputError, ModelError, StorageError
 
-ALLOWED = ["*.safetensors", "*.json", "*.jinja"]
+ALLOWED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+# Any of these sets of files makes a tokenizer.
+TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.model"})
 # Subfolders hold other formats (original/, onnx/); consolidated* are the same weights once more.
 IGNORED = ["*/*", "consolidated*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -193,9 +195,13 @@ def _wanted_sizes(model: str, info: Any) -> dict[str, int]:
         gguf = any(name.endswith(".gguf") for name in files)
         more = ", only GGUF, which Ebbtide does not read: name the original model" if gguf else ""
         raise BadCheckpoint(f"{model} has no safetensors in its top folder{more}")
-    for name in ("config.json", "tokenizer.json"):
-        if name not in wanted:
-            raise BadCheckpoint(f"{model} has no {name}, so nothing was downloaded")
+    if "config.json" not in wanted:
+        raise BadCheckpoint(f"{model} has no config.json, so nothing was downloaded")
+    if not any(files <= wanted.keys() for files in TOKENIZERS):
+        raise BadCheckpoint(
+            f"{model} has no tokenizer.json (nor vocab.json with merges.txt, nor tokenizer.model), "
+            "so nothing was downloaded"
+        )
     return wanted
 
 

@@ -1,8 +1,8 @@
 """The files of a model's folder that describe its tokenizer.
 
-tokenizer.json (through the tokenizers library), tokenizer_config.json, special_tokens_map.json, and
-the chat template wherever it is kept. Data only: nothing that a folder holds is run. What the files
-mean for text is `text.py`'s business.
+tokenizer.json (through the tokenizers library), or the older files that vocabulary.py makes one of;
+tokenizer_config.json, special_tokens_map.json, and the chat template wherever it is kept. Data
+only: nothing that a folder holds is run. What the files mean for text is `text.py`'s business.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from .errors import BadCheckpoint
+from .vocabulary import from_merges, from_sentencepiece
 
 NAMED_TOKENS = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
 
@@ -36,17 +37,12 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: str | Path) -> TokenizerFiles:
     """BadCheckpoint says which file is missing or damaged, and what to do."""
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise BadCheckpoint(_missing_tokenizer(folder))
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise BadCheckpoint(f"{path} cannot be read: {error}") from None
     config = _read_json(folder / "tokenizer_config.json")
+    path, backend, own_names = _read_backend(folder, config)
     named, special = _special_names(config, _read_json(folder / "special_tokens_map.json"))
+    named = {**own_names, **named}
     _add_missing_tokens(backend, config, path)
-    add_bos = config.get("add_bos_token")
+    add_bos = config.get("add_bos_token", path.name == "tokenizer.model" or None)
     return TokenizerFiles(
         name=folder.resolve().name,
         backend=backend,
@@ -57,18 +53,36 @@ def read_tokenizer_files(folder: str | Path) -> TokenizerFiles:
     )
 
 
+def _read_backend(folder: Path, config: dict[str, Any]) -> tuple[Path, Backend, dict[str, str]]:
+    """(the file it comes from, the backend, tokens that the file itself names)."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return path, Backend.from_file(str(path)), {}
+        except Exception as error:  # the library raises plain Exception
+            raise BadCheckpoint(f"{path} cannot be read: {error}") from None
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        model_type = _read_json(folder / "config.json").get("model_type")
+        return folder / "vocab.json", from_merges(folder, config, model_type), {}
+    path = folder / "tokenizer.model"
+    if path.is_file():
+        return path, *from_sentencepiece(path, config)
+    raise BadCheckpoint(_missing_tokenizer(folder))
+
+
 def _missing_tokenizer(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     others = [
         name
-        for name in ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
+        for name in ("vocab.json", "merges.txt", "vocab.txt", "tekken.json")
         if (folder / name).is_file()
     ]
     has = f" It has {', '.join(others)}." if others else ""
     return (
-        f"{folder} has no tokenizer.json, the one tokenizer format that Ebbtide reads.{has} "
-        "Fetch it from the model's page, or make it with transformers: "
+        f"{folder} has no tokenizer that Ebbtide reads: tokenizer.json, vocab.json with "
+        f"merges.txt, or tokenizer.model.{has} "
+        "Fetch one from the model's page, or make the first with transformers: "
         "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
     )
 

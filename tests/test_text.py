@@ -7,12 +7,13 @@ Small tokenizers made here carry most tests; real ones are compared with transfo
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
@@ -114,7 +115,8 @@ def small(request, tmp_path_factory):
 REAL = {
     "llama2": "tokenizers/llama2",
     "smollm2": "tokenizers/smollm2",
-    "qwen2.5": "tokenizers/qwen2.5",
+    "qwen2.5": "tokenizers/qwen2.5",  # vocab.json and merges.txt
+    "mistral": "tokenizers/mistral",  # tokenizer.model
     "ebb-nano": "models/ebb-nano-0",
     "stories": "models/stories260K",
 }
@@ -130,9 +132,31 @@ TEXTS = [
 ]
 
 
+class SentencePieceReference:
+    """What the sentencepiece library makes of a tokenizer.model, called as transformers' are."""
+
+    def __init__(self, path):
+        sentencepiece = pytest.importorskip("sentencepiece")
+        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.chat_template = None
+
+    def __call__(self, text, add_special_tokens=True):
+        bos = [self._processor.bos_id()] * add_special_tokens
+        return {"input_ids": bos + self._processor.encode(text)}
+
+    def decode(self, ids, skip_special_tokens=True, **_):
+        if not skip_special_tokens:
+            # It has words of its own for these.
+            assume(not any(map(self._processor.is_control, ids)))
+            assume(self._processor.unk_id() not in ids)
+        ids = [i for i in ids if not self._processor.is_control(i)]
+        # The library shows bytes that are no text one by one as U+FFFD, as we do.
+        return self._processor.decode(ids)
+
+
 @pytest.fixture(scope="module", params=REAL)
 def real_folder(request, tmp_path_factory):
-    """(folder, transformers' tokenizer) of one real model."""
+    """(folder, its reference) of one real model: transformers' tokenizer, or sentencepiece."""
     transformers = pytest.importorskip("transformers")
     folder = DATA / REAL[request.param]
     if not folder.is_dir():
@@ -140,25 +164,25 @@ def real_folder(request, tmp_path_factory):
     if request.param == "smollm2":  # its folder has tokenizer.json alone
         file = str(folder / "tokenizer.json")
         return folder, transformers.PreTrainedTokenizerFast(tokenizer_file=file)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    if request.param == "qwen2.5":  # the hub's older layout, without tokenizer.json
-        folder = tmp_path_factory.mktemp("qwen")
-        theirs.save_pretrained(folder)
-    return folder, theirs
+    if request.param == "mistral":
+        return folder, SentencePieceReference(folder / "tokenizer.model")
+    return folder, transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def real(real_folder):
-    """(ours, what transformers makes of the same tokenizer.json).
+    """(ours, what the reference makes of the same files).
 
-    Its LlamaTokenizer puts a normaliser of its own in place of the file's, and so drops a leading
-    space that Llama 2 was trained with; the plain class keeps to the file.
+    transformers' LlamaTokenizer puts a normaliser of its own in place of the file's, and so drops a
+    leading space that Llama 2 was trained with; the plain class keeps to the file.
     """
     transformers = pytest.importorskip("transformers")
-    file = str(real_folder[0] / "tokenizer.json")
-    names = {n: getattr(real_folder[1], n) for n in ("bos_token", "eos_token", "unk_token")}
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=file, **names)
-    return Tokenizer.load(real_folder[0]), theirs
+    folder, theirs = real_folder
+    if (folder / "tokenizer.json").is_file():
+        file = str(folder / "tokenizer.json")
+        names = {n: getattr(theirs, n) for n in ("bos_token", "eos_token", "unk_token")}
+        theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=file, **names)
+    return Tokenizer.load(folder), theirs
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
@@ -201,6 +225,8 @@ TEMPLATES = ["Qwen-Qwen3-0.6B", "HuggingFaceTB-SmolLM3-3B", "LFM2-8B-A1B", "llam
 @pytest.mark.parametrize("template", [None, *TEMPLATES])
 def test_ids_of_chats_are_those_of_transformers(real_folder, template, tmp_path):
     folder, theirs = real_folder
+    if isinstance(theirs, SentencePieceReference):
+        pytest.skip("sentencepiece knows no chats")
     source = theirs.chat_template
     if template is not None:
         path = DATA / "templates" / f"{template}.jinja"
@@ -209,7 +235,7 @@ def test_ids_of_chats_are_those_of_transformers(real_folder, template, tmp_path)
         source = path.read_text(encoding="utf-8")
     elif source is None:
         pytest.skip("this tokenizer has no chat template of its own")
-    for file in folder.glob("*.json"):
+    for file in (*folder.glob("*.json"), *folder.glob("*.txt")):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(source, encoding="utf-8")
     ours = Tokenizer.load(tmp_path)
@@ -800,15 +826,102 @@ def test_only_what_may_become_a_stop_string_is_held_back():
 # Loading
 
 
-def test_a_folder_without_tokenizer_json_says_what_to_do(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
+def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):
+    (tmp_path / "vocab.json").write_bytes(b"{}")
     with pytest.raises(BadCheckpoint) as caught:
         Tokenizer.load(tmp_path)
     message = str(caught.value)
-    assert "no tokenizer.json" in message and "It has tokenizer.model" in message
-    assert "save_pretrained" in message
+    assert "no tokenizer that Ebbtide reads: tokenizer.json" in message
+    assert "It has vocab.json." in message and "save_pretrained" in message
     with pytest.raises(BadCheckpoint, match="is not a folder"):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+def older_files(folder, **config):
+    """vocab.json and merges.txt of a byte-level tokenizer that joins " t" and "he"."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: at for at, token in enumerate([*alphabet, "\u0120t", "he", "\u0120the"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = "#version: 0.2\n\u0120 t\nh e\n\u0120t he\n"
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2TokenizerFast"])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=30) | st.text(st.sampled_from("the 12\n'sé\u0301\t"), max_size=30))
+def test_older_files_cut_text_as_their_class_does(tmp_path, kind, text):
+    transformers = pytest.importorskip("transformers")
+    ours = Tokenizer.load(older_files(tmp_path, tokenizer_class=kind))
+    theirs = getattr(transformers, kind.removesuffix("Fast"))
+    theirs = theirs(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
+    assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_class_of_older_files_may_follow_from_the_model(tmp_path):
+    older_files(tmp_path)
+    with pytest.raises(UnsupportedModel, match="not given; known are GPT2Tokenizer, Qwen2"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    one = Tokenizer.load(tmp_path)
+    assert one.decode(one.encode("in the e\u0301")) == "in the \u00e9"  # Qwen composes
+    older_files(tmp_path, tokenizer_class="BartTokenizer")
+    with pytest.raises(UnsupportedModel, match="BartTokenizer; known are"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges"),
+    [("{", "a b"), ("[]", ""), ('{"a": -1}', ""), ('{"a": 0}', "a b"), ('{"a": 0}', "a"), ("", "")],
+)
+def test_damaged_older_files_are_named(tmp_path, vocabulary, merges):
+    older_files(tmp_path, tokenizer_class="GPT2Tokenizer")
+    (tmp_path / "vocab.json").write_text(vocabulary)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(BadCheckpoint, match=r"vocab\.json and merges\.txt cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x00" * 100, b"\x0a\xff\xff\xff\xff\x0f"])
+def test_a_damaged_tokenizer_model_is_named(tmp_path, content):
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=r"tokenizer\.model cannot be"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_model_without_its_libraries_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(UnsupportedModel, match=r"pip install 'ebbtide\[hf\]'"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_tokenizer_models_of_every_kind_agree_with_sentencepiece(tmp_path, kind, rule):
+    """Small ones, trained here: with and without a normaliser of their own."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [f"the {a} house of {b}, and then {a}{b} ﬃ é" for a in "abcdef" for b in "ghijkl"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type=kind,
+        vocab_size=310,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        remove_extra_whitespaces=rule != "identity",
+        user_defined_symbols=["<|user|>"],
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    ours = Tokenizer.load(tmp_path)
+    theirs = SentencePieceReference(tmp_path / "tokenizer.model")
+    for text in ("the house", "thea house  of\tg ﬃ 北京 e\u0301", "😀 then", "  x ", "kl" * 50, ""):
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert ours.eos_token_id == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', "\x00" * 100])
