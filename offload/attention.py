@@ -101,7 +101,11 @@ class TieredAttention:
         key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
         """
         self._sealed(layer, sequence, queries, window, key_bias)
-        return [self._raw(layer, sequence, query, window) for query in queries]
+        outputs = []
+        for query in queries:
+            raw, sealed = self.raw_partial(layer, sequence, query, window), query.tree.result()
+            outputs.append(self.output(query, raw if sealed is None else merge(sealed, raw)))
+        return outputs
 
     def spans_wanted(self, query: Query, window: int | None) -> range:
         """Which spans of sealed pages a query attends to."""
@@ -130,7 +134,7 @@ class TieredAttention:
                     query, q = queries[0], rotated[0]
                     if window is not None:
                         first = max(first, query.position - window + 1 - base)
-                    bias = self._score_bias(layer, query, base, tokens, key_bias)
+                    bias = self.score_bias(layer, query, base, tokens, key_bias)
                     query.tree.push(
                         attend_pages(
                             q,
@@ -160,7 +164,7 @@ class TieredAttention:
         bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base).transpose(0, 1)
         return rotate(bias) if self.layout.rotate else bias
 
-    def _score_bias(
+    def score_bias(
         self, layer: int, query: Query, base: int, tokens: int, key_bias: torch.Tensor | None
     ):
         """What the key bias adds to scores: (kv_heads, groups, tokens), or None without one."""
@@ -180,8 +184,8 @@ class TieredAttention:
         keys = torch.arange(base, base + count, device=device)
         return keys[None, :] > positions[:, None] - window
 
-    def _raw(self, layer, sequence: Sequence, query: Query, window: int | None) -> torch.Tensor:
-        """Add the raw keys (sink, previous cell, own cell) and finish."""
+    def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
+        """A query's partial over the keys that are raw: the sink, the previous cell, its own."""
         raw, cells, parts, positions = sequence.raw, self.cell_tokens, [], []
         device = query.q.device
         if query.cell >= 2:
@@ -201,9 +205,12 @@ class TieredAttention:
         if window is not None:
             mask &= keys_at[None, :] > rows_at[:, None] - window
         k, v = self._raw_tile[:, :, :used]
-        partial = attend(query.q, k, v, mask, self.softcap)
-        sealed = query.tree.result()
-        out = finish(partial if sealed is None else merge(sealed, partial))
+        return attend(query.q, k, v, mask, self.softcap)
+
+    @staticmethod
+    def output(query: Query, whole: Partial) -> torch.Tensor:
+        """(rows, num_heads * head_dim) of a query's partial over all that it sees."""
+        out = finish(whole)
         kv_heads, _, head_dim = out.shape  # (kv_heads, groups * rows, head_dim)
         out = out.view(kv_heads, -1, query.rows, head_dim).permute(2, 0, 1, 3)
         return out.reshape(query.rows, -1)

@@ -17,12 +17,17 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.pages import seal
+from ..prefetch.fidelity import Fidelity
+from ..prefetch.foresight import make_foresight
+from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .errors import ModelError
 from .geometry import Geometry
+from .mode import Mode
 from .model_config import ModelConfig
 from .pager import PageStore
+from .selected_attention import SelectedAttention
 from .sequence import RawPages, Sequence
 from .weights import LayerTensors, WeightStore
 
@@ -43,7 +48,8 @@ class Engine:
     """A model, ready to run sequences whose pages lie in one store.
 
     sweep_cells: cells per prefill sweep; changes memory and time, never a result. With
-    overlap=False nothing is requested ahead: the plain twin.
+    overlap=False nothing is requested ahead: the plain twin. mode: which pages decode attends to in
+    full; prefill attends to all.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Engine:
         *,
         sweep_cells: int = 1,
         overlap: bool = True,
+        mode: Mode | None = None,
     ):
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
         self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
@@ -69,6 +76,21 @@ class Engine:
             device,
             config.attention_softcap,
         )
+        mode = mode or Mode()
+        self.selected = None
+        if mode.selects:
+            self.selected = SelectedAttention(
+                self.attention,
+                store.records,
+                make_selector(mode.selector, **mode.selector_options),
+                make_foresight(mode.foresight if overlap else "nothing"),
+                waits=mode.name != "deadline",
+            )
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What selections left out since this was last taken."""
+        return Fidelity() if self.selected is None else self.selected.fidelity
 
     # ---- sequences ---------------------------------------------------------------------------
 
@@ -172,8 +194,12 @@ class Engine:
                 self._seal(sequence, layer, cell - 2, bias)
             sequence.raw.write(layer, cell, row, k, v)
             query = Query(q, 1, position, cell)
-            attended = self._attend(sequence, layer, [query], bias)
-            x = self.decoder.mix(layer, w, x, attended[0], rows)
+            if self._selects(layer):
+                self._rehearse(sequence, layer + 1, x, position)
+                attended = self.selected.run(layer, sequence, query, bias)
+            else:
+                attended = self._attend(sequence, layer, [query], bias)[0]
+            x = self.decoder.mix(layer, w, x, attended, rows)
         sequence.length += 1
         return x
 
@@ -224,6 +250,23 @@ class Engine:
             self._wish(sequence, layer, queries)
             self._wish(sequence, (layer + 1) % self.config.num_layers, queries)
         return self.attention.run(layer, sequence, queries, window, bias)
+
+    def _selects(self, layer: int) -> bool:
+        """Whether decode chooses among a layer's pages: a sliding window's few are all attended."""
+        return self.selected is not None and self._window(layer) is None
+
+    def _rehearse(self, sequence: Sequence, layer: int, x: torch.Tensor, position: int) -> None:
+        """Ask for what a layer is expected to select, from the residual (1, hidden_size) that the
+        layer before it starts from, as if nothing were added on the way."""
+        if layer == self.config.num_layers or not self._selects(layer):
+            return
+        query = bias = None
+        w = self.weights.resident_layer(layer) if self.selected.needs_query else None
+        if w is not None:
+            q = self.decoder.queries(layer, w, x, slice(0, 1), position)
+            query = Query(q, 1, position, position // self.geometry.cell_tokens)
+            bias = self._page_bias(w)
+        self.selected.expect(layer, sequence, query, bias)
 
     def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""

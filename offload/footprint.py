@@ -14,6 +14,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # 135M shape.
 SLACK_BYTES = 40 << 20
 _ATTENTION_SCRATCH_ROWS = 512
+_SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,20 @@ class Facts:
             for n, s in self.shapes.items()
             if len(s) == 2 and layer_of(n) is not None
         )
+
+
+def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
+    """The most that choosing among the pages of one layer takes; 0 where all are attended."""
+    layout = geometry.layout
+    if not layout.value_means:
+        return 0
+    tokens = geometry.sealed_tokens(context)
+    pages, records = tokens // layout.page_tokens, tokens // layout.record_tokens
+    scores = _SCORE_COPIES * pages * config.num_heads
+    means = 2 * pages * layout.kv_heads * layout.head_dim
+    partials = 2 * records * config.num_heads * (layout.head_dim + 2)
+    bias = 2 * tokens * config.num_heads * config.qkv_bias
+    return 4 * (scores + means + partials + bias)
 
 
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:

@@ -64,17 +64,28 @@ class Geometry:
         return self.records_per_span * self.layout.record_bytes
 
 
-def choose_geometry(config: ModelConfig, kv_bits: str = "auto") -> Geometry:
-    """The geometry for a model. kv_bits: auto, full, 8, 6 or 4; anything else raises InputError."""
+def choose_geometry(
+    config: ModelConfig, kv_bits: str = "auto", *, selects: bool = False
+) -> Geometry:
+    """The geometry for a model. kv_bits: auto, full, 8, 6 or 4; anything else raises InputError.
+
+    selects: near planes are made to choose pages by, which full pages do not allow: InputError.
+    """
     kv_bits = str(kv_bits)
     if kv_bits not in ("auto", "full", *KV_BITS):
         raise InputError(f"kv_bits is {kv_bits!r}; allowed are auto, full, {', '.join(KV_BITS)}.")
     raw_dtype = getattr(torch, config.dtype)
+    if kv_bits == "full" and selects:
+        raise InputError(
+            "kv_bits is 'full', and pages are to be selected: modes other than 'exact' need the "
+            f"codes of quantised pages. Use --mode exact, or --kv-bits {', '.join(KV_BITS)}."
+        )
     if kv_bits == "full":
         codec = {"codec": "full"}
     else:
         key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
+        codec["value_means"] = selects
     page = PageLayout(
         config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec
     )

@@ -29,6 +29,7 @@ from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
 from .hub import resolve_model
+from .mode import Mode
 from .model_config import read_model_config
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
@@ -44,7 +45,15 @@ from .text import Tokenizer
 from .weights import WeightStore
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
-_SESSION_ITEMS = ("text", "staging", "raw tokens", "near planes", "far planes")  # of a Plan
+_SESSION_ITEMS = (  # of a Plan
+    "text",
+    "staging",
+    "hot pages",
+    "selection",
+    "raw tokens",
+    "near planes",
+    "far planes",
+)
 
 
 class LLM:
@@ -57,8 +66,15 @@ class LLM:
     asked for.
     """
 
-    def __init__(self, options: Options, *, geometry: Geometry | None = None, **store_options):
-        """For `open`. geometry and store_options (see Runtime) replace what would be chosen."""
+    def __init__(
+        self,
+        options: Options,
+        *,
+        geometry: Geometry | None = None,
+        mode: Mode | None = None,
+        **store_options,
+    ):
+        """For `open`. geometry, mode and store_options (see Runtime) replace what would be chosen."""
         revision, device, dtype = options.revision, options.device, options.dtype
         model, context, budget = options.model, options.context, options.budget
         if options.threads is not None:
@@ -78,7 +94,9 @@ class LLM:
         self._tokenizer: Tokenizer | None = None
         self._generation = GenerationConfig.from_model_folder(self.folder)
         self._warnings += self._generation.warnings
-        self.geometry: Geometry = geometry or choose_geometry(self.config, options.kv_bits)
+        self.geometry: Geometry = geometry or choose_geometry(
+            self.config, options.kv_bits, selects=options.mode != "exact"
+        )
         self._facts = Facts(
             self.model_name,
             self.config,
@@ -90,6 +108,7 @@ class LLM:
         self._budget, self._context = budget, context
         self.limits: Limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
         self._store_options = store_options
+        self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
         self._bandwidth: dict[str, float] = {}
         self._weights: WeightStore | None = None
         self._loaded: tuple[int, bool] | None = None
@@ -484,6 +503,7 @@ class LLM:
                 self.device,
                 self._spill_dir,
                 num_sequences=sequences,
+                mode=self._mode,
                 **self._store_options,
             )
             try:

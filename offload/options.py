@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .budget import Budget
 from .errors import InputError
+from .mode import MODES
 from .model_config import DTYPE_BYTES
 
 _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
@@ -30,11 +31,7 @@ class Options:
     threads: int | None = None
 
     def __post_init__(self):
-        if self.mode in ("bounded", "deadline"):
-            raise InputError(
-                f"mode {self.mode!r} is not there yet; use 'exact', which attends every page"
-            )
-        self._require("mode", self.mode == "exact", "'exact'")
+        self._require("mode", self.mode in MODES, ", ".join(MODES))
         number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
         self._require("epsilon", number and 0 < self.epsilon < 1, "a number between 0 and 1")
         self._require(

@@ -33,6 +33,7 @@ class Plan:
     near_resident: bool
     sweep_cells: int
     staging_slots: int
+    hot_records: int
     far_spans: dict[str, int]
     num_spans: int
     padding_share: float

@@ -13,12 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .budget import Limits
-from .footprint import SLACK_BYTES, Facts, workspace_bytes
+from .footprint import SLACK_BYTES, Facts, selection_bytes, workspace_bytes
 from .geometry import Geometry
 from .plan import Plan
 from .sequence import RawPages
 
 STAGING_SLOTS, WRITE_BUFFERS = 6, 2
+HOT_SHARE = (
+    0.1  # of all far planes: what is kept at hand of those on disk, where pages are selected
+)
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
@@ -79,7 +82,8 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
 def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
     """Try the ways to lay a request out, best first."""
     plan = None
-    for near_resident in (True, False):
+    # Who selects pages needs their near planes at hand.
+    for near_resident in (True,) if geometry.layout.value_means else (True, False):
         layout = replace(geometry.layout, near_resident=near_resident)
         plan = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
         if plan.fits:
@@ -100,6 +104,10 @@ class _Filling:
         sealed = geometry.sealed_tokens(request.context)
         self.near_bytes = int(sealed * geometry.layout.near_bytes_per_token) * len(self.layers)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
+        self.hot_records = 0
+        if geometry.layout.value_means:
+            most = self.num_spans * geometry.records_per_span
+            self.hot_records = max(2 * geometry.records_per_span, int(HOT_SHARE * most))
 
     def plan(self) -> Plan:
         sweep = self.request.sweep_cells or 1
@@ -143,6 +151,7 @@ class _Filling:
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             "near planes": self.near_bytes,
+            "selection": selection_bytes(config, geometry, self.request.context),
             "workspace": max(work, facts.largest_tensor_bytes * 2 + SLACK_BYTES),
         }
 
@@ -157,6 +166,7 @@ class _Filling:
             "text": text,
             "output": self.request.output_bytes,
             "staging": (STAGING_SLOTS + WRITE_BUFFERS) * span if spills else 0,
+            "hot pages": self.hot_records * self.geometry.layout.record_bytes if spills else 0,
             # On the way to a device, streamed layers pass through host memory.
             "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
         }
@@ -240,7 +250,7 @@ class _Filling:
         if limits.disk_bytes > 0:
             return _lack("disk", sum(disk.values()), limits.disk_bytes)
         # Without a disk tier its share would have to lie in memory, and nothing is staged.
-        needed = sum(host.values()) - host["staging"] + sum(disk.values())
+        needed = sum(host.values()) - host["staging"] - host["hot pages"] + sum(disk.values())
         return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
 
     def _result(self, sweep: int, streamed: int, head_resident: bool) -> Plan:
@@ -285,6 +295,7 @@ class _Filling:
             near_resident=layout.near_resident,
             sweep_cells=sweep,
             staging_slots=STAGING_SLOTS,
+            hot_records=self.hot_records if far["disk"] else 0,
             far_spans=far,
             num_spans=self.num_spans,
             padding_share=layout.padding_share,

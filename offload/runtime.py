@@ -14,6 +14,7 @@ import torch
 from .disk import ScratchFile, check_space
 from .engine import Engine
 from .geometry import Geometry
+from .mode import Mode
 from .model_config import ModelConfig
 from .page_table import Tier
 from .pager import PageStore
@@ -43,6 +44,7 @@ class Runtime:
         spill_dir: Path | None,
         *,
         num_sequences: int = 1,
+        mode: Mode | None = None,
         **store_options,
     ):
         layout = replace(geometry.layout, near_resident=plan.near_resident)
@@ -74,6 +76,7 @@ class Runtime:
             **{
                 "staging_slots": plan.staging_slots,
                 "write_buffers": WRITE_BUFFERS,
+                "hot_records": plan.hot_records,
                 **store_options,
             },
         )
@@ -85,6 +88,7 @@ class Runtime:
             device,
             sweep_cells=plan.sweep_cells,
             overlap=store_options.get("overlap", True),
+            mode=mode,
         )
         self._num_users = 0
 

@@ -15,6 +15,8 @@ from array import array
 
 import torch
 
+from ..prefetch.trail import Trail
+
 
 class RawPages:
     """Keys and values of the newest cells and of the sink, in the model's own dtype.
@@ -75,6 +77,7 @@ class Sequence:
         self.table = table
         self.raw = raw
         self.cell_tokens = cell_tokens
+        self.trail = Trail()
         self.tokens = array("i")
         self.length = 0
         self.oldest_raw_cell = 0  # cells before it are gone from the ring

@@ -420,7 +420,8 @@ class Session:
             "bytes_written": dict(spent.bytes_written),
             "hit_rate": spent.hit_rate,
             "stall_s": spent.stall_s,
-            "missed_mass": {"mean": 0.0, "max": 0.0},
+            **self._engine.fidelity.take().to_dict(),
+            "pages_never_attended": self._sequence.trail.never_selected() * layout.pages_per_record,
         }
 
     def tiers(self) -> dict[str, dict[str, int]]:

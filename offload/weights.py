@@ -148,6 +148,10 @@ class WeightStore:
         self._start_reading(self._streamed[(position + 1) % len(self._streamed)])
         return self._named(layer, tensors)
 
+    def resident_layer(self, layer: int) -> LayerTensors | None:
+        """A layer's tensors, if they are in memory for good; None for a streamed one."""
+        return self._resident.get(layer)
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows (n, hidden_size) float32, times the model's multiplier, as the first layer
         takes them.

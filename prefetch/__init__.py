@@ -10,6 +10,9 @@ effect      what a head can do to the residual stream
 top_p       selector: the fewest records that keep what attention gets wrong within epsilon
 everything  selector: all records; window: the newest; random: any
 quest       selector: by box bounds; freekv: by last step's; infinigen: by a rehearsed query
+foresight   which records a layer will select: by a rehearsed query, by history, by both
+trail       what a sequence's layers selected: a step ago, and ever
+fidelity    what was left out, by the runtime's own estimate
 budget      the best records of a budget, for selectors that have one
 walk        which pass is under way, and what it used
 stats       hits, late, misses, waste, stall, bytes per tier

@@ -54,3 +54,19 @@ class Selector(Protocol):
         lowest number; records that are not there for the choice are never taken.
         """
         ...
+
+
+class Foresight(Protocol):
+    """Says which records a layer will select. needs_query: whether it makes use of evidence."""
+
+    needs_query: bool
+
+    def expect(
+        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Record numbers, (k,) int64, most urgent first.
+
+        evidence: of a rehearsed query, None where there is none; last: what the layer selected a
+        step ago, or None.
+        """
+        ...

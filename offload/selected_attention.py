@@ -1,0 +1,176 @@
+"""Attention of a decode step over a selection of pages: the rest counts through its near plane.
+
+    score      the true query against all near planes: every page's mass, and how uneven it is
+    select     the records to attend in full; what is resident or on its way never enters
+    attend     those records, wherever they lie, one partial each, joined in record order
+    estimate   every other page is one token: its estimated mass, its mean value
+
+So a result depends on the query and the pages alone. `expect` does the first two steps with a
+query that was rehearsed, and only asks for reads. Knows queries and pages, no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequence_
+
+import torch
+
+from ..kernels.attention import UNSEEN, Partial, merge
+from ..kernels.paged_attention import attend_records, merge_records
+from ..kernels.pages import rotate, value_means
+from ..kernels.score import PageScores, score_pages
+from ..prefetch.evidence import Evidence
+from ..prefetch.fidelity import Fidelity
+from ..prefetch.source import Foresight, Selector
+from .attention import Query, TieredAttention
+from .record_reader import RecordReader
+from .sequence import Sequence
+
+
+class SelectedAttention:
+    """waits: False for deadline mode, which attends what has arrived and estimates the rest."""
+
+    def __init__(
+        self,
+        tiered: TieredAttention,
+        records: RecordReader,
+        selector: Selector,
+        foresight: Foresight,
+        *,
+        waits: bool = True,
+    ):
+        self.fidelity = Fidelity()
+        self._tiered, self._records, self._waits = tiered, records, waits
+        self._selector, self._foresight = selector, foresight
+
+    def run(
+        self, layer: int, sequence: Sequence, query: Query, key_bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output of one token's query, (1, num_heads * head_dim) float32; arguments as
+        TieredAttention.run has them."""
+        raw = self._tiered.raw_partial(layer, sequence, query, None)
+        raw_log_mass = raw.max + raw.sum.log()
+        found = self._evidence(layer, sequence, query, key_bias, raw_log_mass)
+        if found is None:
+            return self._tiered.output(query, raw)
+        evidence, bias = found
+        asked = self._selector.select(evidence)
+        chosen = asked if self._waits else self._arrived(layer, sequence, asked)
+        sequence.trail.note(layer, chosen, raw_log_mass, evidence.num_records)
+        left_out = evidence.log_mass.clone()
+        left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
+        whole = merge(self._estimate(layer, sequence, left_out), raw)
+        if len(chosen):
+            whole = merge(self._attend(layer, sequence, query, chosen, bias), whole)
+        self._note(evidence, chosen, len(asked) - len(chosen), left_out, whole)
+        return self._tiered.output(query, whole)
+
+    def expect(
+        self, layer: int, sequence: Sequence, query: Query | None, key_bias: torch.Tensor | None
+    ) -> None:
+        """Ask for the records that a layer is expected to select. query: rehearsed, or None where
+        the layer's weights are not at hand. Never waits."""
+        trail, evidence = sequence.trail, None
+        if query is not None and self._foresight.needs_query and layer in trail.raw_log_mass:
+            found = self._evidence(layer, sequence, query, key_bias, trail.raw_log_mass[layer])
+            evidence = found and found[0]
+        wanted = self._foresight.expect(evidence, self._selector, trail.last.get(layer))
+        if len(wanted):
+            self._records.prefetch(sequence.table, layer, wanted.tolist())
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether `expect` makes use of a query."""
+        return self._foresight.needs_query
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _evidence(
+        self, layer: int, sequence: Sequence, query: Query, key_bias, raw_log_mass: torch.Tensor
+    ) -> tuple[Evidence, torch.Tensor | None] | None:
+        """Evidence, and what the key bias adds to the scores; None where nothing is sealed."""
+        near, rows = self._records.near_plane(sequence.table, layer)
+        if not len(rows):
+            return None
+        layout = self._tiered.layout
+        q = rotate(query.q) if layout.rotate else query.q
+        bias = self._bias(layer, query, len(rows) * layout.record_tokens, key_bias)
+        scores = score_pages(q, near, rows, layout, self._tiered.softcap, bias, corrected=False)
+        scores.log_mass[..., 0] = -torch.inf  # the sink, which is attended raw
+        return self._as_evidence(scores, raw_log_mass, sequence, layer), bias
+
+    def _bias(self, layer: int, query: Query, num_tokens: int, key_bias) -> torch.Tensor | None:
+        """(kv_heads, num_rows, num_tokens), a span at a time: the rotated biases are large."""
+        if key_bias is None:
+            return None
+        step = self._tiered.span_tokens
+        parts = [
+            self._tiered.score_bias(layer, query, base, min(step, num_tokens - base), key_bias)
+            for base in range(0, num_tokens, step)
+        ]
+        return torch.cat(parts, -1)
+
+    def _as_evidence(self, scores: PageScores, raw_log_mass, sequence, layer: int) -> Evidence:
+        layout = self._tiered.layout
+        return Evidence(
+            scores.log_mass,
+            scores.unevenness,
+            raw_log_mass,
+            layout.pages_per_record,
+            layout.record_tokens,
+            previous=sequence.trail.last.get(layer),
+        )
+
+    def _arrived(self, layer: int, sequence: Sequence, asked: torch.Tensor) -> torch.Tensor:
+        is_ready = self._records.is_ready(sequence.table, layer, asked.tolist())
+        return asked[torch.from_numpy(is_ready)]
+
+    def _attend(
+        self, layer: int, sequence: Sequence, query: Query, chosen: torch.Tensor, bias
+    ) -> Partial:
+        """The chosen records' partials, joined in record order whatever batches they came in."""
+        layout, parts, done = self._tiered.layout, [], 0
+        q = rotate(query.q) if layout.rotate else query.q
+        if bias is not None:
+            bias = bias.unflatten(-1, (-1, layout.record_tokens))
+        for selected in self._records.fetch(sequence.table, layer, _numbers(chosen)):
+            with selected:
+                batch = chosen[done : done + len(selected.near_rows)]
+                parts.append(
+                    attend_records(
+                        q,
+                        selected.near,
+                        selected.near_rows,
+                        selected.sources,
+                        layout,
+                        skip_first=layout.page_tokens if batch[0] == 0 else 0,
+                        softcap=self._tiered.softcap,
+                        score_bias=None if bias is None else bias[:, :, batch].flatten(-2),
+                    )
+                )
+                done += len(batch)
+        return merge_records(Partial(*(torch.cat(part) for part in zip(*parts, strict=True))))
+
+    def _estimate(self, layer: int, sequence: Sequence, log_mass: torch.Tensor) -> Partial:
+        """Pages as tokens: log_mass (kv_heads, num_rows, num_pages), -inf for those that are
+        attended otherwise."""
+        near, rows = self._records.near_plane(sequence.table, layer)
+        highest = log_mass.amax(-1).clamp_(min=UNSEEN)
+        weights = (log_mass - highest.unsqueeze(-1)).exp_()
+        means = value_means(near, rows, self._tiered.layout)
+        return Partial(highest, weights.sum(-1), torch.bmm(weights, means))
+
+    def _note(self, evidence: Evidence, chosen, dropped: int, left_out, whole: Partial) -> None:
+        total = (whole.max + whole.sum.log()).unsqueeze(-1)
+        shares = (left_out - total).exp_()
+        self.fidelity.note(
+            evidence.num_records,
+            len(chosen),
+            dropped,
+            shares.sum(-1),
+            shares.mul_(evidence.unevenness).sum(-1),
+        )
+
+
+def _numbers(records: torch.Tensor) -> Sequence_[int]:
+    return records.cpu().numpy()

@@ -1,0 +1,78 @@
+"""Which records a layer is expected to select next: what is asked for before its query is known.
+
+nothing    no reads ahead
+history    what the layer selected a step ago
+rehearsal  what the selector makes of the rehearsed query's evidence, the heaviest first
+union      the rehearsal, then what only the step before had
+
+A wrong expectation costs time and nothing else. Knows neither pages nor tiers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .evidence import Evidence
+from .source import Foresight, Selector
+
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
+class Nothing:
+    needs_query = False
+
+    def expect(
+        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        return _NONE
+
+
+class LastStep:
+    needs_query = False
+
+    def expect(
+        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        return _NONE if last is None else last
+
+
+class Rehearsal:
+    """Falls back on nothing where there is no evidence."""
+
+    needs_query = True
+
+    def expect(
+        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        if evidence is None:
+            return _NONE
+        chosen = selector.select(evidence)
+        weight = evidence.by_record(evidence.shares()).amax(0).amax(0)[chosen]
+        return chosen[weight.argsort(descending=True, stable=True)]
+
+
+class Union:
+    needs_query = True
+
+    def expect(
+        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        rehearsed = Rehearsal().expect(evidence, selector, last)
+        if last is None:
+            return rehearsed
+        return torch.cat([rehearsed, last[~torch.isin(last, rehearsed)]])
+
+
+FORESIGHTS: dict[str, type[Foresight]] = {
+    "nothing": Nothing,
+    "history": LastStep,
+    "rehearsal": Rehearsal,
+    "union": Union,
+}
+
+
+def make_foresight(name: str) -> Foresight:
+    """A fresh one by name. Raises ValueError with the known names for any other."""
+    if name not in FORESIGHTS:
+        raise ValueError(f"unknown foresight {name!r}; known: {', '.join(sorted(FORESIGHTS))}")
+    return FORESIGHTS[name]()
