@@ -74,7 +74,7 @@ class LLM:
         mode: Mode | None = None,
         **store_options,
     ):
-        """For `open`. geometry, mode and store_options (see Runtime) replace what would be chosen."""
+        """For `open`. geometry, mode, store_options (see Runtime) replace what would be chosen."""
         revision, device, dtype = options.revision, options.device, options.dtype
         model, context, budget = options.model, options.context, options.budget
         if options.threads is not None:

@@ -13,8 +13,10 @@ import torch
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.offload.geometry import Geometry
+from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.options import Options
+from ebbtide.offload.planner import HOT_SHARE
 from ebbtide.offload.scoring import output_bytes
 
 PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
@@ -31,6 +33,7 @@ def small_geometry(
     span_tokens: int = SPAN_TOKENS,
     rotate: bool = False,
     near_bits: int = 2,
+    selects: bool = False,
 ) -> Geometry:
     """codec: full, 8, 6 or 4, as --kv-bits has them."""
     config = read_model_config(folder)
@@ -44,6 +47,7 @@ def small_geometry(
         key_bits=bits[0],
         value_bits=bits[1],
         near_bits=near_bits,
+        value_means=selects,
         rotate=rotate,
         raw_dtype=getattr(torch, config.dtype),
     )
@@ -51,17 +55,27 @@ def small_geometry(
 
 
 def open_small(
-    folder: Path, spill_dir: Path, codec: str = "8", *, weight_bits="full", store=None, **geometry
+    folder: Path,
+    spill_dir: Path,
+    codec: str = "8",
+    *,
+    weight_bits="full",
+    store=None,
+    mode: Mode | None = None,
+    **geometry,
 ) -> LLM:
     """An LLM with small pages; `store` is what PageStore takes besides (overlap, ...)."""
+    mode = mode or Mode()
     return LLM(
         Options(
             model=folder,
             budget=Budget(host_memory="8GiB", disk_memory="1GiB"),
             spill_dir=spill_dir,
             weight_bits=weight_bits,
+            mode=mode.name,
         ),
-        geometry=small_geometry(folder, codec, **geometry),
+        geometry=small_geometry(folder, codec, selects=mode.selects, **geometry),
+        mode=mode,
         **(store or {}),
     )
 
@@ -78,7 +92,17 @@ def keep_in_memory(
     whole = llm._plan(context, sequences, text=text, output_bytes=output)
     if share >= 1:
         return
-    staging = 8 * llm.geometry.span_bytes
+    # What is needed only where something lies on disk.
+    apart = 8 * llm.geometry.span_bytes + hot_bytes(llm, context)
     llm.limits = replace(
-        llm.limits, host_bytes=whole.fixed_host_bytes + staging + int(share * whole.kv_far_bytes)
+        llm.limits, host_bytes=whole.fixed_host_bytes + apart + int(share * whole.kv_far_bytes)
     )
+
+
+def hot_bytes(llm: LLM, context: int) -> int:
+    """What the plan gives to the records that are kept at hand of those on disk."""
+    if not llm.geometry.layout.value_means:
+        return 0
+    per_span = llm.geometry.records_per_span
+    records = llm.geometry.num_spans(context) * llm.config.num_layers * per_span
+    return max(2 * per_span, int(HOT_SHARE * records)) * llm.geometry.layout.record_bytes
