@@ -207,6 +207,13 @@ class TieredAttention:
         k, v = self._raw_tile[:, :, :used]
         return attend(query.q, k, v, mask, self.softcap)
 
+    def raw_values(self, position: int) -> torch.Tensor:
+        """The values that `raw_partial` saw last, for one token at `position`: (kv_heads,
+        num_tokens, head_dim). A view, good until its next call."""
+        cell, row = divmod(position, self.cell_tokens)
+        sink = self.layout.page_tokens if cell >= 2 else 0
+        return self._raw_tile[1, :, : sink + min(cell, 1) * self.cell_tokens + row + 1]
+
     @staticmethod
     def output(query: Query, whole: Partial) -> torch.Tensor:
         """(rows, num_heads * head_dim) of a query's partial over all that it sees."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.pages import seal
-from ..prefetch.fidelity import Fidelity
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
@@ -86,11 +85,6 @@ class Engine:
                 make_foresight(mode.foresight if overlap else "nothing"),
                 waits=mode.name != "deadline",
             )
-
-    @property
-    def fidelity(self) -> Fidelity:
-        """What selections left out since this was last taken."""
-        return Fidelity() if self.selected is None else self.selected.fidelity
 
     # ---- sequences ---------------------------------------------------------------------------
 
@@ -196,7 +190,7 @@ class Engine:
             query = Query(q, 1, position, cell)
             if self._selects(layer):
                 self._rehearse(sequence, layer + 1, x, position)
-                attended = self.selected.run(layer, sequence, query, bias)
+                attended = self.selected.run(layer, sequence, query, bias, x, w)
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
             x = self.decoder.mix(layer, w, x, attended, rows)

@@ -6,7 +6,8 @@
     estimate   every other page is one token: its estimated mass, its mean value
 
 So a result depends on the query and the pages alone. `expect` does the first two steps with a
-query that was rehearsed, and only asks for reads. Knows queries and pages, no weights.
+query that was rehearsed, and only asks for reads. Knows queries and pages, and of the weights
+only how far a head's output carries.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from collections.abc import Sequence as Sequence_
 import torch
 
 from ..kernels.attention import UNSEEN, Partial, merge
+from ..kernels.layout import PageLayout
+from ..kernels.matmul import QuantisedWeight
 from ..kernels.paged_attention import attend_records, merge_records
-from ..kernels.pages import rotate, value_means
-from ..kernels.score import PageScores, score_pages
+from ..kernels.pages import key_box, rotate, value_means
+from ..kernels.score import score_pages
+from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
 from ..prefetch.fidelity import Fidelity
 from ..prefetch.source import Foresight, Selector
+from ..prefetch.trail import Standing
 from .attention import Query, TieredAttention
 from .record_reader import RecordReader
 from .sequence import Sequence
+from .weights import LayerTensors
 
 
 class SelectedAttention:
@@ -42,21 +48,32 @@ class SelectedAttention:
         self.fidelity = Fidelity()
         self._tiered, self._records, self._waits = tiered, records, waits
         self._selector, self._foresight = selector, foresight
+        self._output_norms: dict[int, torch.Tensor] = {}  # by layer, (kv_heads, num_rows)
 
     def run(
-        self, layer: int, sequence: Sequence, query: Query, key_bias: torch.Tensor | None
+        self,
+        layer: int,
+        sequence: Sequence,
+        query: Query,
+        key_bias: torch.Tensor | None,
+        residual: torch.Tensor,
+        w: LayerTensors,
     ) -> torch.Tensor:
-        """The output of one token's query, (1, num_heads * head_dim) float32; arguments as
-        TieredAttention.run has them."""
+        """The output of one token's query, (1, num_heads * head_dim) float32.
+
+        residual: (1, hidden_size), what enters the layer; w: the layer's tensors, of which only the
+        output projection is read. The rest as TieredAttention.run has it.
+        """
         raw = self._tiered.raw_partial(layer, sequence, query, None)
-        raw_log_mass = raw.max + raw.sum.log()
-        found = self._evidence(layer, sequence, query, key_bias, raw_log_mass)
-        if found is None:
+        if not sequence.table.num_records(layer):
             return self._tiered.output(query, raw)
-        evidence, bias = found
+        standing = Standing(
+            raw.max + raw.sum.log(), self._effect(layer, w, residual, raw, query.position)
+        )
+        evidence, bias = self._evidence(layer, sequence, query, key_bias, standing)
         asked = self._selector.select(evidence)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
-        sequence.trail.note(layer, chosen, raw_log_mass, evidence.num_records)
+        sequence.trail.note(layer, chosen, standing, evidence.num_records)
         left_out = evidence.log_mass.clone()
         left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
         whole = merge(self._estimate(layer, sequence, left_out), raw)
@@ -71,9 +88,9 @@ class SelectedAttention:
         """Ask for the records that a layer is expected to select. query: rehearsed, or None where
         the layer's weights are not at hand. Never waits."""
         trail, evidence = sequence.trail, None
-        if query is not None and self._foresight.needs_query and layer in trail.raw_log_mass:
-            found = self._evidence(layer, sequence, query, key_bias, trail.raw_log_mass[layer])
-            evidence = found and found[0]
+        if query is not None and layer in trail.standing:
+            evidence, _ = self._evidence(layer, sequence, query, key_bias, trail.standing[layer])
+            trail.rehearsed[layer] = evidence.log_mass
         wanted = self._foresight.expect(evidence, self._selector, trail.last.get(layer))
         if len(wanted):
             self._records.prefetch(sequence.table, layer, wanted.tolist())
@@ -85,19 +102,43 @@ class SelectedAttention:
 
     # ---- inside ------------------------------------------------------------------------------
 
+    def _effect(self, layer: int, w: LayerTensors, residual, raw: Partial, position: int):
+        """What a unit of misplaced mass does to the residual stream: see prefetch.effect."""
+        layout = self._tiered.layout
+        if layer not in self._output_norms:
+            projection = w["self_attn.o_proj.weight"]
+            if isinstance(projection, QuantisedWeight):
+                projection = projection.rows(0, projection.out_features)
+            self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
+        return head_effect(
+            self._output_norms[layer],
+            residual.norm(),
+            raw.out / raw.sum.unsqueeze(-1),
+            value_spread(self._tiered.raw_values(position)),
+        )
+
     def _evidence(
-        self, layer: int, sequence: Sequence, query: Query, key_bias, raw_log_mass: torch.Tensor
-    ) -> tuple[Evidence, torch.Tensor | None] | None:
-        """Evidence, and what the key bias adds to the scores; None where nothing is sealed."""
+        self, layer: int, sequence: Sequence, query: Query, key_bias, standing: Standing
+    ) -> tuple[Evidence, torch.Tensor | None]:
+        """Evidence, and what the key bias adds to the scores."""
         near, rows = self._records.near_plane(sequence.table, layer)
-        if not len(rows):
-            return None
         layout = self._tiered.layout
         q = rotate(query.q) if layout.rotate else query.q
         bias = self._bias(layer, query, len(rows) * layout.record_tokens, key_bias)
-        scores = score_pages(q, near, rows, layout, self._tiered.softcap, bias, corrected=False)
+        scores = score_pages(q, near, rows, layout, self._tiered.softcap, bias)
         scores.log_mass[..., 0] = -torch.inf  # the sink, which is attended raw
-        return self._as_evidence(scores, raw_log_mass, sequence, layer), bias
+        evidence = Evidence(
+            scores.log_mass,
+            scores.unevenness,
+            standing.raw_log_mass,
+            layout.pages_per_record,
+            layout.record_tokens,
+            effect=standing.effect,
+            upper_bound=lambda: _upper_bound(q, near[rows], layout),
+            rehearsed_log_mass=sequence.trail.rehearsed.get(layer, scores.log_mass),
+            previous=sequence.trail.last.get(layer),
+        )
+        return evidence, bias
 
     def _bias(self, layer: int, query: Query, num_tokens: int, key_bias) -> torch.Tensor | None:
         """(kv_heads, num_rows, num_tokens), a span at a time: the rotated biases are large."""
@@ -109,17 +150,6 @@ class SelectedAttention:
             for base in range(0, num_tokens, step)
         ]
         return torch.cat(parts, -1)
-
-    def _as_evidence(self, scores: PageScores, raw_log_mass, sequence, layer: int) -> Evidence:
-        layout = self._tiered.layout
-        return Evidence(
-            scores.log_mass,
-            scores.unevenness,
-            raw_log_mass,
-            layout.pages_per_record,
-            layout.record_tokens,
-            previous=sequence.trail.last.get(layer),
-        )
 
     def _arrived(self, layer: int, sequence: Sequence, asked: torch.Tensor) -> torch.Tensor:
         is_ready = self._records.is_ready(sequence.table, layer, asked.tolist())
@@ -174,3 +204,11 @@ class SelectedAttention:
 
 def _numbers(records: torch.Tensor) -> Sequence_[int]:
     return records.cpu().numpy()
+
+
+def _upper_bound(q: torch.Tensor, near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The greatest score that a key in a page's box could have, key biases aside: (kv_heads,
+    num_rows, num_pages)."""
+    least, greatest = key_box(near, layout)  # (num_pages, kv_heads, head_dim)
+    up, down = q.clamp(min=0), q.clamp(max=0)
+    return torch.bmm(up, greatest.permute(1, 2, 0)) + torch.bmm(down, least.permute(1, 2, 0))

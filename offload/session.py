@@ -420,8 +420,7 @@ class Session:
             "bytes_written": dict(spent.bytes_written),
             "hit_rate": spent.hit_rate,
             "stall_s": spent.stall_s,
-            **self._engine.fidelity.take().to_dict(),
-            "pages_never_attended": self._sequence.trail.never_selected() * layout.pages_per_record,
+            **self._selection_fields(),
         }
 
     def tiers(self) -> dict[str, dict[str, int]]:
@@ -443,6 +442,16 @@ class Session:
                 "capacity_bytes": use.capacity_bytes,
             }
             for tier, use in usage.items()
+        }
+
+    def _selection_fields(self) -> dict:
+        """What was left out since the last answer; in exact mode nothing is, and that is all."""
+        if self._engine.selected is None:
+            return {"missed_mass": {"mean": 0.0, "max": 0.0}}
+        never = self._sequence.trail.never_selected()
+        return {
+            **self._engine.selected.fidelity.take().to_dict(),
+            "pages_never_attended": never * self._engine.geometry.layout.pages_per_record,
         }
 
     def memory_fields(self) -> dict:

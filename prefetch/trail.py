@@ -5,25 +5,35 @@ It serves predictions and reports; no choice depends on it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 
+class Standing(NamedTuple):
+    """What a query step knows besides its pages, (kv_heads, num_rows) each; see Evidence."""
+
+    raw_log_mass: torch.Tensor
+    effect: torch.Tensor
+
+
 class Trail:
-    """By layer. last: the records that were selected a step ago, ascending, (k,) int64;
-    raw_log_mass: (kv_heads, num_rows) of that step, as in Evidence.
+    """By layer. last: the records that were selected a step ago, ascending, (k,) int64; standing:
+    of that step; rehearsed: log masses that the latest rehearsal found, as in Evidence.
     """
 
     def __init__(self):
         self.last: dict[int, torch.Tensor] = {}
-        self.raw_log_mass: dict[int, torch.Tensor] = {}
+        self.standing: dict[int, Standing] = {}
+        self.rehearsed: dict[int, torch.Tensor] = {}
         self._ever: dict[int, np.ndarray] = {}  # (num_records,) bool
 
     def note(
-        self, layer: int, selected: torch.Tensor, raw_log_mass: torch.Tensor, num_records: int
+        self, layer: int, selected: torch.Tensor, standing: Standing, num_records: int
     ) -> None:
         """A layer of `num_records` records attends to `selected`."""
-        self.last[layer], self.raw_log_mass[layer] = selected, raw_log_mass
+        self.last[layer], self.standing[layer] = selected, standing
         ever = self._ever.get(layer)
         if ever is None or len(ever) != num_records:
             kept = np.zeros(num_records, dtype=bool)

@@ -113,7 +113,7 @@ def test_no_text_breaks_a_parser(text):
         ("weight_bits", "full", ["6"]),
         ("device", "CPU", ["gpu"]),
         ("think", "on", ["yes", "true"]),
-        ("mode", "exact", ["bounded", "deadline", "quick"]),
+        ("mode", "deadline", ["quick", "bound"]),
         ("overflow", "error", ["drop", "map"]),
         ("seed", "0", ["-1", str(2**64)]),
     ],
