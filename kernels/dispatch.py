@@ -15,7 +15,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 6
+INTERFACE = 7
 
 _missing = ""
 try:
@@ -51,7 +51,7 @@ def backend() -> str:
 
 
 def instruction_set() -> str:
-    """ "avx512", "avx2" or "portable": what the compiled kernels use; "" where there are none."""
+    """What the compiled kernels use: "avx512vnni", "avx512", "avx2" or "portable"; "" without."""
     return _cpu.instruction_set() if _cpu is not None else ""
 
 

@@ -27,7 +27,17 @@ LAYOUTS = {
     "tiny": PageLayout(1, 8, 16, 1, key_bits=3, value_bits=2, near_bits=1),
     "pages of 10": PageLayout(2, 24, 10, 3, key_bits=7, value_bits=5, near_bits=2),
 }
+LAYOUTS |= {
+    f"96, {bits} bits": PageLayout(1, 96, 16, 1, key_bits=5, value_bits=4, near_bits=bits)
+    for bits in (1, 2, 4)
+}
+LAYOUTS["320"] = PageLayout(1, 320, 32, 1, key_bits=8, value_bits=8, near_bits=2)
 LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
+
+
+ALL_SETS = pytest.mark.parametrize(
+    "kernels", ["reference", "portable", "avx2", "avx512", "avx512vnni"], indirect=True
+)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -91,6 +101,7 @@ def check(got, want) -> None:
         torch.testing.assert_close(one.double(), other, atol=3e-5, rtol=1e-6)
 
 
+@ALL_SETS
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 8])
 def test_every_page_is_estimated_from_its_near_codes(layout, num_rows, kernels):
     near, q = near_plane(layout), queries(layout, num_rows)
@@ -148,7 +159,7 @@ def test_a_pages_scores_depend_on_nothing_else(data):
         assert torch.equal(one, other[:, cut:, at])
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512vnni"], indirect=True)
 @pytest.mark.parametrize("name", ["usual", "80", "128, three bits"])
 def test_threads_change_no_bit(name, kernels):
     layout = LAYOUTS[name]

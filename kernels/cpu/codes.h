@@ -201,29 +201,59 @@ inline void store_low_bytes(int8_t *p, Lanes x) {
 
 #endif
 
-// How a plane's tokens lie in Bits: `run` bytes of each token, 8 / WIDTH elements to a byte. Runs of 8 bytes are loaded
-// twice, the second time moved by half the elements of a byte, and then are runs of 16.
-inline bool fits_bits(int64_t run, int64_t tokens) {
-    return tokens % 16 == 0 && (run == 8 || run == 16 || run == 32 || run % 64 == 0);
+// A plane's tokens, `run` bytes each, are read in slots of 8, 16, 32 or n * 64 bytes. Slots of 8 bytes are loaded twice, the
+// second time moved by half the elements of a byte, and then are slots of 16.
+inline int64_t slot_of(int64_t run) {
+    for (int64_t slot = 8; slot < 64; slot *= 2)
+        if (run <= slot) return slot;
+    return (run + 63) / 64 * 64;
 }
 
-// The bytes that `arrange_query` writes for a plane with such runs.
-inline int64_t arranged_bytes(int64_t run, int width) { return run < 64 ? 64 * 8 / width : run * 8 / width; }
+// The bytes that `arrange_query` writes.
+inline int64_t arranged_bytes(int64_t slot, int width) { return (slot < 64 ? 64 : slot) * 8 / width; }
 
-// A query in eight bits, q[run * 8 / width], laid out as the plane's elements are.
-inline void arrange_query(const int8_t *q, int64_t run, int width, int8_t *to) {
+template <int SLOT>
+inline void arrange_in(const int8_t *q, int64_t parts, int8_t *to) {
+    for (int64_t i = 0; i < parts; ++i)
+        for (int64_t j = 0; j < 64; j += SLOT) std::memcpy(to + i * 64 + j, q + i * SLOT, SLOT);
+}
+
+// A query in eight bits, q[run * 8 / width], laid out as the elements of a plane's slots are; 0 where a slot is longer
+// than a run.
+inline void arrange_query(const int8_t *q, int64_t run, int64_t slot, int width, int8_t *to) {
     const int64_t parts = 8 / width;
-    if (run >= 64) {
-        std::memcpy(to, q, (size_t)(run * parts));
-    } else if (run == 8) {
+    if (run == 16) return arrange_in<16>(q, parts, to);
+    if (run == 32) return arrange_in<32>(q, parts, to);
+    std::memset(to, 0, (size_t)arranged_bytes(slot, width));
+    if (slot >= 64) {
+        for (int64_t i = 0; i < parts; ++i) std::memcpy(to + i * slot, q + i * run, (size_t)run);
+    } else if (slot == 8) {
         for (int64_t i = 0; i < parts / 2; ++i)
             for (int64_t j = 0; j < 64; j += 16) {
-                std::memcpy(to + i * 64 + j, q + i * 8, 8);
-                std::memcpy(to + i * 64 + j + 8, q + (i + parts / 2) * 8, 8);
+                std::memcpy(to + i * 64 + j, q + i * run, (size_t)run);
+                std::memcpy(to + i * 64 + j + 8, q + (i + parts / 2) * run, (size_t)run);
             }
     } else {
         for (int64_t i = 0; i < parts; ++i)
-            for (int64_t j = 0; j < 64; j += run) std::memcpy(to + i * 64 + j, q + i * run, (size_t)run);
+            for (int64_t j = 0; j < 64; j += slot) std::memcpy(to + i * 64 + j, q + i * run, (size_t)run);
+    }
+}
+
+// Tokens of `run` bytes to slots; what stands behind a token's run does not matter. Reads `slot` bytes of the last token if
+// slots are shorter than 64.
+inline void spread_tokens(const uint8_t *plane, int64_t run, int64_t slot, int64_t tokens, uint8_t *to) {
+    switch (slot) {
+        case 8:
+            for (int64_t t = 0; t < tokens; ++t) std::memcpy(to + t * 8, plane + t * run, 8);
+            break;
+        case 16:
+            for (int64_t t = 0; t < tokens; ++t) std::memcpy(to + t * 16, plane + t * run, 16);
+            break;
+        case 32:
+            for (int64_t t = 0; t < tokens; ++t) std::memcpy(to + t * 32, plane + t * run, 32);
+            break;
+        default:
+            for (int64_t t = 0; t < tokens; ++t) std::memcpy(to + t * slot, plane + t * run, (size_t)run);
     }
 }
 
@@ -246,15 +276,15 @@ inline void dot_four(const uint8_t *bytes, int64_t step, const int8_t *q, int64_
 
 // to[r] = sum over a plane's elements of code * q[r], for sixteen tokens in order.
 template <int WIDTH, int ROWS>
-inline void dot_sixteen(const uint8_t *plane, int64_t run, const int8_t *q, int64_t row_stride, Ints *to) {
+inline void dot_sixteen(const uint8_t *plane, int64_t slot, const int8_t *q, int64_t row_stride, Ints *to) {
     constexpr int PARTS = 8 / WIDTH;
-    if (run == 8) {
-        dot_four<WIDTH, (PARTS + 1) / 2, true, ROWS>(plane, 32, q, 64, row_stride, to);
+    if (slot == 8) {
+        dot_four<WIDTH, PARTS / 2, true, ROWS>(plane, 32, q, 64, row_stride, to);
         for (int r = 0; r < ROWS; ++r) to[r] = order_of_fours(to[r]);
-    } else if (run == 16) {
+    } else if (slot == 16) {
         dot_four<WIDTH, PARTS, false, ROWS>(plane, 64, q, 64, row_stride, to);
         for (int r = 0; r < ROWS; ++r) to[r] = order_of_fours(to[r]);
-    } else if (run == 32) {
+    } else if (slot == 32) {
         Ints second[ROWS];
         dot_four<WIDTH, PARTS, false, ROWS>(plane, 64, q, 64, row_stride, to);
         dot_four<WIDTH, PARTS, false, ROWS>(plane + 256, 64, q, 64, row_stride, second);
@@ -262,10 +292,10 @@ inline void dot_sixteen(const uint8_t *plane, int64_t run, const int8_t *q, int6
     } else {
         Ints fours[4][ROWS], more[ROWS];
         for (int n = 0; n < 4; ++n) {
-            const uint8_t *at = plane + 4 * n * run;
-            dot_four<WIDTH, PARTS, false, ROWS>(at, run, q, run, row_stride, fours[n]);
-            for (int64_t j = 64; j < run; j += 64) {
-                dot_four<WIDTH, PARTS, false, ROWS>(at + j, run, q + j, run, row_stride, more);
+            const uint8_t *at = plane + 4 * n * slot;
+            dot_four<WIDTH, PARTS, false, ROWS>(at, slot, q, slot, row_stride, fours[n]);
+            for (int64_t j = 64; j < slot; j += 64) {
+                dot_four<WIDTH, PARTS, false, ROWS>(at + j, slot, q + j, slot, row_stride, more);
                 for (int r = 0; r < ROWS; ++r) fours[n][r] = add(fours[n][r], more[r]);
             }
         }

@@ -61,8 +61,8 @@ struct Kernels {
     void (*merge_chunks)(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total,
                          const float *out, float *to_highest, float *to_total, float *to_out, int64_t begin,
                          int64_t end);
-    // The pages of one record, all heads; scratch holds score_scratch bytes.
-    int64_t (*score_scratch)(const Layout &, int64_t rows);
+    // The pages of one record, all heads; scratch holds score_scratch bytes, aligned to 64.
+    int64_t (*score_scratch)(const Layout &);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);
 };
 
@@ -70,6 +70,7 @@ const Kernels &kernels_portable();
 #if defined(EBBTIDE_X86)
 const Kernels &kernels_avx2();
 const Kernels &kernels_avx512();
+const Kernels &kernels_avx512vnni();  // products of bytes, four at a time; all else as in avx512, to the bit
 #endif
 
 }  // namespace ebbtide

@@ -24,6 +24,10 @@ inline __m256 halved(Lanes a) {
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
     return _mm256_add_ps(_mm512_castps512_ps256(a.v), high);
 }
+inline __m256 larger_half(Lanes a) {
+    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+    return _mm256_max_ps(_mm512_castps512_ps256(a.v), high);
+}
 inline Lanes load_bf16(const void *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -69,6 +73,7 @@ inline __m256 add_exponent(__m256 a, __m256 n) {
 }
 inline Lanes add_exponent(Lanes x, Lanes n) { return {add_exponent(x.a, n.a), add_exponent(x.b, n.b)}; }
 inline __m256 halved(Lanes x) { return _mm256_add_ps(x.a, x.b); }
+inline __m256 larger_half(Lanes x) { return _mm256_max_ps(x.a, x.b); }
 inline __m256 half_bf16(const uint8_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -202,12 +207,27 @@ inline float sum(Lanes a) {
     return out[0];
 }
 
+// Each of four vectors to the largest of its lanes.
+inline void largest_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
+#if defined(__AVX2__)
+    const __m256 a8 = larger_half(a), b8 = larger_half(b), c8 = larger_half(c), d8 = larger_half(d);
+    const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8));
+    const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(c8, d8), _mm256_unpackhi_ps(c8, d8));
+    const __m256 runs = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(runs), _mm256_extractf128_ps(runs, 1)));
+#else
+    const Lanes *all[4] = {&a, &b, &c, &d};
+    for (int n = 0; n < 4; ++n) {
+        out[n] = all[n]->v[0];
+        for (int i = 1; i < 16; ++i) out[n] = out[n] > all[n]->v[i] ? out[n] : all[n]->v[i];
+    }
+#endif
+}
+
 inline float largest(Lanes a) {
-    float v[16];
-    store(v, a);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-    return v[0];
+    float out[4];
+    largest_four(a, a, a, a, out);
+    return out[0];
 }
 
 // exp(x) for x <= 0; at and below -87, where float32 still holds it, exp(-87) = 1.6e-38. Within 2 ulp.
