@@ -19,8 +19,9 @@ from .summary_task import SummaryTask
 
 # Room for what a template puts around a prompt, and for texts that count for more when joined.
 SPARE_TOKENS = 48
-# Of the context, for the answer: the rest is for reading.
-_MOST_ANSWER_SHARE = 0.25
+# Of the context an answer gets a quarter at most: so two summaries and what is made of them fit in.
+_CONTEXT_PER_ANSWER = 4
+_LEAST_ANSWER_TOKENS = 16
 
 
 class Steps:
@@ -72,9 +73,11 @@ class PartsReport:
             if not self.num_merges
             else f"their summaries were combined in {self.num_merges} more"
         )
+        num_cut = sum(part["cut"] for part in self.parts)
+        cut = f" {num_cut} of their summaries were cut; -n allows more." if num_cut else ""
         return (
             f"The text was read in {len(self.parts)} parts, not as a whole, since a context holds "
-            f"{largest:,} tokens: {last}. No answer has seen more than its part."
+            f"{largest:,} tokens: {last}. No answer has seen more than its part.{cut}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,8 +93,7 @@ class MapReduce:
     def __init__(self, steps: Steps, task: SummaryTask, document: Any, marked: bool, context: int):
         self._steps, self._task, self._document = steps, task, document
         self._marked, self._context = marked, context
-        limit = steps.run.settings.max_new_tokens or task.most_tokens
-        self._most_answer = max(1, min(limit, int(context * _MOST_ANSWER_SHARE)))
+        self._most_answer = steps.run.settings.max_new_tokens or task.most_tokens
 
     def plan(self) -> list[Any]:
         """The parts; those of an earlier try where they still fit. Raises ContextOverflow."""
@@ -103,15 +105,19 @@ class MapReduce:
             self._most_answer = kept["most_answer"]
             return [ebbtide.Part(*part) for part in kept["parts"]]
         longest = self._task.part(9999, 9999, "p. 99999 - p. 99999" + self._document.name)
-        around = llm.count_tokens([{"role": "user", "content": f"\n\n{longest}"}])
-        room = self._context - self._most_answer - around - SPARE_TOKENS
-        if room < 1:
+        around = self._count_around(longest)
+        to_merge = 0 if self._task.builtin else self._count_around(self._task.merge(is_last=True))
+        quarter = (self._context - to_merge) // _CONTEXT_PER_ANSWER
+        room = self._context - min(self._most_answer, quarter) - around
+        if room < 1 or quarter < _LEAST_ANSWER_TOKENS:
+            needed = max(around, to_merge) + _CONTEXT_PER_ANSWER * _LEAST_ANSWER_TOKENS
             raise errors.ContextOverflow(
-                f"the context of {self._context:,} tokens leaves no room for any text beside the "
-                "instructions and the answer. Raise --context, or lower -n.",
-                needed_tokens=self._context - room + 1,
+                f"the context of {self._context:,} tokens leaves no room for parts beside the "
+                f"instructions and the answers; {needed:,} is the least. Raise --context.",
+                needed_tokens=max(needed, self._context + 1),
                 available_tokens=self._context,
             )
+        self._most_answer = min(self._most_answer, quarter)
 
         def count(text: str) -> int:
             return llm.count_tokens(text)
@@ -121,6 +127,11 @@ class MapReduce:
         kept = {"context": self._context, "most_answer": self._most_answer, "parts": rows}
         job.save("parts", kept)
         return parts
+
+    def _count_around(self, instruction: str) -> int:
+        """Tokens of everything but the text that is worked on."""
+        messages = [{"role": "user", "content": f"\n\n{instruction}"}]
+        return self._steps.llm.count_tokens(messages) + SPARE_TOKENS
 
     def run(
         self, parts: list[Any], show: bool, through: Callable[[str], str] | None
@@ -136,15 +147,12 @@ class MapReduce:
             title = f"part {number} of {len(parts)} ({part.label})"
             found = steps.answer(asked, self._most_answer, title=title)
             summaries.append((part.label, found["text"].strip()))
-            was_cut = found["finish_reason"] == "length"
-            if was_cut:
-                steps.run.terminal.warn(f"The summary of {title} was cut; -n allows more.")
             rows.append(
                 {
                     "label": part.label,
                     "num_tokens": part.num_tokens,
                     "reused": steps.num_reused > before,
-                    "cut": was_cut,
+                    "cut": found["finish_reason"] == "length",
                 }
             )
         if task.builtin or len(parts) == 1:  # it was taught to read documents, not summaries

@@ -8,11 +8,17 @@ FAKE_* variables choosing how it behaves. Imports no torch.
     FAKE_READY      a file that is made when the first piece is out (`prefill`: when prefill began)
     FAKE_SLOW_IMPORT_S  how long fetching LLM takes, as importing torch does
     FAKE_ANSWER     the answer; default: the words of the prompt's last line
+    FAKE_FIRST_WORDS  the answer is so many words of the prompt's beginning
+    FAKE_BUILTIN    "0": it is not the built-in model
+    FAKE_ASKED      a file that gets a line for each prompt: how many words it has
+    FAKE_KILL_AT    the process kills itself at this event: a piece of an answer, a flush to disk, a
+                    rename; FAKE_EVENTS is a file that gets their number at the end
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -103,11 +109,17 @@ class FakeStream:
             if name:
                 raise getattr(errors, name)(f"{name} it is")
             answer = os.environ.get("FAKE_ANSWER") or text_of(self.prompt).splitlines()[-1]
+            if "FAKE_FIRST_WORDS" in os.environ and "FAKE_ANSWER" not in os.environ:
+                answer = " ".join(words[: int(os.environ["FAKE_FIRST_WORDS"])])
+            if "FAKE_ASKED" in os.environ:
+                with open(os.environ["FAKE_ASKED"], "a") as asked:
+                    asked.write(f"{len(words)}\n")
             said: list[str] = []
             limit = self.generation.get("max_new_tokens") or 10**9
             for number, word in enumerate(answer.split(" ")[:limit]):
                 time.sleep(delay_s)
                 said.append(word if not said else f" {word}")
+                event()
                 yield SimpleNamespace(text=said[-1], token_ids=[number], finish_reason=None)
                 if ready:
                     Path(ready).touch()
@@ -327,7 +339,41 @@ FACE = {
 }
 
 
+_num_events = 0
+
+
+def event() -> None:
+    """Counts; at FAKE_KILL_AT nothing comes after it, no cleanup and no flush."""
+    global _num_events
+    _num_events += 1
+    if str(_num_events) == os.environ.get("FAKE_KILL_AT"):
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def with_events(function: Any) -> Any:
+    """An event before the call, and one after it."""
+
+    def called(*args: Any, **options: Any) -> Any:
+        event()
+        result = function(*args, **options)
+        event()
+        return result
+
+    return called
+
+
 def main() -> int:
+    if "FAKE_KILL_AT" in os.environ or "FAKE_EVENTS" in os.environ:
+        os.fsync, os.replace = with_events(os.fsync), with_events(os.replace)
+        os.unlink = with_events(os.unlink)
+    FakeLLM.builtin = os.environ.get("FAKE_BUILTIN") != "0"
+    code = _main()
+    if "FAKE_EVENTS" in os.environ:
+        Path(os.environ["FAKE_EVENTS"]).write_text(str(_num_events))
+    return code
+
+
+def _main() -> int:
     import ebbtide
 
     real_getattr = ebbtide.__getattr__
