@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from . import ask, bench, chat, config, demo, doctor, plan, summarize
+from . import ask, bench, cache, chat, config, demo, doctor, plan, summarize
 from .shared_options import VersionSwitch
 
 ABOUT = "Run one long-context request whose weights and KV cache exceed the memory at hand."
@@ -28,6 +28,16 @@ COMMANDS = (
     (bench.bench, bench.EPILOG),
     (doctor.doctor, doctor.EPILOG),
 )
+GROUPS = {
+    "config": (
+        "Show the settings that hold, and where each came from.",
+        ((config.show, config.EPILOG), (config.path, config.EPILOG)),
+    ),
+    "cache": (
+        "Show and remove what is kept on disk.",
+        tuple((command, cache.EPILOG) for command in (cache.ls, cache.du, cache.gc, cache.purge)),
+    ),
+}
 
 
 def build_app() -> typer.Typer:
@@ -44,12 +54,11 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for command, epilog in COMMANDS:
         app.command(command.__name__, epilog=epilog)(command)
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    group.command("show", epilog=config.EPILOG)(config.show)
-    group.command("path")(config.path)
-    app.add_typer(
-        group, name="config", help="Show the settings that hold, and where each came from."
-    )
+    for name, (about, commands) in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+        for command, epilog in commands:
+            group.command(command.__name__, epilog=epilog)(command)
+        app.add_typer(group, name=name, help=about)
     return app
 
 

@@ -95,7 +95,7 @@ def chart(
     for x in ticks(span, most=8):
         if x <= span * 1.0001:
             out.append(_text(at(x, 0)[0], height - _BOTTOM + 16, x_format(x), "middle"))
-    out.append(_text(_WIDTH - _RIGHT, height - 2, x_name, "end"))
+    out.append(_text(_WIDTH - _RIGHT, height - 4, x_name, "end"))
     for s, lower, upper in drawn:
         runs = _runs(upper)
         for run in runs:

@@ -19,12 +19,20 @@ ebbtide config show --origin
 
 EBBTIDE_HOST_MEMORY=6GiB ebbtide config show --origin --json
 
-echo 'kv-bits = 8' >> "$(ebbtide config path)" """
+echo 'kv-bits = 8' >> "$(ebbtide config path)"
+
+The file is TOML: the names of the shared options, and tables such as [chat] for what one command
+alone has (system = "Answer in French.")."""
 
 
-def path() -> None:
+@with_shared_options
+def path(run: Run) -> None:
     """Print where your settings file is looked for."""
-    typer.echo(settings_path())
+    found = settings_path()
+    if run.terminal.as_json:
+        run.terminal.result({"schema": 1, "path": str(found), "exists": found.exists()})
+    else:
+        run.terminal.answer(f"{found}\n")
 
 
 @with_shared_options

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
+import threading
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ebbtide import errors, format_size
 
+from .cache_items import find_items
 from .run import Run
 from .shared_options import with_shared_options
 
-EPILOG = """Example: ebbtide doctor --spill-dir /mnt/fast --json"""
+EPILOG = """Examples:
 
-_PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "typer", "rich")
+ebbtide doctor
+
+ebbtide doctor --quick                            measures nothing, asks no network
+
+ebbtide doctor --spill-dir /mnt/fast --json"""
+
+_NETWORK_PATIENCE_S = 4.0
 _HUB_VARIABLES = (
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -28,26 +39,37 @@ _HUB_VARIABLES = (
 
 
 @with_shared_options
-def doctor(run: Run) -> None:
+def doctor(
+    run: Run,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Leave out what takes seconds: bandwidths, the network.", metavar=""
+        ),
+    ] = False,
+) -> None:
     """Check this machine and this installation."""
     problems: list[str] = []
     findings = {
         "python": _python(),
-        "packages": {name: _version_of(name) for name in _PACKAGES},
+        "packages": _packages(problems),
         "kernels": _kernels(problems),
         "devices": _devices(problems),
         "memory": _memory(),
         "disk": _disk(run.settings.spill_dir, problems),
-        "hub": _hub(),
+        "bandwidth": {} if quick else _bandwidth(run, problems),
+        "state": _state(problems),
+        "hub": _hub(quick),
         "settings_file": _settings_file(),
     }
+    findings = {title: facts for title, facts in findings.items() if facts}
     if run.terminal.as_json:
         run.terminal.result({"schema": 1, **findings, "problems": problems})
         return
     for title, facts in findings.items():
         run.terminal.answer(f"{title.replace('_', ' ')}\n")
         for name, value in facts.items():
-            run.terminal.answer(f"  {name:<18} {_shown(name, value)}\n")
+            run.terminal.answer(f"  {name:<26} {_shown(name, value)}\n")
     for problem in problems:
         run.terminal.answer(f"! {problem}\n")
     run.terminal.answer("Nothing stands in the way.\n" if not problems else "")
@@ -64,11 +86,24 @@ def _python() -> dict[str, Any]:
     }
 
 
-def _version_of(package: str) -> str | None:
+def _packages(problems: list[str]) -> dict[str, str | None]:
+    """The versions of what Ebbtide needs."""
     try:
-        return metadata.version(package)
+        required = metadata.requires("ebbtide") or []
     except metadata.PackageNotFoundError:
-        return None
+        problems.append("Ebbtide is not installed, only imported: 'pip install .' installs it.")
+        return {}
+    found: dict[str, str | None] = {}
+    for requirement in required:
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0]
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+            problems.append(f"The package {name} is missing: install Ebbtide again.")
+    return found
 
 
 def _kernels(problems: list[str]) -> dict[str, Any]:
@@ -159,11 +194,93 @@ def _filesystem(folder: str) -> str | None:
     return best.fstype if best is not None else None
 
 
-def _hub() -> dict[str, Any]:
+def _bandwidth(run: Run, problems: list[str]) -> dict[str, Any]:
+    """What each tier can be read at, measured now."""
+    import ebbtide
+
+    run.terminal.note("Measuring memory and disk ...")
+    run.signals.working()
+    memory = ebbtide.measure_memory()
+    best = max(memory.all_threads_bytes_per_s, memory.one_thread_bytes_per_s)
+    found: dict[str, Any] = {"memory_bytes_per_s": best}
+    if run.settings.disk_memory == 0:
+        return found
+    try:
+        disk = ebbtide.measure_disk(run.settings.spill_dir)
+    except errors.EbbtideError as error:
+        problems.append(str(error))
+        return found
+    found |= {
+        "disk_random_bytes_per_s": disk.random_bytes_per_s,
+        "disk_in_order_bytes_per_s": disk.sequential_bytes_per_s,
+        "disk_write_bytes_per_s": disk.write_bytes_per_s,
+        "disk_way": disk.way,
+    }
+    return found
+
+
+def _state(problems: list[str]) -> dict[str, Any]:
+    """Where conversations, jobs and history lie."""
+    import ebbtide
+
+    try:
+        folder = ebbtide.state_dir()
+    except errors.InputError as error:
+        problems.append(f"Nothing can be kept from run to run: {error}.")
+        return {"folder": None}
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    if not writable:
+        problems.append(f"The state folder {folder} cannot be written: nothing is kept in it.")
+    return {"folder": str(folder), "writable": writable}
+
+
+def _hub(quick: bool) -> dict[str, Any]:
     found: dict[str, Any] = {name: os.environ.get(name) for name in _HUB_VARIABLES}
     # That there is one, never what it is.
     found["HF_TOKEN"] = "set" if os.environ.get("HF_TOKEN") else None
+    models = [item for item in find_items(None) if item.kind == "models"] if _has_state() else []
+    found["models"] = len(models)
+    found["models_bytes"] = sum(item.num_bytes for item in models)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        found["reachable"] = "not asked, for HF_HUB_OFFLINE is set"
+    elif not quick:
+        found["reachable"] = _reach(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     return found
+
+
+def _has_state() -> bool:
+    import ebbtide
+
+    try:
+        ebbtide.state_dir()
+    except errors.InputError:
+        return False
+    return True
+
+
+def _reach(address: str) -> str:
+    """Whether a server answers, whatever it says; in words. Not being online is no problem."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=_NETWORK_PATIENCE_S).close()
+            answers.append("yes")
+        except HTTPError:
+            answers.append("yes")
+        except (OSError, ValueError) as error:
+            answers.append(
+                f"no ({getattr(error, 'reason', error)}); models in the cache still work"
+            )
+
+    # Looking up a name cannot be given a limit, but it can be left behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_NETWORK_PATIENCE_S)
+    return answers[0] if answers else "no (no answer); models in the cache still work"
 
 
 def _settings_file() -> dict[str, Any]:
@@ -178,4 +295,6 @@ def _shown(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name.endswith("_bytes_per_s"):
+        return f"{value / 1e9:.2f} GB/s"
     return format_size(value) if name.endswith("_bytes") else str(value)

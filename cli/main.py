@@ -95,15 +95,15 @@ def _invoke(args: list[str], process, environ) -> int:
         command.main(args=args, prog_name="ebbtide")
         return 0
     process.settings_path = settings_path()
-    settings = {}
+    shared, own = {}, {}
     try:
-        settings = read_settings(process.settings_path)
+        shared, own = read_settings(process.settings_path, _own_options(command))
     except Exception as error:
         # Help must still come; a command that needs the settings raises this.
         process.settings_error = error
     try:
         with command.make_context(
-            "ebbtide", args, obj=process, default_map=_for_every_command(command, settings)
+            "ebbtide", args, obj=process, default_map=_for_every_command(command, shared, own)
         ) as ctx:
             command.invoke(ctx)
     except typer.Exit as leave:
@@ -111,12 +111,27 @@ def _invoke(args: list[str], process, environ) -> int:
     return 0
 
 
-def _for_every_command(command, settings: dict) -> dict:
+def _for_every_command(command, shared: dict, own: dict) -> dict:
     """The settings under each command's name, as the library looks them up."""
     commands = getattr(command, "commands", None)
     if commands is None:
-        return settings
-    return {name: _for_every_command(below, settings) for name, below in commands.items()}
+        return {**shared, **own}
+    return {
+        name: _for_every_command(below, shared, own.get(name, {}))
+        for name, below in commands.items()
+    }
+
+
+def _own_options(command) -> dict:
+    """What each command's table in the settings file may hold: its options with a variable."""
+    from .options import BY_NAME
+
+    found = {}
+    for name, below in command.commands.items():
+        params = [p for p in getattr(below, "params", []) if p.envvar and p.name not in BY_NAME]
+        if params and not hasattr(below, "commands"):
+            found[name] = {p.name: bool if p.is_flag else str for p in params}
+    return found
 
 
 def _forget_stdout() -> None:

@@ -3,6 +3,10 @@
     model = "~/models/qwen"
     host-memory = "6GiB"
 
+    [chat]                          # options that one command alone has
+    system = "Answer in French."
+    history = false
+
 Reads it into the texts that the command line would have given. Knows the table of options and
 nothing of their use.
 """
@@ -17,6 +21,9 @@ from ebbtide import errors
 
 from .options import BY_NAME
 
+# command -> the names of its own options that may stand in the file, as the command line has them
+Own = dict[str, dict[str, type]]
+
 
 def settings_path() -> Path:
     """Where the file is looked for; it need not exist."""
@@ -25,15 +32,15 @@ def settings_path() -> Path:
     return Path(platformdirs.user_config_dir("ebbtide")) / "config.toml"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Option name -> text, list of texts, or bool for a switch.
+def read_settings(path: Path, own: Own) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(shared, by command): option name -> text, list of texts, or bool for a switch.
 
-    {} without a file. Raises InputError.
+    Both empty without a file. Raises InputError.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise errors.InputError(f"The settings file {path} cannot be read: {error}.") from None
     import tomllib
@@ -42,7 +49,29 @@ def read_settings(path: Path) -> dict[str, Any]:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise errors.InputError(f"The settings file {path} is not valid TOML: {error}.") from None
-    return {_name(key, path): _text(key, value, path) for key, value in found.items()}
+    shared, commands = {}, {}
+    for key, value in found.items():
+        if isinstance(value, dict) and key in own:
+            commands[key] = dict(_own(key, inner, value[inner], own[key], path) for inner in value)
+        else:
+            name = _name(key, path)
+            shared[name] = _text(key, value, path)
+    return shared, commands
+
+
+def _own(command: str, key: str, value: Any, known: dict[str, type], path: Path) -> tuple[str, Any]:
+    """One entry of a command's table: (parameter, value)."""
+    name = key.replace("-", "_")
+    if name not in known:
+        keys = ", ".join(k.replace("_", "-") for k in known)
+        raise errors.InputError(
+            f"The settings file {path} has the unknown key {key!r} in [{command}]; "
+            f"known are {keys}."
+        )
+    if type(value) is not known[name]:
+        wanted = "true or false" if known[name] is bool else "a text"
+        raise errors.InputError(f"{key} in [{command}] of {path} must be {wanted}, not {value!r}.")
+    return name, value
 
 
 def _name(key: str, path: Path) -> str:
@@ -53,7 +82,8 @@ def _name(key: str, path: Path) -> str:
     if near:
         hint = f"did you mean {BY_NAME[near[0]].key!r}?"
     else:
-        hint = f"known are {', '.join(option.key for option in BY_NAME.values())}."
+        known = ", ".join(option.key for option in BY_NAME.values())
+        hint = f"known are {known}, and a table for each command's own options, such as [chat]."
     raise errors.InputError(f"The settings file {path} has the unknown key {key!r}; {hint}")
 
 

@@ -437,7 +437,39 @@ def test_doctor_says_what_there_is(capfd, tmp_path):
     assert found["disk"]["writable"] is True and found["disk"]["free_bytes"] > 0
     assert found["kernels"]["cpu"] in ("compiled", "reference")
     assert found["memory"]["total_bytes"] > 0
-    assert found["packages"]["torch"]
+    assert found["packages"]["torch"] and found["packages"]["prompt_toolkit"]
+    assert found["bandwidth"]["disk_random_bytes_per_s"] == 1e3
+    assert found["state"]["writable"] is True
+    # The tests' own environment keeps the hub out of it.
+    assert "HF_HUB_OFFLINE" in found["hub"]["reachable"]
+
+
+def test_a_quick_doctor_measures_nothing(capfd, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert main.main(["doctor", "--json", "--quick"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert "bandwidth" not in found and "reachable" not in found["hub"]
+
+
+def test_doctor_asks_whether_the_hub_is_there(capfd, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    assert main.main(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["hub"]["reachable"].startswith("no (")
+    assert not any("127.0.0.1" in problem for problem in found["problems"])
+
+
+def test_doctor_names_a_state_folder_that_cannot_be(capfd, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def refuse(*parts):
+        raise errors.InputError("no folder")
+
+    monkeypatch.setitem(vars(ebbtide), "state_dir", refuse)
+    assert main.main(["doctor", "--json", "--quick"]) == 0
+    problems = json.loads(capfd.readouterr().out)["problems"]
+    assert any("Nothing can be kept" in problem for problem in problems)
 
 
 def test_doctor_names_what_is_wrong_and_hides_the_token(capfd, monkeypatch):
@@ -478,3 +510,18 @@ def test_a_page_that_cannot_be_is_said_before_the_work(capfd, args, says):
     assert main.main(args) == 2
     assert says in capfd.readouterr().err and not fake.FakeLLM.calls
     assert Path("a.txt").read_text() == "Text of a."
+
+
+# --- the settings file
+
+
+def test_a_commands_own_options_have_a_table(capfd, tmp_path, monkeypatch):
+    give(monkeypatch, "hello")
+    (tmp_path / "config.toml").write_text('seed = 5\n[chat]\nsystem = "be brief"\n')
+    assert main.main(["chat"]) == 0
+    system = {"role": "system", "content": "be brief"}
+    assert asked()["prompt"][0] == system and asked()["seed"] == 5
+    give(monkeypatch, "hello")
+    monkeypatch.setenv("EBBTIDE_SYSTEM", "from the environment")
+    assert main.main(["chat"]) == 0
+    assert asked()["prompt"][0]["content"] == "from the environment"

@@ -204,7 +204,7 @@ def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
     [
         ("kv_bit = 4", "unknown key 'kv_bit'; did you mean 'kv-bits'?"),
         ("zebra = 4", "unknown key 'zebra'; known are model,"),
-        ("[chat]\nsystem = 'x'", "unknown key 'chat'"),
+        ("[chap]\nsystem = 'x'", "unknown key 'chap'"),
         ("json = 'yes'", "json in"),
         ("seed = [1]", "seed in"),
         ("seed = true", "seed in"),
@@ -229,8 +229,8 @@ def test_on_and_off_may_be_booleans_in_the_file(capfd, alone):
 
 def test_a_file_that_is_a_folder(tmp_path):
     with pytest.raises(errors.InputError, match="cannot be read"):
-        settings_file.read_settings(tmp_path)
-    assert settings_file.read_settings(tmp_path / "absent.toml") == {}
+        settings_file.read_settings(tmp_path, {})
+    assert settings_file.read_settings(tmp_path / "absent.toml", {}) == ({}, {})
 
 
 # --- the commands' faces
@@ -253,6 +253,7 @@ def test_all_commands_are_there():
     assert {" ".join(path) for path, _ in commands()} == {
         *("", "chat", "ask", "summarize", "plan", "demo", "bench", "doctor"),
         *("config", "config show", "config path"),
+        *("cache", "cache ls", "cache du", "cache gc", "cache purge"),
     }
 
 
@@ -297,3 +298,22 @@ def test_the_usage_error_is_found_in_the_library():
 
     assert issubclass(typer.BadParameter, failure.USAGE_ERROR)
     assert failure.USAGE_ERROR.__name__ == "UsageError"
+
+
+# --- tables of commands
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[chat]\nsytem = 'x'", "known are system, history"),
+        ("[chat]\nsystem = 5", "must be a text"),
+        ("[chat]\nhistory = 'no'", "must be true or false"),
+        ("[chats]\nsystem = 'x'", "unknown key 'chats'"),
+        ("[chat]\nprompt = 'x'", "unknown key 'prompt'"),
+    ],
+)
+def test_a_wrong_table_is_named(capfd, tmp_path, text, says):
+    (tmp_path / "config.toml").write_text(text)
+    assert main.main(["config", "show"]) == 2
+    assert says in capfd.readouterr().err

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.output import Output, Piece, Progress
     from .offload.plan import Plan
     from .offload.private_dir import state_dir
+    from .offload.scratch import sweep as sweep_scratch
     from .offload.session import Session
     from .offload.spill_dir import default_spill_dir, volume_warnings
 
@@ -65,6 +66,7 @@ __all__ = [
     "read_document",
     "split_document",
     "state_dir",
+    "sweep_scratch",
     "volume_warnings",
 ]
 
@@ -101,6 +103,7 @@ _HOMES = {
     "read_document": (".offload.documents.reading", "read_document"),
     "split_document": (".offload.documents.split", "split_document"),
     "state_dir": (".offload.private_dir", "state_dir"),
+    "sweep_scratch": (".offload.scratch", "sweep"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
 }
 

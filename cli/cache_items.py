@@ -1,0 +1,208 @@
+"""What lies on disk, by kind: found, measured and removed. Knows folders, and no model.
+
+Removal never follows a link out of the folders it knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebbtide import errors
+
+# kind -> what it is
+KINDS = {
+    "conversations": "of chats",
+    "sessions": "of the Python API",
+    "jobs": "parts of unfinished summaries",
+    "history": "lines that were typed",
+    "speeds": "what estimates of time are made from",
+    "scratch": "pages of runs, also of those that go on",
+    "models": "of the Hugging Face hub",
+}
+_SUFFIX = ".tokens"
+_CHAT = "chat."
+_UNFINISHED_AFTER_S = 24 * 3600  # a .part file that old belongs to no process that goes on
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that is kept. label: KIND/NAME, or KIND where there is one alone."""
+
+    kind: str
+    name: str
+    num_bytes: int
+    changed_s: float
+    paths: tuple[Path, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "bytes": self.num_bytes,
+            "changed_s": self.changed_s,
+            "paths": [str(path) for path in self.paths],
+        }
+
+
+def cache_folders(spill_dir: str | None) -> dict[str, str | None]:
+    """Where each kind lies; None where that cannot be said."""
+    import ebbtide
+
+    state = ebbtide.state_dir()
+    found: dict[str, str | None] = {
+        "conversations": str(state / "sessions"),
+        "sessions": str(state / "sessions"),
+        "jobs": str(state / "jobs"),
+        "history": str(state),
+        "speeds": str(state),
+        "models": str(_hub_folder()),
+    }
+    try:
+        found["scratch"] = str(_spill_folder(spill_dir))
+    except errors.EbbtideError:
+        found["scratch"] = None
+    return found
+
+
+def find_items(spill_dir: str | None) -> list[Item]:
+    """All that is kept, by kind, the latest of each kind first. Makes nothing but our own folders.
+
+    Raises InputError where the state folder cannot be used.
+    """
+    import ebbtide
+
+    state = ebbtide.state_dir()
+    found = _sessions(state / "sessions")
+    for folder in _inside(state / "jobs"):
+        found.append(_item("jobs", folder.name, [folder]))
+    for kind, path in (("history", state / "history"), ("speeds", state / "speeds.json")):
+        if path.exists():
+            found.append(_item(kind, "", [path]))
+    with contextlib.suppress(errors.EbbtideError):
+        for path in _inside(_spill_folder(spill_dir)):
+            if path.suffix == ".scratch":
+                found.append(_item("scratch", path.name, [path]))
+    found += _models()
+    order = list(KINDS)
+    return sorted(found, key=lambda item: (order.index(item.kind), -item.changed_s))
+
+
+def remove_item(item: Item) -> None:
+    """Raises StorageError for what does not go; what is gone already is fine."""
+    for path in item.paths:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise errors.StorageError(f"{path} cannot be removed: {error.strerror}.") from None
+
+
+def sweep(spill_dir: str | None) -> tuple[int, int]:
+    """Removes what dead processes left. (files, bytes)"""
+    import ebbtide
+
+    count = num_bytes = 0
+    state = ebbtide.state_dir()
+    with contextlib.suppress(errors.EbbtideError):
+        folder = _spill_folder(spill_dir)
+        before = _sizes(folder)
+        count += ebbtide.sweep_scratch(folder)
+        gone = before.keys() - _sizes(folder).keys()
+        num_bytes += sum(before[path] for path in gone)
+    now_s = time.time()
+    for path in [
+        *state.glob("*.part"),
+        *state.glob("sessions/.*.part"),
+        *state.glob("jobs/*/*.part"),
+    ]:
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            if now_s - found.st_mtime > _UNFINISHED_AFTER_S:
+                path.unlink()
+                count, num_bytes = count + 1, num_bytes + found.st_size
+    return count, num_bytes
+
+
+def _sessions(folder: Path) -> list[Item]:
+    """Conversations of chats, with their tokens, and sessions of the Python API."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in _inside(folder):
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".json":
+            groups.setdefault(("conversations", path.stem), []).append(path)
+        elif path.suffix == _SUFFIX and path.name.startswith(_CHAT):
+            name = path.stem.removeprefix(_CHAT)
+            groups.setdefault(("conversations", name), []).append(path)
+        elif path.suffix == _SUFFIX:
+            groups.setdefault(("sessions", path.stem), []).append(path)
+    return [_item(kind, name, paths) for (kind, name), paths in groups.items()]
+
+
+def _models() -> list[Item]:
+    """What the hub's cache holds; its own layout: models--ORG--NAME."""
+    found = []
+    for folder in _inside(_hub_folder()):
+        if folder.name.startswith("models--"):
+            name = folder.name.removeprefix("models--").replace("--", "/")
+            found.append(_item("models", name, [folder]))
+    return found
+
+
+def _hub_folder() -> Path:
+    """As huggingface_hub finds it, whose import would take longer than all the rest."""
+    home = os.environ.get("HF_HOME")
+    if home is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+        home = os.path.join(cache, "huggingface")
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
+
+
+def _spill_folder(spill_dir: str | None) -> Path:
+    import ebbtide
+
+    return Path(spill_dir).expanduser() if spill_dir else ebbtide.default_spill_dir()
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    return {path: _num_bytes(path) for path in _inside(folder)}
+
+
+def _item(kind: str, name: str, paths: list[Path]) -> Item:
+    changed_s = 0.0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            changed_s = max(changed_s, path.lstat().st_mtime)
+    return Item(kind, name, sum(map(_num_bytes, paths)), changed_s, tuple(paths))
+
+
+def _num_bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder; links count as nothing."""
+    total = 0
+    if path.is_symlink():
+        return 0
+    inside = [os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names]
+    for file in inside or [path]:
+        with contextlib.suppress(OSError):
+            if not os.path.islink(file) and os.path.isfile(file):
+                total += os.stat(file).st_size
+    return total

@@ -1,0 +1,171 @@
+"""`ebbtide cache`: what is found, what is counted, what is removed, and what is never touched."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from ebbtide import errors
+from ebbtide.cli import cache_items, main, options, settings_file
+from ebbtide.offload.scratch import create_named
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A state folder, a spill folder and a hub's cache with something of each kind."""
+    for option in options.SHARED:
+        monkeypatch.delenv(option.envvar, raising=False)
+    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr(main, "_install_signals", lambda process: None)
+    monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(tmp_path / "state"))
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for path, size in {
+        "state/sessions/trip.json": 100,
+        "state/sessions/chat.trip.tokens": 50,
+        "state/sessions/book.tokens": 30,
+        "state/jobs/abc/part-1.json": 20,
+        "state/history": 10,
+        "cache/spill/notes.txt": 7,
+        "hub/models--org--name/blobs/x": 1000,
+        "hub/.locks/y": 1,
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x" * size)
+    return tmp_path
+
+
+def cache(capfd, *args, code=0):
+    assert main.main(["cache", *args, "--json"]) == code
+    return json.loads(capfd.readouterr().out)
+
+
+def labels(capfd):
+    return {
+        f"{item['kind']}/{item['name']}".rstrip("/"): item["bytes"]
+        for item in cache(capfd, "ls")["items"]
+    }
+
+
+EVERYTHING = {
+    "conversations/trip": 150,
+    "sessions/book": 30,
+    "jobs/abc": 20,
+    "history": 10,
+    "models/org/name": 1000,
+}
+
+
+def test_everything_is_listed_with_its_size(capfd):
+    assert labels(capfd) == EVERYTHING
+    assert main.main(["cache", "ls"]) == 0
+    assert "150 B" in capfd.readouterr().out
+    found = cache(capfd, "du")
+    assert found["total_bytes"] == sum(EVERYTHING.values())
+    assert found["kinds"]["conversations"]["bytes"] == 150
+
+
+def test_links_are_not_followed(capfd, home):
+    if not hasattr(os, "symlink"):
+        pytest.skip("the system has no links")
+    outside = home / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"x" * 5000)
+    os.symlink(outside, home / "state" / "jobs" / "link")
+    assert labels(capfd)["jobs/link"] == 0
+    cache(capfd, "purge", "jobs", "--yes")
+    assert (outside / "precious").exists() and not (home / "state" / "jobs" / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "left"),
+    [
+        (["conversations"], {"sessions/book", "jobs/abc", "history", "models/org/name"}),
+        (["conversations/trip", "history"], {"sessions/book", "jobs/abc", "models/org/name"}),
+        ([], {"models/org/name"}),
+    ],
+)
+def test_purge_removes_what_is_named(capfd, home, what, left):
+    cache(capfd, "purge", *what, "--yes")
+    assert set(labels(capfd)) == left
+    # Nobody's file but ours.
+    assert (home / "cache" / "spill" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["purge"], "--yes must be given"),
+        (["purge", "models", "--yes"], "other programs share"),
+        (["purge", "nonsense", "--yes"], "kinds: conversations"),
+        (["purge", "conversations/absent", "--yes"], "cache ls"),
+        (["purge", "conversations/../../x", "--yes"], "cache ls"),
+    ],
+)
+def test_what_purge_refuses(capfd, monkeypatch, args, says):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert says in cache(capfd, *args, code=2)["error"]["message"]
+    assert labels(capfd) == EVERYTHING
+
+
+def test_purge_asks_at_a_terminal(capfd, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    assert main.main(["cache", "purge"]) == 1
+    assert labels(capfd) == EVERYTHING
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert main.main(["cache", "purge", "history"]) == 0
+    assert "history" in capfd.readouterr().err and "history" not in labels(capfd)
+
+
+def test_gc_removes_what_dead_processes_left(capfd, home):
+    spill = home / "cache" / "spill"
+    number, alive = create_named(spill)
+    dead_number, dead = create_named(spill)
+    os.write(dead_number, b"x" * 300)
+    os.close(dead_number)
+    old, new = home / "state/sessions/.trip.x.part", home / "state/jobs/abc/y.part"
+    for path in (old, new):
+        path.write_bytes(b"x" * 11)
+    long_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (long_ago, long_ago))
+    try:
+        found = cache(capfd, "gc")
+        assert (found["removed"], found["bytes"]) == (2, 311)
+        assert Path(alive).exists() and not Path(dead).exists()
+        assert new.exists() and not old.exists()
+    finally:
+        os.close(number)
+    assert {k: v for k, v in labels(capfd).items() if k.startswith(("conv", "sess"))} == {
+        "conversations/trip": 150,
+        "sessions/book": 30,
+    }
+
+
+def test_what_cannot_be_removed_is_a_storage_error(home, monkeypatch):
+    item = cache_items.find_items(None)[0]
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(errors.StorageError, match="cannot be removed"):
+        cache_items.remove_item(item)
+
+
+def test_an_empty_home(capfd, home, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(home / "other"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "no hub"))
+    assert labels(capfd) == {}
+    assert cache(capfd, "du")["total_bytes"] == 0
+    assert cache(capfd, "purge", "--yes")["removed"] == []
