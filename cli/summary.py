@@ -12,7 +12,7 @@ from ebbtide import errors
 from . import speeds
 from .answer import summed_timings, summed_usage
 from .job import Job, job_key
-from .map_reduce import MapReduce, Steps
+from .map_reduce import SPARE_TOKENS, MapReduce, Steps
 from .output_file import OutputFile
 from .run import Run
 from .summary_plan import SummaryPlan, describe
@@ -21,12 +21,11 @@ from .summary_text import SummaryText, as_json
 
 # A part of every job's key: raised when the same request would be answered differently.
 _VERSION = 1
-# Settings that decide what an answer says.
-_DECIDING = (
-    *("model", "revision", "device", "context", "overflow", "mode", "epsilon", "kv_bits"),
-    *("weight_bits", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-    *("repetition_penalty", "stop", "seed", "think"),
-)
+# Settings that decide nothing of what an answer says.
+_UNDECIDING = {
+    *("threads", "device_memory", "host_memory", "disk_memory", "spill_dir"),
+    *("json", "quiet", "verbose", "origins"),
+}
 
 
 class Summary:
@@ -70,7 +69,7 @@ class Summary:
             self.parts = self.map_reduce.plan()
 
     def _key(self) -> str:
-        settings = {name: getattr(self.run.settings, name) for name in _DECIDING}
+        settings = {k: v for k, v in vars(self.run.settings).items() if k not in _UNDECIDING}
         places = [[place.start, place.label] for place in self.document.places]
         parts = [_VERSION, self.llm.fingerprint, self.task.to_dict(), settings]
         return job_key([*parts, self.document.text, places])
@@ -125,7 +124,7 @@ class Summary:
         try:
             fields, report = self._answer(is_shown, through)
         except (errors.ContextOverflow, errors.DoesNotFit) as error:
-            if self.map_reduce is None:
+            if self.map_reduce is None and self.largest > SPARE_TOKENS:
                 error.args = (f"{error} Or read it in parts: --overflow map-reduce.",)
             raise
         except BaseException as error:
