@@ -189,6 +189,12 @@ inline void score_rows(const Score &s, const ScoredPage &page, int64_t row) {
     rows.summarise(s, row, page.page, stride, page.scores);
 }
 
+// The near block that is read after block i of a record; its own where it is the last.
+inline const uint8_t *next_block(const Score &s, int64_t record, int64_t i) {
+    if (i + 1 < s.layout.blocks_per_record()) return s.near[record] + (i + 1) * s.layout.near_head_bytes;
+    return s.near[(record + 1) * s.layout.pages_per_record < s.num_pages ? record + 1 : record];
+}
+
 // One record's pages, all heads.
 void score_record(const Score &s, int64_t record, uint8_t *scratch) {
     const Layout &l = s.layout;
@@ -204,6 +210,10 @@ void score_record(const Score &s, int64_t record, uint8_t *scratch) {
     for (int64_t i = 0; i < l.blocks_per_record(); ++i) {
         const int64_t head = i % l.kv_heads;
         const uint8_t *block = s.near[record] + i * l.near_head_bytes;
+        // A block is worked on for longer than the hardware looks ahead. In this function, as a compiler may find that one
+        // which does nothing else has no effect and leave it out.
+        const uint8_t *next = next_block(s, record, i);
+        for (int64_t j = 0; j < l.near_head_bytes; j += 64) __builtin_prefetch(next + j, 0, 2);
         load_halves(block + l.key_min_offset, dim, middle);
         load_halves(block + l.key_min_offset + 2 * dim, dim, width);
         for (int64_t j = 0; j < wide; j += 16) {
