@@ -20,6 +20,7 @@ from sealed import Sealed
 class Estimate:
     variance: float = 0.0
     noise: float = 0.0
+    whole: bool = False  # the products of queries and codes in whole numbers, as the kernels do
 
 
 def page_evidence(q: torch.Tensor, sealed: Sealed, how: Estimate):
@@ -32,7 +33,10 @@ def page_evidence(q: torch.Tensor, sealed: Sealed, how: Estimate):
         variance = squares @ sealed.key_variances.mT
         log_mass = q @ sealed.key_means.mT + variance / 2 + math.log(size)
         return log_mass, spread_to_unevenness(variance)
-    scores = (q @ sealed.near_keys.mT).unflatten(-1, (-1, size))
+    if how.whole:
+        scores = _whole_number_scores(q, sealed)
+    else:
+        scores = (q @ sealed.near_keys.mT).unflatten(-1, (-1, size))
     log_mass, unevenness = from_scores(scores)
     if how.variance or how.noise:
         variance = squares @ (sealed.bin_widths**2 / 12).mT
@@ -41,6 +45,18 @@ def page_evidence(q: torch.Tensor, sealed: Sealed, how: Estimate):
             spread = unevenness_to_spread(unevenness) + how.noise * variance
             unevenness = spread_to_unevenness(spread.clamp_min(0))
     return log_mass, unevenness
+
+
+def _whole_number_scores(q: torch.Tensor, sealed: Sealed) -> torch.Tensor:
+    """(kv_heads, num_rows, num_pages, P): a query times a bin's width is rounded to 8 bits."""
+    widths = sealed.bin_widths.unsqueeze(1)
+    products = q.unsqueeze(2) * widths  # (kv_heads, num_rows, num_pages, d)
+    step = (products.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    rounded = (products / step).round_() * step / widths.clamp_min(1e-30)
+    keys = sealed.near_keys.unflatten(1, (-1, sealed.near.page_tokens))
+    middles = (sealed.least + sealed.greatest).unsqueeze(1) / 2
+    apart = ((q.unsqueeze(2) - rounded) * middles).sum(-1, keepdim=True)
+    return torch.einsum("hrpd,hptd->hrpt", rounded, keys).add_(apart)
 
 
 def from_scores(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Which records a step must read, and what it costs not to: the experiments behind bounded mode.
 
     python benchmarks/prediction/tables.py criteria --kinds story filler BOOK --tokens 8192
-    python benchmarks/prediction/tables.py sketches | baselines | predictors | records
+    python benchmarks/prediction/tables.py sketches|losses|records|baselines|predictors
 
 A model of the Llama, Qwen2 or Qwen3 type reads a long text exactly; then some of its positions,
 those of answers first, are computed again as decode steps that attend to a selection. Everything
@@ -9,6 +9,7 @@ is compared with attending to all pages at the same bits. The last line is JSON.
 
 criteria    epsilon and criterion of top-p, near bits, correction for the noise of near keys
 sketches    page size, near bits and rotation: mass found with a fixed number of bytes
+losses      the same bytes, from the best tokens per head to rehearsed records per layer
 records     how many pages are read together
 baselines   other people's selectors, with the bytes that top-p reads
 predictors  rehearsal before and after attention, last step's selection, and both
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from approximate import Outcome, Setting, most_massive, run
 from estimate import Estimate
+from losses import STEPS, recalls
 from network import Network, Reading
 from sealed import Near, Sealed
 from texts import REPO, Text, make
@@ -117,6 +119,7 @@ def criteria(bench: Bench) -> None:
         (Near(), Estimate(variance=-1), " variance -1"),
         (Near(), Estimate(variance=1), " variance +1"),
         (Near(), Estimate(noise=1), " noise"),
+        (Near(), Estimate(whole=True), " whole numbers"),
     ):
         bench.measure(f"effect 0.1 {near.bits} bits{name}", near, Setting(top_p(0.1), how))
 
@@ -132,6 +135,25 @@ def sketches(bench: Bench) -> None:
         if near.bits == 2 and not near.rotate:
             exact = replace(setting, sees="true")
             bench.measure(f"P {near.page_tokens}, exact masses", near, exact)
+
+
+def losses(bench: Bench) -> None:
+    """Mean, 5th percentile and least over positions and layers, then the layers' means."""
+    for budget in (0.03, 0.06):
+        found = recalls(
+            bench.network, bench.reading, bench.pages(Near()), bench.text.positions, budget
+        )
+        for step, shares in zip(STEPS, found, strict=True):
+            row = {"mean": shares.mean(), "p5": shares.quantile(0.05), "least": shares.min()}
+            row = {n: v.item() for n, v in row.items()}
+            layers = [round(v, 3) for v in shares.mean(0).tolist()]
+            label = f"{100 * budget:.0f} % as {step}"
+            bench.rows.append(
+                {"text": bench.text.name, "setting": label, "per_layer": layers} | row
+            )
+            print(
+                LABEL.format(label), *(f"{n} {v:.3f}" for n, v in row.items()), layers, flush=True
+            )
 
 
 def records(bench: Bench) -> None:
@@ -167,7 +189,7 @@ def predictors(bench: Bench) -> None:
                 print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
 
 
-TABLES = {f.__name__: f for f in (criteria, sketches, records, baselines, predictors)}
+TABLES = {f.__name__: f for f in (criteria, sketches, losses, records, baselines, predictors)}
 
 
 def main() -> None:
