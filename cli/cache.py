@@ -27,8 +27,7 @@ ebbtide cache purge conversations/trip            one conversation
 
 ebbtide cache purge --yes                         all that you wrote or asked; no models
 
-Models belong to the Hugging Face hub's cache, which other programs share; 'hf cache' removes
-them."""
+Models belong to the cache of the Hugging Face hub; 'hf cache' removes them."""
 
 WhatArgument = Annotated[
     list[str] | None,

@@ -31,8 +31,7 @@ ebbtide chat -m ./model -p "Name three rivers."
 
 cat notes.md | ebbtide chat -p "Turn these notes into a letter."
 
-In a conversation, /help lists what else can be said, /read FILE sends a document along, and /mem
-shows where its pages lie."""
+In a conversation, /help lists what else can be said: /read FILE, /mem, /undo, /save and more."""
 
 
 @with_shared_options

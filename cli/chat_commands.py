@@ -188,21 +188,24 @@ def _read(d: Dialogue, rest: str) -> None:
         raise errors.InputError("say /read FILE.")
     d.stop_reading()
     (document,) = read_documents([_unquoted(rest)], d.run.terminal)
-    num_tokens = d.llm.count_tokens(document.text)
-    held, most = len(d.session.tokens), d.session.context
-    if held + num_tokens > most:
+    num_tokens, most = d.llm.count_tokens(document.text), d.session.context
+    d.documents.append(document)
+    message = {"role": "user", "content": d.attached()}
+    # Not what the session holds: that may be of a question that was dropped.
+    needed = d.llm.count_tokens([*d.conversation.messages, message])
+    if needed > most:
+        d.documents.pop()
         raise errors.ContextOverflow(
-            f"{document.name} has {num_tokens:,} tokens; the context holds {most:,}, of which "
-            f"{held:,} are taken.",
-            needed_tokens=held + num_tokens,
+            f"{document.name} has {num_tokens:,} tokens, which makes {needed:,} with what was said "
+            f"so far; the context holds {most:,}.",
+            needed_tokens=needed,
             available_tokens=most,
         )
-    d.documents.append(document)
     d.run.terminal.note(
         f"{document.name}: {num_tokens:,} tokens, to go with your next message. "
         "It is being read while you type; Ctrl-C stops that."
     )
-    d.read_ahead(document.name, {"role": "user", "content": d.attached()})
+    d.read_ahead(document.name, message)
 
 
 def _unquoted(path: str) -> str:

@@ -21,8 +21,8 @@ EBBTIDE_HOST_MEMORY=6GiB ebbtide config show --origin --json
 
 echo 'kv-bits = 8' >> "$(ebbtide config path)"
 
-The file is TOML: the names of the shared options, and tables such as [chat] for what one command
-alone has (system = "Answer in French.")."""
+The file is TOML. Its keys are the names of the shared options; a table such as \\[chat] holds what
+one command alone has."""
 
 
 @with_shared_options

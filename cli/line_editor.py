@@ -39,7 +39,7 @@ class LineEditor:
     def read(self, prompt: str, status: Callable[[], str] | None = None) -> str:
         """One text. status: what a line below the prompt shows, asked again as time passes.
 
-        Raises EOFError at Ctrl-D on an empty line, and KeyboardInterrupt at Ctrl-C.
+        Raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C, both on an empty line.
         """
         if self._session is not None:
             text = self._session.prompt(
@@ -78,6 +78,7 @@ class LineEditor:
         keys = KeyBindings()
         # Alt-Enter adds a line, where Enter sends.
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        keys.add("c-c")(_interrupt_or_clear)
         session: Any = None
 
         @Condition
@@ -101,6 +102,14 @@ class LineEditor:
             output=create_output(stdout=shown),
         )
         return session
+
+
+def _interrupt_or_clear(event: Any) -> None:
+    """Ctrl-C takes back what was typed; on an empty line it is the user's wish to stop."""
+    if event.current_buffer.text:
+        event.current_buffer.reset()
+    else:
+        event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
 
 def _can_edit() -> bool:

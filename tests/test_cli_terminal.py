@@ -109,6 +109,16 @@ def test_ctrl_c_at_an_empty_prompt_warns_first(chat):
     assert person.wait_for_end() == 0
 
 
+def test_ctrl_c_takes_back_what_was_typed(chat):
+    person = chat()
+    for _ in range(3):
+        person.type("not this")
+        person.wait_for("> not this")
+        person.press_ctrl("c")
+    person.say("but this one")
+    person.wait_for("[3" + PROMPT)
+
+
 def test_reading_goes_on_while_one_types(chat, tmp_path):
     (tmp_path / "a.txt").write_text("word " * 60)
     person = chat(FAKE_DELAY_S=0.1)
