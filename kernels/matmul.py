@@ -22,6 +22,7 @@ Knows no layers and no files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,8 @@ GROUP = 32
 # cache for all tiles. With it, tiles reach 75-80 % of the speed of one product of all rows; with
 # 64, 60 %.
 BLOCK_ROWS = 256
+# Converted at once while quantising, which makes half a dozen such copies: they stay in cache.
+QUANTISED_BYTES = 1 << 20
 # In the order of WeightKind in cpu/kernels.h.
 _RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUP_KINDS = {8: 3, 4: 4}
@@ -91,11 +94,14 @@ class QuantisedWeight:
 Weight = torch.Tensor | QuantisedWeight
 
 
-def quantise_weight(w: torch.Tensor, bits: int) -> QuantisedWeight:
+def quantise_weight(
+    w: torch.Tensor, bits: int, empty: Callable[..., torch.Tensor] = torch.empty
+) -> QuantisedWeight:
     """w (out, in), any float dtype, to groups of 8 or 4 bits, on w's device.
 
-    Converts BLOCK_ROWS rows at a time. Raises ValueError for other bits, FloatingPointError for
-    weights that are not finite or whose scale float16 cannot hold.
+    Converts some rows at a time, QUANTISED_BYTES of float32. empty(shape, dtype=, device=) gives
+    the memory for the result. Raises ValueError for other bits, FloatingPointError for weights that
+    are not finite or whose scale float16 cannot hold.
     """
     if bits not in (4, 8):
         raise ValueError(f"weights can be quantised to 8 or 4 bits, not {bits}")
@@ -103,16 +109,17 @@ def quantise_weight(w: torch.Tensor, bits: int) -> QuantisedWeight:
         raise ValueError(f"a weight is (out, in); this one is {tuple(w.shape)}")
     out_features, in_features = w.shape
     num_groups = -(-in_features // GROUP)
-    codes = torch.empty(
+    codes = empty(
         (out_features, num_groups * GROUP * bits // 8),
         dtype=torch.int8 if bits == 8 else torch.uint8,
         device=w.device,
     )
-    scales = torch.empty((out_features, num_groups), dtype=torch.float16, device=w.device)
+    scales = empty((out_features, num_groups), dtype=torch.float16, device=w.device)
     encode = _encode8 if bits == 8 else _encode4
     padding = num_groups * GROUP - in_features
-    for start in range(0, out_features, BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, out_features))
+    step = max(1, QUANTISED_BYTES // (4 * max(1, num_groups) * GROUP))
+    for start in range(0, out_features, step):
+        rows = slice(start, min(start + step, out_features))
         block = torch.nn.functional.pad(w[rows].to(torch.float32), (0, padding))
         codes[rows], scales[rows] = encode(block.unflatten(1, (num_groups, GROUP)))
     if not bool(torch.isfinite(scales).all()):

@@ -63,12 +63,18 @@ class Checkpoint:
                 )
             self.refs[name] = ref
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor in its own dtype, in fresh memory."""
+    def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor in its own dtype, in fresh memory or at the start of `buffer` (uint8)."""
         ref = self.refs[name]
-        out = torch.empty(ref.shape, dtype=ref.dtype)
-        self.read_into(ref, out.reshape(-1).view(torch.uint8))
-        return out
+        return self.read_ref(ref, buffer)
+
+    def read_ref(self, ref: TensorRef, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """What lies at a place, as `read` gives it."""
+        if buffer is None:
+            buffer = torch.empty(ref.num_bytes, dtype=torch.uint8)
+        part = buffer[: ref.num_bytes]
+        self.read_into(ref, part)
+        return part.view(ref.dtype).view(ref.shape)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, one small read each: (len(rows), columns)."""
@@ -159,10 +165,11 @@ def _shards(folder: Path) -> list[Path]:
             if Path(name).name != name:
                 raise BadCheckpoint(f"{index} names {name!r}, which is not a file in its folder.")
             paths.append(folder / name)
-        missing = [p.name for p in paths if not p.exists()]
+        missing = [p.name for p in paths if not _is_file(p)]
         if missing:
             raise BadCheckpoint(
-                f"{folder} lacks {len(missing)} of {len(paths)} shards: {', '.join(missing[:3])}. "
+                f"{folder} lacks {len(missing)} of {len(paths)} shards: "
+                f"{', '.join(name[:80] for name in missing[:3])}. "
                 "The download may be incomplete; fetch the missing files."
             )
         return paths
@@ -178,6 +185,14 @@ def _shards(folder: Path) -> list[Path]:
             "it with transformers."
         )
     raise BadCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; not, when its name is one that no file has."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _read_header(path: Path) -> dict[str, TensorRef]:

@@ -75,12 +75,16 @@ class Facts:
         return rows * self.config.hidden_size * self._head_item
 
     @cached_property
-    def largest_tensor_bytes(self) -> int:
-        return max(
-            s[0] * s[1] * self._item(n)
-            for n, s in self.shapes.items()
-            if len(s) == 2 and layer_of(n) is not None
-        )
+    def load_bytes(self) -> int:
+        """The most that loading takes above what stays: the largest tensor as it lies in the file,
+        and what quantising a few of its rows takes.
+        """
+        matrices = [
+            shape[0] * shape[1] * self._item(name)
+            for name, shape in self.shapes.items()
+            if len(shape) == 2 and layer_of(name) is not None
+        ]
+        return max(self.head_block_bytes(), *matrices) + SLACK_BYTES
 
 
 def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .budget import Limits
-from .footprint import SLACK_BYTES, Facts, selection_bytes, workspace_bytes
+from .footprint import Facts, selection_bytes, workspace_bytes
 from .geometry import Geometry
 from .plan import Plan
 from .sequence import RawPages
@@ -152,7 +152,7 @@ class _Filling:
             "raw tokens": raw * self.request.sequences,
             "near planes": self.near_bytes,
             "selection": selection_bytes(config, geometry, self.request.context),
-            "workspace": max(work, facts.largest_tensor_bytes * 2 + SLACK_BYTES),
+            "workspace": max(work, facts.load_bytes),
         }
 
     def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:

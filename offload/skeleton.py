@@ -90,12 +90,11 @@ class _Body(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.embed_tokens = _Weight(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(_Layer(c, c.experts_of(i)) for i in range(c.num_layers))
         self.norm = _Weight(c.hidden_size)
 
 
 class Skeleton(nn.Module):
-    """The whole model, named as Hugging Face names it."""
+    """The whole model but for its layers, named as Hugging Face names it."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -108,11 +107,21 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the checkpoint must hold: Hugging Face name -> shape."""
     from accelerate import init_empty_weights
 
+    kinds = [config.experts_of(layer) for layer in range(config.num_layers)]
     # With buffers included every constructor works on the meta device: otherwise each tensor is
     # allocated first, and sizes that the machine does not have fail.
     with init_empty_weights(include_buffers=True):
-        skeleton = Skeleton(config)
-    return {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+        shapes = _shapes(Skeleton(config))
+        # One layer of each kind: thousands of experts would take a second.
+        made = {kind: _shapes(_Layer(config, kind)) for kind in dict.fromkeys(kinds)}
+    for layer, kind in enumerate(kinds):
+        prefix = layer_prefix(layer)
+        shapes |= {prefix + name: shape for name, shape in made[kind].items()}
+    return shapes
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
 
 
 def fused_parts(config: ModelConfig) -> dict[str, list[tuple[str, int, int]]]:

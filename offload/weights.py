@@ -12,6 +12,7 @@ multiplied with.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -92,6 +93,7 @@ class WeightStore:
                 self._names[layer].append(name)
         self.bytes_streamed = 0
         self._scratch: _Scratch | None = None
+        self._staging: torch.Tensor | None = None  # while loading
         self._reader = ThreadPoolExecutor(1, "ebbtide-weights") if self._streamed else None
         self._buffers: list[torch.Tensor] = []
         self._reading: dict[int, Future] = {}
@@ -106,12 +108,17 @@ class WeightStore:
         names = [name for layer in self._names for name in layer]
         total = sum(self.checkpoint.refs[name].num_bytes for name in names)
         done = 0
+        # What is quantised is read here, one after the other, and a layer is kept in one piece.
+        # Memory taken and freed between tensors that stay does not go back to the system: at 4 bits
+        # loading took three times the weights.
+        self._staging = torch.empty(self._staging_bytes(names, head_resident), dtype=torch.uint8)
         if self._streamed and self._bits is not None:
             self._scratch = _Scratch(spill_dir)
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
             if not streamed or self._scratch is not None:
-                tensors = {n: self._prepare(n) for n in self._names[layer]}
+                arena = _Arena(sum(map(self._kept_bytes, self._names[layer])))
+                tensors = {n: self._prepare(n, arena) for n in self._names[layer]}
                 if streamed:
                     self._scratch.add(layer, _flat(tensors))
                 else:
@@ -127,6 +134,7 @@ class WeightStore:
         if head_resident:
             ranges = self._head_ranges()
             self._head = [self._head_block(*rows).to(self.device) for rows in ranges]
+        self._staging = None
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -207,18 +215,33 @@ class WeightStore:
                 named[part] = _rows_of(tensor, start, stop)
         return named
 
-    def _prepare(self, name: str) -> Kept:
-        """A tensor as it is kept; see stored_bytes."""
-        tensor = self.checkpoint.read(name)
-        if tensor.dim() == 1:
-            return tensor.float()
-        bits = kept_bits(name, self._bits)
-        return tensor if bits is None else self._quantise(name, tensor, bits)
+    def _kept_bytes(self, name: str) -> int:
+        ref = self.checkpoint.refs[name]
+        return stored_bytes(name, ref.shape, ref.dtype.itemsize, self._bits)
+
+    def _prepare(self, name: str, arena: _Arena) -> Kept:
+        """A tensor as it is kept, in the arena; see stored_bytes."""
+        ref, bits = self.checkpoint.refs[name], kept_bits(name, self._bits)
+        if len(ref.shape) == 1:
+            return arena.keep(self.checkpoint.read(name).float())
+        if bits is None:
+            return self.checkpoint.read(name, arena.take(ref.num_bytes))
+        return self._quantise(name, self.checkpoint.read(name, self._staging), bits, arena.empty)
+
+    def _staging_bytes(self, names: list[str], head_resident: bool) -> int:
+        """Of the largest tensor, or block of the head, that will be quantised."""
+        if self._bits is None:
+            return 0
+        sizes = [self.checkpoint.refs[name].num_bytes for name in names]
+        if head_resident:
+            ranges = self._head_ranges()
+            sizes.append(self.checkpoint.row_range(self._head_name, *ranges[0]).num_bytes)
+        return max(sizes)
 
     @staticmethod
-    def _quantise(name: str, tensor: torch.Tensor, bits: int) -> QuantisedWeight:
+    def _quantise(name: str, tensor: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWeight:
         try:
-            return quantise_weight(tensor, bits)
+            return quantise_weight(tensor, bits, empty)
         except FloatingPointError as error:
             raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
 
@@ -231,10 +254,9 @@ class WeightStore:
 
     def _head_block(self, start: int, stop: int) -> Kept:
         ref = self.checkpoint.row_range(self._head_name, start, stop)
-        block = torch.empty(ref.shape, dtype=ref.dtype)
-        self.checkpoint.read_into(ref, block.reshape(-1).view(torch.uint8))
         if self._head_bits is None:
-            return block
+            return self.checkpoint.read_ref(ref)
+        block = self.checkpoint.read_ref(ref, self._staging)
         return self._quantise(self._head_name, block, self._head_bits)
 
     # ---- streaming ---------------------------------------------------------------------------
@@ -282,6 +304,27 @@ class WeightStore:
             tensor = buffer[offset : offset + size].view(ref.dtype).view(ref.shape)
             tensors[name] = tensor.float() if tensor.dim() == 1 else tensor
         return tensors
+
+
+class _Arena:
+    """Memory for the tensors of one layer, in one piece."""
+
+    def __init__(self, num_bytes: int):
+        self._buffer, self._used = torch.empty(num_bytes, dtype=torch.uint8), 0
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """The next bytes, uint8."""
+        start, self._used = self._used, self._used + _aligned(num_bytes)
+        return self._buffer[start : start + num_bytes]
+
+    def empty(self, shape: tuple[int, ...], *, dtype: torch.dtype, device=None) -> torch.Tensor:
+        """As torch.empty, here."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        return self.take(num_bytes).view(dtype).view(shape)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a tensor, here."""
+        return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 class _Scratch:

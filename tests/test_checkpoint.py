@@ -122,7 +122,17 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", "", "\0"]
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "sub/model.safetensors",
+        "..",
+        ".",
+        "",
+        "\0",
+        "a" * 9999,
+    ],
 )
 def test_an_index_reaches_nothing_outside_its_folder(tmp_path, name):
     inner = tmp_path / "inner"

@@ -71,7 +71,9 @@ def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", ["full", "8", "4"])
-@pytest.mark.parametrize("name", ["llama-biases", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama-biases", "gemma2", "phi3", "glm4", "qwen3-moe-dense", "mixtral"]
+)
 def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, bits, dtype):
     folder = checkpoint(name, dtype=dtype)
     with open_small(folder, tmp_path, weight_bits=bits) as llm:
@@ -81,6 +83,46 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, b
         real = sum(map(num_bytes, kept))
         slack = 2 * _ALIGNMENT * len(kept)
         assert real <= llm.plan.host["weights"] <= real + slack
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("name", ["phi3", "glm"])
+def test_parts_of_a_fused_tensor_are_views_of_it(checkpoint, tmp_path, name, bits):
+    with loaded(checkpoint(name), tmp_path, bits=bits) as store:
+        layer, c = store.layer(0), store.config
+        assert not any("qkv_proj" in n or "gate_up_proj" in n for n in layer)
+        gate, up = layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]
+        assert gate.shape == up.shape == (c.intermediate_size, c.hidden_size)
+        assert all(
+            a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+            for a, b in zip(parts(gate), parts(up), strict=True)
+        )
+        fused = store.checkpoint.read("model.layers.0.mlp.gate_up_proj.weight")
+        whole = quantise_weight(fused, bits) if bits else fused
+        for one, both in zip(parts(up), parts(whole), strict=True):
+            assert torch.equal(one, both[c.intermediate_size :])
+
+
+def test_routers_stay_as_they_are(checkpoint, tmp_path):
+    with loaded(checkpoint("mixtral", dtype="bfloat16"), tmp_path, bits=4) as store:
+        router = store.layer(0)["block_sparse_moe.gate.weight"]
+        assert isinstance(router, torch.Tensor) and router.dtype == torch.bfloat16
+        assert isinstance(store.layer(0)["block_sparse_moe.experts.5.w2.weight"], QuantisedWeight)
+
+
+def test_a_token_is_multiplied_with_the_chosen_experts_alone(checkpoint, tmp_path):
+    """The speed that a plan promises counts those; the memory counts all."""
+    with open_small(checkpoint("qwen3-moe-dense"), tmp_path) as llm:
+        facts, c = llm._facts, llm.config
+        dense = [layer for layer in range(3) if c.experts_of(layer) is None]
+        assert dense == [1]
+        expert_bytes = 3 * c.experts[0].intermediate_size * c.hidden_size * 4
+        kept, multiplied = sum(facts.layer_sizes), facts.multiplied_bytes(3)
+        assert kept - multiplied == 2 * (8 - 3) * expert_bytes
+        plan = llm._plan(100)
+        assert plan.decode_bytes["host"] - plan.host["near planes"] - plan.kv_far_bytes == (
+            multiplied + facts.head_bytes()
+        )
 
 
 def test_the_files_dtype_counts_and_not_what_the_config_says(checkpoint, tmp_path):
@@ -139,7 +181,7 @@ def test_one_tensor_at_a_time_is_read_while_quantising(checkpoint, tmp_path, mon
     """Loading peaks at a tensor above what is kept: each is quantised before the next is read."""
     events = []
     read, quantise = Checkpoint.read, WeightStore._quantise
-    monkeypatch.setattr(Checkpoint, "read", lambda s, n: events.append("read") or read(s, n))
+    monkeypatch.setattr(Checkpoint, "read", lambda s, *a: events.append("read") or read(s, *a))
     monkeypatch.setattr(
         WeightStore,
         "_quantise",

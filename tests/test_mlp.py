@@ -1,0 +1,123 @@
+"""Routed experts: every expert that the router chose and no other, and rows that depend on no other
+row.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebbtide.kernels.matmul import ROW_TILE, quantise_weight
+from ebbtide.offload import mlp
+from ebbtide.offload.mlp import routed_mlp
+from ebbtide.offload.model_config import Experts
+
+HIDDEN, INNER, ROWS = 48, 40, 96
+EXPERTS = Experts(count=6, chosen=2, intermediate_size=INNER, normalised=True)
+
+
+def tensors(experts: Experts, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+
+    w = {f"{experts.router}.weight": normal(experts.count, HIDDEN) * 3}
+    for number in range(experts.count):
+        w[f"{experts.gate.format(number)}.weight"] = normal(INNER, HIDDEN)
+        w[f"{experts.up.format(number)}.weight"] = normal(INNER, HIDDEN)
+        w[f"{experts.down.format(number)}.weight"] = normal(HIDDEN, INNER)
+    return w
+
+
+def rows_of(seed: int = 1) -> torch.Tensor:
+    return torch.randn(ROWS, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def expected(w, h, experts: Experts) -> torch.Tensor:
+    """Every expert for every row, in float64, times what the router gives it or nothing."""
+    w, h = {name: tensor.double() for name, tensor in w.items()}, h.double()
+    shares = (h @ w[f"{experts.router}.weight"].T).softmax(-1)
+    least = shares.sort(-1, descending=True).values[:, experts.chosen - 1 : experts.chosen]
+    shares = shares * (shares >= least)
+    if experts.normalised:
+        shares = shares / shares.sum(-1, keepdim=True)
+    out = torch.zeros_like(h)
+    for number in range(experts.count):
+        gate, up, down = (
+            w[f"{name.format(number)}.weight"] for name in (experts.gate, experts.up, experts.down)
+        )
+        inner = torch.nn.functional.silu(h @ gate.T) * (h @ up.T)
+        out += shares[:, number : number + 1] * (inner @ down.T)
+    return out
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 6])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_chosen_experts_are_weighted_and_added(chosen, normalised):
+    experts = Experts(6, chosen, INNER, normalised)
+    w, h = tensors(experts), rows_of()
+    got = routed_mlp(w, h, slice(0, ROWS), "silu", experts)
+    # float32 rounding of three products of some 50 terms of size one.
+    torch.testing.assert_close(got.double(), expected(w, h, experts), atol=1e-5, rtol=1e-5)
+
+
+def test_no_other_expert_is_multiplied(monkeypatch):
+    used, names = [], {}
+    w, h = tensors(EXPERTS), rows_of()
+    names = {id(tensor): name for name, tensor in w.items()}
+    original = mlp.tiled
+    monkeypatch.setattr(
+        mlp,
+        "tiled",
+        lambda x, rows, m, b=None: used.append(names[id(m)]) or original(x, rows, m, b),
+    )
+    routed_mlp(w, h[:1], slice(0, 1), "silu", EXPERTS)
+    shares = (h[:1] @ w["mlp.gate.weight"].T)[0]
+    best = sorted(shares.topk(2).indices.tolist())
+    wanted = [
+        f"mlp.experts.{n}.{part}_proj.weight" for n in best for part in ("gate", "up", "down")
+    ]
+    assert used == ["mlp.gate.weight", *wanted]
+
+
+@given(st.data())
+def test_the_rows_of_a_pass_change_no_other_row(data):
+    """Text comes in pieces: a row is computed with those of its piece, whichever they are."""
+    w, h = tensors(EXPERTS), rows_of(data.draw(st.integers(0, 3)))
+    whole = routed_mlp(w, h, slice(0, ROWS), "silu", EXPERTS)
+    start = data.draw(st.integers(0, ROWS - 1))
+    stop = data.draw(st.integers(start + 1, ROWS))
+    part = h.clone()
+    part[:start], part[stop:] = 0.0, 0.0
+    got = routed_mlp(w, part, slice(start, stop), "silu", EXPERTS)
+    assert torch.equal(got[start:stop], whole[start:stop])
+    assert not bool(got[:start].any()) and not bool(got[stop:].any())
+
+
+def test_every_row_keeps_its_place_in_a_tile():
+    picked = torch.zeros(3 * ROW_TILE, dtype=torch.bool)
+    rows = [0, 5, ROW_TILE + 5, ROW_TILE + 6, 2 * ROW_TILE + 5]
+    picked[rows] = True
+    places, count = mlp._places(picked)
+    assert count == 3 * ROW_TILE  # three rows want place 5
+    assert [place % ROW_TILE for place in places.tolist()] == [row % ROW_TILE for row in rows]
+    assert len(set(places.tolist())) == len(rows)
+
+
+def test_ties_go_to_the_lowest_number():
+    shares, numbers = mlp._route(torch.zeros(4, 6), EXPERTS)
+    assert numbers.tolist() == [[0, 1]] * 4 and shares.tolist() == [[0.5, 0.5]] * 4
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_experts_are_their_own_dequantisation(bits):
+    w, h = tensors(EXPERTS), rows_of()
+    coarse = {n: t if "gate.w" in n else quantise_weight(t, bits) for n, t in w.items()}
+    exact = {
+        n: t if isinstance(t, torch.Tensor) else t.rows(0, t.shape[0]) for n, t in coarse.items()
+    }
+    got = routed_mlp(coarse, h, slice(0, ROWS), "silu", EXPERTS)
+    torch.testing.assert_close(got.double(), expected(exact, h, EXPERTS), atol=1e-5, rtol=1e-5)
