@@ -6,6 +6,7 @@
     attention        attention partials, their merging and finishing
     paged_attention  decode attention over sealed pages, without unpacking them
     score            every page's share of the softmax, from its near plane alone
+    means            attention over pages as single tokens: mass and mean value
     matmul           linear layers whose rows never depend on how many rows there are
     checks           shapes that do not fit, named
     dispatch         which implementation serves: compiled (cpu/) or the torch reference

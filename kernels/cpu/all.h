@@ -18,12 +18,14 @@ namespace {
 #include "attend.h"
 #include "codes.h"
 #include "score.h"
+#include "means.h"
 #include "matvec.h"
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec, attend_scratch, attend_chunk,
-                                  merge_chunks, score_scratch, score_record};
+                                  merge_chunks, score_scratch, score_record, means_scratch,
+                                  attend_means_chunk};
     return table;
 }
 }  // namespace ebbtide

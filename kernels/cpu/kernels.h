@@ -42,6 +42,15 @@ struct Score {
     float *log_mass, *unevenness;  // (kv_heads, rows, num_pages)
 };
 
+// Attention over pages as single tokens.
+struct Means {
+    Layout layout;
+    int64_t rows, num_pages;
+    const float *log_mass;       // (kv_heads, rows, num_pages); at or below UNSEEN: not attended
+    const uint8_t *const *near;  // each near record
+};
+constexpr int64_t MEANS_RECORDS = 64;  // of one partial: fixed, so that the bits are
+
 struct Kernels {
     const char *name;
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
@@ -64,6 +73,10 @@ struct Kernels {
     // The pages of one record, all heads; scratch holds score_scratch bytes, aligned to 64.
     int64_t (*score_scratch)(const Layout &);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);
+    // MEANS_RECORDS records of one head to a partial; scratch holds means_scratch floats.
+    int64_t (*means_scratch)(const Layout &, int64_t rows);
+    void (*attend_means_chunk)(const Means &, int64_t head, int64_t chunk, float *scratch, float *highest, float *total,
+                               float *out);
 };
 
 const Kernels &kernels_portable();

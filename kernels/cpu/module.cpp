@@ -19,7 +19,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 7;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 8;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -180,6 +180,26 @@ void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t>
     });
 }
 
+// near is an array of addresses, one for each record.
+void attend_means(uintptr_t log_mass, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers,
+                  int64_t num_records, uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
+    const Layout l = layout_of(numbers);
+    const Means m{l, rows, num_records * l.pages_per_record, at<const float>(log_mass), at<const uint8_t *const>(near)};
+    nb::gil_scoped_release released;
+    const int64_t chunks = (num_records + MEANS_RECORDS - 1) / MEANS_RECORDS, all_rows = l.kv_heads * rows;
+    const int64_t count = chunks * all_rows;
+    std::vector<float> parts((size_t)(count * (2 + l.head_dim)));
+    float *tops = parts.data(), *totals = tops + count, *outs = totals + count;
+    share_out(chunks * l.kv_heads, 1, m.num_pages * l.kv_heads * l.head_dim * 2, threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch((size_t)active->means_scratch(l, rows));
+        for (int64_t i = begin; i < end; ++i)
+            active->attend_means_chunk(m, i % l.kv_heads, i / l.kv_heads, scratch.data(), tops + i * rows,
+                                       totals + i * rows, outs + i * rows * l.head_dim);
+    });
+    merge_all(chunks, all_rows, l.head_dim, tops, totals, outs, at<float>(highest), at<float>(total), at<float>(out),
+              threads);
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -195,4 +215,5 @@ NB_MODULE(_cpu, m) {
     m.def("attend_records", &attend_records);
     m.def("merge", &merge);
     m.def("score", &score);
+    m.def("attend_means", &attend_means);
 }
