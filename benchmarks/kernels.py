@@ -4,8 +4,8 @@
 
 Prints the ceiling first: the read bandwidth of this machine, measured by summing a buffer far
 larger than its caches. Then, for each kernel, the bytes it must move per second and the fraction of
-the ceiling reached: above 1 where what it writes stays in the caches. The last line is one JSON
-object.
+the ceiling reached: above 1 where what it writes stays in the caches. For scoring, also what it
+costs next to attending to the same tokens. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ import torch
 
 from ebbtide.kernels import attention, dispatch, matmul, pages
 from ebbtide.kernels.layout import PageLayout
+from ebbtide.kernels.means import attend_means
 from ebbtide.kernels.paged_attention import attend_pages
+from ebbtide.kernels.score import score_pages
 
 BUFFER_BYTES = 512 << 20  # far above any cache
 
 
 def best_s(call, repeats: int = 5, least_s: float = 0.05) -> float:
-    """The best of several runs; each is long enough for the clock."""
+    """The best of several runs; each is long enough for the clock.
+
+    With one thread that clock counts only while the thread runs: other programs then take memory
+    bandwidth and caches, but no time.
+    """
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()
-    start = time.perf_counter()
+    start = now()
     call()
-    count = max(1, int(least_s / max(time.perf_counter() - start, 1e-9)))
+    count = max(1, int(least_s / max(now() - start, 1e-9)))
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now()
         for _ in range(count):
             call()
-        best = min(best, (time.perf_counter() - start) / count)
+        best = min(best, (now() - start) / count)
     return best
 
 
@@ -105,6 +112,35 @@ def page_rates(tokens: int = 16384) -> dict[str, float]:
     return rates
 
 
+SCORED = {
+    f"{kv_heads} heads of {dim}, {near_bits} bits": PageLayout(
+        kv_heads, dim, 64, 1, key_bits=8, value_bits=8, near_bits=near_bits, value_means=True
+    )
+    for kv_heads, dim, near_bits in ((8, 128, 2), (8, 128, 3), (2, 64, 2), (32, 96, 2))
+}
+
+
+def score_costs(layout: PageLayout, num_rows: int, keys: int = 1 << 19) -> dict[str, float]:
+    """Scoring one layer's near plane of `keys` keys, and attending to as many tokens in full."""
+    generator = torch.Generator().manual_seed(3)
+    part = torch.randn((1024, layout.kv_heads, layout.head_dim), generator=generator)
+    near, records = pages.seal(part, part, layout)
+    copies = keys // layout.kv_heads // len(part)
+    arena = near.repeat(copies, 1)
+    rows = torch.arange(len(arena))
+    q = torch.randn((layout.kv_heads, num_rows, layout.head_dim), generator=generator) / 8
+    log_mass = score_pages(q, arena, rows, layout).log_mass
+    score_s = best_s(lambda: score_pages(q, arena, rows, layout))
+    means_s = best_s(lambda: attend_means(log_mass, arena, rows, layout))
+    attend_s = best_s(lambda: attend_pages(q, near, records, layout)) * copies
+    return {
+        "near_bytes_per_s": arena.nbytes / score_s,
+        "elements_per_s": keys * layout.head_dim / score_s,
+        "share_of_attending": score_s / attend_s,
+        "means_share_of_attending": means_s / attend_s,
+    }
+
+
 def compute_rates() -> dict[str, float]:
     """FLOP per second of what is bound by arithmetic: a prefill cell's products."""
     generator = torch.Generator().manual_seed(2)
@@ -144,6 +180,18 @@ def main() -> None:
     moved = matvec_rates() | page_rates()
     for name, rate in moved.items():
         print(f"{name:<36}{rate / 1e9:8.1f} GB/s   {rate / ceiling:5.2f} of the ceiling")
+    scored = {}
+    for name, layout in SCORED.items():
+        for num_rows in (1, 4, 8):
+            cost = scored[f"{name}, {num_rows} rows"] = score_costs(layout, num_rows)
+            print(
+                f"{f'score {name}, {num_rows} rows':<36}"
+                f"{cost['near_bytes_per_s'] / 1e9:8.1f} GB/s   "
+                f"{cost['near_bytes_per_s'] / ceiling:5.2f} of the ceiling; "
+                f"{cost['elements_per_s'] / 1e9:.1f} G elements/s; "
+                f"{cost['share_of_attending']:.3f} of attend_pages, "
+                f"its means {cost['means_share_of_attending']:.3f}"
+            )
     computed = compute_rates()
     for name, rate in computed.items():
         print(f"{name:<36}{rate / 1e9:8.1f} GFLOP/s")
@@ -152,6 +200,10 @@ def main() -> None:
         "threads": options.threads,
         "read_bytes_per_s": round(ceiling),
         "bytes_per_s": {name: round(rate) for name, rate in moved.items()},
+        "scoring": {
+            name: {key: float(f"{value:.3g}") for key, value in one.items()}
+            for name, one in scored.items()
+        },
         "flop_per_s": {name: round(rate) for name, rate in computed.items()},
     }
     print(json.dumps(report))
