@@ -139,7 +139,7 @@ class MapReduce:
         """The last answer's fields, its text whole, and what was done for it."""
         steps, task, document = self._steps, self._task, self._document
         summaries: list[tuple[str, str]] = []
-        rows = []
+        rows, found = [], {}
         for number, part in enumerate(parts, 1):
             text = document.piece(part.start, part.end, marked=self._marked).strip("\n")
             asked = f"{text}\n\n{task.part(number, len(parts), part.label)}"

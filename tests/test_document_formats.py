@@ -304,6 +304,15 @@ def test_html_in_another_encoding():
     assert "Größe" in extract("html", page.encode("latin-1")).text
 
 
+def test_a_huge_page_is_read_as_it_is(monkeypatch):
+    from ebbtide.offload.documents import html
+
+    monkeypatch.setattr(html, "_LARGEST_BYTES", 2000)
+    page = "<html><nav>Home</nav>" + f"<p>{SENTENCE}" * 50
+    found = extract("html", page.encode())
+    assert found.text.startswith("Home\n\nA sentence") and "too large" in found.warnings[0]
+
+
 def test_html_without_words():
     page = b"<html><body><script>document.write('x')</script></body></html>"
     assert "made by scripts" in refused("html", page)

@@ -14,15 +14,21 @@ from .plain import markdown_sections
 
 # Where less than this share of the page's own words is found, too much was left out.
 _LEAST_SHARE = 0.25
+# Telling a page's text from what is around it takes minutes above this; such a page is a book.
+_LARGEST_BYTES = 4 * 2**20
 _DECLARED = re.compile(rb"""<meta[^>]+charset=["']?([A-Za-z0-9_-]+)""", re.I)
 
 
 def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """The main text as Markdown; where hardly any is found, all of the page's text."""
-    import trafilatura
-
     report(0, 1)
     markup = _decoded(data)
+    if len(data) > _LARGEST_BYTES:
+        text, places = html_text(markup)
+        told = "The page is too large to tell its text from its menus: all of it is read."
+        return Extract(text + "\n" if text else "", places, warnings=[told])
+    import trafilatura
+
     found = trafilatura.extract(
         markup,
         output_format="markdown",

@@ -122,6 +122,7 @@ def _worker() -> Iterator[Any]:
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+    assert process.stdin is not None and process.stdout is not None
     try:
         yield process
     finally:
