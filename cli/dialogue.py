@@ -26,6 +26,8 @@ from .terminal import is_fancy
 # One keypress can arrive twice; that is not a second wish.
 _ECHO_S = 0.5
 _NEARLY_FULL = 0.9
+# How the context meter looks from which share on.
+_METER = ((_NEARLY_FULL, "ansired"), (0.7, "ansiyellow"), (0.0, "ansigreen"))
 
 
 class Question(NamedTuple):
@@ -91,10 +93,11 @@ class Dialogue:
         """What the user typed; None to leave."""
         while True:
             self._tell_end_of_reading()
-            prompt = f"[{len(self.session.tokens):,}/{self.session.context:,}] > "
+            held, most = len(self.session.tokens), self.session.context
+            style = next((s for share, s in _METER if held >= share * most), "")
             status = self._status if self.shows_tiers or self.reading else None
             try:
-                line = self.editor.read(prompt, status)
+                line = self.editor.read(f"[{held:,}/{most:,}] > ", status, style)
             except EOFError:
                 sys.stderr.write("\n")
                 return None

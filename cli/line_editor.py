@@ -36,14 +36,15 @@ class LineEditor:
     def __exit__(self, *exc: object) -> None:
         self._session = None
 
-    def read(self, prompt: str, status: Callable[[], str] | None = None) -> str:
-        """One text. status: what a line below the prompt shows, asked again as time passes.
+    def read(self, prompt: str, status: Callable[[], str] | None = None, style: str = "") -> str:
+        """One text. status: what a line below the prompt shows, asked again as time passes; style:
+        of the prompt, where there are colours.
 
         Raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C, both on an empty line.
         """
         if self._session is not None:
             text = self._session.prompt(
-                prompt,
+                [(style, prompt)],
                 bottom_toolbar=status,
                 refresh_interval=_REFRESH_S if status is not None else 0,
             )

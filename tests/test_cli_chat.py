@@ -223,7 +223,7 @@ class Typist:
     def interrupt(self, wish):
         return False
 
-    def read(self, prompt, status=None):
+    def read(self, prompt, status=None, style=""):
         line = self.lines.pop(0) if self.lines else EOFError()
         if isinstance(line, BaseException):
             raise line
