@@ -19,6 +19,9 @@ from .private_dir import state_dir
 
 _SCHEMA = 1
 _SUFFIX = ".tokens"
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"),
+)
 
 
 @dataclass
@@ -117,10 +120,16 @@ def check_name(name: str) -> str:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 of a model's tokenizer.json."""
+    """SHA-256 of the files that say which token is which text."""
     import hashlib
 
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        path = folder / name
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _checked(found: dict) -> tuple[str, KeptTokens]:

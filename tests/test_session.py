@@ -28,6 +28,7 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
+from ebbtide.offload.session_file import tokenizer_fingerprint
 
 EOS = 257  # the tokenizer's, and what config.json says
 IDS = torch.randint(0, 256, (600,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -742,6 +743,17 @@ def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path, state):
         assert_nothing_is_held(llm)
         del llm.tokens_fingerprint
         llm.session("book").close()
+
+
+def test_a_tokenizer_is_known_by_its_files(tmp_path):
+    seen = set()
+    for name, text in [("vocab.json", "a"), ("merges.txt", "b"), ("tokenizer.json", "c")]:
+        (tmp_path / name).write_text(text)
+        seen.add(tokenizer_fingerprint(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text("a template says nothing about tokens")
+    assert tokenizer_fingerprint(tmp_path) in seen
+    (tmp_path / "vocab.json").write_text("d")
+    assert len({*seen, tokenizer_fingerprint(tmp_path)}) == 4
 
 
 @pytest.mark.parametrize(
