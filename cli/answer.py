@@ -66,6 +66,7 @@ def output_fields(llm: Any, output: Any) -> dict[str, Any]:
         "kv": output.kv,
         "plan": output.plan,
         "warnings": output.warnings,
+        **({"thought": output.thought} if getattr(output, "thought", "") else {}),
     }
 
 

@@ -219,7 +219,8 @@ class Run:
                     if self.recorder is not None:
                         self.recorder.piece(piece, heard.stream)
                     text = piece.text if through is None else through(piece.text)
-                    if show and (text or through is None):
+                    thinks = bool(getattr(piece, "thought", ""))
+                    if show and (text or (through is None and not thinks)):
                         progress.clear()
                         self.terminal.answer(text)
                     else:
@@ -235,6 +236,8 @@ class Run:
         if self.recorder is not None:
             self.recorder.end(output)
         self.warn_of(output.warnings)
+        if getattr(output, "thought", ""):
+            self.terminal.detail(output.thought)
         self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
         return output
 

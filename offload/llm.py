@@ -36,7 +36,7 @@ from .output import Output, Progress
 from .plan import Plan
 from .planner import Request, make_plan
 from .runtime import Runtime
-from .session import Prompt, Session, check_room
+from .session import Prompt, Session, check_room, is_messages
 from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
 from .spill_dir import default_spill_dir, dir_error, volume_warnings
@@ -214,7 +214,7 @@ class LLM:
         session = self.open_session(context, sequences=1, reach=reach)
         try:
             session.append(ids, process=False)
-            return Stream(session, config, closes_session=True)
+            return Stream(session, config, closes_session=True, chat=is_messages(prompt))
         except BaseException:
             session.close()
             raise
@@ -315,7 +315,7 @@ class LLM:
                 "a prompt is a str, a list of token ids or a list of messages, not "
                 f"{type(prompt).__name__}"
             )
-        if prompt and isinstance(prompt[0], dict):
+        if is_messages(prompt):
             return self.tokenizer.chat_ids(prompt, think=think)
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int):

@@ -25,11 +25,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Piece:
-    """A bit of an answer: whole characters only. finish_reason is None until the last piece."""
+    """A bit of an answer: whole characters only. finish_reason is None until the last piece.
+    thought: a bit of what a reasoning model thinks before it answers a chat.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Output:
     EOS if it was chosen.
 
     finish_reason: stop (EOS or a stop string), length (max_new_tokens or the context's end) or
-    cancelled.
+    cancelled. thought: what a reasoning model thought before it answered a chat; not in `text`.
     """
 
     text: str
@@ -50,6 +53,7 @@ class Output:
     kv: dict
     warnings: list[str] = field(default_factory=list)
     plan: dict = field(default_factory=dict)
+    thought: str = ""
 
 
 def peak_rss_bytes() -> int:

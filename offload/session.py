@@ -154,7 +154,7 @@ class Session:
         self._check_free()
         config = self._llm.generation.resolve(**generation)
         ids, turn = None, len(self._sequence.tokens)
-        if _is_messages(prompt):
+        if is_messages(prompt):
             held = self.tokens
             ids, common = self._llm.tokenizer.continue_chat(held, prompt, think=config.think)
             turn = common
@@ -170,10 +170,10 @@ class Session:
         else:
             self._admit(len(ids) + 1)
         self._replace_from(turn, ids)
-        made_again = _is_messages(prompt) and turn == len(ids) and self._turns
+        made_again = is_messages(prompt) and turn == len(ids) and self._turns
         if not made_again:  # else undo goes back to before the same question
             self._turns.append(turn)
-        return Stream(self, config, closes_session=False)
+        return Stream(self, config, closes_session=False, chat=is_messages(prompt))
 
     # ---- a name ------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class Session:
         return []
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if _is_messages(prompt):
+        if is_messages(prompt):
             if len(self._sequence.tokens):
                 raise InputError(
                     "messages can be appended to an empty session only; use stream or generate"
@@ -492,5 +492,5 @@ def check_room(num_tokens: int, context: int, model_context: int) -> None:
     )
 
 
-def _is_messages(prompt) -> bool:
+def is_messages(prompt) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)

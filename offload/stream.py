@@ -13,6 +13,7 @@ from .generation import GenerationConfig
 from .output import Output, Piece
 from .sampler import Sampler
 from .stop_strings import StopStrings
+from .thinking import Thoughts
 
 if TYPE_CHECKING:
     from .session import Session
@@ -25,12 +26,15 @@ class Stream(Iterator[Piece]):
     States: unbegun --first step--> answering --end, error or close--> ended (`_fields` is set).
     """
 
-    def __init__(self, session: Session, config: GenerationConfig, *, closes_session: bool):
+    def __init__(
+        self, session: Session, config: GenerationConfig, *, closes_session: bool, chat: bool
+    ):
+        """chat: whether messages are answered; thoughts are told from answers only there."""
         self._fields: tuple[dict, dict] | None = None
         self._session, self._config, self._closes = session, config, closes_session
         self._llm = session._llm
         self.token_ids: list[int] = []
-        self.text = ""
+        self.text = self.thought = ""
         self._finish: str | None = None
         self._prompt_tokens = len(session._sequence.tokens)
         session.make_pending()
@@ -47,7 +51,11 @@ class Stream(Iterator[Piece]):
                 "the answer may have."
             )
         self._sampler: Sampler | None = None  # None until the first step
-        self._decoded, self._stops = self._llm.tokenizer.stream(), StopStrings(config.stop_strings)
+        tokenizer, self._stops = self._llm.tokenizer, StopStrings(config.stop_strings)
+        self._decoded = tokenizer.answer_stream() if chat else tokenizer.stream()
+        self._thoughts = (
+            tokenizer.thoughts_after(session._sequence.tokens) if chat else Thoughts(None)
+        )
         self._shown: int | None = None  # the last token; it is processed when another is wanted
         session.begin_answer(self)
 
@@ -79,17 +87,21 @@ class Stream(Iterator[Piece]):
         if len(self.token_ids) == 1:
             self._ttft_s = time.perf_counter() - self._began
         is_eos = token in config.eos_token_ids
-        text = "" if is_eos else self._stops.push(self._decoded.push(token))
+        thought, text = self._thoughts.push("" if is_eos else self._decoded.push(token))
+        text = self._stops.push(text)
         if is_eos or self._stops.matched is not None:
             self._finish = "stop"
         elif len(self.token_ids) >= self._most:
             self._finish = "length"
         if self._finish is not None and self._stops.matched is None:
-            text += self._stops.push(self._decoded.finish()) + self._stops.finish()
+            rests = self._thoughts.push(self._decoded.finish()), self._thoughts.finish()
+            thought += "".join(rest[0] for rest in rests)
+            text += self._stops.push("".join(rest[1] for rest in rests)) + self._stops.finish()
         self.text += text
+        self.thought += thought
         self._shown = token
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
-        return Piece(text, [token], self._finish)
+        return Piece(text, [token], self._finish, thought)
 
     def close(self) -> None:
         """Stop. The answer so far stays in `output`, as "cancelled", and in the session."""
@@ -155,4 +167,5 @@ class Stream(Iterator[Piece]):
             kv=kv,
             warnings=[*self._llm.warnings, *self._warnings],
             plan=self._session._runtime.plan.to_dict(),
+            thought=self.thought,
         )

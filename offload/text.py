@@ -25,6 +25,7 @@ from .detokenizer import Detokenizer, TextStream
 from .errors import InputError
 from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
+from .thinking import Thoughts, is_open, marks_of
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
@@ -348,6 +349,26 @@ class Tokenizer:
         """The text of `ids`; U+FFFD for bytes that are no UTF-8, nothing for unknown ids."""
         stream = self.stream(skip_special)
         return "".join([*map(stream.push, ids), stream.finish()])
+
+    @cached_property
+    def thought_marks(self) -> tuple[str, str] | None:
+        """What stands around a thought in an answer to a chat, or None."""
+        return marks_of(self.template_source)
+
+    def answer_stream(self) -> TextStream:
+        """As `stream`, for the answer to a chat: marks of thoughts are text even where they are
+        special tokens.
+        """
+        marks = {self._backend.token_to_id(mark) for mark in self.thought_marks or ()}
+        return TextStream(self._detokenizer, self.special_ids - marks)
+
+    def thoughts_after(self, prompt_ids: Sequence[int]) -> Thoughts:
+        """What tells thought from answer behind a chat's prompt."""
+        marks = self.thought_marks
+        if marks is None:
+            return Thoughts(None)
+        end = self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False)
+        return Thoughts(marks, is_open(end, marks))
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""

@@ -1,0 +1,129 @@
+"""Thoughts and answers are told apart whatever the pieces, and no text is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_checkpoints import make
+
+from ebbtide import LLM
+from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.thinking import MARKS, Thoughts, is_open
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "shared" / "data" / "templates"
+THINK = MARKS[0]
+
+
+def split(pieces, marks=THINK, inside=False) -> tuple[str, str]:
+    thoughts, thought, answer = Thoughts(marks, inside), "", ""
+    for part in (*map(thoughts.push, pieces), thoughts.finish()):
+        thought, answer = thought + part[0], answer + part[1]
+    return thought, answer
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "thought", "answer"),
+    [
+        ("<think>\nhm\n</think>\n\nYes.", False, "hm\n", "Yes."),
+        ("\n<think>hm</think>Yes.\n", False, "hm", "Yes.\n"),
+        ("hm\n</think>\n\nYes.", True, "hm\n", "Yes."),
+        ("\n\n</think>\n\nYes.", True, "", "Yes."),
+        ("Yes.", False, "", "Yes."),
+        ("<thin air>", False, "", "<thin air>"),
+        ("<thi", False, "", "<thi"),
+        ("Yes, <think>no</think>.", False, "", "Yes, <think>no</think>."),
+        ("<think>a</think>b</think>c", False, "a", "b</think>c"),
+        ("<think>never ends </thi", False, "never ends </thi", ""),
+        ("", True, "", ""),
+        (" \n", False, "", " \n"),
+    ],
+)
+def test_a_thought_stands_at_the_beginning(text, inside, thought, answer):
+    assert split([text], inside=inside) == (thought, answer)
+    assert split(list(text), inside=inside) == (thought, answer)
+    assert split([text], marks=None) == ("", text)
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "/", "\n", " ", "a", "é"])),
+    st.booleans(),
+    st.data(),
+)
+def test_the_pieces_do_not_matter_and_nothing_else_is_lost(parts, inside, data):
+    text = "".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    thought, answer = split(pieces, inside=inside)
+    assert (thought, answer) == split([text], inside=inside)
+    for sign in "aé/":
+        marks_hold = sum(mark.count(sign) for mark in THINK) if sign == "/" else 0
+        kept = (thought + answer).count(sign)
+        assert text.count(sign) - marks_hold <= kept <= text.count(sign)
+
+
+@pytest.mark.parametrize(
+    ("name", "marks", "opens"),
+    [
+        ("Qwen-Qwen3-0.6B", THINK, False),
+        ("Qwen-QwQ-32B", THINK, False),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", THINK, True),
+        ("mistralai-Ministral-3-14B-Reasoning-2512", MARKS[1], False),
+        ("ByteDance-Seed-OSS", MARKS[2], False),
+        ("Qwen-Qwen2.5-7B-Instruct", None, False),
+        ("meta-llama-Llama-3.1-8B-Instruct", None, False),
+    ],
+)
+def test_marks_of_real_templates(tmp_path, name, marks, opens):
+    path = TEMPLATES / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip("../shared/data/templates is not here")
+    folder = make("llama2", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.thought_marks == marks
+    text = tokenizer.chat_text([{"role": "user", "content": "hi"}])
+    assert (marks is not None and is_open(text, marks)) == opens
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% if enable_thinking %}<think>\n"
+    "{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    folder = make("llama2", tmp_path_factory.mktemp("thinker"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    with LLM.open(folder) as llm:
+        yield llm
+
+
+def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch):
+    """A random model never closes a mark by itself: what it samples is scripted."""
+    script = thinker.encode("hm</think>\n\nYes.")
+    tokens = iter(())
+
+    class Scripted:
+        def __init__(self, config):
+            pass
+
+        def choose(self, logits, seen):
+            return next(tokens)
+
+    monkeypatch.setattr("ebbtide.offload.stream.Sampler", Scripted)
+    question, length = [{"role": "user", "content": "hi"}], len(script)
+    results = []
+    for prompt, think in ((question, True), (question, False), ("raw", None)):
+        tokens = iter(script)
+        stream = thinker.stream(prompt, max_new_tokens=length, think=think)
+        pieces = list(stream)
+        assert "".join(p.text for p in pieces) == stream.output.text
+        assert "".join(p.thought for p in pieces) == stream.output.thought
+        results.append((stream.output.thought, stream.output.text))
+    whole = "hm</think>\n\nYes."
+    assert results == [("hm", "Yes."), ("", whole), ("", whole)]
