@@ -113,9 +113,11 @@ def blank_fields(model: str | None) -> dict[str, Any]:
 def summary_line(output: Any) -> str:
     """The run's numbers in a line: tokens, speeds, memory."""
     usage, timings, memory = output.usage, output.timings, output.memory
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    read = f"{usage['prompt_tokens'] - cached:,}"
     return (
-        f"{usage['prompt_tokens']:,} tokens read at {timings['prefill_tokens_per_s']:,.0f}/s "
-        f"({usage['prompt_tokens_details']['cached_tokens']:,} cached), "
+        (f"{read} of {usage['prompt_tokens']:,} tokens read" if cached else f"{read} tokens read")
+        + f" at {timings['prefill_tokens_per_s']:,.0f}/s, "
         f"{usage['completion_tokens']:,} written at {timings['decode_tokens_per_s']:,.1f}/s, "
         f"first after {timings['ttft_s']:.2f} s; "
         f"peak {format_size(memory['host']['peak_bytes'])} of RAM, "

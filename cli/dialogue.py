@@ -55,6 +55,7 @@ class Dialogue:
         self.totals = MemoryTotals()
         self.shows_tiers = False
         self.reading: BackgroundReading | None = None
+        self._is_full = False  # nearly, which is said once
         self._stopped_s: float | None = None  # when a Ctrl-C last stopped something
         self.session = self.open_session()
         self.editor = LineEditor(remember, self._make_completer)
@@ -291,7 +292,8 @@ class Dialogue:
         if output.finish_reason == "length":
             note(self.run.why_cut(output, "/set max-new-tokens=N"))
         held, most = len(self.session.tokens), self.session.context
-        if held >= _NEARLY_FULL * most:
+        was_full, self._is_full = self._is_full, held >= _NEARLY_FULL * most
+        if self._is_full and not was_full:
             note(f"The context holds {held:,} of {most:,} tokens; /compact or /clear makes room.")
 
     # --- commands
