@@ -64,9 +64,18 @@ class Decoder:
         self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """Residual rows after the layer: x plus the attention's output, then plus the MLP's."""
-        c = self.config
+        return self.add_mlp(layer, w, self.add_attention(w, x, attended, rows), rows)
+
+    def add_attention(
+        self, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """Residual rows x plus the attention's output."""
         o = tiled(attended, rows, w["self_attn.o_proj.weight"], w.get("self_attn.o_proj.bias"))
-        x = self._add(x, self._norm(w, c.norms.after_attention, o))
+        return self._add(x, self._norm(w, self.config.norms.after_attention, o))
+
+    def add_mlp(self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Residual rows x plus the MLP's output."""
+        c = self.config
         h, experts = self._norm(w, c.norms.before_mlp, x), c.experts_of(layer)
         if experts is None:
             out = dense_mlp(w, h, rows, c.activation)

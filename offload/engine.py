@@ -189,11 +189,14 @@ class Engine:
             sequence.raw.write(layer, cell, row, k, v)
             query = Query(q, 1, position, cell)
             if self._selects(layer):
-                self._rehearse(sequence, layer + 1, x, position)
+                self._rehearse(sequence, layer + 1, x, position, early=True)
                 attended = self.selected.run(layer, sequence, query, bias, x, w)
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
-            x = self.decoder.mix(layer, w, x, attended, rows)
+            x = self.decoder.add_attention(w, x, attended, rows)
+            if self._selects(layer):
+                self._rehearse(sequence, layer + 1, x, position, early=False)
+            x = self.decoder.add_mlp(layer, w, x, rows)
         sequence.length += 1
         return x
 
@@ -249,18 +252,27 @@ class Engine:
         """Whether decode chooses among a layer's pages: a sliding window's few are all attended."""
         return self.selected is not None and self._window(layer) is None
 
-    def _rehearse(self, sequence: Sequence, layer: int, x: torch.Tensor, position: int) -> None:
-        """Ask for what a layer is expected to select, from the residual (1, hidden_size) that the
-        layer before it starts from, as if nothing were added on the way."""
+    def _rehearse(
+        self, sequence: Sequence, layer: int, x: torch.Tensor, position: int, *, early: bool
+    ) -> None:
+        """Ask for what a layer is expected to select, from the residual (1, hidden_size) of the
+        layer before, as if nothing more were added to it: at one of two points, see IssuePoint."""
+        selected = self.selected
         if layer == self.config.num_layers or not self._selects(layer):
             return
-        query = bias = None
-        w = self.weights.resident_layer(layer) if self.selected.needs_query else None
-        if w is not None:
+        w = self.weights.resident_layer(layer) if selected.needs_query else None
+        if w is None:
+            if early:
+                selected.expect(layer, sequence, None, None)
+            return
+        is_due = selected.issue_point.is_early(layer) == early
+        if is_due or (early and selected.issue_point.is_looking(position)):
             q = self.decoder.queries(layer, w, x, slice(0, 1), position)
-            query = Query(q, 1, position, position // self.geometry.cell_tokens)
-            bias = self._page_bias(w)
-        self.selected.expect(layer, sequence, query, bias)
+            if early:
+                selected.issue_point.guess(layer, q)
+            if is_due:
+                query = Query(q, 1, position, position // self.geometry.cell_tokens)
+                selected.expect(layer, sequence, query, self._page_bias(w))
 
     def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""

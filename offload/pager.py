@@ -81,6 +81,8 @@ class PageStore:
         self.stats.bytes_written = dict(self.stats.bytes_read)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._predictor = _predictor(predictor)
+        if isinstance(eviction, str):
+            eviction = make_eviction(eviction, hot_records)
         self._tables: set[PageTable] = set()
         self._walk = Walk()
 
@@ -108,7 +110,7 @@ class PageStore:
                     self._extents.num_extents[Tier.DISK] * records_per_span,
                     records_per_span,
                     record_bytes,
-                    make_eviction(eviction, hot_records) if isinstance(eviction, str) else eviction,
+                    eviction,
                     self.stats,
                     self.compute_device,
                 )

@@ -72,7 +72,29 @@ class Interleave:
         return choices[-1]
 
 
-POLICIES: dict[str, type[Policy]] = {"interleave": Interleave, "fastest_first": FastestFirst}
+class FirstLayers:
+    """Gives the faster tiers' room to the first layers, whole layers as far as it goes.
+
+    Where pages are selected, the first layers' choices can be foreseen least: nothing precedes
+    layer 0, and its attention changes the residual most.
+    """
+
+    def choose(self, layer, span, free, num_layers, expected_spans):
+        # What lower layers will still need; their part of this span they have already.
+        owed = layer * max(0, (expected_spans or 0) - span - 1)
+        choices = [tier for tier in Tier if free.get(tier, 0)]
+        for tier in choices[:-1]:
+            if free[tier] > owed:
+                return tier
+            owed -= free[tier]
+        return choices[-1]
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "interleave": Interleave,
+    "fastest_first": FastestFirst,
+    "first_layers": FirstLayers,
+}
 
 
 def make_policy(name: str) -> Policy:

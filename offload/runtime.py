@@ -77,19 +77,24 @@ class Runtime:
                 "staging_slots": plan.staging_slots,
                 "write_buffers": WRITE_BUFFERS,
                 "hot_records": plan.hot_records,
+                "policy": "first_layers" if mode and mode.selects else "interleave",
                 **store_options,
             },
         )
-        self.engine = Engine(
-            config,
-            weights,
-            self.store,
-            geometry,
-            device,
-            sweep_cells=plan.sweep_cells,
-            overlap=store_options.get("overlap", True),
-            mode=mode,
-        )
+        try:
+            self.engine = Engine(
+                config,
+                weights,
+                self.store,
+                geometry,
+                device,
+                sweep_cells=plan.sweep_cells,
+                overlap=store_options.get("overlap", True),
+                mode=mode,
+            )
+        except BaseException:
+            self.store.close()
+            raise
         self._num_users = 0
 
     def open(self, expected_tokens: int) -> Sequence:

@@ -25,6 +25,7 @@ from ..kernels.score import score_pages
 from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
 from ..prefetch.fidelity import Fidelity
+from ..prefetch.issue_point import IssuePoint
 from ..prefetch.source import Foresight, Selector
 from ..prefetch.trail import Standing
 from .attention import Query, TieredAttention
@@ -48,6 +49,7 @@ class SelectedAttention:
         self.fidelity = Fidelity()
         self._tiered, self._records, self._waits = tiered, records, waits
         self._selector, self._foresight = selector, foresight
+        self.issue_point = IssuePoint()
         self._output_norms: dict[int, torch.Tensor] = {}  # by layer, (kv_heads, num_rows)
 
     def run(
@@ -64,6 +66,7 @@ class SelectedAttention:
         residual: (1, hidden_size), what enters the layer; w: the layer's tensors, of which only the
         output projection is read. The rest as TieredAttention.run has it.
         """
+        self.issue_point.compare(layer, query.q)
         raw = self._tiered.raw_partial(layer, sequence, query, None)
         if not sequence.table.num_records(layer):
             return self._tiered.output(query, raw)

@@ -11,6 +11,7 @@ top_p       selector: the fewest records that keep what attention gets wrong wit
 everything  selector: all records; window: the newest; random: any
 quest       selector: by box bounds; freekv: by last step's; infinigen: by a rehearsed query
 foresight   which records a layer will select: by a rehearsed query, by history, by both
+issue_point when a layer is rehearsed: before the attention of the one before it, or after
 trail       what a sequence's layers selected: a step ago, and ever
 fidelity    what was left out, by the runtime's own estimate
 budget      the best records of a budget, for selectors that have one

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.page_table import Extents, NoFrames, PageTable, Tier
-from ebbtide.offload.policy import FastestFirst, Interleave, make_policy
+from ebbtide.offload.policy import FastestFirst, FirstLayers, Interleave, make_policy
 
 S = 3  # records per span
 
@@ -27,7 +27,7 @@ def append(extents: Extents, table: PageTable, layer: int, tier: Tier, num_recor
 
 def test_bookkeeping_needs_no_torch():
     code = (
-        "import sys, ebbtide.offload.page_table, ebbtide.offload.policy, ebbtide.prefetch.registry;"
+        "import sys, ebbtide.offload.page_table, ebbtide.offload.policy, ebbtide.prefetch.history;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -220,13 +220,13 @@ def test_interleave_spreads_evenly_over_spans(share):
             assert abs(resident - share * stretch) <= 1
 
 
-@pytest.mark.parametrize("policy", [Interleave, FastestFirst])
+@pytest.mark.parametrize("policy", [Interleave, FastestFirst, FirstLayers])
 def test_all_that_fits_stays_in_the_fastest_tier(policy):
     homes, _ = place(policy(), 3, 10, 10, {Tier.DEVICE: 30, Tier.HOST: 30, Tier.DISK: 30})
     assert set(homes.values()) == {Tier.DEVICE}
 
 
-@pytest.mark.parametrize("policy", [Interleave, FastestFirst])
+@pytest.mark.parametrize("policy", [Interleave, FastestFirst, FirstLayers])
 @pytest.mark.parametrize("expected", [None, 3, 10, 50])
 def test_a_wrong_expectation_still_finds_room_for_everything(policy, expected):
     frames = {Tier.DEVICE: 7, Tier.HOST: 11, Tier.DISK: 12}
@@ -249,7 +249,20 @@ def test_fastest_first_fills_tiers_in_turn():
     assert names == ["device", "host", "host", "disk", "disk", "disk"]
 
 
+@given(st.integers(1, 8), st.integers(1, 30), st.data())
+def test_first_layers_are_in_memory_as_far_as_it_goes(layers, spans, data):
+    total = layers * spans
+    fast = data.draw(st.integers(0, total))
+    frames = {Tier.HOST: fast, Tier.DISK: total - fast}
+    homes, _ = place(FirstLayers(), layers, spans, spans, frames)
+    in_memory = [sum(homes[l, s] is Tier.HOST for s in range(spans)) for l in range(layers)]
+    whole = fast // spans
+    assert sum(in_memory) == fast
+    assert in_memory[:whole] == [spans] * whole
+    assert not any(in_memory[whole + 1 :])
+
+
 def test_an_unknown_policy_names_the_known_ones():
-    with pytest.raises(InputError, match=r"'lru'; known: fastest_first, interleave"):
+    with pytest.raises(InputError, match=r"'lru'; known: fastest_first, first_layers, interleave"):
         make_policy("lru")
     assert isinstance(make_policy("interleave"), Interleave)
