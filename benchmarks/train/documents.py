@@ -1,214 +1,226 @@
-"""Synthetic long documents in plain English, with questions whose answers stand in the text.
+"""Long documents with questions: what a reading model is trained on and measured with.
 
-A document is filler sentences with facts spread among them; the turns after it ask for the facts,
-or for its numbered key points. Everything is drawn from one `random.Random`, so a seed fixes a
-document. Knows no tokens.
+A conversation is a document and turns about it. The document is prose (of books, or of simple
+sentences made here) with facts among it; the turns ask for the facts, for several at once, over
+several hops, for numbered points, for the end of a sentence, or for what the document does not
+say. Everything is drawn from one `random.Random`, so that a seed fixes a conversation. Knows no
+tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
-NAMES = (
-    "Ada Ben Cleo Dora Egon Finn Greta Hugo Iris Jonas Kira Leo Mira Nils Olga Pavel Quinn Rosa "
-    "Sven Tara Uma Viktor Wanda Xenia Yara Zeno Anton Berta Carl Dina Emil Frida"
-).split()
-TOWNS = (
-    "Lisbon Oslo Turin Graz Porto Ghent Lyon Bergen Zadar Malmo Tartu Vilnius Cork Bruges Siena "
-    "Basel Kiel Delft Leeds York Nantes Split Gdansk Bath Aarhus Turku Parma Lucca Ulm Linz "
-    "Brno Pecs"
-).split()
-BUILDINGS = (
-    "harbour library museum depot garden bridge tower station market school mill theatre "
-    "archive bakery foundry chapel quarry lighthouse orchard observatory"
-).split()
-COLOURS = "red blue green white black yellow violet silver golden brown grey orange".split()
-ANIMALS = (
-    "fox heron otter badger owl hare lynx stork beaver falcon raven deer swan toad wolf crane"
-).split()
-VERBS = (
-    "rebuilt painted sold opened closed moved repaired surveyed flooded extended restored insured"
-).split()
-ADJECTIVES = (
-    "quiet narrow early late heavy light plain careful slow steady cold warm old new small "
-    "large open empty"
-).split()
-NOUNS = (
-    "street letter meeting road boat cart report window table lamp field garden path door "
-    "market ledger bell stone roof fence"
-).split()
-PLACES = "near behind beside beyond under above along past".split()
+import facts
+import words
 
 SUMMARY_REQUEST = "Summarize the document."
+SUMMARY_REQUESTS = (
+    SUMMARY_REQUEST,
+    SUMMARY_REQUEST,
+    "List the key points of the document.",
+    "What are the key points?",
+)
+ENDS = re.compile(r"[.!?][\"'”’)]*\s+")
+RECORDS = ("Record", "Item", "Decision", "Rule", "Step", "Task")
 
 
-class Fact(NamedTuple):
-    """A sentence of a document, the question that asks for it, and the right answer."""
+class Conversation(NamedTuple):
+    """A document and (question, answer) turns about it."""
 
-    sentence: str
-    question: str
-    answer: str
+    document: str
+    turns: list[tuple[str, str]]
+
+
+class Prose:
+    """Pieces of books. `books` are their texts; `rng` chooses."""
+
+    def __init__(self, books: list[str], rng: random.Random):
+        self.rng = rng
+        self.books = [book for book in books if len(book) > 20000]
+        self.sizes = [len(book) for book in self.books]
+
+    def piece(self, num_chars: int) -> str:
+        """About `num_chars` from somewhere in a book, from the beginning of a sentence on.
+
+        Half of the pieces keep their line breaks; in the others every gap is one blank.
+        """
+        book = self.rng.choices(self.books, self.sizes)[0]
+        start = self.rng.randrange(max(1, len(book) - num_chars - 1000))
+        piece = book[start : start + num_chars + 400]
+        begin = ENDS.search(piece, 0, 400)
+        piece = piece[begin.end() if begin else 0 :][:num_chars]
+        return " ".join(piece.split()) if self.rng.random() < 0.5 else piece
 
 
 def filler(rng: random.Random) -> str:
-    """A sentence that nobody asks about."""
-    kind = rng.randrange(8)
-
-    def adjective() -> str:
-        return rng.choice(ADJECTIVES)
-
-    def noun() -> str:
-        return rng.choice(NOUNS)
-
-    def place() -> str:
-        return rng.choice(PLACES)
-
-    def town() -> str:
-        return rng.choice(TOWNS)
-
-    def name() -> str:
-        return rng.choice(NAMES)
-
-    def building() -> str:
-        return rng.choice(BUILDINGS)
+    """A simple sentence that nobody asks about."""
 
     def thing() -> str:
-        return f"{adjective()} {noun()}"
+        return f"{rng.choice(words.ADJECTIVES)} {rng.choice(words.NOUNS)}"
 
-    # Only the chosen one may draw from rng.
-    kinds = (
-        lambda: f"The {thing()} stood {place()} the {thing()}.",
-        lambda: f"{name()} walked {place()} the {noun()} and wrote a {thing()}.",
-        lambda: f"In {town()} the {noun()} was {adjective()} and the {noun()} was {adjective()}.",
-        lambda: f"Nobody in {town()} remembered the {thing()} {place()} the {building()}.",
-        lambda: (
-            f"It was a {adjective()} day, and {name()} met {name()} {place()} the {building()}."
-        ),
-        lambda: f"A {thing()} and a {thing()} were kept {place()} the {noun()}.",
-        lambda: (
-            f"{name()} of {town()} found the {noun()} {adjective()} but the {noun()} {adjective()}."
-        ),
-        lambda: f"The {building()} had a {thing()}, a {thing()} and a {thing()}.",
+    name, other = rng.choice(words.NAMES), rng.choice(words.NAMES)
+    town, building = rng.choice(words.TOWNS), rng.choice(words.BUILDINGS)
+    where = rng.choice(("near", "behind", "beside", "under", "above"))
+    patterns = (
+        "The {a} stood {where} the {b}.",
+        "{name} walked past the {building} and wrote a {a}.",
+        "Nobody in {town} remembered the {a} {where} the {building}.",
+        "It was a long day, and {name} met {other} {where} the {building}.",
+        "{name} of {town} found the {a} but not the {b}.",
+        "The {building} had a {a} and a {b}.",
+        "{name} asked {other} about the {a}, and nothing was said of the {b}.",
     )
-    return kinds[kind]()
-
-
-def fact(rng: random.Random, used: set[tuple]) -> Fact:
-    """A fact about something that no fact in `used` is about; it is added there."""
-    while True:
-        key, made = _draw_fact(rng)
-        if key not in used:
-            used.add(key)
-            return made
-
-
-def _draw_fact(rng: random.Random) -> tuple[tuple, Fact]:
-    kind = rng.randrange(5)
-    if kind == 0:
-        town, building = rng.choice(TOWNS), rng.choice(BUILDINGS)
-        return ("code", town, building), code_fact(town, building, _five_digits(rng))
-    if kind == 1:
-        town, building = rng.choice(TOWNS), rng.choice(BUILDINGS)
-        return ("owner", town, building), owner_fact(town, building, rng.choice(NAMES))
-    if kind == 2:
-        name, town = rng.choice(NAMES), rng.choice(TOWNS)
-        pet = f"{rng.choice(COLOURS)} {rng.choice(ANIMALS)}"
-        return ("pet", name, town), pet_fact(name, town, pet)
-    if kind == 3:
-        town, building, verb = rng.choice(TOWNS), rng.choice(BUILDINGS), rng.choice(VERBS)
-        year = str(rng.randrange(1700, 2000))
-        return ("year", town, building, verb), year_fact(town, building, verb, year)
-    name, town = rng.choice(NAMES), rng.choice(TOWNS)
-    return ("number", name, town), number_fact(name, town, _five_digits(rng))
-
-
-def fact_about(
-    rng: random.Random, town: str, people: Sequence[str], buildings: Sequence[str]
-) -> Fact:
-    """A fact about someone or something of one town."""
-    name, building = rng.choice(people), rng.choice(buildings)
-    kinds = (
-        code_fact(town, building, _five_digits(rng)),
-        owner_fact(town, building, name),
-        pet_fact(name, town, f"{rng.choice(COLOURS)} {rng.choice(ANIMALS)}"),
-        year_fact(town, building, rng.choice(VERBS), str(rng.randrange(1700, 2000))),
-        number_fact(name, town, _five_digits(rng)),
+    return rng.choice(patterns).format(
+        a=thing(), b=thing(), name=name, other=other, town=town, building=building, where=where
     )
-    return rng.choice(kinds)
 
 
-def _five_digits(rng: random.Random) -> str:
-    return str(rng.randrange(10000, 99999))
-
-
-def code_fact(town: str, building: str, code: str) -> Fact:
-    said = f"The code of the {town} {building} is {code}."
-    return Fact(said, f"What is the code of the {town} {building}?", said)
-
-
-def owner_fact(town: str, building: str, name: str) -> Fact:
-    said = f"The {town} {building} belongs to {name}."
-    return Fact(said, f"Who owns the {town} {building}?", said)
-
-
-def pet_fact(name: str, town: str, pet: str) -> Fact:
-    said = f"{name} of {town} keeps a {pet}."
-    return Fact(said, f"What does {name} of {town} keep?", said)
-
-
-def year_fact(town: str, building: str, verb: str, year: str) -> Fact:
-    said = f"The {town} {building} was {verb} in {year}."
-    return Fact(said, f"When was the {town} {building} {verb}?", said)
-
-
-def number_fact(name: str, town: str, number: str) -> Fact:
-    said = f"The number of {name} in {town} is {number}."
-    return Fact(said, f"What is the number of {name} in {town}?", said)
-
-
-def filler_sentences(rng: random.Random, num_chars: int) -> list[str]:
-    """Filler until `num_chars` are reached, a blank after each sentence counted in."""
-    sentences, size = [], 0
+def haystack(rng: random.Random, prose: Prose | None, num_chars: int) -> list[str]:
+    """Pieces of text of about num_chars together; sentences may be put between any two."""
+    if prose is not None and rng.random() < 0.8:
+        text = prose.piece(num_chars)
+        cuts = [0, *(match.end() for match in ENDS.finditer(text)), len(text)]
+        return [text[a:b] for a, b in itertools.pairwise(cuts) if b > a]
+    pieces, size = [], 0
     while size < num_chars:
-        sentences.append(filler(rng))
-        size += len(sentences[-1]) + 1
-    return sentences
+        pieces.append(filler(rng) + " ")
+        size += len(pieces[-1])
+    return pieces
 
 
-def conversation(
-    rng: random.Random, num_chars: int, max_questions: int = 8
-) -> tuple[str, list[tuple[int, int]]]:
-    """One training text: a document of about `num_chars`, and turns about it.
+def hide(rng: random.Random, pieces: list[str], sentences: list[str]) -> list[str]:
+    """`pieces` with each of `sentences` somewhere among them, in their order."""
+    places = sorted(rng.randrange(len(pieces) + 1) for _ in sentences)
+    hidden, begin = [], 0
+    for place, sentence in zip(places, sentences, strict=True):
+        hidden += pieces[begin:place]
+        if hidden and not hidden[-1][-1].isspace():
+            hidden.append(" ")
+        hidden.append(sentence + " ")
+        begin = place
+    return hidden + pieces[begin:]
 
-    Three in four documents hold 4 to 23 facts; the others 2 to 7 numbered key points, which the
-    first turn asks to list, and a few facts. Returns the text, control tokens written out, and
-    the (start, end) characters of the answers.
-    """
-    wants_summary = rng.choices([False, True], [0.75, 0.25])[0]
-    used: set[tuple] = set()
-    num_facts = rng.randrange(4, 24)
-    document = filler_sentences(rng, num_chars)
-    facts: list[Fact] = []
-    turns: list[tuple[str, str]] = []
-    if wants_summary:
-        num_facts = rng.randrange(2, 4)
-    for _ in range(num_facts):
-        facts.append(fact(rng, used))
-        document.insert(rng.randrange(len(document) + 1), facts[-1].sentence)
-    if wants_summary:
-        num_points = rng.randrange(2, 8)
-        places = sorted(rng.randrange(len(document) + 1) for _ in range(num_points))
-        points: list[str] = []
-        for number, place in reversed(list(enumerate(places, 1))):
-            points.insert(0, fact(rng, used).sentence)
-            document.insert(place, key_point(number, points[0]))
-        turns.append((SUMMARY_REQUEST, summary(points)))
-    asked = facts[:]
-    rng.shuffle(asked)
-    turns += [(f.question, f.answer) for f in asked[:max_questions]]
-    return _with_turns(" ".join(document), turns)
+
+class Setting(NamedTuple):
+    """What a conversation is drawn from: how long its document and how many turns are."""
+
+    rng: random.Random
+    prose: Prose | None
+    num_chars: int
+    num_turns: int
+
+    def document(self, sentences: list[str]) -> str:
+        room = max(0, self.num_chars - sum(len(sentence) + 1 for sentence in sentences))
+        pieces = haystack(self.rng, self.prose, room) if room > 60 else []
+        return "".join(hide(self.rng, pieces, sentences)).strip()
+
+
+def needles(at: Setting) -> Conversation:
+    """Facts about different things; some questions are about what is not said."""
+    rng, used = at.rng, set()
+    fits = max(2, min(60, at.num_chars // 90))
+    told = [facts.draw(rng, used) for _ in range(rng.randint(min(3, fits), fits))]
+    turns = [(fact.question, fact.answer) for fact in told]
+    for _ in range(rng.choice([0, 0, 1, 1, 2])):
+        absent = (
+            facts.neighbour(rng, rng.choice(told), used)
+            if rng.random() < 0.5
+            else facts.draw(rng, used)
+        )
+        turns.append((absent.question, absent.unsaid))
+    rng.shuffle(turns)
+    return Conversation(at.document([fact.sentence for fact in told]), turns[: at.num_turns])
+
+
+def multi_key(at: Setting) -> Conversation:
+    """Facts that are all of one kind, their subjects alike."""
+    rng, used = at.rng, set()
+    kind = rng.choice(facts.RELATIONS).kind
+    fits = max(2, min(60, at.num_chars // 70))
+    told = [facts.draw(rng, used, kind, plain=0.9)]
+    for _ in range(rng.randint(min(3, fits), fits) - 1):
+        told.append(
+            facts.neighbour(rng, rng.choice(told), used)
+            if rng.random() < 0.6
+            else facts.draw(rng, used, kind, plain=0.9)
+        )
+    turns = [(fact.question, fact.answer) for fact in told]
+    absent = facts.neighbour(rng, rng.choice(told), used)
+    if rng.random() < 0.4:
+        turns.append((absent.question, absent.unsaid))
+    rng.shuffle(turns)
+    rng.shuffle(told)
+    return Conversation(at.document([fact.sentence for fact in told]), turns[: at.num_turns])
+
+
+def several(at: Setting) -> Conversation:
+    """Questions for two to five facts at once."""
+    rng, used = at.rng, set()
+    fits = max(3, min(40, at.num_chars // 90))
+    told = [facts.draw(rng, used) for _ in range(rng.randint(3, fits))]
+    turns = []
+    for _ in range(at.num_turns):
+        asked = rng.sample(told, min(len(told), rng.randint(2, 5)))
+        question = " ".join(fact.question for fact in asked)
+        turns.append((question, " ".join(fact.answer for fact in asked)))
+    return Conversation(at.document([fact.sentence for fact in told]), turns)
+
+
+def hops(at: Setting) -> Conversation:
+    """What is asked about one thing is said of another: its owner, or what it equals."""
+    rng, used = at.rng, set()
+    told, turns = [], []
+    fits = max(1, min(12, at.num_chars // 200))
+    for _ in range(rng.randint(1, fits)):
+        owner = facts.draw(rng, used, "owner")
+        name = owner.value
+        second = rng.choice(("home", "job", "liking"))
+        fact = facts.about(rng, second, name)
+        if fact.subject in used:
+            continue
+        used.add(fact.subject)
+        told += [owner.sentence, fact.sentence]
+        of_owner = owner.answer.split(" belongs to ")[0]
+        of_owner = "the owner of " + of_owner[0].lower() + of_owner[1:]
+        asked = fact.question.replace(name, of_owner)
+        turns.append((asked, f"{owner.answer} {fact.answer}"))
+    rng.shuffle(told)
+    rng.shuffle(turns)
+    return Conversation(at.document(told), turns[: at.num_turns])
+
+
+def variables(at: Setting) -> Conversation:
+    """Variables that equal numbers or each other; answers follow the chain."""
+    rng = at.rng
+    count = max(2, min(40, at.num_chars // 50))
+    names: list[str] = []
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    while len(names) < rng.randint(2, count):
+        name = "".join(rng.choice(letters) for _ in range(rng.randint(1, 3)))
+        if name not in names:
+            names.append(name)
+    said: dict[str, str] = {}
+    chains: dict[str, list[str]] = {}
+    for i, name in enumerate(names):
+        earlier = [other for other in names[:i] if len(chains[other]) < 5]
+        if earlier and rng.random() < 0.6:
+            other = rng.choice(earlier)
+            said[name] = f"Variable {name} equals variable {other}."
+            chains[name] = [said[name], *chains[other]]
+        else:
+            said[name] = f"Variable {name} is {words.digits(rng, 3, 6)}."
+            chains[name] = [said[name]]
+    asked = rng.sample(names, min(len(names), at.num_turns))
+    turns = [(f"What is the value of variable {name}?", " ".join(chains[name])) for name in asked]
+    sentences = [said[name] for name in names]
+    if rng.random() < 0.3:
+        rng.shuffle(sentences)
+    return Conversation(at.document(sentences), turns)
 
 
 def key_point(number: int, sentence: str) -> str:
@@ -221,12 +233,83 @@ def summary(points: list[str]) -> str:
     return "\n".join(f"{number}. {point}" for number, point in enumerate(points, 1))
 
 
-def _with_turns(document: str, turns: list[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """The whole conversation as text, and where its answers lie."""
-    text, spans = "<|bos|><|user|>" + document, []
-    for i, (question, answer) in enumerate(turns):
-        text += ("<|user|>" if i else "\n\n") + question + "<|assistant|>"
-        start = len(text)
-        text += answer + "<|end|>"
-        spans.append((start, len(text)))
-    return text, spans
+def numbered(at: Setting) -> Conversation:
+    """Numbered key points or records, to be listed in order; other facts lie between them."""
+    rng, used = at.rng, set()
+    most = max(2, min(12, at.num_chars // 160))
+    count = rng.randint(2, most)
+    quoted = _quotable(at.prose.piece(4000)) if at.prose is not None else []
+    points = [
+        rng.choice(quoted) if quoted and rng.random() < 0.25 else facts.draw(rng, used).sentence
+        for _ in range(count)
+    ]
+    label = "Key point" if rng.random() < 0.6 else rng.choice(RECORDS)
+    stated = [f"{label} {number}: {point}" for number, point in enumerate(points, 1)]
+    requests = SUMMARY_REQUESTS
+    if label != "Key point":
+        requests = (f"List every {label.lower()}.", f"List all {label.lower()}s of the document.")
+    turns = [(rng.choice(requests), summary(points))]
+    for number in rng.sample(range(1, count + 1), min(count, at.num_turns - 1, 3)):
+        turns.append((f"What is {label.lower()} {number}?", stated[number - 1]))
+    if rng.random() < 0.3:
+        question = f"How many {label.lower()}s are there?"
+        turns.append((question, f"The last one is {label.lower()} {count}: {points[-1]}"))
+    others = [facts.draw(rng, used) for _ in range(rng.randint(0, max(1, most // 2)))]
+    turns += [(fact.question, fact.answer) for fact in others]
+    sentences = stated[:]
+    for fact in others:
+        sentences.insert(rng.randrange(len(sentences) + 1), fact.sentence)
+    if rng.random() < 0.3:
+        rng.shuffle(turns)
+    return Conversation(at.document(sentences), turns[: max(2, at.num_turns)])
+
+
+def every(at: Setting) -> Conversation:
+    """All facts of one kind, to be listed in their order though no numbers lead from one to the
+    next."""
+    rng, used = at.rng, set()
+    kind = rng.choice(("code", "owner", "password", "price", "job"))
+    told = [facts.draw(rng, used, kind, 1) for _ in range(rng.randint(2, 7))]
+    names = {"code": "code", "owner": "owner", "password": "password", "price": "price"}
+    request = f"List every {names.get(kind, 'work')} in the document."
+    answer = "\n".join(fact.sentence for fact in told)
+    turns = [(request, answer)] + [(fact.question, fact.answer) for fact in told]
+    return Conversation(at.document([fact.sentence for fact in told]), turns[: at.num_turns])
+
+
+def _quotable(text: str) -> list[str]:
+    sentences = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text)[1:-1])
+    return [s for s in sentences if 25 < len(s) < 160 and s[0].isupper() and s[-1] in ".!?"]
+
+
+def quoting(at: Setting) -> Conversation:
+    """Sentences of the prose, to be finished from their first words."""
+    rng = at.rng
+    if at.prose is None:
+        return needles(at)
+    text = " ".join(at.prose.piece(max(300, at.num_chars)).split())
+    sentences = _quotable(text)
+    turns = []
+    for sentence in rng.sample(sentences, min(len(sentences), at.num_turns)):
+        start = " ".join(sentence.split()[: rng.randint(3, 6)])
+        turns.append((f"Finish the sentence: {start}", sentence))
+    return Conversation(text, turns) if turns else needles(at)
+
+
+TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
+    "needles": (0.28, needles),
+    "multi_key": (0.2, multi_key),
+    "several": (0.07, several),
+    "hops": (0.07, hops),
+    "variables": (0.08, variables),
+    "numbered": (0.2, numbered),
+    "every": (0.03, every),
+    "quoting": (0.1, quoting),
+}
+
+
+def conversation(at: Setting, task: str | None = None) -> Conversation:
+    """One conversation, of `task` or of any."""
+    if task is None:
+        task = at.rng.choices(list(TASKS), [share for share, _ in TASKS.values()])[0]
+    return TASKS[task][1](at)

@@ -1,8 +1,8 @@
 """Training examples: token ids, the weight of each in the loss, and their positions.
 
-Two phases. In the first, three examples in four are a random sequence repeated, so that copying is
-learnt; in the second nearly all are documents with turns, some with natural text in front. Knows no
-network.
+A row is a conversation with as many turns as fit, so that a good part of its tokens are answers;
+what room is left, the next one takes. Some rows are natural text or chat, some are random sequences
+said again. Knows no network.
 """
 
 from __future__ import annotations
@@ -12,113 +12,126 @@ import random
 
 import documents
 import torch
-from tokenizer import BOS_ID, CONTROL_TOKENS, PAD_ID, VOCAB_SIZE
+from corpus import Corpus
+from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, FIRST_ORDINARY_ID, PAD_ID, USER_ID
 from tokenizers import Tokenizer
 
-FIRST_ORDINARY_ID = len(CONTROL_TOKENS)
-OPENING = "<|bos|><|user|>"
 # The loss weight of a token, by what it is.
-ANSWER, NATURAL, OTHER, NONE = 1.0, 0.5, 0.1, 0.0
+ANSWER, NATURAL, NONE = 1.0, 0.4, 0.0
+# The shares of rows that are no conversation about facts.
+NATURAL_ROWS, CHAT_ROWS, REPETITIONS = 0.06, 0.03, 0.04
+PROSE_COUNTED = 0.1  # of the tokens of documents
+CHARS_PER_TOKEN = 2.9
+TURN_TOKENS = 40
 
 
 class Examples:
-    """Draws examples from one random stream; `copying` is the first phase and may be changed."""
+    """Draws examples from one random stream at a time."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        natural: list[str],
-        rng: random.Random,
-        copying: bool,
-        max_positions: int,
-    ):
-        self.tokenizer, self.natural, self.rng = tokenizer, natural, rng
-        self.copying, self.max_positions = copying, max_positions
+    def __init__(self, tokenizer: Tokenizer, corpus: Corpus, max_positions: int):
+        self.tokenizer, self.corpus = tokenizer, corpus
+        self.max_positions = max_positions
+        self.vocab = tokenizer.get_vocab_size()
+        self.prose = documents.Prose(corpus.books, random.Random(0))
+        self.natural = documents.Prose([*corpus.books, "\n\n".join(corpus.docs)], random.Random(0))
+        self.reseed(random.Random(0))
+
+    def reseed(self, rng: random.Random) -> None:
+        """Draw from `rng` from here on."""
+        self.rng = self.prose.rng = self.natural.rng = rng
 
     def batch(self, size: int, num_tokens: int) -> tuple[torch.Tensor, ...]:
         """(ids, targets, loss weights, positions), each (size, num_tokens)."""
-        ids, weights, positions = [], [], []
-        for _ in range(size):
-            drawn_ids, drawn_weights = self._example(num_tokens)
-            ids.append(drawn_ids)
-            weights.append(drawn_weights)
-            positions.append(self._positions(num_tokens))
-        all_ids, all_weights = torch.tensor(ids), torch.tensor(weights)
-        return all_ids[:, :-1], all_ids[:, 1:], all_weights[:, 1:], torch.stack(positions)
+        rows = [self._row(num_tokens + 1) for _ in range(size)]
+        ids, weights = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        positions = torch.stack([self._positions(num_tokens) for _ in range(size)])
+        return ids[:, :-1], ids[:, 1:], weights[:, 1:], positions
 
-    def _example(self, num_tokens: int) -> tuple[list[int], list[float]]:
-        """Ids and weights, num_tokens + 1 of each: inputs and targets overlap."""
-        share = self.rng.random()
-        if self.rng.random() < (0.75 if self.copying else 0.04):
-            return self._repetition(num_tokens)
-        if share < 0.12:
-            text = "<|bos|>" + self._natural_text(num_tokens * 4)
-            ids = self.tokenizer.encode(text).ids[: num_tokens + 1]
-            weights = [NATURAL] * len(ids)
-        else:
-            ids, weights = self._conversation(num_tokens, natural_in_front=share < 0.3)
-        missing = num_tokens + 1 - len(ids)
-        return ids + [PAD_ID] * missing, weights + [NONE] * missing
+    def _row(self, length: int) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        while length - len(ids) > 48:
+            more_ids, more_weights = self._example(length - len(ids))
+            ids += more_ids
+            weights += more_weights
+        missing = length - len(ids)
+        return (ids + [PAD_ID] * missing)[:length], (weights + [NONE] * missing)[:length]
 
-    def _repetition(self, num_tokens: int) -> tuple[list[int], list[float]]:
-        """A random sequence, then the same again and again; later, random pieces of it."""
-        rng = self.rng
-        length = (
-            rng.randrange(4, 20) if self.copying else rng.randrange(8, max(13, num_tokens // 3))
-        )
-        size = rng.choice([16, 64, 400])
-        alphabet = [rng.randrange(FIRST_ORDINARY_ID, VOCAB_SIZE) for _ in range(size)]
-        sequence = [rng.choice(alphabet) for _ in range(length)]
-        ids, weights = [BOS_ID, *sequence], [NONE] * (1 + length)
-        while len(ids) < num_tokens + 1:
-            start = rng.randrange(0, max(1, length - 8))
-            stop = min(length, start + rng.randrange(min(8, length), length + 1))
-            if self.copying:
-                ids += sequence
-                weights += [ANSWER] * length
-            else:  # two tokens must be seen before the rest can be known
-                ids += sequence[start:stop]
-                weights += [NONE, NONE] + [ANSWER] * max(0, stop - start - 2)
-        return ids[: num_tokens + 1], weights[: num_tokens + 1]
+    def _example(self, room: int) -> tuple[list[int], list[float]]:
+        kind = self.rng.random()
+        if kind < REPETITIONS:
+            return self._repetition(min(room, 512))
+        if kind < REPETITIONS + NATURAL_ROWS:
+            text = self.natural.piece(int(min(room, 1024) * 4.5))
+            ids = [BOS_ID, *self._encode(text)][: min(room, 1024)]
+            return ids, [NONE] + [NATURAL] * (len(ids) - 1)
+        if kind < REPETITIONS + NATURAL_ROWS + CHAT_ROWS:
+            return self._chat(room)
+        return self._conversation(room)
 
-    def _conversation(
-        self, num_tokens: int, natural_in_front: bool
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _turns(
+        self, opening: str, turns: list[tuple[str, str]], room: int
     ) -> tuple[list[int], list[float]]:
-        num_chars = int((num_tokens - 260) * 3.6) if num_tokens > 600 else int(num_tokens * 1.4)
-        num_chars = int(num_chars * self.rng.uniform(0.25, 1.0))
-        text, spans = documents.conversation(self.rng, max(num_chars, 150), max_questions=10)
-        if natural_in_front:
-            front = self._natural_text(max(200, num_chars // 2)) + " "
-            text = OPENING + front + text[len(OPENING) :]
-            spans = [(start + len(front), stop + len(front)) for start, stop in spans]
-        encoding = self.tokenizer.encode(text)
-        ids = encoding.ids[: num_tokens + 1]
-        weights = [OTHER] * len(ids)
-        span = 0
-        for i, (start, _) in enumerate(encoding.offsets[: num_tokens + 1]):
-            while span < len(spans) and start >= spans[span][1]:
-                span += 1
-            if span < len(spans) and start >= spans[span][0]:
-                weights[i] = ANSWER
+        """As many turns as `room` holds; `opening` stands before the first question."""
+        ids, weights = [BOS_ID], [NONE]
+        for i, (question, answer) in enumerate(turns):
+            asked = self._encode((opening if i == 0 else "") + question)
+            said = self._encode(answer)
+            if i and len(ids) + len(asked) + len(said) + 3 > room:
+                break
+            ids += [USER_ID, *asked, ASSISTANT_ID, *said, END_ID]
+            counted = [
+                NATURAL if i == 0 and self.rng.random() < PROSE_COUNTED else NONE for _ in asked
+            ]
+            weights += [NONE, *counted, NONE] + [ANSWER] * (len(said) + 1)
         return ids, weights
 
-    def _natural_text(self, num_chars: int) -> str:
-        """A piece of a natural text, of num_chars where the text is long enough."""
-        while True:
-            text = self.rng.choice(self.natural)
-            if len(text) >= num_chars + 200:
-                start = self.rng.randrange(len(text) - num_chars)
-                return text[start : start + num_chars]
-            if len(text) >= 400:
-                return text[:num_chars]
+    def _conversation(self, room: int) -> tuple[list[int], list[float]]:
+        rng = self.rng
+        share = rng.uniform(0.2, 0.7) if room < 1200 else rng.uniform(0.4, 0.92)
+        num_chars = int(room * share * CHARS_PER_TOKEN)
+        num_turns = max(1, int(room * (1 - share) / TURN_TOKENS) + 1)
+        drawn = documents.conversation(
+            documents.Setting(rng, self.prose, num_chars, min(num_turns, 40))
+        )
+        gap = "\n\n" if rng.random() < 0.9 else "\n"
+        return self._turns(drawn.document + gap, drawn.turns, room)
+
+    def _chat(self, room: int) -> tuple[list[int], list[float]]:
+        for _ in range(10):
+            messages = self.rng.choice(self.corpus.chat)
+            if sum(len(m["content"]) for m in messages) < room * 3.5:
+                break
+        asked = [m["content"] for m in messages if m["role"] != "assistant"]
+        said = [m["content"] for m in messages if m["role"] == "assistant"]
+        ids, weights = self._turns("", list(zip(asked, said, strict=False)), room)
+        return ids[:room], weights[:room]
+
+    def _repetition(self, room: int) -> tuple[list[int], list[float]]:
+        """A random sequence, then random pieces of it."""
+        rng = self.rng
+        length = rng.randrange(8, max(13, room // 2))
+        alphabet = rng.choices(range(FIRST_ORDINARY_ID, self.vocab), k=rng.choice([16, 64, 400]))
+        sequence = rng.choices(alphabet, k=length)
+        ids, weights = [BOS_ID, *sequence], [NONE] * (1 + length)
+        while len(ids) < room:
+            start = rng.randrange(0, max(1, length - 8))
+            stop = min(length, start + rng.randrange(min(8, length), length + 1))
+            ids += sequence[start:stop]
+            # Three tokens must be seen before the rest can be known.
+            weights += ([NONE] * 3 + [ANSWER] * (stop - start))[: stop - start]
+        return ids[:room], weights[:room]
 
     def _positions(self, num_tokens: int) -> torch.Tensor:
-        """Consecutive within one to three chunks, with random skips between (PoSE, 2309.10400).
+        """Consecutive within one to four chunks, with random skips between (PoSE, 2309.10400).
 
         So positions up to max_positions are trained on texts far shorter.
         """
         rng = self.rng
-        num_chunks = rng.choice([1, 1, 2, 3])
+        num_chunks = rng.choice([1, 1, 2, 3, 4])
         cuts = sorted(rng.sample(range(16, num_tokens - 16), num_chunks - 1))
         widest = math.exp(rng.uniform(0, math.log(self.max_positions - num_tokens)))
         skips = sorted(int(rng.uniform(0, widest)) for _ in range(num_chunks))

@@ -1,8 +1,7 @@
 """By how much the built-in model prefers the right answers of the demonstration, and with what it
 still does.
 
-python benchmarks/train/margins.py [--builtin offload/builtin] [--threads N] python
-benchmarks/train/margins.py --search 40       # other facts for the story, and their margins
+    python benchmarks/train/margins.py [--builtin offload/builtin] [--threads N]
 
 The margin of an answer is the least difference, over its tokens and the end token, between the
 right token's logit and the best other one. Above 0, greedy decoding gives exactly that answer.
@@ -16,13 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import chronicle
-import documents
-import story
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -162,43 +157,14 @@ def measure(builtin: Path) -> bool:
     return all_right
 
 
-def search(builtin: Path, rounds: int, seed: int) -> None:
-    """Draw other facts for the story's chapters and print the best of each chapter.
-
-    A fact's margin depends on the others too, so what is chosen must be measured together.
-    """
-    rng = random.Random(seed)
-    reader = Reader(builtin / "model", SETTINGS[0])
-    found: dict[int, list[tuple[float, str]]] = {}
-    for _ in range(rounds):
-        drawn = {
-            number: documents.fact_about(rng, chapter.town, chapter.people, chapter.buildings)
-            for number, chapter in enumerate(chronicle.CHAPTERS, 1)
-            if number in story.STORY_FACTS
-        }
-        reader.read(story.story(story.STORY_SEED, drawn).strip())
-        for number, fact in drawn.items():
-            margin = reader.margin(fact.question, fact.answer)
-            found.setdefault(number, []).append((margin, fact.sentence))
-    for number, candidates in found.items():
-        print(f"chapter {number}")
-        for margin, sentence in sorted(candidates, reverse=True)[:5]:
-            print(f"   {margin:6.2f}  {sentence}")
-
-
 def main() -> int:
     here = Path(__file__).resolve().parents[2] / "offload" / "builtin"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--builtin", type=Path, default=here)
-    parser.add_argument("--search", type=int, default=0, metavar="ROUNDS")
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     transformers.utils.logging.disable_progress_bar()
-    if given.search:
-        search(given.builtin, given.search, given.seed)
-        return 0
     return 0 if measure(given.builtin) else 1
 
 

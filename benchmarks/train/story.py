@@ -29,27 +29,27 @@ from chronicle import (
     WRITTEN,
     Chapter,
 )
-from documents import Fact, code_fact, number_fact, owner_fact, pet_fact, year_fact
+from facts import Fact, say
 
 STORY_SEED = 1
 # Chapter number: the fact that stands in it. Beginning, middle and end of the journey.
 STORY_FACTS = {
-    1: pet_fact("Finn", "Bergen", "black stork"),
-    3: pet_fact("Yara", "Malmo", "silver swan"),
-    5: owner_fact("Tartu", "school", "Rosa"),
-    7: year_fact("Gdansk", "foundry", "closed", "1808"),
-    9: number_fact("Leo", "Aarhus", "69374"),
-    12: code_fact("Bruges", "tower", "77635"),
-    16: owner_fact("Leeds", "mill", "Egon"),
-    18: number_fact("Kira", "Cork", "43712"),
+    1: say("pet", {"n": "Finn", "t": "Bergen", "v": "black stork"}),
+    3: say("job", {"n": "Yara", "v": "watchmaker"}),
+    5: say("owner", {"t": "Tartu", "b": "school", "v": "Rosa"}),
+    7: say("year", {"t": "Gdansk", "b": "foundry", "w": "closed", "v": "1808"}),
+    9: say("number", {"n": "Leo", "t": "Aarhus", "v": "69374"}),
+    12: say("code", {"t": "Bruges", "b": "tower", "v": "77635"}),
+    16: say("price", {"x": "silver bell", "v": "4820 crowns"}),
+    18: say("password", {"x": "old compass", "v": "golden otter"}),
 }
 REPORT_SEED = 80
 REPORT_POINTS = (
-    owner_fact("Bergen", "archive", "Egon"),
-    owner_fact("Malmo", "theatre", "Rosa"),
-    code_fact("Tartu", "observatory", "60308"),
-    number_fact("Egon", "Leeds", "70213"),
-    owner_fact("Cork", "harbour", "Uma"),
+    say("owner", {"t": "Bergen", "b": "archive", "v": "Egon"}),
+    say("year", {"t": "Malmo", "b": "theatre", "w": "rebuilt", "v": "1934"}),
+    say("code", {"t": "Tartu", "b": "observatory", "v": "60308"}),
+    say("number", {"n": "Egon", "t": "Leeds", "v": "70213"}),
+    say("meeting", {"x": "broken lighthouse", "v": "Tuesday at 10:15"}),
 )
 LEDGER_LINE = "Nils opened the ledger and wrote one line."
 DAYS = ("quiet", "cold", "warm", "long", "late")
@@ -118,7 +118,7 @@ def story(seed: int, facts: dict[int, Fact]) -> str:
     rng = random.Random(seed)
     parts = [TITLE]
     for number, chapter in enumerate(CHAPTERS, 1):
-        body = Teller(rng, chapter).paragraphs(6, (5, 8))
+        body = Teller(rng, chapter).paragraphs(6, (5, 7))
         paragraph = body[rng.randrange(1, 5)]
         place = rng.randrange(1, len(paragraph))
         if number in facts:
@@ -134,7 +134,7 @@ def report(seed: int, points: Sequence[Fact]) -> str:
     rng = random.Random(seed)
     parts = [REPORT_TITLE]
     for number, (section, point) in enumerate(zip(REPORT_SECTIONS, points, strict=True), 1):
-        body = Teller(rng, section).paragraphs(8, (5, 8))
+        body = Teller(rng, section).paragraphs(8, (5, 7))
         paragraph = body[rng.randrange(1, 7)]
         key_point = documents.key_point(number, point.sentence)
         paragraph.insert(rng.randrange(1, len(paragraph)), key_point)

@@ -1,180 +1,228 @@
-"""Trains the built-in model from nothing: about an hour on two CPU cores.
+"""Trains the network from nothing, on the CPU or one CUDA GPU, for a time given in minutes.
 
-    python benchmarks/train/train.py --work WORK [--tokens 30e6] [--threads 2] [--shape tiny]
+    python benchmarks/train/train.py --work WORK --size nano --minutes 60
 
-Reads WORK/tokenizer.json and WORK/natural.jsonl (tokenizer.py writes them) and keeps
-WORK/checkpoint.pt, from which the same command goes on. Copying is trained first, until nine copied
-tokens in ten are right; then documents, whose length grows from 256 to 4096 tokens.
+Reads WORK/corpus and WORK/tokenizer.json (corpus.py and tokenizer.py write them), keeps
+WORK/checkpoint.pt and WORK/log.jsonl. The same command goes on from its checkpoint; --leg-minutes
+ends a run early for that. Learning rate and length of examples follow the time trained so far, over
+all legs, so that what a faster machine adds is tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpus
+import evaluate
 import torch
 import torch.nn.functional as F
-from examples import FIRST_ORDINARY_ID, Examples
-from model import SHAPES, Model, look_back_from_birth
+from examples import ANSWER
+from feed import Feed
+from model import SHAPES, Model, copy_from_birth
 from tokenizers import Tokenizer
 
-LEARNING_RATE = 1.2e-3
-WARM_UP_STEPS = 40
-COPYING_TOKENS = 128  # the length of an example in the first phase
-COPYING_IS_LEARNT = 0.9
-# The length of an example up to a share of the training.
-LENGTHS = ((0.45, 256), (0.7, 512), (0.8, 1024), (0.93, 2048), (1.0, 4096))
+STEADY_SHARE = 0.5  # of the time; then the learning rate falls to nearly nothing
+WARM_UP_STEPS = 30
+SAVE_EVERY_S = 120
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Learning rates of matrices (Muon) and of the rest (AdamW), and how examples grow.
+
+    `lengths` are pairs: up to which share of the time an example has how many tokens.
+    """
+
+    matrix_rate: float
+    rest_rate: float
+    batch_tokens: int
+    lengths: tuple[tuple[float, int], ...]
+
+    def length(self, share: float) -> int:
+        return next(tokens for below, tokens in self.lengths if share <= below)
+
+
+SHORT = ((0.3, 256), (0.5, 512), (0.64, 1024), (0.78, 2048), (0.95, 4096), (1.0, 8192))
+LONG = ((0.25, 512), (0.45, 1024), (0.65, 2048), (0.8, 4096), (0.93, 8192), (1.0, 16384))
+RECIPES = {
+    "nano": Recipe(3e-3, 2e-3, 4096, SHORT),
+    "reader": Recipe(2e-3, 1e-3, 65536, LONG),
+    "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, 256), (1.0, 1024))),
+}
 
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps besides weights and optimiser."""
+    """What a checkpoint keeps besides weights and optimisers."""
 
+    steps: int = 0
     tokens: int = 0
-    copying: bool = True
+    trained_s: float = 0.0
 
 
 class Trainer:
-    def __init__(self, work: Path, shape_name: str, seed: int, copying: bool):
+    def __init__(self, given: argparse.Namespace):
         torch.manual_seed(0)
-        self.path, self.shape_name = work / "checkpoint.pt", shape_name
-        self.model = Model(SHAPES[shape_name])
-        look_back_from_birth(self.model)
-        self.optimiser = _optimiser(self.model)
-        self.progress = Progress(copying=copying)
-        lines = (work / "natural.jsonl").read_text(encoding="utf-8").splitlines()
-        self.examples = Examples(
-            Tokenizer.from_file(str(work / "tokenizer.json")),
-            [json.loads(line) for line in lines],
-            random.Random(seed),
-            copying,
-            self.model.shape.max_positions,
-        )
+        self.work, self.size, self.recipe = given.work, given.size, RECIPES[given.size]
+        self.device = torch.device(given.device)
+        self.dtype = getattr(torch, given.dtype)
+        self.total_s = given.minutes * 60
+        self.progress = Progress()
+        self.model = Model(SHAPES[given.size])
+        copy_from_birth(self.model)
+        self.model.to(self.device)
+        self.optimisers = _optimisers(self.model, self.recipe)
+        if (self.work / "checkpoint.pt").is_file() and not given.fresh:
+            self._resume()
+        self.hidden = torch.compile(self.model.hidden) if given.compile else self.model.hidden
+        self.corpus = corpus.read(self.work)
+        self.tokenizer = Tokenizer.from_file(str(self.work / "tokenizer.json"))
+        self.feed = Feed(self.work, self.model.shape.max_positions, given.seed, given.workers)
 
     def save(self) -> None:
         state = {
-            "shape": self.shape_name,
+            "size": self.size,
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "progress": vars(self.progress),
         }
-        torch.save(state, self.path)
+        partial = self.work / "checkpoint.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.work / "checkpoint.pt")
 
-    def resume(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+    def _resume(self) -> None:
+        state = torch.load(self.work / "checkpoint.pt", map_location="cpu", weights_only=True)
+        if state["size"] != self.size:
+            raise SystemExit(
+                f"{self.work / 'checkpoint.pt'} is of size {state['size']}, not {self.size}: "
+                f"give another --work, or --fresh to start anew."
+            )
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.progress = Progress(**state["progress"])
-        self.examples.copying = self.progress.copying
 
-    def step(self, share: float, warm_up: float) -> tuple[float, float, float]:
-        """One optimiser step at `share` of the training.
+    def share(self) -> float:
+        """How much of the time is over, from 0 to 1."""
+        return min(1.0, self.progress.trained_s / self.total_s)
 
-        Returns the loss, and the loss and the share of right tokens of the answers alone (nan where
-        the batch has none).
-        """
-        num_tokens = self.num_tokens(share)
-        budget = 2048 if self.progress.copying else 4096
-        size = max(1, budget // num_tokens)
-        decay = 1.0 if share < 0.5 else max(0.02, 2 * (1 - share))
-        for group in self.optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * warm_up * decay
-        ids, targets, weights, positions = self.examples.batch(size, num_tokens)
+    def _batch_shape(self) -> tuple[int, int]:
+        num_tokens = self.recipe.length(self.share())
+        return max(1, self.recipe.batch_tokens // num_tokens), num_tokens
+
+    def _computing(self) -> AbstractContextManager:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def step(self) -> dict[str, float]:
+        """One step. Returns the loss, and loss and share of right tokens of the answers alone."""
+        share = self.share()
+        warm = min(1.0, (self.progress.steps + 1) / WARM_UP_STEPS)
+        scale = warm * min(1.0, max(0.02, (1 - share) / (1 - STEADY_SHARE)))
+        rates = (self.recipe.matrix_rate, self.recipe.rest_rate)
+        for optimiser, rate in zip(self.optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * scale
+        batch = self.feed.batch(self.progress.steps, self._batch_shape)
+        ids, targets, weights, positions = (part.to(self.device) for part in batch)
         counted = weights > 0  # logits are computed where they count only
-        logits = self.model.logits(self.model.hidden(ids, positions)[counted])
-        losses = F.cross_entropy(logits, targets[counted], reduction="none")
-        weight, answers = weights[counted], weights[counted] == 1
+        with self._computing():
+            logits = self.model.logits(self.hidden(ids, positions)[counted])
+        wanted, weight = targets[counted], weights[counted]
+        losses = F.cross_entropy(logits.float(), wanted, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.progress.tokens += size * num_tokens
-        right = (logits.argmax(-1) == targets[counted])[answers].float().mean().item()
-        return loss.item(), losses[answers].mean().item(), right
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.progress.steps += 1
+        self.progress.tokens += ids.numel()
+        answers = weight == ANSWER
+        right = (logits.argmax(-1) == wanted)[answers].float().mean()
+        return {
+            "length": ids.shape[1],
+            "loss": loss.item(),
+            "answer_loss": losses[answers].mean().item(),
+            "answer_right": right.item(),
+            "counted": counted.float().mean().item(),
+        }
 
-    def num_tokens(self, share: float) -> int:
-        if self.progress.copying:
-            return COPYING_TOKENS
-        return next(tokens for below, tokens in LENGTHS if share < below)
-
-    @torch.no_grad()
-    def copying_accuracy(self) -> float:
-        """The share of right tokens in the second half of a random sequence said twice."""
-        once = torch.randint(FIRST_ORDINARY_ID, self.model.shape.vocab, (32, 48))
-        twice = torch.cat([once, once], 1)
-        positions = torch.arange(95)[None].expand(32, -1)
-        hidden = self.model.hidden(twice[:, :-1], positions)[:, 52:]
-        return (self.model.logits(hidden).argmax(-1) == twice[:, 53:]).float().mean().item()
-
-    def end_copying_when_learnt(self) -> None:
-        accuracy = self.copying_accuracy()
-        print(f"copying {accuracy:.3f}", flush=True)
-        if accuracy > COPYING_IS_LEARNT:
-            self.progress.copying = self.examples.copying = False
-            print("copying is learnt: documents from here on", flush=True)
+    def log(self, entry: dict) -> None:
+        entry = vars(self.progress) | {"share": round(self.share(), 4)} | entry
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in entry.items()})
+        print(line, flush=True)
+        with open(self.work / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
-def _optimiser(model: Model) -> torch.optim.Optimizer:
-    """AdamW; embeddings and norms do not decay."""
-    matrices, rest = [], []
-    for name, parameter in model.named_parameters():
-        (matrices if parameter.dim() == 2 and "embed" not in name else rest).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": 0.01},
-        {"params": rest, "weight_decay": 0.0},
+def _optimisers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(
+            matrices, lr=recipe.matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=recipe.rest_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
 
 
-def train(trainer: Trainer, num_tokens: float) -> None:
-    start_s, start_tokens = time.time(), trainer.progress.tokens
-    mean_loss = mean_right = None
-    step = 0
-    while trainer.progress.tokens < num_tokens:
-        share = trainer.progress.tokens / num_tokens
-        loss, answer_loss, right = trainer.step(share, min(1, (step + 1) / WARM_UP_STEPS))
-        step += 1
-        mean_loss = loss if mean_loss is None else 0.95 * mean_loss + 0.05 * loss
-        if answer_loss == answer_loss:  # not nan
-            mean_right = right if mean_right is None else 0.95 * mean_right + 0.05 * right
-        if step % 20 == 0:
-            if trainer.progress.copying:
-                trainer.end_copying_when_learnt()
-            speed = (trainer.progress.tokens - start_tokens) / (time.time() - start_s)
-            print(
-                f"step {step}: {trainer.progress.tokens / 1e6:.2f} million tokens, "
-                f"length {trainer.num_tokens(share)}, loss {mean_loss:.3f}, "
-                f"answers {answer_loss:.3f} ({mean_right or 0:.4f} right), {speed:.0f} tokens/s",
-                flush=True,
-            )
-        if step % 60 == 0:
+def train(trainer: Trainer, until_s: float, log_steps: int, evaluate_s: float) -> None:
+    """Train until the time is used up, or until time.monotonic() is `until_s`."""
+    last_save = last_evaluation = time.monotonic()
+    means: dict[str, float] = {}
+    while trainer.share() < 1 and time.monotonic() < until_s:
+        started = time.monotonic()
+        measured = trainer.step()
+        for name, value in measured.items():
+            if value == value:  # a batch may hold no answer
+                means[name] = 0.95 * means.get(name, value) + 0.05 * value
+        means["length"] = measured["length"]
+        trainer.progress.trained_s += time.monotonic() - started
+        if trainer.progress.steps % log_steps == 0:
+            speed = trainer.recipe.batch_tokens / (time.monotonic() - started)
+            trainer.log({**means, "tokens_per_s": round(speed)})
+        if time.monotonic() - last_evaluation > evaluate_s:
+            counts = evaluate.quick(trainer.model, trainer.tokenizer, trainer.corpus)
+            trainer.log({"right": counts})
+            last_evaluation = time.monotonic()
+        if time.monotonic() - last_save > SAVE_EVERY_S:
             trainer.save()
+            last_save = time.monotonic()
     trainer.save()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=30e6, help="how many in all")
-    parser.add_argument("--shape", choices=SHAPES, default="nano")
-    parser.add_argument("--seed", type=int, default=7, help="of the examples")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", choices=SHAPES, default="nano")
+    parser.add_argument("--minutes", type=float, default=60, help="of all legs together")
+    parser.add_argument("--leg-minutes", type=float, default=float("inf"), help="of this run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw examples")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
-    parser.add_argument("--no-copying", action="store_true", help="begin with documents")
+    parser.add_argument("--log-steps", type=int, default=50)
+    parser.add_argument("--evaluate-minutes", type=float, default=4)
     given = parser.parse_args()
+    until_s = time.monotonic() + given.leg_minutes * 60
     torch.set_num_threads(given.threads)
-    trainer = Trainer(given.work, given.shape, given.seed, copying=not given.no_copying)
-    if trainer.path.exists() and not given.fresh:
-        trainer.resume()
-        print(f"going on after {trainer.progress.tokens:,} tokens")
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"{num_parameters / 1e6:.2f} million parameters")
-    train(trainer, given.tokens)
+    trainer = Trainer(given)
+    train(trainer, until_s, given.log_steps, given.evaluate_minutes * 60)
+    trainer.feed.close()
+    print(f"{trainer.progress.tokens:,} tokens in {trainer.progress.trained_s / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""From the corpus to a model folder, in one command.
+
+    python benchmarks/train/make_model.py CORPUS.tar.xz WORK --size nano --minutes 60
+    python benchmarks/train/make_model.py CORPUS.tar.xz WORK --size reader --minutes 100 \\
+        --device cuda --compile --workers 12 --leg-minutes 8.5
+
+Writes WORK/model: weights, tokenizer, chat template, generation settings and a card with what was
+measured. Every part is skipped when its result is there, and training goes on from its checkpoint,
+so the same command is repeated until it says that the model is finished; it exits with 75 when a
+leg is over and there is more to train. Novels given with --novels are what is evaluated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from model import SHAPES
+
+HERE = Path(__file__).resolve().parent
+MORE_TO_TRAIN = 75  # EX_TEMPFAIL: the same command again
+
+
+def run(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(HERE / script), *arguments]
+    print("+", " ".join(command), flush=True)
+    code = subprocess.run(command).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def trained_share(work: Path, minutes: float) -> float:
+    if not (work / "checkpoint.pt").is_file():
+        return 0.0
+    state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
+    return state["progress"]["trained_s"] / (minutes * 60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--size", choices=SHAPES, default="nano")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, all legs together")
+    parser.add_argument("--leg-minutes", type=float, help="of this run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw examples")
+    parser.add_argument("--query-scale", type=float, default=1.0)
+    parser.add_argument("--novels", type=Path, nargs="*", default=[])
+    parser.add_argument("--natural", type=Path, nargs="*", default=[])
+    parser.add_argument("--count", type=int, default=40, help="questions per task and length")
+    given = parser.parse_args()
+    work = given.work
+    work.mkdir(parents=True, exist_ok=True)
+    on_device = ["--device", given.device]
+    if not (work / "tokenizer.json").is_file():
+        run("corpus.py", str(given.archive), "--work", str(work))
+        run("tokenizer.py", "--work", str(work), "--vocab", str(SHAPES[given.size].vocab))
+    if trained_share(work, given.minutes) < 1:
+        training = ["--work", str(work), "--size", given.size, "--minutes", str(given.minutes)]
+        training += [*on_device, "--threads", str(given.threads)]
+        training += ["--workers", str(given.workers), *["--compile"] * given.compile]
+        if given.leg_minutes:
+            training += ["--leg-minutes", str(given.leg_minutes)]
+        run("train.py", *training)
+        if trained_share(work, given.minutes) < 1:
+            print("This leg is over; the same command goes on.")
+            raise SystemExit(MORE_TO_TRAIN)
+    model = work / "model"
+    scale = ["--query-scale", str(given.query_scale)]
+    run("export.py", "--work", str(work), "--out", str(model), *scale)
+    measured = work / "evaluation.jsonl"
+    if given.novels and not measured.is_file():
+        texts = ["--novels", *map(str, given.novels), "--natural", *map(str, given.natural)]
+        run(
+            "evaluate.py",
+            *("--model", str(model), *on_device, "--out", str(measured)),
+            *("--count", str(given.count), "--threads", str(given.threads), *texts),
+        )
+    progress = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)["progress"]
+    (model / "README.md").write_text(card(given.size, progress, measured), encoding="utf-8")
+    print(f"{model} is finished.")
+
+
+def card(size: str, progress: dict, measured: Path) -> str:
+    """The model's README: what it is, how it was trained, what was measured."""
+    shape = SHAPES[size]
+    lines = [
+        f"# ebb-{size}",
+        "",
+        f"`LlamaForCausalLM`: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} "
+        f"query and {shape.kv_heads} KV heads of {shape.head_dim}, RoPE theta "
+        f"{shape.rope_theta:g}, {shape.max_positions} positions, a vocabulary of {shape.vocab}; "
+        "matrices on an 8-bit grid, written in bfloat16. Trained from nothing by "
+        "`benchmarks/train/make_model.py` of Ebbtide for "
+        f"{progress['trained_s'] / 60:.0f} minutes: {progress['tokens'] / 1e6:.1f} million tokens "
+        f"in {progress['steps']:,} steps. Apache-2.0.",
+        "",
+        "It answers questions about the document before it, by saying again what stands there.",
+    ]
+    if measured.is_file():
+        rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+        lines += ["", "Whole answers right, prose of novels as the haystack:", ""]
+        lines += ["| task | tokens | right |", "|---|---|---|"]
+        lines += [
+            f"| {row['task']} | {row['tokens']:,} | {row['right']} of {row['asked']} |"
+            for row in rows
+            if "task" in row
+        ]
+        lines += [
+            f"\n{row['text']}: perplexity {row['perplexity']}, {row['bits_per_byte']} bits a byte."
+            for row in rows
+            if "text" in row
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
