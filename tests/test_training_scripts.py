@@ -23,6 +23,7 @@ try:
     import examples
     import export
     import facts
+    import haystack
     import model as network
     import tokenizer as tokenizers_
     import train
@@ -39,7 +40,7 @@ def book(seed):
 
 def setting(seed, num_chars=1500):
     rng = random.Random(seed)
-    return documents.Setting(rng, documents.Prose([book(seed)], rng), num_chars, 6)
+    return haystack.Setting(rng, haystack.Prose([book(seed)], rng), num_chars, 6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "benchmarks" / "train"))
-import documents  # noqa: E402
+import facts  # noqa: E402
+import haystack  # noqa: E402
 
 NUM_FACTS = 6
 NUM_RUNS, RUN_TOKENS = 24, 4  # positions besides those of answers: runs of consecutive ones
@@ -61,10 +62,10 @@ def make(kind: str, num_tokens: int, tokenizer: Tokenizer, seed: int = 99) -> Te
         body = (folder / demo["story"]).read_text(encoding="utf-8").strip()
         turns = [(entry["question"], entry["answer"]) for entry in demo["questions"]]
     else:
-        used: set[tuple] = set()
-        facts = [documents.fact(rng, used) for _ in range(NUM_FACTS)]
+        used: set[str] = set()
+        told = [facts.draw(rng, used) for _ in range(NUM_FACTS)]
         if kind == "filler":
-            sentences = documents.filler_sentences(rng, num_tokens * 5)
+            sentences = haystack.filler_sentences(rng, num_tokens * 5)
         else:
             book = Path(kind).read_text(encoding="utf-8").replace("\n", " ")
             start = rng.randrange(len(book) - num_tokens * 5)
@@ -75,10 +76,10 @@ def make(kind: str, num_tokens: int, tokenizer: Tokenizer, seed: int = 99) -> Te
             total += lengths[count]
             count += 1
         sentences = sentences[:count]
-        for fact in facts:
+        for fact in told:
             sentences.insert(rng.randrange(len(sentences) + 1), fact.sentence)
         body = " ".join(sentences)
-        turns = [(f.question, f.answer) for f in facts]
+        turns = [(f.question, f.answer) for f in told]
     ids, answers = tokenizer.encode("<|bos|><|user|>" + body).ids, []
     document_tokens = len(ids)
     for i, (question, answer) in enumerate(turns):

@@ -21,8 +21,9 @@ import facts
 import torch
 import torch.nn.functional as F
 from corpus import Corpus
-from documents import Conversation, Prose, Setting
+from documents import Conversation
 from export import load
+from haystack import Prose, Setting
 from model import Model
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, USER_ID
 from tokenizers import Tokenizer

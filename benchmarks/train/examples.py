@@ -11,6 +11,7 @@ import math
 import random
 
 import documents
+import haystack
 import torch
 from corpus import Corpus
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, FIRST_ORDINARY_ID, PAD_ID, USER_ID
@@ -32,8 +33,8 @@ class Examples:
         self.tokenizer, self.corpus = tokenizer, corpus
         self.max_positions = max_positions
         self.vocab = tokenizer.get_vocab_size()
-        self.prose = documents.Prose(corpus.books, random.Random(0))
-        self.natural = documents.Prose([*corpus.books, "\n\n".join(corpus.docs)], random.Random(0))
+        self.prose = haystack.Prose(corpus.books, random.Random(0))
+        self.natural = haystack.Prose([*corpus.books, "\n\n".join(corpus.docs)], random.Random(0))
         self.reseed(random.Random(0))
 
     def reseed(self, rng: random.Random) -> None:
@@ -95,7 +96,7 @@ class Examples:
         num_chars = int(room * share * CHARS_PER_TOKEN)
         num_turns = max(1, int(room * (1 - share) / TURN_TOKENS) + 1)
         drawn = documents.conversation(
-            documents.Setting(rng, self.prose, num_chars, min(num_turns, 40))
+            haystack.Setting(rng, self.prose, num_chars, min(num_turns, 40))
         )
         gap = "\n\n" if rng.random() < 0.9 else "\n"
         return self._turns(drawn.document + gap, drawn.turns, room)

@@ -35,21 +35,21 @@ STORY_SEED = 1
 # Chapter number: the fact that stands in it. Beginning, middle and end of the journey.
 STORY_FACTS = {
     1: say("pet", {"n": "Finn", "t": "Bergen", "v": "black stork"}),
-    3: say("job", {"n": "Yara", "v": "watchmaker"}),
+    3: say("pet", {"n": "Yara", "t": "Malmo", "v": "silver swan"}),
     5: say("owner", {"t": "Tartu", "b": "school", "v": "Rosa"}),
     7: say("year", {"t": "Gdansk", "b": "foundry", "w": "closed", "v": "1808"}),
     9: say("number", {"n": "Leo", "t": "Aarhus", "v": "69374"}),
     12: say("code", {"t": "Bruges", "b": "tower", "v": "77635"}),
-    16: say("price", {"x": "silver bell", "v": "4820 crowns"}),
-    18: say("password", {"x": "old compass", "v": "golden otter"}),
+    16: say("owner", {"t": "Leeds", "b": "mill", "v": "Egon"}),
+    18: say("number", {"n": "Kira", "t": "Cork", "v": "43712"}),
 }
 REPORT_SEED = 80
 REPORT_POINTS = (
     say("owner", {"t": "Bergen", "b": "archive", "v": "Egon"}),
-    say("year", {"t": "Malmo", "b": "theatre", "w": "rebuilt", "v": "1934"}),
+    say("owner", {"t": "Malmo", "b": "theatre", "v": "Rosa"}),
     say("code", {"t": "Tartu", "b": "observatory", "v": "60308"}),
     say("number", {"n": "Egon", "t": "Leeds", "v": "70213"}),
-    say("meeting", {"x": "broken lighthouse", "v": "Tuesday at 10:15"}),
+    say("owner", {"t": "Cork", "b": "harbour", "v": "Uma"}),
 )
 LEDGER_LINE = "Nils opened the ledger and wrote one line."
 DAYS = ("quiet", "cold", "warm", "long", "late")
@@ -118,7 +118,7 @@ def story(seed: int, facts: dict[int, Fact]) -> str:
     rng = random.Random(seed)
     parts = [TITLE]
     for number, chapter in enumerate(CHAPTERS, 1):
-        body = Teller(rng, chapter).paragraphs(6, (5, 7))
+        body = Teller(rng, chapter).paragraphs(6, (5, 8))
         paragraph = body[rng.randrange(1, 5)]
         place = rng.randrange(1, len(paragraph))
         if number in facts:
@@ -134,7 +134,7 @@ def report(seed: int, points: Sequence[Fact]) -> str:
     rng = random.Random(seed)
     parts = [REPORT_TITLE]
     for number, (section, point) in enumerate(zip(REPORT_SECTIONS, points, strict=True), 1):
-        body = Teller(rng, section).paragraphs(8, (5, 7))
+        body = Teller(rng, section).paragraphs(8, (5, 8))
         paragraph = body[rng.randrange(1, 7)]
         key_point = documents.key_point(number, point.sentence)
         paragraph.insert(rng.randrange(1, len(paragraph)), key_point)

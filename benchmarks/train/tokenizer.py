@@ -14,6 +14,7 @@ from pathlib import Path
 
 import corpus
 import documents
+import haystack
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONTROL_TOKENS = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>")
@@ -24,10 +25,10 @@ PIECE_CHARS = 60000  # of each text, so that no book outweighs the others
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     rng = random.Random(1)
-    prose = documents.Prose(texts, rng)
+    prose = haystack.Prose(texts, rng)
     pieces = [text[:PIECE_CHARS] for text in texts]
     for _ in range(1500):
-        made = documents.conversation(documents.Setting(rng, prose, 800, 6))
+        made = documents.conversation(haystack.Setting(rng, prose, 800, 6))
         pieces.append(made.document + "\n".join(f"{q}\n{a}" for q, a in made.turns))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MODEL_NAME = "ebb-nano"
+MODEL_NAME = "ebb-nano-0"
 
 
 def model_folder() -> Path:
