@@ -236,6 +236,13 @@ def _stats(d: Dialogue, rest: str) -> None:
     tell(f"read again: {output.usage['recomputed_tokens']:,} tokens")
 
 
+def _thought(d: Dialogue, rest: str) -> None:
+    thought = getattr(d.last_output, "thought", "").strip()
+    if not thought:
+        raise errors.InputError("the last answer came without thoughts.")
+    d.run.terminal.tell(thought)
+
+
 def _mem(d: Dialogue, rest: str) -> None:
     if rest in ("on", "off"):
         d.shows_tiers = rest == "on"
@@ -339,6 +346,7 @@ COMMANDS = {
     "show": Command(_show, "/show", "the model, the settings, the size of the conversation"),
     "read": Command(_read, "/read FILE", "send a document along with your next message", "path"),
     "stats": Command(_stats, "/stats", "the numbers of the last answer"),
+    "thought": Command(_thought, "/thought", "what a reasoning model thought before it answered"),
     "mem": Command(_mem, "/mem [on|off]", "where the pages are; on: a line below the prompt"),
     "tokens": Command(_tokens, "/tokens", "how long each message is, and what is left"),
     "save": Command(_save, "/save [NAME]", "keep the conversation on disk under this name"),

@@ -585,3 +585,12 @@ def test_undo_gives_documents_back(capfd, monkeypatch):
     d = talk("/read a.txt", "question one", "/edit")
     # The editor is given the question and not the document, which goes with it all the same.
     assert contents(d)[0] == "# a.txt\n\nthe text\n\nquestion two" and len(contents(d)) == 2
+
+
+def test_thoughts_are_shown_when_asked_for(capfd):
+    d = talk("/thought", "hello", "/thought")
+    assert capfd.readouterr().err.count("without thoughts") == 2
+    d.last_output.thought = "hm, hello"
+    d.editor = Typist(["/thought"])
+    d.talk()
+    assert "hm, hello" in capfd.readouterr().err

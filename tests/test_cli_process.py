@@ -142,8 +142,7 @@ def test_our_fault_is_short_unless_verbose(tmp_path):
         ["ask", "q", "--nonsense"],
         ["ask", "q", "--host-memory", "8"],
         ["ask", "q", "--kv-bits", "5"],
-        ["ask", "q", "--mode", "bounded"],
-        ["ask", "q", "--mode", "deadline"],
+        ["ask", "q", "--mode", "quick"],
         ["summarize", "--overflow", "refine"],
         ["ask", "q", "--overflow", "map-reduce"],
         ["ask", "q", "--pages", "9-3"],
@@ -164,9 +163,9 @@ def test_usage_errors_exit_2_and_name_the_trouble(tmp_path, args):
     assert code == 2 and out.count("\n") == 1 and json.loads(out)["error"]["message"]
 
 
-def test_modes_that_do_not_exist_name_the_one_that_does(tmp_path):
-    _, _, err = run(tmp_path, "ask", "q", "--mode=bounded")
-    assert "exact" in err and "so far" in err
+def test_choices_that_do_not_exist_name_those_that_do(tmp_path):
+    _, _, err = run(tmp_path, "ask", "q", "--mode=quick")
+    assert "exact" in err and "bounded" in err
     _, _, err = run(tmp_path, "ask", "q", "--overflow=map-reduce")
     assert "summarize" in err and "(error)" in err
 
