@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from jinja2 import meta
+from jinja2.exceptions import UndefinedError
 
 from .errors import InputError
 from .meter import LimitExceeded, Meter
@@ -21,6 +22,7 @@ from .sandbox import MeteredEnvironment
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000
 MAX_DEPTH = 32  # of lists and objects within a message
+_NO_TOOLS = {"tools": [], "functions": ""}
 
 # For models without a template: plain text that base models continue well.
 FALLBACK_SOURCE = """\
@@ -214,7 +216,18 @@ class ChatTemplate:
         num_chars = meter.admit([messages, variables])
         meter.max_chars = 2**23 + 16 * num_chars
         meter.chars_left = 2**26 + (64 + 4 * num_messages) * num_chars
-        return self._metered(meter, lambda: self._template.render(context))
+
+        def work() -> str:
+            try:
+                return self._template.render(context)
+            except (TypeError, UndefinedError):
+                # Some templates made for tools walk through them without asking if there are any.
+                if any(context.get(name) is not None for name in _NO_TOOLS):
+                    raise
+                moment = now.strftime("%Y-%m-%d %H:%M:%S")  # what firefunction's asks for besides
+                return self._template.render({"datetime": moment, **context, **_NO_TOOLS})
+
+        return self._metered(meter, work)
 
     def _metered(self, meter: Meter, work: Any) -> Any:
         try:
