@@ -1,0 +1,126 @@
+"""What selecting pages costs and saves in a decode step: exact and bounded mode side by side.
+
+    python benchmarks/selection.py TEXT [--model MODEL] [--tokens 16000] [--epsilon 0.02 0.1]
+
+Reads the first tokens of TEXT, then writes `--steps` tokens greedily, with every far plane in
+memory or on disk. For each run: milliseconds per token (median), far bytes read from disk, what
+part of the records selected anew had been read ahead (foreseen), and what was read in vain. The
+ceiling of a run is what its reads take alone at the measured bandwidth. Needs a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ebbtide import LLM, Budget
+from ebbtide.offload.bandwidth import measure_disk
+from ebbtide.offload.mode import Mode
+from ebbtide.offload.options import Options
+from ebbtide.offload.spill_dir import default_spill_dir
+
+SEQUENCES = 4  # of a session, as LLM.session has them
+
+
+def runs(epsilons: list[float]) -> list[tuple[str, Mode, bool]]:
+    """(label, mode, whether the far planes are on disk)."""
+    made = [("exact, in memory", Mode(), False), ("exact, on disk", Mode(), True)]
+    for epsilon in epsilons:
+        options = {"selector_options": {"epsilon": epsilon}}
+        made.append((f"bounded {epsilon}, in memory", Mode("bounded", **options), False))
+        for foresight in ("nothing", "history", "rehearsal", "union"):
+            mode = Mode("bounded", foresight=foresight, **options)
+            made.append((f"bounded {epsilon}, on disk, {foresight}", mode, True))
+    return made
+
+
+def put_on_disk(llm: LLM, context: int) -> None:
+    """A host budget that holds everything but the far planes."""
+    llm.limits = replace(llm.limits, host_bytes=1 << 36, runtime_bytes=0)
+    whole = llm._plan(context, SEQUENCES)
+    spare = llm.geometry.span_bytes
+    items = {**whole.host, "far planes": 0}
+    hot = int(0.1 * whole.kv_far_bytes) if llm.geometry.layout.value_means else 0
+    llm.limits = replace(
+        llm.limits, host_bytes=sum(items.values()) + 8 * spare + max(hot, 2 * spare)
+    )
+
+
+def measure(label: str, mode: Mode, on_disk: bool, given) -> dict:
+    budget = Budget(host_memory="64GiB", disk_memory="16GiB")
+    options = Options(model=given.model, budget=budget, mode=mode.name, kv_bits=given.kv_bits)
+    with LLM(options, mode=mode) as llm:
+        ids = llm.encode(given.text.read_text(encoding="utf-8"))[: given.tokens]
+        context = len(ids) + given.steps + 1
+        llm._context = context
+        if on_disk:
+            put_on_disk(llm, context)
+        with llm.session() as session:
+            session.append(ids)
+            logits, times = session.last_logits(), []
+            for _ in range(given.warm_up):
+                logits = session.decode(int(logits.argmax()))
+            session.kv_fields()
+            stats = session._runtime.store.stats
+            before = stats.snapshot()
+            for _ in range(given.steps - given.warm_up):
+                started = time.perf_counter()
+                logits = session.decode(int(logits.argmax()))
+                times.append(time.perf_counter() - started)
+            spent, kv = stats - before, session.kv_fields()
+            far = sum(session._runtime.plan.far_spans.values()) * llm.geometry.span_bytes
+            fresh = spent.foreseen + spent.late + spent.misses
+            return {
+                "run": label,
+                "ms_per_token": 1e3 * statistics.median(times),
+                "disk_bytes_per_token": spent.bytes_read["disk"] / len(times),
+                "far_bytes": far,
+                "selected_share": kv.get("selected_share", 1.0),
+                "foreseen_share": spent.foreseen / fresh if fresh else 1.0,
+                "wasted": spent.wasted,
+                "stall_ms_per_token": 1e3 * spent.stall_s / len(times),
+                "missed_mass": kv["missed_mass"]["mean"],
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--tokens", type=int, default=16000)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--warm-up", type=int, default=8)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.02, 0.1])
+    parser.add_argument("--kv-bits", default="8")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    disk = measure_disk(default_spill_dir()).random_bytes_per_s
+    threads = torch.get_num_threads()
+    print(f"random reads {disk / 1e9:.2f} GB/s; {given.tokens} tokens; {threads} threads")
+    found = []
+    for label, mode, on_disk in runs(given.epsilon):
+        row = measure(label, mode, on_disk, given)
+        row["reads_alone_ms"] = 1e3 * row["disk_bytes_per_token"] / disk
+        found.append(row)
+        print(
+            f"{label:36s} {row['ms_per_token']:7.1f} ms/token  "
+            f"{row['disk_bytes_per_token'] / 1e6:6.2f} MB from disk "
+            f"({row['reads_alone_ms']:5.1f} ms alone)  "
+            f"selected {100 * row['selected_share']:5.1f} %  "
+            f"foreseen {100 * row['foreseen_share']:3.0f} %  wasted {row['wasted']}  "
+            f"stall {row['stall_ms_per_token']:5.1f} ms",
+            flush=True,
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
