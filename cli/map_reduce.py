@@ -41,8 +41,11 @@ class Steps:
         through: Callable[[str], str] | None = None,
         title: str = "",
     ) -> dict[str, Any]:
-        """The fields of the Output for a prompt, as `--json` prints them."""
-        options = self.run.generation(max_new_tokens=most_tokens)
+        """The fields of the Output for a prompt, as `--json` prints them.
+
+        most_tokens: of the answer; what -n said is in it already, and may be too much for a part.
+        """
+        options = self.run.generation() | {"max_new_tokens": most_tokens}
         name = "answer-" + job_key([text, options])
         found = self.job.load(name)
         if found is not None:

@@ -128,8 +128,8 @@ class Summary:
                 error.args = (f"{error} Or read it in parts: --overflow map-reduce.",)
             raise
         except BaseException as error:
-            if out is not None and isinstance(error, KeyboardInterrupt):
-                # The file stays as it was; what was written so far is not lost.
+            if out is not None and not self.parts and isinstance(error, KeyboardInterrupt):
+                # The file stays as it was; what was written of the summary so far is not lost.
                 terminal.answer(run.when_cancelled["text"])
             if self.steps.made:
                 terminal.note("What is finished is kept: the same command goes on from here.")
@@ -160,8 +160,8 @@ class Summary:
     def _answer(self, is_shown: bool, through: Any) -> tuple[dict[str, Any], Any]:
         if self.map_reduce is not None:
             return self.map_reduce.run(self.parts, is_shown, through)
-        limit = self.task.most_tokens
-        return self.steps.answer(self.text, limit, show=is_shown, through=through), None
+        found = self.steps.answer(self.text, self.most_answer, show=is_shown, through=through)
+        return found, None
 
     def _fields(
         self, fields: dict[str, Any], text: str, checker: Any, report: Any

@@ -270,6 +270,13 @@ def test_summaries_are_combined_again_until_they_fit(capfd, monkeypatch):
     assert all(len(prompt.split()) <= 500 for prompt in prompts())
 
 
+def test_an_answer_never_takes_the_room_of_what_follows(capfd):
+    paged(60, words=20)
+    assert main.main([*PARTS, "-n", "450"]) == 0
+    streams = [value for name, value in fake.FakeLLM.calls if name == "stream"]
+    assert len(streams) > 2 and all(0 < stream["max_new_tokens"] <= 125 for stream in streams)
+
+
 def test_the_built_in_models_summaries_stand_in_order(capfd, monkeypatch):
     monkeypatch.setattr(fake.FakeLLM, "builtin", True)
     paged(60, words=20)
