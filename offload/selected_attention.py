@@ -16,11 +16,12 @@ from collections.abc import Sequence as Sequence_
 
 import torch
 
-from ..kernels.attention import UNSEEN, Partial, merge
+from ..kernels.attention import Partial, merge
 from ..kernels.layout import PageLayout
 from ..kernels.matmul import QuantisedWeight
+from ..kernels.means import attend_means
 from ..kernels.paged_attention import attend_records, merge_records
-from ..kernels.pages import key_box, rotate, value_means
+from ..kernels.pages import key_box, rotate
 from ..kernels.score import score_pages
 from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
@@ -188,10 +189,7 @@ class SelectedAttention:
         """Pages as tokens: log_mass (kv_heads, num_rows, num_pages), -inf for those that are
         attended otherwise."""
         near, rows = self._records.near_plane(sequence.table, layer)
-        highest = log_mass.amax(-1).clamp_(min=UNSEEN)
-        weights = (log_mass - highest.unsqueeze(-1)).exp_()
-        means = value_means(near, rows, self._tiered.layout)
-        return Partial(highest, weights.sum(-1), torch.bmm(weights, means))
+        return attend_means(log_mass, near, rows, self._tiered.layout)
 
     def _note(self, evidence: Evidence, chosen, dropped: int, left_out, whole: Partial) -> None:
         total = (whole.max + whole.sum.log()).unsqueeze(-1)
