@@ -86,6 +86,8 @@ class Dialogue:
             # The session must not be closed under it.
             self.stop_reading()
         if self.conversation.name is not None and self.conversation.turns:
+            self.keep()  # the one that was left last is the one to go on with
+        if self.conversation.name is not None and self.conversation.turns:
             self.run.terminal.note("'ebbtide chat -c' goes on from here.")
 
     # --- input

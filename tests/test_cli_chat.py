@@ -447,6 +447,14 @@ def test_load_and_sessions(capfd):
     assert len(Conversation.load("two").messages) == 2
 
 
+def test_the_conversation_that_was_left_is_the_latest(capfd):
+    talk("first", "/save one")
+    talk("second", "/save two")
+    os.utime(conversation.session_path("one"), (9, 9))
+    talk("/load one")
+    assert conversation.latest_name() == "one"
+
+
 def test_save_does_not_replace_another_conversation(capfd):
     talk("first", "/save one")
     d = talk("second", "/save one", "/save two")
