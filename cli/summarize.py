@@ -89,7 +89,7 @@ def summarize(
             metavar="WHEN",
             envvar="EBBTIDE_CITE",
             show_default=False,
-            help="auto (documents with pages or chapters), on or off: citations such as [p. 12], "
+            help="auto (documents with pages or chapters), on or off: citations such as \\[p. 12], "
             "their quoted words checked. Default: auto.",
         ),
     ] = "auto",

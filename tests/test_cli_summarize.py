@@ -70,6 +70,12 @@ def kept():
 # --- what is asked
 
 
+def test_help_shows_a_citation_and_not_markup(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main.main(["summarize", "--help"]) == 0
+    assert "citations such as [p. 12], their quoted" in " ".join(capfd.readouterr().out.split())
+
+
 def test_pages_are_marked_and_citations_asked_for(capfd):
     paged(2)
     assert main.main(["summarize", "book.pdf", "-m", "x"]) == 0
