@@ -1,6 +1,6 @@
 """The corpus: books, documentation and conversations, as JSON lines in a .tar.xz.
 
-python benchmarks/train/corpus.py CORPUS.tar.xz --work WORK
+    python benchmarks/train/corpus.py CORPUS.tar.xz --work WORK
 
 unpacks it into WORK/corpus. The last book of every ten is held out: evaluations hide facts in it,
 training never sees it. Knows neither tokens nor tasks.

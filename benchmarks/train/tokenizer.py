@@ -1,6 +1,6 @@
 """Trains the byte-level tokenizer on the corpus and on synthetic conversations.
 
-python benchmarks/train/tokenizer.py --work WORK [--vocab 4096]
+    python benchmarks/train/tokenizer.py --work WORK [--vocab 4096]
 
 Reads WORK/corpus (corpus.py unpacks it) and writes WORK/tokenizer.json. Every digit is a token of
 its own.
