@@ -7,6 +7,7 @@ memory (pyte), which answers questions about the cursor as real ones do.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,12 @@ def environment(home: Path, **changes: object) -> dict[str, str]:
     return {**kept, **homes, **{k: str(v) for k, v in changes.items()}}
 
 
+def _heed_signals() -> None:
+    """Whoever runs the tests may ignore some (nohup does), and a child inherits that."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Person:
     """A context manager. args: of the command line with the fake model; real=True: of Ebbtide.
 
@@ -52,6 +59,7 @@ class Person:
             cwd=str(home),
             dimensions=(rows, columns),
             timeout=PATIENCE_S,
+            preexec_fn=_heed_signals,
         )
         self.child.delaybeforesend = None
         self.screen = pyte.HistoryScreen(columns, rows, history=4000)
