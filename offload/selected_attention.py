@@ -77,7 +77,7 @@ class SelectedAttention:
         evidence, bias = self._evidence(layer, sequence, query, key_bias, standing)
         asked = self._selector.select(evidence)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
-        sequence.trail.note(layer, chosen, standing, evidence.num_records)
+        sequence.trail.note(layer, asked, chosen, standing, evidence.num_records)
         left_out = evidence.log_mass.clone()
         left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
         whole = merge(self._estimate(layer, sequence, left_out), raw)
@@ -156,8 +156,12 @@ class SelectedAttention:
         return torch.cat(parts, -1)
 
     def _arrived(self, layer: int, sequence: Sequence, asked: torch.Tensor) -> torch.Tensor:
+        """What can be attended now; the rest is asked for, since the next token may want it too."""
         is_ready = self._records.is_ready(sequence.table, layer, asked.tolist())
-        return asked[torch.from_numpy(is_ready)]
+        arrived = asked[torch.from_numpy(is_ready)]
+        if len(arrived) < len(asked):
+            self._records.prefetch(sequence.table, layer, asked.tolist())
+        return arrived
 
     def _attend(
         self, layer: int, sequence: Sequence, query: Query, chosen: torch.Tensor, bias

@@ -30,9 +30,14 @@ class Trail:
         self._ever: dict[int, np.ndarray] = {}  # (num_records,) bool
 
     def note(
-        self, layer: int, selected: torch.Tensor, standing: Standing, num_records: int
+        self,
+        layer: int,
+        selected: torch.Tensor,
+        attended: torch.Tensor,
+        standing: Standing,
+        num_records: int,
     ) -> None:
-        """A layer of `num_records` records attends to `selected`."""
+        """A layer of `num_records` records selected some, and attends to those that are there."""
         self.last[layer], self.standing[layer] = selected, standing
         ever = self._ever.get(layer)
         if ever is None or len(ever) != num_records:
@@ -41,8 +46,8 @@ class Trail:
                 count = min(len(ever), num_records)
                 kept[:count] = ever[:count]
             self._ever[layer] = ever = kept
-        ever[selected.cpu().numpy()] = True
+        ever[attended.cpu().numpy()] = True
 
     def never_selected(self) -> int:
-        """Records of all layers that no step has selected yet."""
+        """Records of all layers that no step has attended to yet."""
         return sum(int((~ever).sum()) for ever in self._ever.values())
