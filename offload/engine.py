@@ -260,7 +260,8 @@ class Engine:
         selected = self.selected
         if layer == self.config.num_layers or not self._selects(layer):
             return
-        w = self.weights.resident_layer(layer) if selected.needs_query else None
+        is_wanted = selected.wants_query(layer, sequence)
+        w = self.weights.resident_layer(layer) if is_wanted else None
         if w is None:
             if early:
                 selected.expect(layer, sequence, None, None)

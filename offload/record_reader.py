@@ -53,6 +53,10 @@ class RecordReader:
         extents = [where.extent_of(record) for record in wanted.tolist()]
         self._hot.wish(where.frame[wanted], extents, (table, layer))
 
+    def any_on_disk(self, table: PageTable, layer: int) -> bool:
+        """Whether reading ahead could be of use for a layer."""
+        return bool((self._map(table, layer).tier == _ON_DISK).any())
+
     def is_ready(self, table: PageTable, layer: int, records: Sequence[int]) -> np.ndarray:
         """Which of the records (bool) could be fetched now without waiting."""
         where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)

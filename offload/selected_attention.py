@@ -99,10 +99,15 @@ class SelectedAttention:
         if len(wanted):
             self._records.prefetch(sequence.table, layer, wanted.tolist())
 
-    @property
-    def needs_query(self) -> bool:
-        """Whether `expect` makes use of a query."""
-        return self._foresight.needs_query
+    def wants_query(self, layer: int, sequence: Sequence) -> bool:
+        """Whether `expect` is worth a rehearsed query: scoring one costs half of what reading it
+        ahead may save, and layers that selected nothing a step ago seldom do now."""
+        last = sequence.trail.last.get(layer)
+        return (
+            self._foresight.needs_query
+            and (last is None or len(last) > 0)
+            and self._records.any_on_disk(sequence.table, layer)
+        )
 
     # ---- inside ------------------------------------------------------------------------------
 
