@@ -11,12 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from ebbtide.offload import builtin
 
-if not (builtin.HERE / "demo.json").exists():
-    pytest.skip("this installation lacks the built-in model", allow_module_level=True)
+assert (builtin.HERE / "demo.json").exists(), "this installation lacks the built-in model"
 MATERIAL = builtin.demo_material()
 EBBTIDE = [sys.executable, "-m", "ebbtide"]
 PATIENCE_S = 55
