@@ -90,6 +90,7 @@ def test_loading_peaks_at_one_tensor_above_what_stays(folder, bits, kept):
     peak_bytes, stays_bytes = map(int, done.stdout.split())
     matrices = LAYERS * (3 * INNER + 4 * HIDDEN) * HIDDEN * 2
     kept_bytes = matrices * kept + 4096 * HIDDEN * 2 * (1.0 if bits == "full" else 17 / 32)
-    assert kept_bytes <= stays_bytes <= peak_bytes
+    # The kernel counts resident pages in batches for each processor: /proc may be some 64 behind.
+    assert kept_bytes - MiB <= stays_bytes <= peak_bytes + MiB
     # Beside the tensor: half a dozen copies of a mebibyte of rows, vectors, the allocator's own.
     assert peak_bytes < kept_bytes + LARGEST_BYTES + 12 * MiB
