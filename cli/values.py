@@ -81,20 +81,6 @@ def choice(*allowed: str) -> Parser:
     return parse
 
 
-def choice_so_far(existing: str, *planned: str) -> Parser:
-    """A parser of a choice of which only `existing` can be had yet."""
-
-    def parse(text: str) -> str:
-        word = text.strip().lower()
-        if word in planned:
-            raise ValueError(f"{word!r} does not exist yet; only {existing!r} does so far")
-        if word != existing:
-            raise ValueError(f"{text!r} is not allowed; only {existing!r} exists so far")
-        return word
-
-    return parse
-
-
 def bits(*allowed: str) -> Parser:
     """As choice, with digits turned into numbers: "auto", "full", 8, 6, 4."""
     parse_word = choice(*allowed)

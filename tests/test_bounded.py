@@ -147,12 +147,20 @@ def test_pages_that_no_step_selected_are_counted(folder, tmp_path):
 
 def test_deadline_mode_never_waits_and_says_what_it_missed(folder, tmp_path):
     mode = Mode("deadline", selector_options={"epsilon": EPSILON}, foresight="nothing")
-    logits, stats, kept = run(folder, tmp_path, mode, share=0.0)
-    assert torch.isfinite(logits).all()
-    assert kept["fidelity"].dropped > 0
-    assert stats.misses == 0 or stats.hits > 0  # prefill reads spans; decode waited for nothing
-    said = kept["fidelity"].to_dict()
-    assert said["missed_mass"]["max"] > 0
+    with open_small(folder, tmp_path, mode=mode) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 0.0, sequences=4, text=True)
+        llm._context = NUM_TOKENS
+        with llm.session() as session:
+            session.append(IDS[:PREFILLED])
+            session.last_logits()
+            stats, fidelity = session._runtime.store.stats, session._engine.selected.fidelity
+            before = stats.snapshot()
+            rows = [session.decode(token) for token in IDS[PREFILLED : PREFILLED + 20]]
+            spent = stats - before
+    assert (spent.misses, spent.late, spent.stall_s) == (0, 0, 0.0)
+    assert torch.isfinite(torch.stack(rows)).all()
+    assert fidelity.dropped > 0, "the first token finds nothing read"
+    assert fidelity.to_dict()["missed_mass"]["max"] > 0
 
 
 def test_full_pages_cannot_be_selected(folder):
