@@ -46,10 +46,12 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
     )
     llm = LLM(options)
     if share is not None:
-        whole = llm._plan(tokens + decode + 1, 1)
+        whole = llm.admission.plan(tokens + decode + 1, 1)
         memory = whole.fixed_host_bytes + 8 * llm.geometry.span_bytes
         memory += int(share * whole.kv_far_bytes)
-        llm.limits = replace(llm.limits, host_bytes=memory if share < 1 else memory * 4)
+        llm.admission.limits = replace(
+            llm.admission.limits, host_bytes=memory if share < 1 else memory * 4
+        )
     session = llm.open_session(tokens + decode + 1, sequences=1)
     ids = random_ids(tokens, llm.config.vocab_size)
     session.append(ids[:1], process=False)
@@ -76,7 +78,7 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
         "tokens": tokens,
         "peaks": peaks,
         "peak_bytes": peak_rss_bytes(),
-        "budget_bytes": llm.limits.host_bytes,
+        "budget_bytes": llm.admission.limits.host_bytes,
         "planned_bytes": sum(llm.plan.host.values()),
         "resident_bytes_per_token": llm.plan.resident_bytes_per_token,
         "layers_streamed": llm.plan.layers_streamed,

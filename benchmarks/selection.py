@@ -42,13 +42,13 @@ def runs(epsilons: list[float]) -> list[tuple[str, Mode, bool]]:
 
 def put_on_disk(llm: LLM, context: int) -> None:
     """A host budget that holds everything but the far planes."""
-    llm.limits = replace(llm.limits, host_bytes=1 << 36, runtime_bytes=0)
-    whole = llm._plan(context, SEQUENCES)
+    llm.admission.limits = replace(llm.admission.limits, host_bytes=1 << 36, runtime_bytes=0)
+    whole = llm.admission.plan(context, SEQUENCES)
     spare = llm.geometry.span_bytes
     items = {**whole.host, "far planes": 0}
     hot = int(0.1 * whole.kv_far_bytes) if llm.geometry.layout.value_means else 0
-    llm.limits = replace(
-        llm.limits, host_bytes=sum(items.values()) + 8 * spare + max(hot, 2 * spare)
+    llm.admission.limits = replace(
+        llm.admission.limits, host_bytes=sum(items.values()) + 8 * spare + max(hot, 2 * spare)
     )
 
 
@@ -66,14 +66,14 @@ def measure(label: str, mode: Mode, on_disk: bool, given) -> dict:
             logits, times = session.last_logits(), []
             for _ in range(given.warm_up):
                 logits = session.decode(int(logits.argmax()))
-            session.kv_fields()
+            session.usage.kv()
             stats = session._runtime.store.stats
             before = stats.snapshot()
             for _ in range(given.steps - given.warm_up):
                 started = time.perf_counter()
                 logits = session.decode(int(logits.argmax()))
                 times.append(time.perf_counter() - started)
-            spent, kv = stats - before, session.kv_fields()
+            spent, kv = stats - before, session.usage.kv()
             far = sum(session._runtime.plan.far_spans.values()) * llm.geometry.span_bytes
             fresh = spent.foreseen + spent.late + spent.misses
             return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,8 @@ import torch
 
 from ..prefetch.stats import Stats
 from . import scoring
-from .budget import Budget, Limits, resolve
+from .admission import Admission
+from .budget import Budget, resolve
 from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, EbbtideError, InputError
@@ -34,26 +34,14 @@ from .model_config import read_model_config
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
-from .planner import Request, make_plan
-from .runtime import Runtime
 from .session import Prompt, Session, check_room, is_messages
 from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
 from .spill_dir import default_spill_dir, dir_error, volume_warnings
 from .stream import Stream
 from .text import Tokenizer
-from .weights import WeightStore
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
-_SESSION_ITEMS = (  # of a Plan
-    "text",
-    "staging",
-    "hot pages",
-    "selection",
-    "raw tokens",
-    "near planes",
-    "far planes",
-)
 
 
 class LLM:
@@ -89,35 +77,38 @@ class LLM:
         self.config = read_model_config(self.folder)
         if dtype != "auto":
             self.config = replace(self.config, dtype=dtype)
-        self._shapes = expected_shapes(self.config)
-        self._checkpoint = Checkpoint(self.folder, self._shapes)
+        shapes = expected_shapes(self.config)
+        self._checkpoint = Checkpoint(self.folder, shapes)
         self._tokenizer: Tokenizer | None = None
         self._generation = GenerationConfig.from_model_folder(self.folder)
         self._warnings += self._generation.warnings
         self.geometry: Geometry = geometry or choose_geometry(
             self.config, options.kv_bits, selects=options.mode != "exact"
         )
-        self._facts = Facts(
+        facts = Facts(
             self.model_name,
             self.config,
-            self._shapes,
-            choose_weight_bits(options.weight_bits, self._shapes),
+            shapes,
+            choose_weight_bits(options.weight_bits, shapes),
             {name: ref.dtype.itemsize for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
-        self._budget, self._context = budget, context
-        self.limits: Limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
-        self._store_options = store_options
-        self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
-        self._bandwidth: dict[str, float] = {}
-        self._weights: WeightStore | None = None
-        self._loaded: tuple[int, bool] | None = None
+        self._context = context
+        self.admission = Admission(
+            facts,
+            self._checkpoint,
+            self.geometry,
+            resolve(budget, self._spill_dir, free_device_bytes(self.device)),
+            self.device,
+            self._spill_dir,
+            mode or Mode(options.mode, selector_options={"epsilon": options.epsilon}),
+            store_options,
+        )
         self._sessions: list[Session] = []
         self._abandoned: list[Stream] = []  # dropped while something was running
         self._thread_lock = threading.Lock()
-        self.load_s = 0.0
         self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
-        self.plan: Plan = self._plan(context or self._natural_context())
+        self._first_plan = self.plan_at(context or self.admission.natural_context())
 
     @classmethod
     def open(
@@ -176,12 +167,22 @@ class LLM:
         llm = cls(Options(model=model, **options))
         try:
             memory = measure_memory().all_threads_bytes_per_s
-            llm._bandwidth = {"host": memory, "device": memory}
+            bandwidth = llm.admission.bandwidth
+            bandwidth |= {"host": memory, "device": memory}
             if llm._spill_dir is not None:
-                llm._bandwidth["disk"] = measure_disk(llm._spill_dir).random_bytes_per_s
-            return llm._plan(llm._context or llm.plan.context)
+                bandwidth["disk"] = measure_disk(llm._spill_dir).random_bytes_per_s
+            return llm.plan_at(llm._context or llm.plan.context)
         finally:
             llm.close()
+
+    @property
+    def plan(self) -> Plan:
+        return self.admission.latest_plan or self._first_plan
+
+    @property
+    def load_s(self) -> float:
+        """What loading the weights took; 0 before the first request."""
+        return self.admission.load_s
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class LLM:
         """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
         may be False.
         """
-        return self._plan(context)
+        return self.admission.plan(context)
 
     def session(self, name: str | None = None, *, context: int | None = None) -> Session:
         """A conversation or document that stays; its context is `context`, else the one given to
@@ -236,7 +237,7 @@ class LLM:
         """
         context = context or self._context
         reach = context or self.config.max_positions
-        context = context or self._natural_context(_SESSION_SEQUENCES)
+        context = context or self.admission.natural_context(_SESSION_SEQUENCES)
         if name is None:
             return self.open_session(context, sequences=_SESSION_SEQUENCES, reach=reach)
         file = SessionFile(name, self.tokens_fingerprint)
@@ -341,9 +342,7 @@ class LLM:
                 session.close()
             except EbbtideError as error:  # a name that could not be saved; the rest still closes
                 failure = failure or error
-        if self._weights is not None:
-            self._weights.close()
-            self._weights = None
+        self.admission.close()
         self._checkpoint.close()
         if failure is not None:
             raise failure
@@ -433,44 +432,13 @@ class LLM:
         self._warnings += volume_warnings(folder)
         return folder
 
-    def _plan(self, context: int, sequences: int = 1, **request) -> Plan:
-        """The plan for a request; see Request for what else it may say."""
-        request = Request(context, sequences, **request)
-        return make_plan(self._facts, self.geometry, self._free(), request, self._bandwidth)
-
-    def _free(self) -> Limits:
-        """The limits less what open sessions hold; weights and workspace are shared."""
-        plans = {id(s._runtime): s._runtime.plan for s in self._sessions}.values()
-
-        def held(tier: str) -> int:
-            items = [getattr(plan, tier) or {} for plan in plans]
-            return sum(sum(i.get(name, 0) for name in _SESSION_ITEMS) for i in items)
-
-        device = self.limits.device_bytes
-        return replace(
-            self.limits,
-            device_bytes=None if device is None else device - held("device"),
-            host_bytes=self.limits.host_bytes - held("host"),
-            disk_bytes=self.limits.disk_bytes - held("disk"),
-        )
-
-    def _natural_context(self, sequences: int = 1) -> int:
-        """The longest context that streams no more weights than a short one would: the model's
-        limit, if it fits.
-        """
-        most, cell = self.config.max_positions, self.geometry.cell_tokens
-        short = self._plan(min(most, 4 * cell), sequences)
-        loaded = self._loaded or (short.layers_streamed, short.head_resident)
-        largest = self._plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
-        return max(1, min(most, largest))
-
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""
         if self._context is not None:
             return self._context
         limit = self.config.max_positions
         if config.max_new_tokens is None:
-            return max(self._natural_context(), min(limit, num_prompt + 1))
+            return max(self.admission.natural_context(), min(limit, num_prompt + 1))
         return max(min(limit, num_prompt + config.max_new_tokens), min(limit, num_prompt + 1))
 
     def context_or(self, needed: int) -> int:
@@ -489,22 +457,8 @@ class LLM:
             raise InputError("the LLM is closed; open it again with LLM.open")
         self.sweep()
         with self.running():
-            plan = self._plan(context, sequences, loaded=self._loaded, **request)
-            if not plan.fits and self._loaded is not None and not self._sessions:
-                plan = self._plan(context, sequences, **request)
-            plan.raise_if_unfit()
-            self.plan = plan
-            self._load(plan)
-            runtime = Runtime(
-                plan,
-                self.config.fixed_for(reach or context),
-                self._weights,
-                self.geometry,
-                self.device,
-                self._spill_dir,
-                num_sequences=sequences,
-                mode=self._mode,
-                **self._store_options,
+            runtime = self.admission.admit(
+                context, sequences, reach or context, self.report, **request
             )
             try:
                 session = Session(
@@ -515,36 +469,6 @@ class LLM:
                 raise
             self.adopt(session)
             return session
-
-    def _load(self, plan: Plan) -> None:
-        wanted = (plan.layers_streamed, plan.head_resident)
-        if self._weights is not None and self._loaded == wanted:
-            return
-        if self._weights is not None:
-            self._weights.close()
-            self._weights = self._loaded = None  # loading may be interrupted
-        began = time.perf_counter()
-
-        def on_load(done: int, total: int) -> None:
-            elapsed = time.perf_counter() - began
-            speed = done / elapsed if elapsed else 0.0
-            self.report(
-                Progress(
-                    "load", done, total, elapsed, speed, (total - done) / speed if speed else None
-                )
-            )
-
-        self._weights = WeightStore(
-            self.config,
-            self._checkpoint,
-            self.device,
-            bits=self._facts.weight_bits,
-            num_streamed=plan.layers_streamed,
-            head_resident=plan.head_resident,
-            spill_dir=self._spill_dir,
-            on_load=on_load,
-        )
-        self._loaded, self.load_s = wanted, time.perf_counter() - began
 
 
 def _log_download(size) -> None:

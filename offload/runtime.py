@@ -95,6 +95,7 @@ class Runtime:
         except BaseException:
             self.store.close()
             raise
+        self.is_open = True
         self._num_users = 0
 
     def open(self, expected_tokens: int) -> Sequence:
@@ -113,4 +114,5 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
+        self.is_open = False
         self.store.close()

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from .errors import ContextOverflow, InputError, StorageError
-from .output import Output, Progress, peak_rss_bytes
+from .output import Output, Progress
 from .sequence import RawPages
 from .session_file import KeptTokens, SessionFile
+from .session_usage import SessionUsage
 from .stream import Stream
 
 Prompt = str | Sequence_[int] | Sequence_[dict]
@@ -52,7 +53,7 @@ class Session:
         self._turns: list[int] = []  # where each answer's prompt began
         self._recomputed = 0  # tokens that were processed again, since the last answer
         self._known = 0  # tokens before it were processed once, though they may not be now
-        self._stats_before = runtime.store.stats.snapshot()
+        self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self._open = True
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
@@ -403,76 +404,12 @@ class Session:
         self._recomputed = self._known = 0
         return count
 
-    def kv_fields(self) -> dict:
-        """The `kv` object of an Output: since the last answer."""
-        store, plan = self._runtime.store, self._runtime.plan
-        now = store.stats.snapshot()
-        spent, self._stats_before = now - self._stats_before, now
-        layout = self._engine.geometry.layout
-        records = sum(
-            self._sequence.table.num_records(layer) for layer in range(self._llm.config.num_layers)
-        )
-        return {
-            "bits_per_element": plan.kv_bits_per_element,
-            "pages": records * layout.pages_per_record,
-            "resident_bytes_per_token": plan.resident_bytes_per_token,
-            "bytes_read": dict(spent.bytes_read),
-            "bytes_written": dict(spent.bytes_written),
-            "hit_rate": spent.hit_rate,
-            "stall_s": spent.stall_s,
-            **self._selection_fields(),
-        }
-
     def tiers(self) -> dict[str, dict[str, int]]:
         """By tier name: `pages` of this session (forks count shared ones too), and of the tier's
         frames `used_bytes`, `peak_bytes` and `capacity_bytes`. For looking on: may be called while
         another thread reads or answers.
         """
-        per_span = self._engine.geometry.records_per_span
-        pages_per_record = self._engine.geometry.layout.pages_per_record
-        table, usage = self._sequence.table, self._runtime.store.usage()
-        records = dict.fromkeys(usage, 0)
-        for extent in list(table.extents()):
-            records[extent.tier] += min(extent.filled, per_span)
-        return {
-            tier.value: {
-                "pages": records[tier] * pages_per_record,
-                "used_bytes": use.used_bytes,
-                "peak_bytes": use.peak_bytes,
-                "capacity_bytes": use.capacity_bytes,
-            }
-            for tier, use in usage.items()
-        }
-
-    def _selection_fields(self) -> dict:
-        """What was left out since the last answer; in exact mode nothing is, and that is all."""
-        if self._engine.selected is None:
-            return {"missed_mass": {"mean": 0.0, "max": 0.0}}
-        never = self._sequence.trail.never_selected()
-        return {
-            **self._engine.selected.fidelity.take().to_dict(),
-            "pages_never_attended": never * self._engine.geometry.layout.pages_per_record,
-        }
-
-    def memory_fields(self) -> dict:
-        """The `memory` object of an Output."""
-        plan, peak = self._runtime.plan, peak_rss_bytes()
-        usage = {tier.value: use for tier, use in self._runtime.store.usage().items()}
-        device = None
-        if plan.device is not None:
-            device = {
-                "budget_bytes": plan.budget_bytes["device"],
-                "peak_bytes": self._llm.device_peak_bytes(),
-            }
-        return {
-            "device": device,
-            "host": {"budget_bytes": plan.budget_bytes["host"], "peak_bytes": peak},
-            "disk": {
-                "budget_bytes": plan.budget_bytes["disk"],
-                "peak_bytes": usage["disk"].peak_bytes,
-            },
-            "peak_rss_bytes": peak,
-        }
+        return self.usage.tiers()
 
 
 def check_room(num_tokens: int, context: int, model_context: int) -> None:

@@ -126,7 +126,7 @@ class Stream(Iterator[Piece]):
             return
         if self._shown is not None:
             self._session.hold(self._shown)  # it was shown, so it stays
-        self._fields = self._session.memory_fields(), self._session.kv_fields()
+        self._fields = self._session.usage.memory(), self._session.usage.kv()
         self._warnings += self._session.end_answer()
         if self._closes:
             self._session.close()
@@ -138,7 +138,7 @@ class Stream(Iterator[Piece]):
     @property
     def output(self) -> Output:
         """The Output; before the end, of what there is so far."""
-        memory, kv = self._fields or (self._session.memory_fields(), self._session.kv_fields())
+        memory, kv = self._fields or (self._session.usage.memory(), self._session.usage.kv())
         new = self._prompt_tokens - self._cached
         num = len(self.token_ids)
         load_s = self._llm.load_s

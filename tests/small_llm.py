@@ -87,15 +87,16 @@ def keep_in_memory(
 
     sequences, text: as the request will have them; `logits` asks for one sequence and no text.
     """
-    llm.limits = replace(llm.limits, runtime_bytes=0, host_bytes=1 << 34)
+    llm.admission.limits = replace(llm.admission.limits, runtime_bytes=0, host_bytes=1 << 34)
     output = 0 if text else output_bytes(llm.config.vocab_size, context)
-    whole = llm._plan(context, sequences, text=text, output_bytes=output)
+    whole = llm.admission.plan(context, sequences, text=text, output_bytes=output)
     if share >= 1:
         return
     # What is needed only where something lies on disk.
     apart = 8 * llm.geometry.span_bytes + hot_bytes(llm, context)
-    llm.limits = replace(
-        llm.limits, host_bytes=whole.fixed_host_bytes + apart + int(share * whole.kv_far_bytes)
+    llm.admission.limits = replace(
+        llm.admission.limits,
+        host_bytes=whole.fixed_host_bytes + apart + int(share * whole.kv_far_bytes),
     )
 
 

@@ -200,8 +200,8 @@ def test_a_file_cut_after_it_was_opened_is_an_error_and_not_a_crash(checkpoint, 
     folder = copy_of(checkpoint("llama2"), tmp_path / "model")
     path = folder / "model.safetensors"
     with open_small(folder, tmp_path) as llm:
-        original = llm._plan
-        llm._plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
+        original = llm.admission.plan
+        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
         if streamed[0]:
             with llm.session() as session:
                 session.append([1, 2, 3])

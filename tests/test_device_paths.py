@@ -49,8 +49,10 @@ def test_cuda_gives_the_logits_of_the_cpu(checkpoint, tmp_path, name, streamed):
             spill_dir=tmp_path,
         )
         with LLM(options, geometry=small_geometry(folder)) as llm:
-            original = llm._plan
-            llm._plan = lambda c, s=1, o=original, **k: o(c, s, **{**k, "loaded": streamed})
+            original = llm.admission.plan
+            llm.admission.plan = lambda c, s=1, o=original, **k: o(
+                c, s, **{**k, "loaded": streamed}
+            )
             results.append(llm.logits(IDS, prefill_tokens=940))
     expected, got = results
     assert (got - expected).abs().max() <= 5e-3 * expected.abs().max()

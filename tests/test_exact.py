@@ -21,8 +21,8 @@ def run(folder, spill_dir, *, share=1.0, store=None, sweep=None, **options):
     with open_small(folder, spill_dir, store=store, **options) as llm:
         keep_in_memory(llm, NUM_TOKENS, share)
         if sweep is not None:
-            plan = llm._plan
-            llm._plan = lambda *a, **k: replace(plan(*a, **k), sweep_cells=sweep)
+            plan = llm.admission.plan
+            llm.admission.plan = lambda *a, **k: replace(plan(*a, **k), sweep_cells=sweep)
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         return logits, llm.last_stats
 
@@ -82,10 +82,10 @@ def test_sweeps_of_several_cells_do_not_matter(folder, in_memory, tmp_path, swee
 def test_streamed_weights_do_not_matter(folder, in_memory, tmp_path, streamed):
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, NUM_TOKENS, 1.0)
-        original = llm._plan
-        llm._plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
+        original = llm.admission.plan
+        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
-        assert llm._weights.bytes_streamed > 0
+        assert llm.admission.weights.bytes_streamed > 0
     assert torch.equal(logits, in_memory)
 
 
@@ -94,8 +94,10 @@ def test_streamed_quantised_weights_do_not_matter(folder, tmp_path, bits):
     results = []
     for streamed in ((0, True), (2, False)):
         with open_small(folder, tmp_path, weight_bits=bits) as llm:
-            original = llm._plan
-            llm._plan = lambda c, s=1, o=original, w=streamed, **k: o(c, s, **{**k, "loaded": w})
+            original = llm.admission.plan
+            llm.admission.plan = lambda c, s=1, o=original, w=streamed, **k: o(
+                c, s, **{**k, "loaded": w}
+            )
             results.append(llm.logits(IDS[:150], prefill_tokens=100))
     assert torch.equal(*results)
 
@@ -103,10 +105,12 @@ def test_streamed_quantised_weights_do_not_matter(folder, tmp_path, bits):
 def test_near_planes_that_lie_with_their_far_planes_do_not_matter(folder, in_memory, tmp_path):
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, NUM_TOKENS, 0.0)
-        original = llm._plan  # weights stay, so that near planes are what gives way
-        llm._plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (0, True)})
-        near = llm._plan(NUM_TOKENS, text=False).host["near planes"]
-        llm.limits = replace(llm.limits, host_bytes=llm.limits.host_bytes - near + 64)
+        original = llm.admission.plan  # weights stay, so that near planes are what gives way
+        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (0, True)})
+        near = llm.admission.plan(NUM_TOKENS, text=False).host["near planes"]
+        llm.admission.limits = replace(
+            llm.admission.limits, host_bytes=llm.admission.limits.host_bytes - near + 64
+        )
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         assert not llm.plan.near_resident and llm.plan.host["near planes"] == 0
     assert torch.equal(logits, in_memory)

@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers(checkpoint, tmp_path, name):
 
 def keep_nothing(llm) -> None:
     """Every layer and the head are streamed, and every page goes to disk."""
-    original, streamed = llm._plan, (llm.config.num_layers, False)
+    original, streamed = llm.admission.plan, (llm.config.num_layers, False)
 
     def plan(context, sequences=1, **request):
         plan = original(context, sequences, **{**request, "loaded": streamed})
@@ -58,7 +58,7 @@ def keep_nothing(llm) -> None:
             disk={**plan.disk, "far planes": num_spans * llm.geometry.span_bytes},
         )
 
-    llm._plan = plan
+    llm.admission.plan = plan
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -83,7 +83,7 @@ def test_neither_tiers_nor_streaming_nor_sessions_change_a_bit(checkpoint, tmp_p
             session.truncate(45)
             session.append(IDS[45:PREFILLED])
             assert torch.equal(session.last_logits(), rows[0])
-            assert llm._weights.bytes_streamed > 0
+            assert llm.admission.weights.bytes_streamed > 0
             assert session._runtime.store.stats.bytes_read["disk"] > 0
     assert torch.equal(torch.stack(rows), expected[PREFILLED - 1 :])
 
@@ -96,7 +96,7 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
         llm.logits(IDS[:3])
         decoder = Decoder(llm.config, llm.device)
         for layer in range(llm.config.num_layers):
-            w = llm._weights.layer(layer)
+            w = llm.admission.weights.layer(layer)
             q, _, _ = decoder.project(layer, w, x, slice(0, 32), 96)
             needed = ("self_attn.q_", f"{llm.config.norms.before_attention}.")
             w = {name: tensor for name, tensor in w.items() if name.startswith(needed)}

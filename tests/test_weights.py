@@ -78,7 +78,7 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, b
     folder = checkpoint(name, dtype=dtype)
     with open_small(folder, tmp_path, weight_bits=bits) as llm:
         llm.logits([1, 2, 3])
-        store = llm._weights
+        store = llm.admission.weights
         kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
         real = sum(map(num_bytes, kept))
         slack = 2 * _ALIGNMENT * len(kept)
@@ -113,13 +113,13 @@ def test_routers_stay_as_they_are(checkpoint, tmp_path):
 def test_a_token_is_multiplied_with_the_chosen_experts_alone(checkpoint, tmp_path):
     """The speed that a plan promises counts those; the memory counts all."""
     with open_small(checkpoint("qwen3-moe-dense"), tmp_path) as llm:
-        facts, c = llm._facts, llm.config
+        facts, c = llm.admission.facts, llm.config
         dense = [layer for layer in range(3) if c.experts_of(layer) is None]
         assert dense == [1]
         expert_bytes = 3 * c.experts[0].intermediate_size * c.hidden_size * 4
         kept, multiplied = sum(facts.layer_sizes), facts.multiplied_bytes(3)
         assert kept - multiplied == 2 * (8 - 3) * expert_bytes
-        plan = llm._plan(100)
+        plan = llm.admission.plan(100)
         assert plan.decode_bytes["host"] - plan.host["near planes"] - plan.kv_far_bytes == (
             multiplied + facts.head_bytes()
         )
@@ -135,8 +135,8 @@ def test_the_files_dtype_counts_and_not_what_the_config_says(checkpoint, tmp_pat
     assert read_model_config(folder).dtype == "bfloat16"
     with open_small(folder, tmp_path) as llm:
         llm.logits([1, 2, 3])
-        kept = [t for layer in llm._weights._resident.values() for t in layer.values()]
-        assert llm.plan.host["weights"] >= sum(map(num_bytes, kept + llm._weights._head))
+        kept = [t for layer in llm.admission.weights._resident.values() for t in layer.values()]
+        assert llm.plan.host["weights"] >= sum(map(num_bytes, kept + llm.admission.weights._head))
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

@@ -1,0 +1,163 @@
+"""What one model may run: its limits, the plan of each request, and the weights that are loaded.
+
+A request is admitted before anything is allocated for it: its plan is made from what open requests
+leave of the limits, weights are loaded as the plan wants them, and a Runtime is opened. Knows no
+text and no tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .budget import Limits
+from .checkpoint import Checkpoint
+from .footprint import Facts
+from .geometry import Geometry
+from .mode import Mode
+from .output import Progress
+from .plan import Plan
+from .planner import Request, make_plan
+from .runtime import Runtime
+from .weights import WeightStore
+
+_REQUEST_ITEMS = (  # of a Plan: what a request holds for itself; the rest is shared
+    "text",
+    "staging",
+    "hot pages",
+    "selection",
+    "raw tokens",
+    "near planes",
+    "far planes",
+)
+
+
+class Admission:
+    """limits: what all requests together may take. bandwidth: measured bytes per second by tier,
+    for the speeds that plans name. latest_plan: of the last request that was admitted. load_s: what
+    loading the weights took. store_options: see Runtime.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        checkpoint: Checkpoint,
+        geometry: Geometry,
+        limits: Limits,
+        device: torch.device,
+        spill_dir: Path | None,
+        mode: Mode,
+        store_options: dict,
+    ):
+        self.facts, self.geometry, self.limits = facts, geometry, limits
+        self.bandwidth: dict[str, float] = {}
+        self.latest_plan: Plan | None = None
+        self.weights: WeightStore | None = None
+        self.load_s = 0.0
+        self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
+        self._mode, self._store_options = mode, store_options
+        self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
+        self._runtimes: list[Runtime] = []
+
+    def plan(self, context: int, sequences: int = 1, **request) -> Plan:
+        """The plan for a request; see Request for what else it may say. Allocates nothing."""
+        request = Request(context, sequences, **request)
+        return make_plan(self.facts, self.geometry, self._free(), request, self.bandwidth)
+
+    def natural_context(self, sequences: int = 1) -> int:
+        """The longest context that streams no more weights than a short one would: the model's
+        limit, if it fits.
+        """
+        most, cell = self.facts.config.max_positions, self.geometry.cell_tokens
+        short = self.plan(min(most, 4 * cell), sequences)
+        loaded = self._loaded or (short.layers_streamed, short.head_resident)
+        largest = self.plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
+        return max(1, min(most, largest))
+
+    def admit(
+        self,
+        context: int,
+        sequences: int,
+        reach: int,
+        on_progress: Callable[[Progress], None],
+        **request,
+    ) -> Runtime:
+        """A Runtime for a request of `context` tokens; weights are loaded if need be.
+
+        reach: how long the text may become, for RoPE scalings that depend on it. on_progress:
+        called while weights load. request: see Request. Raises DoesNotFit.
+        """
+        plan = self.plan(context, sequences, loaded=self._loaded, **request)
+        if not plan.fits and self._loaded is not None and not self._open_runtimes():
+            plan = self.plan(context, sequences, **request)
+        plan.raise_if_unfit()
+        self.latest_plan = plan
+        self._load(plan, on_progress)
+        runtime = Runtime(
+            plan,
+            self.facts.config.fixed_for(reach),
+            self.weights,
+            self.geometry,
+            self._device,
+            self._spill_dir,
+            num_sequences=sequences,
+            mode=self._mode,
+            **self._store_options,
+        )
+        self._runtimes.append(runtime)
+        return runtime
+
+    def close(self) -> None:
+        """Let go of the weights. May be called again."""
+        if self.weights is not None:
+            self.weights.close()
+            self.weights = self._loaded = None
+
+    def _open_runtimes(self) -> list[Runtime]:
+        self._runtimes = [runtime for runtime in self._runtimes if runtime.is_open]
+        return self._runtimes
+
+    def _free(self) -> Limits:
+        """The limits less what open requests hold; weights and workspace are shared."""
+        plans = [runtime.plan for runtime in self._open_runtimes()]
+
+        def held(tier: str) -> int:
+            items = [getattr(plan, tier) or {} for plan in plans]
+            return sum(sum(i.get(name, 0) for name in _REQUEST_ITEMS) for i in items)
+
+        device = self.limits.device_bytes
+        return replace(
+            self.limits,
+            device_bytes=None if device is None else device - held("device"),
+            host_bytes=self.limits.host_bytes - held("host"),
+            disk_bytes=self.limits.disk_bytes - held("disk"),
+        )
+
+    def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
+        wanted = (plan.layers_streamed, plan.head_resident)
+        if self.weights is not None and self._loaded == wanted:
+            return
+        self.close()  # loading may be interrupted
+        began = time.perf_counter()
+
+        def on_load(done: int, total: int) -> None:
+            elapsed = time.perf_counter() - began
+            speed = done / elapsed if elapsed else 0.0
+            eta = (total - done) / speed if speed else None
+            on_progress(Progress("load", done, total, elapsed, speed, eta))
+
+        self.weights = WeightStore(
+            self.facts.config,
+            self._checkpoint,
+            self._device,
+            bits=self.facts.weight_bits,
+            num_streamed=plan.layers_streamed,
+            head_resident=plan.head_resident,
+            spill_dir=self._spill_dir,
+            on_load=on_load,
+        )
+        self._loaded, self.load_s = wanted, time.perf_counter() - began
