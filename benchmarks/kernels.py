@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from ebbtide.kernels import attention, dispatch, matmul, pages
+from ebbtide.kernels import attention, dispatch, matmul, pages, quantised
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.means import attend_means
 from ebbtide.kernels.paged_attention import attend_pages
@@ -61,7 +61,7 @@ def matvec_rates() -> dict[str, float]:
     x = torch.randn((1, 4096), generator=generator)
     for name in ("float32", "bfloat16", "float16", "int8", "int4"):
         if name.startswith("int"):
-            weight = matmul.quantise_weight(w, int(name[3:]))
+            weight = quantised.quantise_weight(w, int(name[3:]))
             num_bytes = weight.num_bytes
         else:
             weight = w.to(getattr(torch, name))

@@ -19,16 +19,22 @@ def unpack(
 def seal(
     k: int, v: int, layout: list[int], num_records: int, near: int, records: int, threads: int
 ) -> bool: ...
-def matvec(
+def multiply(
     kind: int,
-    x: int,
     weight: int,
     scales: int,
+    first: int,
     num_inputs: int,
     num_outputs: int,
+    x: int,
+    x_stride: int,
+    num_rows: int,
     out: int,
+    out_stride: int,
     threads: int,
 ) -> None: ...
+def quantise_rows(x: int, num_inputs: int, stride: int, to: int, num_rows: int) -> None: ...
+def row_bytes(num_inputs: int) -> int: ...
 def attend(
     q: int,
     num_rows: int,

@@ -15,7 +15,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 8
+INTERFACE = 9
 
 _missing = ""
 try:

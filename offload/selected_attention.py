@@ -18,10 +18,10 @@ import torch
 
 from ..kernels.attention import Partial, merge
 from ..kernels.layout import PageLayout
-from ..kernels.matmul import QuantisedWeight
 from ..kernels.means import attend_means
 from ..kernels.paged_attention import attend_records, merge_records
 from ..kernels.pages import key_box, rotate
+from ..kernels.quantised import QuantisedWeight
 from ..kernels.score import score_pages
 from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence

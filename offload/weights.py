@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.matmul import QuantisedWeight, linear, quantise_weight
+from ..kernels.matmul import linear
+from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes
 from .checkpoint import Checkpoint
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
@@ -54,8 +55,8 @@ def stored_bytes(name: str, shape: tuple[int, ...], item_bytes: int, bits: int |
     bits = kept_bits(name, bits)
     if bits is None:
         return _aligned(shape[0] * shape[1] * item_bytes)
-    padded = -(-shape[1] // 32) * 32
-    return _aligned(shape[0] * padded * bits // 8) + _aligned(shape[0] * padded // 32 * 2)
+    codes, scales = quantised_shapes(shape, bits)
+    return _aligned(math.prod(codes) * 4) + _aligned(math.prod(scales) * 2)
 
 
 class WeightStore:
@@ -386,8 +387,7 @@ def _flat(tensors: LayerTensors) -> list[tuple[str, object, list[torch.Tensor]]]
     flat = []
     for name, tensor in tensors.items():
         if isinstance(tensor, QuantisedWeight):
-            bits, columns = tensor.bits, tensor.in_features
-            flat.append((name, _rebuilder(bits, columns), [tensor.codes, tensor.scales]))
+            flat.append((name, _rebuilder(tensor), [tensor.codes, tensor.scales]))
         else:
             flat.append((name, lambda parts: parts[0], [tensor]))
     return flat
@@ -400,8 +400,9 @@ def _rows_of(tensor: Kept, start: int, stop: int) -> Kept:
     return tensor.part(start, stop) if isinstance(tensor, QuantisedWeight) else tensor[start:stop]
 
 
-def _rebuilder(bits: int, in_features: int):
-    return lambda parts: QuantisedWeight(bits, in_features, parts[0], parts[1])
+def _rebuilder(tensor: QuantisedWeight):
+    bits, shape, first = tensor.bits, tensor.shape, tensor.first
+    return lambda parts: QuantisedWeight(bits, shape[1], shape[0], parts[0], parts[1], first)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -21,7 +21,7 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
+@pytest.fixture(params=["reference", "portable", "avx2", "avx512", "avx512vnni"])
 def kernels(request, monkeypatch) -> str:
     """Every implementation of the kernels: the torch reference, and each instruction set."""
     from ebbtide.kernels import dispatch

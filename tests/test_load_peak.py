@@ -30,7 +30,7 @@ PROGRAM = """
 import re, sys
 from pathlib import Path
 import torch
-from ebbtide.kernels.matmul import quantise_weight
+from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.skeleton import expected_shapes

@@ -19,11 +19,14 @@ namespace {
 #include "codes.h"
 #include "score.h"
 #include "means.h"
-#include "matvec.h"
+#include "quantise.h"
+#include "matmul_raw.h"
+#include "matmul_groups.h"
+#include "matmul.h"
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
-    static const Kernels table = {EBBTIDE_NAME, unpack, seal, matvec, attend_scratch, attend_chunk,
+    static const Kernels table = {EBBTIDE_NAME, unpack, seal, quantise_rows, multiply, attend_scratch, attend_chunk,
                                   merge_chunks, score_scratch, score_record, means_scratch,
                                   attend_means_chunk};
     return table;

@@ -7,17 +7,40 @@
 
 namespace ebbtide {
 
+// ---- Products of weights and activations: how to use them -----------------------------------------------------------
+//
+//     std::vector<uint8_t> bytes(row_bytes(in) * rows);                  // only where takes_bytes(kind)
+//     kernels.quantise_rows(x, in, in, bytes.data(), 0, rows);           // once, for every product with these rows
+//     kernels.multiply(q_proj, {rows, x, in, bytes.data()}, q, q_stride, begin, end);      // by parts of STRIP outputs,
+//     kernels.multiply(k_proj, {rows, x, in, bytes.data()}, k, k_stride, begin, end);      // from any thread
+//
+// An output's bits depend on its own row of x and its own row of the weight alone: not on begin and end, nor on how many
+// rows there are.
 enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4 };
-constexpr int64_t GROUP = 32;  // inputs that share a scale in INT8 and INT4 weights
+constexpr int64_t GROUP = 32;  // inputs that share a scale in INT8 and INT4 weights, and in rows of bytes
+constexpr int64_t STRIP = 16;  // outputs that lie interleaved in INT8 and INT4 weights; ../quantised.py packs them
 
-struct MatVec {
+// A weight. Where an INT8 or INT4 one is a part of another, its first output may lie within a strip.
+struct Matrix {
     WeightKind kind;
-    int64_t in;            // inputs; a multiple of GROUP for INT8 and INT4
-    const float *x;        // in
-    const void *weight;    // (out, in) of the kind
-    const uint16_t *scales;  // (out, in / GROUP) float16, or null
-    float *out;            // out
+    int64_t in, out;         // inputs and outputs
+    const void *weight;      // F32, BF16, F16: (out, in). INT8, INT4: from the strip that holds the first output on
+    const uint16_t *scales;  // INT8, INT4: float16 (strips, groups, STRIP); else null
+    int64_t first;           // the first output's place in its strip; 0 for F32, BF16, F16
 };
+
+// Rows of activations, as products take them.
+struct Rows {
+    int64_t count;
+    const float *x;        // F32, BF16, F16: the rows' floats
+    int64_t stride;        // floats from row to row of x
+    const uint8_t *bytes;  // INT8, INT4: what quantise_rows wrote, row_bytes(in) for each row
+};
+
+inline bool takes_bytes(WeightKind kind) { return kind == WEIGHT_INT8 || kind == WEIGHT_INT4; }
+inline int64_t num_groups(int64_t in) { return (in + GROUP - 1) / GROUP; }
+// Of one row of bytes: all groups' codes (int8), then their scales (float32), then the sums of their codes (int32).
+inline int64_t row_bytes(int64_t in) { return (num_groups(in) * (GROUP + 8) + 63) / 64 * 64; }
 
 // Attention of `rows` query rows of every KV head over whole records.
 struct Attend {
@@ -60,8 +83,11 @@ struct Kernels {
     // when a number is not finite or float16 cannot hold a parameter.
     bool (*seal)(const Layout &, const float *k, const float *v, uint8_t *near, uint8_t *records, int64_t begin,
                  int64_t end);
-    // Rows begin .. end of a matrix-vector product.
-    void (*matvec)(const MatVec &, int64_t begin, int64_t end);
+    // Rows begin .. end of x, `stride` floats apart, to bytes with a scale for each group of 32.
+    void (*quantise_rows)(const float *x, int64_t in, int64_t stride, uint8_t *bytes, int64_t begin, int64_t end);
+    // Outputs begin .. end of a product, for all rows; out is (rows, out), `stride` floats from row to row. Any begin and
+    // end will do; multiples of STRIP cost nothing.
+    void (*multiply)(const Matrix &, const Rows &, float *out, int64_t stride, int64_t begin, int64_t end);
     // One record of one head to a partial; scratch holds attend_scratch floats.
     int64_t (*attend_scratch)(const Layout &, int64_t rows);
     void (*attend_chunk)(const Attend &, int64_t head, int64_t record, float *scratch, float *highest, float *total,

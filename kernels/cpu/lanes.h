@@ -17,6 +17,14 @@ inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b
 inline Lanes sub(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes divided(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes magnitude(Lanes a) { return {_mm512_abs_ps(a.v)}; }
+// 32 lanes, rounded to whole numbers, as bytes; their sum.
+inline int32_t store_codes(Lanes a, Lanes b, int8_t *to) {
+    const __m512i whole_a = _mm512_cvtps_epi32(a.v), whole_b = _mm512_cvtps_epi32(b.v);
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(whole_a));
+    _mm_storeu_si128((__m128i *)to + 1, _mm512_cvtsepi32_epi8(whole_b));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(whole_a, whole_b));
+}
 inline Lanes add_exponent(Lanes a, Lanes n) {
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_castps_si512(n.v), 23)))};
 }
@@ -35,17 +43,6 @@ inline Lanes load_bf16(const void *p) {
 inline Lanes load_f16(const void *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
 inline Lanes load_u8(const uint8_t *p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)))};
-}
-inline Lanes load_i8(const int8_t *p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
-}
-// 16 bytes to their low and high halves, less 8.
-inline void load_nibbles(const uint8_t *p, Lanes &low, Lanes &high) {
-    // vpermps looks at the low four bits of an index alone, so neither half needs a mask.
-    const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    low = {_mm512_permutexvar_ps(bytes, table)};
-    high = {_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table)};
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -68,6 +65,22 @@ inline Lanes mul_add(Lanes x, Lanes y, Lanes z) {
 inline Lanes sub(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline Lanes divided(Lanes x, Lanes y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline Lanes larger(Lanes x, Lanes y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline __m256 magnitude(__m256 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline Lanes magnitude(Lanes x) { return {magnitude(x.a), magnitude(x.b)}; }
+inline __m128i as_bytes(__m256i a, __m256i b) {
+    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+    return _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+}
+inline int32_t store_codes(Lanes x, Lanes y, int8_t *to) {
+    const __m256i xa = _mm256_cvtps_epi32(x.a), xb = _mm256_cvtps_epi32(x.b);
+    const __m256i ya = _mm256_cvtps_epi32(y.a), yb = _mm256_cvtps_epi32(y.b);
+    _mm_storeu_si128((__m128i *)to, as_bytes(xa, xb));
+    _mm_storeu_si128((__m128i *)to + 1, as_bytes(ya, yb));
+    const __m256i eight = _mm256_add_epi32(_mm256_add_epi32(xa, xb), _mm256_add_epi32(ya, yb));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
 inline __m256 add_exponent(__m256 a, __m256 n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
@@ -83,21 +96,10 @@ inline Lanes load_f16(const void *p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
 }
-inline Lanes from_i8(__m128i x) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
-}
 inline Lanes load_u8(const uint8_t *p) {
     __m128i x = _mm_loadu_si128((const __m128i *)p);
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)),
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
-}
-inline Lanes load_i8(const int8_t *p) { return from_i8(_mm_loadu_si128((const __m128i *)p)); }
-inline void load_nibbles(const uint8_t *p, Lanes &low, Lanes &high) {
-    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
-    low = from_i8(_mm_sub_epi8(_mm_and_si128(bytes, mask), eight));
-    high = from_i8(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), eight));
 }
 
 #else
@@ -143,6 +145,20 @@ inline Lanes larger(Lanes a, Lanes b) {
     for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
+inline Lanes magnitude(Lanes a) {
+    for (int i = 0; i < 16; ++i) a.v[i] = std::fabs(a.v[i]);
+    return a;
+}
+inline int32_t store_codes(Lanes a, Lanes b, int8_t *to) {
+    int32_t sum = 0;
+    for (int i = 0; i < 32; ++i) {
+        // What is not finite gives zero: the group's scale says it.
+        const float x = i < 16 ? a.v[i] : b.v[i - 16];
+        to[i] = (int8_t)(x >= -127.5f && x <= 127.5f ? std::nearbyintf(x) : 0.0f);
+        sum += to[i];
+    }
+    return sum;
+}
 inline Lanes add_exponent(Lanes a, Lanes n) {
     for (int i = 0; i < 16; ++i) a.v[i] = bits_to_float(float_to_bits(a.v[i]) + (float_to_bits(n.v[i]) << 23));
     return a;
@@ -165,17 +181,6 @@ inline Lanes load_u8(const uint8_t *p) {
     Lanes r;
     for (int i = 0; i < 16; ++i) r.v[i] = p[i];
     return r;
-}
-inline Lanes load_i8(const int8_t *p) {
-    Lanes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i];
-    return r;
-}
-inline void load_nibbles(const uint8_t *p, Lanes &low, Lanes &high) {
-    for (int i = 0; i < 16; ++i) {
-        low.v[i] = (float)((p[i] & 15) - 8);
-        high.v[i] = (float)((p[i] >> 4) - 8);
-    }
 }
 
 #endif

@@ -1,7 +1,5 @@
-// The Python module ebbtide.kernels._cpu. Tensors come as addresses: crossing by DLPack costs 2 microseconds for each
-// tensor, and a decode step makes hundreds of calls. ../dispatch.py's callers have checked device, dtype, shape
-// and contiguity; nothing is checked again here but what would run past a buffer of ours.
-#include <nanobind/nanobind.h>
+// The Python module ebbtide.kernels._cpu. ../dispatch.py's callers have checked device, dtype, shape and contiguity;
+// nothing is checked again here but what would run past a buffer of ours.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -11,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "bindings.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -19,7 +17,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 8;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 9;  // ../dispatch.py asks for the same number
 constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t MAX_PAGE_TOKENS = 1024;
 
@@ -37,7 +35,12 @@ std::vector<const Kernels *> available() {
     return sets;
 }
 
-const Kernels *active = available().front();
+
+}  // namespace
+
+const Kernels *ebbtide::active = available().front();
+
+namespace {
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
@@ -63,11 +66,6 @@ Layout layout_of(const std::vector<int64_t> &numbers) {
     return layout;
 }
 
-template <typename T>
-T *at(uintptr_t address) {
-    return reinterpret_cast<T *>(address);
-}
-
 void unpack(uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers, int64_t num_records,
             uintptr_t out_k, int64_t k_stride, uintptr_t out_v, int64_t v_stride, int threads) {
     const Layout l = layout_of(numbers);
@@ -91,16 +89,6 @@ bool seal(uintptr_t k, uintptr_t v, const std::vector<int64_t> &numbers, int64_t
             good = false;
     });
     return good;
-}
-
-void matvec(int kind, uintptr_t x, uintptr_t weight, uintptr_t scales, int64_t in, int64_t out_features,
-            uintptr_t out, int threads) {
-    static constexpr double BYTES[] = {4, 2, 2, 1.0625, 0.5625};
-    const MatVec m{(WeightKind)kind, in, at<const float>(x), at<const void>(weight), at<const uint16_t>(scales),
-                   at<float>(out)};
-    nb::gil_scoped_release released;
-    share_out(out_features, 1, (int64_t)(BYTES[kind] * (double)(in * out_features)), threads,
-              [&](int64_t begin, int64_t end) { active->matvec(m, begin, end); });
 }
 
 // One partial for each record and head, record by record.
@@ -210,7 +198,7 @@ NB_MODULE(_cpu, m) {
     m.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");
     m.def("unpack", &unpack);
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
-    m.def("matvec", &matvec);
+    bind_matmul(m);
     m.def("attend", &attend);
     m.def("attend_records", &attend_records);
     m.def("merge", &merge);

@@ -1,0 +1,53 @@
+// Products of weights and activations, for ../matmul.py.
+#include <vector>
+
+#include "bindings.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+
+namespace ebbtide {
+namespace {
+
+constexpr uintptr_t LINE = 64;
+
+// Bytes of one output's weights, for sharing out.
+double output_bytes(const Matrix &m) {
+    static constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625};
+    return EACH[m.kind] * (double)m.in;
+}
+
+void multiply(int kind, uintptr_t weight, uintptr_t scales, int64_t first, int64_t in, int64_t outputs, uintptr_t x,
+              int64_t x_stride, int64_t rows, uintptr_t out, int64_t out_stride, int threads) {
+    const Matrix m{(WeightKind)kind, in, outputs, at<const void>(weight), at<const uint16_t>(scales), first};
+    nb::gil_scoped_release released;
+    Rows given{rows, at<const float>(x), x_stride, nullptr};
+    std::vector<uint8_t> bytes;
+    if (takes_bytes(m.kind)) {
+        bytes.resize((size_t)(rows * row_bytes(in)) + LINE);
+        uint8_t *aligned = at<uint8_t>((reinterpret_cast<uintptr_t>(bytes.data()) + LINE - 1) / LINE * LINE);
+        share_out(rows, 1, rows * in * 4, threads, [&](int64_t begin, int64_t end) {
+            active->quantise_rows(given.x, in, x_stride, aligned, begin, end);
+        });
+        given.bytes = aligned;
+    }
+    // What a thread is worth waking for is work: many rows on few weights are as good as the reverse.
+    const int64_t work = (int64_t)(output_bytes(m) * (double)(outputs * rows));
+    share_out(outputs, STRIP, work, threads, [&](int64_t begin, int64_t end) {
+        active->multiply(m, given, at<float>(out), out_stride, begin, end);
+    });
+}
+
+void quantise_rows(uintptr_t x, int64_t in, int64_t stride, uintptr_t bytes, int64_t rows) {
+    active->quantise_rows(at<const float>(x), in, stride, at<uint8_t>(bytes), 0, rows);
+}
+
+}  // namespace
+
+void bind_matmul(nb::module_ &m) {
+    m.def("multiply", &multiply);
+    m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");
+    m.def("row_bytes", &row_bytes);
+}
+
+}  // namespace ebbtide

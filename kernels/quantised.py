@@ -1,0 +1,166 @@
+"""Weights in groups of 8 or 4 bits, and rows of activations in groups of 8.
+
+32 neighbouring inputs share a scale; zeros fill the last group.
+    weights, 8 bits   scale = greatest magnitude / 127, rounded up to float16
+                      code = round(w / scale) in -127 .. 127
+                      w' = code * scale; |w' - w| <= scale / 2
+    weights, 4 bits   scale = (the value of greatest magnitude, with its sign) / -8, float16
+                      code = round(w / scale) + 8, clamped to 0 .. 15
+                      w' = (code - 8) * scale, as llama.cpp's q4_0; 4.5 bits per weight in all
+                      |w' - w| <= |scale| * 65 / 64 + 2**-21: a whole step only where a value of the
+                      other sign is as great
+    activations       scale = greatest magnitude / 127, float32; code = round(x * (127 / greatest))
+
+A weight's outputs lie interleaved, sixteen at a time (a strip; zeros fill the last one): the
+products of sixteen outputs are then one stream of addresses, and lanes of a vector are outputs.
+
+Knows no products: matmul.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from . import codec
+
+GROUP = 32
+STRIP = 16
+# Converted at once while quantising, which makes half a dozen such copies: they stay in cache.
+QUANTISED_BYTES = 1 << 20
+# Groups of activations that are all smaller are zero: 127 / greatest might overflow.
+_LEAST = 2.0**-100
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight (out_features, in_features) in groups of 32 inputs. Made by `quantise_weight`."""
+
+    bits: int  # 8 or 4
+    in_features: int
+    out_features: int
+    # int32 (strips, groups * bits, 16 outputs): four bytes each, one above the other in memory.
+    # 8 bits: element v of a group is the int8 codes of its inputs 4 v .. 4 v + 3.
+    # 4 bits: byte j of a group's 16 is the codes of its inputs j (low half) and j + 16.
+    codes: torch.Tensor
+    scales: torch.Tensor  # (strips, groups, 16 outputs) float16
+    first: int = 0  # the first output's place in its strip, where this is a part of another weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def num_bytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def to(self, device) -> QuantisedWeight:
+        return self._with(self.out_features, self.codes.to(device), self.scales.to(device))
+
+    def part(self, start: int, stop: int) -> QuantisedWeight:
+        """Rows start..stop as a weight of their own, which shares its memory with this one."""
+        start, stop = start + self.first, stop + self.first
+        strips = slice(start // STRIP, -(-stop // STRIP))
+        return self._with(stop - start, self.codes[strips], self.scales[strips], start % STRIP)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop, decoded: (stop - start, in_features) float32."""
+        part = self.part(start, stop)
+        num_groups = part.scales.shape[1]
+        four = part.codes.transpose(1, 2).contiguous()
+        codes = four.view(torch.int8 if self.bits == 8 else torch.uint8)
+        if self.bits == 8:
+            values = codes.to(torch.float32).unflatten(-1, (num_groups, GROUP))
+        else:
+            halves = codes.unflatten(-1, (num_groups, GROUP // 2))
+            values = torch.cat((halves & 15, halves >> 4), -1).to(torch.float32).sub_(8.0)
+        values.mul_(part.scales.transpose(1, 2).to(torch.float32).unsqueeze(-1))
+        values = values.flatten(2).flatten(0, 1)
+        return values[part.first : part.first + part.out_features, : self.in_features]
+
+    def _with(self, out_features: int, codes, scales, first: int | None = None) -> QuantisedWeight:
+        first = self.first if first is None else first
+        return QuantisedWeight(self.bits, self.in_features, out_features, codes, scales, first)
+
+
+def quantised_shapes(
+    shape: tuple[int, int], bits: int
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Shapes of the codes (int32) and of the scales (float16) of a weight (out, in)."""
+    num_strips, num_groups = -(-shape[0] // STRIP), -(-shape[1] // GROUP)
+    return (num_strips, num_groups * bits, STRIP), (num_strips, num_groups, STRIP)
+
+
+def quantise_weight(
+    w: torch.Tensor, bits: int, empty: Callable[..., torch.Tensor] = torch.empty
+) -> QuantisedWeight:
+    """w (out, in), any float dtype, to groups of 8 or 4 bits, on w's device.
+
+    Converts some rows at a time, QUANTISED_BYTES of float32. empty(shape, dtype=, device=) gives
+    the memory for the result. Raises ValueError for other bits, FloatingPointError for weights that
+    are not finite or whose scale float16 cannot hold.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"weights can be quantised to 8 or 4 bits, not {bits}")
+    if w.dim() != 2:
+        raise ValueError(f"a weight is (out, in); this one is {tuple(w.shape)}")
+    out_features, in_features = w.shape
+    of_codes, of_scales = quantised_shapes((out_features, in_features), bits)
+    codes = empty(of_codes, dtype=torch.int32, device=w.device)
+    scales = empty(of_scales, dtype=torch.float16, device=w.device)
+    encode = _encode8 if bits == 8 else _encode4
+    num_groups = of_scales[1]
+    step = max(1, QUANTISED_BYTES // (4 * STRIP * max(1, num_groups) * GROUP))
+    for start in range(0, of_codes[0], step):
+        strips = slice(start, min(start + step, of_codes[0]))
+        block = w[strips.start * STRIP : strips.stop * STRIP].to(torch.float32)
+        missing = (strips.stop - strips.start) * STRIP - len(block)
+        padding = num_groups * GROUP - in_features
+        block = torch.nn.functional.pad(block, (0, padding, 0, missing))
+        bytes_, scale = encode(block.unflatten(1, (num_groups, GROUP)))
+        codes[strips] = bytes_.view(torch.int32).unflatten(0, (-1, STRIP)).transpose(1, 2)
+        scales[strips] = scale.unflatten(0, (-1, STRIP)).transpose(1, 2)
+    if not bool(torch.isfinite(scales).all()):
+        raise FloatingPointError("weights are not finite, or too large to quantise")
+    return QuantisedWeight(bits, in_features, out_features, codes, scales)
+
+
+def _encode8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = codec.half_above(groups.abs().amax(-1) / 127)
+    codes = (groups / _divisor(scale)).round_().clamp_(-127, 127)
+    return codes.nan_to_num_().to(torch.int8).flatten(1), scale
+
+
+def _encode4(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    at = groups.abs().argmax(-1, keepdim=True)
+    scale = (groups.gather(-1, at).squeeze(-1) / -8).to(torch.float16)
+    codes = (groups / _divisor(scale)).round_().add_(8).clamp_(0, 15).nan_to_num_()
+    codes = codes.to(torch.uint8)
+    low, high = codes[..., : GROUP // 2], codes[..., GROUP // 2 :]
+    return (low | (high << 4)).flatten(1), scale
+
+
+def _divisor(scale: torch.Tensor) -> torch.Tensor:
+    """Scales (out, groups) as float32 (out, groups, 1), with 1 for 0: zeros have code zero."""
+    wide = scale.to(torch.float32).unsqueeze(-1)
+    return torch.where(wide == 0, torch.ones_like(wide), wide)
+
+
+def rounded_rows(x: torch.Tensor) -> torch.Tensor:
+    """x (rows, in) float32 as products with quantised weights see it: every number the nearest
+    that its group can hold. A group that is not finite is not afterwards.
+    """
+    num_groups = -(-x.shape[1] // GROUP)
+    groups = torch.nn.functional.pad(x, (0, num_groups * GROUP - x.shape[1]))
+    groups = groups.unflatten(1, (num_groups, GROUP))
+    greatest = groups.abs().amax(-1, keepdim=True)
+    nothing = greatest < _LEAST
+    inverse = torch.where(nothing, 0.0, 127.0 / greatest)
+    scale = torch.where(nothing, 0.0, greatest / 127.0)
+    return ((groups * inverse).round_() * scale).flatten(1)[:, : x.shape[1]]
