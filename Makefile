@@ -1,11 +1,15 @@
-# make demo | test | lint | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
+# make demo | test | lint | peers | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
 #
-#   VENV=DIR      where the environment lies
+#   VENV=DIR      where the environment lies; PEERS_VENV=DIR: that of `make peers`, which compares speeds with
+#                 llama.cpp and transformers (llama.cpp is compiled: about ten minutes, once) by
+#                 benchmarks/peers/compare.py PEERS_ARGS
 #   TORCH=X       the build of torch to install; a plain range may bring a GPU build of several gigabytes
 #   EDITABLE=     (empty) installs a wheel in place of links into this checkout
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS_VENV ?= .venv-peers
+PEERS_ARGS ?=
 TORCH ?= 2.13.0
 EDITABLE ?= -e
 WORKERS ?= 2
@@ -23,7 +27,7 @@ endif
 export PYTHONSAFEPATH := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ebbtide demo
@@ -35,12 +39,22 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The scripts import each other from their own folder.
+peers: $(PEERS_VENV)/.installed
+	PYTHONSAFEPATH= $(PEERS_VENV)/bin/python benchmarks/peers/compare.py $(PEERS_ARGS)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) build dist .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==$(TORCH)
+	touch $@
+
+$(PEERS_VENV)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check torch==$(TORCH)
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check $(EDITABLE) '.[peers]'
 	touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch

@@ -48,6 +48,7 @@ SHAPES = {
     # Little arithmetic for its keys: documents of 64k tokens in minutes, to measure memory with.
     "narrow": Shape(16, 192, 256, 3, 3, 64, 49152, 500000.0, 131072),
     "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, 500000.0, 131072),
+    "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, 500000.0, 131072),
 }
 
 

@@ -1,0 +1,132 @@
+"""llama.cpp, through its C interface as llama-cpp-python binds it.
+
+    python benchmarks/peers/llama_program.py FILE.gguf MOST_TOKENS
+
+Variants: a cache of float16 with and without flash attention, and of 8 and 4 bits (Q8_0, Q4_0),
+which need it. A deep cache is filled without computing it: 256 tokens are processed once, saved
+by llama_state_seq_get_data, and loaded again and again into a second sequence, whose positions
+are moved on before it joins the first. All calls are llama.cpp's own, so the cache is laid out as
+decoding finds it; what it says is noise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import llama_cpp as llama
+from program import PREFILL_TOKENS, serve
+
+_F16, _Q4, _Q8 = (getattr(llama, f"GGML_TYPE_{name}") for name in ("F16", "Q4_0", "Q8_0"))
+# name: (type of keys and values, flash attention, their bits)
+CACHES = {
+    "f16": (_F16, False, 16),
+    "f16, flash attention": (_F16, True, 16),
+    "q8_0, flash attention": (_Q8, True, 8.5),
+    "q4_0, flash attention": (_Q4, True, 4.5),
+}
+_SLACK_TOKENS = 1024  # for what is decoded at a depth
+_MAIN, _SPARE = 0, 1  # sequences
+
+
+class LlamaProgram:
+    def __init__(self, path: str, most_tokens: int):
+        llama.llama_backend_init()
+        self._model = llama.llama_model_load_from_file(
+            path.encode(), llama.llama_model_default_params()
+        )
+        assert self._model, f"llama.cpp cannot load {path}"
+        self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        self.variants = list(CACHES)
+        self.prefill_variants = self.variants[:2]
+        self._contexts = {
+            name: self._context(kind, flash, most_tokens + _SLACK_TOKENS)
+            for name, (kind, flash, _) in CACHES.items()
+        }
+        self._lengths = dict.fromkeys(CACHES, 0)
+
+    def facts(self) -> dict:
+        model = self._model
+        head_dim = llama.llama_model_n_embd(model) // llama.llama_model_n_head(model)
+        elements = 2 * llama.llama_model_n_layer(model) * llama.llama_model_n_head_kv(model)
+        return {
+            # The embedding is the head as well, and is read once.
+            "weight_bytes": llama.llama_model_size(model),
+            "kv_bytes_per_token": {
+                name: elements * head_dim * bits / 8 for name, (_, _, bits) in CACHES.items()
+            },
+            "version": llama.__version__,
+            "system": llama.llama_print_system_info().decode(),
+        }
+
+    def fill(self, depth: int) -> None:
+        for name, context in self._contexts.items():
+            self._fill(context, depth)
+            self._lengths[name] = depth
+
+    def decode(self, variant: str, threads: int, tokens: int) -> None:
+        context = self._contexts[variant]
+        llama.llama_set_n_threads(context, threads, threads)
+        for _ in range(tokens):
+            at = self._lengths[variant]
+            self._run(context, [(at * 7919 + 1) % self._vocab], at)
+            self._lengths[variant] += 1
+
+    def prefill(self, variant: str, threads: int) -> None:
+        context = self._contexts[variant]
+        llama.llama_set_n_threads(context, threads, threads)
+        llama.llama_memory_clear(llama.llama_get_memory(context), False)
+        self._run(context, self._prompt(), 0)
+        self._lengths[variant] = PREFILL_TOKENS
+
+    def _context(self, kind: int, flash: bool, most_tokens: int):
+        params = llama.llama_context_default_params()
+        params.n_ctx = -(-most_tokens // 256) * 256
+        params.n_batch = params.n_ubatch = PREFILL_TOKENS
+        params.n_seq_max, params.kv_unified = 2, True
+        params.type_k = params.type_v = kind
+        params.flash_attn_type = int(flash)
+        params.no_perf = True
+        context = llama.llama_init_from_model(self._model, params)
+        assert context, "llama.cpp cannot make a context"
+        return context
+
+    def _fill(self, context, depth: int) -> None:
+        memory = llama.llama_get_memory(context)
+        llama.llama_memory_clear(memory, False)
+        if depth == 0:
+            return
+        assert depth % PREFILL_TOKENS == 0, "depths are multiples of 256"
+        llama.llama_set_n_threads(context, 2, 2)
+        self._run(context, self._prompt(), 0)
+        size = llama.llama_state_seq_get_size(context, _MAIN)
+        state = (ctypes.c_uint8 * size)()
+        size = llama.llama_state_seq_get_data(context, state, size, _MAIN)
+        for start in range(PREFILL_TOKENS, depth, PREFILL_TOKENS):
+            done = llama.llama_state_seq_set_data(context, state, size, _SPARE)
+            assert done, "llama.cpp cannot restore its own state"
+            llama.llama_memory_seq_add(memory, _SPARE, 0, PREFILL_TOKENS, start)
+            llama.llama_memory_seq_cp(memory, _SPARE, _MAIN, -1, -1)
+            llama.llama_memory_seq_rm(memory, _SPARE, -1, -1)
+        reached = llama.llama_memory_seq_pos_max(memory, _MAIN) + 1
+        assert reached == depth, f"the cache holds {reached} tokens, not {depth}"
+
+    def _prompt(self) -> list[int]:
+        return [(i * 7919 + 1) % self._vocab for i in range(PREFILL_TOKENS)]
+
+    def _run(self, context, tokens: list[int], position: int) -> None:
+        """Process tokens from `position` on; the last one's logits are computed."""
+        batch = llama.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, _MAIN
+            batch.logits[i] = i == len(tokens) - 1
+        failed = llama.llama_decode(context, batch)
+        assert not failed, f"llama_decode failed with {failed}"
+        llama.llama_synchronize(context)
+        llama.llama_batch_free(batch)
+
+
+if __name__ == "__main__":
+    serve(lambda: LlamaProgram(sys.argv[1], int(sys.argv[2])))
