@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,13 +43,7 @@ def open_llm(share: float, context: int, kv_bits: str, **store) -> LLM:
     """The built-in model with memory for `share` of its far planes."""
     budget = Budget(host_memory="8GiB", disk_memory="4GiB")
     llm = LLM(Options(budget=budget, kv_bits=kv_bits, context=context), **store)
-    llm.admission.limits = replace(llm.admission.limits, runtime_bytes=0)
-    whole = llm.admission.plan(context, 4)
-    if share < 1:
-        memory = whole.fixed_host_bytes + 8 * llm.geometry.span_bytes
-        llm.admission.limits = replace(
-            llm.admission.limits, host_bytes=memory + int(share * whole.kv_far_bytes)
-        )
+    llm.admission.keep_in_memory(share, context, 4)
     return llm
 
 

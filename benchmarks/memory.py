@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
@@ -46,12 +45,7 @@ def one(model: str, tokens: int, host: str, kv_bits: str, share: float | None, d
     )
     llm = LLM(options)
     if share is not None:
-        whole = llm.admission.plan(tokens + decode + 1, 1)
-        memory = whole.fixed_host_bytes + 8 * llm.geometry.span_bytes
-        memory += int(share * whole.kv_far_bytes)
-        llm.admission.limits = replace(
-            llm.admission.limits, host_bytes=memory if share < 1 else memory * 4
-        )
+        llm.admission.keep_in_memory(share, tokens + decode + 1)
     session = llm.open_session(tokens + decode + 1, sequences=1)
     ids = random_ids(tokens, llm.config.vocab_size)
     session.append(ids[:1], process=False)

@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,18 +39,6 @@ def runs(epsilons: list[float]) -> list[tuple[str, Mode, bool]]:
     return made
 
 
-def put_on_disk(llm: LLM, context: int) -> None:
-    """A host budget that holds everything but the far planes."""
-    llm.admission.limits = replace(llm.admission.limits, host_bytes=1 << 36, runtime_bytes=0)
-    whole = llm.admission.plan(context, SEQUENCES)
-    spare = llm.geometry.span_bytes
-    items = {**whole.host, "far planes": 0}
-    hot = int(0.1 * whole.kv_far_bytes) if llm.geometry.layout.value_means else 0
-    llm.admission.limits = replace(
-        llm.admission.limits, host_bytes=sum(items.values()) + 8 * spare + max(hot, 2 * spare)
-    )
-
-
 def measure(label: str, mode: Mode, on_disk: bool, given) -> dict:
     budget = Budget(host_memory="64GiB", disk_memory="16GiB")
     options = Options(model=given.model, budget=budget, mode=mode.name, kv_bits=given.kv_bits)
@@ -60,7 +47,7 @@ def measure(label: str, mode: Mode, on_disk: bool, given) -> dict:
         context = len(ids) + given.steps + 1
         llm._context = context
         if on_disk:
-            put_on_disk(llm, context)
+            llm.admission.keep_in_memory(0, context, SEQUENCES)
         with llm.session() as session:
             session.append(ids)
             logits, times = session.last_logits(), []

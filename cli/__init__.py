@@ -8,7 +8,6 @@
     shared_options  gives a command the shared options
     settings_file   the user's TOML
     run             one run: the model it opens, the answer it streams
-    tight_budget    memory for a quarter of the pages
     answer          an answer as it is heard, and as it is told
     documents       documents into a prompt
     dialogue        a conversation at the terminal

@@ -12,7 +12,6 @@ from ebbtide import format_size
 from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import with_shared_options
-from .tight_budget import open_tight
 
 EPILOG = """Examples:
 
@@ -24,6 +23,8 @@ ebbtide demo --host-memory 2GiB"""
 
 _PLACES = {"device": "GPU memory", "host": "RAM"}
 _MAX_NEW_TOKENS = 32
+_SHARE_IN_RAM = 0.25  # of the pages: most reads go to the disk, and show it
+_ROOM_FOR_A_QUESTION = 192  # tokens: a question, the template around it and its answer
 
 
 @with_shared_options
@@ -39,7 +40,7 @@ def demo(run: Run) -> None:
 
     material = ebbtide.demo_material()
     story = Path(material["story"]).read_text(encoding="utf-8").strip("\n")
-    with open_tight(run, story) as (llm, session):
+    with _open(run, story) as llm, llm.session() as session:
         run.terminal.note(f"{llm.plan}\n")
         answers = _ask_all(run, llm, session, story, material["questions"])
         report = _report(run, llm, answers)
@@ -54,6 +55,27 @@ def demo(run: Run) -> None:
         '  ebbtide ask "What is the main claim?" thesis.txt -m Qwen/Qwen2.5-1.5B-Instruct\n'
         "  ebbtide chat Qwen/Qwen2.5-1.5B-Instruct"
     )
+
+
+def _open(run: Run, story: str) -> Any:
+    """The model, with memory for a quarter of the story's pages; a --host-memory that was given is
+    taken as it is.
+    """
+    import ebbtide
+
+    run.signals.working()
+    options = run.open_options()
+    with ebbtide.LLM.open(None, **options) as llm:
+        num_tokens = llm.count_tokens([{"role": "user", "content": story}])
+    run.terminal.note(
+        f"A story of {num_tokens:,} tokens is read whole by a tiny built-in model, and then asked "
+        "about. Its pages get a quarter of the RAM that they need; the rest lies on disk.\n"
+    )
+    options["context"] = run.settings.context or num_tokens + _ROOM_FOR_A_QUESTION
+    llm = ebbtide.LLM.open(None, **options)
+    if run.settings.host_memory == "auto":
+        llm.keep_in_memory(_SHARE_IN_RAM)
+    return llm
 
 
 def _ask_all(

@@ -78,6 +78,34 @@ class Admission:
         largest = self.plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
         return max(1, min(most, largest))
 
+    def keep_in_memory(self, share: float, context: int, sequences: int = 1, **request) -> None:
+        """Lower the host limit until at most `share` of such a request's far planes lies in memory
+        and the rest on disk.
+
+        For demonstrations, tests and measurements: a limit in bytes of the whole process would
+        follow from what the process happens to take. Raises DoesNotFit.
+        """
+        whole = self.plan(context, sequences, **request)
+
+        def keeps_more(host_bytes: int) -> bool:
+            self.limits = replace(self.limits, host_bytes=host_bytes)
+            plan = self.plan(context, sequences, **request)
+            in_memory = plan.num_spans - plan.far_spans.get("disk", 0)
+            return (
+                plan.fits
+                and plan.near_resident
+                # Below some limit weights stream, and leave their room to pages.
+                and plan.layers_streamed == whole.layers_streamed
+                and in_memory > share * plan.num_spans
+            )
+
+        few, more = 0, self.limits.host_bytes
+        while more - few > 1:
+            middle = (few + more) // 2
+            few, more = (few, middle) if keeps_more(middle) else (middle, more)
+        self.limits = replace(self.limits, host_bytes=few)
+        self.plan(context, sequences, **request).raise_if_unfit()
+
     def admit(
         self,
         context: int,

@@ -254,6 +254,13 @@ class LLM:
             raise
         return session
 
+    def keep_in_memory(self, share: float) -> None:
+        """Let at most `share` of the far planes of a session that fills its context lie in memory,
+        and the rest on disk, however large the budget: to see what that costs. Raises DoesNotFit.
+        """
+        context = self._context or self.admission.natural_context(_SESSION_SEQUENCES)
+        self.admission.keep_in_memory(share, context, _SESSION_SEQUENCES)
+
     def logits(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
     ) -> torch.Tensor:

@@ -38,9 +38,8 @@ class FakePlan:
     disk: dict = field(default_factory=dict)
     decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
     far_spans: dict = field(default_factory=lambda: {"host": 2, "disk": 2})
-    num_spans: int = 4
     kv_far_bytes: int = 4000
-    fixed_host_bytes: int = 10_000
+    num_spans: int = 4
     layers_streamed: int = 0
     near_resident: bool = True
 
@@ -266,11 +265,6 @@ class FakeLLM:
     def __init__(self, model: Any, options: dict):
         self.model, self.options = model, options
         self.plan = FakePlan(options.get("context") or 4096)
-        host = options["budget"].host_memory
-        if host != "auto":
-            # What lies in RAM is what the budget leaves after 12,000 bytes of other things.
-            num_host = max(0, min(4, (host - 12_000) // 1000))
-            self.plan.far_spans = {"host": num_host, "disk": 4 - num_host}
         self.on_progress: Any = None
         self.log: list[str] = []
 
@@ -301,6 +295,9 @@ class FakeLLM:
         prompt = [dict(m) for m in prompt] if isinstance(prompt, list) else prompt
         self.calls.append(("stream", {"prompt": prompt, **generation}))
         return FakeStream(self, prompt, generation, session)
+
+    def keep_in_memory(self, share: float) -> None:
+        self.calls.append(("keep_in_memory", share))
 
     def plan_at(self, context: int) -> FakePlan:
         return FakePlan(context)

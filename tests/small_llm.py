@@ -16,7 +16,6 @@ from ebbtide.offload.geometry import Geometry
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.options import Options
-from ebbtide.offload.planner import HOT_SHARE
 from ebbtide.offload.scoring import output_bytes
 
 PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
@@ -88,22 +87,6 @@ def keep_in_memory(
     sequences, text: as the request will have them; `logits` asks for one sequence and no text.
     """
     llm.admission.limits = replace(llm.admission.limits, runtime_bytes=0, host_bytes=1 << 34)
-    output = 0 if text else output_bytes(llm.config.vocab_size, context)
-    whole = llm.admission.plan(context, sequences, text=text, output_bytes=output)
-    if share >= 1:
-        return
-    # What is needed only where something lies on disk.
-    apart = 8 * llm.geometry.span_bytes + hot_bytes(llm, context)
-    llm.admission.limits = replace(
-        llm.admission.limits,
-        host_bytes=whole.fixed_host_bytes + apart + int(share * whole.kv_far_bytes),
-    )
-
-
-def hot_bytes(llm: LLM, context: int) -> int:
-    """What the plan gives to the records that are kept at hand of those on disk."""
-    if not llm.geometry.layout.value_means:
-        return 0
-    per_span = llm.geometry.records_per_span
-    records = llm.geometry.num_spans(context) * llm.config.num_layers * per_span
-    return max(2 * per_span, int(HOT_SHARE * records)) * llm.geometry.layout.record_bytes
+    if share < 1:
+        output = 0 if text else output_bytes(llm.config.vocab_size, context)
+        llm.admission.keep_in_memory(share, context, sequences, text=text, output_bytes=output)

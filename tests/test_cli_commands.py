@@ -400,8 +400,7 @@ def test_the_demo_leaves_a_quarter_of_the_pages_room(capfd, monkeypatch):
     assert main.main(["demo"]) == 0
     found = capfd.readouterr()
     assert found.out == "Say blue. ✓\n"
-    # 10,000 bytes were planned for all but the pages, and 12,000 turned out to be needed.
-    assert opened()["budget"].host_memory == 12_000 + 4000 // 4
+    assert ("keep_in_memory", 0.25) in fake.FakeLLM.calls
     assert "A quarter" in found.err or "a quarter" in found.err
     assert "ebbtide plan" in found.err
     assert asked()["prompt"][0]["content"] == "A story.\n\nSay blue."
@@ -412,6 +411,7 @@ def test_the_demo_takes_the_budget_it_is_given(capfd, monkeypatch):
     monkeypatch.setenv("FAKE_STORY", "story.md")
     assert main.main(["demo", "--host-memory", "1GiB", "--context", "999"]) == 0
     assert opened()["budget"].host_memory == 2**30 and opened()["context"] == 999
+    assert not any(name == "keep_in_memory" for name, _ in fake.FakeLLM.calls)
 
 
 def test_a_wrong_answer_fails_the_demo(capfd, monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from small_llm import CELL_TOKENS, PAGE_TOKENS, TINY, keep_in_memory, open_small
 
+from ebbtide.offload.scoring import output_bytes
+
 NUM_TOKENS = 1000
 PREFILLED = 900  # the rest goes through decode, and crosses a cell's border
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(9)).tolist()
@@ -107,10 +109,10 @@ def test_near_planes_that_lie_with_their_far_planes_do_not_matter(folder, in_mem
         keep_in_memory(llm, NUM_TOKENS, 0.0)
         original = llm.admission.plan  # weights stay, so that near planes are what gives way
         llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (0, True)})
-        near = llm.admission.plan(NUM_TOKENS, text=False).host["near planes"]
-        llm.admission.limits = replace(
-            llm.admission.limits, host_bytes=llm.admission.limits.host_bytes - near + 64
-        )
+        output = output_bytes(llm.config.vocab_size, NUM_TOKENS)
+        while llm.admission.plan(NUM_TOKENS, text=False, output_bytes=output).near_resident:
+            limits = llm.admission.limits
+            llm.admission.limits = replace(limits, host_bytes=limits.host_bytes - 256)
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         assert not llm.plan.near_resident and llm.plan.host["near planes"] == 0
     assert torch.equal(logits, in_memory)
