@@ -7,6 +7,7 @@ always the reference's.
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -15,7 +16,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 9
+INTERFACE = 10
 
 _missing = ""
 try:
@@ -69,6 +70,7 @@ def addresses(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return rows * frames.stride(0) + frames.data_ptr()
 
 
+@functools.cache
 def layout_numbers(layout: PageLayout) -> list[int]:
     """A layout as the extension takes it; the order is cpu/layout.h's."""
     return [
@@ -95,6 +97,9 @@ def layout_numbers(layout: PageLayout) -> list[int]:
 
 def _raw_kind(layout: PageLayout) -> int:
     """0 for codes; else what a full page holds."""
-    if not layout.is_full:
-        return 0
-    return 1 + (torch.float32, torch.bfloat16, torch.float16).index(layout.raw_dtype)
+    return raw_kind(layout.raw_dtype) if layout.is_full else 0
+
+
+def raw_kind(dtype: torch.dtype) -> int:
+    """What cpu/layout.h calls a dtype that keys and values are held in."""
+    return 1 + (torch.float32, torch.bfloat16, torch.float16).index(dtype)

@@ -44,7 +44,7 @@ def attend_pages(
     start, stop = visible if visible is not None else (0, num_tokens)
     start, stop = max(0, start), min(num_tokens, stop)
     native = dispatch.compiled_for(q, near, records)
-    if native is None or not _serves(num_rows, layout) or start >= stop:
+    if native is None or not serves(num_rows, layout) or start >= stop:
         return _reference(q, near, records, layout, start, stop, score_bias, softcap)
 
     q, near, records = q.contiguous(), near.contiguous(), records.contiguous()
@@ -53,12 +53,15 @@ def attend_pages(
     result = Partial(
         torch.empty((kv_heads, num_rows)), torch.empty((kv_heads, num_rows)), torch.empty_like(q)
     )
-    native.attend(
+    rows = torch.arange(len(records))
+    near_at, record_at = dispatch.addresses(near, rows), dispatch.addresses(records, rows)
+    native.attend_spans(
         q.data_ptr(),
         num_rows,
-        near.data_ptr(),
-        records.data_ptr(),
+        near_at.data_ptr(),
+        record_at.data_ptr(),
         dispatch.layout_numbers(layout),
+        len(records),
         len(records),
         start,
         stop,
@@ -110,7 +113,7 @@ def attend_records(
         q.new_empty((num_records, kv_heads, num_rows, dim)),
     )
     native = dispatch.compiled_for(q, near, *(source[0] for source in sources))
-    if native is None or not _serves(num_rows, layout):
+    if native is None or not serves(num_rows, layout):
         _records_reference(
             q, near, near_rows, sources, layout, skip_first, softcap, score_bias, result
         )
@@ -139,7 +142,7 @@ def attend_records(
     return result
 
 
-def _serves(num_rows: int, layout: PageLayout) -> bool:
+def serves(num_rows: int, layout: PageLayout) -> bool:
     """Whether the compiled kernel takes so many rows of such pages."""
     return 0 < num_rows <= FEW_ROWS and layout.page_tokens % TOKEN_BLOCK == 0
 

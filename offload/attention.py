@@ -17,6 +17,7 @@ from ..kernels.attention import Partial, attend, finish, merge
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import attend_pages
 from ..kernels.pages import rotate, unpack
+from .decode_attention import DecodeAttention
 from .rope import Rope
 from .sequence import Sequence
 
@@ -85,6 +86,7 @@ class TieredAttention:
         self._raw_tile = torch.empty(
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
+        self._decode = DecodeAttention(layout, cell_tokens, span_tokens, store, softcap)
 
     def run(
         self,
@@ -100,12 +102,27 @@ class TieredAttention:
         Queries come in order of their cells. window: tokens a query sees, itself included, or None.
         key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
         """
+        if queries[0].rows == 1 and self._decode.serves(queries[0].q):
+            return [self._decode_one(layer, sequence, queries[0], window, key_bias)]
         self._sealed(layer, sequence, queries, window, key_bias)
         outputs = []
         for query in queries:
             raw, sealed = self.raw_partial(layer, sequence, query, window), query.tree.result()
             outputs.append(self.output(query, raw if sealed is None else merge(sealed, raw)))
         return outputs
+
+    def _decode_one(self, layer, sequence, query: Query, window, key_bias) -> torch.Tensor:
+        return self._decode.run(
+            layer,
+            sequence,
+            query.q,
+            rotate(query.q) if self.layout.rotate else query.q,
+            query.position,
+            window,
+            self.spans_wanted(query, window),
+            self._sealed_tokens(query),
+            lambda base, tokens: self.score_bias(layer, query, base, tokens, key_bias),
+        )
 
     def spans_wanted(self, query: Query, window: int | None) -> range:
         """Which spans of sealed pages a query attends to."""
@@ -186,6 +203,8 @@ class TieredAttention:
 
     def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
         """A query's partial over the keys that are raw: the sink, the previous cell, its own."""
+        if query.rows == 1 and self._decode.serves(query.q):
+            return self._decode.raw_partial(layer, sequence, query.q, query.position, window)
         raw, cells, parts, positions = sequence.raw, self.cell_tokens, [], []
         device = query.q.device
         if query.cell >= 2:
@@ -207,12 +226,14 @@ class TieredAttention:
         k, v = self._raw_tile[:, :, :used]
         return attend(query.q, k, v, mask, self.softcap)
 
-    def raw_values(self, position: int) -> torch.Tensor:
-        """The values that `raw_partial` saw last, for one token at `position`: (kv_heads,
-        num_tokens, head_dim). A view, good until its next call."""
+    def raw_values(self, layer: int, sequence: Sequence, position: int) -> torch.Tensor:
+        """The raw values that one token at `position` sees: (kv_heads, num_tokens, head_dim)."""
         cell, row = divmod(position, self.cell_tokens)
-        sink = self.layout.page_tokens if cell >= 2 else 0
-        return self._raw_tile[1, :, : sink + min(cell, 1) * self.cell_tokens + row + 1]
+        parts = [sequence.raw.sink_values[layer]] if cell >= 2 else []
+        if cell:
+            parts.append(sequence.raw.cell(layer, cell - 1)[1])
+        parts.append(sequence.raw.cell(layer, cell)[1][:, : row + 1])
+        return torch.cat(parts, 1)
 
     @staticmethod
     def output(query: Query, whole: Partial) -> torch.Tensor:

@@ -30,6 +30,7 @@ from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
 from .record_reader import RecordReader
+from .span_addresses import SpanRun
 from .transfer import Transfers
 
 
@@ -293,6 +294,23 @@ class PageStore:
         assert 0 < count <= seen, f"{count} records asked of {seen}"
         self._follow(table, layer, span)
         return self._planes.get(table.extent(layer, span), count)
+
+    def fetch_run(self, table: PageTable, layer: int, first: int, stop: int) -> SpanRun | None:
+        """The spans first .. stop - 1 as far as they lie in memory, by address: good until the
+        table changes. None where `first` is on disk, or is not read in place: `fetch` it then.
+        """
+        self._check(table)
+        addresses = self.records.addresses(table, layer)
+        run = addresses.run(first, stop) if addresses is not None else None
+        if run is None or run.stop == first:
+            return None
+        self.stats.resident += run.stop - first
+        for tier, count in run.reads:
+            self.stats.bytes_read[tier.value] += count * self.record_bytes
+        if self._transfers is not None:  # without a disk there is nothing to foresee
+            for span in range(first, run.stop):
+                self._follow(table, layer, span)
+        return run
 
     def prefetch(self, table: PageTable, layer: int, spans: Sequence[int] | None = None) -> None:
         """Wishes for spans, most urgent first; None: as the predictor says. Never blocks.

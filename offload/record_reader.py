@@ -20,6 +20,7 @@ from .page_table import PageTable, Tier
 from .planes import Planes
 from .record_map import TIERS, RecordMap, make_record_map
 from .selected import Selected, Source
+from .span_addresses import SpanAddresses
 
 _ON_DISK = TIERS.index(Tier.DISK)
 
@@ -32,11 +33,24 @@ class RecordReader:
         self._planes, self._hot, self._stats = planes, hot, stats
         self._record_bytes = record_bytes
         self._maps: dict[tuple[PageTable, int], RecordMap] = {}
+        self._addresses: dict[tuple[PageTable, int], SpanAddresses] = {}
 
     def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which
         rows of them, (num_records,) int64, are the layer's records, in order."""
         return self._planes.near_frames, self._map(table, layer).near_rows
+
+    def addresses(self, table: PageTable, layer: int) -> SpanAddresses | None:
+        """Where the layer's spans start in memory; None where they are not read in place."""
+        planes, where = self._planes, self._map(table, layer)
+        if planes.must_copy or planes.near_frames.device.type != "cpu":
+            return None
+        found = self._addresses.get((table, layer))
+        if found is None or found.where is not where:
+            arenas = {tier: planes.frames(tier) for tier in (Tier.DEVICE, Tier.HOST)}
+            found = SpanAddresses(where, planes.near_frames, arenas)
+            self._addresses[table, layer] = found
+        return found
 
     def prefetch(self, table: PageTable, layer: int, records: Sequence[int]) -> None:
         """Wishes for records, most urgent first, in place of earlier ones for the layer.
@@ -84,6 +98,9 @@ class RecordReader:
     def forget(self, table: PageTable) -> None:
         """The table is closed."""
         self._maps = {key: kept for key, kept in self._maps.items() if key[0] is not table}
+        self._addresses = {
+            key: kept for key, kept in self._addresses.items() if key[0] is not table
+        }
 
     def _select(self, where: RecordMap, records: np.ndarray, group) -> Selected:
         planes, sources, release = self._planes, [], None

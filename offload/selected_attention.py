@@ -72,7 +72,7 @@ class SelectedAttention:
         if not sequence.table.num_records(layer):
             return self._tiered.output(query, raw)
         standing = Standing(
-            raw.max + raw.sum.log(), self._effect(layer, w, residual, raw, query.position)
+            raw.max + raw.sum.log(), self._effect(layer, sequence, w, residual, raw, query.position)
         )
         evidence, bias = self._evidence(layer, sequence, query, key_bias, standing)
         asked = self._selector.select(evidence)
@@ -111,7 +111,7 @@ class SelectedAttention:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _effect(self, layer: int, w: LayerTensors, residual, raw: Partial, position: int):
+    def _effect(self, layer, sequence, w: LayerTensors, residual, raw: Partial, position: int):
         """What a unit of misplaced mass does to the residual stream: see prefetch.effect."""
         layout = self._tiered.layout
         if layer not in self._output_norms:
@@ -123,7 +123,7 @@ class SelectedAttention:
             self._output_norms[layer],
             residual.norm(),
             raw.out / raw.sum.unsqueeze(-1),
-            value_spread(self._tiered.raw_values(position)),
+            value_spread(self._tiered.raw_values(layer, sequence, position)),
         )
 
     def _evidence(

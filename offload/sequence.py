@@ -59,6 +59,28 @@ class RawPages:
         slot = cell % self.num_slots
         return self.keys[layer, slot], self.values[layer, slot]
 
+    def run(self, layer: int, cell: int, first: int, stop: int) -> list[int]:
+        """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it."""
+        shape = self.keys.shape
+        row = ((layer * shape[1] + cell % self.num_slots) * shape[2] * shape[3] + first) * shape[4]
+        return self._run(self.keys, self.values, row, stop - first)
+
+    def sink_run(self, layer: int, first: int) -> list[int]:
+        """The same of the sink's rows from `first` on."""
+        shape = self.sink_keys.shape
+        row = (layer * shape[1] * shape[2] + first) * shape[3]
+        return self._run(self.sink_keys, self.sink_values, row, shape[2] - first)
+
+    def _run(self, keys: torch.Tensor, values: torch.Tensor, start: int, tokens: int) -> list[int]:
+        size = keys.element_size()
+        head_bytes = keys.shape[-2] * keys.shape[-1] * size
+        return [
+            keys.data_ptr() + start * size,
+            values.data_ptr() + start * size,
+            head_bytes,
+            tokens,
+        ]
+
     def copy_from(self, other: RawPages) -> None:
         for name in ("keys", "values", "sink_keys", "sink_values"):
             getattr(self, name).copy_(getattr(other, name))

@@ -15,7 +15,9 @@ namespace {
 #include "lanes.h"
 #include "planes.h"
 #include "pages.h"
+#include "runs.h"
 #include "attend.h"
+#include "join.h"
 #include "codes.h"
 #include "score.h"
 #include "means.h"
@@ -27,8 +29,8 @@ namespace {
 
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, quantise_rows, multiply, attend_scratch, attend_chunk,
-                                  merge_chunks, score_scratch, score_record, means_scratch,
-                                  attend_means_chunk};
+                                  merge_chunks, attend_span, raw_scratch, attend_raw, join_spans, score_scratch,
+                                  score_record, means_scratch, attend_means_chunk};
     return table;
 }
 }  // namespace ebbtide

@@ -2,10 +2,16 @@
 // for each, and a decode step makes hundreds of calls.
 #pragma once
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace ebbtide {
 
@@ -16,6 +22,18 @@ T *at(uintptr_t address) {
     return reinterpret_cast<T *>(address);
 }
 
+// What dispatch.layout_numbers gives.
+inline Layout layout_of(const std::vector<int64_t> &numbers) {
+    constexpr int64_t MOST = 1024;
+    if (numbers.size() != LAYOUT_NUMBERS) throw std::invalid_argument("this is not a layout");
+    Layout layout;
+    std::memcpy(&layout, numbers.data(), sizeof layout);
+    if (layout.head_dim > MOST || layout.page_tokens > MOST || layout.pages_per_record > MOST)
+        throw std::invalid_argument("head_dim, page_tokens or pages_per_record is above 1024");
+    return layout;
+}
+
+void bind_attend(nanobind::module_ &m);
 void bind_matmul(nanobind::module_ &m);
 
 }  // namespace ebbtide

@@ -54,6 +54,24 @@ struct Attend {
 };
 constexpr float UNSEEN = -1e30f;  // ../attention.py's
 
+// Tokens that are held raw, side by side for each head.
+struct RawRun {
+    const uint8_t *keys, *values;  // of head 0's first token
+    int64_t head_bytes;            // from head to head, of either
+    int64_t tokens;
+};
+constexpr int64_t MAX_RUNS = 1024;
+
+// Attention of `rows` query rows of every KV head over all tokens of some runs.
+struct RawAttend {
+    RawKind kind;
+    int64_t kv_heads, head_dim, rows;
+    const float *q;  // (kv_heads, rows, head_dim)
+    float softcap;
+    const RawRun *runs;
+    int64_t num_runs;
+};
+
 // The estimate of every page from the near records alone.
 struct Score {
     Layout layout;
@@ -96,6 +114,16 @@ struct Kernels {
     void (*merge_chunks)(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total,
                          const float *out, float *to_highest, float *to_total, float *to_out, int64_t begin,
                          int64_t end);
+    // Records first .. first + count - 1 of one head to a partial; scratch as attend_chunk's.
+    void (*attend_span)(const Attend &, int64_t head, int64_t first, int64_t count, float *scratch, float *highest,
+                        float *total, float *out);
+    // Raw tokens of one head to a partial; scratch holds raw_scratch floats.
+    int64_t (*raw_scratch)(const RawAttend &);
+    void (*attend_raw)(const RawAttend &, int64_t head, float *scratch, float *highest, float *total, float *out);
+    // Rows begin .. end of the join of `count` partials of `rows` rows each, the first num_spans of which are spans, to
+    // to_out[rows][dim], divided by their totals. The partials are used up.
+    void (*join_spans)(int64_t count, int64_t num_spans, int64_t rows, int64_t dim, float *highest, float *total, float *out,
+                       float *to_out, int64_t begin, int64_t end);
     // The pages of one record, all heads; scratch holds score_scratch bytes, aligned to 64.
     int64_t (*score_scratch)(const Layout &);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);

@@ -1,25 +1,16 @@
-// The Python module ebbtide.kernels._cpu. ../dispatch.py's callers have checked device, dtype, shape and contiguity;
-// nothing is checked again here but what would run past a buffer of ours.
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
+// The Python module ebbtide.kernels._cpu: the choice of instruction set, and the kernels that have no file of their own.
+// Nothing is checked again here but what would run past a buffer of ours.
 #include <atomic>
-#include <cstring>
-#include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "bindings.h"
-#include "threads.h"
 
 namespace nb = nanobind;
 using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 9;  // ../dispatch.py asks for the same number
-constexpr int64_t MAX_HEAD_DIM = 1024;
-constexpr int64_t MAX_PAGE_TOKENS = 1024;
+constexpr int INTERFACE = 10;  // ../dispatch.py asks for the same number
 
 // The instruction sets that this machine has, best first.
 std::vector<const Kernels *> available() {
@@ -57,15 +48,6 @@ void use_instruction_set(const std::string &name) {
     throw std::invalid_argument("this machine has no instruction set named " + name);
 }
 
-Layout layout_of(const std::vector<int64_t> &numbers) {
-    if (numbers.size() != LAYOUT_NUMBERS) throw std::invalid_argument("this is not a layout");
-    Layout layout;
-    std::memcpy(&layout, numbers.data(), sizeof layout);
-    if (layout.head_dim > MAX_HEAD_DIM || layout.page_tokens > MAX_PAGE_TOKENS)
-        throw std::invalid_argument("head_dim or page_tokens is above 1024");
-    return layout;
-}
-
 void unpack(uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers, int64_t num_records,
             uintptr_t out_k, int64_t k_stride, uintptr_t out_v, int64_t v_stride, int threads) {
     const Layout l = layout_of(numbers);
@@ -91,62 +73,11 @@ bool seal(uintptr_t k, uintptr_t v, const std::vector<int64_t> &numbers, int64_t
     return good;
 }
 
-// One partial for each record and head, record by record.
-void attend_each(const Attend &a, int64_t num_records, float *highest, float *total, float *out, int threads) {
-    const Layout &l = a.layout;
-    const int64_t chunks = num_records * l.kv_heads;
-    share_out(chunks, 1, chunks / l.kv_heads * l.record_bytes, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch((size_t)active->attend_scratch(l, a.rows));
-        for (int64_t i = begin; i < end; ++i)
-            active->attend_chunk(a, i % l.kv_heads, i / l.kv_heads, scratch.data(), highest + i * a.rows,
-                                 total + i * a.rows, out + i * a.rows * l.head_dim);
-    });
-}
-
 void merge_all(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total, const float *out,
                float *to_highest, float *to_total, float *to_out, int threads) {
     share_out(rows, 1, chunks * rows * dim * 4, threads, [&](int64_t begin, int64_t end) {
         active->merge_chunks(chunks, rows, dim, highest, total, out, to_highest, to_total, to_out, begin, end);
     });
-}
-
-void attend(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
-            int64_t num_records, int64_t visible_from, int64_t visible_to, uintptr_t bias, float softcap,
-            uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
-    const Layout l = layout_of(numbers);
-    nb::gil_scoped_release released;
-    std::vector<const uint8_t *> near_at((size_t)num_records), record_at((size_t)num_records);
-    for (int64_t i = 0; i < num_records; ++i) {
-        near_at[(size_t)i] = at<const uint8_t>(near) + i * l.near_record_bytes;
-        record_at[(size_t)i] = at<const uint8_t>(records) + i * l.record_bytes;
-    }
-    const Attend a{l, rows, num_records * l.pages_per_record * l.page_tokens, visible_from, visible_to,
-                   at<const float>(q), at<const float>(bias), softcap, near_at.data(), record_at.data()};
-    const int64_t all_rows = l.kv_heads * rows, count = num_records * all_rows;
-    std::vector<float> parts((size_t)(count * (2 + l.head_dim)));
-    float *tops = parts.data(), *totals = tops + count, *outs = totals + count;
-    attend_each(a, num_records, tops, totals, outs, threads);
-    merge_all(num_records, all_rows, l.head_dim, tops, totals, outs, at<float>(highest), at<float>(total),
-              at<float>(out), threads);
-}
-
-// near and records are arrays of addresses, one for each record.
-void attend_records(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
-                    int64_t num_records, int64_t skip_first, uintptr_t bias, float softcap, uintptr_t highest,
-                    uintptr_t total, uintptr_t out, int threads) {
-    const Layout l = layout_of(numbers);
-    const int64_t tokens = num_records * l.pages_per_record * l.page_tokens;
-    const Attend a{l, rows, tokens, skip_first, tokens, at<const float>(q), at<const float>(bias), softcap,
-                   at<const uint8_t *const>(near), at<const uint8_t *const>(records)};
-    nb::gil_scoped_release released;
-    attend_each(a, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
-}
-
-void merge(int64_t chunks, int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out,
-           uintptr_t to_highest, uintptr_t to_total, uintptr_t to_out, int threads) {
-    nb::gil_scoped_release released;
-    merge_all(chunks, rows, dim, at<const float>(highest), at<const float>(total), at<const float>(out),
-              at<float>(to_highest), at<float>(to_total), at<float>(to_out), threads);
 }
 
 void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records,
@@ -199,9 +130,7 @@ NB_MODULE(_cpu, m) {
     m.def("unpack", &unpack);
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
     bind_matmul(m);
-    m.def("attend", &attend);
-    m.def("attend_records", &attend_records);
-    m.def("merge", &merge);
     m.def("score", &score);
     m.def("attend_means", &attend_means);
+    bind_attend(m);
 }

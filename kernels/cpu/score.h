@@ -199,7 +199,7 @@ inline const uint8_t *next_block(const Score &s, int64_t record, int64_t i) {
 void score_record(const Score &s, int64_t record, uint8_t *scratch) {
     const Layout &l = s.layout;
     const NearPlanes near(l);
-    const int64_t dim = l.head_dim, wide = whole_lanes(dim), tokens = l.page_tokens, stride = whole_lanes(tokens);
+    const int64_t dim = l.head_dim, wide = whole_lanes(dim), tokens = l.page_tokens;
     const float half_box = (float)((1 << l.key_bits) - 1) / 2, bin = (float)(1 << l.far_key_bits());
     alignas(64) float middle[MAX_DIM], width[MAX_DIM];
     for (int64_t j = dim; j < wide; ++j) middle[j] = width[j] = 0;

@@ -1,0 +1,79 @@
+// Partials to one: within a span record by record, then over spans as a binary counter does, the raw tokens last. The order
+// depends on their numbers alone. Included inside an anonymous namespace, after attend.h.
+
+// Rows of partials: highest[rows], total[rows], out[rows][dim]. A total of 0 is that of a row that saw nothing.
+struct Parts {
+    float *highest, *total, *out;
+    Parts from(int64_t row, int64_t dim) const { return {highest + row, total + row, out + row * dim}; }
+};
+
+// `to` becomes the join of `to` and `part`, for `rows` rows.
+inline void join(const Parts &to, const Parts &part, int64_t rows, int64_t dim) {
+    for (int64_t first = 0; first < rows; first += 16) {
+        const int64_t count = rows - first < 16 ? rows - first : 16;
+        float mine[16] = {0}, theirs[16] = {0};
+        for (int64_t i = 0; i < count; ++i) {
+            const float a = to.highest[first + i], b = part.highest[first + i], most = a > b ? a : b;
+            mine[i] = a - most;
+            theirs[i] = b - most;
+            to.highest[first + i] = most;
+        }
+        store(mine, exp_lanes(load(mine)));
+        store(theirs, exp_lanes(load(theirs)));
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t r = first + i;
+            const float *from = part.out + r * dim;
+            float *sums = to.out + r * dim;
+            if (part.total[r] == 0) continue;
+            if (to.total[r] == 0) mine[i] = 0;
+            to.total[r] = to.total[r] * mine[i] + part.total[r] * theirs[i];
+            const Lanes keep = all(mine[i]), take = all(theirs[i]);
+            int64_t j = 0;
+            for (; j + 16 <= dim; j += 16) store(sums + j, add(mul(load(sums + j), keep), mul(load(from + j), take)));
+            for (; j < dim; ++j) sums[j] = sums[j] * mine[i] + from[j] * theirs[i];
+        }
+    }
+}
+
+// The partial of records first .. first + count - 1 of one head; scratch as attend_chunk needs it.
+void attend_span(const Attend &a, int64_t head, int64_t first, int64_t count, float *scratch, float *highest, float *total,
+                 float *out) {
+    const Parts whole{highest, total, out};
+    const Parts part{scratch, scratch + a.rows, scratch + 2 * a.rows};
+    float *rest = scratch + a.rows * (2 + a.layout.head_dim);
+    attend_chunk(a, head, first, rest, highest, total, out);
+    for (int64_t i = 1; i < count; ++i) {
+        attend_chunk(a, head, first + i, rest, part.highest, part.total, part.out);
+        join(whole, part, a.rows, a.layout.head_dim);
+    }
+}
+
+// Rows begin .. end of the whole: `count` partials of `rows` rows each, one after the other, the first num_spans of which are
+// spans. The partials are used up. to_out[rows][dim] is divided by the total.
+void join_spans(int64_t count, int64_t num_spans, int64_t rows, int64_t dim, float *highest, float *total, float *out,
+                float *to_out, int64_t begin, int64_t end) {
+    const int64_t num = end - begin;
+    auto at = [&](int64_t i) { return Parts{highest + i * rows, total + i * rows, out + i * rows * dim}.from(begin, dim); };
+    int64_t stack[64], size[64], depth = 0;  // which partial holds the join of how many
+    for (int64_t span = 0; span < num_spans; ++span) {
+        stack[depth] = span;
+        size[depth++] = 1;
+        for (; depth > 1 && size[depth - 1] == size[depth - 2]; --depth) {
+            join(at(stack[depth - 2]), at(stack[depth - 1]), num, dim);
+            size[depth - 2] *= 2;
+        }
+    }
+    for (; depth > 1; --depth) join(at(stack[depth - 2]), at(stack[depth - 1]), num, dim);
+    const int64_t first = depth ? stack[0] : num_spans;
+    for (int64_t i = num_spans; i < count; ++i)
+        if (i != first) join(at(first), at(i), num, dim);
+    const Parts whole = at(first);
+    for (int64_t r = 0; r < num; ++r) {
+        const Lanes share = all(whole.total[r]);
+        const float *from = whole.out + r * dim;
+        float *to = to_out + (begin + r) * dim;
+        int64_t j = 0;
+        for (; j + 16 <= dim; j += 16) store(to + j, divided(load(from + j), share));
+        for (; j < dim; ++j) to[j] = from[j] / whole.total[r];
+    }
+}

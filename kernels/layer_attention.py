@@ -1,0 +1,138 @@
+"""Attention of one decode step over a layer: many spans of sealed pages and the raw tokens, in one
+call of the compiled kernels.
+
+A span's partial, that of the raw tokens and their joining are three functions for those whose spans
+come one after the other; `attend_layer` is all of them at once, to the bit the same. Partials are
+merged as a binary counter does, the raw tokens last: the order depends on their numbers alone.
+
+Everything comes by address: knows queries, records and runs of raw tokens, and no tiers. There is
+no reference here: `paged_attention`, `attention.attend` and `merge` are one, in another order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import dispatch
+from .attention import Partial
+from .layout import PageLayout
+
+
+class Records(NamedTuple):
+    """Records of consecutive spans: where each near record and each record starts in memory.
+
+    near_at, record_at: (num_records,) int64. visible: the tokens from .. to - 1 of the list that
+    count. score_bias: (kv_heads, num_rows, num_tokens) float32 contiguous, or None.
+    """
+
+    near_at: torch.Tensor
+    record_at: torch.Tensor
+    records_per_span: int
+    visible: tuple[int, int]
+    score_bias: torch.Tensor | None = None
+
+
+class Raw(NamedTuple):
+    """Raw tokens as runs; each run is four numbers: the addresses of its first key and its first
+    value of head 0, the bytes from head to head, and its tokens.
+    """
+
+    dtype: torch.dtype
+    runs: list[int]
+
+
+def empty_parts(count: int, q: torch.Tensor) -> Partial:
+    """Room for `count` partials of the rows of q (kv_heads, num_rows, head_dim)."""
+    kv_heads, num_rows, dim = q.shape
+    sizes = torch.empty((2, count, kv_heads, num_rows))
+    return Partial(sizes[0], sizes[1], torch.empty((count, kv_heads, num_rows, dim)))
+
+
+def attend_spans(
+    q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32, scaled; rotated, if layout.rotate
+    records: Records,
+    layout: PageLayout,
+    softcap: float,
+    parts: Partial,  # the first spans' rows of which are filled
+) -> None:
+    """The partials of spans, one after the other."""
+    dispatch.compiled_for().attend_spans(
+        q.data_ptr(),
+        q.shape[1],
+        *_numbers(records, layout),
+        softcap,
+        *(part.data_ptr() for part in parts),
+        torch.get_num_threads(),
+    )
+
+
+def attend_raw(q: torch.Tensor, raw: Raw, softcap: float, part: Partial) -> None:
+    """The partial of the raw tokens. q as in attend_spans, but never rotated."""
+    kv_heads, num_rows, dim = q.shape
+    dispatch.compiled_for().attend_raw(
+        q.data_ptr(),
+        kv_heads,
+        num_rows,
+        dim,
+        dispatch.raw_kind(raw.dtype),
+        raw.runs,
+        softcap,
+        *(one.data_ptr() for one in part),
+        torch.get_num_threads(),
+    )
+
+
+def join_parts(parts: Partial) -> torch.Tensor:
+    """(kv_heads, num_rows, head_dim): the attention output of the partials of spans, in order,
+    and of the raw tokens, which come last. The partials are used up.
+    """
+    count, kv_heads, num_rows, dim = parts.out.shape
+    out = torch.empty((kv_heads, num_rows, dim))
+    dispatch.compiled_for().join_spans(
+        count,
+        kv_heads * num_rows,
+        dim,
+        *(part.data_ptr() for part in parts),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def attend_layer(
+    q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32 contiguous, scaled
+    page_q: torch.Tensor,  # the same, rotated if layout.rotate
+    records: Records,
+    layout: PageLayout,
+    raw: Raw,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """The attention output (kv_heads, num_rows, head_dim) of every row over all of it."""
+    out = torch.empty_like(q)
+    dispatch.compiled_for().attend_layer(
+        q.data_ptr(),
+        page_q.data_ptr(),
+        q.shape[1],
+        *_numbers(records, layout),
+        softcap,
+        dispatch.raw_kind(raw.dtype),
+        raw.runs,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _numbers(records: Records, layout: PageLayout) -> tuple:
+    bias = records.score_bias
+    return (
+        records.near_at.data_ptr(),
+        records.record_at.data_ptr(),
+        dispatch.layout_numbers(layout),
+        len(records.record_at),
+        records.records_per_span,
+        *records.visible,
+        0 if bias is None else bias.data_ptr(),
+    )

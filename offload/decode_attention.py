@@ -1,0 +1,134 @@
+"""Attention of one token over one layer, by the compiled kernels: one call where every span is in
+memory; else one for each run of spans that are, one for each that comes from disk, in order, and
+one that joins them.
+
+To the bit the same in both cases: partials belong to spans, and are joined by the same code. Knows
+where pages lie through the store alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels import dispatch
+from ..kernels.attention import Partial
+from ..kernels.layer_attention import (
+    Raw,
+    Records,
+    attend_layer,
+    attend_raw,
+    attend_spans,
+    empty_parts,
+    join_parts,
+)
+from ..kernels.layout import PageLayout
+from ..kernels.paged_attention import serves
+from .sequence import Sequence
+
+
+class DecodeAttention:
+    """Of one model over a page store."""
+
+    def __init__(
+        self, layout: PageLayout, cell_tokens: int, span_tokens: int, store, softcap: float
+    ):
+        self._layout, self._store, self._softcap = layout, store, softcap
+        self._cell_tokens, self._span_tokens = cell_tokens, span_tokens
+
+    def serves(self, q: torch.Tensor) -> bool:
+        """Whether the compiled kernels take queries q (kv_heads, num_rows, head_dim)."""
+        return dispatch.compiled_for(q) is not None and serves(q.shape[1], self._layout)
+
+    def raw_partial(
+        self, layer: int, sequence: Sequence, q: torch.Tensor, position: int, window: int | None
+    ) -> Partial:
+        """The partial of one token's queries over the keys that are raw."""
+        q = q.contiguous()
+        parts = empty_parts(1, q)
+        attend_raw(q, self._raw(layer, sequence, position, window), self._softcap, parts)
+        return Partial(*(part[0] for part in parts))
+
+    def run(
+        self,
+        layer: int,
+        sequence: Sequence,
+        q: torch.Tensor,
+        page_q: torch.Tensor,
+        position: int,
+        window: int | None,
+        spans: range,
+        sealed_tokens: int,
+        score_bias,
+    ) -> torch.Tensor:
+        """(1, num_heads * head_dim) of one token's queries q (kv_heads, groups, head_dim).
+
+        page_q: as pages are scored, rotated where they are. spans: of sealed pages, those wanted;
+        sealed_tokens: the table may hold more, which are not seen yet.
+        score_bias(span, tokens): what is added to the scores of a span, or None.
+        """
+        q, page_q = q.contiguous(), page_q.contiguous()
+        raw = self._raw(layer, sequence, position, window)
+        first_seen = self._layout.page_tokens  # the sink is attended raw
+        if window is not None:
+            first_seen = max(first_seen, position - window + 1)
+
+        def records(near_at, record_at, span: int, stop: int) -> Records:
+            base, tokens = span * self._span_tokens, len(record_at) * self._layout.record_tokens
+            bias = [
+                score_bias(base + at, min(self._span_tokens, tokens - at))
+                for at in range(0, tokens, self._span_tokens)
+            ]
+            return Records(
+                near_at,
+                record_at,
+                self._span_tokens // self._layout.record_tokens,
+                (max(0, first_seen - base), min(tokens, sealed_tokens - base)),
+                None if bias[0] is None else torch.cat(bias, -1).contiguous(),
+            )
+
+        run = None
+        if not spans:
+            none = torch.empty(0, dtype=torch.int64)
+            whole = Records(none, none, 1, (0, 0))
+        else:
+            run = self._fetch_run(sequence, layer, spans.start, spans.stop)
+            is_whole = run is not None and run.stop == spans.stop
+            whole = records(run.near_at, run.record_at, spans.start, run.stop) if is_whole else None
+        if whole is not None:
+            out = attend_layer(q, page_q, whole, self._layout, raw, self._softcap)
+            return out.view(1, -1)
+
+        parts, span = empty_parts(len(spans) + 1, q), spans.start
+        while span < spans.stop:
+            into = Partial(*(part[span - spans.start :] for part in parts))
+            if run is not None:
+                part = records(run.near_at, run.record_at, span, run.stop)
+                attend_spans(page_q, part, self._layout, self._softcap, into)
+                span = run.stop
+            else:
+                with self._store.fetch(sequence.table, layer, span) as pages:
+                    rows = torch.arange(len(pages.records))
+                    at = (dispatch.addresses(p, rows) for p in (pages.near, pages.records))
+                    part = records(*at, span, span + 1)
+                    attend_spans(page_q, part, self._layout, self._softcap, into)
+                span += 1
+            if span < spans.stop:
+                run = self._fetch_run(sequence, layer, span, spans.stop)
+        attend_raw(q, raw, self._softcap, Partial(*(part[-1] for part in parts)))
+        return join_parts(parts).view(1, -1)
+
+    def _fetch_run(self, sequence: Sequence, layer: int, first: int, stop: int):
+        return self._store.fetch_run(sequence.table, layer, first, stop)
+
+    def _raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
+        """The raw tokens that a token at `position` sees: the sink, the cell before, its own."""
+        raw, cells = sequence.raw, self._cell_tokens
+        cell, row = divmod(position, cells)
+        first = 0 if window is None else max(0, position - window + 1)
+        runs = []
+        if cell >= 2 and first < self._layout.page_tokens:
+            runs += raw.sink_run(layer, first)
+        if cell and first < cell * cells:
+            runs += raw.run(layer, cell - 1, max(0, first - (cell - 1) * cells), cells)
+        runs += raw.run(layer, cell, max(0, first - cell * cells), row + 1)
+        return Raw(raw.keys.dtype, runs)

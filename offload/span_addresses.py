@@ -1,0 +1,60 @@
+"""Where the spans of one layer start in memory, so that many of them are attended in one call.
+
+Made from a record map and kept as long as it is. Knows addresses, no bytes; the compute device is
+the CPU, or there is none of this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .page_table import Tier
+from .record_map import TIERS, RecordMap
+
+
+class SpanRun(NamedTuple):
+    """Consecutive spans that all lie in memory.
+
+    near_at, record_at: (num_records,) int64, where each record's planes start. reads: what
+    attending to them reads from each tier, in records. The bytes stay until the table changes.
+    """
+
+    first: int
+    stop: int
+    near_at: torch.Tensor
+    record_at: torch.Tensor
+    reads: tuple[tuple[Tier, int], ...]
+
+
+class SpanAddresses:
+    """Of a layer's records. arenas: the frames (num_frames, record_bytes) of each memory tier."""
+
+    def __init__(self, where: RecordMap, near_frames: torch.Tensor, arenas: dict):
+        self.where = where
+        self._near_at = where.near_rows * near_frames.stride(0) + near_frames.data_ptr()
+        record_at = np.zeros(len(where.tier), dtype=np.int64)
+        for tier, frames in arenas.items():
+            there = where.tier == TIERS.index(tier)
+            record_at[there] = where.frame[there] * frames.stride(0) + frames.data_ptr()
+        self._record_at = torch.from_numpy(record_at)
+        self._runs: dict[tuple[int, int], SpanRun] = {}
+
+    def run(self, first: int, stop: int) -> SpanRun:
+        """The spans from `first` on that are in memory, up to `stop`; none if `first` is not."""
+        found = self._runs.get((first, stop))
+        if found is None:
+            found = self._runs[first, stop] = self._find(first, stop)
+        return found
+
+    def _find(self, first: int, stop: int) -> SpanRun:
+        where, end = self.where, first
+        while end < stop and where.extents[end].tier is not Tier.DISK:
+            end += 1
+        rows = slice(first * where.records_per_span, end * where.records_per_span)
+        counts = Counter(where.tier[rows].tolist())
+        reads = tuple((TIERS[index], count) for index, count in sorted(counts.items()))
+        return SpanRun(first, end, self._near_at[rows], self._record_at[rows], reads)
