@@ -216,11 +216,12 @@ def test_rows_are_rounded_to_the_same_bits_everywhere(kernels, values, width):
     assert each % 64 == 0 and 0 <= each - groups * 40 < 64
     bytes_ = torch.zeros(3, each, dtype=torch.uint8)
     dispatch._cpu.quantise_rows(x.data_ptr(), width, width, bytes_.data_ptr(), 3)
-    codes = bytes_[:, : groups * 32].contiguous().view(torch.int8).unflatten(1, (groups, 32))
-    scales = bytes_[:, groups * 32 : groups * 36].contiguous().view(torch.float32)
-    sums = bytes_[:, groups * 36 : groups * 40].contiguous().view(torch.int32)
-    assert torch.equal(codes.sum(-1, dtype=torch.int32), sums)
-    decoded = (codes * scales.unsqueeze(-1)).flatten(1)
+    parts = bytes_[:, : groups * 40].unflatten(1, (groups, 40))
+    codes = parts[..., :32].contiguous().view(torch.int8)
+    scales = parts[..., 32:36].contiguous().view(torch.float32)
+    sums = parts[..., 36:].contiguous().view(torch.int32).squeeze(-1)
+    assert torch.equal(codes.sum(-1, dtype=torch.int32) * -8, sums)
+    decoded = (codes * scales).flatten(1)
     assert torch.equal(decoded[:, :width], rounded_rows(x))
     assert bool((codes.flatten(1)[:, width:] == 0).all())
 

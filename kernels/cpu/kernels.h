@@ -39,8 +39,9 @@ struct Rows {
 
 inline bool takes_bytes(WeightKind kind) { return kind == WEIGHT_INT8 || kind == WEIGHT_INT4; }
 inline int64_t num_groups(int64_t in) { return (in + GROUP - 1) / GROUP; }
-// Of one row of bytes: all groups' codes (int8), then their scales (float32), then the sums of their codes (int32).
-inline int64_t row_bytes(int64_t in) { return (num_groups(in) * (GROUP + 8) + 63) / 64 * 64; }
+// Of one row of bytes, which consists of groups: 32 codes (int8), their scale (float32), -8 times their sum (int32).
+constexpr int64_t ROW_GROUP_BYTES = GROUP + 8;
+inline int64_t row_bytes(int64_t in) { return (num_groups(in) * ROW_GROUP_BYTES + 63) / 64 * 64; }
 
 // Attention of `rows` query rows of every KV head over whole records.
 struct Attend {
