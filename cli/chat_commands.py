@@ -15,7 +15,7 @@ from ebbtide import errors
 from .answer import summary_line
 from .conversation import Conversation, kept_conversations, session_path
 from .documents import read_documents
-from .memory_view import memory_table
+from .memory_view import checked_mass, memory_table
 from .options import ANSWER_PANEL, SHARED
 from .values import show_duration
 
@@ -231,7 +231,7 @@ def _stats(d: Dialogue, rest: str) -> None:
     tell(
         f"KV: {kv['bits_per_element']:.2f} bits per element, {kv['pages']:,} pages, "
         f"hit rate {kv['hit_rate']:.2f}, {kv['stall_s']:.2f} s stalled, "
-        f"missed mass {kv['missed_mass']['mean']:.4f}"
+        f"missed mass {kv['missed_mass']['mean']:.4f}{checked_mass(kv)}"
     )
     tell(f"read again: {output.usage['recomputed_tokens']:,} tokens")
 

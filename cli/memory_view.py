@@ -65,6 +65,7 @@ def memory_table(session: Any, totals: MemoryTotals, budget_bytes: int | None) -
         lines.append(
             f"last answer: hit rate {last['hit_rate']:.3f}, {last['stall_s']:.2f} s stalled, "
             f"missed mass {mass['mean']:.4f} on average and {mass['max']:.4f} at most"
+            f"{checked_mass(last)}"
         )
     else:
         lines.append("no answer yet; reads and hits are counted from answer to answer")
@@ -74,6 +75,12 @@ def memory_table(session: Any, totals: MemoryTotals, budget_bytes: int | None) -
         + ("" if budget_bytes is None else f" of a budget of {format_size(budget_bytes)}")
     )
     return "\n".join(lines)
+
+
+def checked_mass(kv: dict) -> str:
+    """What the records that were read to check the missed mass say of it; "" where none were."""
+    ratio = kv.get("missed_mass_true_over_estimated")
+    return "" if ratio is None else f" (checked: {ratio:.2f} times that)"
 
 
 def tiers_line(session: Any) -> str:

@@ -23,6 +23,7 @@ from ..kernels.paged_attention import attend_records, merge_records
 from ..kernels.pages import key_box, rotate
 from ..kernels.quantised import QuantisedWeight
 from ..kernels.score import score_pages
+from ..prefetch import audit
 from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
 from ..prefetch.fidelity import Fidelity
@@ -47,7 +48,7 @@ class SelectedAttention:
         *,
         waits: bool = True,
     ):
-        self.fidelity = Fidelity()
+        self.fidelity, self.audit = Fidelity(), audit.Audit()
         self._tiered, self._records, self._waits = tiered, records, waits
         self._selector, self._foresight = selector, foresight
         self.issue_point = IssuePoint()
@@ -82,8 +83,12 @@ class SelectedAttention:
         left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
         whole = merge(self._estimate(layer, sequence, left_out), raw)
         if len(chosen):
-            whole = merge(self._attend(layer, sequence, query, chosen, bias), whole)
-        self._note(evidence, chosen, len(asked) - len(chosen), left_out, whole)
+            attended = merge_records(self._partials(layer, sequence, query, chosen, bias))
+            whole = merge(attended, whole)
+        shares = (left_out - (whole.max + whole.sum.log()).unsqueeze(-1)).exp_()
+        if self._waits and audit.is_due(layer, len(self._tiered.ropes), query.position):
+            self._look(layer, sequence, query, bias, evidence.by_record(shares), whole)
+        self._note(evidence, chosen, len(asked) - len(chosen), shares)
         return self._tiered.output(query, whole)
 
     def expect(
@@ -168,10 +173,10 @@ class SelectedAttention:
             self._records.prefetch(sequence.table, layer, asked.tolist())
         return arrived
 
-    def _attend(
+    def _partials(
         self, layer: int, sequence: Sequence, query: Query, chosen: torch.Tensor, bias
     ) -> Partial:
-        """The chosen records' partials, joined in record order whatever batches they came in."""
+        """The chosen records' partials, in record order whatever batches they came in."""
         layout, parts, done = self._tiered.layout, [], 0
         q = rotate(query.q) if layout.rotate else query.q
         if bias is not None:
@@ -192,7 +197,18 @@ class SelectedAttention:
                     )
                 )
                 done += len(batch)
-        return merge_records(Partial(*(torch.cat(part) for part in zip(*parts, strict=True))))
+        return Partial(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _look(self, layer: int, sequence, query: Query, bias, shares, whole: Partial) -> None:
+        """Read a few of the records that were left out, to see how true their estimate was.
+        shares: (kv_heads, num_rows, num_records)."""
+        drawn, counts = audit.draw(shares, query.position)
+        if not len(drawn):
+            return
+        found = self._partials(layer, sequence, query, drawn, bias)
+        log_total = whole.max + whole.sum.log()
+        true_shares = (found.max - log_total).exp() * found.sum
+        self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)
 
     def _estimate(self, layer: int, sequence: Sequence, log_mass: torch.Tensor) -> Partial:
         """Pages as tokens: log_mass (kv_heads, num_rows, num_pages), -inf for those that are
@@ -200,15 +216,13 @@ class SelectedAttention:
         near, rows = self._records.near_plane(sequence.table, layer)
         return attend_means(log_mass, near, rows, self._tiered.layout)
 
-    def _note(self, evidence: Evidence, chosen, dropped: int, left_out, whole: Partial) -> None:
-        total = (whole.max + whole.sum.log()).unsqueeze(-1)
-        shares = (left_out - total).exp_()
+    def _note(self, evidence: Evidence, chosen, dropped: int, shares: torch.Tensor) -> None:
         self.fidelity.note(
             evidence.num_records,
             len(chosen),
             dropped,
             shares.sum(-1),
-            shares.mul_(evidence.unevenness).sum(-1),
+            (shares * evidence.unevenness).sum(-1),
         )
 
 

@@ -80,8 +80,10 @@ class SessionUsage:
         engine = self._runtime.engine
         if engine.selected is None:
             return {"missed_mass": {"mean": 0.0, "max": 0.0}}
-        never = self._sequence.trail.never_selected()
+        never, looked = self._sequence.trail.never_selected(), engine.selected.audit.take()
         return {
             **engine.selected.fidelity.take().to_dict(),
+            "missed_mass_true_over_estimated": looked.true_over_estimated(),
+            "audited_records": looked.num_drawn,
             "pages_never_attended": never * engine.geometry.layout.pages_per_record,
         }

@@ -11,8 +11,10 @@ import torch
 from small_llm import TINY, keep_in_memory, open_small
 
 from ebbtide import LLM
+from ebbtide.offload.attention import TieredAttention
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
+from ebbtide.prefetch import audit
 from ebbtide.prefetch.foresight import FORESIGHTS, make_foresight
 
 NUM_TOKENS, PREFILLED = 1000, 950
@@ -32,6 +34,7 @@ def run(folder, spill_dir, mode=BOUNDED, *, share=1.0, store=None, **options):
             session = opened(*args, **kwargs)
             kept["fidelity"] = getattr(session._engine.selected, "fidelity", None)
             kept["trail"] = session._sequence.trail
+            kept["audit"] = getattr(session._engine.selected, "audit", None)
             return session
 
         llm.open_session = watched
@@ -143,6 +146,44 @@ def test_pages_that_no_step_selected_are_counted(folder, tmp_path):
     assert kept["trail"].never_selected() > 0
     _, _, kept = run(folder, tmp_path, Mode("bounded", selector="everything"))
     assert kept["trail"].never_selected() == 0
+
+
+def test_looking_at_what_was_left_out_changes_no_bit(folder, tmp_path, monkeypatch):
+    mode = Mode("bounded", selector="window", selector_options={})
+    monkeypatch.setattr(audit, "EVERY_TOKENS", 10**6)
+    unseen, _, kept = run(folder, tmp_path, mode, share=0.0)
+    assert kept["audit"].num_drawn == 0
+    monkeypatch.setattr(audit, "EVERY_TOKENS", 1)
+    seen, _, kept = run(folder, tmp_path, mode, share=0.0)
+    assert torch.equal(seen, unseen)
+    assert kept["audit"].num_drawn == (NUM_TOKENS - PREFILLED) * audit.NUM_DRAWS
+
+
+def test_a_look_finds_the_mass_that_attending_everything_finds(folder, tmp_path, monkeypatch):
+    """In the first layer of the first decoded token, where both runs have the same query."""
+    totals, looks, output = [], [], TieredAttention.output
+
+    def watched(query, whole):
+        if query.rows == 1:
+            totals.append(whole.max + whole.sum.log())
+        return output(query, whole)
+
+    def note(self, shares, true_shares, drawn, counts):
+        looks.append((shares.sum(-1), true_shares.sum(0), drawn, shares))
+
+    monkeypatch.setattr(TieredAttention, "output", staticmethod(watched))
+    monkeypatch.setattr(audit.Audit, "note", note)
+    monkeypatch.setattr(audit, "is_due", lambda layer, num_layers, position: layer == 0)
+    monkeypatch.setattr(audit, "NUM_DRAWS", 20_000)  # nothing with any mass is passed over
+    run(folder, tmp_path, Mode("bounded", selector="everything", selector_options={}))
+    everything = totals[0]
+    totals.clear()
+    run(folder, tmp_path, Mode("bounded", selector="window", selector_options={}))
+    estimated, true, drawn, shares = looks[0]
+    assert len(drawn) == int((shares.sum((0, 1)) > 0).sum()) > 10
+    # With the truth in the estimate's place a head's mass is the whole one, but for float32 sums.
+    corrected = totals[0] + (1 - estimated + true).log()
+    assert torch.allclose(corrected, everything, rtol=0, atol=1e-4)
 
 
 def test_deadline_mode_never_waits_and_says_what_it_missed(folder, tmp_path):
