@@ -133,7 +133,7 @@ def test_a_tile_does_not_depend_on_the_others(kind, shape, kernels):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(40, 33), (301, 896), (64, 1000)])
+@pytest.mark.parametrize("shape", [(40, 33), (301, 896), (64, 1000), (19, 4877)])
 @pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 def test_a_row_does_not_depend_on_the_others(kind, shape, kernels):
     weight, _ = make(kind, shape)
