@@ -67,19 +67,12 @@ def _reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
 
 def _compiled(native, x: torch.Tensor, weight: Weight) -> torch.Tensor:
     rows, (out_features, in_features) = x.shape[0], weight.shape
-    if isinstance(weight, QuantisedWeight):
-        kind, data, scales = _GROUP_KINDS[weight.bits], weight.codes, weight.scales.data_ptr()
-        first = weight.first
-    else:
-        kind, data, scales = _RAW_DTYPES.index(weight.dtype), weight.contiguous(), 0
-        first = 0
+    if isinstance(weight, torch.Tensor):
+        weight = weight.contiguous()
     x = x.contiguous()
     out = torch.empty((rows, out_features), dtype=torch.float32)
     native.multiply(
-        kind,
-        data.data_ptr(),
-        scales,
-        first,
+        *weight_numbers(weight),
         in_features,
         out_features,
         x.data_ptr(),
@@ -90,6 +83,17 @@ def _compiled(native, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         torch.get_num_threads(),
     )
     return out
+
+
+def weight_numbers(weight: Weight) -> tuple[int, int, int, int]:
+    """A weight as the extension takes it: its kind, where it and its scales lie, and its first
+    output's place in a strip. A raw one must be contiguous.
+    """
+    if isinstance(weight, QuantisedWeight):
+        codes, scales = weight.codes.data_ptr(), weight.scales.data_ptr()
+        return _GROUP_KINDS[weight.bits], codes, scales, weight.first
+    assert weight.is_contiguous()
+    return _RAW_DTYPES.index(weight.dtype), weight.data_ptr(), 0, 0
 
 
 def _rows(weight: Weight, start: int, stop: int) -> torch.Tensor:

@@ -1,15 +1,19 @@
 """The transformer's arithmetic for one layer: norms, projections, RoPE, and what joins the
 residual. One decoder for all families: whatever sets one apart is a field of ModelConfig.
 
-Works on the rows of one cell (prefill) or on a single row (decode), in float32. Knows no pages and
-no tiers.
+Works on the rows of one cell (prefill) or on a single row (decode), in float32. A single row takes
+one call of the compiled kernels for all that comes before a layer's attention and one for all that
+follows, where they serve. Knows no pages and no tiers.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..kernels.attention import cap
+from .layer_steps import LayerSteps
 from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
 from .rope import layer_ropes
@@ -28,6 +32,7 @@ class Decoder:
         self.ropes = layer_ropes(config.ropes, config.head_dim, device)
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
+        self._steps = LayerSteps(config, self.ropes)
 
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
@@ -45,6 +50,10 @@ class Decoder:
         """Queries, as `queries` gives them, and keys and values, each (n, kv_heads, head_dim), of
         residual rows x (n, hidden_size), the first of which is at `position`.
         """
+        step = self._step(layer, w, x)
+        if step is not None:
+            scale = self.scale * self._growth(position)
+            return step.project(x, *self.ropes[layer].angles(position, 1), scale)
         h = self._attention_input(w, x)
         q = self._queries(layer, w, h, rows, position)
         k = self._heads(w, h, rows, "k")
@@ -64,17 +73,26 @@ class Decoder:
         self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """Residual rows after the layer: x plus the attention's output, then plus the MLP's."""
-        return self.add_mlp(layer, w, self.add_attention(w, x, attended, rows), rows)
+        step = self._step(layer, w, x)
+        if step is not None and self._steps.has_mlp(layer):
+            return step.mix(x, attended)
+        return self.add_mlp(layer, w, self.add_attention(layer, w, x, attended, rows), rows)
 
     def add_attention(
-        self, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
+        self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """Residual rows x plus the attention's output."""
+        step = self._step(layer, w, x)
+        if step is not None:
+            return step.add_attention(x, attended)
         o = tiled(attended, rows, w["self_attn.o_proj.weight"], w.get("self_attn.o_proj.bias"))
         return self._add(x, self._norm(w, self.config.norms.after_attention, o))
 
     def add_mlp(self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """Residual rows x plus the MLP's output."""
+        step = self._step(layer, w, x)
+        if step is not None and self._steps.has_mlp(layer):
+            return step.add_mlp(x)
         c = self.config
         h, experts = self._norm(w, c.norms.before_mlp, x), c.experts_of(layer)
         if experts is None:
@@ -92,6 +110,17 @@ class Decoder:
         if self.config.logits_divisor != 1:
             logits.div_(self.config.logits_divisor)
         return cap(logits, self.config.logits_softcap)
+
+    def _step(self, layer: int, w: LayerTensors, x: torch.Tensor):
+        """The compiled step that serves x, or None."""
+        return self._steps.of(layer, w) if x.shape[0] == 1 else None
+
+    def _growth(self, position: int) -> float:
+        """What the query at a position is multiplied by, beside the scale."""
+        if self.config.query_growth is None:
+            return 1.0
+        beta, every = self.config.query_growth
+        return 1 + beta * math.log1p(position // every)
 
     def _attention_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         return self._norm(w, self.config.norms.before_attention, x)

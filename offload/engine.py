@@ -191,12 +191,12 @@ class Engine:
             if self._selects(layer):
                 self._rehearse(sequence, layer + 1, x, position, early=True)
                 attended = self.selected.run(layer, sequence, query, bias, x, w)
+                x = self.decoder.add_attention(layer, w, x, attended, rows)
+                self._rehearse(sequence, layer + 1, x, position, early=False)
+                x = self.decoder.add_mlp(layer, w, x, rows)
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
-            x = self.decoder.add_attention(w, x, attended, rows)
-            if self._selects(layer):
-                self._rehearse(sequence, layer + 1, x, position, early=False)
-            x = self.decoder.add_mlp(layer, w, x, rows)
+                x = self.decoder.mix(layer, w, x, attended, rows)
         sequence.length += 1
         return x
 

@@ -23,6 +23,7 @@ class Rope:
 
     def __init__(self, config: RopeConfig | None, head_dim: int, device: torch.device):
         self.config = config
+        self._nothing = torch.empty(0, device=device)
         self._latest: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
         if config is not None:
             self.width = config.width(head_dim)
@@ -35,7 +36,7 @@ class Rope:
         """
         if self.config is None:
             return x
-        cos, sin = self._angles(start, x.shape[0])
+        cos, sin = self.angles(start, x.shape[0])
         part = x[..., : self.width]
         if self.config.interleaved:
             crossed = torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
@@ -47,10 +48,13 @@ class Rope:
             return turned
         return torch.cat((turned, x[..., self.width :]), dim=-1)
 
-    def _angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for positions [start, start + count): each (count, 1, width) float32.
-        The latest ones are kept: the layers of a model ask for the same.
+    def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines for positions [start, start + count): each (count, 1, width) float32;
+        width is 0 for a layer without positions. The latest are kept: the layers of a model ask for
+        the same.
         """
+        if self.config is None:
+            return self._nothing, self._nothing
         latest = self._latest  # read once: a second thread may replace it
         if latest is not None and latest[:2] == (start, count):
             return latest[2:]

@@ -23,6 +23,7 @@ import torch
 
 from ..kernels.matmul import linear
 from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes
+from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
@@ -131,10 +132,13 @@ class WeightStore:
             self._buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(2)]
             self._start_reading(self._streamed[0])
         self.final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
-        self._head = None
+        self._head = self._head_product = None
         if head_resident:
             ranges = self._head_ranges()
             self._head = [self._head_block(*rows).to(self.device) for rows in ranges]
+            native = native_for(*self._head)
+            if native is not None:
+                self._head_product = BlockProduct(native, self._head)
         self._staging = None
 
     # ---- what the decoder asks for -----------------------------------------------------------
@@ -183,6 +187,8 @@ class WeightStore:
         """Output head: hidden (rows, hidden_size) float32, rows as `linear` wants them -> (rows,
         vocab_size).
         """
+        if hidden.shape[0] == 1 and self._head_product is not None:
+            return self._head_product.run(hidden)
         ranges = self._head_ranges()
         out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
@@ -200,7 +206,7 @@ class WeightStore:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
         self._buffers.clear()
-        self._head = None
+        self._head = self._head_product = None
         if self._scratch is not None:
             self._scratch.close()
         self.checkpoint.close()

@@ -42,7 +42,7 @@ class EbbtideProgram:
         self._sequences = {name: self._sequence(name, 0) for name in PAGES}
 
     def facts(self) -> dict:
-        config, weights = self._config, self._llm._weights
+        config, weights = self._config, self._llm.admission.weights
         tensors = [t for layer in range(config.num_layers) for t in weights.layer(layer).values()]
         tensors += weights._head
         return {
@@ -86,7 +86,7 @@ class EbbtideProgram:
             geometry.records_per_span,
             frames,
         )
-        weights, device = self._llm._weights, torch.device("cpu")
+        weights, device = self._llm.admission.weights, torch.device("cpu")
         return Engine(self._config, weights, store, geometry, device)
 
     def _sequence(self, name: str, depth: int):

@@ -93,6 +93,8 @@ struct Means {
 };
 constexpr int64_t MEANS_RECORDS = 64;  // of one partial: fixed, so that the bits are
 
+enum Activation { SILU, GELU, GELU_TANH };  // in the order of ../step.py
+
 struct Kernels {
     const char *name;
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
@@ -107,6 +109,9 @@ struct Kernels {
     // Outputs begin .. end of a product, for all rows; out is (rows, out), `stride` floats from row to row. Any begin and
     // end will do; multiples of STRIP cost nothing.
     void (*multiply)(const Matrix &, const Rows &, float *out, int64_t stride, int64_t begin, int64_t end);
+    // One row of n: x / rms(x) * (weight + offset), and gate = activation(gate) * up.
+    void (*rms_norm)(const float *x, const float *weight, float offset, float eps, int64_t n, float *out);
+    void (*gate_with)(Activation, float *gate, const float *up, int64_t n);
     // One record of one head to a partial; scratch holds attend_scratch floats.
     int64_t (*attend_scratch)(const Layout &, int64_t rows);
     void (*attend_chunk)(const Attend &, int64_t head, int64_t record, float *scratch, float *highest, float *total,

@@ -1,0 +1,165 @@
+"""A layer's decode step but for its attention, in two calls: compiled kernels alone.
+
+Everything that a call needs and that does not change from token to token is prepared once: where
+each tensor lies, its kind and its sizes. The arithmetic is that of norms, `linear` and RoPE one
+after the other; sums inside a norm have another order than torch's. The bits depend on neither the
+number of threads nor on where a weight came from.
+
+Knows no checkpoint: tensors come by their roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import dispatch
+from .matmul import Weight, weight_numbers
+from .quantised import QuantisedWeight
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of Activation in cpu/kernels.h
+QK_NORMS = ("", "head", "all")
+# In the order of cpu/bind_step.cpp.
+NORMS = ("before_attention", "q", "k", "after_attention", "before_mlp", "after_mlp")
+PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What the layers of a model have in common.
+
+    qk_norm: "", "head" or "all", as of `QK_NORMS`; norm_offset is added to the weights of norms;
+    residual_multiplier: of what attention and MLP add.
+    """
+
+    hidden_size: int
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    activation: str
+    qk_norm: str = ""
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    residual_multiplier: float = 1.0
+
+
+class LayerStep:
+    """One layer's tensors, ready for one row at a time. Keeps them alive.
+
+    norms: weights (n,) float32 by the names of NORMS, None where there is none; products: weights
+    and biases (out,) float32 or None by the names of PRODUCTS; without the MLP's, `add_mlp` and
+    `mix` must not be called. rope_width, interleaved: of the rotation; a width of 0 turns nothing.
+    Make it by `layer_step`.
+    """
+
+    def __init__(
+        self,
+        native,
+        shape: StepShape,
+        norms: dict[str, torch.Tensor | None],
+        products: dict[str, tuple[Weight, torch.Tensor | None]],
+        rope_width: int,
+        interleaved: bool,
+    ):
+        self._shape, self._kept = shape, (norms, products)
+        self._q = (shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim)
+        self._kv = (1, shape.num_kv_heads, shape.head_dim)
+        numbers = [
+            shape.hidden_size,
+            shape.head_dim,
+            QK_NORMS.index(shape.qk_norm),
+            rope_width,
+            int(interleaved),
+            ACTIVATIONS.index(shape.activation),
+        ]
+        numbers += [_address(norms.get(name)) for name in NORMS]
+        for name in PRODUCTS:
+            numbers += product_numbers(*products.get(name, (None, None)))
+        self._native = native.LayerStep(
+            numbers, shape.norm_eps, shape.norm_offset, shape.residual_multiplier
+        )
+
+    def project(
+        self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (kv_heads, groups, head_dim) times scale, keys and values (1, kv_heads,
+        head_dim) of the residual row x (1, hidden_size) float32. cosines, sines: (rope_width,)
+        float32 of the row's position.
+        """
+        q, k, v = torch.empty(self._q), torch.empty(self._kv), torch.empty(self._kv)
+        self._native.project(
+            x.data_ptr(),
+            cosines.data_ptr(),
+            sines.data_ptr(),
+            scale,
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return q, k, v
+
+    def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """x (1, hidden_size) plus the output projection of attended (1, heads * head_dim)."""
+        attended, out = attended.contiguous(), torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self._native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
+        return out
+
+    def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """x (1, hidden_size) plus the MLP's output."""
+        out = torch.empty_like(x)
+        self._native.add_mlp(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def mix(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """`add_attention`, then `add_mlp`."""
+        attended, out = attended.contiguous(), torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self._native.mix(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
+        return out
+
+
+class BlockProduct:
+    """Blocks of rows of one weight, such as an output head, ready for one row at a time. `linear`
+    of the blocks one after the other gives the same bits.
+    """
+
+    def __init__(self, native, blocks: list[Weight]):
+        self._kept, self._num_outputs = blocks, sum(block.shape[0] for block in blocks)
+        numbers = [n for block in blocks for n in product_numbers(block, None)]
+        self._native = native.BlockProduct(numbers)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """x (1, in) float32 times the weight, transposed: (1, out) float32."""
+        x, out = x.contiguous(), torch.empty(1, self._num_outputs)
+        self._native.run(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        return out
+
+
+def native_for(*tensors: Weight | None):
+    """The compiled kernels, where they serve all these tensors; else None."""
+    flat: list[torch.Tensor] = []
+    for tensor in tensors:
+        if isinstance(tensor, QuantisedWeight):
+            flat += (tensor.codes, tensor.scales)
+        elif tensor is not None:
+            flat.append(tensor)
+    return dispatch.compiled_for(*flat)
+
+
+def product_numbers(weight: Weight | None, bias: torch.Tensor | None) -> list[int]:
+    """A product as cpu/bind_step.cpp reads it: kind, addresses, place, sizes, bias."""
+    if weight is None:
+        return [0] * 7
+    kind, codes, scales, first = weight_numbers(weight)
+    return [kind, codes, scales, first, weight.shape[1], weight.shape[0], _address(bias)]
+
+
+def _address(vector: torch.Tensor | None) -> int:
+    """Of a float32 vector; 0 for None."""
+    if vector is None:
+        return 0
+    assert vector.dtype == torch.float32 and vector.is_contiguous(), "vectors are float32"
+    return vector.data_ptr()

@@ -1,0 +1,71 @@
+"""Which layers the compiled decode step serves, and their prepared steps.
+
+A resident layer is prepared once; a streamed one whenever it has been read again. What the step
+cannot do (another device, the reference kernels) is the decoder's to do operation by operation.
+"""
+
+from __future__ import annotations
+
+from ..kernels.step import LayerStep, StepShape, native_for
+from .model_config import ModelConfig
+from .rope import Rope
+from .weights import LayerTensors
+
+_PROJECTIONS = ("q", "k", "v", "o")
+_MLP = ("gate", "up", "down")
+
+
+class LayerSteps:
+    """Of one model. ropes: one for each layer."""
+
+    def __init__(self, config: ModelConfig, ropes: list[Rope]):
+        self._config, self._ropes = config, ropes
+        self._shape = StepShape(
+            config.hidden_size,
+            config.head_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            config.activation,
+            config.qk_norm,
+            config.norm_eps,
+            config.norm_offset,
+            config.residual_multiplier,
+        )
+        # The tensors are kept beside the step: the same object is the same layer as before.
+        self._made: dict[int, tuple[LayerTensors, LayerStep | None]] = {}
+
+    def of(self, layer: int, w: LayerTensors) -> LayerStep | None:
+        """The step of a layer with tensors w, or None where none serves."""
+        made = self._made.get(layer)
+        if made is None or made[0] is not w:
+            made = self._made[layer] = w, self._make(layer, w)
+        return made[1]
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer's step includes what follows attention: experts are chosen elsewhere."""
+        return self._config.experts_of(layer) is None
+
+    def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
+        native = native_for(*w.values())
+        if native is None:
+            return None
+        names = {name: f"self_attn.{name}_proj" for name in _PROJECTIONS}
+        if self.has_mlp(layer):
+            names |= {name: f"mlp.{name}_proj" for name in _MLP}
+        products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
+        config, norms = self._config, {}
+        for role, name in vars(config.norms).items():
+            if name is not None:
+                norms[role] = w[f"{name}.weight"]
+        if config.qk_norm:
+            norms |= {name: w[f"self_attn.{name}_norm.weight"] for name in ("q", "k")}
+        rope = self._ropes[layer]
+        turns = rope.config is not None
+        return LayerStep(
+            native,
+            self._shape,
+            norms,
+            products,
+            rope.width if turns else 0,
+            turns and rope.config.interleaved,
+        )

@@ -1,0 +1,260 @@
+"""A layer's decode step in two calls computes what its operations compute one after the other, and
+the number of threads, or who else computes, changes no bit.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from ebbtide.kernels import dispatch
+from ebbtide.kernels.matmul import linear
+from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
+from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
+from ebbtide.offload.rope import Rope
+from ebbtide.offload.rope_config import RopeConfig
+from ebbtide.offload.rowwise import activate, rms_norm
+
+COMPILED = ["portable", "avx2", "avx512", "avx512vnni"]
+PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
+HIDDEN, INNER = 200, 424  # neither whole strips nor whole vectors
+HEADS, KV_HEADS, HEAD_DIM = 6, 2, 40
+SHAPES = {"q": (240, HIDDEN), "k": (80, HIDDEN), "v": (80, HIDDEN), "o": (HIDDEN, 240)}
+SHAPES |= {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
+POSITION = 1234
+
+VARIANTS = {
+    "plain": {},
+    "biases": {"has_biases": True},
+    "heads normed, halves of heads turned, interleaved": {
+        "qk_norm": "head",
+        "rotary": 20,
+        "interleaved": True,
+    },
+    "all heads normed, norms after, none before": {
+        "qk_norm": "all",
+        "norms": ("after_attention", "after_mlp"),
+        "activation": "gelu",
+    },
+    "all norms, of 1 + w, no positions": {
+        "norms": ("before_attention", "after_attention", "before_mlp", "after_mlp"),
+        "norm_offset": 1.0,
+        "activation": "gelu_tanh",
+        "rotary": 0,
+    },
+    "residuals times something": {"residual_multiplier": 0.22},
+}
+
+
+class Layer:
+    """Random tensors of a layer, its step, and the same arithmetic operation by operation."""
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        qk_norm="",
+        norms=("before_attention", "before_mlp"),
+        activation="silu",
+        rotary=HEAD_DIM,
+        interleaved=False,
+        has_biases=False,
+        norm_offset=0.0,
+        residual_multiplier=1.0,
+    ):
+        generator = torch.Generator().manual_seed(7)
+
+        def normal(*shape: int, spread: float = 1.0) -> torch.Tensor:
+            return torch.randn(shape, generator=generator) * spread
+
+        self.shape = StepShape(
+            HIDDEN,
+            HEAD_DIM,
+            HEADS,
+            KV_HEADS,
+            activation,
+            qk_norm,
+            1e-5,
+            norm_offset,
+            residual_multiplier,
+        )
+        self.rotary, self.interleaved = rotary, interleaved
+        self.norms = {name: normal(HIDDEN) for name in norms}
+        if qk_norm:
+            sizes = {"head": (HEAD_DIM, HEAD_DIM), "all": (240, 80)}[qk_norm]
+            self.norms |= {n: normal(size) for n, size in zip("qk", sizes, strict=True)}
+        self.products = {}
+        for name in PRODUCTS:
+            weight = normal(*SHAPES[name], spread=SHAPES[name][1] ** -0.5)
+            weight = (
+                quantise_weight(weight, int(kind))
+                if kind.isdigit()
+                else weight.to(getattr(torch, kind))
+            )
+            bias = normal(SHAPES[name][0]) if has_biases else None
+            self.products[name] = weight, bias
+        share = rotary / HEAD_DIM
+        config = RopeConfig("default", 1e4, {}, share, interleaved) if rotary else None
+        self.rope = Rope(config, HEAD_DIM, torch.device("cpu"))
+        native = dispatch.compiled_for()
+        arguments = self.norms, self.products, rotary, interleaved
+        self.step = LayerStep(native, self.shape, *arguments)
+
+    def project(self, x, dtype) -> tuple[torch.Tensor, ...]:
+        h = self._norm("before_attention", x)
+        q, k, v = (self._multiply(name, h, dtype) for name in "qkv")
+        if self.shape.qk_norm == "all":
+            q, k = self._norm("q", q), self._norm("k", k)
+        q, k, v = (part.view(1, -1, HEAD_DIM) for part in (q, k, v))
+        if self.shape.qk_norm == "head":
+            q, k = self._norm("q", q), self._norm("k", k)
+        q, k = self.rope.turn(q, POSITION), self.rope.turn(k, POSITION)
+        return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), k, v
+
+    def add_attention(self, x, attended, dtype) -> torch.Tensor:
+        o = self._norm("after_attention", self._multiply("o", attended, dtype))
+        return x + o * self.shape.residual_multiplier
+
+    def add_mlp(self, x, dtype) -> torch.Tensor:
+        h = self._norm("before_mlp", x)
+        gate = activate(self._multiply("gate", h, dtype), self.shape.activation)
+        down = self._multiply("down", gate * self._multiply("up", h, dtype), dtype)
+        return x + self._norm("after_mlp", down) * self.shape.residual_multiplier
+
+    def run(self, x, attended) -> list[torch.Tensor]:
+        """Everything that the step gives."""
+        project = self.step.project(x, *self.rope.angles(POSITION, 1), 0.125)
+        parts = self.step.add_attention(x, attended), self.step.add_mlp(x)
+        return [*project, *parts, self.step.mix(x, attended)]
+
+    def expected(self, x, attended, dtype=torch.float64) -> list[torch.Tensor]:
+        x, attended = x.to(dtype), attended.to(dtype)
+        after = self.add_attention(x, attended, dtype)
+        parts = after, self.add_mlp(x, dtype), self.add_mlp(after, dtype)
+        return [*self.project(x, dtype), *parts]
+
+    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if name not in self.norms:
+            return x
+        return rms_norm(x, self.norms[name] + self.shape.norm_offset, self.shape.norm_eps)
+
+    def _multiply(self, name: str, x: torch.Tensor, dtype) -> torch.Tensor:
+        weight, bias = self.products[name]
+        if dtype == torch.float32:
+            return linear(x, weight, bias)
+        out = x @ weight.to(dtype).T
+        return out if bias is None else out + bias
+
+
+def rows(values: str = "normal") -> tuple[torch.Tensor, torch.Tensor]:
+    """A residual row and what was attended."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn((1, HIDDEN), generator=generator)
+    attended = torch.randn((1, HEADS * HEAD_DIM), generator=generator)
+    if values == "one huge channel":
+        x[0, 77] = 3e4
+    elif values == "all equal":
+        x[:] = attended[:] = 0.7
+    elif values == "zeros":
+        x[:] = attended[:] = 0
+    elif values == "denormal":
+        x, attended = x * 1e-40, attended * 1e-40
+    return x, attended
+
+
+def skip_without(kernels: str) -> None:
+    if kernels == "reference":
+        pytest.skip("the reference has no step of its own")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_step_is_its_operations(kernels, kind, name):
+    """Against float64: float32 rounds some thousand times on the way."""
+    skip_without(kernels)
+    layer = Layer(kind, **VARIANTS[name])
+    x, attended = rows()
+    for got, expected in zip(layer.run(x, attended), layer.expected(x, attended), strict=True):
+        assert got.shape == expected.shape
+        # Angles of float32 positions around a thousand are 1e-4 off in the fastest pair.
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("values", ["one huge channel", "all equal", "zeros", "denormal"])
+def test_a_step_takes_any_row(kernels, values):
+    skip_without(kernels)
+    layer = Layer("float32")
+    x, attended = rows(values)
+    for got, expected in zip(layer.run(x, attended), layer.expected(x, attended), strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_quantised_weights_are_multiplied_as_linear_does(kernels, bits, name):
+    """A sum in another order may round a row's code to its neighbour: one input of hundreds by a
+    127th of its group's greatest. Another weight's codes or scales would cost a hundred times it.
+    """
+    skip_without(kernels)
+    layer = Layer(bits, **VARIANTS[name])
+    x, attended = rows()
+    expected = layer.expected(x, attended, torch.float32)
+    for got, one in zip(layer.run(x, attended), expected, strict=True):
+        assert (got - one).square().mean() <= 1e-6 * one.square().mean()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "8", "4"])
+def test_threads_change_no_bit(kernels, kind):
+    """Also where several callers want the threads at once."""
+    skip_without(kernels)
+    layer, (x, attended) = Layer(kind, has_biases=True), rows()
+    expected = layer.run(x, attended)
+    before = torch.get_num_threads()
+
+    def run(_: int) -> bool:
+        results = (layer.run(x, attended) for _ in range(20))
+        return all(torch.equal(a, b) for got in results for a, b in zip(got, expected, strict=True))
+
+    try:
+        for threads in (2, 3, 5):
+            torch.set_num_threads(threads)
+            assert run(0)
+        with ThreadPoolExecutor(3) as callers:
+            assert all(callers.map(run, range(3)))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["float32", "8", "4"])
+def test_a_product_of_blocks_is_that_of_each(kernels, kind):
+    skip_without(kernels)
+    whole = torch.randn((1000, HIDDEN), generator=torch.Generator().manual_seed(1))
+    blocks = [whole[start : start + 401] for start in range(0, 1000, 401)]
+    if kind.isdigit():
+        blocks = [quantise_weight(block, int(kind)) for block in blocks]
+    x, _ = rows()
+    got = BlockProduct(dispatch.compiled_for(), blocks).run(x)
+    assert torch.equal(got, torch.cat([linear(x, block) for block in blocks], 1))
+    assert isinstance(blocks[0], QuantisedWeight) == kind.isdigit()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_threads_of_its_own():
+    """It inherits none; waiting for its parent's would last for ever."""
+    code = """
+import os, torch
+from ebbtide.kernels.matmul import linear
+torch.set_num_threads(2)
+x, w = torch.ones(1, 512), torch.ones(1024, 512)
+before = linear(x, w)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(linear(x, w), before) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
