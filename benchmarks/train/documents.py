@@ -37,7 +37,7 @@ class Conversation(NamedTuple):
 def needles(at: Setting) -> Conversation:
     """Facts about different things; some questions are about what is not said."""
     rng, used = at.rng, set()
-    fits = max(2, min(60, at.num_chars // 90))
+    fits = max(2, min(120, at.num_chars // 110))
     told = [facts.draw(rng, used) for _ in range(rng.randint(min(3, fits), fits))]
     turns = [(fact.question, fact.answer) for fact in told]
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
@@ -55,7 +55,7 @@ def multi_key(at: Setting) -> Conversation:
     """Facts that are all of one kind, their subjects alike."""
     rng, used = at.rng, set()
     kind = rng.choice(facts.RELATIONS).kind
-    fits = max(2, min(60, at.num_chars // 70))
+    fits = max(2, min(120, at.num_chars // 90))
     told = [facts.draw(rng, used, kind, plain=0.9)]
     for _ in range(rng.randint(min(3, fits), fits) - 1):
         told.append(
@@ -147,33 +147,65 @@ def summary(points: list[str]) -> str:
     return "\n".join(f"{number}. {point}" for number, point in enumerate(points, 1))
 
 
-def numbered(at: Setting) -> Conversation:
-    """Numbered key points or records, to be listed in order; other facts lie between them."""
-    rng, used = at.rng, set()
-    most = max(2, min(12, at.num_chars // 160))
-    count = rng.randint(2, most)
-    quoted = _quotable(at.prose.piece(4000)) if at.prose is not None else []
-    points = [
-        rng.choice(quoted) if quoted and rng.random() < 0.25 else facts.draw(rng, used).sentence
+def _series(at: Setting, used: set[str], label: str, quoted: list[str], most: int) -> list[str]:
+    """The points of one numbered list: mostly facts, some sentences of the prose."""
+    rng = at.rng
+    count = 5 if rng.random() < 0.35 else rng.randint(2, max(2, most))
+    kinds = rng.sample(list(facts.KINDS), rng.randint(1, 4)) if rng.random() < 0.5 else [None]
+    quotes = 0.25 if quoted and rng.random() < 0.4 else 0.0
+    return [
+        rng.choice(quoted)
+        if rng.random() < quotes
+        else facts.draw(rng, used, rng.choice(kinds)).sentence
         for _ in range(count)
     ]
-    label = "Key point" if rng.random() < 0.6 else rng.choice(RECORDS)
-    stated = [f"{label} {number}: {point}" for number, point in enumerate(points, 1)]
-    requests = SUMMARY_REQUESTS
-    if label != "Key point":
-        requests = (f"List every {label.lower()}.", f"List all {label.lower()}s of the document.")
-    turns = [(rng.choice(requests), summary(points))]
-    for number in rng.sample(range(1, count + 1), min(count, at.num_turns - 1, 3)):
+
+
+def numbered(at: Setting) -> Conversation:
+    """Numbered key points and records, to be listed in order; other facts lie between them.
+
+    Several lists may run through a document, each to be told from the others and to be ended where
+    it ends.
+    """
+    rng, used = at.rng, set()
+    room = max(1, at.num_chars // 700)
+    labels = rng.sample(RECORDS, min(len(RECORDS), room, rng.choice([0, 0, 1, 3, 5])))
+    if not labels or rng.random() < 0.8:
+        labels.append("Key point")
+    quoted = _quotable(at.prose.piece(4000)) if at.prose is not None else []
+    most = max(2, min(9, at.num_chars // (160 * len(labels))))
+    turns: list[tuple[str, str]] = []
+    others = [facts.draw(rng, used) for _ in range(rng.randint(0, max(1, room * 2)))]
+    sentences = [fact.sentence for fact in others]
+    rng.shuffle(sentences)
+    for label in labels:
+        points = _series(at, used, label, quoted, most)
+        stated = [f"{label} {number}: {point}" for number, point in enumerate(points, 1)]
+        requests = SUMMARY_REQUESTS
+        if label != "Key point":
+            requests = (
+                f"List every {label.lower()}.",
+                f"List all {label.lower()}s of the document.",
+            )
+        turns.append((rng.choice(requests), summary(points)))
+        number = rng.randint(1, len(points))
         turns.append((f"What is {label.lower()} {number}?", stated[number - 1]))
-    if rng.random() < 0.3:
-        question = f"How many {label.lower()}s are there?"
-        turns.append((question, f"The last one is {label.lower()} {count}: {points[-1]}"))
-    others = [facts.draw(rng, used) for _ in range(rng.randint(0, max(1, most // 2)))]
-    turns += [(fact.question, fact.answer) for fact in others]
-    sentences = stated[:]
-    for fact in others:
-        sentences.insert(rng.randrange(len(sentences) + 1), fact.sentence)
-    if rng.random() < 0.3:
+        if rng.random() < 0.3:
+            number = len(points) + 1
+            asked = f"{label} {number}? {facts.UNSAID}"
+            turns.append((f"What is {label.lower()} {number}?", asked))
+        if rng.random() < 0.3:
+            question = f"How many {label.lower()}s are there?"
+            turns.append((question, f"The last one is {label.lower()} {len(points)}: {points[-1]}"))
+        places = sorted(rng.randrange(len(sentences) + 1) for _ in stated)
+        for place, sentence in zip(places[::-1], stated[::-1], strict=True):
+            sentences.insert(place, sentence)
+    rng.shuffle(others)
+    asked_others = [(fact.question, fact.answer) for fact in others[: max(1, len(labels))]]
+    if rng.random() < 0.5:
+        turns += asked_others
+    else:
+        turns += asked_others
         rng.shuffle(turns)
     return Conversation(at.document(sentences), turns[: max(2, at.num_turns)])
 
@@ -211,14 +243,14 @@ def quoting(at: Setting) -> Conversation:
 
 
 TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
-    "needles": (0.28, needles),
-    "multi_key": (0.2, multi_key),
-    "several": (0.07, several),
-    "hops": (0.07, hops),
-    "variables": (0.08, variables),
-    "numbered": (0.2, numbered),
-    "every": (0.03, every),
-    "quoting": (0.1, quoting),
+    "needles": (0.24, needles),
+    "multi_key": (0.27, multi_key),
+    "several": (0.05, several),
+    "hops": (0.05, hops),
+    "variables": (0.04, variables),
+    "numbered": (0.28, numbered),
+    "every": (0.02, every),
+    "quoting": (0.05, quoting),
 }
 
 

@@ -18,10 +18,10 @@ from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, FIRST_ORDINARY_ID, PAD_ID, U
 from tokenizers import Tokenizer
 
 # The loss weight of a token, by what it is.
-ANSWER, NATURAL, NONE = 1.0, 0.4, 0.0
+ANSWER, NATURAL, NONE = 1.0, 0.2, 0.0
 # The shares of rows that are no conversation about facts.
-NATURAL_ROWS, CHAT_ROWS, REPETITIONS = 0.06, 0.03, 0.04
-PROSE_COUNTED = 0.1  # of the tokens of documents
+NATURAL_ROWS, CHAT_ROWS, REPETITIONS = 0.02, 0.01, 0.02
+PROSE_COUNTED = 0.0  # of the tokens of documents
 CHARS_PER_TOKEN = 2.9
 TURN_TOKENS = 40
 
@@ -96,7 +96,7 @@ class Examples:
         num_chars = int(room * share * CHARS_PER_TOKEN)
         num_turns = max(1, int(room * (1 - share) / TURN_TOKENS) + 1)
         drawn = documents.conversation(
-            haystack.Setting(rng, self.prose, num_chars, min(num_turns, 40))
+            haystack.Setting(rng, self.prose, num_chars, min(num_turns, 100))
         )
         gap = "\n\n" if rng.random() < 0.9 else "\n"
         return self._turns(drawn.document + gap, drawn.turns, room)

@@ -10,6 +10,7 @@ import random
 import re
 from typing import NamedTuple
 
+import teller
 import words
 
 ENDS = re.compile(r"[.!?][\"'”’)]*\s+")
@@ -68,12 +69,30 @@ def filler_sentences(rng: random.Random, num_chars: int) -> list[str]:
     return sentences
 
 
-def pieces_of_text(rng: random.Random, prose: Prose | None, num_chars: int) -> list[str]:
-    """Pieces of text of about num_chars together; sentences may be put between any two."""
-    if prose is not None and rng.random() < 0.8:
+# The shares of haystacks that are prose, and a tale; the rest are sentences of many subjects.
+PROSE_SHARE, TALE_SHARE = 0.56, 0.36
+
+
+def pieces_of_text(
+    rng: random.Random,
+    prose: Prose | None,
+    num_chars: int,
+    sentences: list[str],
+    kind: str | None = None,
+) -> list[str]:
+    """Pieces of text of about num_chars together; `sentences` may be put between any two.
+
+    `kind` is "prose", "tale" or "filler"; without it, any.
+    """
+    if kind is None:
+        shares = (PROSE_SHARE, TALE_SHARE, 1 - PROSE_SHARE - TALE_SHARE)
+        kind = rng.choices(("prose", "tale", "filler"), shares)[0]
+    if prose is not None and kind == "prose":
         text = prose.piece(num_chars)
         cuts = [0, *(match.end() for match in ENDS.finditer(text)), len(text)]
         return [text[a:b] for a, b in itertools.pairwise(cuts) if b > a]
+    if kind == "tale":
+        return teller.pieces(rng, num_chars, sentences)
     return [sentence + " " for sentence in filler_sentences(rng, num_chars)]
 
 
@@ -91,14 +110,20 @@ def hide(rng: random.Random, pieces: list[str], sentences: list[str]) -> list[st
 
 
 class Setting(NamedTuple):
-    """What a conversation is drawn from: how long its document and how many turns are."""
+    """What a conversation is drawn from: how long its document and how many turns are.
+
+    `haystack` is the kind of text that facts are hidden in; without it, any.
+    """
 
     rng: random.Random
     prose: Prose | None
     num_chars: int
     num_turns: int
+    haystack: str | None = None
 
     def document(self, sentences: list[str]) -> str:
         room = max(0, self.num_chars - sum(len(sentence) + 1 for sentence in sentences))
-        pieces = pieces_of_text(self.rng, self.prose, room) if room > 60 else []
+        pieces = []
+        if room > 60:
+            pieces = pieces_of_text(self.rng, self.prose, room, sentences, self.haystack)
         return "".join(hide(self.rng, pieces, sentences)).strip()

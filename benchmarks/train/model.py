@@ -7,11 +7,11 @@ Runs on any device; under autocast its matrix products are bfloat16.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from attention import attend
 from torch import nn
 
 NORM_EPS = 1e-5
@@ -24,13 +24,13 @@ class Shape:
     vocab: int = 4096
     hidden: int = 256
     layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
+    heads: int = 6
+    kv_heads: int = 3
     head_dim: int = 64
     intermediate: int = 640
-    # So large that half the dimensions of a head hardly turn within max_positions: what a head
-    # finds by content it finds at any distance.
-    rope_theta: float = 1e9
+    # So large that three in four dimensions of a head hardly turn within max_positions: what a head
+    # finds by content it finds at any distance, and the more dimensions, the less by mistake.
+    rope_theta: float = 1e24
     max_positions: int = 32768
 
 
@@ -79,17 +79,21 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, keys, bias=False)
         self.o_proj = nn.Linear(queries, shape.hidden, bias=False)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         batch, tokens, _ = x.shape
         q, k, v = (
             projection(x).view(batch, tokens, -1, self.shape.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        groups = self.shape.heads // self.shape.kv_heads
-        q, k = rope(q, cos, sin), rope(k, cos, sin)
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+        out = attend(rope(q, cos, sin), rope(k, cos, sin), v, wanted)
+        out = out.transpose(1, 2).reshape(batch, tokens, -1)
+        return self.o_proj(out if wanted is None else out[wanted])
 
 
 class FeedForward(nn.Module):
@@ -110,8 +114,15 @@ class Layer(nn.Module):
         self.input_layernorm = Norm(shape.hidden)
         self.post_attention_layernorm = Norm(shape.hidden)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, wanted)
+        x = attended + (x if wanted is None else x[wanted])
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -133,97 +144,20 @@ class Model(nn.Module):
                     std *= 0.01
                 nn.init.normal_(parameter, 0, std)
 
-    def hidden(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden) of ids and positions (batch, tokens)."""
+    def hidden(
+        self, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, tokens, hidden) of ids and positions (batch, tokens).
+
+        With `wanted` (batch, tokens) of bool, (wanted tokens, hidden) of these alone: the last
+        layer computes no others, of which nothing but keys and values is needed.
+        """
         cos, sin = turns(positions, self.shape)
         x = self.embed_tokens(ids)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, cos, sin)
-        return self.norm(x)
+        return self.norm(self.layers[-1](x, cos, sin, wanted))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., vocab) of hidden (..., hidden)."""
         return F.linear(hidden, self.embed_tokens.weight)
-
-
-@torch.no_grad()
-def copy_from_birth(model: Model) -> None:
-    """Make the network copy before it has learnt anything: an induction head by hand.
-
-    Query heads of KV head 0 in layer 0 attend to the tokens one, two, ... before theirs and write
-    down which they are. Layer 1 asks, in the dimensions that hardly turn with distance, for the
-    place whose earlier tokens are the present ones, and says what stands there. Training starts
-    from this circuit instead of having to find it.
-    """
-    shape = model.shape
-    draw = torch.Generator().manual_seed(1)
-    model.embed_tokens.weight[:, 0] = CONSTANT
-    seen = _projection(shape, draw)
-    written = [_projection(shape, draw) for _ in range(shape.heads // shape.kv_heads)]
-    _look_back(model.layers[0].self_attn, seen, written)
-    _look_for(model.layers[1].self_attn, seen, written, draw)
-
-
-# An input that is the same for every token; the others are about 0.02 before the first norm.
-CONSTANT = 0.1
-# The score of the token looked back at; what layer 0 adds of it to the others' 0.02; how sharply
-# layer 1 looks; what it adds of the token that it found.
-PEAK, WRITE, SHARPNESS, COPY = 60.0, 0.04, 3.0, 0.15
-
-
-def _projection(shape: Shape, draw: torch.Generator) -> torch.Tensor:
-    """(head_dim, hidden), random, blind to the constant input."""
-    matrix = torch.randn(shape.head_dim, shape.hidden, generator=draw) * shape.hidden**-0.5
-    matrix[:, 0] = 0
-    return matrix
-
-
-def _frequencies(shape: Shape) -> torch.Tensor:
-    return 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2) / shape.head_dim)
-
-
-def _look_back(attention: Attention, seen: torch.Tensor, written: list[torch.Tensor]) -> None:
-    """Write `seen` of the token `distance` back where written[distance - 1] reads it."""
-    shape = attention.shape
-    dim, half, theta = shape.head_dim, shape.head_dim // 2, _frequencies(shape)
-    constant = CONSTANT / math.sqrt((CONSTANT**2 + shape.hidden * 0.0004) / shape.hidden)
-    turning = min(4, half)
-    # Each turning pair adds strength^2 cos(angle) / sqrt(dim) to the score.
-    strength = math.sqrt(PEAK / turning * math.sqrt(dim)) / constant
-    attention.k_proj.weight[:dim] = 0
-    attention.q_proj.weight[: len(written) * dim] = 0
-    attention.v_proj.weight[:dim] = seen
-    attention.k_proj.weight[:turning, 0] = strength
-    for head, target in enumerate(written):
-        for pair in range(turning):
-            # The query is the key turned back by the distance: the score peaks there.
-            row, angle = head * dim + pair, -(head + 1) * theta[pair]
-            attention.q_proj.weight[row, 0] = strength * math.cos(angle)
-            attention.q_proj.weight[row + half, 0] = strength * math.sin(angle)
-        attention.o_proj.weight[:, head * dim : (head + 1) * dim] = WRITE * target.T
-
-
-def _look_for(
-    attention: Attention, seen: torch.Tensor, written: list[torch.Tensor], draw: torch.Generator
-) -> None:
-    """Attend where the tokens one and two back are the present one and the one before it."""
-    shape = attention.shape
-    dim, groups = shape.head_dim, shape.heads // shape.kv_heads
-    still = (_frequencies(shape).repeat(2) * shape.max_positions < 0.5).nonzero()[:, 0]
-    for kv_head in range(shape.kv_heads):
-        mixes = [torch.randn(len(still), dim, generator=draw) * dim**-0.5 for _ in range(2)]
-        key = mixes[0] @ written[0]
-        query = mixes[0] @ seen
-        if groups > 1:
-            key += mixes[1] @ written[1]
-            query += mixes[1] @ written[0]
-        value = _projection(shape, draw)
-        keys = slice(kv_head * dim, (kv_head + 1) * dim)
-        attention.k_proj.weight[keys] *= 0.1
-        attention.k_proj.weight[still + kv_head * dim] = key
-        attention.v_proj.weight[keys] = value
-        for head in range(kv_head * groups, (kv_head + 1) * groups):
-            rows = slice(head * dim, (head + 1) * dim)
-            attention.q_proj.weight[rows] *= 0.1
-            attention.q_proj.weight[still + head * dim] = SHARPNESS * query
-            attention.o_proj.weight[:, rows] = COPY * value.T / groups

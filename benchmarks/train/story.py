@@ -19,17 +19,12 @@ from typing import Any
 import documents
 from chronicle import (
     CHAPTERS,
-    KINDS,
-    OBJECTS,
-    PLACES,
     REPORT_SECTIONS,
     REPORT_TITLE,
     TITLE,
-    WHERE,
-    WRITTEN,
-    Chapter,
 )
 from facts import Fact, say
+from teller import Teller
 
 STORY_SEED = 1
 # Chapter number: the fact that stands in it. Beginning, middle and end of the journey.
@@ -52,62 +47,6 @@ REPORT_POINTS = (
     say("owner", {"t": "Cork", "b": "harbour", "v": "Uma"}),
 )
 LEDGER_LINE = "Nils opened the ledger and wrote one line."
-DAYS = ("quiet", "cold", "warm", "long", "late")
-
-
-class Teller:
-    """Draws sentences about one chapter's town, people and buildings."""
-
-    def __init__(self, rng: random.Random, chapter: Chapter):
-        self.rng, self.chapter = rng, chapter
-        self._recent: list[int] = []
-
-    def thing(self, nouns: tuple[str, ...]) -> str:
-        noun = self.rng.choice(nouns)
-        return f"{self.rng.choice(KINDS[noun])} {noun}"
-
-    def sentence(self) -> str:
-        """One sentence; its pattern is none of the last four."""
-        rng, town = self.rng, self.chapter.town
-        one, other = rng.sample(self.chapter.people, 2)
-        near, far = rng.sample(self.chapter.buildings, 2)
-        first, second = rng.sample(OBJECTS + PLACES, 2)
-        is_first, is_second = rng.choice(KINDS[first]), rng.choice(KINDS[second])
-        thing, another, third = (self.thing(OBJECTS) for _ in range(3))
-        place, beyond = self.thing(PLACES), self.thing(PLACES)
-        paper, where, day = self.thing(WRITTEN), rng.choice(WHERE), rng.choice(DAYS)
-        patterns = (
-            f"The {thing} stood {where} the {near}.",
-            f"{one} walked past the {near} and wrote {_a(paper)}.",
-            f"In {town} the {first} was {is_first} and the {second} was {is_second}.",
-            f"Nobody in {town} remembered the {thing} {where} the {near}.",
-            f"It was a {day} day, and {one} met {other} {where} the {near}.",
-            f"{_a(thing).capitalize()} and {_a(another)} were kept {where} the {near}.",
-            f"{one} of {town} found the {first} {is_first} but the {second} {is_second}.",
-            f"The {near} had {_a(thing)}, {_a(another)} and {_a(third)}.",
-            f"Nils walked along the {place} and past the {near}.",
-            f"{one} showed Nils the {thing} {where} the {near}.",
-            f"Nils asked {one} about the {thing}, and {one} told him about the {another}.",
-            f"{other} read the {paper} and put it under the {thing}.",
-            f"Beyond the {near} lay the {place}, and beyond it the {beyond}.",
-            f"{one} said that the {first} was {is_first}, and {other} said nothing.",
-            f"Between the {near} and the {far} there was {_a(place)}.",
-            f"{one} took the {paper} from the {near} to the {far}.",
-        )
-        choice = rng.choice([i for i in range(len(patterns)) if i not in self._recent])
-        self._recent = [*self._recent[-3:], choice]
-        return patterns[choice]
-
-    def paragraphs(self, num_paragraphs: int, sentences: tuple[int, int]) -> list[list[str]]:
-        """Paragraphs of `sentences` (fewest, most) sentences each."""
-        return [
-            [self.sentence() for _ in range(self.rng.randint(*sentences))]
-            for _ in range(num_paragraphs)
-        ]
-
-
-def _a(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def story(seed: int, facts: dict[int, Fact]) -> str:

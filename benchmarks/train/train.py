@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ import corpus
 import evaluate
 import torch
 import torch.nn.functional as F
+from birth import copy_from_birth
 from examples import ANSWER
 from feed import Feed
-from model import SHAPES, Model, copy_from_birth
+from model import SHAPES, Model
 from tokenizers import Tokenizer
 
-STEADY_SHARE = 0.5  # of the time; then the learning rate falls to nearly nothing
+STEADY_SHARE = 0.35  # of the time; then the learning rate falls to nearly nothing
 WARM_UP_STEPS = 30
 SAVE_EVERY_S = 120
 
@@ -36,24 +38,39 @@ SAVE_EVERY_S = 120
 class Recipe:
     """Learning rates of matrices (Muon) and of the rest (AdamW), and how examples grow.
 
-    `lengths` are pairs: up to which share of the time an example has how many tokens.
+    `lengths` are pairs: up to which share of the time a step's examples have how many tokens, each
+    length with its share of all tokens. Lengths stay mixed: short ones alone unlearn long ones.
     """
 
     matrix_rate: float
     rest_rate: float
     batch_tokens: int
-    lengths: tuple[tuple[float, int], ...]
+    lengths: tuple[tuple[float, dict[int, float]], ...]
 
-    def length(self, share: float) -> int:
-        return next(tokens for below, tokens in self.lengths if share <= below)
+    def length(self, share: float, rng: random.Random) -> int:
+        """How many tokens each example of a step has."""
+        mixed = next(lengths for below, lengths in self.lengths if share <= below)
+        # A step of examples that are longer than a batch has more tokens: fewer such steps.
+        steps = [part / max(self.batch_tokens, tokens) for tokens, part in mixed.items()]
+        return rng.choices(list(mixed), steps)[0]
 
 
-SHORT = ((0.3, 256), (0.5, 512), (0.64, 1024), (0.78, 2048), (0.9, 4096), (1.0, 8192))
-LONG = ((0.25, 512), (0.45, 1024), (0.65, 2048), (0.8, 4096), (0.93, 8192), (1.0, 16384))
+SHORT = (
+    (0.13, {512: 0.2, 1024: 0.5, 2048: 0.3}),
+    (0.26, {512: 0.1, 1024: 0.45, 2048: 0.35, 4096: 0.1}),
+    (0.5, {1024: 0.25, 2048: 0.35, 4096: 0.3, 8192: 0.1}),
+    (1.0, {1024: 0.1, 2048: 0.25, 4096: 0.35, 8192: 0.25, 16384: 0.05}),
+)
+LONG = (
+    (0.1, {512: 0.2, 1024: 0.5, 2048: 0.3}),
+    (0.25, {1024: 0.3, 2048: 0.4, 4096: 0.3}),
+    (0.5, {1024: 0.1, 2048: 0.3, 4096: 0.4, 8192: 0.2}),
+    (1.0, {2048: 0.2, 4096: 0.35, 8192: 0.3, 16384: 0.15}),
+)
 RECIPES = {
-    "nano": Recipe(3e-3, 2e-3, 4096, SHORT),
+    "nano": Recipe(2.4e-3, 1.6e-3, 4096, SHORT),
     "reader": Recipe(2e-3, 1e-3, 65536, LONG),
-    "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, 256), (1.0, 1024))),
+    "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, {256: 1.0}), (1.0, {256: 0.5, 1024: 0.5}))),
 }
 
 
@@ -72,7 +89,7 @@ class Trainer:
         self.work, self.size, self.recipe = given.work, given.size, RECIPES[given.size]
         self.device = torch.device(given.device)
         self.dtype = getattr(torch, given.dtype)
-        self.total_s = given.minutes * 60
+        self.total_s, self.seed = given.minutes * 60, given.seed
         self.progress = Progress()
         self.model = Model(SHAPES[given.size])
         copy_from_birth(self.model)
@@ -112,8 +129,14 @@ class Trainer:
         """How much of the time is over, from 0 to 1."""
         return min(1.0, self.progress.trained_s / self.total_s)
 
+    def rate_scale(self) -> float:
+        """What part of the recipe's learning rates the next step is taken with."""
+        warm = min(1.0, (self.progress.steps + 1) / WARM_UP_STEPS)
+        return warm * min(1.0, max(0.02, (1 - self.share()) / (1 - STEADY_SHARE)))
+
     def _batch_shape(self) -> tuple[int, int]:
-        num_tokens = self.recipe.length(self.share())
+        rng = random.Random(f"{self.seed} {self.progress.steps}")
+        num_tokens = self.recipe.length(self.share(), rng)
         return max(1, self.recipe.batch_tokens // num_tokens), num_tokens
 
     def _computing(self) -> AbstractContextManager:
@@ -123,18 +146,16 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One step. Returns the loss, and loss and share of right tokens of the answers alone."""
-        share = self.share()
-        warm = min(1.0, (self.progress.steps + 1) / WARM_UP_STEPS)
-        scale = warm * min(1.0, max(0.02, (1 - share) / (1 - STEADY_SHARE)))
+        scale = self.rate_scale()
         rates = (self.recipe.matrix_rate, self.recipe.rest_rate)
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * scale
         batch = self.feed.batch(self.progress.steps, self._batch_shape)
         ids, targets, weights, positions = (part.to(self.device) for part in batch)
-        counted = weights > 0  # logits are computed where they count only
+        counted = weights > 0  # only there anything is computed that nothing else needs
         with self._computing():
-            logits = self.model.logits(self.hidden(ids, positions)[counted])
+            logits = self.model.logits(self.hidden(ids, positions, counted))
         wanted, weight = targets[counted], weights[counted]
         losses = F.cross_entropy(logits.float(), wanted, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
@@ -178,19 +199,23 @@ def _optimisers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 def train(trainer: Trainer, until_s: float, log_steps: int, evaluate_s: float) -> None:
     """Train until the time is used up, or until time.monotonic() is `until_s`."""
+    # One thread's own time: what others take of the machine is no training.
+    alone = trainer.device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.monotonic
     last_save = last_evaluation = time.monotonic()
     means: dict[str, float] = {}
     while trainer.share() < 1 and time.monotonic() < until_s:
-        started = time.monotonic()
+        started = clock()
         measured = trainer.step()
         for name, value in measured.items():
             if value == value:  # a batch may hold no answer
                 means[name] = 0.95 * means.get(name, value) + 0.05 * value
         means["length"] = measured["length"]
-        trainer.progress.trained_s += time.monotonic() - started
+        step_s = clock() - started
+        trainer.progress.trained_s += step_s
         if trainer.progress.steps % log_steps == 0:
-            speed = trainer.recipe.batch_tokens / (time.monotonic() - started)
-            trainer.log({**means, "tokens_per_s": round(speed)})
+            tokens = max(trainer.recipe.batch_tokens, measured["length"])
+            trainer.log({**means, "tokens_per_s": round(tokens / step_s)})
         if time.monotonic() - last_evaluation > evaluate_s:
             counts = evaluate.quick(trainer.model, trainer.tokenizer, trainer.corpus)
             trainer.log({"right": counts})
