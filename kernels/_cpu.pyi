@@ -50,6 +50,9 @@ def attend(
     out: int,
     threads: int,
 ) -> None: ...
+def store_row(
+    kind: int, k: int, v: int, keys: int, values: int, head_bytes: int, heads: int, head_dim: int
+) -> None: ...
 
 class LayerStep:
     """numbers: in the order of step.py."""

@@ -25,7 +25,7 @@ ROW_TILE = 32
 # 4 MiB, which stay in cache for all tiles.
 BLOCK_ROWS = 256
 # In the order of WeightKind in cpu/kernels.h.
-_RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUP_KINDS = {8: 3, 4: 4}
 
 Weight = torch.Tensor | QuantisedWeight
@@ -93,7 +93,7 @@ def weight_numbers(weight: Weight) -> tuple[int, int, int, int]:
         codes, scales = weight.codes.data_ptr(), weight.scales.data_ptr()
         return _GROUP_KINDS[weight.bits], codes, scales, weight.first
     assert weight.is_contiguous()
-    return _RAW_DTYPES.index(weight.dtype), weight.data_ptr(), 0, 0
+    return RAW_DTYPES.index(weight.dtype), weight.data_ptr(), 0, 0
 
 
 def _rows(weight: Weight, start: int, stop: int) -> torch.Tensor:
@@ -110,9 +110,9 @@ def _tensors(weight: Weight) -> tuple[torch.Tensor, ...]:
 
 
 def _check(x: torch.Tensor, weight: Weight) -> None:
-    if isinstance(weight, torch.Tensor) and (weight.dim() != 2 or weight.dtype not in _RAW_DTYPES):
+    if isinstance(weight, torch.Tensor) and (weight.dim() != 2 or weight.dtype not in RAW_DTYPES):
         raise ValueError(
-            f"a weight is (out, in) of {_RAW_DTYPES}, not {weight.dtype} {tuple(weight.shape)}"
+            f"a weight is (out, in) of {RAW_DTYPES}, not {weight.dtype} {tuple(weight.shape)}"
         )
     if x.dim() != 2 or x.dtype != torch.float32 or x.shape[1] != weight.shape[1]:
         raise ValueError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from . import dispatch
-from .matmul import Weight, weight_numbers
+from .matmul import RAW_DTYPES, Weight, weight_numbers
 from .quantised import QuantisedWeight
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of Activation in cpu/kernels.h
@@ -136,6 +136,19 @@ class BlockProduct:
         x, out = x.contiguous(), torch.empty(1, self._num_outputs)
         self._native.run(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
+
+
+def store_row(k: torch.Tensor, v: torch.Tensor, place: list[int], dtype: torch.dtype) -> bool:
+    """Write a token's keys and values, each (1, kv_heads, head_dim) float32, to where their heads
+    lie: [address of the keys, of the values, bytes from head to head], elements of `dtype`. False
+    where no compiled kernels serve: nothing is written.
+    """
+    native = dispatch.compiled_for(k, v)
+    if native is None or k.dtype != torch.float32 or v.dtype != torch.float32:
+        return False
+    k, v, kind = k.contiguous(), v.contiguous(), RAW_DTYPES.index(dtype)
+    native.store_row(kind, k.data_ptr(), v.data_ptr(), *place, k.shape[1], k.shape[2])
+    return True
 
 
 def native_for(*tensors: Weight | None):

@@ -15,6 +15,7 @@ from array import array
 
 import torch
 
+from ..kernels.step import store_row
 from ..prefetch.trail import Trail
 
 
@@ -45,11 +46,16 @@ class RawPages:
 
     def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim)."""
+        sink_tokens = self.sink_keys.shape[2]
+        is_sink = cell == 0 and row < sink_tokens
+        if k.shape[0] == 1 and not is_sink:
+            place = self.run(layer, cell, row, row + 1)[:3]
+            if store_row(k, v, place, self.keys.dtype):
+                return
         stop, slot = row + k.shape[0], cell % self.num_slots
         self.keys[layer, slot, :, row:stop] = k.transpose(0, 1)
         self.values[layer, slot, :, row:stop] = v.transpose(0, 1)
-        sink_tokens = self.sink_keys.shape[2]
-        if cell == 0 and row < sink_tokens:
+        if is_sink:
             last = min(stop, sink_tokens)
             self.sink_keys[layer, :, row:last] = self.keys[layer, slot, :, row:last]
             self.sink_values[layer, :, row:last] = self.values[layer, slot, :, row:last]

@@ -5,6 +5,8 @@
 Variants: pages of 8 and of 4 bits, all in memory and all attended to (exact mode). A deep cache is
 filled without computing it: random keys and values are sealed once and written to the page store
 for every layer as often as the depth needs, and the raw cells are filled with random numbers.
+Codes of quantised weights are drawn at random as well, as in the GGUF file: quantising takes
+longer than all that is measured, and speed depends on shapes alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from program import PREFILL_TOKENS, serve
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.pages import seal
+from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
+from ebbtide.offload import weights
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.options import Options
@@ -27,11 +31,21 @@ PAGES = {"8-bit pages": "8", "4-bit pages": "4"}
 _SLACK_TOKENS = 1024  # for what is decoded at a depth
 
 
+def random_weight(w: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWeight:
+    """In place of quantise_weight: elements have a standard deviation of about in ** -0.5."""
+    of_codes, of_scales = quantised_shapes(tuple(w.shape), bits)
+    codes = empty(of_codes, dtype=torch.int32).random_(-(1 << 31), (1 << 31) - 1)
+    scales = empty(of_scales, dtype=torch.float16)
+    scales.fill_(w.shape[1] ** -0.5 / {4: 4.6, 8: 73.9}[bits])
+    return QuantisedWeight(bits, w.shape[1], w.shape[0], codes, scales)
+
+
 class EbbtideProgram:
     def __init__(self, folder: str, most_tokens: int, weight_bits: str = "4", isa: str = ""):
         if isa:
             dispatch.compiled_for().use_instruction_set(isa)
         torch.manual_seed(0)
+        weights.quantise_weight = random_weight
         self._llm = LLM(Options(model=folder, weight_bits=weight_bits, context=most_tokens))
         with self._llm.open_session(1, sequences=1):  # loads the weights
             pass
@@ -42,9 +56,9 @@ class EbbtideProgram:
         self._sequences = {name: self._sequence(name, 0) for name in PAGES}
 
     def facts(self) -> dict:
-        config, weights = self._config, self._llm.admission.weights
-        tensors = [t for layer in range(config.num_layers) for t in weights.layer(layer).values()]
-        tensors += weights._head
+        config, store = self._config, self._llm.admission.weights
+        tensors = [t for layer in range(config.num_layers) for t in store.layer(layer).values()]
+        tensors += store._head
         return {
             "weight_bytes": sum(_num_bytes(t) for t in tensors),
             "kv_bytes_per_token": {
@@ -86,8 +100,8 @@ class EbbtideProgram:
             geometry.records_per_span,
             frames,
         )
-        weights, device = self._llm.admission.weights, torch.device("cpu")
-        return Engine(self._config, weights, store, geometry, device)
+        loaded = self._llm.admission.weights
+        return Engine(self._config, loaded, store, geometry, torch.device("cpu"))
 
     def _sequence(self, name: str, depth: int):
         """A sequence of `depth` tokens, of which each layer's keys and values are random."""

@@ -3,6 +3,8 @@
 // them is too little to share.
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -13,6 +15,34 @@ namespace nb = nanobind;
 
 namespace ebbtide {
 namespace {
+
+#include "half.h"
+
+uint16_t bf16_nearest(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // ties to even
+}
+
+uint16_t f16_nearest(float x) { return x != x ? 0x7e00 : half_nearest(x); }
+
+// A row of keys or values, (heads, dim) float32, to where its heads lie head_bytes apart, in another kind of float.
+void store_heads(WeightKind kind, const float *from, uint8_t *to, int64_t head_bytes, int64_t heads, int64_t dim) {
+    for (int64_t h = 0; h < heads; ++h, from += dim, to += head_bytes) {
+        if (kind == WEIGHT_F32)
+            std::memcpy(to, from, (size_t)dim * sizeof(float));
+        else
+            for (int64_t i = 0; i < dim; ++i)
+                ((uint16_t *)to)[i] = kind == WEIGHT_BF16 ? bf16_nearest(from[i]) : f16_nearest(from[i]);
+    }
+}
+
+void store_row(int kind, uintptr_t k, uintptr_t v, uintptr_t keys, uintptr_t values, int64_t head_bytes, int64_t heads,
+               int64_t dim) {
+    store_heads((WeightKind)kind, at<const float>(k), at<uint8_t>(keys), head_bytes, heads, dim);
+    store_heads((WeightKind)kind, at<const float>(v), at<uint8_t>(values), head_bytes, heads, dim);
+}
 
 // A product with its bias; absent where weight is null. The numbers are in the order that ../step.py gives.
 struct Product {
@@ -292,12 +322,15 @@ private:
 }  // namespace
 
 void bind_step(nb::module_ &m) {
+    // A program that ends with a model open leaves its steps behind; nobody wants to read that.
+    nb::set_leak_warnings(false);
     nb::class_<LayerStep>(m, "LayerStep")
         .def(nb::init<const std::vector<int64_t> &, double, double, double>())
         .def("project", &LayerStep::project)
         .def("add_attention", &LayerStep::add_attention)
         .def("add_mlp", &LayerStep::add_mlp)
         .def("mix", &LayerStep::mix);
+    m.def("store_row", &store_row);
     nb::class_<BlockProduct>(m, "BlockProduct")
         .def(nb::init<const std::vector<int64_t> &>())
         .def("run", &BlockProduct::run);
