@@ -10,6 +10,7 @@ Knows no model and no text, and keeps no token: the history is given with every 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -34,33 +35,58 @@ class Sampler:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
         a repetition penalty is set). ModelError when the logits are not numbers."""
         logits = logits.detach().to("cpu", torch.float32)  # (vocab,)
-        if logits.isnan().any() or not logits.max().isfinite():
+        best = _first_best(logits)
+        if not math.isfinite(logits[best]):
             raise ModelError(
                 "the model computed logits that are not numbers: its weights are damaged, or a "
                 "dtype overflows"
             )
         if self.config.greedy:
             penalised = penalise(logits, history_ids, self.config.repetition_penalty)
-            # argmax leaves open which of several equals it finds.
-            return int((penalised == penalised.max()).nonzero()[0])
-        probabilities = self.probabilities(logits, history_ids).double()  # (vocab,)
+            return best if penalised is logits else _first_best(penalised)
+        ids, scores = self._kept(logits, history_ids)
+        probabilities = scores.softmax(-1).double()
+        if ids is None:
+            ids = probabilities.nonzero().flatten()
+            probabilities = probabilities[ids]
         cumulative = probabilities.cumsum(0)
         threshold = self._random.random() * float(cumulative[-1])
         # The first id whose sum exceeds the threshold; it has a probability above 0.
         chosen = int(torch.searchsorted(cumulative, threshold, right=True))
-        return min(chosen, int(probabilities.nonzero()[-1]))
+        return int(ids[min(chosen, len(ids) - 1)])
 
     def probabilities(
         self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor
     ) -> torch.Tensor:
         """(vocab,) float32 that sums to 1: what `choose` samples from, filtered ids being 0."""
-        config = self.config
-        scores = penalise(logits, history_ids, config.repetition_penalty)
-        scores = scores / config.temperature
-        scores = keep_top_k(scores, config.top_k)
-        scores = keep_top_p(scores, config.top_p)
-        scores = keep_min_p(scores, config.min_p)
+        ids, scores = self._kept(logits, history_ids)
+        if ids is not None:
+            scores = torch.full_like(logits, -torch.inf).scatter(0, ids, scores)
         return scores.softmax(-1)
+
+    def _kept(self, logits, history_ids) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The ids that pass all filters, in order, and their scores; None for all ids. Each filter
+        looks only at what the one before it left: vocabularies are long.
+        """
+        config, ids = self.config, None
+        scores = penalise(logits, history_ids, config.repetition_penalty) / config.temperature
+        for keep, limit in (
+            (top_k_places, config.top_k),
+            (top_p_places, config.top_p),
+            (min_p_places, config.min_p),
+        ):
+            places = keep(scores, limit)
+            if places is not None:
+                scores = scores[places]
+                ids = places if ids is None else ids[places]
+        return ids, scores
+
+
+def _first_best(scores: torch.Tensor) -> int:
+    """The first of the greatest, or of those that are no numbers. (numpy says which of several
+    equals it finds; torch leaves it open.)
+    """
+    return int(scores.numpy().argmax())
 
 
 def penalise(
@@ -76,32 +102,38 @@ def penalise(
     return out
 
 
-def keep_top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The top_k best and all that equal the last of them; 0 keeps all. (vocab,) -> (vocab,)."""
+def top_k_places(scores: torch.Tensor, top_k: int) -> torch.Tensor | None:
+    """Where the top_k best are, and all that equal the last of them; None for all (top_k = 0).
+    (n,) -> (kept,), ascending."""
     if top_k == 0 or top_k >= len(scores):
-        return scores
-    least = scores.topk(top_k).values[-1]
-    return scores.masked_fill(scores < least, -torch.inf)
+        return None
+    return (scores >= scores.topk(top_k).values[-1]).nonzero().flatten()
 
 
-def keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The fewest best whose probabilities reach top_p, at least one; among equals the lowest ids.
-    (vocab,) -> (vocab,)."""
+def top_p_places(scores: torch.Tensor, top_p: float) -> torch.Tensor | None:
+    """Where the fewest best are whose probabilities reach top_p, at least one; among equals the
+    lowest ids. None for all. (n,) -> (kept,), ascending."""
     if top_p >= 1.0:
-        return scores
-    best_first, ids = scores.sort(descending=True, stable=True)
-    # Summed from the least likely up, as Hugging Face does: the sums round alike.
-    below = best_first.flip(0).softmax(-1).cumsum(-1).flip(0)  # mass of this one and all after it
-    dropped = below <= 1 - top_p
-    dropped[0] = False
-    return scores.masked_fill(torch.zeros_like(dropped).scatter(0, ids, dropped), -torch.inf)
-
-
-def keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
-    """All that are at least min_p times as likely as the best. (vocab,) -> (vocab,)."""
-    if min_p == 0.0:
-        return scores
+        return None
     probabilities = scores.softmax(-1)
-    dropped = probabilities < min_p * probabilities.max()
-    dropped[scores.argmax()] = False
-    return scores.masked_fill(dropped, -torch.inf)
+    # Those that together weigh less than half of what may be dropped are not worth sorting.
+    heavy = (probabilities > (1 - top_p) / (2 * len(scores))).nonzero().flatten()
+    weights = probabilities[heavy]
+    rest = float(probabilities.sum(dtype=torch.float64) - weights.sum(dtype=torch.float64))
+    order = scores[heavy].sort(descending=True, stable=True).indices
+    # Summed from the least likely up, as Hugging Face does.
+    below = weights[order].flip(0).cumsum(0).flip(0) + max(0.0, rest)
+    kept = below > 1 - top_p  # mass of this one and of all after it
+    kept[0] = True
+    return heavy[order[kept]].sort().values
+
+
+def min_p_places(scores: torch.Tensor, min_p: float) -> torch.Tensor | None:
+    """Where all are that are at least min_p times as likely as the best; None for all.
+    (n,) -> (kept,), ascending."""
+    if min_p == 0.0:
+        return None
+    probabilities = scores.softmax(-1)
+    kept = probabilities >= min_p * probabilities.max()
+    kept[scores.argmax()] = True
+    return kept.nonzero().flatten()
