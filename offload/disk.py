@@ -114,6 +114,11 @@ class ScratchFile:
         self._reserve(offset + len(view))
         self._move(self._write_some, view, offset, "write")
 
+    @property
+    def descriptor(self) -> int:
+        """The open file, for readers of their own."""
+        return self._fd
+
     def sync(self) -> None:
         """Brings all to the disk and lets the cache go, so that a measurement reads the disk."""
         os.fsync(self._fd)
@@ -142,24 +147,26 @@ class ScratchFile:
             except InterruptedError:
                 continue
             except OSError as error:
-                raise self._error(verb, len(view), error) from error
+                raise self.error(verb, len(view), error) from error
             if moved == 0:
                 text = "the file is shorter than it should be" if verb == "read" else "no progress"
-                raise self._error(verb, len(view), OSError(errno.EIO, text))
+                raise self.error(verb, len(view), OSError(errno.EIO, text))
             done += moved
             if done < len(view):
                 # The rest must start on a boundary again, so part of it moves twice.
                 done -= done % ALIGNMENT_BYTES
-        self._count(verb, len(view), time.perf_counter() - started)
+        self.count(verb, len(view), time.perf_counter() - started)
 
-    def _count(self, verb: str, num_bytes: int, seconds: float) -> None:
+    def count(self, verb: str, num_bytes: int, seconds: float, num_requests: int = 1) -> None:
+        """Adds requests to the counters: of this object, or made by `descriptor`."""
         with self._counting:
             c = self.counters
             if verb == "read":
-                c.bytes_read, c.num_reads = c.bytes_read + num_bytes, c.num_reads + 1
+                c.bytes_read, c.num_reads = c.bytes_read + num_bytes, c.num_reads + num_requests
                 c.read_s += seconds
             else:
-                c.bytes_written, c.num_writes = c.bytes_written + num_bytes, c.num_writes + 1
+                c.bytes_written += num_bytes
+                c.num_writes += num_requests
                 c.write_s += seconds
 
     def _read_some(self, view: memoryview, offset: int) -> int:
@@ -197,7 +204,7 @@ class ScratchFile:
                     except OSError as error:
                         if size > end and error.errno in (errno.ENOSPC, errno.EDQUOT):
                             continue
-                        raise self._error("write", end - self.size_bytes, error) from error
+                        raise self.error("write", end - self.size_bytes, error) from error
                     self.size_bytes = size
                     break
 
@@ -211,7 +218,7 @@ class ScratchFile:
                     raise
         self._file.truncate(offset + num_bytes)
 
-    def _error(self, verb: str, num_bytes: int, error: OSError) -> StorageError:
+    def error(self, verb: str, num_bytes: int, error: OSError) -> StorageError:
         """What happened, how much, where, and what to do."""
         reason = error.strerror or str(error)
         text = (

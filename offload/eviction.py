@@ -15,8 +15,8 @@ from .errors import InputError
 class Eviction(Protocol):
     """Values of frames. Every method takes frame numbers (int64)."""
 
-    def admit(self, frame: int) -> None:
-        """The frame has a new record."""
+    def admit(self, frames: np.ndarray) -> None:
+        """The frames have new records."""
         ...
 
     def use(self, frames: np.ndarray) -> None:
@@ -39,8 +39,8 @@ class LeastRecent:
         self._last = np.zeros(num_frames, dtype=np.int64)
         self._now = 0
 
-    def admit(self, frame: int) -> None:
-        self._last[frame] = self._now
+    def admit(self, frames: np.ndarray) -> None:
+        self._last[frames] = self._now
 
     def use(self, frames: np.ndarray) -> None:
         self._now += 1
@@ -66,8 +66,8 @@ class LeastFrequent:
         self._score = np.full(num_frames, -np.inf)
         self._now = 0.0
 
-    def admit(self, frame: int) -> None:
-        self._score[frame] = self._now - 1.0
+    def admit(self, frames: np.ndarray) -> None:
+        self._score[frames] = self._now - 1.0
 
     def use(self, frames: np.ndarray) -> None:
         self._now += 1 / self.half_life

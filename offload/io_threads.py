@@ -1,11 +1,17 @@
-"""The I/O threads, and the state that they share with the thread that calls.
+"""The traffic between memory and the scratch file: reads by `reads`'s threads, writes by one of
+its own, and the state that goes with them.
 
-Reads that somebody waits for go first, then wishes, then writes; but writes go before wishes when
-their buffers have run out, since the caller may be waiting for one. Threads only fill free slots
-and frames that were given to them; they never drop one.
+    wish ---> queued here ---> a free slot ---\\
+    demand -------------------> a slot --------> reads ---> READY
+    record wish, record demand -> hot frames -/
+    write ---> a buffer ---> the writing thread
+
+All state belongs to the thread that calls: the others fill memory and set flags, and `pump`, which
+every call begins with, takes over what they did and begins what there is room for. It looks at
+what is rather than at what happened, so a call that was interrupted is made good by the next one.
 
 The first failure is latched: what is queued is abandoned, and `check` raises it from then on.
-Knows slots, extents and records; what is wanted, and when a slot is dropped, is `transfer`'s, and
+Knows slots, extents and frames; what is wanted, and when a slot is dropped, is `transfer`'s, and
 `hot_records`' for single records.
 """
 
@@ -13,18 +19,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..prefetch.queue import WishQueue
 from ..prefetch.stats import Stats
 from .errors import StorageError
 from .extent_file import ExtentFile
-from .hot_records import HotRecords, RecordRead
 from .page_table import Extent, Tier
+from .reads import State, Urgency, make_reads
 from .staging import Slot, Staging
 from .tier import MemoryTier
 
@@ -42,16 +50,13 @@ class Write(NamedTuple):
 
 
 class IoThreads:
-    """Threads that take jobs from shared queues until `close`.
+    """One scratch file's traffic, until `close`. num_threads read; num_hot: frames of memory for
+    single records, whose tags come after those of the slots.
 
-    Every public field is read and changed under `lock`, which is reentrant so that the plain twin
-    may do a job inside a call that holds it.
-
-    T1: a buffer is in `buffers`, or belongs to exactly one write that is queued or running.
-    T2: `unwritten` counts the queued and running writes of each extent; none of its records is read
-        before they are done.
-    T3: num_threads = 0 is the plain twin: `perform` does the job at once, and nothing is ever under
-        way between two calls.
+    T1: `writing` has the one write that a buffer waits or is used for; without one it is free.
+    T2: none of an extent's records is read before all that is in `writing` for it is done.
+    T3: num_threads = 0 is the plain twin: what is asked for is done at once, and nothing is ever
+        under way between two calls.
     """
 
     def __init__(
@@ -66,37 +71,35 @@ class IoThreads:
         num_threads: int,
         compute_device: torch.device,
         stall_limit_s: float,
+        num_hot: int = 0,
     ):
         self._file, self._stats, self._stall_limit_s = file, stats, stall_limit_s
         self._records_per_span, self._record_bytes = records_per_span, record_bytes
         num_frames = (num_slots + num_buffers) * records_per_span
         self._arena = MemoryTier(num_frames, record_bytes, "cpu", compute_device)
+        self.hot_arena = MemoryTier(num_hot, record_bytes, "cpu", compute_device)
+        self.first_hot_tag = num_slots
+        memory = (self._arena.frames, self.hot_arena.frames)
+        self.reads = make_reads(file, num_slots + num_hot, num_threads, memory)
         self.staging = Staging(num_slots, stats)
         self.wishes = WishQueue()
-        self.demands: deque[Slot] = deque()
-        self.hot: HotRecords | None = None  # sets itself, if there is one
-        self.record_demands: deque[RecordRead] = deque()
-        self.record_wishes: deque[RecordRead] = deque()
-        self.writes: deque[Write] = deque()
-        self.buffers = list(range(num_slots, num_slots + num_buffers))  # T1
-        self.num_buffers = num_buffers
-        self.unwritten: Counter[Extent] = Counter()  # T2
+        self._buffers = range(num_slots, num_slots + num_buffers)
+        self.writing: dict[int, Write] = {}  # T1, T2; by buffer
         self.failure: BaseException | None = None
+        self.has_threads = num_threads > 0  # T3
+        self._writes: SimpleQueue[Write | None] = SimpleQueue()
+        self._written: deque[int] = deque()  # buffers whose write is done
         self._is_stopping = False
-        self.lock = threading.RLock()
-        self._work = threading.Condition(self.lock)  # I/O threads wait here
-        self._done = threading.Condition(self.lock)  # the caller waits here
-        self.threads = [
-            threading.Thread(target=self._run, name=f"ebbtide-io-{i}", daemon=True)
-            for i in range(num_threads)  # T3
-        ]
-        for thread in self.threads:
-            thread.start()
+        self._writer = threading.Thread(target=self._run, name="ebbtide-io-writer", daemon=True)
+        if self.has_threads:
+            self._writer.start()
 
     def check(self) -> None:
-        """Raises the first failure, if there was one."""
+        """Every call's beginning: `pump`, and raises the first failure, if there was one."""
         if self.failure is None:
-            return
+            self.pump()
+            if self.failure is None:
+                return
         if isinstance(self.failure, StorageError):
             raise StorageError(str(self.failure)) from self.failure
         raise RuntimeError("an I/O thread failed") from self.failure
@@ -110,178 +113,125 @@ class IoThreads:
         """The first records of a slot or write buffer, (num_records, record_bytes) uint8."""
         return self._arena.records(buffer * self._records_per_span, num_records)
 
-    def perform(self, job: Slot | RecordRead | Write) -> None:
-        """Hands a job to the threads; without any, does it now and raises what goes wrong."""
-        if not self.threads:
+    def read(self, slot: Slot, urgency: Urgency) -> None:
+        """Begins to fill a slot that was prepared."""
+        assert slot.extent is not None
+        place = slot.index * self._records_per_span * self._record_bytes
+        numbers = slot.index, slot.extent.base, slot.num_records
+        address = self._arena.frames.data_ptr() + place
+        one = np.array([*numbers, address], dtype=np.int64)
+        self.reads.submit(one[0:1], one[1:2], one[2:3], one[3:4], urgency)
+
+    def prepare(self, extent: Extent, num_records: int, wish) -> Slot:
+        """A free slot, READING from now on: for `read`, which must follow."""
+        slot = self.staging.next_free()
+        # What an earlier turn left must not be taken for this one's.
+        self.reads.states[slot.index] = State.NONE
+        return self.staging.prepare_read(extent, num_records, wish)
+
+    def free_buffer(self) -> int | None:
+        """A write buffer that may be filled, for `write`; None while there is none."""
+        return next((b for b in self._buffers if b not in self.writing), None)
+
+    def is_unwritten(self, extent: Extent) -> bool:
+        """Whether some of the extent's records are still on their way to the disk."""
+        return any(job.extent is extent for job in self.writing.values())
+
+    def write(self, job: Write) -> None:
+        """Sends a buffer to the disk; without threads, at once."""
+        self.writing[job.buffer] = job
+        if self.has_threads:
+            self._writes.put(job)
+        else:
             self._do(job)
             self.check()
-            return
-        if isinstance(job, Slot):
-            self.demands.append(job)
-        elif isinstance(job, RecordRead):
-            self.record_demands.append(job)
-        else:
-            self.writes.append(job)
-        self._work.notify()
 
-    def wake(self) -> None:
-        """There may be more to do than before."""
-        self._work.notify(len(self.threads))
+    def pump(self) -> None:
+        """Takes over what the threads did, and begins what there is room for. Never waits."""
+        self.staging.refresh(self.reads.states)
+        while self._written:
+            job = self.writing.pop(self._written[0], None)
+            if job is not None:
+                self._stats.bytes_written[DISK] += job.num_records * self._record_bytes
+            self._written.popleft()
+        self._stats.bytes_read[DISK] = self.reads.bytes_read()
+        if self.failure is None and (failure := self.reads.failure()) is not None:
+            self._fail(failure)
+        while self.wishes and self.staging.num_free and self.failure is None:
+            wish = self.wishes.take(lambda extent: not self.is_unwritten(extent))
+            if wish is None:
+                return
+            self.read(self.prepare(wish.key, wish.key.filled, wish), Urgency.SPAN_WISH)
 
     def wait(self, is_so: Callable[[], object]) -> None:
         """Waits for the I/O threads to make it so; raises the failure, or that nothing happens."""
         deadline = time.monotonic() + self._stall_limit_s
         while True:
+            seen = self.reads.happened()
             self.check()
             if is_so():
                 return
-            if not self._done.wait(deadline - time.monotonic()):
-                if time.monotonic() >= deadline:
-                    self._fail(StorageError(self._no_answer(self._stall_limit_s)))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._fail(StorageError(self._no_answer(self._stall_limit_s)))
+            else:
+                self.reads.wait(seen, left)
 
     def close(self) -> None:
         """Stops the threads and gives the file back. Writes that have not begun are abandoned."""
-        with self.lock:
-            self._is_stopping = True
-            self._work.notify_all()
+        self._is_stopping = True
+        self._writes.put(None)
         deadline = time.monotonic() + CLOSE_LIMIT_S
-        for thread in self.threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in self.threads):
+        is_over = self.reads.close(CLOSE_LIMIT_S)
+        if self.has_threads:
+            self._writer.join(max(0.0, deadline - time.monotonic()))
+            is_over = is_over and not self._writer.is_alive()
+        if not is_over:
             # They may still use the file and the memory, so both stay until the process ends.
             if self.failure is None:
                 raise StorageError(self._no_answer(CLOSE_LIMIT_S))
             return
+        self.reads.bytes_read()  # counts the last ones
         self._file.close()
         self._arena.close()
-        if self.hot is not None:
-            self.hot.close()
+        self.hot_arena.close()
 
     def _no_answer(self, seconds: float) -> str:
         return f"the disk of {self._file.directory} has not answered for {seconds:.0f} s"
 
     def check_integrity(self) -> None:
         """Asserts the invariants of slots, buffers and queues."""
-        with self.lock:
-            self.staging.check()
-            assert self.threads or not (self.writes or self.demands or self.wishes), "T3"
-            if self.hot is not None:
-                self.hot.check()
-            if self.failure is not None:
-                return  # what was queued then is nobody's any more
-            queued = [job.buffer for job in self.writes]
-            assert len(set(self.buffers + queued)) == len(self.buffers) + len(queued), "T1"
-            assert self.unwritten or len(self.buffers) == self.num_buffers, "T1"
-            assert all(n > 0 and e.refs > 0 for e, n in self.unwritten.items()), "T2"
-
-    # ---- the threads' side -------------------------------------------------------------------
-
-    def _run(self) -> None:
-        """What an I/O thread does: one job after the other until the end."""
-        while True:
-            with self.lock:
-                while (job := self._choose()) is None:
-                    if self._is_stopping:
-                        return
-                    self._work.wait()
-            self._do(job)
-
-    def _do(self, job: Slot | RecordRead | Write) -> None:
-        if isinstance(job, Slot):
-            self._read(job)
-        elif isinstance(job, RecordRead):
-            self._read_record(job)
-        else:
-            self._write(job)
-
-    def _choose(self) -> Slot | RecordRead | Write | None:
-        """The next job, in the order that the head of this file gives; None: wait."""
-        if self.failure is not None or self._is_stopping:
-            return None
-        if self.demands:
-            return self.demands.popleft()
-        if self.record_demands:
-            return self.record_demands.popleft()
-        if self.writes and not self.buffers:
-            return self.writes.popleft()
-        if self.staging.num_free:
-            wish = self.wishes.take(lambda extent: extent not in self.unwritten)
-            if wish is not None:
-                return self.staging.prepare_read(wish.key, wish.key.filled, wish)
-        if self.record_wishes:
-            return self.record_wishes.popleft()
-        return self.writes.popleft() if self.writes else None
-
-    def _read(self, slot: Slot) -> None:
-        """Fills a slot."""
-        assert slot.extent is not None
-        failure = None
-        try:
-            view = self._arena.raw(slot.index * self._records_per_span, slot.num_records)
-            self._file.read(slot.extent, view)
-        except BaseException as error:
-            failure = error
-        with self.lock:
-            if failure is None:
-                self._stats.bytes_read[DISK] += slot.num_records * self._record_bytes
-            self.staging.complete_read(slot, success=failure is None)
-            self._finish(failure)
-
-    def _read_record(self, job: RecordRead) -> None:
-        """Fills a frame of the hot records, unless that was cancelled meanwhile."""
-        assert self.hot is not None
-        with self.lock:
-            view = self.hot.begin(job)
-        if view is None:
-            return
-        failure = None
-        try:
-            self._file.read_record(job.extent, job.index, view)
-        except BaseException as error:
-            failure = error
-        with self.lock:
-            self.hot.complete(job, success=failure is None)
-            self._finish(failure)
-
-    def _write(self, job: Write) -> None:
-        """Puts a buffer's records on disk."""
-        failure = None
-        try:
-            view = self._arena.raw(job.buffer * self._records_per_span, job.num_records)
-            self._file.write(job.extent, job.first, view)
-        except BaseException as error:
-            failure = error
-        with self.lock:
-            if failure is None:
-                self._stats.bytes_written[DISK] += job.num_records * self._record_bytes
-            self._settle(job)
-            self._finish(failure)
-
-    def _settle(self, job: Write) -> None:
-        """A write is over, well or badly: its buffer is free."""
-        self.buffers.append(job.buffer)
-        self.unwritten[job.extent] -= 1
-        if not self.unwritten[job.extent]:
-            del self.unwritten[job.extent]
-
-    def _finish(self, failure: BaseException | None) -> None:
-        """Latches a failure and wakes whoever waits for what has just been done."""
-        if failure is not None:
-            if not self.threads and not isinstance(failure, Exception):
-                raise failure  # Ctrl-C in the plain twin is the caller's, not the disk's
-            self._fail(failure)
-        self._done.notify_all()
-        self._work.notify()
+        self.pump()
+        self.staging.check()
+        if self.failure is not None:
+            return  # what was queued then is nobody's any more
+        assert self.has_threads or not (self.writing or self.wishes), "T3"
+        assert all(buffer == job.buffer for buffer, job in self.writing.items()), "T1"
+        assert all(job.extent.refs > 0 for job in self.writing.values()), "T2"
 
     def _fail(self, error: BaseException) -> None:
         """Latches the first failure and abandons what is queued."""
         if self.failure is None:
             self.failure = error
         self.wishes.clear()
-        self.record_demands.clear()
-        self.record_wishes.clear()
-        for slot in self.demands:
-            self.staging.complete_read(slot, success=False)
-        self.demands.clear()
-        self.writes.clear()
-        self._done.notify_all()
+
+    # ---- the writing thread's side -----------------------------------------------------------
+
+    def _run(self) -> None:
+        while (job := self._writes.get()) is not None and not self._is_stopping:
+            self._do(job)
+
+    def _do(self, job: Write) -> None:
+        """Puts a buffer's records on disk, unless something failed."""
+        if self.failure is not None:
+            return
+        try:
+            view = self._arena.raw(job.buffer * self._records_per_span, job.num_records)
+            self._file.write(job.extent.base + job.first, view)
+            self._written.append(job.buffer)
+        except BaseException as error:
+            if not self.has_threads and not isinstance(error, Exception):
+                del self.writing[job.buffer]
+                raise  # Ctrl-C in the plain twin is the caller's, not the disk's
+            self.failure = self.failure or error
+        self.reads.kick()

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Tier(Enum):
     """Where frames lie, fastest first; the value is the name that statistics and errors use."""
@@ -49,8 +51,8 @@ class Extent:
     E2: records_seen <= filled <= records_per_span, for every table that refers here: a table that
         was truncated sees fewer than there are, and may not show the rest again.
     E3: refs is the number of (table, layer, span) entries that refer here; 0 means freed.
-    E4: crcs has an entry for each frame. None: the frame is empty, its write is still in flight,
-        or its record never passed through the CPU.
+    E4: crcs, uint32, has an entry for each frame, and is a part of the tier's own array. 0: the
+        frame is empty, its write is still in flight, or its record never passed through the CPU.
     E5: layer and span never change: every table refers to it from there, and errors name them.
     """
 
@@ -58,14 +60,14 @@ class Extent:
     base: int  # E1
     layer: int  # E5
     span: int  # E5
-    crcs: list[int | None]  # E4
+    crcs: np.ndarray  # E4
     filled: int = 0  # E2
     refs: int = 1  # E3
 
     def trim(self, num_records: int) -> None:
         """Forgets the records after the first `num_records`, which no table sees any more."""
         self.filled = num_records
-        self.crcs[num_records:] = [None] * (len(self.crcs) - num_records)
+        self.crcs[num_records:] = 0
 
 
 class PageTable:
@@ -177,6 +179,10 @@ class Extents:
         }
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
         self.peak_used = dict.fromkeys(Tier, 0)
+        # Of every frame, where whoever reads many at once finds them; see E4.
+        self.crcs = {
+            t: np.zeros(n * records_per_span, dtype=np.uint32) for t, n in self.num_extents.items()
+        }
 
     def num_free(self, tier: Tier) -> int:
         return len(self._free[tier])
@@ -193,11 +199,17 @@ class Extents:
         """An empty extent with one reference. Raises NoFrames when the tier is full."""
         if not self._free[tier]:
             raise NoFrames(tier)
-        crcs: list[int | None] = [None] * self.records_per_span
-        extent = Extent(tier, self._free[tier].pop(), layer, span, crcs)
+        base = self._free[tier].pop()
+        crcs = self.crcs[tier][base : base + self.records_per_span]
+        crcs[:] = 0
+        extent = Extent(tier, base, layer, span, crcs)
         self._used[tier][extent.base] = extent
         self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
         return extent
+
+    def owner(self, tier: Tier, frame: int) -> Extent:
+        """The extent that a frame in use belongs to."""
+        return self._used[tier][frame // self.records_per_span * self.records_per_span]
 
     def share(self, extent: Extent) -> None:
         """Counts one more entry that refers to the extent."""
@@ -223,7 +235,7 @@ class Extents:
         for extent in live:
             assert extent.refs == refs[extent], "E3"
             assert len(extent.crcs) == self.records_per_span, "E4"
-            assert not any(extent.crcs[extent.filled :]), "E4"
+            assert not extent.crcs[extent.filled :].any(), "E4"
         for tier, count in self.num_extents.items():
             free, used = set(self._free[tier]), set(self._used[tier])
             assert len(free) == len(self._free[tier]), "X1: a base is free twice"

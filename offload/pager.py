@@ -13,6 +13,7 @@ codec: records are rows of bytes. `page_table` says where they are, `policy` whe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -67,7 +68,7 @@ class PageStore:
         write_buffers: int = 2,
         hot_records: int = 0,
         eviction: Eviction | str = "least_recent",
-        io_threads: int = 4,
+        io_threads: int = 8,
         overlap: bool = True,
         policy: Policy | str = "interleave",
         predictor: Predictor | str = "in_order",
@@ -92,28 +93,24 @@ class PageStore:
         if self._extents.num_extents[Tier.DISK]:
             assert spill is not None, "disk frames need a scratch file"
             assert record_bytes % ALIGNMENT_BYTES == 0, "records go to disk without being padded"
+            owner = partial(self._extents.owner, Tier.DISK)
+            crcs = self._extents.crcs[Tier.DISK]
             io = IoThreads(
-                ExtentFile(spill(), record_bytes, read_delay),
+                ExtentFile(spill(), record_bytes, crcs, owner, read_delay),
                 records_per_span,
                 record_bytes,
                 self.stats,
                 num_slots=staging_slots,
                 num_buffers=write_buffers,
                 num_threads=io_threads if overlap else 0,
+                num_hot=hot_records,
                 compute_device=self.compute_device,
                 stall_limit_s=stall_limit_s,
             )
             self._transfers = Transfers(io, self.stats)
             if hot_records:
                 self._hot = HotRecords(
-                    io,
-                    hot_records,
-                    self._extents.num_extents[Tier.DISK] * records_per_span,
-                    records_per_span,
-                    record_bytes,
-                    eviction,
-                    self.stats,
-                    self.compute_device,
+                    io, len(crcs), records_per_span, record_bytes, eviction, self.stats
                 )
 
         self._planes = Planes(
@@ -369,6 +366,8 @@ class PageStore:
         self._planes.check(live, deep)
         if self._transfers is not None:
             self._transfers.check_integrity()
+        if self._hot is not None:
+            self._hot.check()
 
     def _forget(self, extent: Extent) -> None:
         """The extent's bytes will change: nothing of them may be under way, or be found."""

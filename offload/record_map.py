@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,8 +32,10 @@ class RecordMap:
     extents: list[Extent]
     records_per_span: int
 
-    def extent_of(self, record: int) -> Extent:
-        return self.extents[record // self.records_per_span]
+    @cached_property
+    def tiers(self) -> tuple[int, ...]:
+        """The tiers that occur."""
+        return tuple(np.unique(self.tier).tolist())
 
 
 def make_record_map(

@@ -10,6 +10,7 @@ Knows tables and records, and no codec. The owner of the tables is `pager`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,12 +65,11 @@ class RecordReader:
         wanted = wanted[(wanted >= 0) & (wanted < len(where.tier))]
         wanted = wanted[where.tier[wanted] == _ON_DISK]
         wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]  # each once, in order
-        extents = [where.extent_of(record) for record in wanted.tolist()]
-        self._hot.wish(where.frame[wanted], extents, (table, layer))
+        self._hot.wish(where.frame[wanted], (table, layer))
 
     def any_on_disk(self, table: PageTable, layer: int) -> bool:
         """Whether reading ahead could be of use for a layer."""
-        return bool((self._map(table, layer).tier == _ON_DISK).any())
+        return _ON_DISK in self._map(table, layer).tiers
 
     def is_ready(self, table: PageTable, layer: int, records: Sequence[int]) -> np.ndarray:
         """Which of the records (bool) could be fetched now without waiting."""
@@ -83,17 +83,38 @@ class RecordReader:
     def fetch(self, table: PageTable, layer: int, records: Sequence[int]) -> Iterator[Selected]:
         """The records (ascending, each once), a batch at a time: as many as the hot records hold.
 
-        Each batch is for a `with` block, before the next is asked for. Blocks until it is there.
-        Raises StorageError when records cannot be read or are damaged.
+        Reading begins with this call; what an earlier one began and nobody took is let go. Each
+        batch is for a `with` block, before the next is asked for, which is being read meanwhile.
+        Asking for one blocks until it is there. Raises StorageError when records cannot be read or
+        are damaged.
         """
         where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
-        on_disk = where.tier[wanted] == _ON_DISK
-        assert not on_disk.any() or self._hot is not None, "no frames for records from disk"
-        most = self._hot.most_demanded if self._hot is not None else 1
+        if self._hot is None:
+            assert _ON_DISK not in where.tiers, "no frames for records from disk"
+            return iter([self._select(where, wanted, None)] if len(wanted) else [])
+        self._hot.release()
         # A batch ends where it would hold more records from disk than it may.
-        batch_of = np.maximum(np.cumsum(on_disk) - 1, 0) // most
-        for batch in np.unique(batch_of):
-            yield self._select(where, wanted[batch_of == batch], (table, layer))
+        num_before = np.maximum(np.cumsum(where.tier[wanted] == _ON_DISK) - 1, 0)
+        ends = np.flatnonzero(np.diff(num_before // self._hot.most_demanded)) + 1
+        batches = np.split(wanted, ends) if len(wanted) else []
+        first = self._begin(where, batches[0], (table, layer), waits=True) if batches else None
+        return self._batches(where, batches, (table, layer), first)
+
+    def _batches(self, where: RecordMap, batches, group, frames) -> Iterator[Selected]:
+        """frames: of the first batch, as `_begin` has them."""
+        for i, batch in enumerate(batches):
+            if frames is None:
+                frames = self._begin(where, batch, group, waits=True)
+            coming = None
+            if i + 1 < len(batches):
+                coming = self._begin(where, batches[i + 1], group, waits=False)
+            yield self._select(where, batch, frames)
+            frames = coming
+
+    def _begin(self, where: RecordMap, batch: np.ndarray, group, *, waits: bool):
+        """Frames of the batch's records from disk; None where there is no room for them now."""
+        on_disk = batch[where.tier[batch] == _ON_DISK]
+        return self._hot.begin(where.frame[on_disk], group, waits=waits)
 
     def forget(self, table: PageTable) -> None:
         """The table is closed."""
@@ -102,25 +123,26 @@ class RecordReader:
             key: kept for key, kept in self._addresses.items() if key[0] is not table
         }
 
-    def _select(self, where: RecordMap, records: np.ndarray, group) -> Selected:
+    def _select(self, where: RecordMap, records: np.ndarray, frames) -> Selected:
+        """frames: where the records from disk are being read to; waits for them."""
         planes, sources, release = self._planes, [], None
         device = planes.near_frames.device
-        for index in np.unique(where.tier[records]).tolist():
+        for index in where.tiers:
             tier, places = TIERS[index], np.flatnonzero(where.tier[records] == index)
-            rows = where.frame[records[places]]
+            if not len(places):
+                continue
             if tier is Tier.DISK:
-                extents = [where.extent_of(record) for record in records[places].tolist()]
-                rows = self._hot.demand(rows, extents, group)
-                release, frames = self._hot.release, self._hot.frames
+                self._hot.finish(frames)
+                release, arena, rows = partial(self._hot.release, frames), self._hot.frames, frames
             else:
                 self._stats.resident += len(places)
                 self._stats.bytes_read[tier.value] += len(places) * self._record_bytes
-                frames = planes.frames(tier)
+                arena, rows = planes.frames(tier), where.frame[records[places]]
             rows = torch.from_numpy(rows)
             if tier is not Tier.DEVICE and planes.must_copy:  # one copy for all of them
-                frames = frames.index_select(0, rows).to(device)
+                arena = arena.index_select(0, rows).to(device)
                 rows = torch.arange(len(places))
-            sources.append(Source(frames, rows, torch.from_numpy(places)))
+            sources.append(Source(arena, rows, torch.from_numpy(places)))
         near_rows = where.near_rows[torch.from_numpy(records).to(device)]
         return Selected(planes.near_frames, near_rows, sources, release)
 

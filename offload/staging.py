@@ -4,7 +4,7 @@
                               |                               |
                               └---complete_read(False)--------└--drop (counted as waste)----> FREE
 
-Knows no thread, file or byte; `transfer` holds the lock and moves the data.
+Knows no thread, file or byte; `io_threads` moves the data.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
 from ..prefetch.queue import Wish
 from ..prefetch.stats import Stats
 from .page_table import Extent
+from .reads import State
 
 
 class SlotState(Enum):
@@ -67,6 +70,22 @@ class Staging:
 
     def any_reading(self) -> bool:
         return any(slot.state is SlotState.READING for slot in self.slots)
+
+    def next_free(self) -> Slot:
+        """The slot that `prepare_read` will take."""
+        return self._free[-1]
+
+    def refresh(self, states: np.ndarray) -> None:
+        """Completes what the reader has read since; states: by slot, see `reads.State`.
+
+        What is READING here and not under way there never will be: its call was interrupted.
+        """
+        now = None
+        for slot in self.slots:
+            if slot.state is SlotState.READING:
+                now = states[: len(self.slots)].tolist() if now is None else now
+                if now[slot.index] not in (State.QUEUED, State.READING):
+                    self.complete_read(slot, success=now[slot.index] == State.READY)
 
     def prepare_read(self, extent: Extent, num_records: int, wish: Wish | None) -> Slot:
         """Takes a free slot for the extent's first records.
@@ -123,8 +142,10 @@ class Staging:
         self.drop(max(ready, key=lambda s: float("inf") if s.wish is None else s.wish.order))
         return True
 
-    def drop_stale(self, group: Hashable, batch: int) -> None:
-        """Drops what the group's wishes up to that batch brought or are bringing."""
+    def drop_stale(self, group: Hashable, batch: int) -> list[int]:
+        """Drops what the group's wishes up to that batch brought or are bringing; returns which
+        slots are still being filled, for nobody."""
+        unwanted = []
         for slot in self.slots:
             wish = slot.wish
             if wish is not None and wish.group == group and wish.batch <= batch:
@@ -132,6 +153,8 @@ class Staging:
                     self.drop(slot)
                 elif slot.state is SlotState.READING:
                     slot.is_unwanted = True
+                    unwanted.append(slot.index)
+        return unwanted
 
     def check(self) -> None:
         """Asserts S1 to S4."""

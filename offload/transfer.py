@@ -12,12 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
 from ..prefetch.stats import Stats
 from .errors import StorageError
 from .io_threads import IoThreads, Write
 from .page_table import Extent
+from .reads import Urgency
 from .staging import Slot, SlotState
 from .tier import copy_rows
 
@@ -32,18 +34,17 @@ class Transfers:
 
     def wish(self, extents: Sequence[Extent], group: Hashable) -> None:
         """Asks for extents to be read when there is time and room, in order. Never blocks."""
-        if not self._io.threads:
+        if not self._io.has_threads:
             return
-        with self._io.lock:
-            self._io.check()
-            self._io.wishes.open_batch()
-            for extent in extents:
-                slot = self._io.staging.find(extent)
-                if slot is not None and slot.state is not SlotState.HELD:
-                    slot.wish, slot.is_unwanted = self._io.wishes.make(extent, group), False
-                else:
-                    self._io.wishes.add([extent], group)
-            self._io.wake()
+        self._io.check()
+        self._io.wishes.open_batch()
+        for extent in extents:
+            slot = self._io.staging.find(extent)
+            if slot is not None and slot.state is not SlotState.HELD:
+                slot.wish, slot.is_unwanted = self._io.wishes.make(extent, group), False
+            else:
+                self._io.wishes.add([extent], group)
+        self._io.pump()
 
     @property
     def batch(self) -> int:
@@ -57,35 +58,35 @@ class Transfers:
 
     def move_on(self, group: Hashable, batch: int) -> None:
         """The group's turn is over: its wishes up to that batch were wrong."""
-        with self._io.lock:
-            self._io.wishes.drop(group, batch)
-            self._io.staging.drop_stale(group, batch)
-            self._io.wake()
+        self._io.wishes.drop(group, batch)
+        unwanted = self._io.staging.drop_stale(group, batch)
+        if unwanted:
+            self._io.reads.cancel(np.array(unwanted, dtype=np.int64))
+        self._io.pump()
 
     def is_ready(self, extent: Extent, num_records: int) -> bool:
-        with self._io.lock:
-            slot = self._io.staging.find(extent)
-            return slot is not None and self._has(slot, num_records)
+        self._io.pump()
+        slot = self._io.staging.find(extent)
+        return slot is not None and self._has(slot, num_records)
 
     def demand(self, extent: Extent, num_records: int) -> Slot:
         """The slot that holds the extent's first records, held for the caller; waits for it."""
-        with self._io.lock:
-            self._io.check()
-            slot = self._io.staging.find(extent)
-            if slot is not None and self._has(slot, num_records):
-                self._stats.hits += 1
+        self._io.check()
+        slot = self._io.staging.find(extent)
+        if slot is not None and self._has(slot, num_records):
+            self._stats.hits += 1
+        else:
+            if self._io.wishes.remove(extent) is not None or slot is not None:
+                self._stats.late += 1
             else:
-                if self._io.wishes.remove(extent) is not None or slot is not None:
-                    self._stats.late += 1
-                else:
-                    self._stats.misses += 1
-                started = time.perf_counter()
-                try:
-                    slot = self._bring(extent, num_records)
-                finally:
-                    self._stats.stall_s += time.perf_counter() - started
-            self._io.staging.hold(slot)
-            return slot
+                self._stats.misses += 1
+            started = time.perf_counter()
+            try:
+                slot = self._bring(extent, num_records)
+            finally:
+                self._stats.stall_s += time.perf_counter() - started
+        self._io.staging.hold(slot)
+        return slot
 
     def rows(self, slot: Slot, num_records: int) -> torch.Tensor:
         """A held slot's records, (num_records, record_bytes) uint8 in host memory."""
@@ -93,58 +94,48 @@ class Transfers:
 
     def release(self, slot: Slot) -> None:
         """The caller is done with a slot that `demand` gave it."""
-        with self._io.lock:
-            self._io.staging.release(slot)
-            self._io.wake()
+        self._io.staging.release(slot)
+        self._io.pump()
 
     def write(self, extent: Extent, first: int, records: torch.Tensor) -> None:
         """Sends records, (num_records, record_bytes) uint8, to frames first .. of an extent.
 
         Returns when they have been copied; a failure to write them surfaces at a later call.
         """
-        with self._io.lock:
-            self._io.check()
-            if not self._io.buffers:
-                started = time.perf_counter()
-                try:
-                    self._io.wait(lambda: self._io.buffers)
-                finally:
-                    self._stats.write_stall_s += time.perf_counter() - started
-            buffer = self._io.buffers.pop()
-        try:
-            copy_rows(self._io.rows(buffer, len(records)), records)
-        except BaseException:
-            with self._io.lock:
-                self._io.buffers.append(buffer)
-            raise
-        with self._io.lock:
-            self._io.unwritten[extent] += 1
-            self._io.perform(Write(extent, first, len(records), buffer))
+        self._io.check()
+        if self._io.free_buffer() is None:
+            started = time.perf_counter()
+            try:
+                self._io.wait(lambda: self._io.free_buffer() is not None)
+            finally:
+                self._stats.write_stall_s += time.perf_counter() - started
+        buffer = self._io.free_buffer()
+        copy_rows(self._io.rows(buffer, len(records)), records)
+        self._io.write(Write(extent, first, len(records), buffer))
 
     def flush(self) -> None:
         """Waits until all that was written is on disk."""
-        with self._io.lock:
-            self._io.wait(lambda: not self._io.unwritten)
+        self._io.wait(lambda: not self._io.writing)
 
     def forget(self, extent: Extent) -> None:
         """The extent's records will change: waits for what is under way and drops what was read.
 
         Never raises: after a failure no frame is written to again.
         """
-        with self._io.lock:
-            self._io.wishes.remove(extent)
-            slot = self._io.staging.find(extent)
-            try:
-                self._io.wait(lambda: extent not in self._io.unwritten)
-                self._io.wait(lambda: slot is None or slot.state is not SlotState.READING)
-            except (StorageError, RuntimeError):
-                return
-            slot = self._io.staging.find(extent)
-            if slot is not None and slot.state is SlotState.READY:
-                self._io.staging.drop(slot)
-                self._io.wake()
-            elif slot is not None:
-                self._io.staging.detach(slot)
+        self._io.wishes.remove(extent)
+        slot = self._io.staging.find(extent)
+        try:
+            self._io.wait(lambda: not self._io.is_unwritten(extent))
+            if slot is not None and slot.state is SlotState.READING:
+                self._io.reads.cancel(np.array([slot.index], dtype=np.int64))
+                self._wait_for(slot)
+        except (StorageError, RuntimeError):
+            return
+        slot = self._io.staging.find(extent)
+        if slot is not None and slot.state is SlotState.READY:
+            self._io.staging.drop(slot)
+        elif slot is not None:
+            self._io.staging.detach(slot)
 
     @staticmethod
     def _has(slot: Slot, num_records: int) -> bool:
@@ -153,25 +144,28 @@ class Transfers:
         return there and slot.num_records >= num_records
 
     def _bring(self, extent: Extent, num_records: int) -> Slot:
-        """A ready slot with the extent's records. Holds the lock, and gives it up to wait."""
+        """A ready slot with the extent's records."""
         slot = self._io.staging.find(extent)
         if slot is not None and slot.state is SlotState.READING:
             slot.is_unwanted = False
             self._wait_for(slot)
-            if self._has(slot, num_records):
+            slot = self._io.staging.find(extent)
+            if slot is not None and self._has(slot, num_records):
                 return slot
         if slot is not None and slot.state is SlotState.READY:  # read before the latest append
             self._io.staging.drop(slot)
-        self._io.wait(lambda: extent not in self._io.unwritten)
+        self._io.wait(lambda: not self._io.is_unwritten(extent))
         self._io.wait(self._make_room)
-        slot = self._io.staging.prepare_read(extent, num_records, None)
-        self._io.perform(slot)
+        slot = self._io.prepare(extent, num_records, None)
+        self._io.read(slot, Urgency.DEMAND)
         # Interrupted here, the slot becomes ready with nobody to hold it, and is dropped first.
         self._wait_for(slot)
         return slot
 
     def _wait_for(self, slot: Slot) -> None:
-        self._io.wait(lambda: slot.state is not SlotState.READING)
+        self._io.reads.promote(np.array([slot.index], dtype=np.int64))
+        extent = slot.extent
+        self._io.wait(lambda: slot.state is not SlotState.READING or slot.extent is not extent)
 
     def _make_room(self) -> bool:
         """True when a slot is free, if need be after dropping a ready one."""

@@ -35,6 +35,7 @@ inline Layout layout_of(const std::vector<int64_t> &numbers) {
 
 void bind_attend(nanobind::module_ &m);
 void bind_matmul(nanobind::module_ &m);
+void bind_reads(nanobind::module_ &m);
 void bind_step(nanobind::module_ &m);
 
 }  // namespace ebbtide
