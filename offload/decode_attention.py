@@ -1,6 +1,6 @@
 """Attention of one token over one layer, by the compiled kernels: one call where every span is in
-memory; else one for each run of spans that are, one for each that comes from disk, in order, and
-one that joins them.
+memory; else one for each run of spans that are or come from disk together, in order, and one that
+joins them.
 
 To the bit the same in both cases: partials belong to spans, and are joined by the same code. Knows
 where pages lie through the store alone.
@@ -24,6 +24,7 @@ from ..kernels.layer_attention import (
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import serves
 from .sequence import Sequence
+from .span_addresses import SpanRun
 
 
 class DecodeAttention:
@@ -86,39 +87,35 @@ class DecodeAttention:
                 None if bias[0] is None else torch.cat(bias, -1).contiguous(),
             )
 
-        run = None
         if not spans:
             none = torch.empty(0, dtype=torch.int64)
-            whole = Records(none, none, 1, (0, 0))
-        else:
-            run = self._fetch_run(sequence, layer, spans.start, spans.stop)
-            is_whole = run is not None and run.stop == spans.stop
-            whole = records(run.near_at, run.record_at, spans.start, run.stop) if is_whole else None
-        if whole is not None:
-            out = attend_layer(q, page_q, whole, self._layout, raw, self._softcap)
-            return out.view(1, -1)
+            nothing = Records(none, none, 1, (0, 0))
+            return attend_layer(q, page_q, nothing, self._layout, raw, self._softcap).view(1, -1)
 
-        parts, span = empty_parts(len(spans) + 1, q), spans.start
+        parts, span = None, spans.start
         while span < spans.stop:
-            into = Partial(*(part[span - spans.start :] for part in parts))
-            if run is not None:
+            run = self._store.fetch_run(sequence.table, layer, span, spans.stop)
+            if run is None:
+                run = self._fetch_one(sequence, layer, span)
+            with run:
                 part = records(run.near_at, run.record_at, span, run.stop)
+                if (span, run.stop) == (spans.start, spans.stop):
+                    out = attend_layer(q, page_q, part, self._layout, raw, self._softcap)
+                    return out.view(1, -1)
+                if parts is None:
+                    parts = empty_parts(len(spans) + 1, q)
+                into = Partial(*(of_all[span - spans.start :] for of_all in parts))
                 attend_spans(page_q, part, self._layout, self._softcap, into)
-                span = run.stop
-            else:
-                with self._store.fetch(sequence.table, layer, span) as pages:
-                    rows = torch.arange(len(pages.records))
-                    at = (dispatch.addresses(p, rows) for p in (pages.near, pages.records))
-                    part = records(*at, span, span + 1)
-                    attend_spans(page_q, part, self._layout, self._softcap, into)
-                span += 1
-            if span < spans.stop:
-                run = self._fetch_run(sequence, layer, span, spans.stop)
+            span = run.stop
         attend_raw(q, raw, self._softcap, Partial(*(part[-1] for part in parts)))
         return join_parts(parts).view(1, -1)
 
-    def _fetch_run(self, sequence: Sequence, layer: int, first: int, stop: int):
-        return self._store.fetch_run(sequence.table, layer, first, stop)
+    def _fetch_one(self, sequence: Sequence, layer: int, span: int) -> SpanRun:
+        """A span that is copied before it is read."""
+        pages = self._store.fetch(sequence.table, layer, span)
+        rows = torch.arange(len(pages.records))
+        at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
+        return SpanRun(span, span + 1, *at, (), pages.close)
 
     def _raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
         """The raw tokens that a token at `position` sees: the sink, the cell before, its own."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -113,14 +113,18 @@ class IoThreads:
         """The first records of a slot or write buffer, (num_records, record_bytes) uint8."""
         return self._arena.records(buffer * self._records_per_span, num_records)
 
-    def read(self, slot: Slot, urgency: Urgency) -> None:
-        """Begins to fill a slot that was prepared."""
-        assert slot.extent is not None
-        place = slot.index * self._records_per_span * self._record_bytes
-        numbers = slot.index, slot.extent.base, slot.num_records
-        address = self._arena.frames.data_ptr() + place
-        one = np.array([*numbers, address], dtype=np.int64)
-        self.reads.submit(one[0:1], one[1:2], one[2:3], one[3:4], urgency)
+    @property
+    def slot_bytes(self) -> int:
+        return self._records_per_span * self._record_bytes
+
+    def place(self, buffer: int) -> int:
+        """The address of a slot or write buffer."""
+        return self._arena.frames.data_ptr() + buffer * self.slot_bytes
+
+    def read(self, slots: Sequence[Slot], urgency: Urgency) -> None:
+        """Begins to fill slots that were prepared."""
+        rows = [(s.index, s.extent.base, s.num_records, self.place(s.index)) for s in slots]
+        self.reads.submit(*np.array(rows, dtype=np.int64).T.copy(), urgency)
 
     def prepare(self, extent: Extent, num_records: int, wish) -> Slot:
         """A free slot, READING from now on: for `read`, which must follow."""
@@ -157,11 +161,14 @@ class IoThreads:
         self._stats.bytes_read[DISK] = self.reads.bytes_read()
         if self.failure is None and (failure := self.reads.failure()) is not None:
             self._fail(failure)
+        slots = []
         while self.wishes and self.staging.num_free and self.failure is None:
             wish = self.wishes.take(lambda extent: not self.is_unwritten(extent))
             if wish is None:
-                return
-            self.read(self.prepare(wish.key, wish.key.filled, wish), Urgency.SPAN_WISH)
+                break
+            slots.append(self.prepare(wish.key, wish.key.filled, wish))
+        if slots:
+            self.read(slots, Urgency.SPAN_WISH)
 
     def wait(self, is_so: Callable[[], object]) -> None:
         """Waits for the I/O threads to make it so; raises the failure, or that nothing happens."""

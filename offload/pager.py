@@ -31,7 +31,7 @@ from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
 from .record_reader import RecordReader
-from .span_addresses import SpanRun
+from .span_addresses import SpanAddresses, SpanRun
 from .transfer import Transfers
 
 
@@ -293,21 +293,45 @@ class PageStore:
         return self._planes.get(table.extent(layer, span), count)
 
     def fetch_run(self, table: PageTable, layer: int, first: int, stop: int) -> SpanRun | None:
-        """The spans first .. stop - 1 as far as they lie in memory, by address: good until the
-        table changes. None where `first` is on disk, or is not read in place: `fetch` it then.
+        """Some of the spans first .. stop - 1, from the first on, by address, for a `with` block:
+        all that lie in memory at home, or a few from disk with what lies between them.
+
+        None where spans are not read in place: `fetch` them. Blocks and raises as `fetch` does.
         """
         self._check(table)
         addresses = self.records.addresses(table, layer)
-        run = addresses.run(first, stop) if addresses is not None else None
-        if run is None or run.stop == first:
+        if addresses is None:
             return None
-        self.stats.resident += run.stop - first
+        run = addresses.run(first, stop)
+        if run.stop == first:
+            run = self._fetch_staged(table, layer, first, stop, addresses)
+        num_staged = sum(e.tier is Tier.DISK for e in addresses.where.extents[first : run.stop])
+        self.stats.resident += run.stop - first - num_staged
         for tier, count in run.reads:
             self.stats.bytes_read[tier.value] += count * self.record_bytes
-        if self._transfers is not None:  # without a disk there is nothing to foresee
+        if self._transfers is not None and not num_staged:
             for span in range(first, run.stop):
                 self._follow(table, layer, span)
         return run
+
+    def _fetch_staged(
+        self, table: PageTable, layer: int, first: int, stop: int, addresses: SpanAddresses
+    ) -> SpanRun:
+        """As many spans as hold no more from disk than may be held at once."""
+        transfers, extents, on_disk, end = self._transfers, addresses.where.extents, [], first
+        assert transfers is not None, "an extent on disk without disk frames"
+        while end < stop:
+            if extents[end].tier is Tier.DISK:
+                if len(on_disk) == transfers.most_held:
+                    break
+                on_disk.append(end)
+            end += 1
+        for span in range(first, end):
+            self._follow(table, layer, span)
+        wanted = [(extents[span], table.records_seen(layer, span)) for span in on_disk]
+        slots = transfers.demand_all(wanted)
+        places = {s: transfers.place(slot) for s, slot in zip(on_disk, slots, strict=True)}
+        return addresses.visiting(first, end, places, partial(transfers.release_all, slots))
 
     def prefetch(self, table: PageTable, layer: int, spans: Sequence[int] | None = None) -> None:
         """Wishes for spans, most urgent first; None: as the predictor says. Never blocks.

@@ -7,6 +7,7 @@ the CPU, or there is none of this.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ from .record_map import TIERS, RecordMap
 
 
 class SpanRun(NamedTuple):
-    """Consecutive spans that all lie in memory.
+    """Consecutive spans that all lie in memory, at home or on a visit, for a `with` block.
 
     near_at, record_at: (num_records,) int64, where each record's planes start. reads: what
-    attending to them reads from each tier, in records. The bytes stay until the table changes.
+    attending to them reads from each memory tier, in records. The bytes stay until the end of the
+    block, and those at home until the table changes.
     """
 
     first: int
@@ -28,6 +30,14 @@ class SpanRun(NamedTuple):
     near_at: torch.Tensor
     record_at: torch.Tensor
     reads: tuple[tuple[Tier, int], ...]
+    release: Callable[[], None] | None = None
+
+    def __enter__(self) -> SpanRun:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.release is not None:
+            self.release()
 
 
 class SpanAddresses:
@@ -41,6 +51,7 @@ class SpanAddresses:
             there = where.tier == TIERS.index(tier)
             record_at[there] = where.frame[there] * frames.stride(0) + frames.data_ptr()
         self._record_at = torch.from_numpy(record_at)
+        self._record_bytes = next(iter(arenas.values())).shape[1]
         self._runs: dict[tuple[int, int], SpanRun] = {}
 
     def run(self, first: int, stop: int) -> SpanRun:
@@ -50,11 +61,26 @@ class SpanAddresses:
             found = self._runs[first, stop] = self._find(first, stop)
         return found
 
+    def visiting(self, first: int, stop: int, places: dict[int, int], release) -> SpanRun:
+        """The spans first .. stop - 1, of which some, by span, lie at these addresses for now."""
+        run, where = self._make(first, stop), self.where
+        within = np.arange(where.records_per_span) * self._record_bytes
+        record_at = run.record_at.numpy().copy()
+        for span, place in places.items():
+            start = (span - first) * where.records_per_span
+            part = record_at[start : start + where.records_per_span]
+            part[:] = within[: len(part)] + place
+        return run._replace(record_at=torch.from_numpy(record_at), release=release)
+
     def _find(self, first: int, stop: int) -> SpanRun:
-        where, end = self.where, first
-        while end < stop and where.extents[end].tier is not Tier.DISK:
+        end = first
+        while end < stop and self.where.extents[end].tier is not Tier.DISK:
             end += 1
-        rows = slice(first * where.records_per_span, end * where.records_per_span)
+        return self._make(first, end)
+
+    def _make(self, first: int, stop: int) -> SpanRun:
+        where = self.where
+        rows = slice(first * where.records_per_span, stop * where.records_per_span)
         counts = Counter(where.tier[rows].tolist())
-        reads = tuple((TIERS[index], count) for index, count in sorted(counts.items()))
-        return SpanRun(first, end, self._near_at[rows], self._record_at[rows], reads)
+        reads = tuple((TIERS[i], n) for i, n in sorted(counts.items()) if TIERS[i] is not Tier.DISK)
+        return SpanRun(first, stop, self._near_at[rows], self._record_at[rows], reads)

@@ -23,6 +23,9 @@ from .reads import Urgency
 from .staging import Slot, SlotState
 from .tier import copy_rows
 
+# What is attended to in one call: threads are woken for each.
+_HELD_BYTES = 1 << 20
+
 
 class Transfers:
     """One store's traffic. After a failure every call raises it, save `forget`."""
@@ -87,6 +90,37 @@ class Transfers:
                 self._stats.stall_s += time.perf_counter() - started
         self._io.staging.hold(slot)
         return slot
+
+    @property
+    def most_held(self) -> int:
+        """How many slots should be held at once: few calls to attend to them, and enough others to
+        be filled meanwhile."""
+        return max(1, min(len(self._io.staging.slots) // 3, _HELD_BYTES // self._io.slot_bytes))
+
+    def demand_all(self, wanted: Sequence[tuple[Extent, int]]) -> list[Slot]:
+        """`demand` for several extents and numbers of records, which are waited for together."""
+        self._io.check()
+        slots = []
+        under_way = [self._io.staging.find(extent) for extent, _ in wanted]
+        tags = [slot.index for slot in under_way if slot is not None]
+        self._io.reads.promote(np.array(tags, dtype=np.int64))
+        try:
+            for extent, num_records in wanted:
+                slots.append(self.demand(extent, num_records))
+        except BaseException:
+            self.release_all(slots)
+            raise
+        return slots
+
+    def place(self, slot: Slot) -> int:
+        """The address of a held slot's first record; the others follow it."""
+        return self._io.place(slot.index)
+
+    def release_all(self, slots: Sequence[Slot]) -> None:
+        """The caller is done with these slots."""
+        for slot in slots:
+            self._io.staging.release(slot)
+        self._io.pump()
 
     def rows(self, slot: Slot, num_records: int) -> torch.Tensor:
         """A held slot's records, (num_records, record_bytes) uint8 in host memory."""
@@ -157,7 +191,7 @@ class Transfers:
         self._io.wait(lambda: not self._io.is_unwritten(extent))
         self._io.wait(self._make_room)
         slot = self._io.prepare(extent, num_records, None)
-        self._io.read(slot, Urgency.DEMAND)
+        self._io.read([slot], Urgency.DEMAND)
         # Interrupted here, the slot becomes ready with nobody to hold it, and is dropped first.
         self._wait_for(slot)
         return slot

@@ -834,8 +834,8 @@ def test_of_two_failures_the_first_is_told(tmp_path):
 
     with opened(tmp_path, file=Worse, io_threads=2) as store:
         table = store.open_table()
-        write(store, table, 0, range(2 * S), flush=True)
-        store.prefetch(table, 0)
+        write(store, table, 0, range(3 * S), flush=True)
+        store.prefetch(table, 0, [0, 2])  # neighbours would be read in one go
         for wait_s in (0, 0.2):
             time.sleep(wait_s)
             with pytest.raises(StorageError, match="failure 1"):
