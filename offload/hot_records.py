@@ -27,6 +27,7 @@ from .reads import State, Urgency
 NOTHING = -1
 # A wish may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
+_BATCH_BYTES = 1 << 20
 
 
 class HotRecords:
@@ -71,8 +72,9 @@ class HotRecords:
 
     @property
     def most_demanded(self) -> int:
-        """How many records may be begun at once: with as many, others may be begun meanwhile."""
-        return max(1, self.num_frames // 2)
+        """How many records should be begun at once: attending to those that came first hides the
+        reading of others, and each call costs some microseconds."""
+        return max(1, min(self.num_frames // 2, _BATCH_BYTES // self._record_bytes))
 
     def wish(self, numbers: np.ndarray, group: Hashable) -> None:
         """Asks for records, most urgent first, to be read when there is time. Never blocks.
@@ -133,6 +135,7 @@ class HotRecords:
     def finish(self, frames: np.ndarray) -> None:
         """Waits until what was begun is there. Raises StorageError when it cannot be read."""
         if (self._state[frames] != State.READY).any():
+            self._io.reads.expect(self._first_tag + frames)
             self._wait(lambda: (self._state[frames] == State.READY).all())
         else:
             self._io.check()  # also makes sure that this thread sees what others wrote

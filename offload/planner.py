@@ -19,9 +19,9 @@ from .plan import Plan
 from .sequence import RawPages
 
 WRITE_BUFFERS = 2
-# Reading goes on while a layer's other work is done: slots for a few milliseconds of it, at least
-# a few, and no more than are of use.
-_STAGING_BYTES, _FEWEST_SLOTS, _MOST_SLOTS = 4 << 20, 6, 24
+# Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a small
+# part of all spans, which had better stay in memory.
+_STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
 HOT_SHARE = (
     0.1  # of all far planes: what is kept at hand of those on disk, where pages are selected
 )
@@ -30,9 +30,9 @@ _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
 
 
-def staging_slots(span_bytes: int) -> int:
-    """How many spans may be on their way from disk at once."""
-    return max(_FEWEST_SLOTS, min(_MOST_SLOTS, _STAGING_BYTES // span_bytes))
+def staging_slots(span_bytes: int, num_spans: int) -> int:
+    """How many spans may be on their way from disk at once; num_spans: of all layers."""
+    return max(_FEWEST_SLOTS, min(_STAGING_BYTES // span_bytes, int(_STAGING_SHARE * num_spans)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ class _Filling:
             "runtime": self.limits.runtime_bytes,
             "text": text,
             "output": self.request.output_bytes,
-            "staging": (staging_slots(span) + WRITE_BUFFERS) * span if spills else 0,
+            "staging": (staging_slots(span, self.num_spans) + WRITE_BUFFERS) * span
+            if spills
+            else 0,
             "hot pages": self.hot_records * self.geometry.layout.record_bytes if spills else 0,
             # On the way to a device, streamed layers pass through host memory.
             "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
@@ -302,7 +304,7 @@ class _Filling:
             head_resident=head_resident,
             near_resident=layout.near_resident,
             sweep_cells=sweep,
-            staging_slots=staging_slots(span),
+            staging_slots=staging_slots(span, self.num_spans),
             hot_records=self.hot_records if far["disk"] else 0,
             far_spans=far,
             num_spans=self.num_spans,

@@ -47,7 +47,7 @@ class State(IntEnum):
 class Urgency(IntEnum):
     """Which reads go first."""
 
-    DEMAND = 0  # somebody waits
+    DEMAND = 0
     SPAN_WISH = 1
     RECORD_WISH = 2
 
@@ -70,7 +70,11 @@ class Reads(Protocol):
         ...
 
     def promote(self, tags: np.ndarray) -> None:
-        """Somebody waits for these now, as far as they are QUEUED or READING."""
+        """These go first now, as far as they are QUEUED."""
+        ...
+
+    def expect(self, tags: np.ndarray) -> None:
+        """Somebody will wait until all of these are over."""
         ...
 
     def cancel(self, tags: np.ndarray) -> None:
@@ -78,8 +82,8 @@ class Reads(Protocol):
         ...
 
     def happened(self) -> int:
-        """A number that changes when the last read that somebody waits for is over, when any other
-        is while nobody waits for one, when one failed, and by `kick`."""
+        """A number that changes when the last expected read is over, when any other is while none
+        is expected, when one failed, and by `kick`."""
         ...
 
     def wait(self, seen: int, seconds: float) -> bool:
@@ -143,7 +147,8 @@ class NativeReads:
         )
         self._is_direct = fd is not None
         native = self._native
-        self.submit, self.promote, self.cancel = native.submit, native.promote, native.cancel
+        self.submit, self.cancel = native.submit, native.cancel
+        self.promote, self.expect = native.promote, native.expect
         self.happened, self.wait, self.kick = native.happened, native.wait, native.kick
         self.close = native.close
         # Threads that call back must have ended before the interpreter does.
@@ -196,11 +201,11 @@ def _view(address: int, num_bytes: int) -> memoryview:
 class _Entry:
     """A read: records frame .. frame + count - 1 to `place`."""
 
-    __slots__ = ("count", "frame", "place", "tag", "urgency")
+    __slots__ = ("count", "frame", "is_expected", "place", "tag", "urgency")
 
     def __init__(self, tag: int, frame: int, count: int, place: int, urgency: int):
         self.tag, self.frame, self.count, self.place = tag, frame, count, place
-        self.urgency = urgency
+        self.urgency, self.is_expected = urgency, False
 
 
 class ThreadReads:
@@ -239,10 +244,16 @@ class ThreadReads:
         with self._work:
             for tag in tags:
                 entry = self._entries.get(int(tag))
-                if entry is not None and entry.urgency != Urgency.DEMAND:
+                if entry is not None and self._is_queued(entry) and entry.urgency:
                     entry.urgency = Urgency.DEMAND
-                    if self.states[tag] == State.QUEUED:
-                        self._queues[Urgency.DEMAND].append(entry)
+                    self._queues[Urgency.DEMAND].append(entry)
+
+    def expect(self, tags) -> None:
+        with self._work:
+            for tag in tags:
+                entry = self._entries.get(int(tag))
+                if entry is not None:
+                    entry.is_expected = True
 
     def cancel(self, tags) -> None:
         with self._work:
@@ -328,8 +339,7 @@ class ThreadReads:
                 self._error = error
                 self._take_all_back()
             self.states[entry.tag] = State.READY if error is None else State.FAILED
-            waited_for = any(e.urgency == Urgency.DEMAND for e in self._entries.values())
-            if error is not None or not waited_for:
+            if error is not None or not any(e.is_expected for e in self._entries.values()):
                 self._happen()
 
     def _take_all_back(self) -> None:

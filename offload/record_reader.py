@@ -9,6 +9,7 @@ Knows tables and records, and no codec. The owner of the tables is `pager`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -97,19 +98,27 @@ class RecordReader:
         num_before = np.maximum(np.cumsum(where.tier[wanted] == _ON_DISK) - 1, 0)
         ends = np.flatnonzero(np.diff(num_before // self._hot.most_demanded)) + 1
         batches = np.split(wanted, ends) if len(wanted) else []
-        first = self._begin(where, batches[0], (table, layer), waits=True) if batches else None
-        return self._batches(where, batches, (table, layer), first)
+        begun = deque()
+        if batches:
+            begun.append(self._begin(where, batches[0], (table, layer), waits=True))
+            self._begin_more(where, batches, (table, layer), begun, 0)
+        return self._batches(where, batches, (table, layer), begun)
 
-    def _batches(self, where: RecordMap, batches, group, frames) -> Iterator[Selected]:
-        """frames: of the first batch, as `_begin` has them."""
+    def _batches(self, where: RecordMap, batches, group, begun: deque) -> Iterator[Selected]:
+        """begun: frames of the batches whose reading has begun."""
         for i, batch in enumerate(batches):
+            if not begun:
+                begun.append(self._begin(where, batch, group, waits=True))
+            self._begin_more(where, batches, group, begun, i)
+            yield self._select(where, batch, begun.popleft())
+
+    def _begin_more(self, where: RecordMap, batches, group, begun: deque, i: int) -> None:
+        """Begins to read what there is room for, of the batches from the i-th on."""
+        while i + len(begun) < len(batches):
+            frames = self._begin(where, batches[i + len(begun)], group, waits=False)
             if frames is None:
-                frames = self._begin(where, batch, group, waits=True)
-            coming = None
-            if i + 1 < len(batches):
-                coming = self._begin(where, batches[i + 1], group, waits=False)
-            yield self._select(where, batch, frames)
-            frames = coming
+                return
+            begun.append(frames)
 
     def _begin(self, where: RecordMap, batch: np.ndarray, group, *, waits: bool):
         """Frames of the batch's records from disk; None where there is no room for them now."""

@@ -2,8 +2,8 @@
 
     score      the true query against all near planes: every page's mass, and how uneven it is
     select     the records to attend in full; what is resident or on its way never enters
-    attend     those records, wherever they lie, one partial each, joined in record order
     estimate   every other page is one token: its estimated mass, its mean value
+    attend     those records, which are read meanwhile, one partial each, joined in record order
 
 So a result depends on the query and the pages alone. `expect` does the first two steps with a
 query that was rehearsed, and only asks for reads. Knows queries and pages, and of the weights
@@ -12,6 +12,7 @@ only how far a head's output carries.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Sequence_
 
 import torch
@@ -32,6 +33,7 @@ from ..prefetch.source import Foresight, Selector
 from ..prefetch.trail import Standing
 from .attention import Query, TieredAttention
 from .record_reader import RecordReader
+from .selected import Selected
 from .sequence import Sequence
 from .weights import LayerTensors
 
@@ -78,12 +80,13 @@ class SelectedAttention:
         evidence, bias = self._evidence(layer, sequence, query, key_bias, standing)
         asked = self._selector.select(evidence)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
+        coming = self._records.fetch(sequence.table, layer, _numbers(chosen))
         sequence.trail.note(layer, asked, chosen, standing, evidence.num_records)
         left_out = evidence.log_mass.clone()
         left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
         whole = merge(self._estimate(layer, sequence, left_out), raw)
         if len(chosen):
-            attended = merge_records(self._partials(layer, sequence, query, chosen, bias))
+            attended = merge_records(self._partials(query, chosen, coming, bias))
             whole = merge(attended, whole)
         shares = (left_out - (whole.max + whole.sum.log()).unsqueeze(-1)).exp_()
         if self._waits and audit.is_due(layer, len(self._tiered.ropes), query.position):
@@ -174,14 +177,14 @@ class SelectedAttention:
         return arrived
 
     def _partials(
-        self, layer: int, sequence: Sequence, query: Query, chosen: torch.Tensor, bias
+        self, query: Query, chosen: torch.Tensor, coming: Iterator[Selected], bias
     ) -> Partial:
         """The chosen records' partials, in record order whatever batches they came in."""
         layout, parts, done = self._tiered.layout, [], 0
         q = rotate(query.q) if layout.rotate else query.q
         if bias is not None:
             bias = bias.unflatten(-1, (-1, layout.record_tokens))
-        for selected in self._records.fetch(sequence.table, layer, _numbers(chosen)):
+        for selected in coming:
             with selected:
                 batch = chosen[done : done + len(selected.near_rows)]
                 parts.append(
@@ -205,7 +208,8 @@ class SelectedAttention:
         drawn, counts = audit.draw(shares, query.position)
         if not len(drawn):
             return
-        found = self._partials(layer, sequence, query, drawn, bias)
+        coming = self._records.fetch(sequence.table, layer, _numbers(drawn))
+        found = self._partials(query, drawn, coming, bias)
         log_total = whole.max + whole.sum.log()
         true_shares = (found.max - log_total).exp() * found.sum
         self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)

@@ -102,8 +102,7 @@ class Transfers:
         self._io.check()
         slots = []
         under_way = [self._io.staging.find(extent) for extent, _ in wanted]
-        tags = [slot.index for slot in under_way if slot is not None]
-        self._io.reads.promote(np.array(tags, dtype=np.int64))
+        self._hurry([slot.index for slot in under_way if slot is not None])
         try:
             for extent, num_records in wanted:
                 slots.append(self.demand(extent, num_records))
@@ -197,9 +196,15 @@ class Transfers:
         return slot
 
     def _wait_for(self, slot: Slot) -> None:
-        self._io.reads.promote(np.array([slot.index], dtype=np.int64))
+        self._hurry([slot.index])
         extent = slot.extent
         self._io.wait(lambda: slot.state is not SlotState.READING or slot.extent is not extent)
+
+    def _hurry(self, tags: list[int]) -> None:
+        """Somebody waits for what is on its way to these slots."""
+        tags = np.array(tags, dtype=np.int64)
+        self._io.reads.promote(tags)
+        self._io.reads.expect(tags)
 
     def _make_room(self) -> bool:
         """True when a slot is free, if need be after dropping a ready one."""

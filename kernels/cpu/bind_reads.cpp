@@ -54,6 +54,7 @@ class ReadsObject {
     }
 
     void promote(Numbers tags) { reads_->promote((int64_t)tags.size(), tags.data()); }
+    void expect(Numbers tags) { reads_->expect((int64_t)tags.size(), tags.data()); }
     void cancel(Numbers tags) { reads_->cancel((int64_t)tags.size(), tags.data()); }
     uint64_t happened() { return reads_->happened(); }
     void kick() { reads_->kick(); }
@@ -111,6 +112,7 @@ void bind_reads(nb::module_ &m) {
              nb::arg("read_into").none() = nb::none(), nb::arg("keep").none() = nb::none())
         .def("submit", &ReadsObject::submit)
         .def("promote", &ReadsObject::promote)
+        .def("expect", &ReadsObject::expect)
         .def("cancel", &ReadsObject::cancel)
         .def("happened", &ReadsObject::happened)
         .def("kick", &ReadsObject::kick)

@@ -35,7 +35,7 @@ namespace ebbtide {
 
 enum ReadState : int8_t { READ_NONE, QUEUED, READING, READY, FAILED };
 
-constexpr int NUM_URGENCIES = 3;  // 0: somebody waits for it
+constexpr int NUM_URGENCIES = 3;  // 0 goes first
 
 struct ReadFile {
     int fd;
@@ -78,23 +78,28 @@ class Reads {
             ++e.turn;
             enqueue(tags[i], urgency);
             set(tags[i], QUEUED);
+            e.is_expected = false;
             queued_at_[e.frame] = tags[i];
-            if (urgency == 0) ++num_urgent_;
         }
         num_queued_ += num_reads;
         wake(num_reads);
     }
 
-    // Somebody waits for these now.
+    // These go first now, as far as they are QUEUED.
     void promote(int64_t num_tags, const int64_t *tags) {
+        std::lock_guard<std::mutex> held(mutex_);
+        for (int64_t i = 0; i < num_tags; ++i)
+            if (states_[tags[i]] == QUEUED && entries_[(size_t)tags[i]].urgency > 0) enqueue(tags[i], 0);
+    }
+
+    // Somebody will wait until all of these are over.
+    void expect(int64_t num_tags, const int64_t *tags) {
         std::lock_guard<std::mutex> held(mutex_);
         for (int64_t i = 0; i < num_tags; ++i) {
             Entry &e = entries_[(size_t)tags[i]];
-            const int8_t state = states_[tags[i]];
-            if ((state != QUEUED && state != READING) || e.urgency == 0) continue;
-            ++num_urgent_;
-            if (state == QUEUED) enqueue(tags[i], 0);
-            e.urgency = 0;
+            if (e.is_expected || (states_[tags[i]] != QUEUED && states_[tags[i]] != READING)) continue;
+            e.is_expected = true;
+            ++num_expected_;
         }
     }
 
@@ -105,8 +110,8 @@ class Reads {
             if (states_[tags[i]] == QUEUED) take_back(tags[i]);
     }
 
-    // Waits until something has happened since `seen`, a number that `happened` gave: the last urgent read is over, any
-    // other is while none is urgent, one failed, or `kick` was called. False when the time is over first.
+    // Waits until something has happened since `seen`, a number that `happened` gave: the last expected read is over, any
+    // other is while none is expected, one failed, or `kick` was called. False when the time is over first.
     bool wait(uint64_t seen, double seconds) {
         std::unique_lock<std::mutex> held(mutex_);
         return done_.wait_for(held, std::chrono::duration<double>(seconds), [&] { return happened_ != seen; });
@@ -152,6 +157,7 @@ class Reads {
         uint8_t *place = nullptr;
         uint64_t turn = 0;  // how often the tag was used: what a queue holds of earlier turns is void
         int urgency = 0;
+        bool is_expected = false;
     };
     struct Queued {
         int64_t tag;
@@ -175,8 +181,14 @@ class Reads {
 
     void take_back(int64_t tag) {
         unqueue(tag);
-        if (entries_[(size_t)tag].urgency == 0) --num_urgent_;
+        forget(tag);
         set(tag, READ_NONE);
+    }
+
+    // Nobody waits for it any more.
+    void forget(int64_t tag) {
+        num_expected_ -= entries_[(size_t)tag].is_expected;
+        entries_[(size_t)tag].is_expected = false;
     }
 
     void take_all_back() {
@@ -247,7 +259,7 @@ class Reads {
         const bool is_good = failure.kind == ReadFailure::NOTHING;
         for (int64_t tag : tags) {
             if (is_good) counts_.num_frames += entries_[(size_t)tag].count;
-            if (entries_[(size_t)tag].urgency == 0) --num_urgent_;
+            forget(tag);
             set(tag, is_good ? READY : FAILED);
         }
         counts_.num_reads += 1;
@@ -256,7 +268,7 @@ class Reads {
             failure_ = failure;
             take_all_back();
         }
-        if (is_good && num_urgent_ > 0) return;
+        if (is_good && num_expected_ > 0) return;
         ++happened_;
         done_.notify_all();
     }
@@ -354,7 +366,7 @@ class Reads {
     int8_t *states_;
     std::deque<Queued> queues_[NUM_URGENCIES];
     std::unordered_map<int64_t, int64_t> queued_at_;  // first frame -> tag, of what is QUEUED
-    int64_t num_queued_ = 0, num_urgent_ = 0;
+    int64_t num_queued_ = 0, num_expected_ = 0;
     uint64_t happened_ = 0;
     std::vector<std::thread> threads_;
     int running_ = 0;
