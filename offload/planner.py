@@ -19,8 +19,8 @@ from .plan import Plan
 from .sequence import RawPages
 
 WRITE_BUFFERS = 2
-# Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a small
-# part of all spans, which had better stay in memory.
+# Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a
+# small part of all spans, which had better stay in memory.
 _STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
 HOT_SHARE = (
     0.1  # of all far planes: what is kept at hand of those on disk, where pages are selected
