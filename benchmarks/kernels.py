@@ -1,4 +1,4 @@
-"""How fast the CPU kernels run, next to what memory allows.
+"""How fast the CPU kernels for pages run, next to what memory allows; products.py has the rest.
 
     python benchmarks/kernels.py [--threads N] [--isa avx512vnni|avx512|avx2|portable|reference]
 
@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from ebbtide.kernels import attention, dispatch, matmul, pages, quantised
+from ebbtide.kernels import attention, dispatch, pages
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.means import attend_means
 from ebbtide.kernels.paged_attention import attend_pages
@@ -51,23 +51,6 @@ def ceiling_bytes_per_s() -> float:
     buffer = torch.ones(BUFFER_BYTES // 4)
     matrix, x = buffer.view(-1, 4096), torch.ones(4096)
     return BUFFER_BYTES / min(best_s(buffer.sum, 5), best_s(lambda: torch.mv(matrix, x), 5))
-
-
-def matvec_rates() -> dict[str, float]:
-    """Weight bytes per second; the weight of each kind is too large for the caches."""
-    rates = {}
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn((16384, 4096), generator=generator)
-    x = torch.randn((1, 4096), generator=generator)
-    for name in ("float32", "bfloat16", "float16", "int8", "int4"):
-        if name.startswith("int"):
-            weight = quantised.quantise_weight(w, int(name[3:]))
-            num_bytes = weight.num_bytes
-        else:
-            weight = w.to(getattr(torch, name))
-            num_bytes = weight.nbytes
-        rates[f"matvec {name}"] = num_bytes / best_s(lambda weight=weight: matmul.linear(x, weight))
-    return rates
 
 
 LAYOUTS = {
@@ -142,20 +125,12 @@ def score_costs(layout: PageLayout, num_rows: int, keys: int = 1 << 19) -> dict[
 
 
 def compute_rates() -> dict[str, float]:
-    """FLOP per second of what is bound by arithmetic: a prefill cell's products."""
+    """FLOP per second of what is bound by arithmetic: a prefill cell's attention."""
     generator = torch.Generator().manual_seed(2)
     q = torch.randn((2, 4 * 512, 64), generator=generator)
     k, v = torch.randn((2, 2, 1024, 64), generator=generator)
-    x = torch.randn((512, 2048), generator=generator)
-    w = torch.randn((2048, 2048), generator=generator).bfloat16()
-    whole = w.float().t().contiguous()
     return {
         "attend 512 rows": 4 * q.numel() * 1024 / best_s(lambda: attention.attend(q, k, v)),
-        "linear bfloat16, 512 rows in tiles": 2
-        * 512
-        * w.numel()
-        / best_s(lambda: matmul.linear(x, w)),
-        "torch.mm float32, 512 rows at once": 2 * 512 * w.numel() / best_s(lambda: x @ whole),
     }
 
 
@@ -177,7 +152,7 @@ def main() -> None:
 
     ceiling = ceiling_bytes_per_s()
     print(f"{'read bandwidth, the ceiling':<36}{ceiling / 1e9:8.1f} GB/s")
-    moved = matvec_rates() | page_rates()
+    moved = page_rates()
     for name, rate in moved.items():
         print(f"{name:<36}{rate / 1e9:8.1f} GB/s   {rate / ceiling:5.2f} of the ceiling")
     scored = {}

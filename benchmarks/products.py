@@ -1,0 +1,137 @@
+"""How fast weights are multiplied with activations, next to what memory and arithmetic allow.
+
+    python benchmarks/products.py [--threads N] [--isa avx512vnni|avx512|avx2|portable|reference]
+                                  [--kinds int4,int8,...] [--widths 2048,8192]
+
+Prints the ceilings first: the read bandwidth, by summing a buffer far larger than the caches, and
+the multiply-adds of float32, by the best of torch's large products. Then, for each kind of weight
+and number of inputs, the bytes of weights per second for one row, and the operations per second for
+more rows (a product and a sum are two). The bandwidth of a shared machine wanders: each product is
+timed between two readings of the ceiling, and its fraction is the median of those. The last line is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+
+import torch
+
+from ebbtide.kernels import dispatch
+from ebbtide.kernels.matmul import linear
+from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
+
+BUFFER_BYTES = 256 << 20  # far above any cache
+ROWS = (2, 4, 8, 32, 256)
+OUTPUTS = 2048  # where there are several rows
+KINDS = ("int4", "int8", "bfloat16", "float16", "float32")
+
+
+def now() -> float:
+    """With one thread, a clock that counts only while the thread runs."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def seconds(call) -> float:
+    start = now()
+    call()
+    return now() - start
+
+
+def best_s(call, least_s: float = 0.3) -> float:
+    call()
+    times = [seconds(call)]
+    while sum(times) < least_s or len(times) < 3:
+        times.append(seconds(call))
+    return min(times)
+
+
+def make_weight(kind: str, outputs: int, inputs: int):
+    """A weight of random codes, and its bytes; quantising as many real ones would take minutes."""
+    if not kind.startswith("int"):
+        weight = torch.empty((outputs, inputs), dtype=getattr(torch, kind)).uniform_(-1, 1)
+        return weight, weight.nbytes
+    bits = int(kind[3:])
+    of_codes, of_scales = quantised_shapes((outputs, inputs), bits)
+    codes = torch.empty(of_codes, dtype=torch.int32).random_()
+    scales = torch.full(of_scales, 0.01, dtype=torch.float16)
+    weight = QuantisedWeight(bits, inputs, outputs, codes, scales)
+    return weight, weight.num_bytes
+
+
+def vector_rate(kind: str, inputs: int, read) -> dict[str, float]:
+    """Bytes of weights per second, and that next to what reading reaches at the same time."""
+    bits = {"int4": 4.5, "int8": 8.5, "float32": 32}.get(kind, 16)
+    outputs = int(BUFFER_BYTES / 2 / (inputs * bits / 8)) // 64 * 64
+    weight, num_bytes = make_weight(kind, outputs, inputs)
+    x = torch.randn(1, inputs)
+    linear(x, weight)
+    times, shares = [], []
+    for _ in range(9):
+        before = seconds(read)
+        times.append(seconds(lambda: linear(x, weight)))
+        reading = min(before, seconds(read))
+        shares.append(num_bytes / times[-1] / (BUFFER_BYTES / reading))
+    return {"bytes_per_s": num_bytes / min(times), "share_of_reading": statistics.median(shares)}
+
+
+def row_rates(kind: str, inputs: int) -> dict[int, float]:
+    """Operations per second by the number of rows."""
+    weight, _ = make_weight(kind, OUTPUTS, inputs)
+    rates = {}
+    for rows in ROWS:
+        x = torch.randn(rows, inputs)
+        rates[rows] = 2 * rows * OUTPUTS * inputs / best_s(lambda x=x: linear(x, weight))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--isa", default="", help="instruction set, or reference")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--widths", default="2048,8192", help="numbers of inputs")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.isa == "reference":
+        os.environ["EBBTIDE_KERNELS"] = "reference"
+    elif options.isa:
+        os.environ["EBBTIDE_KERNELS"] = "compiled"
+        dispatch.compiled_for().use_instruction_set(options.isa)
+    kernels = dispatch.backend()
+    if kernels == "compiled":
+        kernels += f" ({dispatch.instruction_set()})"
+    print(f"kernels: {kernels}, {options.threads} threads")
+
+    buffer = torch.ones(BUFFER_BYTES // 4)
+    matrix, x = buffer.view(-1, 4096), torch.ones(4096)
+    by_sum, by_product = best_s(buffer.sum), best_s(lambda: torch.mv(matrix, x))
+    read = buffer.sum if by_sum < by_product else lambda: torch.mv(matrix, x)
+    ceiling = BUFFER_BYTES / min(by_sum, by_product)
+    a, b = torch.randn(512, 2048), torch.randn(2048, 2048)
+    peak = 2 * a.numel() * 2048 / best_s(lambda: a @ b)
+    print(f"{'read bandwidth':<28}{ceiling / 1e9:8.1f} GB/s")
+    print(f"{'float32 products of torch':<28}{peak / 1e9:8.1f} GFLOP/s")
+    report = {"kernels": kernels, "threads": options.threads}
+    report |= {"read_bytes_per_s": round(ceiling), "flop_per_s": round(peak), "products": {}}
+    for kind in options.kinds.split(","):
+        for inputs in map(int, options.widths.split(",")):
+            name = f"{kind}, {inputs} inputs"
+            vector, rows = vector_rate(kind, inputs, read), row_rates(kind, inputs)
+            print(
+                f"{name:<28}{vector['bytes_per_s'] / 1e9:8.1f} GB/s "
+                f"{vector['share_of_reading']:5.2f} of reading;  rows, G operations/s (of torch's "
+                f"float32): "
+                + ", ".join(f"{n}: {r / 1e9:.0f} ({r / peak:.2f})" for n, r in rows.items()),
+                flush=True,
+            )
+            report["products"][name] = vector | {f"{n} rows": round(r) for n, r in rows.items()}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
