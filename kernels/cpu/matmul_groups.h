@@ -169,7 +169,7 @@ inline void strip_rows(const uint8_t *codes, const uint16_t *scales, int64_t gro
 
 // At most BLOCK_ROWS rows, whose bytes stay in the second cache while all strips pass by; of a strip, so many groups at a
 // time that they stay in the first cache for all those rows.
-constexpr int64_t BLOCK_ROWS = 128, BLOCK_BYTES = 256 << 10, BLOCK_GROUPS = 32;
+constexpr int64_t BLOCK_ROWS = 128, BLOCK_BYTES = 512 << 10, BLOCK_GROUPS = 32;
 
 // Outputs from .. to of one strip, counted from the start of the first, for a block of rows.
 template <typename Group, bool PASSING>

@@ -1,9 +1,10 @@
 // Products of weights as they are, with float32 sums. An output is summed by 64 lanes over its inputs in order (what is
 // left of them by the first sixteen, then one by one), then over the lanes: an order that the number of inputs alone fixes.
 //
-// A single row takes one output after the other, never several at once: a single stream of addresses reads at 0.93 of the
-// ceiling, four outputs side by side at 0.63 (an EPYC of the fourth generation). More rows are multiplied in tiles of a few
-// rows by QUAD outputs, whose sums stay in registers for one lane vector of the 64 at a time.
+// A single row takes one output after the other: a single stream of addresses reads at 0.93 of the ceiling, four outputs
+// side by side at 0.63 (an EPYC of the fourth generation). Where the row itself leaves the first cache, at some 8192 inputs,
+// it is the other way round: 0.45 one by one, 0.7 to 0.8 (bf16) and 0.95 (float32) four by four. More rows are multiplied in
+// tiles of a few rows by QUAD outputs, whose sums stay in registers for one lane vector of the 64 at a time.
 // Included inside an anonymous namespace, after lanes.h and half.h.
 
 struct LoadF32 {
@@ -22,39 +23,50 @@ struct LoadF16 {
     static float one(uint16_t x) { return half_to_float(x); }
 };
 
-// One output of ROWS rows.
-template <typename Load, int ROWS>
-inline void raw_rows(const typename Load::Element *w, const float *x, int64_t x_stride, int64_t in, float *out,
-                     int64_t out_stride) {
+// Some neighbouring outputs of some rows: out[r * stride + o].
+template <typename Load, int ROWS, int OUTPUTS>
+inline void raw_dots(const typename Load::Element *w, const float *x, int64_t x_stride, int64_t in, float *out,
+                     int64_t stride) {
     constexpr int CHAINS = 4;  // multiply-adds in flight
-    Lanes part[ROWS][CHAINS];
+    Lanes part[ROWS][OUTPUTS][CHAINS];
     for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < CHAINS; ++c) part[r][c] = zero();
+        for (int o = 0; o < OUTPUTS; ++o)
+            for (int c = 0; c < CHAINS; ++c) part[r][o][c] = zero();
     int64_t j = 0;
     for (; j + 16 * CHAINS <= in; j += 16 * CHAINS)
-        for (int c = 0; c < CHAINS; ++c) {
-            const Lanes weights = Load::lanes(w + j + 16 * c);
-            for (int r = 0; r < ROWS; ++r) part[r][c] = mul_add(weights, load(x + r * x_stride + j + 16 * c), part[r][c]);
+        for (int c = 0; c < CHAINS; ++c)
+            for (int o = 0; o < OUTPUTS; ++o) {
+                const Lanes weights = Load::lanes(w + o * in + j + 16 * c);
+                for (int r = 0; r < ROWS; ++r)
+                    part[r][o][c] = mul_add(weights, load(x + r * x_stride + j + 16 * c), part[r][o][c]);
+            }
+    for (int r = 0; r < ROWS; ++r)
+        for (int o = 0; o < OUTPUTS; ++o) {
+            const typename Load::Element *at = w + o * in;
+            Lanes *p = part[r][o];
+            int64_t i = j;
+            for (; i + 16 <= in; i += 16) p[0] = mul_add(Load::lanes(at + i), load(x + r * x_stride + i), p[0]);
+            float total = sum(add(add(p[0], p[1]), add(p[2], p[3])));
+            for (; i < in; ++i) total += Load::one(at[i]) * x[r * x_stride + i];
+            out[r * stride + o] = total;
         }
-    for (; j + 16 <= in; j += 16)
-        for (int r = 0; r < ROWS; ++r) part[r][0] = mul_add(Load::lanes(w + j), load(x + r * x_stride + j), part[r][0]);
-    for (int r = 0; r < ROWS; ++r) {
-        float total = sum(add(add(part[r][0], part[r][1]), add(part[r][2], part[r][3])));
-        for (int64_t i = j; i < in; ++i) total += Load::one(w[i]) * x[r * x_stride + i];
-        out[r * out_stride] = total;
-    }
 }
 
 template <typename Load>
 void multiply_few_raw(const Matrix &m, const Rows &rows, float *out, int64_t stride, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-        const typename Load::Element *w = (const typename Load::Element *)m.weight + i * m.in;
+    constexpr int64_t WIDE = sizeof(typename Load::Element) == 4 ? 3072 : 6144;
+    const typename Load::Element *weight = (const typename Load::Element *)m.weight;
+    int64_t i = begin;
+    if (rows.count == 1 && m.in > WIDE)
+        for (; i + 4 <= end; i += 4) raw_dots<Load, 1, 4>(weight + i * m.in, rows.x, 0, m.in, out + i, 0);
+    for (; i < end; ++i) {
+        const typename Load::Element *w = weight + i * m.in;
         int64_t r = 0;
         for (; r + 4 <= rows.count; r += 4)
-            raw_rows<Load, 4>(w, rows.x + r * rows.stride, rows.stride, m.in, out + r * stride + i, stride);
+            raw_dots<Load, 4, 1>(w, rows.x + r * rows.stride, rows.stride, m.in, out + r * stride + i, stride);
         for (; r + 2 <= rows.count; r += 2)
-            raw_rows<Load, 2>(w, rows.x + r * rows.stride, rows.stride, m.in, out + r * stride + i, stride);
-        if (r < rows.count) raw_rows<Load, 1>(w, rows.x + r * rows.stride, 0, m.in, out + r * stride + i, 0);
+            raw_dots<Load, 2, 1>(w, rows.x + r * rows.stride, rows.stride, m.in, out + r * stride + i, stride);
+        if (r < rows.count) raw_dots<Load, 1, 1>(w, rows.x + r * rows.stride, 0, m.in, out + r * stride + i, 0);
     }
 }
 
@@ -90,7 +102,7 @@ constexpr int QUAD = 4;
 constexpr int64_t TURN = 64;
 // Inputs, outputs and rows at a time: the share of one lane vector and QUAD outputs stays in the first cache for all the
 // rows, and all of them and their sums, 700 KiB, in the second.
-constexpr int64_t SEGMENT = 2048, BUNCH = 16, MOST_ROWS = 48;
+constexpr int64_t SEGMENT = 2048, BUNCH = 16, MOST_ROWS = 48, FEW_ROWS = 6;
 
 // COUNT runs of `turns` turns to (TURN / NATIVE, turns, COUNT, NATIVE) floats.
 template <typename Load, int COUNT>
@@ -200,7 +212,7 @@ struct RawBlock {
 
 template <typename Load>
 void multiply_raw(const Matrix &m, const Rows &rows, float *out, int64_t stride, int64_t begin, int64_t end) {
-    if (rows.count < 2 * TILE_ROWS) return multiply_few_raw<Load>(m, rows, out, stride, begin, end);
+    if (rows.count < FEW_ROWS) return multiply_few_raw<Load>(m, rows, out, stride, begin, end);
     const int64_t most = rows.count < MOST_ROWS ? (rows.count + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS : MOST_ROWS;
     std::vector<float> scratch((size_t)(most * m.in + most * BUNCH * TURN + QUAD * SEGMENT + 16));
     float *sums = (float *)(((uintptr_t)scratch.data() + 63) / 64 * 64), *weights = sums + most * BUNCH * TURN;
