@@ -14,7 +14,7 @@ from ebbtide.kernels.matmul import BLOCK_ROWS, ROW_TILE, linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight, rounded_rows
 
 KINDS = ["float32", "bfloat16", "float16", "8", "4"]
-SHAPES = [(1, 1), (8, 40), (100, 32), (BLOCK_ROWS + 7, 96), (64, 1000), (3, 4864)]
+SHAPES = [(1, 1), (8, 40), (100, 32), (BLOCK_ROWS + 7, 96), (64, 1000), (3, 4864), (9, 6500)]
 COMPILED = ["portable", "avx2", "avx512", "avx512vnni"]
 
 
@@ -133,7 +133,7 @@ def test_a_tile_does_not_depend_on_the_others(kind, shape, kernels):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(40, 33), (301, 896), (64, 1000), (19, 4877)])
+@pytest.mark.parametrize("shape", [(40, 33), (301, 896), (64, 1000), (19, 6477)])
 @pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 def test_a_row_does_not_depend_on_the_others(kind, shape, kernels):
     weight, _ = make(kind, shape)
