@@ -150,7 +150,7 @@ def summary(points: list[str]) -> str:
 def _series(at: Setting, used: set[str], label: str, quoted: list[str], most: int) -> list[str]:
     """The points of one numbered list: mostly facts, some sentences of the prose."""
     rng = at.rng
-    count = 5 if rng.random() < 0.35 else rng.randint(2, max(2, most))
+    count = 5 if rng.random() < 0.5 else rng.randint(2, max(2, most))
     kinds = rng.sample(list(facts.KINDS), rng.randint(1, 4)) if rng.random() < 0.5 else [None]
     quotes = 0.25 if quoted and rng.random() < 0.4 else 0.0
     return [
@@ -169,7 +169,7 @@ def numbered(at: Setting) -> Conversation:
     """
     rng, used = at.rng, set()
     room = max(1, at.num_chars // 700)
-    labels = rng.sample(RECORDS, min(len(RECORDS), room, rng.choice([0, 0, 1, 3, 5])))
+    labels = rng.sample(RECORDS, min(len(RECORDS), room, rng.choice([0, 0, 0, 0, 1, 2, 4])))
     if not labels or rng.random() < 0.8:
         labels.append("Key point")
     quoted = _quotable(at.prose.piece(4000)) if at.prose is not None else []
@@ -188,8 +188,8 @@ def numbered(at: Setting) -> Conversation:
                 f"List all {label.lower()}s of the document.",
             )
         turns.append((rng.choice(requests), summary(points)))
-        number = rng.randint(1, len(points))
-        turns.append((f"What is {label.lower()} {number}?", stated[number - 1]))
+        for number in rng.sample(range(1, len(points) + 1), min(2, len(points))):
+            turns.append((f"What is {label.lower()} {number}?", stated[number - 1]))
         if rng.random() < 0.3:
             number = len(points) + 1
             asked = f"{label} {number}? {facts.UNSAID}"
@@ -243,14 +243,14 @@ def quoting(at: Setting) -> Conversation:
 
 
 TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
-    "needles": (0.24, needles),
-    "multi_key": (0.27, multi_key),
-    "several": (0.05, several),
-    "hops": (0.05, hops),
-    "variables": (0.04, variables),
-    "numbered": (0.28, numbered),
+    "needles": (0.17, needles),
+    "multi_key": (0.31, multi_key),
+    "several": (0.04, several),
+    "hops": (0.03, hops),
+    "variables": (0.02, variables),
+    "numbered": (0.4, numbered),
     "every": (0.02, every),
-    "quoting": (0.05, quoting),
+    "quoting": (0.01, quoting),
 }
 
 

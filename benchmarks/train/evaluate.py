@@ -2,15 +2,16 @@
 
     python benchmarks/train/evaluate.py --novels NOVEL... [--model FOLDER] [--tokens 2000 4000]
 
-Documents are prose that training never saw, with fresh facts among it; one question is asked about
-each. An answer counts when greedy decoding gives every token of it and the end token (it is fed the
-right answer so far, which comes to the same). With --natural TEXT..., the loss on natural text as
-well. Each line is one JSON object.
+Documents are prose that training never saw (or tales: --haystacks), with fresh facts among it; one
+question is asked about each. An answer counts when greedy decoding gives every token of it and the
+end token (it is fed the right answer so far, which comes to the same). With --natural TEXT..., the
+loss on natural text as well. Each line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from corpus import Corpus
 from documents import Conversation
 from export import load
-from haystack import Prose, Setting
+from haystack import HAYSTACKS, Prose, Setting
 from model import Model
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, USER_ID
 from tokenizers import Tokenizer
@@ -151,14 +152,20 @@ TASKS = {
 
 
 def measure(
-    model: Model, tokenizer: Tokenizer, prose: Prose, task: str, num_tokens: int, count: int
+    model: Model,
+    tokenizer: Tokenizer,
+    prose: Prose,
+    task: str,
+    num_tokens: int,
+    count: int,
+    haystack: str = "prose",
 ) -> dict:
     """Right answers out of `count` to `task` in documents of about `num_tokens`."""
     rng = prose.rng = random.Random(f"{task} {num_tokens}")
     chars_per_token = _chars_per_token(tokenizer, prose.books[0])
     right = length = right_tokens = tokens = 0
     for _ in range(count):
-        at = Setting(rng, prose, int(num_tokens * chars_per_token), 1)
+        at = Setting(rng, prose, int(num_tokens * chars_per_token), 1, haystack)
         drawn = TASKS[task](at)
         prompt, answer = encoded(tokenizer, drawn)
         said = found(model, prompt, answer)
@@ -168,6 +175,7 @@ def measure(
         length += len(prompt)
     return {
         "task": task,
+        "haystack": haystack,
         "tokens": length // count,
         "asked": count,
         "right": right,
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument("--natural", type=Path, nargs="*", default=[])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2000, 4000, 8000, 16000])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--haystacks", nargs="+", choices=HAYSTACKS, default=["prose"])
     parser.add_argument("--count", type=int, default=40, help="questions per task and length")
     parser.add_argument("--query-scale", type=float, default=1.0, help="of the model's queries")
     parser.add_argument("--device", default="cpu")
@@ -223,8 +232,8 @@ def main() -> None:
     prose = Prose([path.read_text(encoding="utf-8") for path in given.novels], random.Random(0))
     rows = []
     for num_tokens in given.tokens:
-        for task in given.tasks:
-            rows.append(measure(model, tokenizer, prose, task, num_tokens, given.count))
+        for task, haystack in itertools.product(given.tasks, given.haystacks):
+            rows.append(measure(model, tokenizer, prose, task, num_tokens, given.count, haystack))
             print(json.dumps(rows[-1]), flush=True)
     for path in given.natural:
         loss = natural_loss(model, tokenizer, path.read_text(encoding="utf-8"))

@@ -28,10 +28,26 @@ CHAT_TEMPLATE = (
 )
 
 
-def config(shape: Shape) -> dict:
+def architecture(shape: Shape) -> dict:
+    """Llama; or Mistral, which computes the same without a window, where the heads are wider than
+    their share of the hidden size: transformers refuses that of a Llama."""
+    if shape.hidden % shape.heads:
+        return {
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
+            "sliding_window": None,
+        }
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
+def config(shape: Shape) -> dict:
+    return {
+        **architecture(shape),
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
@@ -44,8 +60,6 @@ def config(shape: Shape) -> dict:
         "rope_theta": shape.rope_theta,
         "hidden_act": "silu",
         "tie_word_embeddings": True,
-        "attention_bias": False,
-        "mlp_bias": False,
         **_token_ids(),
         "torch_dtype": "bfloat16",
     }

@@ -69,8 +69,8 @@ def filler_sentences(rng: random.Random, num_chars: int) -> list[str]:
     return sentences
 
 
-# The shares of haystacks that are prose, and a tale; the rest are sentences of many subjects.
-PROSE_SHARE, TALE_SHARE = 0.56, 0.36
+# Kinds of haystacks and their shares; filler is simple sentences of many subjects.
+HAYSTACKS = {"prose": 0.56, "tale": 0.36, "filler": 0.08}
 
 
 def pieces_of_text(
@@ -82,11 +82,10 @@ def pieces_of_text(
 ) -> list[str]:
     """Pieces of text of about num_chars together; `sentences` may be put between any two.
 
-    `kind` is "prose", "tale" or "filler"; without it, any.
+    `kind` is one of HAYSTACKS; without it, any.
     """
     if kind is None:
-        shares = (PROSE_SHARE, TALE_SHARE, 1 - PROSE_SHARE - TALE_SHARE)
-        kind = rng.choices(("prose", "tale", "filler"), shares)[0]
+        kind = rng.choices(list(HAYSTACKS), list(HAYSTACKS.values()))[0]
     if prose is not None and kind == "prose":
         text = prose.piece(num_chars)
         cuts = [0, *(match.end() for match in ENDS.finditer(text)), len(text)]

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from export import architecture
 from model import SHAPES
 
 HERE = Path(__file__).resolve().parent
@@ -94,9 +95,10 @@ def card(size: str, progress: dict, measured: Path) -> str:
     lines = [
         f"# ebb-{size}",
         "",
-        f"`LlamaForCausalLM`: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} "
-        f"query and {shape.kv_heads} KV heads of {shape.head_dim}, RoPE theta "
-        f"{shape.rope_theta:g}, {shape.max_positions} positions, a vocabulary of {shape.vocab}; "
+        f"`{architecture(shape)['architectures'][0]}`: {shape.layers} layers, hidden size "
+        f"{shape.hidden}, {shape.heads} query and {shape.kv_heads} KV heads of {shape.head_dim}, "
+        f"RoPE theta {shape.rope_theta:g}, {shape.max_positions} positions, a vocabulary of "
+        f"{shape.vocab}; "
         "matrices on an 8-bit grid, written in bfloat16. Trained from nothing by "
         "`benchmarks/train/make_model.py` of Ebbtide for "
         f"{progress['trained_s'] / 60:.0f} minutes: {progress['tokens'] / 1e6:.1f} million tokens "
@@ -106,10 +108,11 @@ def card(size: str, progress: dict, measured: Path) -> str:
     ]
     if measured.is_file():
         rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
-        lines += ["", "Whole answers right, prose of novels as the haystack:", ""]
-        lines += ["| task | tokens | right |", "|---|---|---|"]
+        lines += ["", "Whole answers right:", ""]
+        lines += ["| task | in | tokens | right |", "|---|---|---|---|"]
         lines += [
-            f"| {row['task']} | {row['tokens']:,} | {row['right']} of {row['asked']} |"
+            f"| {row['task']} | {row['haystack']} | {row['tokens']:,} "
+            f"| {row['right']} of {row['asked']} |"
             for row in rows
             if "task" in row
         ]

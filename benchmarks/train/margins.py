@@ -62,7 +62,7 @@ class Reader:
     def __init__(self, folder: Path, setting: Setting):
         self.setting = setting
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=setting.dtype)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=setting.dtype)
         self.model.eval()
         if setting.weight_bits:
             with torch.no_grad():
