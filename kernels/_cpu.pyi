@@ -50,9 +50,6 @@ def attend(
     out: int,
     threads: int,
 ) -> None: ...
-def store_row(
-    kind: int, k: int, v: int, keys: int, values: int, head_bytes: int, heads: int, head_dim: int
-) -> None: ...
 
 class LayerStep:
     """numbers: in the order of step.py."""
@@ -62,6 +59,19 @@ class LayerStep:
     ) -> None: ...
     def project(
         self, x: int, cosines: int, sines: int, scale: float, q: int, k: int, v: int, threads: int
+    ) -> None: ...
+    def project_into(
+        self,
+        x: int,
+        cosines: int,
+        sines: int,
+        scale: float,
+        q: int,
+        keys: int,
+        values: int,
+        head_bytes: int,
+        kind: int,
+        threads: int,
     ) -> None: ...
     def add_attention(self, x: int, attended: int, out: int, threads: int) -> None: ...
     def add_mlp(self, x: int, out: int, threads: int) -> None: ...

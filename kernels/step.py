@@ -100,6 +100,31 @@ class LayerStep:
         )
         return q, k, v
 
+    def project_into(
+        self,
+        x: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        scale: float,
+        place: list[int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Queries as `project` gives them. Keys and values go to `place`: the addresses of the
+        first head's keys and values, and bytes from head to head; elements become `dtype`.
+        """
+        q = torch.empty(self._q)
+        self._native.project_into(
+            x.data_ptr(),
+            cosines.data_ptr(),
+            sines.data_ptr(),
+            scale,
+            q.data_ptr(),
+            *place,
+            RAW_DTYPES.index(dtype),
+            torch.get_num_threads(),
+        )
+        return q
+
     def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """x (1, hidden_size) plus the output projection of attended (1, heads * head_dim)."""
         attended, out = attended.contiguous(), torch.empty_like(x)
@@ -136,19 +161,6 @@ class BlockProduct:
         x, out = x.contiguous(), torch.empty(1, self._num_outputs)
         self._native.run(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
-
-
-def store_row(k: torch.Tensor, v: torch.Tensor, place: list[int], dtype: torch.dtype) -> bool:
-    """Write a token's keys and values, each (1, kv_heads, head_dim) float32, to where their heads
-    lie: [address of the keys, of the values, bytes from head to head], elements of `dtype`. False
-    where no compiled kernels serve: nothing is written.
-    """
-    native = dispatch.compiled_for(k, v)
-    if native is None or k.dtype != torch.float32 or v.dtype != torch.float32:
-        return False
-    k, v, kind = k.contiguous(), v.contiguous(), RAW_DTYPES.index(dtype)
-    native.store_row(kind, k.data_ptr(), v.data_ptr(), *place, k.shape[1], k.shape[2])
-    return True
 
 
 def native_for(*tensors: Weight | None):

@@ -18,6 +18,7 @@ from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
 from .rope import layer_ropes
 from .rowwise import rms_norm, tiled
+from .sequence import RawPages
 from .weights import LayerTensors
 
 
@@ -59,6 +60,29 @@ class Decoder:
         k = self._heads(w, h, rows, "k")
         v = self._heads(w, h, rows, "v")
         return q, self.ropes[layer].turn(k, position), v
+
+    def project_row(
+        self,
+        layer: int,
+        w: LayerTensors,
+        x: torch.Tensor,
+        position: int,
+        raw: RawPages,
+        cell: int,
+        row: int,
+    ) -> torch.Tensor:
+        """Queries of the residual row x (1, hidden_size) at `position`, whose keys and values go to
+        a row of a raw cell.
+        """
+        step = self._step(layer, w, x)
+        place = None if step is None else raw.place(layer, cell, row)
+        if place is None:
+            q, k, v = self.project(layer, w, x, slice(0, 1), position)
+            raw.write(layer, cell, row, k, v)
+            return q
+        scale = self.scale * self._growth(position)
+        angles = self.ropes[layer].angles(position, 1)
+        return step.project_into(x, *angles, scale, place, raw.keys.dtype)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not

@@ -182,11 +182,10 @@ class Engine:
         sequence.will_write(cell)
         for layer in range(self.config.num_layers):
             w = self.weights.layer(layer)
-            q, k, v = self.decoder.project(layer, w, x, rows, position)
             bias = self._page_bias(w)
             if row == 0:
                 self._seal(sequence, layer, cell - 2, bias)
-            sequence.raw.write(layer, cell, row, k, v)
+            q = self.decoder.project_row(layer, w, x, position, sequence.raw, cell, row)
             query = Query(q, 1, position, cell)
             if self._selects(layer):
                 self._rehearse(sequence, layer + 1, x, position, early=True)

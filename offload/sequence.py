@@ -15,7 +15,6 @@ from array import array
 
 import torch
 
-from ..kernels.step import store_row
 from ..prefetch.trail import Trail
 
 
@@ -36,6 +35,12 @@ class RawPages:
         self.sink_keys = torch.zeros(sink, dtype=dtype, device=device)
         self.sink_values = torch.zeros(sink, dtype=dtype, device=device)
         self.num_slots = num_slots
+        # Asked for in every layer of every decoded token, and dear where no cache holds them.
+        self._row_bytes = head_dim * dtype.itemsize
+        self._head_bytes = cell_tokens * self._row_bytes
+        self._cell_bytes = kv_heads * self._head_bytes
+        self._keys_at, self._values_at = self.keys.data_ptr(), self.values.data_ptr()
+        self._sink_tokens = sink_tokens
 
     @staticmethod
     def num_bytes(
@@ -46,19 +51,24 @@ class RawPages:
 
     def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim)."""
-        sink_tokens = self.sink_keys.shape[2]
-        is_sink = cell == 0 and row < sink_tokens
-        if k.shape[0] == 1 and not is_sink:
-            place = self.run(layer, cell, row, row + 1)[:3]
-            if store_row(k, v, place, self.keys.dtype):
-                return
         stop, slot = row + k.shape[0], cell % self.num_slots
         self.keys[layer, slot, :, row:stop] = k.transpose(0, 1)
         self.values[layer, slot, :, row:stop] = v.transpose(0, 1)
-        if is_sink:
+        sink_tokens = self.sink_keys.shape[2]
+        if cell == 0 and row < sink_tokens:
             last = min(stop, sink_tokens)
             self.sink_keys[layer, :, row:last] = self.keys[layer, slot, :, row:last]
             self.sink_values[layer, :, row:last] = self.values[layer, slot, :, row:last]
+
+    def place(self, layer: int, cell: int, row: int) -> list[int] | None:
+        """Where a row lies, as LayerStep.project_into takes it; None for the sink's rows, which are
+        kept twice.
+        """
+        if cell == 0 and row < self._sink_tokens:
+            return None
+        slot = layer * self.num_slots + cell % self.num_slots
+        at = slot * self._cell_bytes + row * self._row_bytes
+        return [self._keys_at + at, self._values_at + at, self._head_bytes]
 
     def cell(self, layer: int, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a cell: views, each (kv_heads, cell_tokens, head_dim)."""
@@ -67,24 +77,19 @@ class RawPages:
 
     def run(self, layer: int, cell: int, first: int, stop: int) -> list[int]:
         """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it."""
-        shape = self.keys.shape
-        row = ((layer * shape[1] + cell % self.num_slots) * shape[2] * shape[3] + first) * shape[4]
-        return self._run(self.keys, self.values, row, stop - first)
+        slot = layer * self.num_slots + cell % self.num_slots
+        at = slot * self._cell_bytes + first * self._row_bytes
+        return [self._keys_at + at, self._values_at + at, self._head_bytes, stop - first]
 
     def sink_run(self, layer: int, first: int) -> list[int]:
         """The same of the sink's rows from `first` on."""
         shape = self.sink_keys.shape
-        row = (layer * shape[1] * shape[2] + first) * shape[3]
-        return self._run(self.sink_keys, self.sink_values, row, shape[2] - first)
-
-    def _run(self, keys: torch.Tensor, values: torch.Tensor, start: int, tokens: int) -> list[int]:
-        size = keys.element_size()
-        head_bytes = keys.shape[-2] * keys.shape[-1] * size
+        at = (layer * shape[1] * shape[2] + first) * self._row_bytes
         return [
-            keys.data_ptr() + start * size,
-            values.data_ptr() + start * size,
-            head_bytes,
-            tokens,
+            self.sink_keys.data_ptr() + at,
+            self.sink_values.data_ptr() + at,
+            shape[2] * self._row_bytes,
+            shape[2] - first,
         ]
 
     def copy_from(self, other: RawPages) -> None:

@@ -15,7 +15,7 @@ import torch
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
-from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape, store_row
+from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
 from ebbtide.offload.rope import Rope
 from ebbtide.offload.rope_config import RopeConfig
 from ebbtide.offload.rowwise import activate, rms_norm
@@ -244,25 +244,28 @@ def test_a_product_of_blocks_is_that_of_each(kernels, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_stored_row_is_what_torch_converts(kernels, dtype):
-    """Ties, denormals, overflow, infinities and what is no number, in halves of both kinds."""
-    bits = torch.arange(0, 1 << 16, 7, dtype=torch.int32)[: 2 * 9 * 520]
-    odd = torch.cat((bits << 16, (bits << 16) | 0x8000, (bits << 16) | 0x7FFF)).view(torch.float32)
-    near_halves = bits.to(torch.int16).view(torch.float16).float() * (1 + 2**-11)
-    x = torch.cat((odd, near_halves))
-    x = x[: len(x) // 40 * 40].view(1, -1, 40)
-    keys, values = (torch.zeros(x.shape[1], 3, 40, dtype=dtype) for _ in range(2))
-    place = [part.data_ptr() + 40 * dtype.itemsize for part in (keys, values)]
-    stored = store_row(x, -x, [*place, 3 * 40 * dtype.itemsize], dtype)
-    assert stored == (kernels != "reference")
-    if stored:
-        for got, given in ((keys, x), (values, -x)):
-            assert torch.equal(got[:, 0].float(), torch.zeros(x.shape[1], 40))
-            assert torch.equal(got[:, 2].float(), torch.zeros(x.shape[1], 40))
-            expected = given[0].to(dtype)
-            is_number = ~expected.isnan()
-            assert torch.equal(got[:, 1].isnan(), ~is_number)
-            assert torch.equal(got[:, 1][is_number], expected[is_number])
+@pytest.mark.parametrize("values", ["normal", "one huge channel", "denormal", "not a number"])
+def test_keys_and_values_are_stored_as_torch_converts_them(kernels, dtype, values):
+    """Also beyond float16's range, below it, and what is no number; around it nothing changes."""
+    skip_without(kernels)
+    layer = Layer("float32", norms=())
+    x, _ = rows(values)
+    if values == "not a number":
+        x[0, 5] = torch.nan
+    elif values == "one huge channel":
+        x *= 1e3
+    angles = layer.rope.angles(POSITION, 1)
+    q, k, v = layer.step.project(x, *angles, 0.125)
+    keys, values_ = (torch.zeros(KV_HEADS, 3, HEAD_DIM, dtype=dtype) for _ in range(2))
+    places = [part[0, 1].data_ptr() for part in (keys, values_)]
+    place = [*places, 3 * HEAD_DIM * dtype.itemsize]
+    got_q = layer.step.project_into(x, *angles, 0.125, place, dtype)
+    assert torch.equal(got_q.view(torch.int32), q.view(torch.int32))
+    for got, given in ((keys, k), (values_, v)):
+        expected = torch.zeros_like(got)
+        expected[:, 1] = given[0].to(dtype)
+        assert torch.equal(got.isnan(), expected.isnan())
+        assert torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -38,12 +38,6 @@ void store_heads(WeightKind kind, const float *from, uint8_t *to, int64_t head_b
     }
 }
 
-void store_row(int kind, uintptr_t k, uintptr_t v, uintptr_t keys, uintptr_t values, int64_t head_bytes, int64_t heads,
-               int64_t dim) {
-    store_heads((WeightKind)kind, at<const float>(k), at<uint8_t>(keys), head_bytes, heads, dim);
-    store_heads((WeightKind)kind, at<const float>(v), at<uint8_t>(values), head_bytes, heads, dim);
-}
-
 // A product with its bias; absent where weight is null. The numbers are in the order that ../step.py gives.
 struct Product {
     Matrix matrix;
@@ -174,12 +168,18 @@ public:
     void project(uintptr_t x, uintptr_t cosines, uintptr_t sines, double scale, uintptr_t q, uintptr_t k, uintptr_t v,
                  int threads) {
         nb::gil_scoped_release released;
-        Row row(normed(NORM_BEFORE_ATTENTION, at<const float>(x)), hidden_);
-        const Target targets[] = {{&products_[Q], at<float>(q)}, {&products_[K], at<float>(k)}, {&products_[V], at<float>(v)}};
-        multiply_each(row, targets, 3, threads);
-        finish_heads(at<float>(q), products_[Q].matrix.out, NORM_Q, at<const float>(cosines), at<const float>(sines),
-                     (float)scale);
-        finish_heads(at<float>(k), products_[K].matrix.out, NORM_K, at<const float>(cosines), at<const float>(sines), 1.0f);
+        project_to(x, cosines, sines, scale, at<float>(q), at<float>(k), at<float>(v), threads);
+    }
+
+    // The same, but keys and values go to where heads lie head_bytes apart, in floats of a kind.
+    void project_into(uintptr_t x, uintptr_t cosines, uintptr_t sines, double scale, uintptr_t q, uintptr_t keys,
+                      uintptr_t values, int64_t head_bytes, int kind, int threads) {
+        nb::gil_scoped_release released;
+        const int64_t width = products_[K].matrix.out;
+        float *k = Scratch::of(scratch.first, width), *v = Scratch::of(scratch.second, width);
+        project_to(x, cosines, sines, scale, at<float>(q), k, v, threads);
+        store_heads((WeightKind)kind, k, at<uint8_t>(keys), head_bytes, width / head_dim_, head_dim_);
+        store_heads((WeightKind)kind, v, at<uint8_t>(values), head_bytes, width / head_dim_, head_dim_);
     }
 
     // The residual row x plus the output of attention, to out.
@@ -204,6 +204,16 @@ public:
 private:
     enum { Q, K, V, O, GATE, UP, DOWN, PRODUCTS };
     enum { NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP };
+
+    void project_to(uintptr_t x, uintptr_t cosines, uintptr_t sines, double scale, float *q, float *k, float *v,
+                    int threads) const {
+        Row row(normed(NORM_BEFORE_ATTENTION, at<const float>(x)), hidden_);
+        const Target targets[] = {{&products_[Q], q}, {&products_[K], k}, {&products_[V], v}};
+        multiply_each(row, targets, 3, threads);
+        const float *cos = at<const float>(cosines), *sin = at<const float>(sines);
+        finish_heads(q, products_[Q].matrix.out, NORM_Q, cos, sin, (float)scale);
+        finish_heads(k, products_[K].matrix.out, NORM_K, cos, sin, 1.0f);
+    }
 
     // x normed, or x itself where the layer has no norm there. Good until the next call.
     const float *normed(int which, const float *x) const {
@@ -327,10 +337,10 @@ void bind_step(nb::module_ &m) {
     nb::class_<LayerStep>(m, "LayerStep")
         .def(nb::init<const std::vector<int64_t> &, double, double, double>())
         .def("project", &LayerStep::project)
+        .def("project_into", &LayerStep::project_into)
         .def("add_attention", &LayerStep::add_attention)
         .def("add_mlp", &LayerStep::add_mlp)
         .def("mix", &LayerStep::mix);
-    m.def("store_row", &store_row);
     nb::class_<BlockProduct>(m, "BlockProduct")
         .def(nb::init<const std::vector<int64_t> &>())
         .def("run", &BlockProduct::run);
