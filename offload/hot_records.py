@@ -58,6 +58,7 @@ class HotRecords:
         self._record_of = np.full(num_frames, NOTHING, dtype=np.int64)  # H1
         self._pinned = np.zeros(num_frames, dtype=bool)  # H2
         self._wished = np.zeros(num_frames, dtype=bool)  # brought by a wish, not used yet
+        self._selected = np.zeros(num_frames, dtype=bool)  # part of the selection under way
         self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
         self._is_changing = False  # set while H1 may not hold: an interrupted call leaves it so
 
@@ -96,6 +97,15 @@ class HotRecords:
         self._wished[taken] = True
         self._queued[group] = taken
         self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
+
+    def open_selection(self, numbers: np.ndarray) -> None:
+        """What an earlier selection pinned is let go. Of this one's records, which will be begun in
+        parts, those that are there are not given up for others as long as that can be helped."""
+        self._begin_call()
+        self._pinned[:] = False
+        self._selected[:] = False
+        frames = self._frame_of[numbers]
+        self._selected[frames[frames >= 0]] = True
 
     def begin(self, numbers: np.ndarray, group: Hashable, *, waits: bool) -> np.ndarray | None:
         """Frames (int64) for the records, pinned until `release`, and begins to read what they
@@ -142,9 +152,9 @@ class HotRecords:
         self._wished[frames] = False
         self._eviction.use(frames)
 
-    def release(self, frames: np.ndarray | None = None) -> None:
-        """The caller is done with what it began; None: with everything."""
-        self._pinned[slice(None) if frames is None else frames] = False
+    def release(self, frames: np.ndarray) -> None:
+        """The caller is done with what it began."""
+        self._pinned[frames] = False
 
     def ready(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the records (bool) are there now."""
@@ -261,7 +271,10 @@ class HotRecords:
         if len(free) == count:
             return free
         candidates = self._takable(keep, spares_wished)
-        victims = candidates[self._eviction.order(candidates)[: count - len(free)]]
+        candidates = candidates[self._eviction.order(candidates)]
+        is_selected = self._selected[candidates]
+        candidates = np.concatenate([candidates[~is_selected], candidates[is_selected]])
+        victims = candidates[: count - len(free)]
         self._empty(victims)
         return np.concatenate([free, victims])
 

@@ -67,7 +67,7 @@ class PageStore:
         staging_slots: int = 8,
         write_buffers: int = 2,
         hot_records: int = 0,
-        eviction: Eviction | str = "least_recent",
+        eviction: Eviction | str = "least_frequent",
         io_threads: int = 8,
         overlap: bool = True,
         policy: Policy | str = "interleave",

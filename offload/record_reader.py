@@ -93,7 +93,7 @@ class RecordReader:
         if self._hot is None:
             assert _ON_DISK not in where.tiers, "no frames for records from disk"
             return iter([self._select(where, wanted, None)] if len(wanted) else [])
-        self._hot.release()
+        self._hot.open_selection(where.frame[wanted[where.tier[wanted] == _ON_DISK]])
         # A batch ends where it would hold more records from disk than it may.
         num_before = np.maximum(np.cumsum(where.tier[wanted] == _ON_DISK) - 1, 0)
         ends = np.flatnonzero(np.diff(num_before // self._hot.most_demanded)) + 1

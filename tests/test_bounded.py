@@ -81,7 +81,7 @@ def test_a_lying_foresight_changes_no_bit(folder, in_memory, tmp_path, monkeypat
     [
         {"overlap": False},
         {"hot_records": 2},
-        {"hot_records": 3, "eviction": "least_frequent"},
+        {"hot_records": 3, "eviction": "least_recent"},
         {"io_threads": 1},
     ],
     ids=lambda store: "-".join(map(str, store.values())),

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -86,8 +87,19 @@ def io_threads() -> list[threading.Thread]:
 
 
 @contextmanager
-def opened(directory, disk=40, host=0, device=0, layers=2, file=ScratchFile, way=None, **options):
-    """A store with that many spans per tier; leaves no thread and no file behind."""
+def opened(
+    directory,
+    disk=40,
+    host=0,
+    device=0,
+    layers=2,
+    file=ScratchFile,
+    way=None,
+    in_python=False,
+    **options,
+):
+    """A store with that many spans per tier; leaves no thread and no file behind. in_python: the
+    reader's reference, whatever was compiled."""
     files = []
 
     def spill():
@@ -95,7 +107,9 @@ def opened(directory, disk=40, host=0, device=0, layers=2, file=ScratchFile, way
         return files[-1]
 
     frames = {DEVICE: device * S, HOST: host * S, DISK: disk * S}
-    store = PageStore(layers, RECORD, NEAR, S, frames, "cpu", spill, **options)
+    choice = {"EBBTIDE_KERNELS": "reference"} if in_python else {}
+    with mock.patch.dict(os.environ, choice):
+        store = PageStore(layers, RECORD, NEAR, S, frames, "cpu", spill, **options)
     try:
         with store:
             store.file = files[0] if files else None
@@ -123,11 +137,12 @@ THREADS = {
     "plain": dict(overlap=False),
     "one thread": dict(io_threads=1, staging_slots=2, write_buffers=1),
     "four threads": dict(io_threads=4, staging_slots=8),
+    "threads in Python": dict(io_threads=3, staging_slots=4, in_python=True),
 }
 # Frames for single records: fewer than a selection asks for, and more.
 HOT = {
     name: {**options, "hot_records": n}
-    for (name, options), n in zip(THREADS.items(), (2, 3, 12), strict=True)
+    for (name, options), n in zip(THREADS.items(), (2, 3, 12, 6), strict=True)
 }
 hot_threads = pytest.mark.parametrize("options", HOT.values(), ids=HOT)
 mixes = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
