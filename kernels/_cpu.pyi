@@ -1,5 +1,9 @@
 """What cpu/module.cpp offers. Tensors are passed as addresses that the caller has checked."""
 
+from collections.abc import Callable
+
+import numpy as np
+
 INTERFACE: int
 
 def instruction_sets() -> list[str]: ...
@@ -82,3 +86,40 @@ class BlockProduct:
 
     def __init__(self, numbers: list[int]) -> None: ...
     def run(self, x: int, out: int, threads: int) -> None: ...
+
+def crcs_of(records: int, num_records: int, record_bytes: int, out: int) -> None: ...
+
+class Reads:
+    """Tags, frames, counts and places are int64 arrays; see ../offload/reads.py."""
+
+    def __init__(
+        self,
+        fd: int,
+        drops_cache: bool,
+        frame_bytes: int,
+        crcs: int,
+        num_tags: int,
+        states: int,
+        num_threads: int,
+        most_bytes: int,
+        most_at_once: int = 0,
+        read_into: Callable[[int, int, int], bool] | None = None,
+        keep: object = None,
+    ) -> None: ...
+    def submit(
+        self,
+        tags: np.ndarray,
+        frames: np.ndarray,
+        counts: np.ndarray,
+        places: np.ndarray,
+        urgency: int,
+    ) -> None: ...
+    def promote(self, tags: np.ndarray) -> None: ...
+    def expect(self, tags: np.ndarray) -> None: ...
+    def cancel(self, tags: np.ndarray) -> None: ...
+    def happened(self) -> int: ...
+    def kick(self) -> None: ...
+    def wait(self, seen: int, seconds: float) -> bool: ...
+    def failure(self) -> tuple[int, int, int, int]: ...
+    def counts(self) -> tuple[int, int, float]: ...
+    def close(self, seconds: float) -> bool: ...

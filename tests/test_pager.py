@@ -5,6 +5,7 @@ Records are told apart by a tag that fills them, so content checks need no codec
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
@@ -55,6 +56,23 @@ def check(store, table, layer, tags) -> None:
         near, records = rows(tags[span * S : (span + 1) * S])
         with store.fetch(table, layer, span) as pages:
             assert torch.equal(pages.near, near) and torch.equal(pages.records, records)
+
+
+def check_runs(store, table, layer, tags) -> None:
+    """The same, by the addresses of as many spans at a time as the store gives."""
+    span, stop, tags = 0, table.num_spans(layer), list(tags)
+    while span < stop:
+        run = store.fetch_run(table, layer, span, stop)
+        if run is None:  # records are copied before they are read
+            assert store._planes.must_copy
+            return
+        with run:
+            assert run.first == span < run.stop <= stop
+            near, records = rows(tags[span * S : run.stop * S])
+            for plane, addresses in ((near, run.near_at), (records, run.record_at)):
+                found = [ctypes.string_at(at, plane.shape[1]) for at in addresses.tolist()]
+                assert found == [row.numpy().tobytes() for row in plane]
+        span = run.stop
 
 
 def fetched(store, table, layer, records) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -167,6 +185,7 @@ def test_what_is_fetched_is_what_was_written(mix, options, tmp_path):
             for layer, tags in model.items():
                 store.prefetch(table, 1 - layer)
                 check(store, table, layer, tags)
+                check_runs(store, table, layer, tags)
         store.flush()
         store.check_integrity(deep=True)
         assert store.stats.write_amplification == 1.0
@@ -419,6 +438,12 @@ class StoreMachine(RuleBasedStateMachine):
     def fetch(self, pick, layer):
         table = self.any_table(pick)
         check(self.store, table, layer, self.model[table][layer])
+
+    @has_tables
+    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1))
+    def fetch_runs(self, pick, layer):
+        table = self.any_table(pick)
+        check_runs(self.store, table, layer, self.model[table][layer])
 
     @has_tables
     @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), records=st.lists(st.integers(-2, 4 * S)))
