@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sealed_pages import LAYOUTS, check, queries, sealed
+from sealed_pages import LAYOUTS, check, queries, sealed, tolerance
 
 from ebbtide.kernels.attention import UNSEEN, Partial, finish
 from ebbtide.kernels.layout import PageLayout
@@ -63,9 +63,16 @@ def test_each_record_has_a_partial_and_together_they_are_softmax(layout, rows, k
     n = layout.record_tokens
     for i, record in enumerate(order):
         at = tokens(layout, [record])
-        check(Partial(*(part[i] for part in p)), q, k[:, at], v[:, at], (0, n))
+        check(
+            Partial(*(part[i] for part in p)),
+            q,
+            k[:, at],
+            v[:, at],
+            (0, n),
+            within=tolerance(kernels, layout),
+        )
     at = tokens(layout, order)
-    check(merge_records(p), q, k[:, at], v[:, at], (0, 4 * n))
+    check(merge_records(p), q, k[:, at], v[:, at], (0, 4 * n), within=tolerance(kernels, layout))
 
 
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
@@ -78,7 +85,16 @@ def test_the_sink_is_passed_over_and_bias_is_added(layout, softcap, kernels):
     at, n = tokens(layout, order), 3 * layout.record_tokens
     for skip in (1, layout.page_tokens - 3, layout.record_tokens - 1, layout.record_tokens):
         p = attend_records(q, *where, layout, skip, softcap, bias)
-        check(merge_records(p), q, k[:, at], v[:, at], (skip, n), bias, softcap)
+        check(
+            merge_records(p),
+            q,
+            k[:, at],
+            v[:, at],
+            (skip, n),
+            bias,
+            softcap,
+            within=tolerance(kernels, layout),
+        )
     assert bool((p.max[0] == UNSEEN).all())
     assert not bool(p.sum[0].any()) and not bool(p.out[0].any())
 

@@ -19,12 +19,12 @@ constexpr int ROW_BLOCK = 2, TOKEN_BLOCK = 2, LANE_BLOCK = 2;
 constexpr int ROW_BLOCK = 1, TOKEN_BLOCK = 1, LANE_BLOCK = 1;
 #endif
 
-// use(ROWS, r) for blocks of rows, ROWS a constant.
-template <typename Use>
+// use(ROWS, r) for blocks of at most MOST rows, ROWS a constant.
+template <int MOST, typename Use>
 inline void by_rows(int64_t rows, const Use &use) {
+    constexpr int THREE = MOST > 3 ? 3 : 1, TWO = MOST > 2 ? 2 : 1;
     int64_t r = 0;
-    for (; r + ROW_BLOCK <= rows; r += ROW_BLOCK) use(Constant<ROW_BLOCK>(), r);
-    constexpr int THREE = ROW_BLOCK > 3 ? 3 : 1, TWO = ROW_BLOCK > 2 ? 2 : 1;
+    for (; r + MOST <= rows; r += MOST) use(Constant<MOST>(), r);
     if (THREE == 3 && rows - r == 3) return use(Constant<THREE>(), r);
     if (TWO == 2 && rows - r == 2) return use(Constant<TWO>(), r);
     if (r < rows) use(Constant<1>(), r);
@@ -190,7 +190,7 @@ void attend_runs(RawKind kind, int64_t dim, int64_t rows, const float *q, const 
                  [&](auto from, const uint8_t *k, int64_t row_bytes, int64_t first, int64_t count) {
                      typedef decltype(from) From;
                      float *to = scores + done + first;
-                     by_rows(rows, [&](auto block_rows, int64_t r) {
+                     by_rows<ROW_BLOCK>(rows, [&](auto block_rows, int64_t r) {
                          score_run<From, decltype(block_rows)::VALUE>(queries + r * wide, k, row_bytes, wide, count,
                                                                       to + r * stride, stride);
                      });
@@ -203,7 +203,7 @@ void attend_runs(RawKind kind, int64_t dim, int64_t rows, const float *q, const 
                  [&](auto from, const uint8_t *v, int64_t row_bytes, int64_t first, int64_t count) {
                      typedef decltype(from) From;
                      const float *weights = scores + done + first;
-                     by_rows(rows, [&](auto block_rows, int64_t r) {
+                     by_rows<ROW_BLOCK>(rows, [&](auto block_rows, int64_t r) {
                          add_run<From, decltype(block_rows)::VALUE>(weights + r * stride, stride, v, row_bytes, count, wide,
                                                                     sums + r * wide);
                      });
