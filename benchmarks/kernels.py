@@ -18,6 +18,7 @@ import time
 import torch
 
 from ebbtide.kernels import attention, dispatch, pages
+from ebbtide.kernels.layer_attention import Raw, Records, attend_layer
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.means import attend_means
 from ebbtide.kernels.paged_attention import attend_pages
@@ -79,20 +80,62 @@ def page_rates(tokens: int = 16384) -> dict[str, float]:
 
         moved = near.nbytes + records.nbytes + 2 * k.numel() * 4
         rates[f"unpack {name}"] = moved / best_s(unpack_all)
-        for rows in (1, 8):
-            q = torch.randn((layout.kv_heads, rows, layout.head_dim), generator=generator) / 8
-
-            def attend_all(near=near, records=records, layout=layout, step=step, q=q):
-                for i in range(0, len(records), step):
-                    attend_pages(q, near[i : i + step], records[i : i + step], layout)
-
-            rates[f"attend {rows} rows, {name}"] = (near.nbytes + records.nbytes) / best_s(
-                attend_all
-            )
         part = k[:span]
         moved = 2 * part.nbytes + (near.nbytes + records.nbytes) * span // tokens
         rates[f"seal {name}"] = moved / best_s(lambda p=part, y=layout: pages.seal(p, p, y))
     return rates
+
+
+def attend_costs(dim: int, codec: dict, num_rows: int, tokens: int = 8192) -> dict[str, float]:
+    """Decode attention of one layer, 8 KV heads, over sealed pages and 512 raw tokens, one call."""
+    layout = PageLayout(8, dim, 64, 2, **codec)
+    generator = torch.Generator().manual_seed(4)
+    part = torch.randn((1024, 8, dim), generator=generator)
+    near, records = (x.repeat(tokens // 1024, 1) for x in pages.seal(part, part, layout))
+    q = torch.randn((8, num_rows, dim), generator=generator) / 8
+    raw_k, raw_v = torch.randn((2, 8, 512, dim), generator=generator).bfloat16()
+    raw = Raw(raw_k.dtype, [raw_k.data_ptr(), raw_v.data_ptr(), raw_k.stride(0) * 2, 512])
+    rows = torch.arange(len(records))
+    at = (dispatch.addresses(near, rows), dispatch.addresses(records, rows))
+    listed = Records(*at, 1024 // layout.record_tokens, (64, tokens))
+    taken_s = best_s(lambda: attend_layer(q, q, listed, layout, raw))
+    elements = 2 * (tokens + 512) * 8 * dim
+    num_bytes = near.nbytes + records.nbytes + raw_k.nbytes + raw_v.nbytes
+    return {
+        "ms": 1e3 * taken_s,
+        "elements_per_s": elements / taken_s,
+        "bytes_per_s": num_bytes / taken_s,
+        "flop_per_s": 2 * num_rows * elements / taken_s,
+    }
+
+
+ATTENDED = {
+    "4": {"key_bits": 5, "value_bits": 4, "near_bits": 2},
+    "6": {"key_bits": 6, "value_bits": 6, "near_bits": 2},
+    "8": {"key_bits": 8, "value_bits": 8, "near_bits": 2},
+    "full": {"codec": "full"},
+}
+
+
+def attended(ceiling: float, peak: float) -> dict[str, dict[str, float]]:
+    """attend_costs for every head_dim, codec and number of query rows of a KV head, printed."""
+    costs = {}
+    for dim in (64, 128):
+        for name, codec in ATTENDED.items():
+            for num_rows in (1, 4, 8):
+                cost = attend_costs(dim, codec, num_rows)
+                cost["of_bandwidth"] = cost["bytes_per_s"] / ceiling
+                cost["of_products"] = cost["flop_per_s"] / peak
+                costs[f"{name}, d {dim}, {num_rows} rows"] = cost
+                print(
+                    f"{f'attend {name}, d {dim}, {num_rows} rows':<36}"
+                    f"{cost['bytes_per_s'] / 1e9:8.1f} GB/s   "
+                    f"{cost['of_bandwidth']:5.2f} of the ceiling; "
+                    f"{cost['elements_per_s'] / 1e9:.1f} G elements/s; "
+                    f"{cost['flop_per_s'] / 1e9:.0f} GFLOP/s, "
+                    f"{cost['of_products']:.2f} of float32 products; {cost['ms']:.2f} ms"
+                )
+    return costs
 
 
 SCORED = {
@@ -138,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", default="", help="instruction set, or reference")
+    parser.add_argument("--attention", action="store_true", help="decode attention alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.isa == "reference":
@@ -152,9 +196,19 @@ def main() -> None:
 
     ceiling = ceiling_bytes_per_s()
     print(f"{'read bandwidth, the ceiling':<36}{ceiling / 1e9:8.1f} GB/s")
-    moved = page_rates()
+    moved = {} if options.attention else page_rates()
     for name, rate in moved.items():
         print(f"{name:<36}{rate / 1e9:8.1f} GB/s   {rate / ceiling:5.2f} of the ceiling")
+    square = torch.randn(1024, 1024)
+    peak = 2 * 1024**3 / best_s(lambda: square @ square)
+    print(f"{'a product of 1024 x 1024 float32':<36}{peak / 1e9:8.1f} GFLOP/s")
+    attention_costs = {
+        name: {key: float(f"{value:.3g}") for key, value in one.items()}
+        for name, one in attended(ceiling, peak).items()
+    }
+    if options.attention:
+        print(json.dumps({"kernels": kernels, "attention": attention_costs}))
+        return
     scored = {}
     for name, layout in SCORED.items():
         for num_rows in (1, 4, 8):
@@ -175,6 +229,8 @@ def main() -> None:
         "threads": options.threads,
         "read_bytes_per_s": round(ceiling),
         "bytes_per_s": {name: round(rate) for name, rate in moved.items()},
+        "product_flop_per_s": round(peak),
+        "attention": attention_costs,
         "scoring": {
             name: {key: float(f"{value:.3g}") for key, value in one.items()}
             for name, one in scored.items()

@@ -32,7 +32,7 @@ namespace {
 
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, quantise_rows, multiply, rms_norm, gate_with,
-                                  attend_scratch, attend_chunk, merge_chunks, attend_span, raw_scratch, attend_raw,
+                                  attend_scratch, attend_chunk, merge_chunks, attend_span, soften_rows, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, means_scratch, attend_means_chunk};
     return table;
 }

@@ -98,6 +98,14 @@ void join_spans(int64_t count, int64_t rows, int64_t dim, uintptr_t highest, uin
     });
 }
 
+// scores (rows, n), to weights in place.
+void soften(uintptr_t scores, int64_t rows, int64_t n, uintptr_t highest, uintptr_t total, int threads) {
+    nb::gil_scoped_release released;
+    share_out(rows, 1, rows * n * 8, threads, [&](int64_t begin, int64_t end) {
+        active->soften_rows(at<float>(scores), n, at<float>(highest), at<float>(total), begin, end);
+    });
+}
+
 void merge(int64_t chunks, int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out,
            uintptr_t to_highest, uintptr_t to_total, uintptr_t to_out, int threads) {
     nb::gil_scoped_release released;
@@ -116,5 +124,6 @@ void ebbtide::bind_attend(nb::module_ &m) {
     m.def("attend_raw", &attend_raw);
     m.def("attend_layer", &attend_all);
     m.def("join_spans", &join_spans);
+    m.def("soften", &soften);
     m.def("merge", &merge);
 }

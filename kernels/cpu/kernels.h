@@ -123,6 +123,8 @@ struct Kernels {
     // Records first .. first + count - 1 of one head to a partial; scratch as attend_chunk's.
     void (*attend_span)(const Attend &, int64_t head, int64_t first, int64_t count, float *scratch, float *highest,
                         float *total, float *out);
+    // Rows begin .. end of scores[rows][n] to weights next to their greatest, in place.
+    void (*soften_rows)(float *scores, int64_t n, float *highest, float *total, int64_t begin, int64_t end);
     // Raw tokens of one head to a partial; scratch holds raw_scratch floats.
     int64_t (*raw_scratch)(const RawAttend &);
     void (*attend_raw)(const RawAttend &, int64_t head, float *scratch, float *highest, float *total, float *out);

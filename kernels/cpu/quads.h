@@ -6,6 +6,13 @@
 // [tokens / 4][blocks of sixteen elements]. Where bytes are multiplied four at a time (VNNI), tiles of values hold
 // the four tokens of each element side by side instead, and a number of sixteen bits is two bytes, 256 * high + low.
 
+// Sums stay in registers only where the loops over them are gone early.
+#if defined(__GNUC__) && !defined(__clang__)
+#define EBBTIDE_UNROLLED _Pragma("GCC unroll 8")
+#else
+#define EBBTIDE_UNROLLED _Pragma("unroll")
+#endif
+
 typedef uint64_t Tile __attribute__((vector_size(64)));
 
 #if defined(__AVX512VNNI__)
@@ -214,22 +221,22 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
     const int64_t wide = blocks * 16, quad = blocks * 64;
 #if defined(__AVX512VNNI__)
     Ints acc[ROWS][4];
-    for (int r = 0; r < ROWS; ++r)
-        for (int n = 0; n < 4; ++n) acc[r][n] = no_ints();
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+        EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) acc[r][n] = no_ints();
     for (int term = 0; term < 2; ++term) {
         for (int64_t i = 0; i < blocks; ++i) {
             __m512i code[4];
-            for (int n = 0; n < 4; ++n) code[n] = _mm512_loadu_si512(tiles + n * quad + i * 64);
-            for (int r = 0; r < ROWS; ++r) {
+            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) code[n] = _mm512_loadu_si512(tiles + n * quad + i * 64);
+            EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
                 const __m512i query = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(q + r * 2 * wide + term * wide + i * 16)));
-                for (int n = 0; n < 4; ++n) acc[r][n].v = _mm512_dpbusd_epi32(acc[r][n].v, code[n], query);
+                EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) acc[r][n].v = _mm512_dpbusd_epi32(acc[r][n].v, code[n], query);
             }
         }
         if (term == 0)
-            for (int r = 0; r < ROWS; ++r)
-                for (int n = 0; n < 4; ++n) acc[r][n].v = _mm512_slli_epi32(acc[r][n].v, 8);
+            EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+                EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) acc[r][n].v = _mm512_slli_epi32(acc[r][n].v, 8);
     }
-    for (int r = 0; r < ROWS; ++r) {
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         const Lanes sums = to_lanes(order_of_fours(sum_fours(acc[r][0], acc[r][1], acc[r][2], acc[r][3])));
         store(out + r * stride, mul_add(sums, all(step[r]), all(base[r])));
     }
@@ -238,24 +245,24 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
     for (int half = 0; half < 2; ++half) {
         const __m256i none = _mm256_setzero_si256();
         __m256i acc[ROWS][4];
-        for (int r = 0; r < ROWS; ++r)
-            for (int n = 0; n < 4; ++n) acc[r][n] = none;
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) acc[r][n] = none;
         for (int64_t i = 0; i < blocks; ++i) {
             __m256i low[ROWS], high[ROWS];
-            for (int r = 0; r < ROWS; ++r) {
+            EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
                 const __m128i *query = (const __m128i *)(q + r * 2 * wide + i * 32);
                 low[r] = _mm256_broadcastsi128_si256(_mm_loadu_si128(query));
                 high[r] = _mm256_broadcastsi128_si256(_mm_loadu_si128(query + 1));
             }
-            for (int n = 0; n < 4; ++n) {
+            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
                 const __m256i code = _mm256_loadu_si256((const __m256i *)(tiles + (2 * half + n / 2) * quad + i * 64 + n % 2 * 32));
                 const __m256i first = _mm256_unpacklo_epi8(code, none), second = _mm256_unpackhi_epi8(code, none);
-                for (int r = 0; r < ROWS; ++r)
+                EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
                     acc[r][n] = _mm256_add_epi32(acc[r][n], _mm256_add_epi32(_mm256_madd_epi16(first, low[r]),
                                                                              _mm256_madd_epi16(second, high[r])));
             }
         }
-        for (int r = 0; r < ROWS; ++r) {
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
             // Of tokens 2n and 2n + 1 in either half of acc[n], to eight sums in order.
             const __m256i first = _mm256_hadd_epi32(acc[r][0], acc[r][1]), second = _mm256_hadd_epi32(acc[r][2], acc[r][3]);
             const __m256i eight = _mm256_permutevar8x32_epi32(_mm256_hadd_epi32(first, second), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -264,7 +271,7 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
         }
     }
 #else
-    for (int r = 0; r < ROWS; ++r) {
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         const int16_t *query = (const int16_t *)(q + r * 2 * wide);
         for (int t = 0; t < 16; ++t) {
             int32_t sum = 0;
@@ -284,24 +291,24 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
     (void)padded;
 #if defined(__AVX512VNNI__)
     __m512i high[ROWS][BLOCKS], low[ROWS][BLOCKS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int b = 0; b < BLOCKS; ++b) high[r][b] = low[r][b] = _mm512_setzero_si512();
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+        EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) high[r][b] = low[r][b] = _mm512_setzero_si512();
     for (int64_t t = 0; t < tokens; t += 4, tiles += blocks * 64) {
         __m512i code[BLOCKS];
-        for (int b = 0; b < BLOCKS; ++b) code[b] = _mm512_loadu_si512(tiles + b * 64);
-        for (int r = 0; r < ROWS; ++r) {
+        EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) code[b] = _mm512_loadu_si512(tiles + b * 64);
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
             int32_t four[2];
             std::memcpy(four, weights + r * stride + t, 4);
             std::memcpy(four + 1, weights + r * stride + padded + t, 4);
             const __m512i first = _mm512_set1_epi32(four[0]), second = _mm512_set1_epi32(four[1]);
-            for (int b = 0; b < BLOCKS; ++b) {
+            EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) {
                 high[r][b] = _mm512_dpbusd_epi32(high[r][b], code[b], first);
                 low[r][b] = _mm512_dpbusd_epi32(low[r][b], code[b], second);
             }
         }
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int b = 0; b < BLOCKS; ++b) {
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+        EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) {
             const Lanes all_of = to_lanes({_mm512_add_epi32(_mm512_slli_epi32(high[r][b], 8), low[r][b])});
             float *to = sums + r * wide + b * 16;
             store(to, mul_add(all_of, all(step[r]), load(to)));
@@ -309,12 +316,12 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
 #elif defined(__AVX2__)
     static_assert(BLOCKS == 1, "sums of more blocks than one do not fit the registers");
     __m256i acc[ROWS][2];  // elements 0..3 and 8..11; 4..7 and 12..15
-    for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (int64_t t = 0; t < tokens; t += 2, tiles += t % 4 ? 32 : blocks * 64 - 32) {
         const __m256i a = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)tiles));
         const __m256i b = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(tiles + 16)));
         const __m256i one = _mm256_unpacklo_epi16(a, b), two = _mm256_unpackhi_epi16(a, b);
-        for (int r = 0; r < ROWS; ++r) {
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
             int32_t pair;
             std::memcpy(&pair, weights + r * stride + 2 * t, 4);
             const __m256i weight = _mm256_set1_epi32(pair);
@@ -322,7 +329,7 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
             acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(two, weight));
         }
     }
-    for (int r = 0; r < ROWS; ++r) {
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         const __m256i first = _mm256_permute2x128_si256(acc[r][0], acc[r][1], 0x20);
         const __m256i second = _mm256_permute2x128_si256(acc[r][0], acc[r][1], 0x31);
         float *to = sums + r * wide;
@@ -331,7 +338,7 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
         _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), size, _mm256_loadu_ps(to + 8)));
     }
 #else
-    for (int r = 0; r < ROWS; ++r) {
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         const int16_t *weight = (const int16_t *)(weights + r * stride);
         for (int j = 0; j < 16 * BLOCKS; ++j) {
             int32_t sum = 0;
