@@ -17,6 +17,7 @@ from ..kernels.attention import Partial, attend, finish, merge
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import attend_pages
 from ..kernels.pages import rotate, unpack
+from ..kernels.rope_scores import rope_scores
 from .decode_attention import DecodeAttention
 from .rope import Rope
 from .sequence import Sequence
@@ -187,8 +188,7 @@ class TieredAttention:
         """What the key bias adds to scores: (kv_heads, groups, tokens), or None without one."""
         if key_bias is None:
             return None
-        bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base)
-        return torch.bmm(query.q, bias.permute(1, 2, 0))
+        return rope_scores(*self.ropes[layer].factors(query.q, key_bias), base, tokens)
 
     def _window_mask(self, query: Query, window: int | None, base: int, count: int):
         """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of

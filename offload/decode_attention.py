@@ -65,7 +65,7 @@ class DecodeAttention:
 
         page_q: as pages are scored, rotated where they are. spans: of sealed pages, those wanted;
         sealed_tokens: the table may hold more, which are not seen yet.
-        score_bias(span, tokens): what is added to the scores of a span, or None.
+        score_bias(base, tokens): what is added to the scores of so many tokens, or None.
         """
         q, page_q = q.contiguous(), page_q.contiguous()
         raw = self._raw(layer, sequence, position, window)
@@ -75,16 +75,12 @@ class DecodeAttention:
 
         def records(near_at, record_at, span: int, stop: int) -> Records:
             base, tokens = span * self._span_tokens, len(record_at) * self._layout.record_tokens
-            bias = [
-                score_bias(base + at, min(self._span_tokens, tokens - at))
-                for at in range(0, tokens, self._span_tokens)
-            ]
             return Records(
                 near_at,
                 record_at,
                 self._span_tokens // self._layout.record_tokens,
                 (max(0, first_seen - base), min(tokens, sealed_tokens - base)),
-                None if bias[0] is None else torch.cat(bias, -1).contiguous(),
+                score_bias(base, tokens),
             )
 
         if not spans:

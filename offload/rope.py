@@ -48,6 +48,22 @@ class Rope:
             return turned
         return torch.cat((turned, x[..., self.width :]), dim=-1)
 
+    def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(cosines, sines, constant, frequencies), as kernels.rope_scores takes them: products of q
+        (heads, rows, head_dim), turned already, with b (heads, head_dim), turned by a position."""
+        b = b[:, None]
+        if self.config is None:
+            none = q.new_empty((*q.shape[:2], 0))
+            return none, none, (q * b).sum(-1), q.new_empty(0)
+        rest = (q[..., self.width :] * b[..., self.width :]).sum(-1)
+        q, b = q[..., : self.width], b[..., : self.width]
+        if self.config.interleaved:
+            q1, q2, b1, b2 = q[..., ::2], q[..., 1::2], b[..., ::2], b[..., 1::2]
+        else:
+            (q1, q2), (b1, b2) = q.chunk(2, -1), b.chunk(2, -1)
+        cosines, sines = q1 * b1 + q2 * b2, q2 * b1 - q1 * b2
+        return cosines * self.amplitude, sines * self.amplitude, rest, self.frequencies
+
     def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines for positions [start, start + count): each (count, 1, width) float32;
         width is 0 for a layer without positions. The latest are kept: the layers of a model ask for

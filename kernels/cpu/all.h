@@ -21,6 +21,7 @@ namespace {
 #include "quads.h"
 #include "attend.h"
 #include "join.h"
+#include "rope.h"
 #include "score.h"
 #include "means.h"
 #include "quantise.h"
@@ -32,7 +33,7 @@ namespace {
 
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, quantise_rows, multiply, rms_norm, gate_with,
-                                  attend_scratch, attend_chunk, merge_chunks, attend_span, soften_rows, raw_scratch, attend_raw,
+                                  attend_scratch, attend_chunk, merge_chunks, attend_span, soften_rows, rope_scores, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, means_scratch, attend_means_chunk};
     return table;
 }

@@ -106,6 +106,16 @@ void soften(uintptr_t scores, int64_t rows, int64_t n, uintptr_t highest, uintpt
     });
 }
 
+// What turned key biases add to scores: ../rope_scores.py has the shapes.
+void rope_scores(uintptr_t cosines, uintptr_t sines, uintptr_t constant, uintptr_t frequencies, int64_t rows, int64_t pairs,
+                 int64_t start, int64_t count, uintptr_t out, int threads) {
+    if (pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
+    const RopeScores a{rows, pairs, start, count, at<const float>(cosines), at<const float>(sines), at<const float>(constant),
+                       at<const float>(frequencies), at<float>(out)};
+    nb::gil_scoped_release released;
+    share_out(count, 16, rows * count * pairs, threads, [&](int64_t begin, int64_t end) { active->rope_scores(a, begin, end); });
+}
+
 void merge(int64_t chunks, int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out,
            uintptr_t to_highest, uintptr_t to_total, uintptr_t to_out, int threads) {
     nb::gil_scoped_release released;
@@ -125,5 +135,6 @@ void ebbtide::bind_attend(nb::module_ &m) {
     m.def("attend_layer", &attend_all);
     m.def("join_spans", &join_spans);
     m.def("soften", &soften);
+    m.def("rope_scores", &rope_scores);
     m.def("merge", &merge);
 }

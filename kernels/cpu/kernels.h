@@ -73,6 +73,14 @@ struct RawAttend {
     int64_t num_runs;
 };
 
+// Sums of cosines and sines of position * frequency, for rows of factors.
+struct RopeScores {
+    int64_t rows, pairs, start, count;
+    const float *cosines, *sines, *constant;  // (rows, pairs), likewise, (rows)
+    const float *frequencies;                 // (pairs)
+    float *out;                               // (rows, count)
+};
+
 // The estimate of every page from the near records alone.
 struct Score {
     Layout layout;
@@ -125,6 +133,8 @@ struct Kernels {
                         float *total, float *out);
     // Rows begin .. end of scores[rows][n] to weights next to their greatest, in place.
     void (*soften_rows)(float *scores, int64_t n, float *highest, float *total, int64_t begin, int64_t end);
+    // Positions begin .. end, counted from the first.
+    void (*rope_scores)(const RopeScores &, int64_t begin, int64_t end);
     // Raw tokens of one head to a partial; scratch holds raw_scratch floats.
     int64_t (*raw_scratch)(const RawAttend &);
     void (*attend_raw)(const RawAttend &, int64_t head, float *scratch, float *highest, float *total, float *out);

@@ -1,0 +1,62 @@
+"""What a turned key bias adds to scores, against turning it in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ebbtide.kernels.rope_scores import rope_scores
+from ebbtide.offload.rope import Rope
+from ebbtide.offload.rope_config import RopeConfig
+
+
+def factors(rows: int, pairs: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    cosines, sines = torch.randn((2, rows, pairs), generator=generator)
+    constant = torch.randn((rows,), generator=generator)
+    frequencies = 10000.0 ** -(torch.arange(pairs).float() / max(1, pairs))
+    return [cosines, sines, constant, frequencies]
+
+
+@pytest.mark.parametrize(("rows", "pairs"), [(1, 32), (7, 64), (3, 5), (2, 0)])
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (64, 49), (32768, 300), (130000, 16)])
+def test_sums_of_cosines_and_sines(rows, pairs, start, count, kernels):
+    cosines, sines, constant, frequencies = factors(rows, pairs)
+    got = rope_scores(cosines, sines, constant, frequencies, start, count)
+    # Angles are float32 products, here as there; each cosine is within 4e-7 and there are `pairs`
+    # of each kind, with factors of about 1.
+    positions = torch.arange(start, start + count).float()
+    angles = (frequencies[:, None] * positions).double()
+    want = cosines.double() @ angles.cos() + sines.double() @ angles.sin()
+    want += constant.double()[:, None]
+    torch.testing.assert_close(got.double(), want, atol=1e-6 * (1 + pairs), rtol=0)
+
+
+def test_a_position_does_not_depend_on_others(kernels):
+    parts = factors(5, 24)
+    whole = rope_scores(*parts, 100, 333)
+    if kernels == "reference":
+        pytest.skip("torch's products may add in another order for other shapes")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(rope_scores(*parts, 100, 333), whole)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(rope_scores(*parts, 217, 40), whole[:, 117:157])
+    alone = [part[2:3] for part in parts[:3]]
+    assert torch.equal(rope_scores(*alone, parts[3], 100, 333), whole[2:3])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_factors_are_those_of_a_turned_bias(interleaved, share, kernels):
+    config = RopeConfig("default", 10000.0, share=share, interleaved=interleaved)
+    rope = Rope(config, 32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn((2, 3, 32), generator=generator)
+    b = torch.randn((2, 32), generator=generator) * 5
+    turned = rope.turn(b[None].expand(50, -1, -1), 70).permute(1, 0, 2)
+    got = rope_scores(*rope.factors(q, b), 70, 50)
+    torch.testing.assert_close(got, q @ turned.transpose(1, 2), atol=1e-4, rtol=1e-5)
