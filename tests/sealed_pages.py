@@ -23,6 +23,16 @@ LAYOUTS = {
     "full f16": PageLayout(3, 88, 16, 1, codec="full", raw_dtype=torch.float16),
     "full f32": PageLayout(1, 112, 16, 2, codec="full", raw_dtype=torch.float32),
 }
+# What models have: two near bits, and every way in which planes of codes are read.
+for dim in (16, 32, 64, 96, 128):
+    key_bits, value_bits = {16: (6, 6), 32: (5, 4), 64: (5, 4), 96: (6, 6), 128: (8, 8)}[dim]
+    LAYOUTS[f"{dim}, two near bits"] = PageLayout(
+        1, dim, 32, 2, key_bits=key_bits, value_bits=value_bits, near_bits=2
+    )
+for bits in (6, 8):
+    LAYOUTS[f"64, {bits} bits"] = PageLayout(
+        2, 64, 16, 2, key_bits=bits, value_bits=bits, near_bits=2
+    )
 LAYOUTS["near in record"] = dataclasses.replace(LAYOUTS["usual"], near_resident=False)
 LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
 

@@ -13,7 +13,18 @@
 #define EBBTIDE_UNROLLED _Pragma("unroll")
 #endif
 
+#if defined(__AVX512F__)
 typedef uint64_t Tile __attribute__((vector_size(64)));
+#else
+// Two halves: a compiler takes a vector that is longer than its registers through memory.
+struct Tile {
+    Bytes32 a, b;
+};
+inline Tile operator>>(Tile x, int n) { return {x.a >> n, x.b >> n}; }
+inline Tile operator<<(Tile x, int n) { return {x.a << n, x.b << n}; }
+inline Tile operator&(Tile x, uint64_t mask) { return {x.a & mask, x.b & mask}; }
+inline Tile operator|(Tile x, Tile y) { return {x.a | y.a, x.b | y.b}; }
+#endif
 
 #if defined(__AVX512VNNI__)
 constexpr bool BYTE_PRODUCTS = true;
@@ -32,15 +43,18 @@ inline Tile load_tile(const uint8_t *p, int64_t run) {
     x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + run)), 1);
     x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 2 * run)), 2);
     return (Tile)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * run)), 3);
+#elif defined(__AVX2__)
+    const auto pair = [run](const uint8_t *q) {
+        const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)q));
+        return (Bytes32)_mm256_inserti128_si256(first, _mm_loadu_si128((const __m128i *)(q + run)), 1);
+    };
+    return {pair(p), pair(p + 2 * run)};
 #else
     Tile x;
-    if (run == 16) {
-        std::memcpy(&x, p, 64);
-        return x;
+    for (int t = 0; t < 2; ++t) {
+        std::memcpy((uint8_t *)&x.a + 16 * t, p + t * run, 16);
+        std::memcpy((uint8_t *)&x.b + 16 * t, p + (t + 2) * run, 16);
     }
-    uint64_t parts[8];
-    for (int t = 0; t < 4; ++t) std::memcpy(parts + 2 * t, p + t * run, 16);
-    for (int i = 0; i < 8; ++i) x[i] = parts[i];
     return x;
 #endif
 }
@@ -50,9 +64,15 @@ template <int WIDTH>
 inline Tile load_short_tile(const uint8_t *p) {
     uint64_t parts[4];
     std::memcpy(parts, p, 32);
+#if defined(__AVX512F__)
     const Tile twice = {parts[0], parts[0], parts[1], parts[1], parts[2], parts[2], parts[3], parts[3]};
     const Tile shifts = {0, WIDTH, 0, WIDTH, 0, WIDTH, 0, WIDTH};
     return twice >> shifts;
+#else
+    const Bytes32 first = {parts[0], parts[0], parts[1], parts[1]}, second = {parts[2], parts[2], parts[3], parts[3]};
+    const Bytes32 shifts = {0, WIDTH, 0, WIDTH};
+    return {first >> shifts, second >> shifts};
+#endif
 }
 
 // Elements `at` and on of every byte of a plane of WIDTH bits, moved up by `below` bits.
@@ -134,9 +154,11 @@ inline ReadTiles tile_reader_of(int64_t dim) {
 // The reader of planes of some widths, or null for those that have none.
 template <bool VALUES>
 inline ReadTiles tile_reader(const int *widths, int64_t dim) {
-    const int key = widths[0] * 100 + widths[1] * 10 + widths[2], narrowest = widths[2] ? widths[2] : widths[1] ? widths[1] : widths[0];
-    const int64_t run = dim * narrowest / 8;
-    if (dim % 16 || (run % 16 && run != 8)) return nullptr;
+    const int key = widths[0] * 100 + widths[1] * 10 + widths[2];
+    for (int i = 0; i < 3; ++i) {
+        const int64_t run = dim * widths[i] / 8;
+        if (dim % 16 || (run % 16 && run != 8)) return nullptr;
+    }
     switch (key) {
         case 221: return tile_reader_of<2, 2, 1, VALUES>(dim);
         case 240: return tile_reader_of<2, 4, 0, VALUES>(dim);
