@@ -113,8 +113,9 @@ def test_selecting_everything_is_exact_mode_up_to_rounding(checkpoint, tmp_path,
     everything = Mode("bounded", selector="everything")
     selected = run(folder, tmp_path, everything, share=0.0, **TINY)[0]
     exact = run(folder, tmp_path, Mode(), share=0.0, **TINY)[0]
-    # The same sums in another order: float32's rounding, some 20 times over.
-    assert torch.allclose(selected, exact, atol=2e-5 * exact.abs().max().item(), rtol=0)
+    # The same sums in another order: float32's rounding, some 20 times over; and a key or value on
+    # the border between two of its 255 codes may be sealed to the other one.
+    assert torch.allclose(selected, exact, atol=1e-4 * exact.abs().max().item(), rtol=0)
     assert torch.equal(selected[:PREFILLED], exact[:PREFILLED]), "prefill is exact"
 
 
