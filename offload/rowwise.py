@@ -1,7 +1,8 @@
 """What is computed for each row of a cell alone: norms, products, activations.
 
-A cell is always handled as a whole buffer of cell_tokens rows, of which only the tiles that hold
-asked-for rows are multiplied, so a row's bits depend on its place in the cell and on nothing else.
+A cell is always handled as a whole buffer of cell_tokens rows, of which those are multiplied that
+are asked for, from the start of their tile on, so a row's bits depend on its place in the cell at
+most.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def tiled(x: torch.Tensor, rows: slice, weight, bias=None) -> torch.Tensor:
-    """`linear` on the tiles of x (n, in) that hold `rows`; other rows of the result are zero."""
+    """`linear` on `rows` of x (n, in), and on those before them in their tile; the result's others
+    are zero.
+    """
     if x.shape[0] == 1:
         return linear(x, weight, bias)
     first = rows.start // ROW_TILE * ROW_TILE
-    last = -(-rows.stop // ROW_TILE) * ROW_TILE
+    last = max(rows.stop, first + 2)  # the reference has another way for one row
     if first == 0 and last == x.shape[0]:
         return linear(x, weight, bias)
     out = x.new_zeros(x.shape[0], weight.shape[0])
