@@ -5,25 +5,37 @@ Opaque bytes: knows neither what a record holds nor which frames are free (`page
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
+
+_HUGE_PAGE_BYTES = 2 << 20
 
 
 def aligned_bytes(num_bytes: int) -> torch.Tensor:
     """Zeroed host memory, (num_bytes,) uint8, that starts on a page boundary.
 
     Anonymous and private, so the system gives it out only as it is touched, and takes it back when
-    the last view of it is gone.
+    the last view of it is gone. Linux is asked for huge pages: what is read from end to end for
+    every token is then read up to twice as fast. Only whole ones that lie within are asked for, so
+    no more is ever taken than num_bytes.
     """
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
-    if hasattr(mmap, "MAP_PRIVATE"):
-        # The default is shared memory: that is charged as such and never gets huge pages.
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        memory = mmap.mmap(-1, num_bytes)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    whole_bytes = num_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+    spare_bytes = _HUGE_PAGE_BYTES if whole_bytes else 0  # addresses, to begin where a page does
+    # The default is shared memory: that is charged as such and never gets huge pages.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, num_bytes + spare_bytes, flags=private)
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -flat.data_ptr() % _HUGE_PAGE_BYTES if whole_bytes else 0
+    if whole_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel that was built without them
+            memory.madvise(mmap.MADV_HUGEPAGE, start, whole_bytes)
+    return flat[start : start + num_bytes]
 
 
 def host_bytes(num_bytes: int, compute_device: torch.device) -> torch.Tensor:

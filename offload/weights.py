@@ -28,6 +28,7 @@ from .checkpoint import Checkpoint
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
 from .skeleton import fused_parts, is_router, layer_of, layer_prefix
+from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 _ALIGNMENT = 64
@@ -113,7 +114,7 @@ class WeightStore:
         # What is quantised is read here, one after the other, and a layer is kept in one piece.
         # Memory taken and freed between tensors that stay does not go back to the system: at 4 bits
         # loading took three times the weights.
-        self._staging = torch.empty(self._staging_bytes(names, head_resident), dtype=torch.uint8)
+        self._staging = aligned_bytes(self._staging_bytes(names, head_resident))
         if self._streamed and self._bits is not None:
             self._scratch = _Scratch(spill_dir)
         for layer in range(self.config.num_layers):
@@ -129,13 +130,15 @@ class WeightStore:
             on_load(done, total)
         if self._streamed:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
-            self._buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(2)]
+            self._buffers = [aligned_bytes(size) for _ in range(2)]
             self._start_reading(self._streamed[0])
         self.final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
         self._head = self._head_product = None
         if head_resident:
-            ranges = self._head_ranges()
-            self._head = [self._head_block(*rows).to(self.device) for rows in ranges]
+            self._head = [
+                self._head_block(*rows, arena=self._head_arena(*rows)).to(self.device)
+                for rows in self._head_ranges()
+            ]
             native = native_for(*self._head)
             if native is not None:
                 self._head_product = BlockProduct(native, self._head)
@@ -259,12 +262,19 @@ class WeightStore:
         size = self.config.vocab_size
         return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
 
-    def _head_block(self, start: int, stop: int) -> Kept:
+    def _head_arena(self, start: int, stop: int) -> _Arena:
+        """Room for a block of the head that stays."""
+        ref = self.checkpoint.row_range(self._head_name, start, stop)
+        return _Arena(stored_bytes(self._head_name, ref.shape, ref.dtype.itemsize, self._head_bits))
+
+    def _head_block(self, start: int, stop: int, arena: _Arena | None = None) -> Kept:
+        """Rows of the head, in the arena if there is one."""
         ref = self.checkpoint.row_range(self._head_name, start, stop)
         if self._head_bits is None:
-            return self.checkpoint.read_ref(ref)
+            return self.checkpoint.read_ref(ref, arena and arena.take(ref.num_bytes))
         block = self.checkpoint.read_ref(ref, self._staging)
-        return self._quantise(self._head_name, block, self._head_bits)
+        empty = torch.empty if arena is None else arena.empty
+        return self._quantise(self._head_name, block, self._head_bits, empty)
 
     # ---- streaming ---------------------------------------------------------------------------
 
@@ -317,7 +327,7 @@ class _Arena:
     """Memory for the tensors of one layer, in one piece."""
 
     def __init__(self, num_bytes: int):
-        self._buffer, self._used = torch.empty(num_bytes, dtype=torch.uint8), 0
+        self._buffer, self._used = aligned_bytes(num_bytes), 0
 
     def take(self, num_bytes: int) -> torch.Tensor:
         """The next bytes, uint8."""
