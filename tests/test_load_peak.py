@@ -27,7 +27,7 @@ CONFIG = {
 LARGEST_BYTES = HIDDEN * INNER * 2  # of a tensor in the files: 12 MiB
 
 PROGRAM = """
-import ctypes, re, sys
+import re, sys
 from pathlib import Path
 import torch
 from ebbtide.offload.checkpoint import Checkpoint
@@ -45,8 +45,6 @@ def load():
     checkpoint = Checkpoint(folder, expected_shapes(config))
     return WeightStore(config, checkpoint, torch.device("cpu"), bits=bits)
 load().close()  # what only the first time takes: pages of libraries, the allocator's own
-if hasattr(ctypes.CDLL(None), "malloc_trim"):
-    ctypes.CDLL(None).malloc_trim(0)  # or the second time begins by giving back what the first left
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 store = load()
@@ -86,12 +84,13 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(("bits", "kept"), [("full", 1.0), ("8", 17 / 32), ("4", 9 / 32)])
 def test_loading_peaks_at_one_tensor_above_what_stays(folder, bits, kept):
     program = [sys.executable, "-c", PROGRAM, str(folder), bits]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    # What is live is counted, not what glibc's allocator keeps for next time (up to 15 MiB).
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
     peak_bytes, stays_bytes = map(int, done.stdout.split())
     matrices = LAYERS * (3 * INNER + 4 * HIDDEN) * HIDDEN * 2
     kept_bytes = matrices * kept + 4096 * HIDDEN * 2 * (1.0 if bits == "full" else 17 / 32)
-    # The kernel counts resident pages in batches for each processor: /proc may be some 64 behind;
-    # and the allocator may still hold some MiB of the first time, and give them back.
-    assert kept_bytes - 4 * MiB <= stays_bytes <= peak_bytes + MiB
-    # Beside the tensor: half a dozen copies of a mebibyte of rows, vectors, the allocator's own.
-    assert peak_bytes < kept_bytes + LARGEST_BYTES + 12 * MiB
+    # The kernel counts resident pages in batches for each processor: /proc may be some 64 behind.
+    assert kept_bytes - MiB <= stays_bytes <= peak_bytes + MiB
+    # Beside the tensor: a few copies of a mebibyte of rows, and vectors.
+    assert peak_bytes < kept_bytes + LARGEST_BYTES + 6 * MiB
