@@ -148,13 +148,14 @@ class ScratchFile:
                 continue
             except OSError as error:
                 raise self.error(verb, len(view), error) from error
-            if moved == 0:
+            before, done = done, done + moved
+            if done < len(view):
+                # The rest must start on a boundary again, so part of it moves twice; less than a
+                # block is what a file that ends there gives, again and again.
+                done -= done % ALIGNMENT_BYTES
+            if done == before:
                 text = "the file is shorter than it should be" if verb == "read" else "no progress"
                 raise self.error(verb, len(view), OSError(errno.EIO, text))
-            done += moved
-            if done < len(view):
-                # The rest must start on a boundary again, so part of it moves twice.
-                done -= done % ALIGNMENT_BYTES
         self.count(verb, len(view), time.perf_counter() - started)
 
     def count(self, verb: str, num_bytes: int, seconds: float, num_requests: int = 1) -> None:

@@ -163,11 +163,12 @@ def test_a_record_that_changed_is_an_error_that_names_it(disk):
 
 
 @WAYS
-def test_a_file_that_is_too_short_is_an_error(way, disk):
+@pytest.mark.parametrize("rest_bytes", [0, 100, RECORD + 100])
+def test_a_file_that_is_too_short_is_an_error_and_not_a_loop(way, rest_bytes, disk):
     d = disk(way=way)
-    d.scratch._file.truncate(8 * RECORD)
-    d.wait(d.submit([0], [9]))
-    with pytest.raises(StorageError, match=r"could not read 8\.0 KiB .*shorter than it should be"):
+    d.scratch._file.truncate(9 * RECORD + rest_bytes)
+    d.wait(d.submit([0], [9], [2]))
+    with pytest.raises(StorageError, match=r"could not read 16\.0 KiB .*shorter than it should be"):
         raise d.reads.failure()
 
 

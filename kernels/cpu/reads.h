@@ -312,9 +312,15 @@ class Reads {
                 failure.code = moved < 0 ? errno : 0;
                 return false;
             }
+            const int64_t before = done;
             done += moved;
-            // The rest must start on a boundary again, so part of it may move twice.
-            if (done < failure.num_bytes) done -= done % BLOCK_BYTES;
+            if (done == failure.num_bytes) break;
+            // The rest must start on a boundary again, so part of it may move twice; less than a block is what a file
+            // that ends there gives, again and again.
+            done -= done % BLOCK_BYTES;
+            if (done > before) continue;
+            failure.kind = ReadFailure::SHORT;
+            return false;
         }
 #if defined(POSIX_FADV_DONTNEED)
         if (file_.drops_cache) posix_fadvise(file_.fd, offset, failure.num_bytes, POSIX_FADV_DONTNEED);
