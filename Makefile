@@ -1,4 +1,4 @@
-# make demo | test | lint | peers | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
+# make demo | test | lint | peers | soak | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
 #
 #   VENV=DIR      where the environment lies; PEERS_VENV=DIR: that of `make peers`, which compares speeds with
 #                 llama.cpp and transformers (llama.cpp is compiled: about ten minutes, once) by
@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
 PEERS_ARGS ?=
+SOAK_VENV ?= .venv-soak
+SOAK_TESTS ?= tests/test_kernels_*.py tests/test_reads.py tests/test_hot_records.py tests/test_bounded.py
 TORCH ?= 2.13.0
 EDITABLE ?= -e
 WORKERS ?= 2
@@ -27,7 +29,7 @@ endif
 export PYTHONSAFEPATH := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint peers clean
+.PHONY: demo test lint peers soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ebbtide demo
@@ -43,8 +45,14 @@ lint: $(VENV)/.installed-test
 peers: $(PEERS_VENV)/.installed
 	PYTHONSAFEPATH= $(PEERS_VENV)/bin/python benchmarks/peers/compare.py $(PEERS_ARGS)
 
+# The kernels' tests with every access to memory checked. Compiling takes six minutes. Needs GCC on Linux.
+soak: $(SOAK_VENV)/.installed
+	$(TEST_ENV) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	  $(SOAK_VENV)/bin/pytest -n $(WORKERS) --timeout 180 $(SOAK_TESTS)
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(SOAK_VENV) build dist .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +63,13 @@ $(PEERS_VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check torch==$(TORCH)
 	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check $(EDITABLE) '.[peers]'
+	touch $@
+
+$(SOAK_VENV)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(SOAK_VENV)
+	$(SOAK_VENV)/bin/pip install -q --disable-pip-version-check torch==$(TORCH)
+	$(SOAK_VENV)/bin/pip install -q --disable-pip-version-check \
+	  -C cmake.define.EBBTIDE_SANITIZE=address '.[test]'
 	touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
