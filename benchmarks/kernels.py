@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 
 import torch
+from chosen_kernels import add_options, choose
 
 from ebbtide.kernels import attention, dispatch, pages
 from ebbtide.kernels.layer_attention import Raw, Records, attend_layer
@@ -179,20 +179,10 @@ def compute_rates() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--isa", default="", help="instruction set, or reference")
+    add_options(parser)
     parser.add_argument("--attention", action="store_true", help="decode attention alone")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.isa == "reference":
-        os.environ["EBBTIDE_KERNELS"] = "reference"
-    elif options.isa:
-        os.environ["EBBTIDE_KERNELS"] = "compiled"
-        dispatch.compiled_for().use_instruction_set(options.isa)
-    kernels = dispatch.backend()
-    if kernels == "compiled":
-        kernels += f" ({dispatch.instruction_set()})"
-    print(f"kernels: {kernels}, {options.threads} threads")
+    kernels = choose(options)
 
     ceiling = ceiling_bytes_per_s()
     print(f"{'read bandwidth, the ceiling':<36}{ceiling / 1e9:8.1f} GB/s")

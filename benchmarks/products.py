@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 
 import torch
+from chosen_kernels import add_options, choose
 
-from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
 
@@ -91,21 +90,11 @@ def row_rates(kind: str, inputs: int) -> dict[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--isa", default="", help="instruction set, or reference")
+    add_options(parser)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--widths", default="2048,8192", help="numbers of inputs")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.isa == "reference":
-        os.environ["EBBTIDE_KERNELS"] = "reference"
-    elif options.isa:
-        os.environ["EBBTIDE_KERNELS"] = "compiled"
-        dispatch.compiled_for().use_instruction_set(options.isa)
-    kernels = dispatch.backend()
-    if kernels == "compiled":
-        kernels += f" ({dispatch.instruction_set()})"
-    print(f"kernels: {kernels}, {options.threads} threads")
+    kernels = choose(options)
 
     buffer = torch.ones(BUFFER_BYTES // 4)
     matrix, x = buffer.view(-1, 4096), torch.ones(4096)

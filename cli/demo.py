@@ -73,8 +73,12 @@ def _open(run: Run, story: str) -> Any:
     )
     options["context"] = run.settings.context or num_tokens + _ROOM_FOR_A_QUESTION
     llm = ebbtide.LLM.open(None, **options)
-    if run.settings.host_memory == "auto":
-        llm.keep_in_memory(_SHARE_IN_RAM)
+    try:
+        if run.settings.host_memory == "auto":
+            llm.keep_in_memory(_SHARE_IN_RAM)
+    except BaseException:
+        llm.close()
+        raise
     return llm
 
 

@@ -5,9 +5,13 @@
     pages            seal and unpack pages
     attention        attention partials, their merging and finishing
     paged_attention  decode attention over sealed pages, without unpacking them
+    layer_attention  a layer's decode attention in one call: compiled kernels alone
     score            every page's share of the softmax, from its near plane alone
     means            attention over pages as single tokens: mass and mean value
+    rope_scores      what a key's bias adds to scores
+    quantised        weights in groups of 8 or 4 bits, and rows of activations
     matmul           linear layers whose rows never depend on how many rows there are
+    step             a layer's decode step but for its attention: compiled kernels alone
     checks           shapes that do not fit, named
     dispatch         which implementation serves: compiled (cpu/) or the torch reference
 

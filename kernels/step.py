@@ -50,7 +50,7 @@ class LayerStep:
     norms: weights (n,) float32 by the names of NORMS, None where there is none; products: weights
     and biases (out,) float32 or None by the names of PRODUCTS; without the MLP's, `add_mlp` and
     `mix` must not be called. rope_width, interleaved: of the rotation; a width of 0 turns nothing.
-    Make it by `layer_step`.
+    native: of `native_for`.
     """
 
     def __init__(
