@@ -244,12 +244,12 @@ def quoting(at: Setting) -> Conversation:
 
 TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
     "needles": (0.17, needles),
-    "multi_key": (0.31, multi_key),
-    "several": (0.04, several),
-    "hops": (0.03, hops),
-    "variables": (0.02, variables),
-    "numbered": (0.4, numbered),
-    "every": (0.02, every),
+    "multi_key": (0.30, multi_key),
+    "several": (0.05, several),
+    "hops": (0.04, hops),
+    "variables": (0.04, variables),
+    "numbered": (0.35, numbered),
+    "every": (0.04, every),
     "quoting": (0.01, quoting),
 }
 

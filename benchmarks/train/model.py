@@ -22,12 +22,12 @@ class Shape:
     """How large the network is."""
 
     vocab: int = 4096
-    hidden: int = 256
+    hidden: int = 384
     layers: int = 4
     heads: int = 6
     kv_heads: int = 3
     head_dim: int = 64
-    intermediate: int = 640
+    intermediate: int = 512
     # So large that three in four dimensions of a head hardly turn within max_positions: what a head
     # finds by content it finds at any distance, and the more dimensions, the less by mistake.
     rope_theta: float = 1e24
