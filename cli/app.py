@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from . import ask, bench, cache, chat, config, demo, doctor, plan, summarize
+from . import ask, bench, cache, calibrate, chat, config, demo, doctor, plan, summarize
 from .shared_options import VersionSwitch
 
 ABOUT = "Run one long-context request whose weights and KV cache exceed the memory at hand."
@@ -26,6 +26,7 @@ COMMANDS = (
     (plan.plan, plan.EPILOG),
     (demo.demo, demo.EPILOG),
     (bench.bench, bench.EPILOG),
+    (calibrate.calibrate, calibrate.EPILOG),
     (doctor.doctor, doctor.EPILOG),
 )
 GROUPS = {

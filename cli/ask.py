@@ -18,7 +18,7 @@ from .documents import (
 )
 from .progress import ProgressDisplay
 from .run import Run
-from .shared_options import with_shared_options
+from .shared_options import parsed, with_shared_options
 
 _MAX_NEW_TOKENS = 512
 # What a question's template and the ends of cells may take beyond the tokens that are counted.
@@ -62,7 +62,7 @@ def ask(
         raise typer.BadParameter(
             "there is none; give one, or several with -Q", param_hint="QUESTION"
         )
-    asked = [_checked(text) for text in questions or [question]]
+    asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
     pages = checked_pages(pages)
     run.expect_answer()
     documents = read_documents(files or [], run.terminal, pages=pages)
@@ -75,13 +75,6 @@ def ask(
             run.finish(llm, output, told)
         else:
             _ask_all(run, llm, documents, asked, told)
-
-
-def _checked(question: str | None) -> str:
-    try:
-        return values.plain(question or "")
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="QUESTION") from None
 
 
 def _ask_all(run: Run, llm: Any, documents: list[Any], asked: list[str], told: list[str]) -> None:

@@ -18,7 +18,7 @@ from .plan import ModelArgument
 from .progress import ProgressDisplay
 from .report_file import ReportOption, report_file
 from .run import Run
-from .shared_options import with_shared_options
+from .shared_options import parsed, with_shared_options
 
 EPILOG = """Examples:
 
@@ -60,7 +60,7 @@ def bench(
     """Measure reading and writing at several depths, next to what the machine allows."""
     run.choose_model(model_argument)
     wanted = _parse_depths(depths)
-    num_prefill = _parsed(values.whole(1, 2**20), prefill_tokens, "--prefill-tokens")
+    num_prefill = parsed(values.whole(1, 2**20), prefill_tokens, "--prefill-tokens")
     num_decode = run.settings.max_new_tokens or 16
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
@@ -88,16 +88,9 @@ def bench(
             run.terminal.note(f"Wrote {report}.")
 
 
-def _parsed(parse: values.Parser, text: str, flag: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=flag) from None
-
-
 def _parse_depths(text: str) -> list[int]:
     parse = values.whole(0, 2**31 - 1)
-    found = sorted({_parsed(parse, part, "--depths") for part in text.split(",")})
+    found = sorted({parsed(parse, part, "--depths") for part in text.split(",")})
     if len(found) > _MOST_DEPTHS:
         raise typer.BadParameter(f"at most {_MOST_DEPTHS} are measured", param_hint="--depths")
     return found

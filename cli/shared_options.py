@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import values
 from .options import SHARED, Option, Settings
 
 
@@ -104,6 +105,14 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def parsed(parse: values.Parser, text: str, place: str) -> Any:
+    """The value of a command's own option. Raises typer.BadParameter naming the place."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=place) from None
 
 
 def resolve(ctx: typer.Context, shared: dict[str, Any]) -> Settings:

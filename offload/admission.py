@@ -63,6 +63,11 @@ class Admission:
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 
+    @property
+    def selects(self) -> bool:
+        """Whether requests choose among pages, and near planes are made for that."""
+        return self._mode.selects
+
     def plan(self, context: int, sequences: int = 1, **request) -> Plan:
         """The plan for a request; see Request for what else it may say. Allocates nothing."""
         request = Request(context, sequences, **request)

@@ -75,14 +75,19 @@ class Engine:
             device,
             config.attention_softcap,
         )
-        mode = mode or Mode()
+        self.selected: SelectedAttention | None = None
+        self.choose_pages(mode or Mode())
+
+    def choose_pages(self, mode: Mode) -> None:
+        """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
+        than exact want a layout with mean values."""
         self.selected = None
         if mode.selects:
             self.selected = SelectedAttention(
                 self.attention,
-                store.records,
+                self.store.records,
                 make_selector(mode.selector, **mode.selector_options),
-                make_foresight(mode.foresight if overlap else "nothing"),
+                make_foresight(mode.foresight if self.overlap else "nothing"),
                 waits=mode.name != "deadline",
             )
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_size
     from .offload.builtin import demo_material
+    from .offload.calibration import Calibration, calibrate
     from .offload.documents.citations import Citation, CitationChecker
     from .offload.documents.document import Document, join_documents
     from .offload.documents.page_ranges import PageRanges
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
 __all__ = [
     "LLM",
     "Budget",
+    "Calibration",
     "Citation",
     "CitationChecker",
     "Document",
@@ -53,6 +55,7 @@ __all__ = [
     "Progress",
     "Session",
     "__version__",
+    "calibrate",
     "default_spill_dir",
     "demo_material",
     "errors",
@@ -79,6 +82,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _HOMES = {
     "LLM": (".offload.llm", "LLM"),
     "Budget": (".offload.budget", "Budget"),
+    "Calibration": (".offload.calibration", "Calibration"),
     "Citation": (".offload.documents.citations", "Citation"),
     "CitationChecker": (".offload.documents.citations", "CitationChecker"),
     "Document": (".offload.documents.document", "Document"),
@@ -90,6 +94,7 @@ _HOMES = {
     "Plan": (".offload.plan", "Plan"),
     "Progress": (".offload.output", "Progress"),
     "Session": (".offload.session", "Session"),
+    "calibrate": (".offload.calibration", "calibrate"),
     "default_spill_dir": (".offload.spill_dir", "default_spill_dir"),
     "demo_material": (".offload.builtin", "demo_material"),
     "errors": (".offload.errors", None),
