@@ -313,8 +313,17 @@ class FakeLLM:
 def demo_material() -> dict[str, Any]:
     """A story beside this file's answers: the fake answers with the last words of the prompt."""
     return {
-        "story": os.environ["FAKE_STORY"],
-        "questions": [{"question": "Say blue.", "answer": "Say blue."}],
+        "story": os.environ.get("FAKE_STORY", "none"),
+        "questions": [
+            {
+                "question": "Say blue.",
+                "answer": "Say blue.",
+                "sentence": "It is blue.",
+                "chapter": 1,
+            }
+        ],
+        "report": os.environ.get("FAKE_STORY", "none"),
+        "summary": {"question": "Say green.", "answer": "Say green."},
     }
 
 

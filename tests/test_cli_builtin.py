@@ -92,7 +92,9 @@ def test_the_demo_answers_from_a_quarter_of_the_memory(tmp_path):
     """On the opening of its story, which is as much as a test has time for."""
     text, questions = opening_of_the_story(6)
     (tmp_path / "opening.md").write_text(text)
+    # A question stands for the summary: the report is longer than this story.
     material = {"story": str(tmp_path / "opening.md"), "questions": questions}
+    material |= {"report": material["story"], "summary": questions[0]}
     script = (
         "import sys, ebbtide\n"
         f"ebbtide.demo_material = lambda: {material!r}\n"
@@ -104,6 +106,7 @@ def test_the_demo_answers_from_a_quarter_of_the_memory(tmp_path):
     assert code == 0, err
     found = json.loads(out)
     assert found["passed"] and len(found["answers"]) == len(questions) > 1
+    assert found["summary"]["text"] == questions[0]["answer"]
     spans = found["plan"]["far_spans"]
     # All pages of this opening take 1.2 MiB, and the process itself grows by more between trials:
     # how near to a quarter the budget comes is luck here. That most pages spill is not.

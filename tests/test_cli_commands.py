@@ -46,9 +46,13 @@ def give(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
+def all_asked():
+    """What each stream was asked: prompt and generation options."""
+    return [value for name, value in fake.FakeLLM.calls if name == "stream"]
+
+
 def asked():
-    """What the last stream was asked: prompt and generation options."""
-    return [value for name, value in fake.FakeLLM.calls if name == "stream"][-1]
+    return all_asked()[-1]
 
 
 def opened():
@@ -399,11 +403,14 @@ def test_the_demo_leaves_a_quarter_of_the_pages_room(capfd, monkeypatch):
     monkeypatch.setenv("FAKE_STORY", "story.md")
     assert main.main(["demo"]) == 0
     found = capfd.readouterr()
-    assert found.out == "Say blue. ✓\n"
+    assert found.out == "Say blue. ✓\nSay green. ✓\n"
     assert ("keep_in_memory", 0.25) in fake.FakeLLM.calls
     assert "A quarter" in found.err or "a quarter" in found.err
     assert "ebbtide plan" in found.err
-    assert asked()["prompt"][0]["content"] == "A story.\n\nSay blue."
+    assert [call["prompt"][0]["content"] for call in all_asked()] == [
+        "A story.\n\nSay blue.",
+        "A story.\n\nSay green.",
+    ]
 
 
 def test_the_demo_takes_the_budget_it_is_given(capfd, monkeypatch):
@@ -421,6 +428,26 @@ def test_a_wrong_answer_fails_the_demo(capfd, monkeypatch):
     assert main.main(["demo", "--json"]) == 1
     found = json.loads(capfd.readouterr().out)
     assert found["passed"] is False and found["answers"][0]["correct"] is False
+    assert found["summary"]["correct"] is False
+
+
+def test_the_demo_writes_its_facts_into_a_novel(capfd):
+    Path("novel.txt").write_text("One two. Three four! Five six. Seven eight.\n" * 100)
+    assert main.main(["demo", "novel.txt", "--context", "212", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["passed"] and found["summary"] is None
+    content = asked()["prompt"][0]["content"]
+    assert content.endswith("\n\nSay blue.") and content.count("It is blue. ") == 1
+    # Room for 20 words, the fact among them, near the middle.
+    read = content.removesuffix("\n\nSay blue.")
+    assert 18 <= len(read.split()) <= 20 and 6 <= read.split().index("It") <= 11
+
+
+def test_a_wrong_answer_about_a_novel_is_counted(capfd, monkeypatch):
+    Path("novel.txt").write_text("One two. " * 50)
+    monkeypatch.setenv("FAKE_ANSWER", "red")
+    assert main.main(["demo", "novel.txt"]) == 0
+    assert "0 of 1 answers are right" in capfd.readouterr().err
 
 
 def test_the_demo_is_the_built_in_models(capfd):

@@ -15,6 +15,7 @@ PUBLIC = [
     *("instruction_set", "kernel_backend", "measure_disk", "measure_memory", "parse_size"),
     *("read_document", "state_dir", "sweep_scratch", "volume_warnings"),
     *("Citation", "CitationChecker", "PageRanges", "Part", "join_documents", "split_document"),
+    *("Calibration", "calibrate"),
 ]
 
 
