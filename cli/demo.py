@@ -63,11 +63,12 @@ def demo(
     summary = None
     with _open(run, story) as llm:
         with llm.session() as session:
-            run.terminal.note(f"{llm.plan}\n")
+            plan = llm.plan  # of the text; the report's is another
+            run.terminal.note(f"{plan}\n")
             answers = _ask_all(run, llm, session, story, questions)
         if novel is None:
             summary = _summarise(run, llm, material)
-        report = _report(run, llm, answers, summary)
+        report = _report(run, llm, answers, summary) | {"plan": plan.to_dict()}
     if run.terminal.as_json:
         run.terminal.result(report)
     if novel is not None:
@@ -204,6 +205,5 @@ def _report(
         "summary": summary,
         "memory": memory,
         "kv": last.kv,
-        "plan": llm.plan.to_dict(),
         "warnings": last.warnings,
     }

@@ -108,9 +108,7 @@ def test_the_demo_answers_from_a_quarter_of_the_memory(tmp_path):
     assert found["passed"] and len(found["answers"]) == len(questions) > 1
     assert found["summary"]["text"] == questions[0]["answer"]
     spans = found["plan"]["far_spans"]
-    # All pages of this opening take 1.2 MiB, and the process itself grows by more between trials:
-    # how near to a quarter the budget comes is luck here. That most pages spill is not.
-    assert spans["host"] / sum(spans.values()) <= 0.4
+    assert spans["host"] / sum(spans.values()) <= 0.25
     assert found["kv"]["bytes_read"]["disk"] > 0
     host = found["memory"]["host"]
     assert host["peak_bytes"] <= host["budget_bytes"]
