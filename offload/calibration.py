@@ -102,11 +102,14 @@ def calibrate(
         session.append(text[:-num_tokens])
         probes = [_Probe("text", text[:-num_tokens], text[-num_tokens:])]
         probes += [_Probe("answers", ids, None) for ids in asked]
-        measured: dict[tuple[str, float | None], list[_Run]] = {}
+        measured: dict[tuple[str, float | None], list[Run]] = {}
         for probe in probes:
             exact, forced = None, probe.forced
             for epsilon in (None, *epsilons):
-                run = _run(llm, session, probe.prompt, forced, epsilon, num_tokens, exact)
+                with session.fork() as branch:
+                    branch._replace_from(_common(branch.tokens, probe.prompt), probe.prompt)
+                    first, eos = branch.last_logits(), llm.generation.eos_token_ids
+                    run = decode_run(branch, first, forced, num_tokens, _mode(epsilon), exact, eos)
                 if exact is None:
                     exact, forced = run.log_probs, run.tokens
                 run.log_probs = None
@@ -125,14 +128,58 @@ class _Probe:
 
 
 @dataclass
-class _Run:
+class Run:
+    """What some decoded tokens were and took. log_probs: (tokens, vocab) of what follows each,
+    where there was nothing to compare with; kl (nats) and same_top1: how far each was from it."""
+
     tokens: list[int]
-    log_probs: torch.Tensor | None  # (tokens, vocab)
+    log_probs: torch.Tensor | None
     kl: list[float]
     same_top1: list[bool]
     seconds: list[float]
-    selected_share: float
-    disk_bytes: int
+    selected_share: float = 1.0
+    disk_bytes: int = 0
+
+
+def decode_run(
+    session: Session,
+    first_logits: torch.Tensor,
+    forced: list[int] | None,
+    most_tokens: int,
+    mode: Mode,
+    exact: torch.Tensor | None = None,
+    eos_token_ids: Sequence_[int] = (),
+) -> Run:
+    """Decode `forced` in a mode, or, greedily, what the model itself says, which begins with the
+    likeliest of first_logits (vocab,). exact: the log-probabilities to compare with. The session
+    is left with the tokens in it, and in this mode.
+    """
+    session._engine.choose_pages(mode)
+    session.usage.kv()  # counts begin here
+    logits, rows = first_logits, None
+    if exact is None:
+        rows = torch.empty(most_tokens, len(first_logits))
+    run = Run([], None, [], [], [])
+    for index in range(most_tokens if forced is None else len(forced)):
+        token = int(logits.argmax()) if forced is None else forced[index]
+        if forced is None and token in eos_token_ids:
+            break
+        began = time.perf_counter()
+        logits = session.decode(token)
+        run.seconds.append(time.perf_counter() - began)
+        run.tokens.append(token)
+        log_probs = logits.float().log_softmax(-1).cpu()
+        reference = log_probs if exact is None else exact[index]
+        if rows is not None:
+            rows[index] = log_probs
+        difference = reference.exp() * (reference - log_probs)
+        run.kl.append(max(0.0, difference.nan_to_num().sum().item()))
+        run.same_top1.append(bool(reference.argmax() == log_probs.argmax()))
+    kv = session.usage.kv()
+    run.selected_share = kv.get("selected_share", 1.0)
+    run.disk_bytes = kv["bytes_read"].get("disk", 0)
+    run.log_probs = None if rows is None else rows[: len(run.tokens)]
+    return run
 
 
 def _text_ids(llm, document: str) -> list[int]:
@@ -152,49 +199,10 @@ def _check_epsilons(epsilons: Sequence_[float]) -> None:
         raise InputError(f"epsilons are {list(epsilons)}; give at least one, each from 0 to 1")
 
 
-def _run(
-    llm,
-    session: Session,
-    prompt: list[int],
-    forced: list[int] | None,
-    epsilon: float | None,
-    most_tokens: int,
-    exact: torch.Tensor | None,
-) -> _Run:
-    """Decode `forced` after `prompt`, or what the model itself says. `exact`: the log-probabilities
-    to compare with, of the same tokens."""
-    engine = session._engine
-    mode = Mode()
-    if epsilon is not None:
-        mode = Mode("bounded", selector_options={"epsilon": epsilon})
-    with session.fork() as branch:
-        common = _common(branch.tokens, prompt)
-        branch._replace_from(common, prompt)
-        logits = branch.last_logits()
-        engine.choose_pages(mode)
-        branch.usage.kv()  # counts begin here
-        run = _Run([], None, [], [], [], 1.0, 0)
-        rows = torch.empty(most_tokens, llm.config.vocab_size) if exact is None else None
-        for index in range(most_tokens if forced is None else len(forced)):
-            token = int(logits.argmax()) if forced is None else forced[index]
-            if forced is None and token in llm.generation.eos_token_ids:
-                break
-            began = time.perf_counter()
-            logits = branch.decode(token)
-            run.seconds.append(time.perf_counter() - began)
-            run.tokens.append(token)
-            log_probs = logits.float().log_softmax(-1).cpu()
-            reference = log_probs if exact is None else exact[index]
-            if rows is not None:
-                rows[index] = log_probs
-            difference = reference.exp() * (reference - log_probs)
-            run.kl.append(max(0.0, difference.nan_to_num().sum().item()))
-            run.same_top1.append(bool(reference.argmax() == log_probs.argmax()))
-        kv = branch.usage.kv()
-        run.selected_share = kv.get("selected_share", 1.0)
-        run.disk_bytes = kv["bytes_read"].get("disk", 0)
-    run.log_probs = None if rows is None else rows[: len(run.tokens)]
-    return run
+def _mode(epsilon: float | None) -> Mode:
+    if epsilon is None:
+        return Mode()
+    return Mode("bounded", selector_options={"epsilon": epsilon})
 
 
 def _common(held: list[int], wanted: list[int]) -> int:
@@ -203,7 +211,7 @@ def _common(held: list[int], wanted: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
 
 
-def _trial(kind: str, epsilon: float | None, runs: list[_Run]) -> Trial:
+def _trial(kind: str, epsilon: float | None, runs: list[Run]) -> Trial:
     kl = [value for run in runs for value in run.kl]
     count = max(1, len(kl))
     return Trial(
