@@ -171,12 +171,18 @@ def baselines(bench: Bench) -> None:
         ("quest", budget, "bounds"),
         ("freekv", budget, "bounds"),
         ("infinigen", {}, "rehearsed"),
+        ("kvswap", budget, "joint"),
+        ("kvswap", budget, "joint, true query"),
         ("random", budget, ""),
         ("window", budget, ""),
         ("window", {}, ""),
     ):
         select = make_selector(name, **options).select
-        bench.measure(f"{name} {options}", Near(), Setting(select, sees=sees))
+        bench.measure(f"{name} {options} {sees}", Near(), Setting(select, sees=sees))
+    # As its authors read: groups of 4 tokens, and nothing in place of the rest.
+    select = make_selector("kvswap", num_tokens=budget["num_tokens"]).select
+    alone = Setting(select, pages_per_record=1, sees="joint", drops=True)
+    bench.measure("kvswap, groups of 4, the rest dropped", Near(page_tokens=4), alone)
     bench.measure("oracle mass", Near(), Setting(most_massive(row["read"]), sees="true"))
     bench.measure("estimated mass", Near(), Setting(most_massive(row["read"])))
 
