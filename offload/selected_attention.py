@@ -208,7 +208,7 @@ class SelectedAttention:
         drawn, counts = audit.draw(shares, query.position)
         if not len(drawn):
             return
-        coming = self._records.fetch(sequence.table, layer, _numbers(drawn))
+        coming = self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True)
         found = self._partials(query, drawn, coming, bias)
         log_total = whole.max + whole.sum.log()
         true_shares = (found.max - log_total).exp() * found.sum

@@ -116,14 +116,44 @@ def test_an_unknown_eviction_names_the_known_ones(tmp_path):
 def test_least_recent_and_least_frequent_order():
     recent, frequent = LeastRecent(4), LeastFrequent(4)
     for eviction in (recent, frequent):
-        for frame in range(4):
-            eviction.admit(frame)
+        eviction.touch(np.arange(4))
         for used in ([0], [0], [0], [1], [2], [3]):
             eviction.use(np.array(used))
-    frames = np.arange(4)
-    assert recent.order(frames).tolist() == [0, 1, 2, 3]
-    assert frequent.order(frames).tolist()[-1] == 0, "used most"
-    assert frequent.order(frames).tolist()[0] == 1, "of those used once, the longest ago"
+    records = np.arange(4)
+    assert recent.order(records).tolist() == [0, 1, 2, 3]
+    assert frequent.order(records).tolist()[-1] == 0, "used most"
+    assert frequent.order(records).tolist()[0] == 1, "of those used once, the longest ago"
+    for eviction in (recent, frequent):
+        eviction.forget(slice(0, 1))
+        assert eviction.order(records).tolist()[0] == 0, "another record has the number now"
+
+
+def test_uses_count_on_while_a_record_is_not_there(tmp_path):
+    with opened(tmp_path, hot_records=2) as store:
+        table = filled(store)
+        for others in ([5, 6], [7, 8], [9, 10]):
+            for record in [0, *others]:  # 0 is used, and pushed out again
+                check_records(store, table, 0, TAGS, [record])
+        for record in [0, 11, 12]:  # 12 takes the place of 0, used before 11, or of 11, used once
+            check_records(store, table, 0, TAGS, [record])
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [0])
+        assert (store.stats - before).hits == 1
+
+
+def test_what_a_layer_selected_last_goes_after_what_none_did(tmp_path):
+    with opened(tmp_path, hot_records=6) as store:
+        table = filled(store)
+        for _ in range(4):
+            check_records(store, table, 0, TAGS, [1, 2])
+        check_records(store, table, 0, TAGS, [3])  # 1 and 2 were used more, but not last
+        for record in range(8, 14):
+            check_records(store, table, 1, TAGS, [record])
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [3])
+        assert (store.stats - before).hits == 1
+        store.close_table(table)
+        store.check_integrity()
 
 
 def test_hot_frames_are_reserved(tmp_path):
