@@ -1,7 +1,7 @@
 """Which records a step must read, and what it costs not to: the experiments behind bounded mode.
 
     python benchmarks/prediction/tables.py criteria --kinds story filler BOOK --tokens 8192
-    python benchmarks/prediction/tables.py sketches|losses|records|baselines|predictors
+    python benchmarks/prediction/tables.py sketches|losses|records|layers|baselines|predictors
 
 A model of the Llama, Qwen2 or Qwen3 type reads a long text exactly; then some of its positions,
 those of answers first, are computed again as decode steps that attend to a selection. Everything
@@ -11,6 +11,7 @@ criteria    epsilon and criterion of top-p, near bits, correction for the noise 
 sketches    page size, near bits and rotation: mass found with a fixed number of bytes
 losses      the same bytes, from the best tokens per head to rehearsed records per layer
 records     how many pages are read together
+layers      more near bits in some layers than in others
 baselines   other people's selectors, with the bytes that top-p reads
 predictors  rehearsal before and after attention, last step's selection, and both
 """
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 from ebbtide.prefetch.registry import make_selector
 
 LABEL = "{:44}"
+Nears = Near | tuple[Near, ...]
 
 
 class Bench:
@@ -43,22 +45,23 @@ class Bench:
     def __init__(self, network: Network, text: Text):
         self.network, self.text = network, text
         self.reading: Reading = network.read(text.ids)
-        self._pages: dict[Near, list[Sealed]] = {}
-        self._exact: dict[Near, Outcome] = {}
+        self._pages: dict[Nears, list[Sealed]] = {}
+        self._exact: dict[Nears, Outcome] = {}
         self.rows: list[dict] = []
 
-    def pages(self, near: Near) -> list[Sealed]:
+    def pages(self, near: Nears) -> list[Sealed]:
         if near not in self._pages:
+            nears = near if isinstance(near, tuple) else (near,) * self.network.num_layers
             self._pages = {  # one at a time: they are larger than the text's keys and values
                 near: [
-                    Sealed(k, v, near)
-                    for k, v in zip(self.reading.keys, self.reading.values, strict=True)
+                    Sealed(k, v, n)
+                    for k, v, n in zip(self.reading.keys, self.reading.values, nears, strict=True)
                 ]
             }
         return self._pages[near]
 
-    def measure(self, label: str, near: Near, setting: Setting, **say) -> dict:
-        """Runs a setting, prints its row and keeps it."""
+    def measure(self, label: str, near: Nears, setting: Setting, **say) -> dict:
+        """Runs a setting, prints its row and keeps it. near: of all layers, or of each."""
         at = (self.network, self.reading, self.pages(near), self.text.positions)
         if near not in self._exact:
             self._exact[near] = run(*at, Setting())
@@ -163,6 +166,26 @@ def records(bench: Bench) -> None:
             bench.measure(f"P {size}, records of {size * pages}", Near(size), setting)
 
 
+def layers(bench: Bench) -> None:
+    """More near bits in the first layers, or in each layer alone."""
+    num_layers = bench.network.num_layers
+
+    def measure(epsilon: float, bits: dict[int, int]) -> None:
+        nears = tuple(Near(bits=bits.get(layer, 2)) for layer in range(num_layers))
+        share = sum(near.resident_share(bench.network.head_dim) for near in nears) / num_layers
+        label = f"{epsilon}, {[near.bits for near in nears]}: {100 * share:.1f} % resident"
+        bench.measure(label, nears, Setting(top_p(epsilon), pages_per_record=1))
+
+    for epsilon in (0.02, 0.1):
+        measure(epsilon, {})
+        for first in (1, 2):
+            for bits in (3, 4):
+                measure(epsilon, dict.fromkeys(range(first), bits))
+        measure(epsilon, dict.fromkeys(range(num_layers), 3))
+    for layer in range(1, num_layers):
+        measure(0.02, {layer: 4})
+
+
 def baselines(bench: Bench) -> None:
     row = bench.measure("top_p effect 0.1", Near(), Setting(top_p(0.1)))
     sealed = (len(bench.text.ids) // 256 - 1) * 256
@@ -195,7 +218,9 @@ def predictors(bench: Bench) -> None:
                 print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
 
 
-TABLES = {f.__name__: f for f in (criteria, sketches, losses, records, baselines, predictors)}
+TABLES = {
+    f.__name__: f for f in (criteria, sketches, losses, records, layers, baselines, predictors)
+}
 
 
 def main() -> None:
