@@ -46,6 +46,7 @@ class Setting:
     rehearses: bool = False
     sees: str = ""
     drops: bool = False
+    prior: torch.Tensor | None = None  # (num_layers, kv_heads, group): factors of heads' effects
 
 
 def run(
@@ -62,19 +63,19 @@ def run(
     sees_joint = setting.sees in ("joint", "joint, true query")
     joint = [JointKeys(keys) for keys in reading.keys] if sees_joint else None
     for part in positions.split(BATCH):
-        x = early = late = network.embed(reading.ids[part])  # layer 0 is rehearsed from that
+        # Layer 0 is rehearsed from the embedding. two: from two layers before.
+        x = two = early = late = network.embed(reading.ids[part])
         per_layer = []
         for layer in range(network.num_layers):
             at = (network, reading, pages[layer], layer)
             view = View(*at, x, part, setting.pages_per_record)
+            if setting.prior is not None:
+                view.effect = view.effect * setting.prior[layer].unsqueeze(1)
             shows_early = setting.sees in ("rehearsed", "joint")
-            needs = (setting.rehearses, setting.rehearses or shows_early)
             points = {
                 name: View(*at, residual, part, setting.pages_per_record)
-                for name, residual, needed in zip(
-                    ("late", "early"), (late, early), needs, strict=True
-                )
-                if needed
+                for name, residual in {"late": late, "early": early, "two": two}.items()
+                if setting.rehearses or (shows_early and name == "early")
             }
             early_view = points.get("early")
             asked = early_view if setting.sees == "joint" else view
@@ -83,7 +84,7 @@ def run(
             out, error = attend(view, chosen, setting)
             if setting.rehearses:
                 measured |= _predictions(view, points, chosen, part, setting)
-            early, late = x, network.after_attention(layer, x, out.transpose(0, 1))
+            two, early, late = early, x, network.after_attention(layer, x, out.transpose(0, 1))
             x = network.after_mlp(layer, late)
             per_layer.append(measured | error)
         logits.append(network.logits(x))

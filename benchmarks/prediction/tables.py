@@ -1,7 +1,7 @@
 """Which records a step must read, and what it costs not to: the experiments behind bounded mode.
 
     python benchmarks/prediction/tables.py criteria --kinds story filler BOOK --tokens 8192
-    python benchmarks/prediction/tables.py sketches|losses|records|layers|baselines|predictors
+    python benchmarks/prediction/tables.py sketches|losses|records|layers|heads|baselines|predictors
 
 A model of the Llama, Qwen2 or Qwen3 type reads a long text exactly; then some of its positions,
 those of answers first, are computed again as decode steps that attend to a selection. Everything
@@ -12,8 +12,9 @@ sketches    page size, near bits and rotation: mass found with a fixed number of
 losses      the same bytes, from the best tokens per head to rehearsed records per layer
 records     how many pages are read together
 layers      more near bits in some layers than in others
+heads       which heads retrieve, and whether to count them more
 baselines   other people's selectors, with the bytes that top-p reads
-predictors  rehearsal before and after attention, last step's selection, and both
+predictors  rehearsal before and after attention and two layers ahead, last step's selection, both
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 import torch
 from approximate import Outcome, Setting, most_massive, run
 from estimate import Estimate
+from heads import retrieval
 from losses import STEPS, recalls
 from network import Network, Reading
 from sealed import Near, Sealed
@@ -218,8 +220,26 @@ def predictors(bench: Bench) -> None:
                 print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
 
 
+def heads(bench: Bench) -> None:
+    """Heads that retrieve, and what it does to count them more than their effect says."""
+    echo, induction = retrieval(bench.network)
+    for layer in range(bench.network.num_layers):
+        shares = (echo[layer].flatten().tolist(), induction[layer].flatten().tolist())
+        shares = [[round(s, 3) for s in found] for found in shares]
+        bench.rows.append({"layer": layer, "echo": shares[0], "induction": shares[1]})
+        print(f"layer {layer}: echo {shares[0]}, induction {shares[1]}", flush=True)
+    share = torch.maximum(echo, induction)
+    for weight in (0, 3, 15):
+        prior = 1 + weight * share
+        prior = prior / prior.square().mean().sqrt()  # so that epsilons read about as much
+        for epsilon in (0.05, 0.1, 0.2):
+            setting = Setting(top_p(epsilon), pages_per_record=1, prior=prior)
+            bench.measure(f"effect {epsilon}, retrieval heads x {1 + weight}", Near(), setting)
+
+
 TABLES = {
-    f.__name__: f for f in (criteria, sketches, losses, records, layers, baselines, predictors)
+    f.__name__: f
+    for f in (criteria, sketches, losses, records, layers, heads, baselines, predictors)
 }
 
 
