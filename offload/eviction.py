@@ -58,29 +58,35 @@ class LeastFrequent:
 
     Resists passes that touch everything once, where the most recent uses say nothing. Uses count on
     while a record is not in the cache: if they did not, what came last would be the first to go
-    again, however often it comes back.
+    again, however often it comes back. Of records used about as much the latest used goes first:
+    layers take turns, so its next use is furthest away.
     """
 
     half_life = 256
+    _STEPS = 2  # into which a factor of two is divided: what lies within one is about as much
 
     def __init__(self, num_records: int):
         # Kept as logarithms in base 2 of sums that grow instead of decaying: no record needs a
         # visit when time passes.
         self._score = np.full(num_records, -np.inf)
+        self._used = np.zeros(num_records)  # when last
         self._now = 0.0
 
     def use(self, records: np.ndarray) -> None:
         self._now += 1 / self.half_life
         self._score[records] = np.logaddexp2(self._score[records], self._now)
+        self._used[records] = self._now
 
     def touch(self, records: np.ndarray) -> None:
         self._score[records] = np.maximum(self._score[records], self._now - 1.0)
 
     def forget(self, records: slice) -> None:
         self._score[records] = -np.inf
+        self._used[records] = 0.0
 
     def order(self, records: np.ndarray) -> np.ndarray:
-        return np.argsort(self._score[records], kind="stable")
+        amount = np.round((self._score[records] - self._now) * self._STEPS)
+        return np.lexsort((-self._used[records], amount))
 
 
 EVICTIONS: dict[str, type[LeastRecent] | type[LeastFrequent]] = {

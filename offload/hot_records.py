@@ -28,6 +28,7 @@ NOTHING = -1
 # A wish may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
 _BATCH_BYTES = 1 << 20
+_NEWEST_WEIGHS = 0.25  # of what a group lacked lately: steps differ
 
 
 class HotRecords:
@@ -62,6 +63,7 @@ class HotRecords:
         self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
         self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
         self._is_standing = np.zeros(num_numbers, dtype=bool)
+        self._lacked: dict[Hashable, float] = {}
         self._is_changing = False  # set while H1 may not hold: an interrupted call leaves it so
 
     @property
@@ -111,17 +113,27 @@ class HotRecords:
         self._pinned[:] = False
         self._selected[:] = False
         frames = self._frame_of[numbers]
-        self._selected[frames[frames >= 0]] = True
-        if group is not None:
-            self.leave(group)
-            self._standing[group] = numbers
-            self._is_standing[numbers] = True
+        there = frames[frames >= 0]
+        self._selected[there] = True
+        if group is None:
+            return
+        num_lacked = len(frames) - len(there) + int(self._wished[there].sum())
+        before = self._lacked.get(group, num_lacked)
+        self.leave(group)
+        self._lacked[group] = before + _NEWEST_WEIGHS * (num_lacked - before)
+        self._standing[group] = numbers
+        self._is_standing[numbers] = True
 
     def leave(self, group: Hashable) -> None:
-        """The group's last selection counts no more."""
+        """What the group selected counts no more."""
+        self._lacked.pop(group, None)
         left = self._standing.pop(group, None)
         if left is not None:
             self._is_standing[left] = False
+
+    def lacked(self, group: Hashable) -> float:
+        """How many records of a selection had to be read lately, ahead or not; a mean."""
+        return self._lacked.get(group, 0.0)
 
     def begin(self, numbers: np.ndarray, group: Hashable, *, waits: bool) -> np.ndarray | None:
         """Frames (int64) for the records, pinned until `release`, and begins to read what they
@@ -166,6 +178,7 @@ class HotRecords:
         else:
             self._io.check()  # also makes sure that this thread sees what others wrote
         self._wished[frames] = False
+        self._selected[frames] = False  # it has had its turn
         self._eviction.use(self._record_of[frames])
 
     def release(self, frames: np.ndarray) -> None:

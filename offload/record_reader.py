@@ -72,6 +72,10 @@ class RecordReader:
         """Whether reading ahead could be of use for a layer."""
         return _ON_DISK in self._map(table, layer).tiers
 
+    def lacked_bytes(self, table: PageTable, layer: int) -> float:
+        """What the layer's selections had to read from disk lately, ahead or not; a mean."""
+        return self._hot.lacked((table, layer)) * self._record_bytes if self._hot else 0.0
+
     def is_ready(self, table: PageTable, layer: int, records: Sequence[int]) -> np.ndarray:
         """Which of the records (bool) could be fetched now without waiting."""
         where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
