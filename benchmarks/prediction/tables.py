@@ -184,6 +184,9 @@ def layers(bench: Bench) -> None:
             for bits in (3, 4):
                 measure(epsilon, dict.fromkeys(range(first), bits))
         measure(epsilon, dict.fromkeys(range(num_layers), 3))
+        few = dict.fromkeys(range(2, num_layers), 1)
+        measure(epsilon, few)
+        measure(epsilon, few | {0: 3, 1: 3})
     for layer in range(1, num_layers):
         measure(0.02, {layer: 4})
 
