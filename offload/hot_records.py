@@ -5,7 +5,7 @@ the next selections are expected to need.
     begin .. finish  ---> pinned frames that hold the records, read now if they are not there
 
 A record's number is its frame in the disk tier, and a frame's tag is its number after those of the
-staging slots. Which records are wanted is the caller's to know, what a frame is worth `eviction`'s.
+staging slots. Which records are wanted is the caller's to know, what one is worth `eviction`'s.
 Knows no tables, and extents only by where they lie.
 """
 
@@ -28,6 +28,7 @@ NOTHING = -1
 # A wish may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
 _BATCH_BYTES = 1 << 20
+_NEWEST_WEIGHS = 0.25  # of what a group lacked lately: steps differ
 
 
 class HotRecords:
@@ -60,6 +61,9 @@ class HotRecords:
         self._wished = np.zeros(num_frames, dtype=bool)  # brought by a wish, not used yet
         self._selected = np.zeros(num_frames, dtype=bool)  # part of the selection under way
         self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
+        self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
+        self._is_standing = np.zeros(num_numbers, dtype=bool)
+        self._lacked: dict[Hashable, float] = {}
         self._is_changing = False  # set while H1 may not hold: an interrupted call leaves it so
 
     @property
@@ -88,7 +92,7 @@ class HotRecords:
         self._cancel(group)
         frames = self._frame_of[numbers]
         keep = frames[frames >= 0]
-        self._eviction.touch(keep)
+        self._eviction.touch(numbers[frames >= 0])
         missing = numbers[frames < 0]
         if self._io.writing:
             missing = missing[~self._unwritten(missing)]
@@ -98,14 +102,38 @@ class HotRecords:
         self._queued[group] = taken
         self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
 
-    def open_selection(self, numbers: np.ndarray) -> None:
+    def open_selection(self, numbers: np.ndarray, group: Hashable | None) -> None:
         """What an earlier selection pinned is let go. Of this one's records, which will be begun in
-        parts, those that are there are not given up for others as long as that can be helped."""
+        parts, those that are there are not given up for others as long as that can be helped.
+
+        group: whose last selection this is, until its next: most of it will be selected again, so
+        it is given up after all that no group selected last. None: nobody's.
+        """
         self._begin_call()
         self._pinned[:] = False
         self._selected[:] = False
         frames = self._frame_of[numbers]
-        self._selected[frames[frames >= 0]] = True
+        there = frames[frames >= 0]
+        self._selected[there] = True
+        if group is None:
+            return
+        num_lacked = len(frames) - len(there) + int(self._wished[there].sum())
+        before = self._lacked.get(group, num_lacked)
+        self.leave(group)
+        self._lacked[group] = before + _NEWEST_WEIGHS * (num_lacked - before)
+        self._standing[group] = numbers
+        self._is_standing[numbers] = True
+
+    def leave(self, group: Hashable) -> None:
+        """What the group selected counts no more."""
+        self._lacked.pop(group, None)
+        left = self._standing.pop(group, None)
+        if left is not None:
+            self._is_standing[left] = False
+
+    def lacked(self, group: Hashable) -> float:
+        """How many records of a selection had to be read lately, ahead or not; a mean."""
+        return self._lacked.get(group, 0.0)
 
     def begin(self, numbers: np.ndarray, group: Hashable, *, waits: bool) -> np.ndarray | None:
         """Frames (int64) for the records, pinned until `release`, and begins to read what they
@@ -150,7 +178,8 @@ class HotRecords:
         else:
             self._io.check()  # also makes sure that this thread sees what others wrote
         self._wished[frames] = False
-        self._eviction.use(frames)
+        self._selected[frames] = False  # it has had its turn
+        self._eviction.use(self._record_of[frames])
 
     def release(self, frames: np.ndarray) -> None:
         """The caller is done with what it began."""
@@ -166,7 +195,10 @@ class HotRecords:
         """The extent's records will change: waits for what is being read, and drops all of them.
         Never raises: after a failure nothing is read again.
         """
-        frames = self._frame_of[extent.base : extent.base + self._records_per_span]
+        numbers = slice(extent.base, extent.base + self._records_per_span)
+        self._eviction.forget(numbers)
+        self._is_standing[numbers] = False
+        frames = self._frame_of[numbers]
         frames = frames[frames >= 0]
         if not len(frames):
             return
@@ -235,7 +267,7 @@ class HotRecords:
         self._is_changing = True
         self._frame_of[numbers] = frames
         self._record_of[frames] = numbers
-        self._eviction.admit(frames)
+        self._eviction.touch(numbers)
         places = self._place + frames * self._record_bytes
         ones = np.ones(len(frames), dtype=np.int64)
         self._io.reads.submit(self._first_tag + frames, numbers, ones, places, urgency)
@@ -271,9 +303,10 @@ class HotRecords:
         if len(free) == count:
             return free
         candidates = self._takable(keep, spares_wished)
-        candidates = candidates[self._eviction.order(candidates)]
-        is_selected = self._selected[candidates]
-        candidates = np.concatenate([candidates[~is_selected], candidates[is_selected]])
+        records = self._record_of[candidates]
+        order = self._eviction.order(records)
+        rank = self._is_standing[records] + 2 * self._selected[candidates]
+        candidates = candidates[order[np.argsort(rank[order], kind="stable")]]
         victims = candidates[: count - len(free)]
         self._empty(victims)
         return np.concatenate([free, victims])

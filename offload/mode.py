@@ -22,7 +22,7 @@ class Mode:
     name: str = "exact"
     selector: str = "top_p"
     selector_options: dict[str, Any] = field(default_factory=dict)
-    foresight: str = "union"
+    foresight: str = "rehearsal"
 
     @property
     def selects(self) -> bool:

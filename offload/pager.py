@@ -83,12 +83,12 @@ class PageStore:
         self.stats.bytes_written = dict(self.stats.bytes_read)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._predictor = _predictor(predictor)
-        if isinstance(eviction, str):
-            eviction = make_eviction(eviction, hot_records)
         self._tables: set[PageTable] = set()
         self._walk = Walk()
 
         self._extents = Extents(frames, records_per_span)
+        if isinstance(eviction, str):
+            eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
         if self._extents.num_extents[Tier.DISK]:
             assert spill is not None, "disk frames need a scratch file"

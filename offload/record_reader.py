@@ -72,6 +72,10 @@ class RecordReader:
         """Whether reading ahead could be of use for a layer."""
         return _ON_DISK in self._map(table, layer).tiers
 
+    def lacked_bytes(self, table: PageTable, layer: int) -> float:
+        """What the layer's selections had to read from disk lately, ahead or not; a mean."""
+        return self._hot.lacked((table, layer)) * self._record_bytes if self._hot else 0.0
+
     def is_ready(self, table: PageTable, layer: int, records: Sequence[int]) -> np.ndarray:
         """Which of the records (bool) could be fetched now without waiting."""
         where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
@@ -81,8 +85,12 @@ class RecordReader:
             is_ready[on_disk] = self._hot.ready(where.frame[wanted[on_disk]])
         return is_ready
 
-    def fetch(self, table: PageTable, layer: int, records: Sequence[int]) -> Iterator[Selected]:
+    def fetch(
+        self, table: PageTable, layer: int, records: Sequence[int], *, is_look: bool = False
+    ) -> Iterator[Selected]:
         """The records (ascending, each once), a batch at a time: as many as the hot records hold.
+
+        is_look: they are no selection, and say nothing about what the next one will be.
 
         Reading begins with this call; what an earlier one began and nobody took is let go. Each
         batch is for a `with` block, before the next is asked for, which is being read meanwhile.
@@ -93,7 +101,8 @@ class RecordReader:
         if self._hot is None:
             assert _ON_DISK not in where.tiers, "no frames for records from disk"
             return iter([self._select(where, wanted, None)] if len(wanted) else [])
-        self._hot.open_selection(where.frame[wanted[where.tier[wanted] == _ON_DISK]])
+        on_disk = where.frame[wanted[where.tier[wanted] == _ON_DISK]]
+        self._hot.open_selection(on_disk, None if is_look else (table, layer))
         # A batch ends where it would hold more records from disk than it may.
         num_before = np.maximum(np.cumsum(where.tier[wanted] == _ON_DISK) - 1, 0)
         ends = np.flatnonzero(np.diff(num_before // self._hot.most_demanded)) + 1
@@ -127,6 +136,10 @@ class RecordReader:
 
     def forget(self, table: PageTable) -> None:
         """The table is closed."""
+        if self._hot is not None:
+            for key in self._maps:
+                if key[0] is table:
+                    self._hot.leave(key)
         self._maps = {key: kept for key, kept in self._maps.items() if key[0] is not table}
         self._addresses = {
             key: kept for key, kept in self._addresses.items() if key[0] is not table

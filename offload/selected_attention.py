@@ -28,6 +28,7 @@ from ..prefetch import audit
 from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
 from ..prefetch.fidelity import Fidelity
+from ..prefetch.foresight import is_worth_scoring
 from ..prefetch.issue_point import IssuePoint
 from ..prefetch.source import Foresight, Selector
 from ..prefetch.trail import Standing
@@ -108,13 +109,15 @@ class SelectedAttention:
             self._records.prefetch(sequence.table, layer, wanted.tolist())
 
     def wants_query(self, layer: int, sequence: Sequence) -> bool:
-        """Whether `expect` is worth a rehearsed query: scoring one costs half of what reading it
-        ahead may save, and layers that selected nothing a step ago seldom do now."""
-        last = sequence.trail.last.get(layer)
-        return (
-            self._foresight.needs_query
-            and (last is None or len(last) > 0)
-            and self._records.any_on_disk(sequence.table, layer)
+        """Whether `expect` is worth a rehearsed query: see prefetch.foresight."""
+        table, records = sequence.table, self._records
+        if not (self._foresight.needs_query and records.any_on_disk(table, layer)):
+            return False
+        near_bytes = table.num_records(layer) * self._tiered.layout.near_record_bytes
+        if records.near_plane(table, layer)[0].device.type != "cpu":
+            near_bytes = 0  # scored where nothing else waits for it
+        return layer not in sequence.trail.last or is_worth_scoring(
+            near_bytes, records.lacked_bytes(table, layer)
         )
 
     # ---- inside ------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ class SelectedAttention:
         drawn, counts = audit.draw(shares, query.position)
         if not len(drawn):
             return
-        coming = self._records.fetch(sequence.table, layer, _numbers(drawn))
+        coming = self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True)
         found = self._partials(query, drawn, coming, bias)
         log_total = whole.max + whole.sum.log()
         true_shares = (found.max - log_total).exp() * found.sum

@@ -10,6 +10,7 @@ effect      what a head can do to the residual stream
 top_p       selector: the fewest records that keep what attention gets wrong within epsilon
 everything  selector: all records; window: the newest; random: any
 quest       selector: by box bounds; freekv: by last step's; infinigen: by a rehearsed query
+kvswap      selector: by a rehearsed query's score in a basis of all heads' keys
 foresight   which records a layer will select: by a rehearsed query, by history, by both
 issue_point when a layer is rehearsed: before the attention of the one before it, or after
 trail       what a sequence's layers selected: a step ago, and ever

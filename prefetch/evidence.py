@@ -29,6 +29,8 @@ class Evidence:
     record_tokens     tokens of a record, for selectors whose budget is in tokens
     upper_bound   gives (kv_heads, num_rows, num_pages) bounds of the pages' greatest scores
     rehearsed_log_mass  as log_mass, of the query that was rehearsed
+    joint_score   gives (num_pages,) float32: of each page the greatest score that one query for all
+                  heads has with a token's keys of all heads, in a basis of low rank
     previous      (num_selected,) int64, what the layer selected a step ago
     continuity    (kv_heads,) float32: cosine of the queries with those of a step ago, group's mean
     """
@@ -40,6 +42,7 @@ class Evidence:
     record_tokens: int = 0
     upper_bound: Callable[[], torch.Tensor] | None = None
     rehearsed_log_mass: torch.Tensor | None = None
+    joint_score: Callable[[], torch.Tensor] | None = None
     previous: torch.Tensor | None = None
     continuity: torch.Tensor | None = None
     effect: torch.Tensor | None = None

@@ -13,6 +13,7 @@ from .freekv import FreeKV
 from .history import History
 from .in_order import InOrder
 from .infinigen import InfiniGen
+from .kvswap import KVSwap
 from .quest import Quest
 from .random import Random
 from .source import Predictor, Selector
@@ -28,6 +29,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "random": Random,
     "infinigen": InfiniGen,
     "freekv": FreeKV,
+    "kvswap": KVSwap,
 }
 
 

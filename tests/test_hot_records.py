@@ -9,6 +9,7 @@ from test_pager import DISK, RECORD, Gated, S, check_records, opened, until, wri
 
 from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent
+from ebbtide.prefetch.foresight import is_worth_scoring
 
 NUM_RECORDS = 8 * S
 TAGS = list(range(100, 100 + NUM_RECORDS))
@@ -116,14 +117,61 @@ def test_an_unknown_eviction_names_the_known_ones(tmp_path):
 def test_least_recent_and_least_frequent_order():
     recent, frequent = LeastRecent(4), LeastFrequent(4)
     for eviction in (recent, frequent):
-        for frame in range(4):
-            eviction.admit(frame)
+        eviction.touch(np.arange(4))
         for used in ([0], [0], [0], [1], [2], [3]):
             eviction.use(np.array(used))
-    frames = np.arange(4)
-    assert recent.order(frames).tolist() == [0, 1, 2, 3]
-    assert frequent.order(frames).tolist()[-1] == 0, "used most"
-    assert frequent.order(frames).tolist()[0] == 1, "of those used once, the longest ago"
+    records = np.arange(4)
+    assert recent.order(records).tolist() == [0, 1, 2, 3]
+    assert frequent.order(records).tolist()[-1] == 0, "used most"
+    assert frequent.order(records).tolist()[0] == 3, "of those used once, the latest"
+    for eviction in (recent, frequent):
+        eviction.forget(slice(0, 1))
+        assert eviction.order(records).tolist()[0] == 0, "another record has the number now"
+
+
+def test_uses_count_on_while_a_record_is_not_there(tmp_path):
+    with opened(tmp_path, hot_records=2) as store:
+        table = filled(store)
+        for others in ([5, 6], [7, 8], [9, 10]):
+            for record in [0, *others]:  # 0 is used, and pushed out again
+                check_records(store, table, 0, TAGS, [record])
+        for record in [0, 11, 12]:  # 12 takes the place of 0, used before 11, or of 11, used once
+            check_records(store, table, 0, TAGS, [record])
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [0])
+        assert (store.stats - before).hits == 1
+
+
+def test_what_a_layer_selected_last_goes_after_what_none_did(tmp_path):
+    with opened(tmp_path, hot_records=6) as store:
+        table = filled(store)
+        for _ in range(4):
+            check_records(store, table, 0, TAGS, [1, 2])
+        check_records(store, table, 0, TAGS, [3])  # 1 and 2 were used more, but not last
+        for record in range(8, 14):
+            check_records(store, table, 1, TAGS, [record])
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [3])
+        assert (store.stats - before).hits == 1
+        store.close_table(table)
+        store.check_integrity()
+
+
+def test_what_a_layer_lacks_is_remembered(tmp_path):
+    with opened(tmp_path, hot_records=8) as store:
+        table = filled(store)
+        assert store.records.lacked_bytes(table, 0) == 0
+        check_records(store, table, 0, TAGS, [1, 2])
+        assert store.records.lacked_bytes(table, 0) == 2 * RECORD
+        check_records(store, table, 0, TAGS, [1, 2])  # both are there
+        assert 0 < store.records.lacked_bytes(table, 0) < 2 * RECORD
+        assert store.records.lacked_bytes(table, 1) == 0
+
+
+def test_a_query_is_rehearsed_where_reading_takes_longer_than_scoring():
+    assert is_worth_scoring(1 << 20, 1 << 20)
+    assert not is_worth_scoring(1 << 20, 1 << 10)
+    assert not is_worth_scoring(0, 0)
 
 
 def test_hot_frames_are_reserved(tmp_path):

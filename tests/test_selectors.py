@@ -13,7 +13,7 @@ from ebbtide.prefetch.registry import SELECTORS, make_selector
 from ebbtide.prefetch.source import Selector
 from ebbtide.prefetch.top_p import CRITERIA
 
-BUDGETS = {"quest", "random", "freekv"}  # a fixed number of tokens
+BUDGETS = {"quest", "random", "freekv", "kvswap"}  # a fixed number of tokens
 EPSILONS = st.floats(0, 1)
 
 
@@ -39,6 +39,7 @@ def evidence(
         record_tokens=64 * pages_per_record,
         upper_bound=lambda: log_mass + 1.0,
         rehearsed_log_mass=rehearsed,
+        joint_score=lambda: rehearsed.flatten(0, 1).amax(0),
         effect=torch.rand(shape[:2], generator=drawn),
     )
 
@@ -96,12 +97,14 @@ def test_only_differences_of_scores_count(name, known, shift):
         raw_log_mass=torch.full_like(known.raw_log_mass, -torch.inf),
         rehearsed_log_mass=(known.log_mass + shift),
         upper_bound=lambda: known.log_mass + shift,
+        joint_score=lambda: (known.log_mass + shift).flatten(0, 1).amax(0),
     )
     plain = changed(
         shifted,
         log_mass=known.log_mass,
         rehearsed_log_mass=known.log_mass,
         upper_bound=lambda: known.log_mass,
+        joint_score=lambda: known.log_mass.flatten(0, 1).amax(0),
     )
     selector = make_selector(name)
     assert selector.select(plain).tolist() == selector.select(shifted).tolist()
@@ -328,6 +331,15 @@ def test_infinigen_follows_the_rehearsed_query_and_its_cap():
     assert len(make_selector("infinigen", most=0.2).select(flat)) == 4
     with pytest.raises(ValueError, match="rehearsed"):
         make_selector("infinigen").select(changed(known, rehearsed_log_mass=None))
+
+
+def test_kvswap_takes_the_records_with_the_best_token_for_all_heads_together():
+    scores = torch.zeros(12)
+    scores[[0, 5, 10]] = torch.tensor([9.0, 3.0, 2.0])  # page 0 is the first, which is raw
+    known = changed(evidence(6, 6), joint_score=lambda: scores)
+    assert make_selector("kvswap", num_tokens=256).select(known).tolist() == [2, 5]
+    with pytest.raises(ValueError, match="all heads share"):
+        make_selector("kvswap").select(changed(known, joint_score=None))
 
 
 def test_evidence_that_does_not_fit_together_says_so():

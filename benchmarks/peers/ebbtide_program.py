@@ -12,14 +12,13 @@ longer than all that is measured, and speed depends on shapes alone.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from program import PREFILL_TOKENS, serve
 
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
-from ebbtide.kernels.pages import seal
-from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
 from ebbtide.offload import weights
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.geometry import choose_geometry
@@ -27,17 +26,11 @@ from ebbtide.offload.options import Options
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.pager import PageStore
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from random_state import fill, random_weight
+
 PAGES = {"8-bit pages": "8", "4-bit pages": "4"}
 _SLACK_TOKENS = 1024  # for what is decoded at a depth
-
-
-def random_weight(w: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWeight:
-    """In place of quantise_weight: elements have a standard deviation of about in ** -0.5."""
-    of_codes, of_scales = quantised_shapes(tuple(w.shape), bits)
-    codes = empty(of_codes, dtype=torch.int32).random_(-(1 << 31), (1 << 31) - 1)
-    scales = empty(of_scales, dtype=torch.float16)
-    scales.fill_(w.shape[1] ** -0.5 / {4: 4.6, 8: 73.9}[bits])
-    return QuantisedWeight(bits, w.shape[1], w.shape[0], codes, scales)
 
 
 class EbbtideProgram:
@@ -106,23 +99,10 @@ class EbbtideProgram:
     def _sequence(self, name: str, depth: int):
         """A sequence of `depth` tokens, of which each layer's keys and values are random."""
         engine = self._engines[name]
-        geometry, layout = engine.geometry, engine.geometry.layout
         sequence = engine.open_sequence(self._most + _SLACK_TOKENS)
         if depth == 0:
             return sequence
-        for buffer in ("keys", "values", "sink_keys", "sink_values"):
-            getattr(sequence.raw, buffer).normal_()
-        shape = (geometry.span_tokens, layout.kv_heads, layout.head_dim)
-        near, records = seal(torch.randn(shape), torch.randn(shape), layout)
-        wanted = geometry.sealed_tokens(depth) // layout.record_tokens
-        for layer in range(self._config.num_layers):
-            for first in range(0, wanted, len(records)):
-                count = min(len(records), wanted - first)
-                part = near[:count], records[:count]
-                engine.store.write(sequence.table, layer, first, *part)
-        sequence.tokens.extend([1] * depth)
-        sequence.length = depth
-        sequence.will_write((depth - 1) // geometry.cell_tokens)
+        fill(engine, sequence, depth)
         return sequence
 
     def _kv_bytes_per_token(self, engine: Engine) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from estimate import Estimate
+from joint import JointKeys
 from network import Network, Reading
 from sealed import Sealed
 from view import INF, View
@@ -36,7 +37,7 @@ class Outcome:
 class Setting:
     """select None: everything is attended, and nothing measured. rehearses: predictions are
     measured too. sees: what the selector is shown beside the estimates, "true" puts the exact
-    masses in their place.
+    masses in their place. drops: what is not selected does not count, not even by its mean value.
     """
 
     select: Select | None = None
@@ -44,6 +45,8 @@ class Setting:
     pages_per_record: int = 2
     rehearses: bool = False
     sees: str = ""
+    drops: bool = False
+    prior: torch.Tensor | None = None  # (num_layers, kv_heads, group): factors of heads' effects
 
 
 def run(
@@ -57,25 +60,31 @@ def run(
     for consecutive steps.
     """
     logits, measures = [], []
+    sees_joint = setting.sees in ("joint", "joint, true query")
+    joint = [JointKeys(keys) for keys in reading.keys] if sees_joint else None
     for part in positions.split(BATCH):
-        x = early = late = network.embed(reading.ids[part])  # layer 0 is rehearsed from that
+        # Layer 0 is rehearsed from the embedding. two: from two layers before.
+        x = two = early = late = network.embed(reading.ids[part])
         per_layer = []
         for layer in range(network.num_layers):
             at = (network, reading, pages[layer], layer)
             view = View(*at, x, part, setting.pages_per_record)
-            needs = (setting.rehearses, setting.rehearses or setting.sees == "rehearsed")
+            if setting.prior is not None:
+                view.effect = view.effect * setting.prior[layer].unsqueeze(1)
+            shows_early = setting.sees in ("rehearsed", "joint")
             points = {
                 name: View(*at, residual, part, setting.pages_per_record)
-                for name, residual, needed in zip(
-                    ("late", "early"), (late, early), needs, strict=True
-                )
-                if needed
+                for name, residual in {"late": late, "early": early, "two": two}.items()
+                if setting.rehearses or (shows_early and name == "early")
             }
-            chosen, measured = choose(view, points.get("early"), part, setting)
+            early_view = points.get("early")
+            asked = early_view if setting.sees == "joint" else view
+            shown = joint[layer].scores(asked) if joint else None
+            chosen, measured = choose(view, early_view, part, setting, shown)
             out, error = attend(view, chosen, setting)
             if setting.rehearses:
                 measured |= _predictions(view, points, chosen, part, setting)
-            early, late = x, network.after_attention(layer, x, out.transpose(0, 1))
+            two, early, late = early, x, network.after_attention(layer, x, out.transpose(0, 1))
             x = network.after_mlp(layer, late)
             per_layer.append(measured | error)
         logits.append(network.logits(x))
@@ -83,8 +92,10 @@ def run(
     return Outcome(torch.cat(logits), {n: torch.cat([m[n] for m in measures]) for n in measures[0]})
 
 
-def choose(view: View, early: View | None, positions: torch.Tensor, setting: Setting):
-    """(num_rows, num_records) bool, and what the selector thinks of it, (num_rows,) by name."""
+def choose(view: View, early: View | None, positions, setting: Setting, joint=None):
+    """(num_rows, num_records) bool, and what the selector thinks of it, (num_rows,) by name.
+    joint: (num_rows, num_pages), see JointKeys.
+    """
     if setting.select is None:
         return view.is_sealed.unflatten(1, (-1, view.pages_per_record)).any(-1), {}
     log_mass, unevenness = view.estimates(setting.how)
@@ -111,6 +122,8 @@ def choose(view: View, early: View | None, positions: torch.Tensor, setting: Set
                 previous = setting.select(fresh)
         if setting.sees == "rehearsed":
             more = {"rehearsed_log_mass": rehearsed[:, row]}
+        if joint is not None:
+            more = {"joint_score": lambda row=row: joint[row, : view.num_pages]}
         chosen[row, setting.select(view.evidence(row, shown, unevenness, **more))] = True
         judged, selected = view.evidence(row, log_mass, unevenness), chosen[row].nonzero().flatten()
         measured["missed_estimate"][row] = missed_mass(judged, selected).max()
@@ -131,7 +144,7 @@ def attend(view: View, chosen: torch.Tensor, setting: Setting):
     in_full = (chosen.repeat_interleave(view.pages_per_record, 1) & view.is_sealed)[None, :, None]
     log_mass, unevenness = view.estimates(setting.how)
     full = scores.masked_fill(~in_full[..., None], -INF).flatten(3)
-    pseudo = log_mass.masked_fill(in_full, -INF)
+    pseudo = log_mass.masked_fill(in_full | setting.drops, -INF)
     far, near, raw = _weights(full, pseudo, view.raw_scores)
     out = _mix(view, (far, raw), sealed.values)
     out += (near.flatten(1, 2) @ sealed.value_means[:, : view.num_pages]).view(out.shape)

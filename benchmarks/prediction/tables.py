@@ -1,7 +1,7 @@
 """Which records a step must read, and what it costs not to: the experiments behind bounded mode.
 
     python benchmarks/prediction/tables.py criteria --kinds story filler BOOK --tokens 8192
-    python benchmarks/prediction/tables.py sketches|losses|records|baselines|predictors
+    python benchmarks/prediction/tables.py sketches|losses|records|layers|heads|baselines|predictors
 
 A model of the Llama, Qwen2 or Qwen3 type reads a long text exactly; then some of its positions,
 those of answers first, are computed again as decode steps that attend to a selection. Everything
@@ -11,8 +11,10 @@ criteria    epsilon and criterion of top-p, near bits, correction for the noise 
 sketches    page size, near bits and rotation: mass found with a fixed number of bytes
 losses      the same bytes, from the best tokens per head to rehearsed records per layer
 records     how many pages are read together
+layers      more near bits in some layers than in others
+heads       which heads retrieve, and whether to count them more
 baselines   other people's selectors, with the bytes that top-p reads
-predictors  rehearsal before and after attention, last step's selection, and both
+predictors  rehearsal before and after attention and two layers ahead, last step's selection, both
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 import torch
 from approximate import Outcome, Setting, most_massive, run
 from estimate import Estimate
+from heads import retrieval
 from losses import STEPS, recalls
 from network import Network, Reading
 from sealed import Near, Sealed
@@ -35,6 +38,7 @@ from tokenizers import Tokenizer
 from ebbtide.prefetch.registry import make_selector
 
 LABEL = "{:44}"
+Nears = Near | tuple[Near, ...]
 
 
 class Bench:
@@ -43,22 +47,23 @@ class Bench:
     def __init__(self, network: Network, text: Text):
         self.network, self.text = network, text
         self.reading: Reading = network.read(text.ids)
-        self._pages: dict[Near, list[Sealed]] = {}
-        self._exact: dict[Near, Outcome] = {}
+        self._pages: dict[Nears, list[Sealed]] = {}
+        self._exact: dict[Nears, Outcome] = {}
         self.rows: list[dict] = []
 
-    def pages(self, near: Near) -> list[Sealed]:
+    def pages(self, near: Nears) -> list[Sealed]:
         if near not in self._pages:
+            nears = near if isinstance(near, tuple) else (near,) * self.network.num_layers
             self._pages = {  # one at a time: they are larger than the text's keys and values
                 near: [
-                    Sealed(k, v, near)
-                    for k, v in zip(self.reading.keys, self.reading.values, strict=True)
+                    Sealed(k, v, n)
+                    for k, v, n in zip(self.reading.keys, self.reading.values, nears, strict=True)
                 ]
             }
         return self._pages[near]
 
-    def measure(self, label: str, near: Near, setting: Setting, **say) -> dict:
-        """Runs a setting, prints its row and keeps it."""
+    def measure(self, label: str, near: Nears, setting: Setting, **say) -> dict:
+        """Runs a setting, prints its row and keeps it. near: of all layers, or of each."""
         at = (self.network, self.reading, self.pages(near), self.text.positions)
         if near not in self._exact:
             self._exact[near] = run(*at, Setting())
@@ -163,6 +168,29 @@ def records(bench: Bench) -> None:
             bench.measure(f"P {size}, records of {size * pages}", Near(size), setting)
 
 
+def layers(bench: Bench) -> None:
+    """More near bits in the first layers, or in each layer alone."""
+    num_layers = bench.network.num_layers
+
+    def measure(epsilon: float, bits: dict[int, int]) -> None:
+        nears = tuple(Near(bits=bits.get(layer, 2)) for layer in range(num_layers))
+        share = sum(near.resident_share(bench.network.head_dim) for near in nears) / num_layers
+        label = f"{epsilon}, {[near.bits for near in nears]}: {100 * share:.1f} % resident"
+        bench.measure(label, nears, Setting(top_p(epsilon), pages_per_record=1))
+
+    for epsilon in (0.02, 0.1):
+        measure(epsilon, {})
+        for first in (1, 2):
+            for bits in (3, 4):
+                measure(epsilon, dict.fromkeys(range(first), bits))
+        measure(epsilon, dict.fromkeys(range(num_layers), 3))
+        few = dict.fromkeys(range(2, num_layers), 1)
+        measure(epsilon, few)
+        measure(epsilon, few | {0: 3, 1: 3})
+    for layer in range(1, num_layers):
+        measure(0.02, {layer: 4})
+
+
 def baselines(bench: Bench) -> None:
     row = bench.measure("top_p effect 0.1", Near(), Setting(top_p(0.1)))
     sealed = (len(bench.text.ids) // 256 - 1) * 256
@@ -171,12 +199,18 @@ def baselines(bench: Bench) -> None:
         ("quest", budget, "bounds"),
         ("freekv", budget, "bounds"),
         ("infinigen", {}, "rehearsed"),
+        ("kvswap", budget, "joint"),
+        ("kvswap", budget, "joint, true query"),
         ("random", budget, ""),
         ("window", budget, ""),
         ("window", {}, ""),
     ):
         select = make_selector(name, **options).select
-        bench.measure(f"{name} {options}", Near(), Setting(select, sees=sees))
+        bench.measure(f"{name} {options} {sees}", Near(), Setting(select, sees=sees))
+    # As its authors read: groups of 4 tokens, and nothing in place of the rest.
+    select = make_selector("kvswap", num_tokens=budget["num_tokens"]).select
+    alone = Setting(select, pages_per_record=1, sees="joint", drops=True)
+    bench.measure("kvswap, groups of 4, the rest dropped", Near(page_tokens=4), alone)
     bench.measure("oracle mass", Near(), Setting(most_massive(row["read"]), sees="true"))
     bench.measure("estimated mass", Near(), Setting(most_massive(row["read"])))
 
@@ -189,7 +223,27 @@ def predictors(bench: Bench) -> None:
                 print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
 
 
-TABLES = {f.__name__: f for f in (criteria, sketches, losses, records, baselines, predictors)}
+def heads(bench: Bench) -> None:
+    """Heads that retrieve, and what it does to count them more than their effect says."""
+    echo, induction = retrieval(bench.network)
+    for layer in range(bench.network.num_layers):
+        shares = (echo[layer].flatten().tolist(), induction[layer].flatten().tolist())
+        shares = [[round(s, 3) for s in found] for found in shares]
+        bench.rows.append({"layer": layer, "echo": shares[0], "induction": shares[1]})
+        print(f"layer {layer}: echo {shares[0]}, induction {shares[1]}", flush=True)
+    share = torch.maximum(echo, induction)
+    for weight in (0, 3, 15):
+        prior = 1 + weight * share
+        prior = prior / prior.square().mean().sqrt()  # so that epsilons read about as much
+        for epsilon in (0.05, 0.1, 0.2):
+            setting = Setting(top_p(epsilon), pages_per_record=1, prior=prior)
+            bench.measure(f"effect {epsilon}, retrieval heads x {1 + weight}", Near(), setting)
+
+
+TABLES = {
+    f.__name__: f
+    for f in (criteria, sketches, losses, records, layers, heads, baselines, predictors)
+}
 
 
 def main() -> None:
