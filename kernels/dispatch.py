@@ -16,7 +16,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 15
+INTERFACE = 17
 
 _missing = ""
 try:
