@@ -41,8 +41,8 @@ class WholeToken:
 
     def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
         """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
-        hidden_size) being its embedding; None where layers must be run one by one. Keys and values
-        are in the raw cells then.
+        hidden_size) being its embedding; its keys and values are in the raw cells then. None where
+        layers must be run one by one: nothing is done.
         """
         position = sequence.length
         cell, row = divmod(position, self._geometry.cell_tokens)

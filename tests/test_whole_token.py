@@ -68,6 +68,16 @@ def test_bits_and_counts_are_those_of_the_layers(
     assert counted == expected
 
 
+def test_every_instruction_set_gives_the_bits_of_its_layers(
+    checkpoint, tmp_path, monkeypatch, served, kernels
+):
+    folder = checkpoint("qwen2")
+    whole, _ = run(folder, tmp_path)
+    assert any(served) == (kernels != "reference")
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    assert torch.equal(whole, run(folder, tmp_path)[0])
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(checkpoint, tmp_path, served, threads):
     folder = checkpoint("qwen2")
