@@ -11,7 +11,9 @@
     rope_scores      what a key's bias adds to scores
     quantised        weights in groups of 8 or 4 bits, and rows of activations
     matmul           linear layers whose rows never depend on how many rows there are
+    norm             RMS norm of rows, before the output head
     step             a layer's decode step but for its attention: compiled kernels alone
+    token_step       a token through all layers in one call: compiled kernels alone
     checks           shapes that do not fit, named
     dispatch         which implementation serves: compiled (cpu/) or the torch reference
 

@@ -71,9 +71,7 @@ class LayerStep:
         sines: int,
         scale: float,
         q: int,
-        keys: int,
-        values: int,
-        head_bytes: int,
+        places: list[int],
         kind: int,
         threads: int,
     ) -> None: ...
@@ -82,11 +80,31 @@ class LayerStep:
     def mix(self, x: int, attended: int, out: int, threads: int) -> None: ...
 
 class BlockProduct:
-    """numbers: of each block, in the order of step.py."""
+    """numbers: of each block, in the order of step.py; norm: an address, or 0."""
 
-    def __init__(self, numbers: list[int]) -> None: ...
+    def __init__(self, numbers: list[int], norm: int, offset: float, eps: float) -> None: ...
     def run(self, x: int, out: int, threads: int) -> None: ...
 
+class TokenStep:
+    """numbers: in the order of token_step.py."""
+
+    def __init__(
+        self,
+        steps: list[LayerStep],
+        numbers: list[int],
+        amplitudes: list[float],
+        layout: list[int],
+        raw_kind: int,
+        records_per_span: int,
+        softcap: float,
+    ) -> None: ...
+    def run(
+        self, x: int, scale: float, numbers: list[int], tables: int, out: int, threads: int
+    ) -> None: ...
+
+def rms_norm(
+    x: int, weight: int, offset: float, eps: float, n: int, rows: int, out: int
+) -> None: ...
 def crcs_of(records: int, num_records: int, record_bytes: int, out: int) -> None: ...
 
 class Reads:

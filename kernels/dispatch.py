@@ -2,7 +2,8 @@
 
 EBBTIDE_KERNELS is `auto` (compiled where the extension was built, on CPU tensors; the default),
 `reference`, or `compiled` (an error where the extension is missing). Tensors on other devices are
-always the reference's.
+always the reference's. EBBTIDE_INSTRUCTION_SET names one of those that this machine can run, in
+place of the best that is known to work: `neon` is used by choice alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 15
+INTERFACE = 17
 
 _missing = ""
 try:
@@ -26,6 +27,11 @@ except ImportError as error:
 else:
     if getattr(_cpu, "INTERFACE", 0) != INTERFACE:
         _cpu, _missing = None, "it was built from other sources than these"
+if _cpu is not None and os.environ.get("EBBTIDE_INSTRUCTION_SET"):
+    try:
+        _cpu.use_instruction_set(os.environ["EBBTIDE_INSTRUCTION_SET"])
+    except ValueError as error:
+        _cpu, _missing = None, f"EBBTIDE_INSTRUCTION_SET: {error}"
 
 CHOICES = ("auto", "reference", "compiled")
 
@@ -52,7 +58,8 @@ def backend() -> str:
 
 
 def instruction_set() -> str:
-    """What the compiled kernels use: "avx512vnni", "avx512", "avx2" or "portable"; "" without."""
+    """What the compiled kernels use: "avx512vnni", "avx512", "avx2", "neon" or "portable"; ""
+    without."""
     return _cpu.instruction_set() if _cpu is not None else ""
 
 

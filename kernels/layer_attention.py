@@ -35,8 +35,9 @@ class Records(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """Raw tokens as runs; each run is four numbers: the addresses of its first key and its first
-    value of head 0, the bytes from head to head, and its tokens.
+    """Raw tokens as runs; each run is five numbers: the addresses of its first key and its first
+    value of head 0, the bytes from head to head, those from layer to layer (`token_step` alone
+    looks at them), and its tokens.
     """
 
     dtype: torch.dtype

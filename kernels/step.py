@@ -76,7 +76,7 @@ class LayerStep:
         numbers += [_address(norms.get(name)) for name in NORMS]
         for name in PRODUCTS:
             numbers += product_numbers(*products.get(name, (None, None)))
-        self._native = native.LayerStep(
+        self.native = native.LayerStep(
             numbers, shape.norm_eps, shape.norm_offset, shape.residual_multiplier
         )
 
@@ -88,7 +88,7 @@ class LayerStep:
         float32 of the row's position.
         """
         q, k, v = torch.empty(self._q), torch.empty(self._kv), torch.empty(self._kv)
-        self._native.project(
+        self.native.project(
             x.data_ptr(),
             cosines.data_ptr(),
             sines.data_ptr(),
@@ -106,20 +106,21 @@ class LayerStep:
         cosines: torch.Tensor,
         sines: torch.Tensor,
         scale: float,
-        place: list[int],
+        places: list[int],
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """Queries as `project` gives them. Keys and values go to `place`: the addresses of the
-        first head's keys and values, and bytes from head to head; elements become `dtype`.
+        """Queries as `project` gives them. Keys and values go to `places`, each of them four
+        numbers: the addresses of the first head's keys and values, bytes from head to head, and
+        bytes from layer to layer, which one layer does not need. Elements become `dtype`.
         """
         q = torch.empty(self._q)
-        self._native.project_into(
+        self.native.project_into(
             x.data_ptr(),
             cosines.data_ptr(),
             sines.data_ptr(),
             scale,
             q.data_ptr(),
-            *place,
+            places,
             RAW_DTYPES.index(dtype),
             torch.get_num_threads(),
         )
@@ -129,32 +130,37 @@ class LayerStep:
         """x (1, hidden_size) plus the output projection of attended (1, heads * head_dim)."""
         attended, out = attended.contiguous(), torch.empty_like(x)
         threads = torch.get_num_threads()
-        self._native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
+        self.native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
         return out
 
     def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
         """x (1, hidden_size) plus the MLP's output."""
         out = torch.empty_like(x)
-        self._native.add_mlp(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        self.native.add_mlp(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
 
     def mix(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """`add_attention`, then `add_mlp`."""
         attended, out = attended.contiguous(), torch.empty_like(x)
         threads = torch.get_num_threads()
-        self._native.mix(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
+        self.native.mix(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
         return out
 
 
 class BlockProduct:
     """Blocks of rows of one weight, such as an output head, ready for one row at a time. `linear`
     of the blocks one after the other gives the same bits.
+
+    norm: weight (in,) float32, offset and eps of a `norm.rms_norm` before them, or None.
     """
 
-    def __init__(self, native, blocks: list[Weight]):
-        self._kept, self._num_outputs = blocks, sum(block.shape[0] for block in blocks)
+    def __init__(
+        self, native, blocks: list[Weight], norm: tuple[torch.Tensor, float, float] | None = None
+    ):
+        self._kept, self._num_outputs = (blocks, norm), sum(block.shape[0] for block in blocks)
         numbers = [n for block in blocks for n in product_numbers(block, None)]
-        self._native = native.BlockProduct(numbers)
+        weight, offset, eps = norm or (None, 0.0, 0.0)
+        self._native = native.BlockProduct(numbers, _address(weight), offset, eps)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """x (1, in) float32 times the weight, transposed: (1, out) float32."""

@@ -87,7 +87,7 @@ class TieredAttention:
         self._raw_tile = torch.empty(
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
-        self._decode = DecodeAttention(layout, cell_tokens, span_tokens, store, softcap)
+        self.decode = DecodeAttention(layout, cell_tokens, span_tokens, store, softcap)
 
     def run(
         self,
@@ -103,7 +103,7 @@ class TieredAttention:
         Queries come in order of their cells. window: tokens a query sees, itself included, or None.
         key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
         """
-        if queries[0].rows == 1 and self._decode.serves(queries[0].q):
+        if queries[0].rows == 1 and self.decode.serves(queries[0].q):
             return [self._decode_one(layer, sequence, queries[0], window, key_bias)]
         self._sealed(layer, sequence, queries, window, key_bias)
         outputs = []
@@ -113,32 +113,33 @@ class TieredAttention:
         return outputs
 
     def _decode_one(self, layer, sequence, query: Query, window, key_bias) -> torch.Tensor:
-        return self._decode.run(
+        return self.decode.run(
             layer,
             sequence,
             query.q,
             rotate(query.q) if self.layout.rotate else query.q,
             query.position,
             window,
-            self.spans_wanted(query, window),
-            self._sealed_tokens(query),
+            self.spans_wanted(query.position, query.cell, window),
+            self.sealed_tokens(query.cell),
             lambda base, tokens: self.score_bias(layer, query, base, tokens, key_bias),
         )
 
-    def spans_wanted(self, query: Query, window: int | None) -> range:
-        """Which spans of sealed pages a query attends to."""
-        sealed = self._sealed_tokens(query)
-        first = 0 if window is None else max(0, query.position - window + 1) // self.span_tokens
+    def spans_wanted(self, position: int, cell: int, window: int | None) -> range:
+        """Which spans of sealed pages a query attends to that begins at `position` of a cell."""
+        sealed = self.sealed_tokens(cell)
+        first = 0 if window is None else max(0, position - window + 1) // self.span_tokens
         return range(first, -(-sealed // self.span_tokens))
 
-    def _sealed_tokens(self, query: Query) -> int:
-        return max(0, query.cell - 1) * self.cell_tokens
+    def sealed_tokens(self, cell: int) -> int:
+        """How many tokens a query in a cell sees sealed."""
+        return max(0, cell - 1) * self.cell_tokens
 
     def _sealed(self, layer, sequence, queries, window, key_bias) -> None:
-        wanted = [self.spans_wanted(query, window) for query in queries]
+        wanted = [self.spans_wanted(query.position, query.cell, window) for query in queries]
         stop = max((spans.stop for spans in wanted), default=0)
         start = min((spans.start for spans in wanted if spans), default=stop)
-        most_sealed = max(self._sealed_tokens(query) for query in queries)
+        most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
         rotated = [rotate(q.q) if self.layout.rotate else q.q for q in queries]
         for span in range(start, stop):
             base = span * self.span_tokens
@@ -169,7 +170,7 @@ class TieredAttention:
             if key_bias is not None:
                 k += self._bias_of(layer, base, tokens, key_bias)
             for query, q, spans in zip(queries, rotated, wanted, strict=True):
-                last = min(tokens, self._sealed_tokens(query) - base)
+                last = min(tokens, self.sealed_tokens(query.cell) - base)
                 if span not in spans or last <= first:
                     continue
                 mask = self._window_mask(query, window, base + first, last - first)
@@ -203,8 +204,8 @@ class TieredAttention:
 
     def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
         """A query's partial over the keys that are raw: the sink, the previous cell, its own."""
-        if query.rows == 1 and self._decode.serves(query.q):
-            return self._decode.raw_partial(layer, sequence, query.q, query.position, window)
+        if query.rows == 1 and self.decode.serves(query.q):
+            return self.decode.raw_partial(layer, sequence, query.q, query.position, window)
         raw, cells, parts, positions = sequence.raw, self.cell_tokens, [], []
         device = query.q.device
         if query.cell >= 2:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +77,10 @@ class Checkpoint:
         self.read_into(ref, part)
         return part.view(ref.dtype).view(ref.shape)
 
-    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Some rows of a matrix, one small read each: (len(rows), columns)."""
-        ref = self.refs[name]
-        out = torch.empty(len(rows), ref.shape[1], dtype=ref.dtype)
-        for i, row in enumerate(rows.tolist()):
-            self.read_into(self.row_range(name, row, row + 1), out[i].view(torch.uint8))
-        return out
+        reader = RowReader(self, name)
+        return torch.cat([reader.read(row).clone() for row in rows])
 
     def row_range(self, name: str, start: int, stop: int) -> TensorRef:
         """The bytes of rows [start, stop) of a matrix."""
@@ -100,20 +98,41 @@ class Checkpoint:
         """Fill `out` (uint8, ref.num_bytes) from the file. A file that shrank is a BadCheckpoint,
         not a crash.
         """
-        if ref.path not in self._files:
-            self._files[ref.path] = _open(ref.path)
-        descriptor, view, done = self._files[ref.path], memoryview(out.numpy()), 0
-        while done < ref.num_bytes:
-            count = _read_at(descriptor, view[done : ref.num_bytes], ref, done)
+        self.fill(ref.path, ref.offset, memoryview(out.numpy())[: ref.num_bytes])
+
+    def fill(self, path: Path, offset: int, view: memoryview) -> None:
+        """Fill the view from a byte of a file on."""
+        if path not in self._files:
+            self._files[path] = _open(path)
+        descriptor, done = self._files[path], 0
+        while done < len(view):
+            count = _read_at(descriptor, view[done:], path, offset + done)
             if count == 0:
                 raise BadCheckpoint(
-                    f"{ref.path} ends before its tensors do; it was truncated. Download it again."
+                    f"{path} ends before its tensors do; it was truncated. Download it again."
                 )
             done += count
 
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+class RowReader:
+    """Reads rows of one matrix of a checkpoint, one at a time, to a place of its own: a decoded
+    token reads one, and the tensors around a buffer take longer to make than the read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str):
+        self._checkpoint, self._ref = checkpoint, checkpoint.refs[name]
+        self._row = torch.empty((1, self._ref.shape[1]), dtype=self._ref.dtype)
+        self._bytes = memoryview(self._row.view(-1).view(torch.uint8).numpy())
+
+    def read(self, row: int) -> torch.Tensor:
+        """(1, columns), until the next is read."""
+        offset = self._ref.offset + row * len(self._bytes)
+        self._checkpoint.fill(self._ref.path, offset, self._bytes)
+        return self._row
 
 
 # How files that hold a language model among other parts begin its tensors' names.
@@ -139,18 +158,18 @@ def _open(path: Path) -> int:
         raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
 
 
-def _read_at(descriptor: int, view: memoryview, ref: TensorRef, done: int) -> int:
-    """Fill `view` from byte `done` of a tensor, as far as one call gets; the bytes read."""
+def _read_at(descriptor: int, view: memoryview, path: Path, offset: int) -> int:
+    """Fill `view` from a byte of a file on, as far as one call gets; the bytes read."""
     try:
         if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [view], ref.offset + done)
+            return os.preadv(descriptor, [view], offset)
         # Windows: one reader at a time, see WeightStore
-        os.lseek(descriptor, ref.offset + done, os.SEEK_SET)
+        os.lseek(descriptor, offset, os.SEEK_SET)
         chunk = os.read(descriptor, len(view))
         view[: len(chunk)] = chunk
         return len(chunk)
     except OSError as error:
-        raise StorageError(f"{ref.path} could not be read: {error.strerror}.") from error
+        raise StorageError(f"{path} could not be read: {error.strerror}.") from error
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -38,7 +38,11 @@ class DecodeAttention:
 
     def serves(self, q: torch.Tensor) -> bool:
         """Whether the compiled kernels take queries q (kv_heads, num_rows, head_dim)."""
-        return dispatch.compiled_for(q) is not None and serves(q.shape[1], self._layout)
+        return dispatch.compiled_for(q) is not None and self.serves_rows(q.shape[1])
+
+    def serves_rows(self, num_rows: int) -> bool:
+        """Whether they take so many rows of each KV head, where they are."""
+        return serves(num_rows, self._layout)
 
     def raw_partial(
         self, layer: int, sequence: Sequence, q: torch.Tensor, position: int, window: int | None
@@ -46,7 +50,7 @@ class DecodeAttention:
         """The partial of one token's queries over the keys that are raw."""
         q = q.contiguous()
         parts = empty_parts(1, q)
-        attend_raw(q, self._raw(layer, sequence, position, window), self._softcap, parts)
+        attend_raw(q, self.raw(layer, sequence, position, window), self._softcap, parts)
         return Partial(*(part[0] for part in parts))
 
     def run(
@@ -68,10 +72,7 @@ class DecodeAttention:
         score_bias(base, tokens): what is added to the scores of so many tokens, or None.
         """
         q, page_q = q.contiguous(), page_q.contiguous()
-        raw = self._raw(layer, sequence, position, window)
-        first_seen = self._layout.page_tokens  # the sink is attended raw
-        if window is not None:
-            first_seen = max(first_seen, position - window + 1)
+        raw = self.raw(layer, sequence, position, window)
 
         def records(near_at, record_at, span: int, stop: int) -> Records:
             base, tokens = span * self._span_tokens, len(record_at) * self._layout.record_tokens
@@ -79,7 +80,7 @@ class DecodeAttention:
                 near_at,
                 record_at,
                 self._span_tokens // self._layout.record_tokens,
-                (max(0, first_seen - base), min(tokens, sealed_tokens - base)),
+                self.visible(base, tokens, position, window, sealed_tokens),
                 score_bias(base, tokens),
             )
 
@@ -113,7 +114,18 @@ class DecodeAttention:
         at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
         return SpanRun(span, span + 1, *at, (), pages.close)
 
-    def _raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
+    def visible(
+        self, base: int, tokens: int, position: int, window: int | None, sealed_tokens: int
+    ) -> tuple[int, int]:
+        """Which of so many sealed tokens from `base` on a token at `position` sees: from .. to - 1.
+        The sink is attended raw.
+        """
+        first = self._layout.page_tokens
+        if window is not None:
+            first = max(first, position - window + 1)
+        return max(0, first - base), min(tokens, sealed_tokens - base)
+
+    def raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
         """The raw tokens that a token at `position` sees: the sink, the cell before, its own."""
         raw, cells = sequence.raw, self._cell_tokens
         cell, row = divmod(position, cells)

@@ -13,6 +13,7 @@ import math
 import torch
 
 from ..kernels.attention import cap
+from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps
 from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
@@ -53,8 +54,8 @@ class Decoder:
         """
         step = self._step(layer, w, x)
         if step is not None:
-            scale = self.scale * self._growth(position)
-            return step.project(x, *self.ropes[layer].angles(position, 1), scale)
+            angles = self.ropes[layer].angles(position, 1)
+            return step.project(x, *angles, self.query_scale(position))
         h = self._attention_input(w, x)
         q = self._queries(layer, w, h, rows, position)
         k = self._heads(w, h, rows, "k")
@@ -75,14 +76,13 @@ class Decoder:
         a row of a raw cell.
         """
         step = self._step(layer, w, x)
-        place = None if step is None else raw.place(layer, cell, row)
-        if place is None:
+        if step is None:
             q, k, v = self.project(layer, w, x, slice(0, 1), position)
             raw.write(layer, cell, row, k, v)
             return q
-        scale = self.scale * self._growth(position)
+        places, scale = raw.places(layer, cell, row), self.query_scale(position)
         angles = self.ropes[layer].angles(position, 1)
-        return step.project_into(x, *angles, scale, place, raw.keys.dtype)
+        return step.project_into(x, *angles, scale, places, raw.keys.dtype)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
@@ -125,26 +125,26 @@ class Decoder:
             out = routed_mlp(w, h, rows, c.activation, experts)
         return self._add(x, self._norm(w, c.norms.after_mlp, out))
 
-    def head_input(self, residual: torch.Tensor, final_norm: torch.Tensor) -> torch.Tensor:
-        """Residual rows after the last layer, as the output head takes them."""
-        return rms_norm(residual, final_norm + self.config.norm_offset, self.config.norm_eps)
-
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""
         if self.config.logits_divisor != 1:
             logits.div_(self.config.logits_divisor)
         return cap(logits, self.config.logits_softcap)
 
-    def _step(self, layer: int, w: LayerTensors, x: torch.Tensor):
+    def layer_step(self, layer: int, w: LayerTensors) -> LayerStep | None:
+        """The compiled step that does a layer's arithmetic, MLP included, of one row; or None."""
+        return self._steps.of(layer, w) if self._steps.has_mlp(layer) else None
+
+    def query_scale(self, position: int) -> float:
+        """What the query at a position is multiplied by."""
+        if self.config.query_growth is None:
+            return self.scale
+        beta, every = self.config.query_growth
+        return self.scale * (1 + beta * math.log1p(position // every))
+
+    def _step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         """The compiled step that serves x, or None."""
         return self._steps.of(layer, w) if x.shape[0] == 1 else None
-
-    def _growth(self, position: int) -> float:
-        """What the query at a position is multiplied by, beside the scale."""
-        if self.config.query_growth is None:
-            return 1.0
-        beta, every = self.config.query_growth
-        return 1 + beta * math.log1p(position // every)
 
     def _attention_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         return self._norm(w, self.config.norms.before_attention, x)

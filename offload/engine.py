@@ -4,7 +4,7 @@ on the way.
     prefill   some cells at a time (a sweep) go through each layer together, so that weights and far
               planes are read once for all of them; every cell's arithmetic is the same whatever the
               sweep
-    decode    one token through all layers
+    decode    one token through all layers: at once where all is in memory, else one by one
 
 Knows no text and no sampling; `session` does.
 """
@@ -29,6 +29,7 @@ from .pager import PageStore
 from .selected_attention import SelectedAttention
 from .sequence import RawPages, Sequence
 from .weights import LayerTensors, WeightStore
+from .whole_token import make_whole_token
 
 # rows (cell, hidden (cell_tokens, hidden_size), rows of it that are new)
 OnRows = Callable[[int, torch.Tensor, slice], None]
@@ -76,12 +77,13 @@ class Engine:
             config.attention_softcap,
         )
         self.selected: SelectedAttention | None = None
+        self.whole_token = None
         self.choose_pages(mode or Mode())
 
     def choose_pages(self, mode: Mode) -> None:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
         than exact want a layout with mean values."""
-        self.selected = None
+        self.selected = self.whole_token = None
         if mode.selects:
             self.selected = SelectedAttention(
                 self.attention,
@@ -89,6 +91,10 @@ class Engine:
                 make_selector(mode.selector, **mode.selector_options),
                 make_foresight(mode.foresight if self.overlap else "nothing"),
                 waits=mode.name != "deadline",
+            )
+        else:
+            self.whole_token = make_whole_token(
+                self.decoder, self.attention, self.weights, self.store, self.geometry
             )
 
     # ---- sequences ---------------------------------------------------------------------------
@@ -181,10 +187,18 @@ class Engine:
     def decode(self, sequence: Sequence) -> torch.Tensor:
         """Process the one pending token; returns its residual (1, hidden_size)."""
         position = sequence.length
+        x = self.weights.embed(sequence.tokens[position : position + 1])
+        sequence.will_write(position // self.geometry.cell_tokens)
+        residual = None if self.whole_token is None else self.whole_token.run(sequence, x)
+        if residual is None:
+            residual = self._decode_by_layers(sequence, x)
+        sequence.length += 1
+        return residual
+
+    def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
+        """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""
+        position, rows = sequence.length, slice(0, 1)
         cell, row = divmod(position, self.geometry.cell_tokens)
-        x = self.weights.embed(torch.tensor([sequence.tokens[position]]))
-        rows = slice(0, 1)
-        sequence.will_write(cell)
         for layer in range(self.config.num_layers):
             w = self.weights.layer(layer)
             bias = self._page_bias(w)
@@ -201,14 +215,12 @@ class Engine:
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
                 x = self.decoder.mix(layer, w, x, attended, rows)
-        sequence.length += 1
         return x
 
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """Residual rows (rows, hidden_size) after the last layer -> (rows, vocab_size) float32."""
-        hidden = self.decoder.head_input(residual, self.weights.final_norm)
-        return self.decoder.head_output(self.weights.logits(hidden))
+        return self.decoder.head_output(self.weights.logits(residual))
 
     def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
         cells, sweep, start = self.geometry.cell_tokens, [], sequence.length
@@ -217,8 +229,7 @@ class Engine:
             end = min((cell + 1) * cells, stop)
             rows = slice(start - cell * cells, end - cell * cells)
             x = torch.zeros(cells, self.config.hidden_size, device=self.device)
-            ids = torch.tensor(sequence.tokens[start:end])
-            x[rows] = self.weights.embed(ids)
+            x[rows] = self.weights.embed(sequence.tokens[start:end])
             sweep.append(_CellRows(cell, rows, x))
             start = end
         return sweep
@@ -285,9 +296,8 @@ class Engine:
         if window is None:
             self.store.prefetch(sequence.table, layer)
         else:
-            self.store.prefetch(
-                sequence.table, layer, list(self.attention.spans_wanted(queries[0], window))
-            )
+            spans = self.attention.spans_wanted(queries[0].position, queries[0].cell, window)
+            self.store.prefetch(sequence.table, layer, list(spans))
 
     def _window(self, layer: int) -> int | None:
         return self.config.windows[layer] if self.config.windows else None

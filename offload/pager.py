@@ -31,7 +31,7 @@ from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
 from .policy import Policy, make_policy
 from .record_reader import RecordReader
-from .span_addresses import SpanAddresses, SpanRun
+from .span_addresses import SpanAddresses, SpanRun, TableAddresses
 from .transfer import Transfers
 
 
@@ -313,6 +313,23 @@ class PageStore:
             for span in range(first, run.stop):
                 self._follow(table, layer, span)
         return run
+
+    def fetch_table(self, table: PageTable, spans: list[range]) -> TableAddresses | None:
+        """What `fetch_run` gives of each layer's spans, for all layers at once, until the table
+        changes; None where some records are on disk or are not read in place.
+        """
+        self._check(table)
+        addresses = self.records.table_addresses(table)
+        if addresses is None:
+            return None
+        self.stats.resident += sum(map(len, spans))
+        for tier, count in addresses.reads(spans).items():
+            self.stats.bytes_read[tier.value] += count * self.record_bytes
+        if self._transfers is not None:
+            for layer, wanted in enumerate(spans):
+                for span in wanted:
+                    self._follow(table, layer, span)
+        return addresses
 
     def _fetch_staged(
         self, table: PageTable, layer: int, first: int, stop: int, addresses: SpanAddresses

@@ -22,7 +22,7 @@ from .page_table import PageTable, Tier
 from .planes import Planes
 from .record_map import TIERS, RecordMap, make_record_map
 from .selected import Selected, Source
-from .span_addresses import SpanAddresses
+from .span_addresses import SpanAddresses, TableAddresses, table_addresses
 
 _ON_DISK = TIERS.index(Tier.DISK)
 
@@ -36,6 +36,7 @@ class RecordReader:
         self._record_bytes = record_bytes
         self._maps: dict[tuple[PageTable, int], RecordMap] = {}
         self._addresses: dict[tuple[PageTable, int], SpanAddresses] = {}
+        self._tables: dict[PageTable, tuple[int, TableAddresses | None]] = {}
 
     def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which
@@ -53,6 +54,15 @@ class RecordReader:
             found = SpanAddresses(where, planes.near_frames, arenas)
             self._addresses[table, layer] = found
         return found
+
+    def table_addresses(self, table: PageTable) -> TableAddresses | None:
+        """Where all layers' records start, if all lie in memory and are read in place."""
+        found = self._tables.get(table)
+        if found is None or found[0] != table.version:
+            layers = [self.addresses(table, layer) for layer in range(table.num_layers)]
+            whole = None if None in layers else table_addresses(layers)
+            found = self._tables[table] = table.version, whole
+        return found[1]
 
     def prefetch(self, table: PageTable, layer: int, records: Sequence[int]) -> None:
         """Wishes for records, most urgent first, in place of earlier ones for the layer.
@@ -144,6 +154,7 @@ class RecordReader:
         self._addresses = {
             key: kept for key, kept in self._addresses.items() if key[0] is not table
         }
+        self._tables.pop(table, None)
 
     def _select(self, where: RecordMap, records: np.ndarray, frames) -> Selected:
         """frames: where the records from disk are being read to; waits for them."""

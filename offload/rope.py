@@ -15,6 +15,8 @@ import torch
 
 from .rope_config import RopeConfig
 
+_ROWS_AT_ONCE = 64
+
 
 class Rope:
     """Turns queries and keys by their positions. config: a fixed one, or None for a layer without
@@ -25,6 +27,7 @@ class Rope:
         self.config = config
         self._nothing = torch.empty(0, device=device)
         self._latest: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
+        self._rows: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] = -1, []
         if config is not None:
             self.width = config.width(head_dim)
             frequencies, self.amplitude = _frequencies(config, self.width)
@@ -71,18 +74,31 @@ class Rope:
         """
         if self.config is None:
             return self._nothing, self._nothing
+        if count == 1:
+            return self._row(start)
         latest = self._latest  # read once: a second thread may replace it
-        if latest is not None and latest[:2] == (start, count):
-            return latest[2:]
+        if latest is None or latest[:2] != (start, count):
+            latest = self._latest = (start, count, *self._turns(start, count))
+        return latest[2:]
+
+    def _row(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of one position, as a decoded token asks for it: many are found together, since eight
+        small operations take 0.1 ms where no cache holds their code."""
+        block, row = divmod(position, _ROWS_AT_ONCE)
+        rows = self._rows
+        if rows[0] != block:
+            cos, sin = self._turns(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+            rows = self._rows = block, list(zip(cos.split(1), sin.split(1), strict=True))
+        return rows[1][row]
+
+    def _turns(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(start, start + count, device=self.frequencies.device)
         angle = positions.float()[:, None] * self.frequencies
         if self.config.interleaved:
             angle = angle.repeat_interleave(2, dim=-1)[:, None, :]
         else:
             angle = torch.cat((angle, angle), dim=-1)[:, None, :]
-        cos, sin = angle.cos() * self.amplitude, angle.sin() * self.amplitude
-        self._latest = (start, count, cos, sin)
-        return cos, sin
+        return angle.cos() * self.amplitude, angle.sin() * self.amplitude
 
 
 def layer_ropes(configs: tuple[RopeConfig | None, ...], head_dim: int, device) -> list[Rope]:

@@ -40,7 +40,9 @@ class RawPages:
         self._head_bytes = cell_tokens * self._row_bytes
         self._cell_bytes = kv_heads * self._head_bytes
         self._keys_at, self._values_at = self.keys.data_ptr(), self.values.data_ptr()
-        self._sink_tokens = sink_tokens
+        self._sink_keys_at = self.sink_keys.data_ptr()
+        self._sink_values_at = self.sink_values.data_ptr()
+        self._sink_tokens, self._sink_bytes = sink_tokens, kv_heads * sink_tokens * self._row_bytes
 
     @staticmethod
     def num_bytes(
@@ -60,15 +62,14 @@ class RawPages:
             self.sink_keys[layer, :, row:last] = self.keys[layer, slot, :, row:last]
             self.sink_values[layer, :, row:last] = self.values[layer, slot, :, row:last]
 
-    def place(self, layer: int, cell: int, row: int) -> list[int] | None:
-        """Where a row lies, as LayerStep.project_into takes it; None for the sink's rows, which are
-        kept twice.
+    def places(self, layer: int, cell: int, row: int) -> list[int]:
+        """Where a row is written, as LayerStep.project_into takes it; the sink's rows are kept
+        twice.
         """
+        places = self.run(layer, cell, row, row + 1)[:-1]
         if cell == 0 and row < self._sink_tokens:
-            return None
-        slot = layer * self.num_slots + cell % self.num_slots
-        at = slot * self._cell_bytes + row * self._row_bytes
-        return [self._keys_at + at, self._values_at + at, self._head_bytes]
+            places += self.sink_run(layer, row)[:-1]
+        return places
 
     def cell(self, layer: int, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a cell: views, each (kv_heads, cell_tokens, head_dim)."""
@@ -77,20 +78,17 @@ class RawPages:
 
     def run(self, layer: int, cell: int, first: int, stop: int) -> list[int]:
         """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it."""
-        slot = layer * self.num_slots + cell % self.num_slots
-        at = slot * self._cell_bytes + first * self._row_bytes
-        return [self._keys_at + at, self._values_at + at, self._head_bytes, stop - first]
+        at = cell % self.num_slots * self._cell_bytes + first * self._row_bytes
+        at += layer * self.num_slots * self._cell_bytes
+        places = [self._keys_at + at, self._values_at + at, self._head_bytes]
+        return [*places, self.num_slots * self._cell_bytes, stop - first]
 
     def sink_run(self, layer: int, first: int) -> list[int]:
         """The same of the sink's rows from `first` on."""
-        shape = self.sink_keys.shape
-        at = (layer * shape[1] * shape[2] + first) * self._row_bytes
-        return [
-            self.sink_keys.data_ptr() + at,
-            self.sink_values.data_ptr() + at,
-            shape[2] * self._row_bytes,
-            shape[2] - first,
-        ]
+        at = layer * self._sink_bytes + first * self._row_bytes
+        places = [self._sink_keys_at + at, self._sink_values_at + at]
+        head_bytes = self._sink_tokens * self._row_bytes
+        return [*places, head_bytes, self._sink_bytes, self._sink_tokens - first]
 
     def copy_from(self, other: RawPages) -> None:
         for name in ("keys", "values", "sink_keys", "sink_values"):

@@ -1,6 +1,7 @@
 """Where the spans of one layer start in memory, so that many of them are attended in one call.
 
-Made from a record map and kept as long as it is. Knows addresses, no bytes; the compute device is
+Made from a record map and kept as long as it is; of all layers together, as long as the page table
+stays as it is. Knows addresses, no bytes; the compute device is
 the CPU, or there is none of this.
 """
 
@@ -15,6 +16,8 @@ import torch
 
 from .page_table import Tier
 from .record_map import TIERS, RecordMap
+
+_ON_DISK = TIERS.index(Tier.DISK)
 
 
 class SpanRun(NamedTuple):
@@ -54,6 +57,11 @@ class SpanAddresses:
         self._record_bytes = next(iter(arenas.values())).shape[1]
         self._runs: dict[tuple[int, int], SpanRun] = {}
 
+    @property
+    def arrays(self) -> tuple[int, int]:
+        """The addresses of two int64 arrays: where each near record and each record starts."""
+        return self._near_at.data_ptr(), self._record_at.data_ptr()
+
     def run(self, first: int, stop: int) -> SpanRun:
         """The spans from `first` on that are in memory, up to `stop`; none if `first` is not."""
         found = self._runs.get((first, stop))
@@ -84,3 +92,33 @@ class SpanAddresses:
         counts = Counter(where.tier[rows].tolist())
         reads = tuple((TIERS[i], n) for i, n in sorted(counts.items()) if TIERS[i] is not Tier.DISK)
         return SpanRun(first, stop, self._near_at[rows], self._record_at[rows], reads)
+
+
+class TableAddresses:
+    """Of all layers of a table whose records all lie in memory, the same number in each layer.
+
+    tables: (num_layers, 2) int64, each layer's `arrays`.
+    """
+
+    def __init__(self, layers: list[SpanAddresses]):
+        self._layers = layers  # they hold the arrays
+        self.num_records = len(layers[0].where.tier)
+        self.tables = torch.tensor([layer.arrays for layer in layers], dtype=torch.int64)
+        self._counted: tuple[list[range], dict[Tier, int]] = [], {}
+
+    def reads(self, spans: list[range]) -> dict[Tier, int]:
+        """What attending to each layer's `spans` reads from each tier, in records."""
+        if self._counted[0] != spans:
+            reads: Counter[Tier] = Counter()
+            for layer, wanted in zip(self._layers, spans, strict=True):
+                reads.update(dict(layer.run(wanted.start, wanted.stop).reads if wanted else ()))
+            self._counted = spans, dict(reads)
+        return self._counted[1]
+
+
+def table_addresses(layers: list[SpanAddresses]) -> TableAddresses | None:
+    """None where some records are on disk, or not every layer has the same number."""
+    where = [layer.where for layer in layers]
+    if any(len(one.tier) != len(where[0].tier) or _ON_DISK in one.tiers for one in where):
+        return None
+    return TableAddresses(layers)

@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from ..kernels.matmul import linear
+from ..kernels.norm import rms_norm
 from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes
 from ..kernels.step import BlockProduct, native_for
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, RowReader
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
 from .skeleton import fused_parts, is_router, layer_of, layer_prefix
@@ -32,6 +33,7 @@ from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 _ALIGNMENT = 64
+_EMBEDDINGS = "model.embed_tokens.weight"
 Kept = torch.Tensor | QuantisedWeight
 LayerTensors = dict[str, Kept]
 
@@ -84,9 +86,8 @@ class WeightStore:
         self.config, self.checkpoint, self.device = config, checkpoint, device
         self._bits = bits
         self._head_bits = None if bits is None else 8
-        self._head_name = (
-            "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
-        )
+        self._head_name = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
+        self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
         self._streamed = streamed_layers(config.num_layers, num_streamed)
         self._fused = fused_parts(config)
         self._names: list[list[str]] = [[] for _ in range(config.num_layers)]
@@ -132,16 +133,17 @@ class WeightStore:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
             self._buffers = [aligned_bytes(size) for _ in range(2)]
             self._start_reading(self._streamed[0])
-        self.final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
+        self._final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
         self._head = self._head_product = None
         if head_resident:
             self._head = [
                 self._head_block(*rows, arena=self._head_arena(*rows)).to(self.device)
                 for rows in self._head_ranges()
             ]
-            native = native_for(*self._head)
+            native, config = native_for(*self._head), self.config
             if native is not None:
-                self._head_product = BlockProduct(native, self._head)
+                norm = self._final_norm, config.norm_offset, config.norm_eps
+                self._head_product = BlockProduct(native, self._head, norm)
         self._staging = None
 
     # ---- what the decoder asks for -----------------------------------------------------------
@@ -168,7 +170,7 @@ class WeightStore:
         """A layer's tensors, if they are in memory for good; None for a streamed one."""
         return self._resident.get(layer)
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Embedding rows (n, hidden_size) float32, times the model's multiplier, as the first layer
         takes them.
         """
@@ -176,24 +178,26 @@ class WeightStore:
         multiplier = self.config.embedding_multiplier
         return rows if multiplier == 1 else rows * multiplier
 
-    def _embedding_rows(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def _embedding_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read one by one: the table is never resident for its own sake."""
         if self._head is not None and self.config.tied_embeddings and self._head_bits is None:
-            table = [
-                self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids.tolist()
-            ]
+            table = [self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids]
             return torch.stack(table).float()
-        rows = self.checkpoint.read_rows("model.embed_tokens.weight", token_ids)
-        return rows.float().to(self.device)
+        if len(token_ids) == 1:
+            rows = self._embeddings.read(token_ids[0])
+        else:
+            rows = self.checkpoint.read_rows(_EMBEDDINGS, token_ids)
+        return rows.to(self.device, torch.float32, copy=True)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output head: hidden (rows, hidden_size) float32, rows as `linear` wants them -> (rows,
-        vocab_size).
+    def logits(self, residual: torch.Tensor) -> torch.Tensor:
+        """The final norm and the output head: residual rows (rows, hidden_size) float32, rows as
+        `linear` wants them -> (rows, vocab_size).
         """
-        if hidden.shape[0] == 1 and self._head_product is not None:
-            return self._head_product.run(hidden)
-        ranges = self._head_ranges()
-        out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
+        if residual.shape[0] == 1 and self._head_product is not None:
+            return self._head_product.run(residual)
+        config, ranges = self.config, self._head_ranges()
+        hidden = rms_norm(residual, self._final_norm, config.norm_offset, config.norm_eps)
+        out = torch.empty(hidden.shape[0], config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
             if self._head is not None:
                 block = self._head[i]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ def test_the_extension_was_built():
         pytest.skip(f"no compiled kernels here: {dispatch._missing}")
     assert dispatch._cpu is not None, dispatch._missing
     assert dispatch.backend() == "compiled"
-    known = ("avx512vnni", "avx512", "avx2", "portable")
+    known = ("avx512vnni", "avx512", "avx2", "portable", "neon")
     assert dispatch.instruction_set() == dispatch._cpu.instruction_sets()[0]
     assert set(dispatch._cpu.instruction_sets()) <= set(known)
 
@@ -52,3 +54,24 @@ def test_an_unknown_choice_lists_the_known_ones(monkeypatch):
 def test_an_empty_choice_is_auto(monkeypatch):
     monkeypatch.setenv("EBBTIDE_KERNELS", "")
     assert dispatch.backend() in ("compiled", "reference")
+
+
+@pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("portable", "portable compiled"), ("sse9", " reference"), ("", None)],
+)
+def test_an_instruction_set_is_chosen_by_name(name, expected):
+    """One that this machine lacks leaves the reference, and `compiled` says why."""
+    code = """
+from ebbtide.kernels import dispatch
+print(dispatch.instruction_set(), dispatch.backend(), dispatch._missing, sep="|")
+"""
+    given = {**os.environ, "EBBTIDE_INSTRUCTION_SET": name, "EBBTIDE_KERNELS": "auto"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True
+    )
+    chosen, backend, why = run.stdout.strip("\n").split("|")
+    best = dispatch._cpu.instruction_sets()[0]
+    assert f"{chosen} {backend}" == (expected or f"{best} compiled")
+    assert ("sse9" in why) == (name == "sse9")

@@ -60,3 +60,16 @@ def test_factors_are_those_of_a_turned_bias(interleaved, share, kernels):
     turned = rope.turn(b[None].expand(50, -1, -1), 70).permute(1, 0, 2)
     got = rope_scores(*rope.factors(q, b), 70, 50)
     torch.testing.assert_close(got, q @ turned.transpose(1, 2), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3125])
+def test_a_positions_angles_do_not_depend_on_what_was_asked_before(share):
+    config = RopeConfig("default", 10000.0, share=share, interleaved=False)
+    rope = Rope(config, 32, torch.device("cpu"))
+    in_order = {p: rope.angles(p, 1) for p in range(0, 300)}
+    for position in (299, 0, 64, 63, 128, 5):
+        for got, expected in zip(rope.angles(position, 1), in_order[position], strict=True):
+            assert got.shape == (1, 1, rope.width) and torch.equal(got, expected)
+        # Among others a position may be rounded otherwise, by as much as the cosine itself is.
+        for got, many in zip(rope.angles(position, 1), rope.angles(position, 7), strict=True):
+            torch.testing.assert_close(got[0], many[0], rtol=1e-6, atol=2e-7)

@@ -14,6 +14,7 @@ import torch
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import linear
+from ebbtide.kernels.norm import rms_norm as kernel_norm
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
 from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
 from ebbtide.offload.rope import Rope
@@ -238,9 +239,27 @@ def test_a_product_of_blocks_is_that_of_each(kernels, kind):
     if kind.isdigit():
         blocks = [quantise_weight(block, int(kind)) for block in blocks]
     x, _ = rows()
-    got = BlockProduct(dispatch.compiled_for(), blocks).run(x)
+    native = dispatch.compiled_for()
+    got = BlockProduct(native, blocks).run(x)
     assert torch.equal(got, torch.cat([linear(x, block) for block in blocks], 1))
+    norm = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(2)), 1.0, 1e-5
+    normed = kernel_norm(x, *norm)
+    got = BlockProduct(native, blocks, norm).run(x)
+    assert torch.equal(got, torch.cat([linear(normed, block) for block in blocks], 1))
     assert isinstance(blocks[0], QuantisedWeight) == kind.isdigit()
+
+
+@pytest.mark.parametrize("size", [1, 15, 64, 200, 1000])
+def test_rows_are_normed_each_on_its_own(kernels, size):
+    """Sums of float32 in whatever order: a few roundings of a thousand terms."""
+    x = torch.randn((5, size), generator=torch.Generator().manual_seed(8))
+    x[1], x[2], x[3] = 0, x[2] * 1e-20, x[3] * 1e15
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(9))
+    got = kernel_norm(x, weight, 1.0, 1e-6)
+    expected = rms_norm(x.double(), weight.double() + 1, 1e-6)
+    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=1e-25)
+    for row in range(len(x)):
+        assert torch.equal(kernel_norm(x[row : row + 1], weight, 1.0, 1e-6), got[row : row + 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -258,7 +277,7 @@ def test_keys_and_values_are_stored_as_torch_converts_them(kernels, dtype, value
     q, k, v = layer.step.project(x, *angles, 0.125)
     keys, values_ = (torch.zeros(KV_HEADS, 3, HEAD_DIM, dtype=dtype) for _ in range(2))
     places = [part[0, 1].data_ptr() for part in (keys, values_)]
-    place = [*places, 3 * HEAD_DIM * dtype.itemsize]
+    place = [*places, 3 * HEAD_DIM * dtype.itemsize, 0]
     got_q = layer.step.project_into(x, *angles, 0.125, place, dtype)
     assert torch.equal(got_q.view(torch.int32), q.view(torch.int32))
     for got, given in ((keys, k), (values_, v)):
@@ -274,6 +293,7 @@ def test_a_forked_child_has_threads_of_its_own():
     code = """
 import os, torch
 from ebbtide.kernels.matmul import linear
+from ebbtide.kernels.norm import rms_norm as kernel_norm
 torch.set_num_threads(2)
 x, w = torch.ones(1, 512), torch.ones(1024, 512)
 before = linear(x, w)

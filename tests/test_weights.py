@@ -172,10 +172,12 @@ def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch
     with loaded(folder, tmp_path, bits=bits) as resident:
         with loaded(folder, tmp_path, bits=bits, head_resident=False) as streamed:
             assert torch.equal(streamed.logits(hidden), resident.logits(hidden))
-            ids = torch.tensor([0, 99, 100, 263, 5])
+            ids = [0, 99, 100, 263, 5]
             assert torch.equal(streamed.embed(ids), resident.embed(ids))
             table = resident.checkpoint.read("model.embed_tokens.weight")
             assert torch.equal(resident.embed(ids), table[ids].float())
+            each = [streamed.embed([token]) for token in ids]  # none is another's memory
+            assert torch.equal(torch.cat(each), table[ids].float())
 
 
 def test_one_tensor_at_a_time_is_read_while_quantising(checkpoint, tmp_path, monkeypatch):

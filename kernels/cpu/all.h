@@ -6,6 +6,8 @@
 #include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(EBBTIDE_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -18,6 +20,7 @@ namespace {
 #include "pages.h"
 #include "runs.h"
 #include "codes.h"
+#include "tiles.h"
 #include "quads.h"
 #include "attend.h"
 #include "join.h"

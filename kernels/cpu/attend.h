@@ -54,12 +54,7 @@ struct CodesReader {
     }
 };
 
-// Asks for bytes that are read soon: the hardware does not foresee where the next block lies.
-inline void ask_for(const uint8_t *from, int64_t bytes) {
-    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(from + j, 0, 2);
-}
-
-// For the key codes of a page, if the list holds it.
+// Asks for the key codes of a page, if the list holds it.
 inline void ask_for_keys(const Attend &a, int64_t head, int64_t record, int64_t page) {
     const Layout &l = a.layout;
     if ((record + 1) * l.pages_per_record * l.page_tokens > a.num_tokens) return;

@@ -48,13 +48,13 @@ void attend_spans(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, 
                });
 }
 
-// runs: keys, values, bytes from head to head, tokens of each run.
+// runs: keys, values, bytes from head to head and from layer to layer (of no use here), tokens of each run.
 std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
-    if (numbers.size() % 4 || numbers.size() / 4 > MAX_RUNS) throw std::invalid_argument("these are not runs");
+    if (numbers.size() % 5 || numbers.size() / 5 > MAX_RUNS) throw std::invalid_argument("these are not runs");
     std::vector<RawRun> runs;
-    for (size_t i = 0; i < numbers.size(); i += 4)
+    for (size_t i = 0; i < numbers.size(); i += 5)
         runs.push_back({at<const uint8_t>((uintptr_t)numbers[i]), at<const uint8_t>((uintptr_t)numbers[i + 1]), numbers[i + 2],
-                        numbers[i + 3]});
+                        numbers[i + 4]});
     return runs;
 }
 

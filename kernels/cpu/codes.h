@@ -191,12 +191,14 @@ inline Ints order_of_twos(Ints x) {
     return r;
 }
 inline Lanes to_lanes(Ints x) {
-    Lanes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = (float)x.v[i];
-    return r;
+    float all_of[16];
+    for (int i = 0; i < 16; ++i) all_of[i] = (float)x.v[i];
+    return load(all_of);
 }
 inline void store_low_bytes(int8_t *p, Lanes x) {
-    for (int i = 0; i < 16; ++i) p[i] = (int8_t)(float_to_bits(x.v[i]) & 255);
+    float all_of[16];
+    store(all_of, x);
+    for (int i = 0; i < 16; ++i) p[i] = (int8_t)(float_to_bits(all_of[i]) & 255);
 }
 
 #endif

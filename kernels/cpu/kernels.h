@@ -156,6 +156,8 @@ const Kernels &kernels_portable();
 const Kernels &kernels_avx2();
 const Kernels &kernels_avx512();
 const Kernels &kernels_avx512vnni();  // products of bytes, four at a time; all else as in avx512, to the bit
+#elif defined(EBBTIDE_AARCH64)
+const Kernels &kernels_neon();
 #endif
 
 }  // namespace ebbtide

@@ -2,6 +2,13 @@
 // is the same everywhere; only the fused multiply-add of AVX2 and AVX-512 rounds once where portable code rounds
 // twice. Included inside an anonymous namespace, so that no two instruction sets share a symbol.
 
+// Sums stay in registers only where the loops over them are gone early.
+#if defined(__GNUC__) && !defined(__clang__)
+#define EBBTIDE_UNROLLED _Pragma("GCC unroll 8")
+#else
+#define EBBTIDE_UNROLLED _Pragma("unroll")
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 struct Lanes {
@@ -102,6 +109,10 @@ inline Lanes load_u8(const uint8_t *p) {
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
 }
 
+#elif defined(EBBTIDE_NEON)
+
+#include "lanes_neon.h"
+
 #else
 
 struct Lanes {
@@ -195,6 +206,8 @@ inline void sum_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
     const __m256 low = _mm256_shuffle_ps(ab, cd, 0x44), high = _mm256_shuffle_ps(ab, cd, 0xEE);
     const __m256 runs = _mm256_add_ps(low, high);  // a b c d of the first run, then of the second
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(runs), _mm256_extractf128_ps(runs, 1)));
+#elif defined(EBBTIDE_NEON)
+    out[0] = sum_one(a), out[1] = sum_one(b), out[2] = sum_one(c), out[3] = sum_one(d);
 #else
     const Lanes *all[4] = {&a, &b, &c, &d};
     for (int n = 0; n < 4; ++n) {
@@ -220,6 +233,8 @@ inline void largest_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
     const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(c8, d8), _mm256_unpackhi_ps(c8, d8));
     const __m256 runs = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
     _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(runs), _mm256_extractf128_ps(runs, 1)));
+#elif defined(EBBTIDE_NEON)
+    out[0] = largest_one(a), out[1] = largest_one(b), out[2] = largest_one(c), out[3] = largest_one(d);
 #else
     const Lanes *all[4] = {&a, &b, &c, &d};
     for (int n = 0; n < 4; ++n) {

@@ -106,6 +106,55 @@ struct Group4 {
         for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(half[0][r], half[1][r]);
     }
 };
+#elif defined(EBBTIDE_NEON)
+
+// Two of the eight vectors of a strip, four outputs: pairs of products of bytes are within 16 bits, -128 * 127 twice as well,
+// and are added to 32 bits of which two neighbours make an output.
+inline int32x4_t add_pairs(int32x4_t total, int8x16_t w, int8x16_t other_w, int8x16_t x, int8x16_t other_x) {
+    const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_low_s8(other_w), vget_low_s8(other_x));
+    const int16x8_t high = vmlal_high_s8(vmull_high_s8(w, x), other_w, other_x);
+    return vaddq_s32(total, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+}
+inline int8x16_t four_times(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+
+struct Group8 {
+    static constexpr int64_t BYTES = STRIP * GROUP;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        for (int r = 0; r < ROWS; ++r) {
+            const RowGroup *x = apart(row, r * stride);
+            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+                int32x4_t total = vdupq_n_s32(0);
+                EBBTIDE_UNROLLED for (int i = 0; i < 8; i += 2) {
+                    const int8_t *w = (const int8_t *)codes + 64 * i + 16 * n;
+                    total = add_pairs(total, vld1q_s8(w), vld1q_s8(w + 64), four_times(x->fours[i]), four_times(x->fours[i + 1]));
+                }
+                whole[r].v[n] = vcvtq_f32_s32(total);
+            }
+        }
+    }
+};
+struct Group4 {
+    static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+            int8x16_t w[8];
+            EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) {
+                const uint8x16_t both = vld1q_u8(codes + 64 * i + 16 * n);
+                w[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+                w[i + 4] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+            }
+            for (int r = 0; r < ROWS; ++r) {
+                const RowGroup *x = apart(row, r * stride);
+                int32x4_t total = vdupq_n_s32(x->less_eight);
+                EBBTIDE_UNROLLED for (int i = 0; i < 8; i += 2)
+                    total = add_pairs(total, w[i], w[i + 1], four_times(x->fours[i]), four_times(x->fours[i + 1]));
+                whole[r].v[n] = vcvtq_f32_s32(total);
+            }
+        }
+    }
+};
 #else
 
 struct Group8 {

@@ -13,7 +13,7 @@ struct Constant {
 // Query rows and tokens whose sums registers hold together, and the lanes of an output row that they do.
 #if defined(__AVX512F__)
 constexpr int ROW_BLOCK = 4, TOKEN_BLOCK = 4, LANE_BLOCK = 4;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(EBBTIDE_NEON)
 constexpr int ROW_BLOCK = 2, TOKEN_BLOCK = 2, LANE_BLOCK = 2;
 #else
 constexpr int ROW_BLOCK = 1, TOKEN_BLOCK = 1, LANE_BLOCK = 1;
@@ -29,6 +29,15 @@ inline void by_rows(int64_t rows, const Use &use) {
     if (TWO == 2 && rows - r == 2) return use(Constant<TWO>(), r);
     if (r < rows) use(Constant<1>(), r);
 }
+
+// Asks for bytes that are read soon.
+inline void ask_for(const uint8_t *from, int64_t bytes) {
+    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(from + j, 0, 2);
+}
+
+// How far ahead of what is read: what follows a page's keys are its values, and what follows these the next head's keys.
+// Pages of bf16 from memory are attended to at 0.65 of what products reach, and at 0.4 where the hardware has to foresee it.
+constexpr int64_t AHEAD_BYTES = 8192;
 
 struct FromF32 {
     static constexpr int64_t BYTES = 4;
@@ -75,18 +84,23 @@ inline void score_tokens(const float *q, const uint8_t *k, int64_t row_bytes, in
 template <typename From, int ROWS>
 inline void score_run(const float *q, const uint8_t *k, int64_t row_bytes, int64_t wide, int64_t tokens, float *scores, int64_t stride) {
     int64_t t = 0;
-    for (; t + TOKEN_BLOCK <= tokens; t += TOKEN_BLOCK)
+    for (; t + TOKEN_BLOCK <= tokens; t += TOKEN_BLOCK) {
+        ask_for(k + t * row_bytes + AHEAD_BYTES, TOKEN_BLOCK * row_bytes);
         score_tokens<From, ROWS, TOKEN_BLOCK>(q, k + t * row_bytes, row_bytes, wide, scores + t, stride);
+    }
     for (; t < tokens; ++t) score_tokens<From, ROWS, 1>(q, k + t * row_bytes, row_bytes, wide, scores + t, stride);
 }
 
 // out[r * wide + 16 l ...] += sum of weights[r * stride + t] * v[t], in the order of tokens, for LANES times sixteen lanes.
+// asked: bytes of each row to ask for ahead.
 template <typename From, int ROWS, int LANES>
-inline void add_values(const float *weights, int64_t stride, const uint8_t *v, int64_t row_bytes, int64_t tokens, int64_t wide, float *out) {
+inline void add_values(const float *weights, int64_t stride, const uint8_t *v, int64_t row_bytes, int64_t tokens, int64_t wide, float *out,
+                       int64_t asked) {
     Lanes acc[ROWS][LANES];
     for (int r = 0; r < ROWS; ++r)
         for (int l = 0; l < LANES; ++l) acc[r][l] = load(out + r * wide + 16 * l);
     for (int64_t t = 0; t < tokens; ++t, v += row_bytes) {
+        ask_for(v + AHEAD_BYTES, asked);
         Lanes value[LANES];
         for (int l = 0; l < LANES; ++l) value[l] = From::lanes(v + 16 * l * From::BYTES);
         for (int r = 0; r < ROWS; ++r) {
@@ -102,8 +116,9 @@ template <typename From, int ROWS>
 inline void add_run(const float *weights, int64_t stride, const uint8_t *v, int64_t row_bytes, int64_t tokens, int64_t wide, float *out) {
     int64_t j = 0;
     for (; j + 16 * LANE_BLOCK <= wide; j += 16 * LANE_BLOCK)
-        add_values<From, ROWS, LANE_BLOCK>(weights, stride, v + j * From::BYTES, row_bytes, tokens, wide, out + j);
-    for (; j < wide; j += 16) add_values<From, ROWS, 1>(weights, stride, v + j * From::BYTES, row_bytes, tokens, wide, out + j);
+        add_values<From, ROWS, LANE_BLOCK>(weights, stride, v + j * From::BYTES, row_bytes, tokens, wide, out + j, j ? 0 : row_bytes);
+    for (; j < wide; j += 16)
+        add_values<From, ROWS, 1>(weights, stride, v + j * From::BYTES, row_bytes, tokens, wide, out + j, j ? 0 : row_bytes);
 }
 
 // softcap * tanh(score / softcap) for every score. tanh(x) = (m - p) / (m + p), where p = exp(-2x) for x above 0, m =

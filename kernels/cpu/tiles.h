@@ -1,0 +1,171 @@
+// Codes of a page as bytes, four tokens together, for quads.h. Included inside an anonymous namespace, after planes.h, pages.h and
+// codes.h.
+//
+// A tile is 64 bytes: sixteen neighbouring elements of each of four tokens, token after token. Tiles of a page lie
+// [tokens / 4][blocks of sixteen elements]. Where bytes are multiplied four at a time (VNNI), tiles of values hold
+// the four tokens of each element side by side instead.
+
+// As much of a tile as one register holds.
+#if defined(__AVX512F__)
+typedef uint64_t Tile __attribute__((vector_size(64)));
+#else
+typedef Bytes32 Tile;  // two tokens: a compiler takes a vector that is longer than its registers through memory
+#endif
+constexpr int64_t TILE_TOKENS = (int64_t)sizeof(Tile) / 16;
+
+#if defined(__AVX512VNNI__)
+constexpr bool BYTE_PRODUCTS = true;
+#else
+constexpr bool BYTE_PRODUCTS = false;
+#endif
+
+inline int64_t num_blocks(int64_t dim) { return (dim + 15) / 16; }
+inline int64_t tile_bytes(int64_t tokens, int64_t dim) { return (tokens + 15) / 16 * 4 * num_blocks(dim) * 64; }
+
+// Sixteen bytes of each of a tile's tokens, `run` bytes apart.
+inline Tile load_tile(const uint8_t *p, int64_t run) {
+#if defined(__AVX512F__)
+    if (run == 16) return (Tile)_mm512_loadu_si512(p);
+    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + run)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 2 * run)), 2);
+    return (Tile)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * run)), 3);
+#elif defined(__AVX2__)
+    if (run == 16) return (Tile)_mm256_loadu_si256((const __m256i *)p);
+    const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    return (Tile)_mm256_inserti128_si256(first, _mm_loadu_si128((const __m128i *)(p + run)), 1);
+#else
+    Tile x;
+    for (int t = 0; t < TILE_TOKENS; ++t) std::memcpy((uint8_t *)&x + 16 * t, p + t * run, 16);
+    return x;
+#endif
+}
+
+// Eight bytes of each of a tile's tokens, twice, the second time moved by WIDTH bits: the bytes' next elements.
+template <int WIDTH>
+inline Tile load_short_tile(const uint8_t *p) {
+    uint64_t parts[TILE_TOKENS];
+    std::memcpy(parts, p, sizeof parts);
+#if defined(__AVX512F__)
+    const Tile twice = {parts[0], parts[0], parts[1], parts[1], parts[2], parts[2], parts[3], parts[3]};
+    const Tile shifts = {0, WIDTH, 0, WIDTH, 0, WIDTH, 0, WIDTH};
+#else
+    const Tile twice = {parts[0], parts[0], parts[1], parts[1]};
+    const Tile shifts = {0, WIDTH, 0, WIDTH};
+#endif
+    return twice >> shifts;
+}
+
+// Elements `at` and on of every byte of a plane of WIDTH bits, moved up by `below` bits.
+template <int WIDTH>
+inline Tile elements(Tile x, int at, int below) {
+    const uint64_t mask = byte_mask<WIDTH>() << below;
+    const int shift = at * WIDTH - below;
+    return (shift >= 0 ? x >> shift : x << -shift) & mask;
+}
+
+// ORs a plane's bits of a tile's tokens into their tiles, or, the first time, sets these. BLOCKS is known to the compiler for the
+// usual sizes, and the tiles then stay in registers.
+template <int WIDTH, int BLOCKS>
+inline void add_plane(const uint8_t *plane, int64_t blocks, int below, bool first, Tile *tiles) {
+    if (BLOCKS) blocks = BLOCKS;
+    if (WIDTH == 0) return;
+    constexpr int W = WIDTH ? WIDTH : 1;
+    const int64_t run = blocks * 16 * W / 8;
+    if (run == 8) {
+        const Tile x = load_short_tile<W>(plane);
+        for (int64_t i = 0; i < blocks; ++i) {
+            const Tile part = elements<W>(x, (int)(2 * i), below);
+            tiles[i] = first ? part : tiles[i] | part;
+        }
+        return;
+    }
+    for (int64_t b = 0; b < run / 16; ++b) {
+        const Tile x = load_tile(plane + 16 * b, run);
+        for (int p = 0; p < 8 / W; ++p) {
+            const Tile part = elements<W>(x, p, below);
+            Tile &to = tiles[p * run / 16 + b];
+            to = first ? part : to | part;
+        }
+    }
+}
+
+// The four tokens of each element side by side, where products take them so.
+inline Tile by_element(Tile x) {
+#if defined(__AVX512VNNI__)
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    return (Tile)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(order, (__m512i)x), within);
+#else
+    return x;
+#endif
+}
+
+// Where the planes of a page's codes are: up to three, the most significant first.
+struct CodePlanes {
+    const uint8_t *data[3];
+};
+
+template <int BLOCKS, int A, int B, int C, bool VALUES>
+void read_tiles(const CodePlanes &p, int64_t tokens, int64_t blocks, uint8_t *to) {
+    if (BLOCKS) blocks = BLOCKS;
+    constexpr int MOST = BLOCKS ? BLOCKS : 64;
+    const int64_t token_bits = blocks * 16;
+    for (int64_t t = 0; t < tokens; t += TILE_TOKENS) {
+        Tile tiles[MOST];
+        add_plane<A, BLOCKS>(p.data[0] + t * token_bits * A / 8, blocks, B + C, true, tiles);
+        add_plane<B, BLOCKS>(p.data[1] + t * token_bits * B / 8, blocks, C, false, tiles);
+        add_plane<C, BLOCKS>(p.data[2] + t * token_bits * C / 8, blocks, 0, false, tiles);
+        for (int64_t i = 0; i < blocks; ++i) {
+            const Tile tile = VALUES ? by_element(tiles[i]) : tiles[i];
+            std::memcpy(to + (t / 4 * blocks + i) * 64 + t % 4 * 16, &tile, sizeof tile);
+        }
+    }
+}
+
+typedef void (*ReadTiles)(const CodePlanes &, int64_t tokens, int64_t blocks, uint8_t *to);
+
+template <int A, int B, int C, bool VALUES>
+inline ReadTiles tile_reader_of(int64_t dim) {
+    if (dim == 64) return read_tiles<4, A, B, C, VALUES>;
+    if (dim == 128) return read_tiles<8, A, B, C, VALUES>;
+    return read_tiles<0, A, B, C, VALUES>;
+}
+
+// The reader of planes of some widths, or null for those that have none.
+template <bool VALUES>
+inline ReadTiles tile_reader(const int *widths, int64_t dim) {
+    const int key = widths[0] * 100 + widths[1] * 10 + widths[2];
+    for (int i = 0; i < 3; ++i) {
+        const int64_t run = dim * widths[i] / 8;
+        if (dim % 16 || (run % 16 && run != 8)) return nullptr;
+    }
+    switch (key) {
+        case 221: return tile_reader_of<2, 2, 1, VALUES>(dim);
+        case 240: return tile_reader_of<2, 4, 0, VALUES>(dim);
+        case 242: return tile_reader_of<2, 4, 2, VALUES>(dim);
+        case 400: return tile_reader_of<4, 0, 0, VALUES>(dim);
+        case 420: return tile_reader_of<4, 2, 0, VALUES>(dim);
+        case 800: return tile_reader_of<8, 0, 0, VALUES>(dim);
+        default: return nullptr;
+    }
+}
+
+// The same for any planes: token by token.
+template <bool VALUES>
+inline void read_any_tiles(const CodeReader &reader, int64_t tokens, int64_t dim, uint8_t *to) {
+    const int64_t blocks = num_blocks(dim);
+    uint8_t codes[MAX_DIM + 16];
+    for (int64_t t = 0; t < tokens; ++t) {
+        reader.read(t, codes);
+        for (int64_t j = dim; j < blocks * 16; ++j) codes[j] = 0;
+        for (int64_t i = 0; i < blocks; ++i) std::memcpy(to + (t / 4 * blocks + i) * 64 + t % 4 * 16, codes + i * 16, 16);
+    }
+    if (!VALUES || !BYTE_PRODUCTS) return;
+    for (int64_t i = 0; i < tokens / 4 * blocks; ++i) {
+        Tile x;
+        std::memcpy(&x, to + i * 64, sizeof x);
+        x = by_element(x);
+        std::memcpy(to + i * 64, &x, sizeof x);
+    }
+}

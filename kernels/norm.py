@@ -1,0 +1,26 @@
+"""RMS norm of rows, each on its own: what stands before the output head.
+
+A row's bits depend on neither the other rows nor their number. Sums have another order in the
+compiled kernel than in torch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import dispatch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:
+    """x / rms(x) * (weight + offset) over the last dimension (1910.07467).
+
+    x: (rows, n) float32; weight: (n,) float32.
+    """
+    native = dispatch.compiled_for(x, weight)
+    if native is None:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
+    x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)
+    native.rms_norm(
+        x.data_ptr(), weight.data_ptr(), offset, eps, x.shape[1], x.shape[0], out.data_ptr()
+    )
+    return out

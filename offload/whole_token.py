@@ -1,0 +1,114 @@
+"""A decoded token through all layers in one call of the compiled kernels, where everything lies in
+memory: every layer's weights, and every record of the sequence.
+
+To the bit what the engine computes layer by layer, which it does wherever this does not serve:
+weights that are streamed, experts, pages on disk or chosen among, the token that seals a cell.
+What changes from token to token is found once for all layers of one window; where records lie, once
+for each change of the page table.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.step import native_for
+from ..kernels.token_step import TokenLayer, TokenStep, View
+from .attention import TieredAttention
+from .decoder import Decoder
+from .geometry import Geometry
+from .pager import PageStore
+from .sequence import Sequence
+from .weights import WeightStore
+
+
+class WholeToken:
+    """Of one model over one page store. `make_whole_token` says where there is one."""
+
+    def __init__(
+        self,
+        step: TokenStep,
+        decoder: Decoder,
+        attention: TieredAttention,
+        store: PageStore,
+        geometry: Geometry,
+        windows: list[int | None],
+    ):
+        self._step, self._decoder, self._attention = step, decoder, attention
+        self._store, self._geometry = store, geometry
+        # Layers share what they see by their window, and their angles by their rope.
+        self._windows, self._kinds = windows, list(dict.fromkeys(windows))
+        self._ropes = list(dict.fromkeys(decoder.ropes))
+
+    def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
+        """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
+        hidden_size) being its embedding; its keys and values are in the raw cells then. None where
+        layers must be run one by one: nothing is done.
+        """
+        position = sequence.length
+        cell, row = divmod(position, self._geometry.cell_tokens)
+        if row == 0 and cell >= 2:  # a cell is sealed, layer by layer
+            return None
+        spans = {w: self._attention.spans_wanted(position, cell, w) for w in self._kinds}
+        pages = self._store.fetch_table(sequence.table, [spans[w] for w in self._windows])
+        if pages is None:
+            return None
+        angles = [rope.angles(position, 1) for rope in self._ropes]
+        views = [
+            self._view(sequence, position, cell, w, spans[w], pages.num_records)
+            for w in self._kinds
+        ]
+        scale = self._decoder.query_scale(position)
+        places = sequence.raw.places(0, cell, row)
+        return self._step.run(x, scale, angles, places, views, pages.tables)
+
+    def _view(
+        self, sequence, position: int, cell: int, window: int | None, spans: range, num_records: int
+    ) -> View:
+        decode, layout = self._attention.decode, self._geometry.layout
+        runs = decode.raw(0, sequence, position, window).runs
+        if not spans:
+            return View((0, 0), (0, 0), 0, runs)
+        first = spans.start * self._geometry.records_per_span
+        count = min(spans.stop * self._geometry.records_per_span, num_records) - first
+        base, tokens = spans.start * self._geometry.span_tokens, count * layout.record_tokens
+        sealed = self._attention.sealed_tokens(cell)
+        visible = decode.visible(base, tokens, position, window, sealed)
+        return View((first, count), visible, base, runs)
+
+
+def make_whole_token(
+    decoder: Decoder,
+    attention: TieredAttention,
+    weights: WeightStore,
+    store: PageStore,
+    geometry: Geometry,
+) -> WholeToken | None:
+    """None where the compiled kernels do not serve every layer of the model."""
+    config, layout = decoder.config, geometry.layout
+    windows = list(config.windows) if config.windows else [None] * config.num_layers
+    kinds, ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(decoder.ropes))
+    layers = []
+    for layer, rope in enumerate(decoder.ropes):
+        w = weights.resident_layer(layer)
+        step = None if w is None else decoder.layer_step(layer, w)
+        if step is None:
+            return None
+        at = kinds.index(windows[layer]), ropes.index(rope)
+        bias = None if layout.is_full else decoder.key_bias(w)
+        if bias is None:
+            layers.append(TokenLayer(step, *at))
+        elif rope.config is None or rope.width != config.head_dim:
+            return None  # the elements that are not turned add a sum that is torch's
+        else:
+            layers.append(TokenLayer(step, *at, bias, rope.frequencies, rope.amplitude))
+    if layout.rotate or not attention.decode.serves_rows(config.groups):
+        return None
+    step = TokenStep(
+        native_for(),
+        layers,
+        layout,
+        layout.raw_dtype,
+        geometry.records_per_span,
+        config.attention_softcap,
+    )
+    return WholeToken(step, decoder, attention, store, geometry, windows)

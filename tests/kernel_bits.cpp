@@ -1,0 +1,219 @@
+// Runs every kernel of one instruction set on odd sizes and adversarial values and prints a hash of what it gives, so that
+// sets of different machines can be compared: `make neon` does, with NEON in emulation and AVX2, which the Python tests
+// compare with the reference. Reads layouts (dispatch.layout_numbers), a line each, from standard input.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "../kernels/cpu/kernels.h"
+
+using namespace ebbtide;
+
+namespace {
+
+#include "../kernels/cpu/half.h"
+
+uint64_t state = 88172645463325252ull;
+uint64_t next() {
+    state ^= state << 13;
+    state ^= state >> 7;
+    return state ^= state << 17;
+}
+
+enum Values { NORMAL, HUGE_CHANNEL, EQUAL, ZEROS, DENORMAL, VALUES };
+
+std::vector<float> floats(int64_t n, int values = NORMAL) {
+    std::vector<float> x((size_t)n);
+    for (float &one : x) one = (float)((int64_t)(next() >> 40) - (1 << 23)) * 0x1p-22f;
+    if (values == HUGE_CHANNEL && n > 5) x[5] = 3e4f;
+    for (float &one : x)
+        one = values == EQUAL ? 0.7f : values == ZEROS ? 0.0f : values == DENORMAL ? one * 1e-30f * 1e-10f : one;
+    return x;
+}
+
+std::vector<uint8_t> bytes(int64_t n) {
+    std::vector<uint8_t> x((size_t)n + 64);
+    for (uint8_t &one : x) one = (uint8_t)(next() >> 32);
+    return x;
+}
+
+std::vector<uint16_t> halves(const std::vector<float> &x, bool bf16) {
+    std::vector<uint16_t> to;
+    for (float one : x) to.push_back(bf16 ? (uint16_t)(float_to_bits(one) >> 16) : half_nearest(one));
+    return to;
+}
+
+// FNV-1a of some cases together.
+struct Hash {
+    uint64_t bits = 14695981039346656037ull;
+    template <typename T>
+    void add(const T *x, int64_t n) {
+        for (int64_t i = 0; i < n * (int64_t)sizeof(T); ++i) bits = (bits ^ ((const uint8_t *)x)[i]) * 1099511628211ull;
+    }
+    template <typename T>
+    void add(const std::vector<T> &x) {
+        add(x.data(), (int64_t)x.size());
+    }
+    void print(const char *what, int64_t a, int64_t b) const { std::printf("%-12s %5ld %5ld  %016lx\n", what, (long)a, (long)b, (unsigned long)bits); }
+};
+
+void rows_and_norms(const Kernels &k) {
+    for (int64_t n : {1, 15, 32, 33, 200, 2048})
+        for (int values = 0; values < VALUES; ++values) {
+            const std::vector<float> x = floats(3 * n, values), weight = floats(n);
+            std::vector<uint8_t> to((size_t)(3 * row_bytes(n)));
+            std::vector<float> out((size_t)n);
+            Hash hash;
+            k.quantise_rows(x.data(), n, n, to.data(), 0, 3);
+            hash.add(to);
+            k.rms_norm(x.data(), weight.data(), 1.0f, 1e-5f, n, out.data());
+            hash.add(out);
+            for (Activation activation : {SILU, GELU_TANH}) {
+                out = floats(n, values);
+                k.gate_with(activation, out.data(), weight.data(), n);
+                hash.add(out);
+            }
+            hash.print("rows, norms", n, values);
+        }
+}
+
+void products(const Kernels &k) {
+    for (int64_t in : {5, 31, 64, 200, 1000})
+        for (int kind = WEIGHT_F32; kind <= WEIGHT_INT4; ++kind) {
+            const int64_t out = 45, strips = (out + STRIP - 1) / STRIP;
+            const std::vector<float> w = floats(out * in), scales = floats(strips * num_groups(in) * STRIP);
+            const std::vector<uint16_t> narrow = halves(w, kind == WEIGHT_BF16), scale_bits = halves(scales, false);
+            std::vector<uint8_t> codes = bytes(strips * num_groups(in) * STRIP * GROUP);
+            if (kind == WEIGHT_INT8)
+                for (uint8_t &code : codes) code = code == 128 ? 127 : code;  // the quantiser makes no -128
+            const void *weight = kind == WEIGHT_F32 ? (const void *)w.data() : takes_bytes((WeightKind)kind) ? (const void *)codes.data() : narrow.data();
+            const int64_t first = takes_bytes((WeightKind)kind) ? 3 : 0;
+            const Matrix m{(WeightKind)kind, in, out - first, weight, scale_bits.data(), first};
+            Hash hash;
+            for (int64_t rows : {1, 2, 3, 9, 40}) {
+                const std::vector<float> x = floats(rows * in, (int)rows % VALUES);
+                std::vector<uint8_t> held((size_t)(rows * row_bytes(in)));
+                k.quantise_rows(x.data(), in, in, held.data(), 0, rows);
+                std::vector<float> to((size_t)(rows * m.out));
+                k.multiply(m, {rows, x.data(), in, held.data()}, to.data(), m.out, 0, m.out);
+                hash.add(to);
+            }
+            hash.print("products", in, kind);
+        }
+}
+
+// What partials and scores become.
+void joins(const Kernels &k) {
+    for (int64_t dim : {16, 40, 64})
+        for (int64_t count : {1, 2, 5, 8}) {
+            const int64_t rows = 19;
+            std::vector<float> top = floats(count * rows), total = floats(count * rows), out = floats(count * rows * dim);
+            for (float &one : total) one = one < -1.5f ? 0 : one * one;  // some saw nothing
+            for (int64_t r = 0; r < rows; ++r) total[(size_t)r] = 1;
+            std::vector<float> to_top((size_t)rows), to_total(to_top), to_out((size_t)(rows * dim));
+            Hash hash;
+            k.merge_chunks(count, rows, dim, top.data(), total.data(), out.data(), to_top.data(), to_total.data(), to_out.data(), 0, rows);
+            hash.add(to_top);
+            hash.add(to_total);
+            hash.add(to_out);
+            k.join_spans(count, count - 1, rows, dim, top.data(), total.data(), out.data(), to_out.data(), 0, rows);
+            hash.add(to_out);
+            std::vector<float> scores = floats(rows * (dim + 3), (int)count % VALUES);
+            k.soften_rows(scores.data(), dim + 3, to_top.data(), to_total.data(), 0, rows);
+            hash.add(scores);
+            hash.add(to_total);
+            const std::vector<float> cosines = floats(rows * dim), sines = floats(rows * dim), constant = floats(rows), frequencies = floats(dim);
+            std::vector<float> sums((size_t)(rows * 70));
+            k.rope_scores({rows, dim, 1000, 70, cosines.data(), sines.data(), constant.data(), frequencies.data(), sums.data()}, 0, 70);
+            hash.add(sums);
+            hash.print("joins", dim, count);
+        }
+}
+
+// The estimate of every page and attention to their means, of near records alone.
+void near_plane(const Kernels &k, const Layout &l, const std::vector<const uint8_t *> &near, Hash &hash) {
+    const int64_t records = (int64_t)near.size(), num_pages = records * l.pages_per_record, tokens = num_pages * l.page_tokens;
+    const int64_t wide = (l.head_dim + 15) / 16 * 16;
+    for (int64_t rows : {1, 3, 4}) {
+        std::vector<float> q = floats(l.kv_heads * rows * wide), bias = floats(l.kv_heads * rows * tokens);
+        for (int64_t i = 0; i < (int64_t)q.size(); ++i) q[(size_t)i] = i % wide < l.head_dim ? q[(size_t)i] : 0;
+        std::vector<float> mass((size_t)(l.kv_heads * rows * num_pages)), uneven(mass);
+        std::vector<uint8_t> scratch((size_t)k.score_scratch(l) + 64);
+        uint8_t *aligned = (uint8_t *)(((uintptr_t)scratch.data() + 63) / 64 * 64);
+        const Score s{l, rows, tokens, num_pages, q.data(), rows == 3 ? bias.data() : nullptr, rows == 4 ? 2.0f : 0.0f, near.data(), mass.data(), uneven.data()};
+        for (int64_t record = 0; record < records; ++record) k.score_record(s, record, aligned);
+        hash.add(mass);
+        hash.add(uneven);
+        if (!l.value_mean_offset) continue;
+        const Means m{l, rows, num_pages, mass.data(), near.data()};
+        std::vector<float> work((size_t)k.means_scratch(l, rows)), top((size_t)rows), total(top), out((size_t)(rows * l.head_dim));
+        for (int64_t head = 0; head < l.kv_heads; ++head) {
+            k.attend_means_chunk(m, head, 0, work.data(), top.data(), total.data(), out.data());
+            hash.add(top);
+            hash.add(total);
+            hash.add(out);
+        }
+    }
+}
+
+// Pages, attention to them and to raw tokens.
+void pages(const Kernels &k, const Layout &l) {
+    const int64_t records = 3, tokens = records * l.pages_per_record * l.page_tokens, width = l.kv_heads * l.head_dim;
+    const int64_t count = records * l.blocks_per_record();
+    for (int values = 0; values < DENORMAL; ++values) {
+        const std::vector<float> keys = floats(tokens * width, values), held = floats(tokens * width, values);
+        std::vector<uint8_t> near((size_t)(records * l.near_record_bytes + 64)), far((size_t)(records * l.record_bytes + 64));
+        Hash hash;
+        if (l.raw_kind == RAW_F32) {  // torch seals full pages
+            const std::vector<float> raw = floats((int64_t)far.size() / 4, values);
+            std::memcpy(far.data(), raw.data(), raw.size() * 4);
+        } else if (l.raw_kind != CODES) {
+            const std::vector<uint16_t> raw = halves(floats((int64_t)far.size() / 2, values), l.raw_kind == RAW_BF16);
+            std::memcpy(far.data(), raw.data(), raw.size() * 2);
+        } else if (!k.seal(l, keys.data(), held.data(), near.data(), far.data(), 0, count)) std::exit(1);
+        hash.add(near);
+        hash.add(far);
+        std::vector<float> out_k((size_t)(tokens * width)), out_v(out_k);
+        k.unpack(l, near.data(), far.data(), out_k.data(), tokens * l.head_dim, out_v.data(), tokens * l.head_dim, 0, count);
+        hash.add(out_k);
+        hash.add(out_v);
+        std::vector<const uint8_t *> near_at, far_at;
+        for (int64_t i = 0; i < records; ++i) {
+            near_at.push_back(near.data() + i * l.near_record_bytes);
+            far_at.push_back(far.data() + i * l.record_bytes);
+        }
+        for (int64_t rows : {1, 2, 3, 4, 7}) {
+            const std::vector<float> q = floats(l.kv_heads * rows * l.head_dim), bias = floats(l.kv_heads * rows * tokens);
+            const Attend a{l, rows, tokens, 5, tokens - 3, q.data(), rows % 2 ? bias.data() : nullptr, rows > 2 ? 2.0f : 0.0f, near_at.data(), far_at.data()};
+            std::vector<float> scratch((size_t)k.attend_scratch(l, rows)), top((size_t)rows), total(top), out((size_t)(rows * l.head_dim));
+            for (int64_t head = 0; head < l.kv_heads; ++head) {
+                k.attend_span(a, head, 0, records, scratch.data(), top.data(), total.data(), out.data());
+                hash.add(top);
+                hash.add(total);
+                hash.add(out);
+            }
+        }
+        if (l.raw_kind == CODES) near_plane(k, l, near_at, hash);
+        hash.print(l.raw_kind == CODES ? "codes" : "full pages", l.head_dim, values);
+    }
+}
+
+}  // namespace
+
+int main() {
+    const Kernels &k = EBBTIDE_TABLE();
+    rows_and_norms(k);
+    products(k);
+    joins(k);
+    int64_t numbers[LAYOUT_NUMBERS];
+    for (int read = 0; std::scanf("%ld", (long *)numbers + read) == 1;)
+        if (++read == LAYOUT_NUMBERS) {
+            Layout l;
+            std::memcpy(&l, numbers, sizeof l);
+            pages(k, l);
+            read = 0;
+        }
+    return 0;
+}

@@ -1,0 +1,136 @@
+"""A token through all layers in one call is, to the bit and in what it counts, the layers one by
+one; and what one call cannot do goes layer by layer.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_matrix import VARIANTS
+from small_llm import TINY, keep_in_memory, open_small
+
+from ebbtide.kernels import dispatch
+from ebbtide.offload import engine
+from ebbtide.offload.mode import Mode
+from ebbtide.offload.whole_token import WholeToken
+
+NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
+CELL_TOKENS = TINY["cell_tokens"]
+IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
+# Experts, and biases of keys of which not all elements turn.
+BY_LAYERS = {n for n, v in VARIANTS.items() if "experts" in v.shows} | {"glm", "smollm3-yarn"}
+
+pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
+
+
+@pytest.fixture
+def served(monkeypatch) -> list[bool]:
+    """Of each decoded token that reached it, whether one call served."""
+    found, run = [], WholeToken.run
+
+    def watched(self, sequence, x):
+        residual = run(self, sequence, x)
+        found.append(residual is not None)
+        return residual
+
+    monkeypatch.setattr(WholeToken, "run", watched)
+    return found
+
+
+def run(folder, spill_dir, codec="8", share=1.0, **options):
+    with open_small(folder, spill_dir, codec, **{**TINY, **options}) as llm:
+        keep_in_memory(llm, NUM_TOKENS, share)
+        logits = llm.logits(IDS, prefill_tokens=PREFILLED)
+        stats = llm.last_stats
+        return logits, (stats.resident, stats.bytes_read, stats.bytes_written)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        *((name, "8") for name in VARIANTS),
+        *((name, codec) for name in ("llama3", "qwen2", "gemma2") for codec in ("4", "full")),
+    ],
+)
+def test_bits_and_counts_are_those_of_the_layers(
+    checkpoint, tmp_path, monkeypatch, served, name, codec
+):
+    folder = checkpoint(name)
+    whole, counted = run(folder, tmp_path, codec)
+    if name in BY_LAYERS:
+        assert not served
+        return
+    borders = sum(p % CELL_TOKENS == 0 for p in range(PREFILLED, NUM_TOKENS)) - 1  # one seals none
+    assert len(served) == NUM_TOKENS - PREFILLED and served.count(False) == borders
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    layers, expected = run(folder, tmp_path, codec)
+    assert torch.equal(whole, layers)
+    assert counted == expected
+
+
+def test_every_instruction_set_gives_the_bits_of_its_layers(
+    checkpoint, tmp_path, monkeypatch, served, kernels
+):
+    folder = checkpoint("qwen2")
+    whole, _ = run(folder, tmp_path)
+    assert any(served) == (kernels != "reference")
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    assert torch.equal(whole, run(folder, tmp_path)[0])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(checkpoint, tmp_path, served, threads):
+    folder = checkpoint("qwen2")
+    alone, _ = run(folder, tmp_path)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        several, _ = run(folder, tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, several) and any(served)
+
+
+def test_the_first_page_on_disk_ends_it(checkpoint, tmp_path, served):
+    """As long as nothing is there, one call serves; afterwards no token takes it."""
+    folder = checkpoint("llama3")
+    expected, _ = run(folder, tmp_path)
+    served.clear()
+    logits, (_, bytes_read, _) = run(folder, tmp_path, share=0.0)
+    assert torch.equal(logits, expected) and bytes_read["disk"] > 0
+    assert served == sorted(served, reverse=True)
+    assert served.count(True) == 2 * CELL_TOKENS - PREFILLED
+
+
+def test_streamed_layers_and_bounded_mode_go_layer_by_layer(checkpoint, tmp_path, served):
+    folder = checkpoint("llama3")
+    run(folder, tmp_path, mode=Mode("bounded"))
+    with open_small(folder, tmp_path, **TINY) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 1.0)
+        original = llm.admission.plan
+        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (1, True)})
+        llm.logits(IDS, prefill_tokens=PREFILLED)
+    assert not served
+
+
+def test_forks_rewinds_and_copies_are_seen(checkpoint, tmp_path, monkeypatch, served):
+    """Tables change under a session's feet: shared spans are copied, cells sealed anew."""
+
+    def answers():
+        with open_small(checkpoint("qwen2"), tmp_path, **TINY) as llm:
+            llm._context = NUM_TOKENS
+            found = []
+            with llm.session() as session:
+                session.append(IDS[:100])
+                found.append(session.last_logits())
+                with session.fork() as other:
+                    for own, theirs in zip(IDS[100:180], reversed(IDS[100:180]), strict=True):
+                        found += [session.decode(own), other.decode(theirs)]
+                session.truncate(120)
+                found += [session.decode(token) for token in IDS[:90]]
+            return found
+
+    whole = answers()
+    assert served.count(True) > 200
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    assert all(torch.equal(a, b) for a, b in zip(whole, answers(), strict=True))
