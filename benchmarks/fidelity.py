@@ -89,7 +89,7 @@ def main() -> None:
     with LLM.open() as llm:
         text = (builtin_folder().parent / "story.md").read_text(encoding="utf-8")
         ids = llm.encode([{"role": "user", "content": text}])[:4500]
-    rows += compare("ebb-nano-0", builtin_folder(), ids, 1500, 256, pages)
+    rows += compare("built-in", builtin_folder(), ids, 1500, 256, pages)
     stories = options.models / "stories260K"
     if stories.is_dir():
         with LLM.open(stories) as llm:

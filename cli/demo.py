@@ -30,7 +30,7 @@ _PLACES = {"device": "GPU memory", "host": "RAM"}
 _MAX_NEW_TOKENS, _SUMMARY_TOKENS = 32, 192
 _SHARE_IN_RAM = 0.25  # of the pages: most reads go to the disk, and show it
 _ROOM_FOR_A_QUESTION = 192  # tokens: a question, the template around it and its answer
-_NOVEL_TOKENS = 12_000  # of a novel, where --context does not say
+_NOVEL_TOKENS = 6_000  # of a novel, where --context does not say; in more prose the model slips
 
 
 @with_shared_options

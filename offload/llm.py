@@ -72,7 +72,7 @@ class LLM:
         self.on_progress: Callable[[Progress], None] | None = None
         self.builtin = model is None
         self.folder = resolve_model(model, revision, _log_download)
-        self.model_name = "ebb-nano-0 (built in)" if self.builtin else str(model)
+        self.model_name = "ebb-nano (built in)" if self.builtin else str(model)
         self.device = choose_device(device)
         self.config = read_model_config(self.folder)
         if dtype != "auto":

@@ -243,12 +243,12 @@ def quoting(at: Setting) -> Conversation:
 
 
 TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
-    "needles": (0.17, needles),
-    "multi_key": (0.30, multi_key),
-    "several": (0.05, several),
+    "needles": (0.37, needles),
+    "multi_key": (0.22, multi_key),
+    "several": (0.03, several),
     "hops": (0.04, hops),
     "variables": (0.04, variables),
-    "numbered": (0.35, numbered),
+    "numbered": (0.25, numbered),
     "every": (0.04, every),
     "quoting": (0.01, quoting),
 }

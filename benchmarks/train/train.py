@@ -67,8 +67,8 @@ LONG = (
     (0.5, {1024: 0.1, 2048: 0.3, 4096: 0.4, 8192: 0.2}),
     (1.0, {2048: 0.2, 4096: 0.35, 8192: 0.3, 16384: 0.15}),
 )
-# Low rates, for the circuit's sake: 2.4e-3 breaks it within 15 steps and 6e-4 within 100; 3e-4
-# leaves it whole for as long as was tried (75 steps).
+# Low rates, for the circuit's sake: 2.4e-3 breaks it within 15 steps and 1e-3 within 25, 20 minutes
+# into a run too; 3e-4 leaves it whole for all of one (2,700 steps).
 RECIPES = {
     "nano": Recipe(3e-4, 2e-4, 4096, SHORT),
     "reader": Recipe(3e-4, 2e-4, 65536, LONG),

@@ -1,8 +1,8 @@
 """The built-in model and its documents: package data, and where it lies.
 
     model/        a checkpoint like any other (README.md is its card)
-    story.md      a story of 12,000 tokens with facts in it
-    report.md     a report of 4,000 tokens with numbered key points
+    story.md      a story of 13,000 tokens with facts in it
+    report.md     a report of 4,500 tokens with numbered key points
     demo.json     what to ask about both, and the right answers
 
 Knows paths only: it opens no model.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MODEL_NAME = "ebb-nano-0"
+MODEL_NAME = "ebb-nano"
 
 
 def model_folder() -> Path:
