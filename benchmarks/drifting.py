@@ -25,7 +25,7 @@ class Drifting:
 
     def select(self, evidence: Evidence) -> torch.Tensor:
         count = num_records_of(evidence, self.num_tokens)
-        mass = evidence.by_record(evidence.shares()).flatten(0, 1).sum(0)
+        mass = evidence.by_record(evidence.shares.shares).flatten(0, 1).sum(0)
         if evidence.previous is None:
             return best_records(evidence, mass, count)
         is_old = torch.zeros(evidence.num_records, dtype=torch.bool)

@@ -20,9 +20,10 @@ from chosen_kernels import add_options, choose
 from ebbtide.kernels import attention, dispatch, pages
 from ebbtide.kernels.layer_attention import Raw, Records, attend_layer
 from ebbtide.kernels.layout import PageLayout
-from ebbtide.kernels.means import attend_means
+from ebbtide.kernels.means import attend_left_out
 from ebbtide.kernels.paged_attention import attend_pages
 from ebbtide.kernels.score import score_pages
+from ebbtide.kernels.selection import page_shares
 
 BUFFER_BYTES = 512 << 20  # far above any cache
 
@@ -155,9 +156,13 @@ def score_costs(layout: PageLayout, num_rows: int, keys: int = 1 << 19) -> dict[
     arena = near.repeat(copies, 1)
     rows = torch.arange(len(arena))
     q = torch.randn((layout.kv_heads, num_rows, layout.head_dim), generator=generator) / 8
-    log_mass = score_pages(q, arena, rows, layout).log_mass
+    scores = score_pages(q, arena, rows, layout)
+    shares = page_shares(scores.log_mass, q.new_zeros(q.shape[:2]))
+    chosen = torch.arange(0)
     score_s = best_s(lambda: score_pages(q, arena, rows, layout))
-    means_s = best_s(lambda: attend_means(log_mass, arena, rows, layout))
+    means_s = best_s(
+        lambda: attend_left_out(shares, scores.unevenness, chosen, arena, rows, layout)
+    )
     attend_s = best_s(lambda: attend_pages(q, near, records, layout)) * copies
     return {
         "near_bytes_per_s": arena.nbytes / score_s,

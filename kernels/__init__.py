@@ -7,7 +7,9 @@
     paged_attention  decode attention over sealed pages, without unpacking them
     layer_attention  a layer's decode attention in one call: compiled kernels alone
     score            every page's share of the softmax, from its near plane alone
-    means            attention over pages as single tokens: mass and mean value
+    effect           what a head can do to the residual stream
+    selection        from pages' shares to the records that are read
+    means            attention over pages as single tokens: share and mean value
     rope_scores      what a key's bias adds to scores
     quantised        weights in groups of 8 or 4 bits, and rows of activations
     matmul           linear layers whose rows never depend on how many rows there are

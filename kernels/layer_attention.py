@@ -47,8 +47,8 @@ class Raw(NamedTuple):
 def empty_parts(count: int, q: torch.Tensor) -> Partial:
     """Room for `count` partials of the rows of q (kv_heads, num_rows, head_dim)."""
     kv_heads, num_rows, dim = q.shape
-    sizes = torch.empty((2, count, kv_heads, num_rows))
-    return Partial(sizes[0], sizes[1], torch.empty((count, kv_heads, num_rows, dim)))
+    sizes = q.new_empty((2, count, kv_heads, num_rows))
+    return Partial(sizes[0], sizes[1], q.new_empty((count, kv_heads, num_rows, dim)))
 
 
 def attend_spans(

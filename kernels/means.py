@@ -1,10 +1,10 @@
 """Attention over pages as if each were one token: what bounded decoding does with pages that it
 does not read.
 
-A page's score is its log mass, its value the mean of its values. Where the tokens of a page weigh
-the same, that is what attending to all of them gives.
+A page's weight is its share of the softmax, its value the mean of its values. Where the tokens of a
+page weigh the same, that is what attending to all of them gives.
 
-Knows near planes and masses: neither how the masses came about, nor why a page is left out.
+Knows near planes and shares: neither how the shares came about, nor why a page is left out.
 """
 
 from __future__ import annotations
@@ -12,58 +12,61 @@ from __future__ import annotations
 import torch
 
 from . import checks, dispatch
-from .attention import UNSEEN, Partial, attend_scores
+from .attention import Partial
 from .layout import PageLayout
 from .pages import value_means
+from .selection import LeftOut, Shares, leave_out
 
 
-def attend_means(
-    log_mass: torch.Tensor,  # (kv_heads, num_rows, num_pages) float32; -inf: not attended
+def attend_left_out(
+    shares: Shares,
+    unevenness: torch.Tensor,  # (kv_heads, num_rows, num_pages) float32
+    chosen: torch.Tensor,  # (n,) int64: the records that are attended otherwise
     near: torch.Tensor,  # (num_frames, near_record_bytes) uint8: an arena
     rows: torch.Tensor,  # (num_records,) int64: which frames, in the order of records
     layout: PageLayout,
-) -> Partial:
-    """The partial of every query row over the pages of the records `rows`.
+) -> tuple[Partial, LeftOut]:
+    """The partial of every query row over the pages of all records but the chosen ones, and what
+    is known of them.
 
-    Its bits do not depend on the number of threads, nor on where the records lie. Raises ValueError
-    for shapes that do not fit and for layouts without means of values.
+    Bits do not depend on the number of threads, nor on where the records lie. Raises ValueError
+    for shapes that do not fit, for records that are not there, and for layouts without means of
+    values.
     """
     if not (layout.value_means and layout.near_resident):
         raise ValueError("only pages whose near plane is resident and has value_means will do")
     checks.check_rows("near", near, rows, layout.near_record_bytes)
-    kv_heads, num_rows, _ = log_mass.shape
+    kv_heads, num_rows, _ = shares.shares.shape
     wanted = (layout.kv_heads, num_rows, len(rows) * layout.pages_per_record)
-    if log_mass.shape != wanted or log_mass.dtype != torch.float32:
-        raise ValueError(
-            f"log_mass is {log_mass.dtype} {tuple(log_mass.shape)}; it must be float32 {wanted}"
-        )
-    shape = (kv_heads, num_rows)
-    if not log_mass.numel():
-        nothing = log_mass.new_zeros(shape)
-        return Partial(nothing + UNSEEN, nothing, log_mass.new_zeros((*shape, layout.head_dim)))
-    native = dispatch.compiled_for(log_mass, near, rows)
-    if native is None:
-        return _reference(log_mass, near, rows, layout)
-    result = Partial(
-        log_mass.new_empty(shape),
-        log_mass.new_empty(shape),
-        log_mass.new_empty((*shape, layout.head_dim)),
+    for name, given in (("shares", shares.shares), ("unevenness", unevenness)):
+        if given.shape != wanted or given.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {given.dtype} {tuple(given.shape)}; it must be float32 {wanted}"
+            )
+    native = dispatch.compiled_for(shares.shares, near, rows)
+    if native is None or not len(rows):
+        left = leave_out(shares.shares, unevenness, chosen, layout.pages_per_record)
+        out = torch.bmm(left.shares, value_means(near, rows, layout))
+        return Partial(shares.log_total, left.missed, out), left
+    left = LeftOut(
+        shares.shares.clone(memory_format=torch.contiguous_format),
+        *torch.empty((2, kv_heads, num_rows)),
     )
-    log_mass, where = log_mass.contiguous(), dispatch.addresses(near, rows)
-    native.attend_means(
-        log_mass.data_ptr(),
+    out = torch.empty((kv_heads, num_rows, layout.head_dim))
+    unevenness, chosen = unevenness.contiguous(), chosen.contiguous()
+    where = dispatch.addresses(near, rows)
+    native.left_out(
+        left.shares.data_ptr(),
+        unevenness.data_ptr(),
         num_rows,
         where.data_ptr(),
         dispatch.layout_numbers(layout),
         len(rows),
-        *(part.data_ptr() for part in result),
+        chosen.data_ptr(),
+        len(chosen),
+        left.missed.data_ptr(),
+        left.misplaced.data_ptr(),
+        out.data_ptr(),
         torch.get_num_threads(),
     )
-    return result
-
-
-def _reference(log_mass, near, rows, layout: PageLayout) -> Partial:
-    scores = log_mass.clamp(min=UNSEEN)
-    is_seen = scores.amax(-1) > UNSEEN
-    top, total, out = attend_scores(scores, value_means(near, rows, layout))
-    return Partial(top, total * is_seen, out * is_seen.unsqueeze(-1))
+    return Partial(shares.log_total, left.missed, out), left

@@ -2,8 +2,9 @@
 alone.
 
 For layers all of whose tensors and pages lie in memory. The bits are those of each layer's
-`LayerStep` and `attend_layer` one after the other, since the same functions serve. What a token
-sees comes as numbers: knows no windows, cells or tables.
+`LayerStep` and `attend_layer` one after the other, or, where records are selected, of `effect`,
+`score`, `selection` and `means`, since the same functions serve. What a token sees comes as
+numbers: knows no windows, cells or tables.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from .step import LayerStep
 class TokenLayer:
     """A layer of a TokenStep.
 
-    view, angles: which of those that `run` is given are its own. key_bias: (kv_heads, head_dim)
-    float32 that its pages leave out, or None; with one, its rotation turns whole heads:
-    frequencies (head_dim / 2,) float32, and what turned elements are scaled by.
+    view, angles: which of those that `run` is given are its own. output_norms: (kv_heads, num_rows)
+    float32 (see `effect`) where records are selected, None where all is attended. key_bias:
+    (kv_heads, head_dim) float32 that its pages leave out, or None; with one, its rotation turns
+    whole heads: frequencies (head_dim / 2,) float32, and what turned elements are scaled by.
     """
 
     step: LayerStep
+    layout: PageLayout
     view: int
     angles: int
+    output_norms: torch.Tensor | None = None
     key_bias: torch.Tensor | None = None
     frequencies: torch.Tensor | None = None
     amplitude: float = 1.0
@@ -49,8 +53,52 @@ class View(NamedTuple):
     runs: list[int]
 
 
+class Choice(NamedTuple):
+    """How records are selected: see selection.choose_records."""
+
+    epsilon: float
+    by_unevenness: bool
+    by_effect: bool
+
+
+class Selections:
+    """What a token selected, layer by layer: filled by TokenStep.run.
+
+    chosen: (num_layers, 1 + num_records) int64, the number of records and then the records,
+    ascending. figures: (num_layers, 4) float64, the mean and the greatest missed share of a query
+    head, and the same of misplaced ones. Of the layer `looked_at` (None: of none) also q (kv_heads,
+    num_rows, head_dim), shares (kv_heads, num_rows, num_pages), those of all mass that were left
+    out, and log_total (kv_heads, num_rows), the log of all mass.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_records: int,
+        shape: tuple[int, int],  # kv_heads, num_rows
+        layout: PageLayout,
+        looked_at: int | None,
+    ):
+        self.chosen = torch.empty((num_layers, 1 + num_records), dtype=torch.int64)
+        self.figures = torch.empty((num_layers, 4), dtype=torch.float64)
+        self.looked_at = looked_at
+        seen = shape if looked_at is not None else (0, 0)
+        self.q = torch.empty((*seen, layout.head_dim))
+        self.shares = torch.empty((*seen, num_records * layout.pages_per_record))
+        self.log_total = torch.empty(seen)
+
+    def records(self, layer: int) -> torch.Tensor:
+        """The records that a layer selected, ascending."""
+        return self.chosen[layer, 1 : 1 + int(self.chosen[layer, 0])]
+
+    def numbers(self) -> list[int]:
+        parts = (self.chosen, self.figures, self.q, self.shares, self.log_total)
+        looked_at = -1 if self.looked_at is None else self.looked_at
+        return [self.chosen.shape[1], looked_at, *(part.data_ptr() for part in parts)]
+
+
 class TokenStep:
-    """All layers of a model over pages of one layout. Keeps their tensors alive.
+    """All layers of a model. Keeps their tensors alive.
 
     raw_dtype: of raw keys and values. native: of `step.native_for`.
     """
@@ -59,10 +107,10 @@ class TokenStep:
         self,
         native,
         layers: list[TokenLayer],
-        layout: PageLayout,
         raw_dtype: torch.dtype,
         records_per_span: int,
         softcap: float,
+        choice: Choice | None = None,
     ):
         self._layers = layers
         numbers = []
@@ -70,19 +118,24 @@ class TokenStep:
             numbers += [layer.view, layer.angles]
             if layer.key_bias is None:
                 numbers += [0, 0, 0]
-                continue
-            assert layer.key_bias.dtype == torch.float32 and layer.key_bias.is_contiguous()
-            numbers += [layer.key_bias.data_ptr(), layer.frequencies.data_ptr()]
-            numbers.append(len(layer.frequencies))
+            else:
+                assert layer.key_bias.dtype == torch.float32 and layer.key_bias.is_contiguous()
+                numbers += [layer.key_bias.data_ptr(), layer.frequencies.data_ptr()]
+                numbers.append(len(layer.frequencies))
+            numbers.append(0 if layer.output_norms is None else layer.output_norms.data_ptr())
         self._native = native.TokenStep(
             [layer.step.native for layer in layers],
             numbers,
             [layer.amplitude for layer in layers],
-            dispatch.layout_numbers(layout),
+            [dispatch.layout_numbers(layer.layout) for layer in layers],
             dispatch.raw_kind(raw_dtype),
             records_per_span,
             softcap,
+            *(choice or Choice(0.0, True, True)),
         )
+
+    def key_bias(self, layer: int) -> torch.Tensor | None:
+        return self._layers[layer].key_bias
 
     def run(
         self,
@@ -92,13 +145,14 @@ class TokenStep:
         places: list[int],
         views: list[View],
         tables: torch.Tensor,
+        selections: Selections | None = None,
     ) -> torch.Tensor:
         """The residual (1, hidden_size) float32 after the last layer, of x before the first.
 
         scale: of queries. angles: cosines and sines of the token's position, (rope_width,) float32
         each. places: where the first layer's keys and values go, as LayerStep.project_into takes
         them. tables: (num_layers, 2) int64, the addresses of two int64 arrays for each layer: where
-        each near record and each record starts.
+        each near record and each record starts. selections: to be filled, where layers select.
         """
         numbers = [len(angles)]
         for cosines, sines in angles:
@@ -108,6 +162,13 @@ class TokenStep:
             numbers += [*view.records, *view.visible, view.position, len(view.runs) // 5]
             numbers += view.runs
         out = torch.empty_like(x)
-        threads = torch.get_num_threads()
-        self._native.run(x.data_ptr(), scale, numbers, tables.data_ptr(), out.data_ptr(), threads)
+        self._native.run(
+            x.data_ptr(),
+            scale,
+            numbers,
+            tables.data_ptr(),
+            out.data_ptr(),
+            [] if selections is None else selections.numbers(),
+            torch.get_num_threads(),
+        )
         return out

@@ -77,13 +77,12 @@ class Engine:
             config.attention_softcap,
         )
         self.selected: SelectedAttention | None = None
-        self.whole_token = None
         self.choose_pages(mode or Mode())
 
     def choose_pages(self, mode: Mode) -> None:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
         than exact want a layout with mean values."""
-        self.selected = self.whole_token = None
+        self.selected = None
         if mode.selects:
             self.selected = SelectedAttention(
                 self.attention,
@@ -92,10 +91,9 @@ class Engine:
                 make_foresight(mode.foresight if self.overlap else "nothing"),
                 waits=mode.name != "deadline",
             )
-        else:
-            self.whole_token = make_whole_token(
-                self.decoder, self.attention, self.weights, self.store, self.geometry
-            )
+        self.whole_token = make_whole_token(
+            self.decoder, self.attention, self.weights, self.store, self.geometry, self.selected
+        )
 
     # ---- sequences ---------------------------------------------------------------------------
 

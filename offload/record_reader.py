@@ -144,6 +144,14 @@ class RecordReader:
         on_disk = batch[where.tier[batch] == _ON_DISK]
         return self._hot.begin(where.frame[on_disk], group, waits=waits)
 
+    def count(self, table: PageTable, layer: int, records: np.ndarray) -> None:
+        """Counts records that were attended where they lie in memory."""
+        where = self._map(table, layer)
+        for index in where.tiers:
+            num = int((where.tier[records] == index).sum())
+            self._stats.resident += num
+            self._stats.bytes_read[TIERS[index].value] += num * self._record_bytes
+
     def forget(self, table: PageTable) -> None:
         """The table is closed."""
         if self._hot is not None:

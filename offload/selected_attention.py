@@ -17,21 +17,24 @@ from collections.abc import Sequence as Sequence_
 
 import torch
 
-from ..kernels.attention import Partial, merge
+from ..kernels.attention import Partial
+from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
+from ..kernels.layer_attention import empty_parts
 from ..kernels.layout import PageLayout
-from ..kernels.means import attend_means
+from ..kernels.means import attend_left_out
 from ..kernels.paged_attention import attend_records, merge_records
 from ..kernels.pages import key_box, rotate
 from ..kernels.quantised import QuantisedWeight
 from ..kernels.score import score_pages
+from ..kernels.selection import by_record
+from ..kernels.token_step import Choice
 from ..prefetch import audit
-from ..prefetch.effect import head_effect, output_norms, value_spread
 from ..prefetch.evidence import Evidence
 from ..prefetch.fidelity import Fidelity
-from ..prefetch.foresight import is_worth_scoring
+from ..prefetch.foresight import heaviest_first, is_worth_scoring
 from ..prefetch.issue_point import IssuePoint
 from ..prefetch.source import Foresight, Selector
-from ..prefetch.trail import Standing
+from ..prefetch.top_p import TopP
 from .attention import Query, TieredAttention
 from .record_reader import RecordReader
 from .selected import Selected
@@ -72,39 +75,99 @@ class SelectedAttention:
         output projection is read. The rest as TieredAttention.run has it.
         """
         self.issue_point.compare(layer, query.q)
-        raw = self._tiered.raw_partial(layer, sequence, query, None)
+        standing = self._stand(layer, sequence, query, residual, w)
         if not sequence.table.num_records(layer):
-            return self._tiered.output(query, raw)
-        standing = Standing(
-            raw.max + raw.sum.log(), self._effect(layer, sequence, w, residual, raw, query.position)
-        )
+            return self._tiered.output(query, standing.raw)
         evidence, bias = self._evidence(layer, sequence, query, key_bias, standing)
         asked = self._selector.select(evidence)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
         coming = self._records.fetch(sequence.table, layer, _numbers(chosen))
-        sequence.trail.note(layer, asked, chosen, standing, evidence.num_records)
-        left_out = evidence.log_mass.clone()
-        left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
-        whole = merge(self._estimate(layer, sequence, left_out), raw)
-        if len(chosen):
-            attended = merge_records(self._partials(query, chosen, coming, bias))
-            whole = merge(attended, whole)
-        shares = (left_out - (whole.max + whole.sum.log()).unsqueeze(-1)).exp_()
-        if self._waits and audit.is_due(layer, len(self._tiered.ropes), query.position):
-            self._look(layer, sequence, query, bias, evidence.by_record(shares), whole)
-        self._note(evidence, chosen, len(asked) - len(chosen), shares)
+        near, rows = self._records.near_plane(sequence.table, layer)
+        estimate, left = attend_left_out(
+            evidence.shares, evidence.unevenness, chosen, near, rows, self._tiered.layout
+        )
+        parts = empty_parts(len(chosen) + 2, query.q)
+        for i, part in enumerate((estimate, standing.raw)):
+            for of_all, one in zip(parts, part, strict=True):
+                of_all[len(chosen) + i] = one
+        self._attend(query, chosen, coming, bias, parts)
+        whole = merge_records(parts)
+        log_total = whole.max + whole.sum.log()
+        # Of all mass, as it is known now.
+        scale = (evidence.shares.log_total - log_total).exp()
+        missed, misplaced = left.missed * scale, left.misplaced * scale
+        figures = torch.stack([missed.mean(), missed.max(), misplaced.mean(), misplaced.max()])
+        self.note(layer, sequence, asked, chosen, evidence.num_records, figures.tolist())
+        sequence.trail.standing[layer] = standing
+        if self.looks_at(query.position) == layer:
+            shares = left.shares * scale.unsqueeze(-1)
+            self.look(layer, sequence, query, key_bias, shares, log_total)
         return self._tiered.output(query, whole)
+
+    def choice(self) -> Choice | None:
+        """How the compiled kernels select as the selector does; None where they cannot."""
+        if not isinstance(self._selector, TopP):
+            return None
+        criterion = self._selector.criterion
+        return Choice(self._selector.epsilon, criterion != "mass", criterion == "effect")
+
+    def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
+        """(kv_heads, num_rows): see kernels.effect."""
+        layout = self._tiered.layout
+        if layer not in self._output_norms:
+            projection = w["self_attn.o_proj.weight"]
+            if isinstance(projection, QuantisedWeight):
+                projection = projection.rows(0, projection.out_features)
+            self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
+        return self._output_norms[layer]
+
+    def note(
+        self,
+        layer: int,
+        sequence: Sequence,
+        asked: torch.Tensor,
+        chosen: torch.Tensor,
+        num_records: int,
+        figures: list[float],
+    ) -> None:
+        """Counts what a layer selected, and of it attended to. figures: the mean and the greatest
+        missed share of a query head, and the same of misplaced ones."""
+        sequence.trail.note(layer, asked, chosen, num_records)
+        self.fidelity.note(num_records, len(chosen), len(asked) - len(chosen), *figures)
+
+    def looks_at(self, position: int) -> int | None:
+        """The layer whose estimates are checked for the token at a position, if any."""
+        return audit.layer_due(len(self._tiered.ropes), position) if self._waits else None
+
+    def look(
+        self, layer: int, sequence, query: Query, key_bias, shares: torch.Tensor, log_total
+    ) -> None:
+        """Read a few of the records that were left out, to see how true their estimate was.
+        shares: (kv_heads, num_rows, num_pages), of all mass, the log of which is log_total."""
+        layout = self._tiered.layout
+        shares = by_record(shares, layout.pages_per_record)
+        drawn, counts = audit.draw(shares, query.position)
+        if not len(drawn):
+            return
+        coming = self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True)
+        found = empty_parts(len(drawn), query.q)
+        num_tokens = shares.shape[-1] * layout.record_tokens
+        bias = self._bias(layer, query, num_tokens, key_bias)
+        self._attend(query, drawn, coming, bias, found)
+        true_shares = (found.max - log_total).exp() * found.sum
+        self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)
 
     def expect(
         self, layer: int, sequence: Sequence, query: Query | None, key_bias: torch.Tensor | None
     ) -> None:
         """Ask for the records that a layer is expected to select. query: rehearsed, or None where
         the layer's weights are not at hand. Never waits."""
-        trail, evidence = sequence.trail, None
+        trail, rehearsed = sequence.trail, None
         if query is not None and layer in trail.standing:
             evidence, _ = self._evidence(layer, sequence, query, key_bias, trail.standing[layer])
             trail.rehearsed[layer] = evidence.log_mass
-        wanted = self._foresight.expect(evidence, self._selector, trail.last.get(layer))
+            rehearsed = heaviest_first(evidence, self._selector.select(evidence))
+        wanted = self._foresight.expect(rehearsed, trail.last.get(layer))
         if len(wanted):
             self._records.prefetch(sequence.table, layer, wanted.tolist())
 
@@ -122,20 +185,17 @@ class SelectedAttention:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _effect(self, layer, sequence, w: LayerTensors, residual, raw: Partial, position: int):
-        """What a unit of misplaced mass does to the residual stream: see prefetch.effect."""
-        layout = self._tiered.layout
-        if layer not in self._output_norms:
-            projection = w["self_attn.o_proj.weight"]
-            if isinstance(projection, QuantisedWeight):
-                projection = projection.rows(0, projection.out_features)
-            self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
-        return head_effect(
-            self._output_norms[layer],
-            residual.norm(),
-            raw.out / raw.sum.unsqueeze(-1),
-            value_spread(self._tiered.raw_values(layer, sequence, position)),
-        )
+    def _stand(self, layer, sequence, query: Query, residual, w: LayerTensors) -> Standing:
+        """What is known before pages are looked at."""
+        tiered, norms = self._tiered, self.output_norms(layer, w)
+        if tiered.decode.serves(query.q):
+            raw = tiered.decode.raw(layer, sequence, query.position, None)
+            q, x = query.q.contiguous(), residual.contiguous()
+            return stand(q, raw, tiered.layout, tiered.softcap, norms, x)
+        raw = tiered.raw_partial(layer, sequence, query, None)
+        spread = value_spread(tiered.raw_values(layer, sequence, query.position))
+        effect = head_effect(norms, residual.norm(), raw.out / raw.sum.unsqueeze(-1), spread)
+        return Standing(raw, raw.max + raw.sum.log(), effect)
 
     def _evidence(
         self, layer: int, sequence: Sequence, query: Query, key_bias, standing: Standing
@@ -179,58 +239,31 @@ class SelectedAttention:
             self._records.prefetch(sequence.table, layer, asked.tolist())
         return arrived
 
-    def _partials(
-        self, query: Query, chosen: torch.Tensor, coming: Iterator[Selected], bias
-    ) -> Partial:
-        """The chosen records' partials, in record order whatever batches they came in."""
-        layout, parts, done = self._tiered.layout, [], 0
+    def _attend(
+        self, query: Query, chosen: torch.Tensor, coming: Iterator[Selected], bias, parts: Partial
+    ) -> None:
+        """The chosen records' partials, to the first of `parts`, in record order whatever batches
+        they come in."""
+        layout, done = self._tiered.layout, 0
         q = rotate(query.q) if layout.rotate else query.q
         if bias is not None:
             bias = bias.unflatten(-1, (-1, layout.record_tokens))
         for selected in coming:
             with selected:
-                batch = chosen[done : done + len(selected.near_rows)]
-                parts.append(
-                    attend_records(
-                        q,
-                        selected.near,
-                        selected.near_rows,
-                        selected.sources,
-                        layout,
-                        skip_first=layout.page_tokens if batch[0] == 0 else 0,
-                        softcap=self._tiered.softcap,
-                        score_bias=None if bias is None else bias[:, :, batch].flatten(-2),
-                    )
+                batch = slice(done, done + len(selected.near_rows))
+                records = chosen[batch]
+                attend_records(
+                    q,
+                    selected.near,
+                    selected.near_rows,
+                    selected.sources,
+                    layout,
+                    skip_first=layout.page_tokens if records[0] == 0 else 0,
+                    softcap=self._tiered.softcap,
+                    score_bias=None if bias is None else bias[:, :, records].flatten(-2),
+                    into=Partial(*(of_all[batch] for of_all in parts)),
                 )
-                done += len(batch)
-        return Partial(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-    def _look(self, layer: int, sequence, query: Query, bias, shares, whole: Partial) -> None:
-        """Read a few of the records that were left out, to see how true their estimate was.
-        shares: (kv_heads, num_rows, num_records)."""
-        drawn, counts = audit.draw(shares, query.position)
-        if not len(drawn):
-            return
-        coming = self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True)
-        found = self._partials(query, drawn, coming, bias)
-        log_total = whole.max + whole.sum.log()
-        true_shares = (found.max - log_total).exp() * found.sum
-        self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)
-
-    def _estimate(self, layer: int, sequence: Sequence, log_mass: torch.Tensor) -> Partial:
-        """Pages as tokens: log_mass (kv_heads, num_rows, num_pages), -inf for those that are
-        attended otherwise."""
-        near, rows = self._records.near_plane(sequence.table, layer)
-        return attend_means(log_mass, near, rows, self._tiered.layout)
-
-    def _note(self, evidence: Evidence, chosen, dropped: int, shares: torch.Tensor) -> None:
-        self.fidelity.note(
-            evidence.num_records,
-            len(chosen),
-            dropped,
-            shares.sum(-1),
-            (shares * evidence.unevenness).sum(-1),
-        )
+                done = batch.stop
 
 
 def _numbers(records: torch.Tensor) -> Sequence_[int]:

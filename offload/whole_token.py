@@ -2,7 +2,8 @@
 memory: every layer's weights, and every record of the sequence.
 
 To the bit what the engine computes layer by layer, which it does wherever this does not serve:
-weights that are streamed, experts, pages on disk or chosen among, the token that seals a cell.
+weights that are streamed, experts, pages on disk, other people's selectors, the token that seals a
+cell.
 What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 import torch
 
 from ..kernels.step import native_for
-from ..kernels.token_step import TokenLayer, TokenStep, View
-from .attention import TieredAttention
+from ..kernels.token_step import Selections, TokenLayer, TokenStep, View
+from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .geometry import Geometry
 from .pager import PageStore
+from .selected_attention import SelectedAttention
 from .sequence import Sequence
 from .weights import WeightStore
 
@@ -32,12 +34,16 @@ class WholeToken:
         store: PageStore,
         geometry: Geometry,
         windows: list[int | None],
+        selected: SelectedAttention | None,
     ):
         self._step, self._decoder, self._attention = step, decoder, attention
-        self._store, self._geometry = store, geometry
+        self._store, self._geometry, self._selected = store, geometry, selected
         # Layers share what they see by their window, and their angles by their rope.
         self._windows, self._kinds = windows, list(dict.fromkeys(windows))
         self._ropes = list(dict.fromkeys(decoder.ropes))
+        self._selecting = [
+            layer for layer, w in enumerate(windows) if selected is not None and w is None
+        ]
 
     def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
         """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
@@ -49,7 +55,10 @@ class WholeToken:
         if row == 0 and cell >= 2:  # a cell is sealed, layer by layer
             return None
         spans = {w: self._attention.spans_wanted(position, cell, w) for w in self._kinds}
-        pages = self._store.fetch_table(sequence.table, [spans[w] for w in self._windows])
+        attended = [spans[w] for w in self._windows]
+        for layer in self._selecting:
+            attended[layer] = range(0)
+        pages = self._store.fetch_table(sequence.table, attended)
         if pages is None:
             return None
         angles = [rope.angles(position, 1) for rope in self._ropes]
@@ -59,7 +68,39 @@ class WholeToken:
         ]
         scale = self._decoder.query_scale(position)
         places = sequence.raw.places(0, cell, row)
-        return self._step.run(x, scale, angles, places, views, pages.tables)
+        selections = self._selections(position, pages.num_records)
+        x = self._step.run(x, scale, angles, places, views, pages.tables, selections)
+        if selections is not None:
+            self._note(sequence, position, selections)
+        return x
+
+    def _selections(self, position: int, num_records: int) -> Selections | None:
+        """Room for what the token selects, if it does."""
+        if not self._selecting or not num_records:
+            return None
+        config, looked_at = self._decoder.config, self._selected.looks_at(position)
+        return Selections(
+            config.num_layers,
+            num_records,
+            (config.num_kv_heads, config.groups),
+            self._geometry.layout,
+            looked_at if looked_at in self._selecting else None,
+        )
+
+    def _note(self, sequence: Sequence, position: int, selections: Selections) -> None:
+        """What the token selected goes where the selections of single layers go."""
+        num_records = selections.chosen.shape[1] - 1
+        figures = selections.figures.tolist()
+        for layer in self._selecting:
+            chosen = selections.records(layer)
+            self._store.records.count(sequence.table, layer, chosen.numpy())
+            self._selected.note(layer, sequence, chosen, chosen, num_records, figures[layer])
+        if selections.looked_at is not None:
+            layer, cell = selections.looked_at, position // self._geometry.cell_tokens
+            bias = self._step.key_bias(layer)
+            query = Query(selections.q, 1, position, cell)
+            shares, log_total = selections.shares, selections.log_total
+            self._selected.look(layer, sequence, query, bias, shares, log_total)
 
     def _view(
         self, sequence, position: int, cell: int, window: int | None, spans: range, num_records: int
@@ -82,9 +123,14 @@ def make_whole_token(
     weights: WeightStore,
     store: PageStore,
     geometry: Geometry,
+    selected: SelectedAttention | None,
 ) -> WholeToken | None:
-    """None where the compiled kernels do not serve every layer of the model."""
+    """selected: where records are selected, else None. None where the compiled kernels do not serve
+    every layer of the model, nor the selector."""
     config, layout = decoder.config, geometry.layout
+    choice = None if selected is None else selected.choice()
+    if selected is not None and choice is None:
+        return None
     windows = list(config.windows) if config.windows else [None] * config.num_layers
     kinds, ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(decoder.ropes))
     layers = []
@@ -93,22 +139,25 @@ def make_whole_token(
         step = None if w is None else decoder.layer_step(layer, w)
         if step is None:
             return None
-        at = kinds.index(windows[layer]), ropes.index(rope)
+        norms = None
+        if selected is not None and windows[layer] is None:
+            norms = selected.output_norms(layer, w)
+        at = kinds.index(windows[layer]), ropes.index(rope), norms
         bias = None if layout.is_full else decoder.key_bias(w)
         if bias is None:
-            layers.append(TokenLayer(step, *at))
+            layers.append(TokenLayer(step, layout, *at))
         elif rope.config is None or rope.width != config.head_dim:
             return None  # the elements that are not turned add a sum that is torch's
         else:
-            layers.append(TokenLayer(step, *at, bias, rope.frequencies, rope.amplitude))
+            layers.append(TokenLayer(step, layout, *at, bias, rope.frequencies, rope.amplitude))
     if layout.rotate or not attention.decode.serves_rows(config.groups):
         return None
     step = TokenStep(
         native_for(),
         layers,
-        layout,
         layout.raw_dtype,
         geometry.records_per_span,
         config.attention_softcap,
+        choice,
     )
-    return WholeToken(step, decoder, attention, store, geometry, windows)
+    return WholeToken(step, decoder, attention, store, geometry, windows, selected)

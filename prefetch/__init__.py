@@ -6,7 +6,6 @@ in_order    predictor: every span, first to last
 history     predictor: what the layer used last time, in that order
 registry    predictors and selectors by name
 evidence    what a query step knows about a layer's pages before any is read
-effect      what a head can do to the residual stream
 top_p       selector: the fewest records that keep what attention gets wrong within epsilon
 everything  selector: all records; window: the newest; random: any
 quest       selector: by box bounds; freekv: by last step's; infinigen: by a rehearsed query

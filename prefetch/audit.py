@@ -16,10 +16,10 @@ EVERY_TOKENS = 4  # of which one layer, another one each time, is looked at
 NUM_DRAWS = 4
 
 
-def is_due(layer: int, num_layers: int, position: int) -> bool:
-    """Whether this layer of this token is looked at."""
+def layer_due(num_layers: int, position: int) -> int | None:
+    """The layer that is looked at for the token at a position; None: no layer."""
     turn, rest = divmod(position, EVERY_TOKENS)
-    return rest == 0 and turn % num_layers == layer
+    return turn % num_layers if rest == 0 else None
 
 
 def draw(shares: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:

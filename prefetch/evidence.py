@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+from ..kernels.selection import Shares, by_record, page_shares
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Evidence:
     raw_log_mass  (kv_heads, num_rows) float32: log mass of the keys that are attended raw; -inf if
                   there are none
     effect        (kv_heads, num_rows) float32: what a unit of a head's misplaced mass does to the
-                  residual stream, relative to its size (see `effect`)
+                  residual stream, relative to its size (see kernels.effect)
     pages_per_record  the pages that are read together; divides num_pages
     record_tokens     tokens of a record, for selectors whose budget is in tokens
     upper_bound   gives (kv_heads, num_rows, num_pages) bounds of the pages' greatest scores
@@ -71,22 +74,14 @@ class Evidence:
     def num_records(self) -> int:
         return self.num_pages // self.pages_per_record
 
-    def total_log_mass(self) -> torch.Tensor:
-        """(kv_heads, num_rows): log of all mass, pages and raw keys."""
-        masses = torch.cat([self.raw_log_mass.unsqueeze(-1), self.log_mass], -1)
-        greatest = masses.amax(-1, keepdim=True)
-        shift = torch.where(torch.isfinite(greatest), greatest, 0.0)
-        return ((masses - shift).exp().cumsum(-1)[..., -1:].log() + shift).squeeze(-1)
-
-    def shares(self) -> torch.Tensor:
-        """(kv_heads, num_rows, num_pages): the share of all mass that lies in each page."""
-        total = self.total_log_mass().unsqueeze(-1)
-        # Where there is no mass at all, no page has a share of it.
-        return (self.log_mass - torch.where(torch.isfinite(total), total, 0.0)).exp()
+    @cached_property
+    def shares(self) -> Shares:
+        """The share of all mass, that of raw keys included, that lies in each page."""
+        return page_shares(self.log_mass, self.raw_log_mass)
 
     def by_record(self, pages: torch.Tensor) -> torch.Tensor:
         """(..., num_pages) to (..., num_records): sums over the pages of each record."""
-        return pages.unflatten(-1, (self.num_records, self.pages_per_record)).cumsum(-1)[..., -1]
+        return by_record(pages, self.pages_per_record)
 
     def present(self) -> torch.Tensor:
         """(num_records,) bool: the records with a page that may be chosen."""
@@ -96,14 +91,14 @@ class Evidence:
 
 def missed_mass(evidence: Evidence, selected: torch.Tensor) -> torch.Tensor:
     """(kv_heads, num_rows): the estimated share of mass in records outside the selection."""
-    return _outside(evidence, evidence.shares(), selected)
+    return _outside(evidence, evidence.shares.shares, selected)
 
 
 def misplaced_mass(evidence: Evidence, selected: torch.Tensor) -> torch.Tensor:
     """(kv_heads, num_rows): the estimated total variation between the attention that is used, with
     every page outside the selection spread evenly, and the true one.
     """
-    shares = evidence.shares()
+    shares = evidence.shares.shares
     pages = torch.where(shares > 0, shares * evidence.unevenness, 0.0)
     return _outside(evidence, pages, selected)
 

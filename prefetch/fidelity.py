@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass
 class Fidelity:
@@ -31,20 +29,19 @@ class Fidelity:
         offered: int,
         selected: int,
         dropped: int,
-        missed: torch.Tensor,
-        misplaced: torch.Tensor,
+        missed: float,
+        most_missed: float,
+        misplaced: float,
+        most_misplaced: float,
     ) -> None:
-        """One selection. missed, misplaced: (kv_heads, num_rows), a share for each query head."""
+        """One selection; of shares the mean over query heads, and the greatest."""
         self.selections += 1
         self.offered += offered
         self.selected += selected
         self.dropped += dropped
-        mean, most, mean_misplaced, most_misplaced = torch.stack(
-            [missed.mean(), missed.max(), misplaced.mean(), misplaced.max()]
-        ).tolist()
-        self.missed_sum += mean
-        self.missed_max = max(self.missed_max, most)
-        self.misplaced_sum += mean_misplaced
+        self.missed_sum += missed
+        self.missed_max = max(self.missed_max, most_missed)
+        self.misplaced_sum += misplaced
         self.misplaced_max = max(self.misplaced_max, most_misplaced)
 
     def take(self) -> Fidelity:

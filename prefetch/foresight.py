@@ -2,7 +2,7 @@
 
 nothing    no reads ahead
 history    what the layer selected a step ago
-rehearsal  what the selector makes of the rehearsed query's evidence, the heaviest first
+rehearsal  what the selector makes of a rehearsed query
 union      the rehearsal, then what only the step before had
 
 A wrong expectation costs time and nothing else. Knows neither pages nor tiers.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from .evidence import Evidence
-from .source import Foresight, Selector
+from .source import Foresight
 
 # Bytes of near planes that are scored while a byte is read from disk, the query's own product and
 # the calls included: six megabytes took 4 ms (1.5 GB/s) where the disk reads 1.5 GB/s.
@@ -29,46 +29,40 @@ def is_worth_scoring(near_bytes: int, lacked_bytes: float) -> bool:
     return lacked_bytes > 0 and SCORED_WHILE_READ * lacked_bytes >= near_bytes
 
 
+def heaviest_first(evidence: Evidence, chosen: torch.Tensor) -> torch.Tensor:
+    """Records `chosen` (n,) by falling share of the head that gives them most."""
+    weight = evidence.by_record(evidence.shares.shares).amax((0, 1))[chosen]
+    return chosen[weight.argsort(descending=True, stable=True)]
+
+
 class Nothing:
     needs_query = False
 
-    def expect(
-        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
-    ) -> torch.Tensor:
+    def expect(self, rehearsed: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
         return _NONE
 
 
 class LastStep:
     needs_query = False
 
-    def expect(
-        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
-    ) -> torch.Tensor:
+    def expect(self, rehearsed: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
         return _NONE if last is None else last
 
 
 class Rehearsal:
-    """Falls back on nothing where there is no evidence."""
+    """Falls back on nothing where nothing was rehearsed."""
 
     needs_query = True
 
-    def expect(
-        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
-    ) -> torch.Tensor:
-        if evidence is None:
-            return _NONE
-        chosen = selector.select(evidence)
-        weight = evidence.by_record(evidence.shares()).amax(0).amax(0)[chosen]
-        return chosen[weight.argsort(descending=True, stable=True)]
+    def expect(self, rehearsed: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
+        return _NONE if rehearsed is None else rehearsed
 
 
 class Union:
     needs_query = True
 
-    def expect(
-        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
-    ) -> torch.Tensor:
-        rehearsed = Rehearsal().expect(evidence, selector, last)
+    def expect(self, rehearsed: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
+        rehearsed = Rehearsal().expect(rehearsed, last)
         if last is None:
             return rehearsed
         return torch.cat([rehearsed, last[~torch.isin(last, rehearsed)]])

@@ -57,16 +57,14 @@ class Selector(Protocol):
 
 
 class Foresight(Protocol):
-    """Says which records a layer will select. needs_query: whether it makes use of evidence."""
+    """Says which records a layer will select. needs_query: whether it makes use of a rehearsal."""
 
     needs_query: bool
 
-    def expect(
-        self, evidence: Evidence | None, selector: Selector, last: torch.Tensor | None
-    ) -> torch.Tensor:
+    def expect(self, rehearsed: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
         """Record numbers, (k,) int64, most urgent first.
 
-        evidence: of a rehearsed query, None where there is none; last: what the layer selected a
-        step ago, or None.
+        rehearsed: what the selector makes of a rehearsed query, most urgent first, None where there
+        is none; last: what the layer selected a step ago, or None.
         """
         ...

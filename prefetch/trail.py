@@ -5,22 +5,16 @@ It serves predictions and reports; no choice depends on it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
-
-class Standing(NamedTuple):
-    """What a query step knows besides its pages, (kv_heads, num_rows) each; see Evidence."""
-
-    raw_log_mass: torch.Tensor
-    effect: torch.Tensor
+from ..kernels.effect import Standing
 
 
 class Trail:
     """By layer. last: the records that were selected a step ago, ascending, (k,) int64; standing:
-    of that step; rehearsed: log masses that the latest rehearsal found, as in Evidence.
+    what the latest query knew besides pages; rehearsed: log masses that the latest rehearsal found,
+    as in Evidence.
     """
 
     def __init__(self):
@@ -34,11 +28,10 @@ class Trail:
         layer: int,
         selected: torch.Tensor,
         attended: torch.Tensor,
-        standing: Standing,
         num_records: int,
     ) -> None:
         """A layer of `num_records` records selected some, and attends to those that are there."""
-        self.last[layer], self.standing[layer] = selected, standing
+        self.last[layer] = selected
         ever = self._ever.get(layer)
         if ever is None or len(ever) != num_records:
             kept = np.zeros(num_records, dtype=bool)

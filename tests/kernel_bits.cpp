@@ -147,12 +147,25 @@ void near_plane(const Kernels &k, const Layout &l, const std::vector<const uint8
         hash.add(mass);
         hash.add(uneven);
         if (!l.value_mean_offset) continue;
-        const Means m{l, rows, num_pages, mass.data(), near.data()};
-        std::vector<float> work((size_t)k.means_scratch(l, rows)), top((size_t)rows), total(top), out((size_t)(rows * l.head_dim));
+        const int64_t all = l.kv_heads * rows, chosen[] = {0, records - 1};
+        std::vector<float> raw = floats(all), effect = floats(all), shares((size_t)(all * num_pages)), costs((size_t)(all * records));
+        std::vector<float> total((size_t)all), missed(total), misplaced(total), out((size_t)(rows * l.head_dim));
+        for (int64_t r = 0; r < all; ++r) {
+            mass[(size_t)(r * num_pages)] = -INFINITY;
+            k.page_shares({num_pages, mass.data(), raw.data(), shares.data(), total.data()}, r);
+            k.record_costs({all, num_pages, l.pages_per_record, shares.data(), uneven.data(), effect.data()}, r, costs.data());
+        }
+        hash.add(shares);
+        hash.add(total);
+        hash.add(costs);
+        for (int64_t r = 0; r < all; ++r)
+            k.leave_out({num_pages, l.pages_per_record, rows % 2 + 1, chosen, shares.data(), uneven.data(), missed.data(), misplaced.data()}, r);
+        hash.add(missed);
+        hash.add(misplaced);
+        const Means m{l, rows, num_pages, shares.data(), near.data()};
+        std::vector<float> work((size_t)k.means_scratch(l, rows));
         for (int64_t head = 0; head < l.kv_heads; ++head) {
-            k.attend_means_chunk(m, head, 0, work.data(), top.data(), total.data(), out.data());
-            hash.add(top);
-            hash.add(total);
+            k.sum_means(m, head, 0, work.data(), out.data());
             hash.add(out);
         }
     }

@@ -62,6 +62,5 @@ def test_nothing_is_drawn_where_nothing_was_left_out():
 
 
 def test_each_layer_has_its_turn():
-    tokens = range(3 * audit.EVERY_TOKENS)
-    due = [(p, layer) for p in tokens for layer in range(3) if audit.is_due(layer, 3, p)]
-    assert [layer for _, layer in due] == [0, 1, 2]
+    due = [audit.layer_due(3, position) for position in range(3 * audit.EVERY_TOKENS)]
+    assert [layer for layer in due if layer is not None] == [0, 1, 2]

@@ -66,7 +66,7 @@ class Liar:
 
     needs_query = True
 
-    def expect(self, evidence, selector, last):
+    def expect(self, rehearsed, last):
         return torch.tensor([10**6, -1, 5, 5, 3, 0, 17])
 
 
@@ -174,7 +174,7 @@ def test_a_look_finds_the_mass_that_attending_everything_finds(folder, tmp_path,
 
     monkeypatch.setattr(TieredAttention, "output", staticmethod(watched))
     monkeypatch.setattr(audit.Audit, "note", note)
-    monkeypatch.setattr(audit, "is_due", lambda layer, num_layers, position: layer == 0)
+    monkeypatch.setattr(audit, "layer_due", lambda num_layers, position: 0)
     monkeypatch.setattr(audit, "NUM_DRAWS", 20_000)  # nothing with any mass is passed over
     run(folder, tmp_path, Mode("bounded", selector="everything", selector_options={}))
     everything = totals[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebbtide.prefetch.effect import head_effect, output_norms, value_spread
+from ebbtide.kernels.effect import head_effect, output_norms, value_spread
 from ebbtide.prefetch.evidence import Evidence, misplaced_mass, missed_mass
 from ebbtide.prefetch.registry import SELECTORS, make_selector
 from ebbtide.prefetch.source import Selector
@@ -45,7 +47,7 @@ def evidence(
 
 
 def changed(given: Evidence, **fields) -> Evidence:
-    return Evidence(**{**vars(given), **fields})
+    return dataclasses.replace(given, **fields)
 
 
 DRAWN = st.builds(

@@ -13,6 +13,7 @@ from ebbtide.kernels import dispatch
 from ebbtide.offload import engine
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.whole_token import WholeToken
+from ebbtide.prefetch.top_p import CRITERIA
 
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
@@ -37,12 +38,29 @@ def served(monkeypatch) -> list[bool]:
     return found
 
 
+BOUNDED = Mode("bounded", selector_options={"epsilon": 0.02})
+
+
 def run(folder, spill_dir, codec="8", share=1.0, **options):
     with open_small(folder, spill_dir, codec, **{**TINY, **options}) as llm:
         keep_in_memory(llm, NUM_TOKENS, share)
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         stats = llm.last_stats
         return logits, (stats.resident, stats.bytes_read, stats.bytes_written)
+
+
+def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED):
+    """Logits of each decoded token, what was read, and what the selections are said to be."""
+    with open_small(folder, spill_dir, mode=mode, **TINY) as llm:
+        keep_in_memory(llm, NUM_TOKENS, share, sequences=4, text=True)
+        llm._context = NUM_TOKENS
+        with llm.session() as session:
+            session.append(IDS[:PREFILLED])
+            rows = [session.last_logits(), *(session.decode(i) for i in IDS[PREFILLED:])]
+            stats, selected = session._runtime.store.stats, session._engine.selected
+            counted = (stats.resident, stats.bytes_read), session._sequence.trail.never_selected()
+            said = {**vars(selected.fidelity), **vars(selected.audit)}
+            return torch.stack(rows), counted, said
 
 
 @pytest.mark.parametrize(
@@ -102,9 +120,65 @@ def test_the_first_page_on_disk_ends_it(checkpoint, tmp_path, served):
     assert served.count(True) == 2 * CELL_TOKENS - PREFILLED
 
 
-def test_streamed_layers_and_bounded_mode_go_layer_by_layer(checkpoint, tmp_path, served):
+@pytest.mark.parametrize("name", VARIANTS)
+def test_selecting_gives_the_bits_counts_and_figures_of_the_layers(
+    checkpoint, tmp_path, monkeypatch, served, name
+):
+    folder = checkpoint(name)
+    whole, counted, said = run_bounded(folder, tmp_path)
+    assert any(served) == (name not in BY_LAYERS)
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    layers, counted_by_layers, said_by_layers = run_bounded(folder, tmp_path)
+    assert torch.equal(whole, layers)
+    assert counted == counted_by_layers
+    # The same numbers, added up in another order and precision.
+    assert said == pytest.approx(said_by_layers, rel=1e-4, abs=1e-6)
+    if said["offered"]:
+        assert 0 < said["selected"] < said["offered"] and said["num_drawn"] > 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_selects_as_its_layers_do(
+    checkpoint, tmp_path, monkeypatch, served, criterion
+):
+    folder, options = checkpoint("qwen2"), {"epsilon": 0.1, "criterion": criterion}
+    mode = Mode("bounded", selector_options=options)
+    whole, counted, _ = run_bounded(folder, tmp_path, mode=mode)
+    assert any(served)
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    layers, expected, _ = run_bounded(folder, tmp_path, mode=mode)
+    assert torch.equal(whole, layers) and counted == expected
+
+
+def test_selecting_on_every_instruction_set_gives_the_bits_of_its_layers(
+    checkpoint, tmp_path, monkeypatch, served, kernels
+):
+    folder = checkpoint("qwen2")
+    whole, _, _ = run_bounded(folder, tmp_path)
+    assert any(served) == (kernels != "reference")
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    assert torch.equal(whole, run_bounded(folder, tmp_path)[0])
+
+
+def test_selecting_gives_the_same_bits_from_disk_and_with_more_threads(
+    checkpoint, tmp_path, served
+):
     folder = checkpoint("llama3")
-    run(folder, tmp_path, mode=Mode("bounded"))
+    expected, _, _ = run_bounded(folder, tmp_path)
+    served.clear()
+    assert torch.equal(run_bounded(folder, tmp_path, share=0.0)[0], expected)
+    assert served.count(True) == 2 * CELL_TOKENS - PREFILLED
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(run_bounded(folder, tmp_path)[0], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_path, served):
+    folder = checkpoint("llama3")
+    run_bounded(folder, tmp_path, mode=Mode("bounded", selector="window", selector_options={}))
     with open_small(folder, tmp_path, **TINY) as llm:
         keep_in_memory(llm, NUM_TOKENS, 1.0)
         original = llm.admission.plan

@@ -218,7 +218,7 @@ def most_massive(count_share: float) -> Select:
     """The best records by summed estimated mass, a share of all: for comparing sketches."""
 
     def select(evidence: Evidence) -> torch.Tensor:
-        mass = evidence.by_record(evidence.shares()).flatten(0, 1).sum(0)
+        mass = evidence.by_record(evidence.shares.shares).flatten(0, 1).sum(0)
         there = int(evidence.present().sum())
         return best_records(evidence, mass, max(1, round(count_share * there)))
 

@@ -11,8 +11,8 @@ from estimate import Estimate, page_evidence
 from network import Network, Reading
 from sealed import Sealed
 
+from ebbtide.kernels.effect import head_effect, output_norms, value_spread
 from ebbtide.kernels.pages import rotate
-from ebbtide.prefetch.effect import head_effect, output_norms, value_spread
 from ebbtide.prefetch.evidence import Evidence
 
 CELL_TOKENS = 256

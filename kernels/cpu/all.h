@@ -26,6 +26,7 @@ namespace {
 #include "join.h"
 #include "rope.h"
 #include "score.h"
+#include "shares.h"
 #include "means.h"
 #include "quantise.h"
 #include "matmul_raw.h"
@@ -37,7 +38,8 @@ namespace {
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, seal, quantise_rows, multiply, rms_norm, gate_with,
                                   attend_scratch, attend_chunk, merge_chunks, attend_span, soften_rows, rope_scores, raw_scratch, attend_raw,
-                                  join_spans, score_scratch, score_record, means_scratch, attend_means_chunk};
+                                  join_spans, score_scratch, score_record, page_shares, record_costs, leave_out, value_spread,
+                                  means_scratch, sum_means};
     return table;
 }
 }  // namespace ebbtide

@@ -1,6 +1,6 @@
 // Attention over pages and raw tokens, and merging, for ../paged_attention.py and ../layer_attention.py.
-#include "attend_layer.h"
 #include "bindings.h"
+#include "select_layer.h"
 
 namespace nb = nanobind;
 using namespace ebbtide;
@@ -22,12 +22,7 @@ void attend_records(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records
     const Attend a = over_records(l, q, rows, near, records, num_records, skip_first,
                                   num_records * l.pages_per_record * l.page_tokens, bias, softcap);
     nb::gil_scoped_release released;
-    const Kernels &kernels = *active;
-    take_turns(num_records * l.kv_heads, num_records * l.record_bytes, kernels.attend_scratch(l, rows), threads,
-               [&](int64_t i, float *scratch) {
-                   kernels.attend_chunk(a, i % l.kv_heads, i / l.kv_heads, scratch, at<float>(highest) + i * rows,
-                                        at<float>(total) + i * rows, at<float>(out) + i * rows * l.head_dim);
-               });
+    attend_each(*active, a, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
 }
 
 // One partial for each span and head, span by span.
@@ -46,16 +41,6 @@ void attend_spans(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, 
                                        at<float>(highest) + i * rows, at<float>(total) + i * rows,
                                        at<float>(out) + i * rows * l.head_dim);
                });
-}
-
-// runs: keys, values, bytes from head to head and from layer to layer (of no use here), tokens of each run.
-std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
-    if (numbers.size() % 5 || numbers.size() / 5 > MAX_RUNS) throw std::invalid_argument("these are not runs");
-    std::vector<RawRun> runs;
-    for (size_t i = 0; i < numbers.size(); i += 5)
-        runs.push_back({at<const uint8_t>((uintptr_t)numbers[i]), at<const uint8_t>((uintptr_t)numbers[i + 1]), numbers[i + 2],
-                        numbers[i + 4]});
-    return runs;
 }
 
 // The partial of raw tokens, one for each head.

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "attend_layer.h"
 #include "bindings.h"
+#include "select_layer.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -81,9 +81,27 @@ void mix(const LayerStep &step, uintptr_t x, uintptr_t attended, uintptr_t out, 
     step.mix(at<const float>(x), at<const float>(attended), at<float>(out), threads);
 }
 
+// reported: the addresses of chosen, figures, q, shares and log_total, or none at all; row and looked_at as in Reported.
 void run_token(const TokenStep &step, uintptr_t x, double scale, const std::vector<int64_t> &numbers, uintptr_t tables,
-               uintptr_t out, int threads) {
-    step.run(at<const float>(x), scale, numbers, at<const uintptr_t>(tables), at<float>(out), threads);
+               uintptr_t out, const std::vector<int64_t> &reported, int threads) {
+    Reported to{nullptr, 0, nullptr, -1, nullptr, nullptr, nullptr};
+    if (!reported.empty()) {
+        Reader reader{reported};
+        to.row = reader.number();
+        to.looked_at = reader.number();
+        to.chosen = at<int64_t>((uintptr_t)reader.number());
+        to.figures = at<double>((uintptr_t)reader.number());
+        to.q = at<float>((uintptr_t)reader.number());
+        to.shares = at<float>((uintptr_t)reader.number());
+        to.log_total = at<float>((uintptr_t)reader.number());
+    }
+    step.run(at<const float>(x), scale, numbers, at<const uintptr_t>(tables), at<float>(out), to, threads);
+}
+
+TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<int64_t> &numbers,
+                           const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind,
+                           int64_t records_per_span, double softcap, double epsilon, bool by_unevenness, bool by_effect) {
+    return new TokenStep(steps, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap, {epsilon, by_unevenness, by_effect});
 }
 
 // Rows of n, normed, to out.
@@ -110,8 +128,7 @@ void bind_step(nb::module_ &m) {
         .def(nb::init<const std::vector<int64_t> &, uintptr_t, double, double>())
         .def("run", &BlockProduct::run, Released());
     nb::class_<TokenStep>(m, "TokenStep")
-        .def(nb::init<const std::vector<const LayerStep *> &, const std::vector<int64_t> &, const std::vector<double> &,
-                      const std::vector<int64_t> &, int, int64_t, double>())
+        .def(nb::new_(&make_token_step))
         .def("run", &run_token, Released());
     m.def("rms_norm", &rms_norm, Released());
 }

@@ -33,9 +33,20 @@ inline Layout layout_of(const std::vector<int64_t> &numbers) {
     return layout;
 }
 
+// Runs of raw tokens: keys, values, bytes from head to head and from layer to layer (of no use here), tokens of each.
+inline std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
+    if (numbers.size() % 5 || numbers.size() / 5 > MAX_RUNS) throw std::invalid_argument("these are not runs");
+    std::vector<RawRun> runs;
+    for (size_t i = 0; i < numbers.size(); i += 5)
+        runs.push_back({at<const uint8_t>((uintptr_t)numbers[i]), at<const uint8_t>((uintptr_t)numbers[i + 1]), numbers[i + 2],
+                        numbers[i + 4]});
+    return runs;
+}
+
 void bind_attend(nanobind::module_ &m);
 void bind_matmul(nanobind::module_ &m);
 void bind_reads(nanobind::module_ &m);
+void bind_select(nanobind::module_ &m);
 void bind_step(nanobind::module_ &m);
 
 }  // namespace ebbtide

@@ -92,14 +92,37 @@ struct Score {
     float *log_mass, *unevenness;  // (kv_heads, rows, num_pages)
 };
 
-// Attention over pages as single tokens.
+// What pages are worth to query rows, of all heads.
+struct Shares {
+    int64_t num_pages;
+    const float *log_mass, *raw_log_mass;  // (rows, num_pages), (rows); -infinity: not there
+    float *shares, *log_total;             // (rows, num_pages), (rows)
+};
+
+// What rows get wrong where records are not read.
+struct Costs {
+    int64_t rows, num_pages, pages_per_record;
+    const float *shares, *unevenness;  // (rows, num_pages); null: 1 everywhere
+    const float *effect;               // (rows), or null: 1
+};
+
+// What lies outside the records that are read.
+struct LeftOut {
+    int64_t num_pages, pages_per_record, num_chosen;
+    const int64_t *chosen;
+    float *shares;              // (rows, num_pages)
+    const float *unevenness;    // (rows, num_pages)
+    float *missed, *misplaced;  // (rows)
+};
+
+// Mean values of pages, to be added up.
 struct Means {
     Layout layout;
     int64_t rows, num_pages;
-    const float *log_mass;       // (kv_heads, rows, num_pages); at or below UNSEEN: not attended
+    const float *weights;        // (kv_heads, rows, num_pages)
     const uint8_t *const *near;  // each near record
 };
-constexpr int64_t MEANS_RECORDS = 64;  // of one partial: fixed, so that the bits are
+constexpr int64_t MEANS_RECORDS = 64;  // of one sum: fixed, so that the bits are
 
 enum Activation { SILU, GELU, GELU_TANH };  // in the order of ../step.py
 
@@ -145,10 +168,15 @@ struct Kernels {
     // The pages of one record, all heads; scratch holds score_scratch bytes, aligned to 64.
     int64_t (*score_scratch)(const Layout &);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);
-    // MEANS_RECORDS records of one head to a partial; scratch holds means_scratch floats.
+    // One row each.
+    void (*page_shares)(const Shares &, int64_t row);
+    void (*record_costs)(const Costs &, int64_t row, float *costs);
+    void (*leave_out)(const LeftOut &, int64_t row);
+    // One head's raw values; scratch holds raw_scratch floats.
+    float (*value_spread)(const RawAttend &, int64_t head, float *scratch);
+    // MEANS_RECORDS records of one head; scratch holds means_scratch floats.
     int64_t (*means_scratch)(const Layout &, int64_t rows);
-    void (*attend_means_chunk)(const Means &, int64_t head, int64_t chunk, float *scratch, float *highest, float *total,
-                               float *out);
+    void (*sum_means)(const Means &, int64_t head, int64_t chunk, float *scratch, float *out);
 };
 
 const Kernels &kernels_portable();

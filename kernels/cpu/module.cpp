@@ -10,7 +10,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 17;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 18;  // ../dispatch.py asks for the same number
 
 // The instruction sets that this machine has, best first.
 std::vector<const Kernels *> available() {
@@ -75,52 +75,6 @@ bool seal(uintptr_t k, uintptr_t v, const std::vector<int64_t> &numbers, int64_t
     return good;
 }
 
-void merge_all(int64_t chunks, int64_t rows, int64_t dim, const float *highest, const float *total, const float *out,
-               float *to_highest, float *to_total, float *to_out, int threads) {
-    share_out(rows, 1, chunks * rows * dim * 4, threads, [&](int64_t begin, int64_t end) {
-        active->merge_chunks(chunks, rows, dim, highest, total, out, to_highest, to_total, to_out, begin, end);
-    });
-}
-
-void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records,
-           uintptr_t bias, float softcap, uintptr_t log_mass, uintptr_t unevenness, int threads) {
-    const Layout l = layout_of(numbers);
-    const int64_t dim = l.head_dim, wide = (dim + 15) / 16 * 16;
-    nb::gil_scoped_release released;
-    std::vector<float> padded((size_t)(l.kv_heads * rows * wide));
-    for (int64_t i = 0; i < l.kv_heads * rows; ++i)
-        std::memcpy(padded.data() + i * wide, at<const float>(q) + i * dim, (size_t)dim * 4);
-    const int64_t num_pages = num_records * l.pages_per_record;
-    const Score s{l, rows, num_pages * l.page_tokens, num_pages, padded.data(), at<const float>(bias), softcap,
-                  at<const uint8_t *const>(near), at<float>(log_mass), at<float>(unevenness)};
-    share_out(num_records, 1, num_records * l.near_record_bytes, threads, [&](int64_t begin, int64_t end) {
-        constexpr uintptr_t LINE = 64;  // loads that cross cache lines cost a tenth of the whole
-        std::vector<uint8_t> scratch((size_t)active->score_scratch(l) + LINE);
-        uint8_t *aligned = at<uint8_t>((reinterpret_cast<uintptr_t>(scratch.data()) + LINE - 1) / LINE * LINE);
-        for (int64_t i = begin; i < end; ++i) active->score_record(s, i, aligned);
-    });
-}
-
-// near is an array of addresses, one for each record.
-void attend_means(uintptr_t log_mass, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers,
-                  int64_t num_records, uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
-    const Layout l = layout_of(numbers);
-    const Means m{l, rows, num_records * l.pages_per_record, at<const float>(log_mass), at<const uint8_t *const>(near)};
-    nb::gil_scoped_release released;
-    const int64_t chunks = (num_records + MEANS_RECORDS - 1) / MEANS_RECORDS, all_rows = l.kv_heads * rows;
-    const int64_t count = chunks * all_rows;
-    std::vector<float> parts((size_t)(count * (2 + l.head_dim)));
-    float *tops = parts.data(), *totals = tops + count, *outs = totals + count;
-    share_out(chunks * l.kv_heads, 1, m.num_pages * l.kv_heads * l.head_dim * 2, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch((size_t)active->means_scratch(l, rows));
-        for (int64_t i = begin; i < end; ++i)
-            active->attend_means_chunk(m, i % l.kv_heads, i / l.kv_heads, scratch.data(), tops + i * rows,
-                                       totals + i * rows, outs + i * rows * l.head_dim);
-    });
-    merge_all(chunks, all_rows, l.head_dim, tops, totals, outs, at<float>(highest), at<float>(total), at<float>(out),
-              threads);
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -133,8 +87,7 @@ NB_MODULE(_cpu, m) {
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");
     bind_matmul(m);
     bind_step(m);
-    m.def("score", &score);
-    m.def("attend_means", &attend_means);
     bind_attend(m);
+    bind_select(m);
     bind_reads(m);
 }

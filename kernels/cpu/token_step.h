@@ -1,5 +1,6 @@
-// One decoded token through all layers: what LayerStep does before and after attention, and attention over spans that lie in
-// memory and raw tokens between. Included by bind_step.cpp alone, inside an anonymous namespace, after layer_step.h.
+// One decoded token through all layers: what LayerStep does before and after attention, and between them attention over spans
+// that lie in memory and raw tokens, or over what is selected of them. Included by bind_step.cpp alone, inside an anonymous
+// namespace, after layer_step.h.
 //
 // Bits are those of the same steps one by one: each calls the very functions that serve alone.
 
@@ -73,23 +74,38 @@ struct Token {
     }
 };
 
+// Where a token leaves what its selections were: of layer i, chosen[i] holds their number and then the records, ascending, in a
+// row of `row` numbers; figures[i] the mean and the greatest missed share of a query head, and the same of misplaced ones.
+struct Reported {
+    int64_t *chosen, row;
+    double *figures;
+    // Of one layer, or of none (-1), what a look at its estimates needs: queries, shares of pages left out, the log of all mass.
+    int64_t looked_at;
+    float *q, *shares, *log_total;
+};
+
 class TokenStep {
 public:
-    // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), and the frequencies
-    // (pairs) and their count that turn it; amplitudes: of each layer's rotation. layout: as layout_of takes it.
+    // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), the frequencies (pairs)
+    // and their count that turn it, and its output norms (an address, or 0 where all is attended); amplitudes: of each layer's
+    // rotation; layouts: of each layer's pages, as layout_of takes them.
     TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
-              const std::vector<int64_t> &layout, int raw_kind, int64_t records_per_span, double softcap)
-        : layout_(layout_of(layout)), raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap) {
+              const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
+              const Selection &selection)
+        : raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap), selection_(selection) {
         Reader reader{numbers};
-        if (steps.empty() || amplitudes.size() != steps.size()) throw std::invalid_argument("these are not layers");
+        if (steps.empty() || amplitudes.size() != steps.size() || layouts.size() != steps.size())
+            throw std::invalid_argument("these are not layers");
         for (size_t i = 0; i < steps.size(); ++i) {
             Layer layer;
             layer.step = steps[i];
+            layer.layout = layout_of(layouts[i]);
             layer.view = reader.number();
             layer.angles = reader.number();
             layer.key_bias = reader.address<float>();
             layer.frequencies = reader.address<float>();
             layer.pairs = reader.number();
+            layer.output_norms = reader.address<float>();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
             layers_.push_back(layer);
@@ -98,7 +114,8 @@ public:
 
     // x (hidden_size) through all layers, to out. tables: for each layer, the addresses of two arrays: where its near records
     // start and where its records do.
-    void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, float *out, int threads) const {
+    void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, float *out, const Reported &reported,
+             int threads) const {
         const Token token(numbers);
         const int64_t heads = layers_[0].step->query_size();
         std::vector<float> q((size_t)heads), attended((size_t)heads), score_bias;
@@ -110,7 +127,16 @@ public:
             layer.step->project_into(x, token.angles.at((size_t)layer.angles), scale, q.data(), places.data(),
                                      (int64_t)places.size(), raw_as_weight(), threads);
             const float *bias = bias_of(layer, view, q.data(), score_bias, threads);
-            attend(view, (int64_t)i, tables + 2 * i, q.data(), bias, attended.data(), threads);
+            const std::vector<RawRun> runs = view.runs_of((int64_t)i);
+            const LayerAttend all = everything(layer, view, runs, tables + 2 * i, q.data(), bias);
+            if (!layer.output_norms || !view.num_records) {
+                attend_layer(*active, all, attended.data(), threads);
+                if (reported.row) reported.chosen[(int64_t)i * reported.row] = 0;
+            } else {
+                const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
+                selected.attend(*active, {standing, all.pages, all.num_records, layer.layout.page_tokens}, selection_, attended.data(), threads);
+                report(reported, (int64_t)i, q.data(), layer.layout);
+            }
             layer.step->mix(x, attended.data(), out, threads);
         }
     }
@@ -118,8 +144,9 @@ public:
 private:
     struct Layer {
         const LayerStep *step;
+        Layout layout;
         int64_t view, angles, pairs;
-        const float *key_bias, *frequencies;
+        const float *key_bias, *frequencies, *output_norms;
         float amplitude;
     };
 
@@ -127,13 +154,13 @@ private:
         return raw_kind_ == RAW_F32 ? WEIGHT_F32 : raw_kind_ == RAW_BF16 ? WEIGHT_BF16 : WEIGHT_F16;
     }
 
-    int64_t num_rows() const { return layers_[0].step->query_size() / layout_.head_dim; }
+    int64_t num_rows() const { return layers_[0].step->query_size() / layers_[0].layout.head_dim; }
 
     // What a key bias adds to the scores of sealed tokens, (num_heads, tokens); null where nothing is to be added.
     const float *bias_of(const Layer &layer, const View &view, const float *q, std::vector<float> &scores, int threads) const {
         if (!layer.key_bias || !view.num_records) return nullptr;
         const int64_t rows = num_rows(), pairs = layer.pairs;
-        const int64_t tokens = view.num_records * layout_.pages_per_record * layout_.page_tokens;
+        const int64_t tokens = view.num_records * layer.layout.pages_per_record * layer.layout.page_tokens;
         const std::vector<float> constant((size_t)rows);
         std::vector<float> factors((size_t)(2 * rows * pairs));
         if ((int64_t)scores.size() < rows * tokens) scores.resize((size_t)(rows * tokens));
@@ -145,22 +172,48 @@ private:
         return scores.data();
     }
 
-    void attend(const View &view, int64_t layer, const uintptr_t *table, const float *q, const float *bias, float *out, int threads) const {
-        const std::vector<RawRun> runs = view.runs_of(layer);
-        const int64_t rows = num_rows() / layout_.kv_heads, count = view.num_records;
-        const int64_t tokens = count * layout_.pages_per_record * layout_.page_tokens;
-        const LayerAttend a{{layout_, rows, tokens, view.visible_from, view.visible_to, q, bias, softcap_,
-                             at<const uint8_t *const>(table[0]) + view.first_record,
-                             at<const uint8_t *const>(table[1]) + view.first_record},
-                            count,
-                            records_per_span_,
-                            {raw_kind_, layout_.kv_heads, layout_.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size()}};
-        attend_layer(*active, a, out, threads);
+    LayerAttend everything(const Layer &layer, const View &view, const std::vector<RawRun> &runs, const uintptr_t *table, const float *q,
+                           const float *bias) const {
+        const Layout &l = layer.layout;
+        const int64_t rows = num_rows() / l.kv_heads, count = view.num_records, tokens = count * l.pages_per_record * l.page_tokens;
+        return {{l, rows, tokens, view.visible_from, view.visible_to, q, bias, softcap_,
+                 at<const uint8_t *const>(table[0]) + view.first_record, at<const uint8_t *const>(table[1]) + view.first_record},
+                count,
+                records_per_span_,
+                {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size()}};
     }
 
-    Layout layout_;
+    void report(const Reported &to, int64_t layer, const float *q, const Layout &l) const {
+        const int64_t rows = num_rows(), num = (int64_t)selected.chosen.size();
+        int64_t *chosen = to.chosen + layer * to.row;
+        if (num >= to.row) throw std::invalid_argument("there is no room for what was chosen");
+        chosen[0] = num;
+        std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
+        double *figures = to.figures + layer * 4;
+        figures[0] = figures[1] = figures[2] = figures[3] = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            const float missed = selected.missed[(size_t)r], misplaced = selected.misplaced[(size_t)r];
+            figures[0] += missed / (double)rows;
+            figures[1] = missed > figures[1] ? missed : figures[1];
+            figures[2] += misplaced / (double)rows;
+            figures[3] = misplaced > figures[3] ? misplaced : figures[3];
+        }
+        if (layer != to.looked_at) return;
+        std::memcpy(to.q, q, (size_t)(rows * l.head_dim) * 4);
+        std::memcpy(to.log_total, selected.whole_log.data(), (size_t)rows * 4);
+        const int64_t pages = (to.row - 1) * l.pages_per_record;
+        for (int64_t r = 0; r < rows; ++r) {
+            const float scale = std::exp(selected.log_total[(size_t)r] - selected.whole_log[(size_t)r]);
+            for (int64_t p = 0; p < pages; ++p) to.shares[r * pages + p] = selected.shares[(size_t)(r * pages + p)] * scale;
+        }
+    }
+
     RawKind raw_kind_;
     int64_t records_per_span_;
     float softcap_;
+    Selection selection_;
     std::vector<Layer> layers_;
+    // Of the calling thread: a step may run in several.
+    static thread_local Selected selected;
 };
+thread_local Selected TokenStep::selected;

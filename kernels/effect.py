@@ -8,7 +8,57 @@ Knows no pages, and nothing that a selection could change.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+from . import dispatch
+from .attention import Partial
+from .layer_attention import Raw
+from .layout import PageLayout
+
+
+class Standing(NamedTuple):
+    """What a query step knows of a layer besides its pages.
+
+    raw: the partial of the keys that are attended raw; raw_log_mass, effect: (kv_heads, num_rows)
+    float32, the log of their mass, and what `head_effect` says.
+    """
+
+    raw: Partial
+    raw_log_mass: torch.Tensor
+    effect: torch.Tensor
+
+
+def stand(
+    q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32 contiguous, scaled
+    raw: Raw,
+    layout: PageLayout,
+    softcap: float,
+    output_norms: torch.Tensor,  # (kv_heads, num_rows) float32 contiguous
+    x: torch.Tensor,  # (1, hidden_size) float32 contiguous: the residual that enters the layer
+) -> Standing:
+    """All that is known before pages are looked at, in one call: compiled kernels alone. What it
+    is of, the functions below and `attention.attend` are the reference."""
+    shape = q.shape[:2]
+    part = Partial(q.new_empty(shape), q.new_empty(shape), torch.empty_like(q))
+    log_mass, effect = q.new_empty(shape), q.new_empty(shape)
+    dispatch.compiled_for().stand_raw(
+        q.data_ptr(),
+        q.shape[1],
+        dispatch.layout_numbers(layout),
+        dispatch.raw_kind(raw.dtype),
+        raw.runs,
+        softcap,
+        output_norms.data_ptr(),
+        x.data_ptr(),
+        x.shape[1],
+        *(one.data_ptr() for one in part),
+        log_mass.data_ptr(),
+        effect.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return Standing(part, log_mass, effect)
 
 
 def head_effect(

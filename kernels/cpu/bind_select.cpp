@@ -1,0 +1,69 @@
+// The steps of attention over some records of a layer, for ../score.py, ../selection.py, ../effect.py and ../means.py.
+#include "bindings.h"
+#include "select_layer.h"
+
+namespace nb = nanobind;
+using namespace ebbtide;
+
+namespace {
+
+// near is an array of addresses, one for each record, here and below.
+void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records,
+           uintptr_t bias, float softcap, uintptr_t log_mass, uintptr_t unevenness, int threads) {
+    const Layout l = layout_of(numbers);
+    const int64_t pages = num_records * l.pages_per_record;
+    const Score s{l, rows, pages * l.page_tokens, pages, nullptr, at<const float>(bias), softcap,
+                  at<const uint8_t *const>(near), at<float>(log_mass), at<float>(unevenness)};
+    nb::gil_scoped_release released;
+    score_all(*active, s, at<const float>(q), num_records, threads);
+}
+
+void page_shares(uintptr_t log_mass, uintptr_t raw_log_mass, int64_t rows, int64_t num_pages, uintptr_t shares,
+                 uintptr_t log_total, int threads) {
+    const Shares s{num_pages, at<const float>(log_mass), at<const float>(raw_log_mass), at<float>(shares), at<float>(log_total)};
+    nb::gil_scoped_release released;
+    share_all(*active, s, rows, threads);
+}
+
+int64_t choose(uintptr_t shares, uintptr_t unevenness, uintptr_t effect, int64_t rows, int64_t num_pages, int64_t pages_per_record,
+               double epsilon, uintptr_t ranked, int threads) {
+    const Costs c{rows, num_pages, pages_per_record, at<const float>(shares), at<const float>(unevenness), at<const float>(effect)};
+    nb::gil_scoped_release released;
+    return choose_records(*active, c, epsilon, at<int64_t>(ranked), threads);
+}
+
+void stand_raw(uintptr_t q, int64_t rows, const std::vector<int64_t> &numbers, int kind, const std::vector<int64_t> &runs,
+               float softcap, uintptr_t output_norms, uintptr_t x, int64_t hidden, uintptr_t highest, uintptr_t total, uintptr_t out,
+               uintptr_t log_mass, uintptr_t effect, int threads) {
+    const Layout l = layout_of(numbers);
+    const std::vector<RawRun> held = runs_of(runs);
+    const Standing s{{(RawKind)kind, l.kv_heads, l.head_dim, rows, at<const float>(q), softcap, held.data(), (int64_t)held.size()},
+                     at<const float>(output_norms), at<const float>(x), hidden};
+    nb::gil_scoped_release released;
+    stand(*active, s, at<float>(highest), at<float>(total), at<float>(out), at<float>(log_mass), at<float>(effect), threads);
+}
+
+// shares are used up: those of chosen records become 0.
+void left_out(uintptr_t shares, uintptr_t unevenness, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers,
+              int64_t num_records, uintptr_t chosen, int64_t num_chosen, uintptr_t missed, uintptr_t misplaced, uintptr_t out,
+              int threads) {
+    const Layout l = layout_of(numbers);
+    const int64_t pages = num_records * l.pages_per_record;
+    const int64_t *const numbers_of = at<const int64_t>(chosen);
+    for (int64_t i = 0; i < num_chosen; ++i)
+        if (numbers_of[i] < 0 || numbers_of[i] >= num_records) throw std::invalid_argument("a record that is not there was chosen");
+    const LeftOut left{pages, l.pages_per_record, num_chosen, numbers_of, at<float>(shares), at<const float>(unevenness),
+                       at<float>(missed), at<float>(misplaced)};
+    nb::gil_scoped_release released;
+    attend_left_out(*active, left, {l, rows, pages, nullptr, at<const uint8_t *const>(near)}, at<float>(out), threads);
+}
+
+}  // namespace
+
+void ebbtide::bind_select(nb::module_ &m) {
+    m.def("score", &score);
+    m.def("page_shares", &page_shares);
+    m.def("choose", &choose, "How many records were written to `ranked`.");
+    m.def("stand_raw", &stand_raw);
+    m.def("left_out", &left_out);
+}
