@@ -10,6 +10,7 @@
     effect           what a head can do to the residual stream
     selection        from pages' shares to the records that are read
     means            attention over pages as single tokens: share and mean value
+    layer_selection  a layer's attention over selected records: compiled kernels alone
     rope_scores      what a key's bias adds to scores
     quantised        weights in groups of 8 or 4 bits, and rows of activations
     matmul           linear layers whose rows never depend on how many rows there are

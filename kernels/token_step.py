@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
+from .layer_selection import Choice
 from .layout import PageLayout
 from .step import LayerStep
 
@@ -51,14 +52,6 @@ class View(NamedTuple):
     visible: tuple[int, int]
     position: int
     runs: list[int]
-
-
-class Choice(NamedTuple):
-    """How records are selected: see selection.choose_records."""
-
-    epsilon: float
-    by_unevenness: bool
-    by_effect: bool
 
 
 class Selections:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..kernels.effect import Standing
-
 
 class Trail:
     """By layer. last: the records that were selected a step ago, ascending, (k,) int64; standing:
-    what the latest query knew besides pages; rehearsed: log masses that the latest rehearsal found,
-    as in Evidence.
+    raw_log_mass and effect of the latest query, as in Evidence; rehearsed: log masses that the
+    latest rehearsal found.
     """
 
     def __init__(self):
         self.last: dict[int, torch.Tensor] = {}
-        self.standing: dict[int, Standing] = {}
+        self.standing: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.rehearsed: dict[int, torch.Tensor] = {}
         self._ever: dict[int, np.ndarray] = {}  # (num_records,) bool
 

@@ -11,9 +11,10 @@ import torch
 from small_llm import TINY, keep_in_memory, open_small
 
 from ebbtide import LLM
-from ebbtide.offload.attention import TieredAttention
+from ebbtide.offload import selected_attention
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.selection_steps import TorchSteps
 from ebbtide.prefetch import audit
 from ebbtide.prefetch.foresight import FORESIGHTS, make_foresight
 
@@ -59,6 +60,14 @@ def test_foresight_and_tiers_change_no_bit(folder, in_memory, tmp_path, foresigh
     logits, stats, _ = run(folder, tmp_path, mode, share=share)
     assert torch.equal(logits, in_memory)
     assert stats.bytes_read["disk"] > 0
+
+
+def test_the_steps_of_any_selector_give_the_bits_of_the_compiled_ones(
+    folder, in_memory, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(selected_attention, "compiled_choice", lambda selector: None)
+    for share in (0.0, 1.0):
+        assert torch.equal(run(folder, tmp_path, share=share)[0], in_memory)
 
 
 class Liar:
@@ -162,17 +171,17 @@ def test_looking_at_what_was_left_out_changes_no_bit(folder, tmp_path, monkeypat
 
 def test_a_look_finds_the_mass_that_attending_everything_finds(folder, tmp_path, monkeypatch):
     """In the first layer of the first decoded token, where both runs have the same query."""
-    totals, looks, output = [], [], TieredAttention.output
+    totals, looks, finish = [], [], TorchSteps.finish
 
-    def watched(query, whole):
-        if query.rows == 1:
-            totals.append(whole.max + whole.sum.log())
-        return output(query, whole)
+    def watched(self):
+        done = finish(self)
+        totals.append(self.left_out()[1])
+        return done
 
     def note(self, shares, true_shares, drawn, counts):
         looks.append((shares.sum(-1), true_shares.sum(0), drawn, shares))
 
-    monkeypatch.setattr(TieredAttention, "output", staticmethod(watched))
+    monkeypatch.setattr(TorchSteps, "finish", watched)
     monkeypatch.setattr(audit.Audit, "note", note)
     monkeypatch.setattr(audit, "layer_due", lambda num_layers, position: 0)
     monkeypatch.setattr(audit, "NUM_DRAWS", 20_000)  # nothing with any mass is passed over

@@ -1,4 +1,5 @@
-// The steps of attention over some records of a layer, for ../score.py, ../selection.py, ../effect.py and ../means.py.
+// The steps of attention over some records of a layer, for ../score.py, ../selection.py, ../effect.py and ../means.py,
+// and all of them for ../layer_selection.py.
 #include "bindings.h"
 #include "select_layer.h"
 
@@ -58,6 +59,63 @@ void left_out(uintptr_t shares, uintptr_t unevenness, int64_t rows, uintptr_t ne
     attend_left_out(*active, left, {l, rows, pages, nullptr, at<const uint8_t *const>(near)}, at<float>(out), threads);
 }
 
+// A LayerSelection and what it was given, for ../layer_selection.py.
+class HeldSelection {
+public:
+    int64_t choose(uintptr_t q, uintptr_t page_q, int64_t rows, uintptr_t near, int64_t num_records, const std::vector<int64_t> &numbers,
+                   float softcap, uintptr_t bias, int kind, const std::vector<int64_t> &runs, uintptr_t output_norms, uintptr_t x,
+                   int64_t hidden, double epsilon, bool by_unevenness, bool by_effect, uintptr_t chosen, int threads) {
+        const Layout l = layout_of(numbers);
+        runs_ = runs_of(runs);
+        given_ = {{{(RawKind)kind, l.kv_heads, l.head_dim, rows, at<const float>(q), softcap, runs_.data(), (int64_t)runs_.size()},
+                   at<const float>(output_norms), at<const float>(x), hidden},
+                  {l, rows, 0, 0, 0, at<const float>(page_q), at<const float>(bias), softcap, at<const uint8_t *const>(near), nullptr},
+                  num_records, l.page_tokens};
+        nb::gil_scoped_release released;
+        selection_.choose(*active, given_, {epsilon, by_unevenness, by_effect}, threads);
+        std::copy(selection_.chosen.begin(), selection_.chosen.end(), at<int64_t>(chosen));
+        return (int64_t)selection_.chosen.size();
+    }
+
+    void known(uintptr_t raw_log_mass, uintptr_t effect) const {
+        selection_.known(given_.standing.num_rows(), at<float>(raw_log_mass), at<float>(effect));
+    }
+
+    void estimate(uintptr_t chosen, int64_t count, int threads) {
+        const int64_t *from = at<const int64_t>(chosen);
+        for (int64_t i = 0; i < count; ++i)
+            if (from[i] < 0 || from[i] >= given_.num_records) throw std::invalid_argument("a record that is not there was chosen");
+        selection_.chosen.assign(from, from + count);
+        nb::gil_scoped_release released;
+        selection_.estimate(*active, given_, threads);
+    }
+
+    void attend(int64_t first, int64_t count, uintptr_t near, uintptr_t records, int threads) {
+        if (first < 0 || first + count > (int64_t)selection_.chosen.size()) throw std::invalid_argument("more records than were chosen");
+        nb::gil_scoped_release released;
+        selection_.attend(*active, given_, first, count, at<const uint8_t *const>(near), at<const uint8_t *const>(records), threads);
+    }
+
+    std::vector<double> finish(uintptr_t out, int threads) {
+        std::vector<double> figures(4);
+        nb::gil_scoped_release released;
+        selection_.finish(*active, given_, at<float>(out), threads);
+        selection_.figures(given_.standing.num_rows(), figures.data());
+        return figures;
+    }
+
+    int64_t num_pages() const { return given_.num_pages(); }
+
+    void left_out(uintptr_t shares, uintptr_t log_total) const {
+        selection_.left_out(given_.standing.num_rows(), given_.num_pages(), at<float>(shares), at<float>(log_total));
+    }
+
+private:
+    std::vector<RawRun> runs_;
+    SelectLayer given_{};
+    LayerSelection selection_;
+};
+
 }  // namespace
 
 void ebbtide::bind_select(nb::module_ &m) {
@@ -66,4 +124,13 @@ void ebbtide::bind_select(nb::module_ &m) {
     m.def("choose", &choose, "How many records were written to `ranked`.");
     m.def("stand_raw", &stand_raw);
     m.def("left_out", &left_out);
+    nb::class_<HeldSelection>(m, "LayerSelection")
+        .def(nb::init<>())
+        .def("choose", &HeldSelection::choose)
+        .def("known", &HeldSelection::known)
+        .def("estimate", &HeldSelection::estimate)
+        .def("attend", &HeldSelection::attend)
+        .def("finish", &HeldSelection::finish)
+        .def("num_pages", &HeldSelection::num_pages)
+        .def("left_out", &HeldSelection::left_out);
 }

@@ -152,77 +152,124 @@ struct SelectLayer {
     int64_t num_pages() const { return num_records * pages.layout.pages_per_record; }
 };
 
-// What a selection works on and leaves behind. Memory grows to the largest layer.
-class Selected {
+// One layer's selection, step by step: choose, then estimate, and attend to the records in whatever parts they come in, then
+// finish. What it is given must stay until then. Memory grows to the largest layer.
+class LayerSelection {
 public:
-    std::vector<int64_t> chosen;              // ascending
-    std::vector<float> missed, misplaced;     // of each row, as shares of all mass
-    std::vector<float> log_total, whole_log;  // the log of all mass, before chosen records were attended and after
-    std::vector<float> shares;                // (rows, num_pages) in units of log_total, 0 for chosen records
+    std::vector<int64_t> chosen;  // ascending
 
-    // The attention output of all rows, (kv_heads * rows, head_dim).
-    void attend(const Kernels &kernels, const SelectLayer &a, const Selection &how, float *out, int threads) {
+    void choose(const Kernels &kernels, const SelectLayer &a, const Selection &how, int threads) {
         const Layout &l = a.pages.layout;
-        const int64_t all = a.standing.num_rows(), dim = l.head_dim, pages = a.num_pages();
-        for (std::vector<float> *one : {&missed, &misplaced, &log_total, &whole_log, &raw_log_mass_, &effect_, &raw_highest_, &raw_total_, &total_})
+        const int64_t all = a.standing.num_rows(), pages = a.num_pages();
+        for (std::vector<float> *one : {&missed_, &misplaced_, &log_total_, &whole_log_, &raw_log_mass_, &effect_, &raw_highest_, &raw_total_, &total_})
             grow(*one, all);
-        for (std::vector<float> *one : {&log_mass_, &unevenness_, &shares}) grow(*one, all * pages);
-        grow(raw_out_, all * dim);
+        for (std::vector<float> *one : {&log_mass_, &unevenness_, &shares_}) grow(*one, all * pages);
+        grow(raw_out_, all * l.head_dim);
         stand(kernels, a.standing, raw_highest_.data(), raw_total_.data(), raw_out_.data(), raw_log_mass_.data(), effect_.data(), threads);
         const Score score{l, a.pages.rows, pages * l.page_tokens, pages, nullptr, a.pages.bias, a.pages.softcap, a.pages.near,
                           log_mass_.data(), unevenness_.data()};
         score_all(kernels, score, a.pages.q, a.num_records, threads);
         for (int64_t r = 0; r < all; ++r) log_mass_[(std::size_t)(r * pages)] = -INFINITY;  // the sink, which is attended raw
-        share_all(kernels, {pages, log_mass_.data(), raw_log_mass_.data(), shares.data(), log_total.data()}, all, threads);
-        const Costs costs{all, pages, l.pages_per_record, shares.data(), how.by_unevenness ? unevenness_.data() : nullptr,
+        share_all(kernels, {pages, log_mass_.data(), raw_log_mass_.data(), shares_.data(), log_total_.data()}, all, threads);
+        const Costs costs{all, pages, l.pages_per_record, shares_.data(), how.by_unevenness ? unevenness_.data() : nullptr,
                           how.by_effect ? effect_.data() : nullptr};
         chosen.resize((std::size_t)a.num_records);
         chosen.resize((std::size_t)choose_records(kernels, costs, how.epsilon, chosen.data(), threads));
         std::sort(chosen.begin(), chosen.end());
-        attend_chosen(kernels, a, out, threads);
     }
 
-private:
-    static void grow(std::vector<float> &v, int64_t n) {
-        if ((int64_t)v.size() < n) v.resize((std::size_t)n);
-    }
-
-    // Partials of the chosen records in their order, of what is left out, and of the raw tokens, to one.
-    void attend_chosen(const Kernels &kernels, const SelectLayer &a, float *out, int threads) {
+    // Attends to what is left out, and makes room for the chosen records' partials.
+    void estimate(const Kernels &kernels, const SelectLayer &a, int threads) {
         const Layout &l = a.pages.layout;
-        const int64_t all = a.standing.num_rows(), dim = l.head_dim, num = (int64_t)chosen.size(), parts = num + 2;
-        grow(parts_, parts * all * (2 + dim));
-        const PartSpace space(parts_.data(), parts, all);
-        const std::vector<const uint8_t *> near = picked(a.pages.near), records = picked(a.pages.records);
-        Attend some = a.pages;
-        some.num_tokens = num * l.pages_per_record * l.page_tokens;
-        some.visible_from = num && chosen[0] == 0 ? a.skip_first : 0;
-        some.visible_to = some.num_tokens;
-        some.bias = picked_bias(a);
-        some.near = near.data();
-        some.records = records.data();
-        attend_each(kernels, some, num, space.highest, space.total, space.out, threads);
+        const int64_t all = a.standing.num_rows(), dim = l.head_dim, num = (int64_t)chosen.size();
+        grow(parts_, (num + 2) * all * (2 + dim));
+        const PartSpace space = parts(a);
         const int64_t estimate = num * all, raw = estimate + all;
-        const LeftOut left{a.num_pages(), l.pages_per_record, num, chosen.data(), shares.data(), unevenness_.data(), missed.data(),
-                           misplaced.data()};
+        const LeftOut left{a.num_pages(), l.pages_per_record, num, chosen.data(), shares_.data(), unevenness_.data(), missed_.data(),
+                           misplaced_.data()};
         attend_left_out(kernels, left, {l, a.pages.rows, a.num_pages(), nullptr, a.pages.near}, space.out + estimate * dim, threads);
-        std::memcpy(space.highest + estimate, log_total.data(), (std::size_t)all * 4);
-        std::memcpy(space.total + estimate, missed.data(), (std::size_t)all * 4);
+        std::memcpy(space.highest + estimate, log_total_.data(), (std::size_t)all * 4);
+        std::memcpy(space.total + estimate, missed_.data(), (std::size_t)all * 4);
         std::memcpy(space.highest + raw, raw_highest_.data(), (std::size_t)all * 4);
         std::memcpy(space.total + raw, raw_total_.data(), (std::size_t)all * 4);
         std::memcpy(space.out + raw * dim, raw_out_.data(), (std::size_t)(all * dim) * 4);
-        share_out(all, 1, parts * all * dim * 4, threads, [&](int64_t begin, int64_t end) {
-            kernels.merge_chunks(parts, all, dim, space.highest, space.total, space.out, whole_log.data(), total_.data(), out, begin, end);
+    }
+
+    // Attends to `count` of the chosen records, from the first-th on. near, records: where they lie.
+    void attend(const Kernels &kernels, const SelectLayer &a, int64_t first, int64_t count, const uint8_t *const *near,
+                const uint8_t *const *records, int threads) {
+        const Layout &l = a.pages.layout;
+        const int64_t all = a.standing.num_rows(), tokens = count * l.pages_per_record * l.page_tokens;
+        const PartSpace space = parts(a);
+        Attend some = a.pages;
+        some.num_tokens = some.visible_to = tokens;
+        some.visible_from = count && chosen[(std::size_t)first] == 0 ? a.skip_first : 0;
+        some.bias = bias_of(a, first, count);
+        some.near = near;
+        some.records = records;
+        attend_each(kernels, some, count, space.highest + first * all, space.total + first * all, space.out + first * all * l.head_dim, threads);
+    }
+
+    // The attention output of all rows, (kv_heads * rows, head_dim), once everything was attended to.
+    void finish(const Kernels &kernels, const SelectLayer &a, float *out, int threads) {
+        const int64_t all = a.standing.num_rows(), dim = a.pages.layout.head_dim, count = (int64_t)chosen.size() + 2;
+        const PartSpace space = parts(a);
+        share_out(all, 1, count * all * dim * 4, threads, [&](int64_t begin, int64_t end) {
+            kernels.merge_chunks(count, all, dim, space.highest, space.total, space.out, whole_log_.data(), total_.data(), out, begin, end);
         });
         for (int64_t r = 0; r < all; ++r) {
             const float total = total_[(std::size_t)r];
             for (int64_t j = 0; j < dim; ++j) out[r * dim + j] /= total;
-            whole_log[(std::size_t)r] += std::log(total);
-            const float scale = std::exp(log_total[(std::size_t)r] - whole_log[(std::size_t)r]);
-            missed[(std::size_t)r] *= scale;
-            misplaced[(std::size_t)r] *= scale;
+            whole_log_[(std::size_t)r] += std::log(total);
+            const float scale = of_whole(r);
+            missed_[(std::size_t)r] *= scale;
+            misplaced_[(std::size_t)r] *= scale;
         }
     }
+
+    // After `choose`: the log mass of the raw tokens, and each row's effect.
+    void known(int64_t rows, float *raw_log_mass, float *effect) const {
+        std::memcpy(raw_log_mass, raw_log_mass_.data(), (std::size_t)rows * 4);
+        std::memcpy(effect, effect_.data(), (std::size_t)rows * 4);
+    }
+
+    // After `finish`: pages' shares of all mass as it is known in the end, (rows, pages), and its log.
+    void left_out(int64_t rows, int64_t pages, float *to_shares, float *to_log_total) const {
+        std::memcpy(to_log_total, whole_log_.data(), (std::size_t)rows * 4);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t p = 0; p < pages; ++p) to_shares[r * pages + p] = shares_[(std::size_t)(r * pages + p)] * of_whole(r);
+    }
+
+    // The mean and the greatest missed share of `rows` rows, and the same of misplaced ones.
+    void figures(int64_t rows, double *to) const {
+        to[0] = to[1] = to[2] = to[3] = 0;
+        for (std::size_t r = 0; r < (std::size_t)rows; ++r) {
+            to[0] += missed_[r] / (double)rows;
+            to[1] = missed_[r] > to[1] ? missed_[r] : to[1];
+            to[2] += misplaced_[r] / (double)rows;
+            to[3] = misplaced_[r] > to[3] ? misplaced_[r] : to[3];
+        }
+    }
+
+    // All steps, of records that lie in memory.
+    void run(const Kernels &kernels, const SelectLayer &a, const Selection &how, float *out, int threads) {
+        choose(kernels, a, how, threads);
+        estimate(kernels, a, threads);
+        const std::vector<const uint8_t *> near = picked(a.pages.near), records = picked(a.pages.records);
+        attend(kernels, a, 0, (int64_t)chosen.size(), near.data(), records.data(), threads);
+        finish(kernels, a, out, threads);
+    }
+
+private:
+    // A row's shares times this are shares of all mass as it is known in the end.
+    float of_whole(int64_t row) const { return std::exp(log_total_[(std::size_t)row] - whole_log_[(std::size_t)row]); }
+
+    static void grow(std::vector<float> &v, int64_t n) {
+        if ((int64_t)v.size() < n) v.resize((std::size_t)n);
+    }
+
+    // Partials of the chosen records in their order, of what is left out, and of the raw tokens.
+    PartSpace parts(const SelectLayer &a) { return PartSpace(parts_.data(), (int64_t)chosen.size() + 2, a.standing.num_rows()); }
 
     std::vector<const uint8_t *> picked(const uint8_t *const *of_all) const {
         std::vector<const uint8_t *> found;
@@ -230,19 +277,21 @@ private:
         return found;
     }
 
-    // What the key bias adds to the scores of chosen records, (kv_heads * rows, their tokens), or null.
-    const float *picked_bias(const SelectLayer &a) {
+    // What the key bias adds to the scores of some chosen records, (kv_heads * rows, their tokens), or null.
+    const float *bias_of(const SelectLayer &a, int64_t first, int64_t count) {
         if (!a.pages.bias) return nullptr;
         const int64_t each = a.pages.layout.pages_per_record * a.pages.layout.page_tokens, all = a.standing.num_rows();
-        const int64_t num = (int64_t)chosen.size();
-        grow(bias_, all * num * each);
+        grow(bias_, all * count * each);
         for (int64_t r = 0; r < all; ++r)
-            for (int64_t i = 0; i < num; ++i)
-                std::memcpy(bias_.data() + (r * num + i) * each, a.pages.bias + (r * a.num_records + chosen[(std::size_t)i]) * each,
-                            (std::size_t)each * 4);
+            for (int64_t i = 0; i < count; ++i)
+                std::memcpy(bias_.data() + (r * count + i) * each,
+                            a.pages.bias + (r * a.num_records + chosen[(std::size_t)(first + i)]) * each, (std::size_t)each * 4);
         return bias_.data();
     }
 
+    std::vector<float> missed_, misplaced_;      // of each row; in the end as shares of all mass
+    std::vector<float> log_total_, whole_log_;  // the log of all mass, before chosen records were attended and after
+    std::vector<float> shares_;                 // (rows, num_pages) in units of log_total, 0 for chosen records
     std::vector<float> log_mass_, unevenness_, raw_log_mass_, effect_, raw_highest_, raw_total_, raw_out_, total_, parts_, bias_;
 };
 

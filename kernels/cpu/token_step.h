@@ -134,7 +134,7 @@ public:
                 if (reported.row) reported.chosen[(int64_t)i * reported.row] = 0;
             } else {
                 const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
-                selected.attend(*active, {standing, all.pages, all.num_records, layer.layout.page_tokens}, selection_, attended.data(), threads);
+                selected.run(*active, {standing, all.pages, all.num_records, layer.layout.page_tokens}, selection_, attended.data(), threads);
                 report(reported, (int64_t)i, q.data(), layer.layout);
             }
             layer.step->mix(x, attended.data(), out, threads);
@@ -189,23 +189,10 @@ private:
         if (num >= to.row) throw std::invalid_argument("there is no room for what was chosen");
         chosen[0] = num;
         std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
-        double *figures = to.figures + layer * 4;
-        figures[0] = figures[1] = figures[2] = figures[3] = 0;
-        for (int64_t r = 0; r < rows; ++r) {
-            const float missed = selected.missed[(size_t)r], misplaced = selected.misplaced[(size_t)r];
-            figures[0] += missed / (double)rows;
-            figures[1] = missed > figures[1] ? missed : figures[1];
-            figures[2] += misplaced / (double)rows;
-            figures[3] = misplaced > figures[3] ? misplaced : figures[3];
-        }
+        selected.figures(rows, to.figures + layer * 4);
         if (layer != to.looked_at) return;
         std::memcpy(to.q, q, (size_t)(rows * l.head_dim) * 4);
-        std::memcpy(to.log_total, selected.whole_log.data(), (size_t)rows * 4);
-        const int64_t pages = (to.row - 1) * l.pages_per_record;
-        for (int64_t r = 0; r < rows; ++r) {
-            const float scale = std::exp(selected.log_total[(size_t)r] - selected.whole_log[(size_t)r]);
-            for (int64_t p = 0; p < pages; ++p) to.shares[r * pages + p] = selected.shares[(size_t)(r * pages + p)] * scale;
-        }
+        selected.left_out(rows, (to.row - 1) * l.pages_per_record, to.shares, to.log_total);
     }
 
     RawKind raw_kind_;
@@ -214,6 +201,6 @@ private:
     Selection selection_;
     std::vector<Layer> layers_;
     // Of the calling thread: a step may run in several.
-    static thread_local Selected selected;
+    static thread_local LayerSelection selected;
 };
-thread_local Selected TokenStep::selected;
+thread_local LayerSelection TokenStep::selected;

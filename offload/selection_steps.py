@@ -1,0 +1,265 @@
+"""How one layer's records are selected and attended, step by step: what bounded decoding does, but
+for reading.
+
+    choose    the records to attend in full: what is resident or on its way never enters
+    estimate  every other page is one token: its estimated mass, its mean value
+    attend    to chosen records, one partial each, in whatever parts they come
+    finish    everything to one output, in record order
+
+`CompiledSteps` do so in a few calls, to the bit as one call does for a whole token; `TorchSteps`
+for any selector and device. Knows queries and pages, and of the weights only how far a head's
+output carries; asks nobody to read.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..kernels import dispatch
+from ..kernels.attention import Partial
+from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
+from ..kernels.layer_attention import empty_parts
+from ..kernels.layer_selection import Choice, LayerSelection
+from ..kernels.layout import PageLayout
+from ..kernels.means import attend_left_out
+from ..kernels.paged_attention import attend_records, merge_records
+from ..kernels.pages import key_box, rotate
+from ..kernels.quantised import QuantisedWeight
+from ..kernels.score import score_pages
+from ..prefetch.evidence import Evidence
+from ..prefetch.source import Selector
+from ..prefetch.top_p import TopP
+from .attention import Query, TieredAttention
+from .record_reader import RecordReader
+from .selected import Selected
+from .sequence import Sequence
+from .weights import LayerTensors
+
+
+class Known:
+    """What is known of a layer before any record is read."""
+
+    def __init__(self, tiered: TieredAttention, records: RecordReader):
+        self.tiered, self.records = tiered, records
+        self._output_norms: dict[int, torch.Tensor] = {}  # by layer
+
+    def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
+        """(kv_heads, num_rows): see kernels.effect."""
+        if layer not in self._output_norms:
+            projection, layout = w["self_attn.o_proj.weight"], self.tiered.layout
+            if isinstance(projection, QuantisedWeight):
+                projection = projection.rows(0, projection.out_features)
+            self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
+        return self._output_norms[layer]
+
+    def stand(
+        self, layer: int, sequence: Sequence, query: Query, residual, w: LayerTensors
+    ) -> Standing:
+        """What is known without pages. residual: (1, hidden_size), what enters the layer."""
+        tiered, norms = self.tiered, self.output_norms(layer, w)
+        if tiered.decode.serves(query.q):
+            raw = tiered.decode.raw(layer, sequence, query.position, None)
+            q, x = query.q.contiguous(), residual.contiguous()
+            return stand(q, raw, tiered.layout, tiered.softcap, norms, x)
+        raw = tiered.raw_partial(layer, sequence, query, None)
+        spread = value_spread(tiered.raw_values(layer, sequence, query.position))
+        effect = head_effect(norms, residual.norm(), raw.out / raw.sum.unsqueeze(-1), spread)
+        return Standing(raw, raw.max + raw.sum.log(), effect)
+
+    def evidence(
+        self, layer: int, sequence: Sequence, query: Query, bias, raw_log_mass, effect
+    ) -> Evidence:
+        """bias: as score_bias gives it, of all tokens of the layer's records."""
+        near, rows = self.records.near_plane(sequence.table, layer)
+        layout = self.tiered.layout
+        q = rotate(query.q) if layout.rotate else query.q
+        scores = score_pages(q, near, rows, layout, self.tiered.softcap, bias)
+        scores.log_mass[..., 0] = -torch.inf  # the sink, which is attended raw
+        return Evidence(
+            scores.log_mass,
+            scores.unevenness,
+            raw_log_mass,
+            layout.pages_per_record,
+            layout.record_tokens,
+            effect=effect,
+            upper_bound=lambda: _upper_bound(q, near[rows], layout),
+            rehearsed_log_mass=sequence.trail.rehearsed.get(layer, scores.log_mass),
+            previous=sequence.trail.last.get(layer),
+        )
+
+    def score_bias(
+        self, layer: int, sequence: Sequence, query: Query, key_bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What a key bias adds to the scores of all records, (kv_heads, num_rows, num_tokens), a
+        span at a time: the rotated biases are large."""
+        if key_bias is None:
+            return None
+        num_tokens = sequence.table.num_records(layer) * self.tiered.layout.record_tokens
+        step = self.tiered.span_tokens
+        parts = [
+            self.tiered.score_bias(layer, query, base, min(step, num_tokens - base), key_bias)
+            for base in range(0, num_tokens, step)
+        ]
+        return torch.cat(parts, -1)
+
+    def attend(
+        self,
+        layer: int,
+        query: Query,
+        records: torch.Tensor,
+        selected: Selected,
+        bias: torch.Tensor | None,
+        into: Partial,
+    ) -> None:
+        """The partials of records, one each. bias: of all the layer's records."""
+        layout = self.tiered.layout
+        if bias is not None:
+            bias = bias.unflatten(-1, (-1, layout.record_tokens))[:, :, records].flatten(-2)
+        attend_records(
+            rotate(query.q) if layout.rotate else query.q,
+            selected.near,
+            selected.near_rows,
+            selected.sources,
+            layout,
+            skip_first=layout.page_tokens if records[0] == 0 else 0,
+            softcap=self.tiered.softcap,
+            score_bias=bias,
+            into=into,
+        )
+
+
+class Steps(Protocol):
+    """One layer at a time, in the order of its methods."""
+
+    def choose(
+        self,
+        layer: int,
+        sequence: Sequence,
+        query: Query,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor,
+        w: LayerTensors,
+    ) -> torch.Tensor:
+        """The records to attend in full, ascending, (n,) int64. Also notes in the sequence's trail
+        what a rehearsal goes by."""
+        ...
+
+    def estimate(self, chosen: torch.Tensor) -> None:
+        """chosen: what will be attended, which may be less than was asked for."""
+        ...
+
+    def attend(self, first: int, selected: Selected) -> None:
+        """selected: the chosen records from the first-th on."""
+        ...
+
+    def finish(self) -> tuple[torch.Tensor, list[float]]:
+        """The attention output (kv_heads, num_rows, head_dim), and the mean and the greatest share
+        of all mass that a query head missed, and the same of misplaced shares."""
+        ...
+
+    def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages' shares of all mass, (kv_heads, num_rows, num_pages), 0 for what was attended, and
+        the log of all mass, (kv_heads, num_rows)."""
+        ...
+
+
+class CompiledSteps:
+    """With the default selector, on the CPU."""
+
+    def __init__(self, known: Known, choice: Choice):
+        self._known, self._selection = known, LayerSelection(choice)
+
+    def choose(self, layer, sequence, query, bias, residual, w) -> torch.Tensor:
+        tiered = self._known.tiered
+        near, rows = self._known.records.near_plane(sequence.table, layer)
+        q, layout = query.q.contiguous(), tiered.layout
+        self._chosen = self._selection.choose(
+            q,
+            rotate(q).contiguous() if layout.rotate else q,
+            tiered.decode.raw(layer, sequence, query.position, None),
+            dispatch.addresses(near, rows),
+            layout,
+            tiered.softcap,
+            None if bias is None else bias.to(torch.float32).contiguous(),
+            self._known.output_norms(layer, w),
+            residual.contiguous(),
+        )
+        sequence.trail.standing[layer] = self._selection.known()
+        return self._chosen
+
+    def estimate(self, chosen) -> None:
+        self._selection.estimate(chosen)
+
+    def attend(self, first, selected) -> None:
+        near_at = dispatch.addresses(selected.near, selected.near_rows)
+        record_at = torch.empty_like(near_at)
+        for frames, rows, positions in selected.sources:
+            record_at[positions] = dispatch.addresses(frames, rows)
+        self._selection.attend(first, near_at, record_at)
+
+    def finish(self) -> tuple[torch.Tensor, list[float]]:
+        return self._selection.finish()
+
+    def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._selection.left_out()
+
+
+class TorchSteps:
+    """With any selector, on any device."""
+
+    def __init__(self, known: Known, selector: Selector):
+        self._known, self._selector = known, selector
+
+    def choose(self, layer, sequence, query, bias, residual, w) -> torch.Tensor:
+        known = self._known
+        self._standing = standing = known.stand(layer, sequence, query, residual, w)
+        self._layer, self._query, self._bias = layer, query, bias
+        self._plane = known.records.near_plane(sequence.table, layer)
+        self._evidence = known.evidence(layer, sequence, query, bias, *standing[1:])
+        sequence.trail.standing[layer] = standing[1:]
+        return self._selector.select(self._evidence)
+
+    def estimate(self, chosen) -> None:
+        evidence, layout = self._evidence, self._known.tiered.layout
+        estimate, self._left = attend_left_out(
+            evidence.shares, evidence.unevenness, chosen, *self._plane, layout
+        )
+        self._chosen, self._parts = chosen, empty_parts(len(chosen) + 2, self._query.q)
+        for i, part in enumerate((estimate, self._standing.raw)):
+            for of_all, one in zip(self._parts, part, strict=True):
+                of_all[len(chosen) + i] = one
+
+    def attend(self, first, selected) -> None:
+        part = slice(first, first + len(selected.near_rows))
+        into = Partial(*(of_all[part] for of_all in self._parts))
+        records = self._chosen[part]
+        self._known.attend(self._layer, self._query, records, selected, self._bias, into)
+
+    def finish(self) -> tuple[torch.Tensor, list[float]]:
+        whole = merge_records(self._parts)
+        self._log_total = whole.max + whole.sum.log()
+        # Of all mass, as it is known now.
+        self._scale = (self._evidence.shares.log_total - self._log_total).exp()
+        missed, misplaced = self._left.missed * self._scale, self._left.misplaced * self._scale
+        figures = torch.stack([missed.mean(), missed.max(), misplaced.mean(), misplaced.max()])
+        return whole.out / whole.sum.unsqueeze(-1), figures.tolist()
+
+    def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._left.shares * self._scale.unsqueeze(-1), self._log_total
+
+
+def compiled_choice(selector: Selector) -> Choice | None:
+    """How the compiled kernels select as the selector does; None where they cannot."""
+    if not isinstance(selector, TopP):
+        return None
+    return Choice(selector.epsilon, selector.criterion != "mass", selector.criterion == "effect")
+
+
+def _upper_bound(q: torch.Tensor, near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The greatest score that a key in a page's box could have, key biases aside: (kv_heads,
+    num_rows, num_pages)."""
+    least, greatest = key_box(near, layout)  # (num_pages, kv_heads, head_dim)
+    up, down = q.clamp(min=0), q.clamp(max=0)
+    return torch.bmm(up, greatest.permute(1, 2, 0)) + torch.bmm(down, least.permute(1, 2, 0))
