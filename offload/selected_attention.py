@@ -87,7 +87,7 @@ class SelectedAttention:
         left_out.unflatten(-1, (evidence.num_records, -1))[:, :, chosen] = -torch.inf
         whole = merge(self._estimate(layer, sequence, left_out), raw)
         if len(chosen):
-            attended = merge_records(self._partials(query, chosen, coming, bias))
+            attended = merge_records(self._partials(layer, query, chosen, coming, bias))
             whole = merge(attended, whole)
         shares = (left_out - (whole.max + whole.sum.log()).unsqueeze(-1)).exp_()
         if self._waits and audit.is_due(layer, len(self._tiered.ropes), query.position):
@@ -113,7 +113,7 @@ class SelectedAttention:
         table, records = sequence.table, self._records
         if not (self._foresight.needs_query and records.any_on_disk(table, layer)):
             return False
-        near_bytes = table.num_records(layer) * self._tiered.layout.near_record_bytes
+        near_bytes = table.num_records(layer) * self._tiered.layouts[layer].near_record_bytes
         if records.near_plane(table, layer)[0].device.type != "cpu":
             near_bytes = 0  # scored where nothing else waits for it
         return layer not in sequence.trail.last or is_worth_scoring(
@@ -124,7 +124,7 @@ class SelectedAttention:
 
     def _effect(self, layer, sequence, w: LayerTensors, residual, raw: Partial, position: int):
         """What a unit of misplaced mass does to the residual stream: see prefetch.effect."""
-        layout = self._tiered.layout
+        layout = self._tiered.layouts[layer]
         if layer not in self._output_norms:
             projection = w["self_attn.o_proj.weight"]
             if isinstance(projection, QuantisedWeight):
@@ -142,7 +142,7 @@ class SelectedAttention:
     ) -> tuple[Evidence, torch.Tensor | None]:
         """Evidence, and what the key bias adds to the scores."""
         near, rows = self._records.near_plane(sequence.table, layer)
-        layout = self._tiered.layout
+        layout = self._tiered.layouts[layer]
         q = rotate(query.q) if layout.rotate else query.q
         bias = self._bias(layer, query, len(rows) * layout.record_tokens, key_bias)
         scores = score_pages(q, near, rows, layout, self._tiered.softcap, bias)
@@ -180,10 +180,10 @@ class SelectedAttention:
         return arrived
 
     def _partials(
-        self, query: Query, chosen: torch.Tensor, coming: Iterator[Selected], bias
+        self, layer: int, query: Query, chosen: torch.Tensor, coming: Iterator[Selected], bias
     ) -> Partial:
         """The chosen records' partials, in record order whatever batches they came in."""
-        layout, parts, done = self._tiered.layout, [], 0
+        layout, parts, done = self._tiered.layouts[layer], [], 0
         q = rotate(query.q) if layout.rotate else query.q
         if bias is not None:
             bias = bias.unflatten(-1, (-1, layout.record_tokens))
@@ -212,7 +212,7 @@ class SelectedAttention:
         if not len(drawn):
             return
         coming = self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True)
-        found = self._partials(query, drawn, coming, bias)
+        found = self._partials(layer, query, drawn, coming, bias)
         log_total = whole.max + whole.sum.log()
         true_shares = (found.max - log_total).exp() * found.sum
         self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)
@@ -221,7 +221,7 @@ class SelectedAttention:
         """Pages as tokens: log_mass (kv_heads, num_rows, num_pages), -inf for those that are
         attended otherwise."""
         near, rows = self._records.near_plane(sequence.table, layer)
-        return attend_means(log_mass, near, rows, self._tiered.layout)
+        return attend_means(log_mass, near, rows, self._tiered.layouts[layer])
 
     def _note(self, evidence: Evidence, chosen, dropped: int, shares: torch.Tensor) -> None:
         self.fidelity.note(

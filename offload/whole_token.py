@@ -2,8 +2,8 @@
 memory: every layer's weights, and every record of the sequence.
 
 To the bit what the engine computes layer by layer, which it does wherever this does not serve:
-weights that are streamed, experts, pages on disk or chosen among, the token that seals a cell.
-What changes from token to token is found once for all layers of one window; where records lie, once
+weights that are streamed, experts, pages on disk, chosen among or of several layouts, the token
+that seals a cell. What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
 """
 
@@ -85,6 +85,8 @@ def make_whole_token(
 ) -> WholeToken | None:
     """None where the compiled kernels do not serve every layer of the model."""
     config, layout = decoder.config, geometry.layout
+    if geometry.finer_layers:
+        return None  # pages of one layout
     windows = list(config.windows) if config.windows else [None] * config.num_layers
     kinds, ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(decoder.ropes))
     layers = []
