@@ -3,8 +3,8 @@ memory: every layer's weights, and every record of the sequence.
 
 To the bit what the engine computes layer by layer, which it does wherever this does not serve:
 weights that are streamed, experts, pages on disk, chosen among or of several layouts, the token
-that seals a cell. What changes from token to token is found once for all layers of one window; where records lie, once
-for each change of the page table.
+that seals a cell. What changes from token to token is found once for all layers of one window;
+where records lie, once for each change of the page table.
 """
 
 from __future__ import annotations
