@@ -30,10 +30,11 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
         getattr(sequence.raw, buffer).normal_()
     geometry, layout = engine.geometry, engine.geometry.layout
     shape = (geometry.span_tokens, layout.kv_heads, layout.head_dim)
-    near, records = seal(torch.randn(shape), torch.randn(shape), layout)
-    codes = near.unflatten(1, (-1, layout.near_head_bytes))[..., : layout.near_codes_bytes]
+    k, v = torch.randn((2, *shape))
     wanted = geometry.sealed_tokens(depth) // layout.record_tokens
-    for layer in range(engine.config.num_layers):
+    for layer, layout in enumerate(geometry.layouts(engine.config.num_layers)):
+        near, records = seal(k, v, layout)
+        codes = near.unflatten(1, (-1, layout.near_head_bytes))[..., : layout.near_codes_bytes]
         for first in range(0, wanted, len(records)):
             count = min(len(records), wanted - first)
             codes.copy_(torch.randint(0, 256, codes.shape, dtype=torch.uint8))

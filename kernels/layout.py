@@ -3,7 +3,7 @@
     near record   [page][head] [near code planes | key min fp16[d] | key scale fp16[d]
                                 | mean of the values fp16[d], if value_means]
     record        [page][head] [far block, padded to 64 bytes | near block, if not resident]
-                  padded to 4096 bytes
+                  padded to 4096 bytes, and to least_record_bytes
 
     far block, "quantised"   far key planes | value planes | value min fp16[P] | value scale fp16[P]
     far block, "full"        raw keys [P, d] | raw values [P, d]
@@ -49,6 +49,7 @@ class PageLayout:
     near_resident  False: the near block lies in the record and near records are empty
     raw_dtype    what a full page's keys and values are stored as
     value_means  each near block ends with the mean of the page's values; quantised pages only
+    least_record_bytes  records are padded to it, so that layers of different bits share frames
     """
 
     kv_heads: int
@@ -63,6 +64,7 @@ class PageLayout:
     near_resident: bool = True
     raw_dtype: torch.dtype = torch.bfloat16
     value_means: bool = False
+    least_record_bytes: int = 0
 
     def __post_init__(self):
         if self.codec not in ("full", "quantised"):
@@ -74,6 +76,11 @@ class PageLayout:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.raw_dtype not in _RAW_DTYPES:
             raise ValueError(f"raw_dtype is {self.raw_dtype}; known are {_RAW_DTYPES}")
+        if self.least_record_bytes < 0 or self.least_record_bytes % RECORD_ALIGN_BYTES:
+            raise ValueError(
+                f"least_record_bytes is {self.least_record_bytes}; "
+                f"it must be a multiple of {RECORD_ALIGN_BYTES}"
+            )
         if self.codec == "full":
             if self.rotate:
                 raise ValueError("full pages hold keys as they are: rotate must be False")
@@ -170,7 +177,7 @@ class PageLayout:
 
     @property
     def record_bytes(self) -> int:
-        return align_up(self.record_payload_bytes, RECORD_ALIGN_BYTES)
+        return max(align_up(self.record_payload_bytes, RECORD_ALIGN_BYTES), self.least_record_bytes)
 
     @property
     def near_record_bytes(self) -> int:

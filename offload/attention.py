@@ -67,7 +67,7 @@ class TieredAttention:
 
     def __init__(
         self,
-        layout: PageLayout,
+        layouts: list[PageLayout],
         cell_tokens,
         span_tokens,
         store,
@@ -75,19 +75,20 @@ class TieredAttention:
         device,
         softcap: float = 0.0,
     ):
-        self.layout = layout
+        self.layouts = layouts  # of each layer; their bits differ, not their shapes
         self.softcap = softcap  # see kernels.attention
         self.cell_tokens = cell_tokens
         self.span_tokens = span_tokens
         self.store = store
         self.ropes = ropes  # one for each layer
+        layout = layouts[0]
         shape = (2, layout.kv_heads, span_tokens, layout.head_dim)
         self._span_tile = torch.empty(shape, device=device)
         raw_tokens = layout.page_tokens + 2 * cell_tokens
         self._raw_tile = torch.empty(
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
-        self.decode = DecodeAttention(layout, cell_tokens, span_tokens, store, softcap)
+        self.decode = DecodeAttention(layouts, cell_tokens, span_tokens, store, softcap)
 
     def run(
         self,
@@ -117,7 +118,7 @@ class TieredAttention:
             layer,
             sequence,
             query.q,
-            rotate(query.q) if self.layout.rotate else query.q,
+            rotate(query.q) if self.layouts[layer].rotate else query.q,
             query.position,
             window,
             self.spans_wanted(query.position, query.cell, window),
@@ -140,14 +141,15 @@ class TieredAttention:
         stop = max((spans.stop for spans in wanted), default=0)
         start = min((spans.start for spans in wanted if spans), default=stop)
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
-        rotated = [rotate(q.q) if self.layout.rotate else q.q for q in queries]
+        layout = self.layouts[layer]
+        rotated = [rotate(q.q) if layout.rotate else q.q for q in queries]
         for span in range(start, stop):
             base = span * self.span_tokens
             tokens = min(self.span_tokens, most_sealed - base)
             k, v = self._span_tile[0, :, :tokens], self._span_tile[1, :, :tokens]
-            records = tokens // self.layout.record_tokens
+            records = tokens // layout.record_tokens
             # The sink is attended raw, so its sealed copy is passed over.
-            first = self.layout.page_tokens if span == 0 else 0
+            first = layout.page_tokens if span == 0 else 0
             with self.store.fetch(sequence.table, layer, span, records) as pages:
                 if queries[0].rows == 1:  # decode: a few rows need no unpacked copy
                     query, q = queries[0], rotated[0]
@@ -159,14 +161,14 @@ class TieredAttention:
                             q,
                             pages.near,
                             pages.records,
-                            self.layout,
+                            layout,
                             (first, tokens),
                             bias,
                             self.softcap,
                         )
                     )
                     continue
-                unpack(pages.near, pages.records, self.layout, k, v)
+                unpack(pages.near, pages.records, layout, k, v)
             if key_bias is not None:
                 k += self._bias_of(layer, base, tokens, key_bias)
             for query, q, spans in zip(queries, rotated, wanted, strict=True):
@@ -181,7 +183,7 @@ class TieredAttention:
         head_dim).
         """
         bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base).transpose(0, 1)
-        return rotate(bias) if self.layout.rotate else bias
+        return rotate(bias) if self.layouts[layer].rotate else bias
 
     def score_bias(
         self, layer: int, query: Query, base: int, tokens: int, key_bias: torch.Tensor | None
@@ -210,7 +212,7 @@ class TieredAttention:
         device = query.q.device
         if query.cell >= 2:
             parts.append((raw.sink_keys[layer], raw.sink_values[layer]))
-            positions.append(torch.arange(self.layout.page_tokens, device=device))
+            positions.append(torch.arange(self.layouts[layer].page_tokens, device=device))
         for cell in range(max(0, query.cell - 1), query.cell + 1):
             parts.append(raw.cell(layer, cell))
             positions.append(torch.arange(cell * cells, (cell + 1) * cells, device=device))

@@ -31,9 +31,10 @@ class DecodeAttention:
     """Of one model over a page store."""
 
     def __init__(
-        self, layout: PageLayout, cell_tokens: int, span_tokens: int, store, softcap: float
+        self, layouts: list[PageLayout], cell_tokens: int, span_tokens: int, store, softcap: float
     ):
-        self._layout, self._store, self._softcap = layout, store, softcap
+        self._layouts, self._store, self._softcap = layouts, store, softcap
+        self._page_tokens = layouts[0].page_tokens
         self._cell_tokens, self._span_tokens = cell_tokens, span_tokens
 
     def serves(self, q: torch.Tensor) -> bool:
@@ -42,7 +43,7 @@ class DecodeAttention:
 
     def serves_rows(self, num_rows: int) -> bool:
         """Whether they take so many rows of each KV head, where they are."""
-        return serves(num_rows, self._layout)
+        return all(serves(num_rows, layout) for layout in self._layouts)
 
     def raw_partial(
         self, layer: int, sequence: Sequence, q: torch.Tensor, position: int, window: int | None
@@ -72,14 +73,14 @@ class DecodeAttention:
         score_bias(base, tokens): what is added to the scores of so many tokens, or None.
         """
         q, page_q = q.contiguous(), page_q.contiguous()
-        raw = self.raw(layer, sequence, position, window)
+        raw, layout = self.raw(layer, sequence, position, window), self._layouts[layer]
 
         def records(near_at, record_at, span: int, stop: int) -> Records:
-            base, tokens = span * self._span_tokens, len(record_at) * self._layout.record_tokens
+            base, tokens = span * self._span_tokens, len(record_at) * layout.record_tokens
             return Records(
                 near_at,
                 record_at,
-                self._span_tokens // self._layout.record_tokens,
+                self._span_tokens // layout.record_tokens,
                 self.visible(base, tokens, position, window, sealed_tokens),
                 score_bias(base, tokens),
             )
@@ -87,7 +88,7 @@ class DecodeAttention:
         if not spans:
             none = torch.empty(0, dtype=torch.int64)
             nothing = Records(none, none, 1, (0, 0))
-            return attend_layer(q, page_q, nothing, self._layout, raw, self._softcap).view(1, -1)
+            return attend_layer(q, page_q, nothing, layout, raw, self._softcap).view(1, -1)
 
         parts, span = None, spans.start
         while span < spans.stop:
@@ -97,12 +98,12 @@ class DecodeAttention:
             with run:
                 part = records(run.near_at, run.record_at, span, run.stop)
                 if (span, run.stop) == (spans.start, spans.stop):
-                    out = attend_layer(q, page_q, part, self._layout, raw, self._softcap)
+                    out = attend_layer(q, page_q, part, layout, raw, self._softcap)
                     return out.view(1, -1)
                 if parts is None:
                     parts = empty_parts(len(spans) + 1, q)
                 into = Partial(*(of_all[span - spans.start :] for of_all in parts))
-                attend_spans(page_q, part, self._layout, self._softcap, into)
+                attend_spans(page_q, part, layout, self._softcap, into)
             span = run.stop
         attend_raw(q, raw, self._softcap, Partial(*(part[-1] for part in parts)))
         return join_parts(parts).view(1, -1)
@@ -120,7 +121,7 @@ class DecodeAttention:
         """Which of so many sealed tokens from `base` on a token at `position` sees: from .. to - 1.
         The sink is attended raw.
         """
-        first = self._layout.page_tokens
+        first = self._page_tokens
         if window is not None:
             first = max(first, position - window + 1)
         return max(0, first - base), min(tokens, sealed_tokens - base)
@@ -131,7 +132,7 @@ class DecodeAttention:
         cell, row = divmod(position, cells)
         first = 0 if window is None else max(0, position - window + 1)
         runs = []
-        if cell >= 2 and first < self._layout.page_tokens:
+        if cell >= 2 and first < self._page_tokens:
             runs += raw.sink_run(layer, first)
         if cell and first < cell * cells:
             runs += raw.run(layer, cell - 1, max(0, first - (cell - 1) * cells), cells)

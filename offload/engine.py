@@ -68,7 +68,7 @@ class Engine:
         self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
         self.decoder = Decoder(config, device)
         self.attention = TieredAttention(
-            geometry.layout,
+            geometry.layouts(config.num_layers),
             geometry.cell_tokens,
             geometry.span_tokens,
             store,
@@ -315,7 +315,7 @@ class Engine:
             rope, bias = self.decoder.ropes[layer], bias[None].expand(cells, -1, -1)
             k = k.float() - rope.turn(bias, cell * cells)
         try:
-            near, records = seal(k, v, self.geometry.layout)
+            near, records = seal(k, v, self.geometry.layout_of(layer))
         except FloatingPointError as error:
             raise ModelError(
                 f"layer {layer}: keys or values of tokens {cell * self.geometry.cell_tokens} "

@@ -1,5 +1,5 @@
-"""The sizes that fix every result: cells, spans, pages and bits. Chosen from model and options,
-never from a budget.
+"""The sizes that fix every result: cells, spans, pages and bits, which differ by layer. Chosen from
+model and options, never from a budget.
 
 The numbers behind the choices stand in docs/design.md.
 """
@@ -7,6 +7,7 @@ The numbers behind the choices stand in docs/design.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -20,6 +21,8 @@ CELL_TOKENS = 256
 MOST_CELL_TOKENS = 1024
 SPAN_TOKENS = 1024
 NEAR_BITS = 2
+FINER_NEAR_BITS = 3  # of the first layers that select: they alone need them
+NUM_FINER_LAYERS = 2
 LEAST_RECORD_BYTES = 32 << 10  # random direct reads of 4 KiB reach a fifth of the speed of 32 KiB
 MOST_PADDING = 0.05
 # --kv-bits to bits per code of keys and of values
@@ -30,14 +33,17 @@ AUTO_KV_BITS = "8"
 @dataclass(frozen=True)
 class Geometry:
     """cell_tokens: the grid of prefill and of sealing; span_tokens: of attention partials, homes
-    and reads.
+    and reads. layout: of every layer but the finer ones, and what all layers have in common: heads,
+    pages, records. finer_layers: those whose near planes have FINER_NEAR_BITS bits of each key.
     """
 
     cell_tokens: int
     span_tokens: int
     layout: PageLayout
+    finer_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
+        assert self.layout.value_means or not self.finer_layers, "who selects nothing needs no more"
         assert self.cell_tokens % ROW_TILE == 0, "a cell is multiplied in whole tiles"
         if self.cell_tokens % self.layout.record_tokens or self.span_tokens % self.cell_tokens:
             raise InputError(
@@ -45,6 +51,20 @@ class Geometry:
                 f"({self.cell_tokens}), and a cell whole "
                 f"records ({self.layout.record_tokens})"
             )
+
+    def layout_of(self, layer: int) -> PageLayout:
+        """How a layer's pages lie in bytes; records of all layers have one size."""
+        return self._finer_layout if layer in self.finer_layers else self.layout
+
+    def layouts(self, num_layers: int) -> list[PageLayout]:
+        """Of each layer."""
+        return [self.layout_of(layer) for layer in range(num_layers)]
+
+    @cached_property
+    def _finer_layout(self) -> PageLayout:
+        """Fewer bits are left for the record, which is padded to the others'."""
+        record_bytes = self.layout.record_bytes
+        return replace(self.layout, near_bits=FINER_NEAR_BITS, least_record_bytes=record_bytes)
 
     @property
     def records_per_span(self) -> int:
@@ -95,7 +115,18 @@ def choose_geometry(
         and cell // PAGE_TOKENS * page.record_payload_bytes < LEAST_RECORD_BYTES
     ):
         cell *= 2
-    return Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell))
+    finer = choose_finer_layers(config) if selects else ()
+    return Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell), finer)
+
+
+def choose_finer_layers(config: ModelConfig) -> tuple[int, ...]:
+    """The first layers that select: those without a sliding window, whose pages are all attended.
+
+    What they estimate wrong, all later layers build on; docs/design.md has the measurement.
+    """
+    windows = config.windows or (None,) * config.num_layers
+    selecting = [layer for layer, window in enumerate(windows) if window is None]
+    return tuple(selecting[:NUM_FINER_LAYERS])
 
 
 def _group_pages(page: PageLayout, cell_tokens: int) -> PageLayout:

@@ -15,7 +15,7 @@ A shared extent is never written to: who wants to append allocates another and r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -54,6 +54,8 @@ class Extent:
     E4: crcs, uint32, has an entry for each frame, and is a part of the tier's own array. 0: the
         frame is empty, its write is still in flight, or its record never passed through the CPU.
     E5: layer and span never change: every table refers to it from there, and errors name them.
+    E6: near planes near_base .. near_base + records_per_span - 1 of the layer's arena of near
+        planes belong to no other live extent.
     """
 
     tier: Tier
@@ -61,6 +63,7 @@ class Extent:
     layer: int  # E5
     span: int  # E5
     crcs: np.ndarray  # E4
+    near_base: int  # E6
     filled: int = 0  # E2
     refs: int = 1  # E3
 
@@ -163,13 +166,22 @@ class PageTable:
 
 
 class Extents:
-    """Hands out the frames of all tiers, an extent at a time.
+    """Hands out the frames of all tiers, an extent at a time, each with its near planes.
+
+    near_arenas: which arena of near planes, by number, is each layer's; by default all have one.
+    Arenas share out all extents by their numbers of layers.
 
     X1: per tier, free + used extents = all extents, and no base is in both.
     X2: a tier's frames that do not make a whole extent are never used.
+    X3: per arena of near planes, as X1.
     """
 
-    def __init__(self, num_frames: Mapping[Tier, int], records_per_span: int):
+    def __init__(
+        self,
+        num_frames: Mapping[Tier, int],
+        records_per_span: int,
+        near_arenas: Sequence[int] | None = None,
+    ):
         self.records_per_span = records_per_span
         self.num_extents = {t: num_frames.get(t, 0) // records_per_span for t in Tier}  # X2
         # Lowest base last, so that memory is touched, and files grow, from the start.
@@ -178,6 +190,14 @@ class Extents:
             for t, n in self.num_extents.items()
         }
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
+        self._near_arenas, total = near_arenas, sum(self.num_extents.values())
+        layers = Counter(near_arenas or (0,))
+        self.num_near_extents = [
+            -(-total * layers[arena] // layers.total()) for arena in sorted(layers)
+        ]
+        self._free_near = [  # X3
+            [e * records_per_span for e in reversed(range(n))] for n in self.num_near_extents
+        ]
         self.peak_used = dict.fromkeys(Tier, 0)
         # Of every frame, where whoever reads many at once finds them; see E4.
         self.crcs = {
@@ -186,6 +206,10 @@ class Extents:
 
     def num_free(self, tier: Tier) -> int:
         return len(self._free[tier])
+
+    def num_free_near(self, layer: int) -> int:
+        """Extents for which there is room among the layer's near planes."""
+        return len(self._free_near[self._near_arena(layer)])
 
     def num_used(self, tier: Tier) -> int:
         return len(self._used[tier])
@@ -196,13 +220,15 @@ class Extents:
         return TierUsage(*(count * self.records_per_span * record_bytes for count in counts))
 
     def allocate(self, tier: Tier, layer: int, span: int) -> Extent:
-        """An empty extent with one reference. Raises NoFrames when the tier is full."""
-        if not self._free[tier]:
+        """An empty extent with one reference. Raises NoFrames when the tier is full, or the layer's
+        arena of near planes."""
+        free_near = self._free_near[self._near_arena(layer)]
+        if not self._free[tier] or not free_near:
             raise NoFrames(tier)
         base = self._free[tier].pop()
         crcs = self.crcs[tier][base : base + self.records_per_span]
         crcs[:] = 0
-        extent = Extent(tier, base, layer, span, crcs)
+        extent = Extent(tier, base, layer, span, crcs, free_near.pop())
         self._used[tier][extent.base] = extent
         self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
         return extent
@@ -223,9 +249,13 @@ class Extents:
         if extent.refs == 0:
             del self._used[extent.tier][extent.base]
             self._free[extent.tier].append(extent.base)
+            self._free_near[self._near_arena(extent.layer)].append(extent.near_base)
+
+    def _near_arena(self, layer: int) -> int:
+        return self._near_arenas[layer] if self._near_arenas else 0
 
     def check(self, tables: Iterable[PageTable]) -> None:
-        """Asserts E1 to E5, X1 and P1 over all tables that are open."""
+        """Asserts E1 to E6, X1, X3 and P1 over all tables that are open."""
         tables = list(tables)
         for table in tables:
             table.check()
@@ -243,3 +273,7 @@ class Extents:
             # All bases are multiples of records_per_span, so distinct ones never overlap: E1.
             assert free | used == {e * self.records_per_span for e in range(count)}, "X1"
             assert all(e.base == b and e.tier is tier for b, e in self._used[tier].items()), "E1"
+        for arena, free in enumerate(self._free_near):
+            used = [e.near_base for e in live if self._near_arena(e.layer) == arena]
+            every = [e * self.records_per_span for e in range(self.num_near_extents[arena])]
+            assert sorted(free + used) == every, "E6, X3"

@@ -38,6 +38,7 @@ from .transfer import Transfers
 class PageStore:
     """See the head of this file; `close` it, or use it as a context manager.
 
+    near_record_bytes: of every layer, or of each; layers of one size share an arena of near planes.
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
     frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
     to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
@@ -58,7 +59,7 @@ class PageStore:
         self,
         num_layers: int,
         record_bytes: int,
-        near_record_bytes: int,
+        near_record_bytes: int | Sequence[int],
         records_per_span: int,
         frames: Mapping[Tier, int],
         compute_device: torch.device | str = "cpu",
@@ -77,7 +78,11 @@ class PageStore:
         stall_limit_s: float = 120.0,
     ):
         self.num_layers, self.records_per_span = num_layers, records_per_span
-        self.record_bytes, self.near_record_bytes = record_bytes, near_record_bytes
+        self.record_bytes = record_bytes
+        if isinstance(near_record_bytes, int):
+            near_record_bytes = [near_record_bytes] * num_layers
+        assert len(near_record_bytes) == num_layers
+        self.near_record_bytes = tuple(near_record_bytes)  # by layer
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
@@ -86,7 +91,9 @@ class PageStore:
         self._tables: set[PageTable] = set()
         self._walk = Walk()
 
-        self._extents = Extents(frames, records_per_span)
+        near_sizes = list(dict.fromkeys(self.near_record_bytes))
+        near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
+        self._extents = Extents(frames, records_per_span, near_arenas)
         if isinstance(eviction, str):
             eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
@@ -117,7 +124,9 @@ class PageStore:
             self._extents.num_extents,
             records_per_span,
             record_bytes,
-            near_record_bytes,
+            near_sizes,
+            self._extents.num_near_extents,
+            near_arenas,
             self.compute_device,
             self._transfers,
             staging_slots if copy_to_compute or self.compute_device.type != "cpu" else 0,
@@ -189,13 +198,14 @@ class PageStore:
     ) -> None:
         """Appends records to a layer: first_record is how many it has.
 
-        near: (num_records, near_record_bytes) uint8; records: (num_records, record_bytes) uint8;
-        both may be overwritten afterwards. Raises DoesNotFit, before anything is written, when the
-        tiers have no room, and StorageError, perhaps for an earlier write.
+        near: (num_records, near_record_bytes of the layer) uint8; records: (num_records,
+        record_bytes) uint8; both may be overwritten afterwards. Raises DoesNotFit, before anything
+        is written, when the tiers have no room, and StorageError, perhaps for an earlier write.
         """
         self._check(table)
         num_records = len(records)
-        assert near.shape == (num_records, self.near_record_bytes) and near.dtype == torch.uint8
+        near_shape = num_records, self.near_record_bytes[layer]
+        assert near.shape == near_shape and near.dtype == torch.uint8
         assert records.shape == (num_records, self.record_bytes) and records.dtype == torch.uint8
         assert first_record == table.num_records(layer), "records are appended in order"
         self._check_room(table, layer, num_records)
@@ -234,6 +244,7 @@ class PageStore:
     def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
         needed = table.extents_needed(layer, num_records)
         free = sum(self._extents.num_free(tier) for tier in Tier)
+        free = min(free, self._extents.num_free_near(layer))
         if needed > free:
             tiers = [t for t in Tier if self._extents.num_extents[t]] or [Tier.HOST]
             span_bytes = self.records_per_span * self.record_bytes

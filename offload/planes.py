@@ -8,7 +8,7 @@ Knows extents, not tables: who shares what, and when an extent may be written to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +49,13 @@ class Pages:
 class Planes:
     """All arenas of a store, and its traffic with the disk.
 
-    num_extents: whole extents per tier. transfers: None without disk frames. num_copies: slots of
-    an extent's size on the compute device, for records that it cannot read where they are.
+    num_extents: whole extents per tier. near_record_bytes: of each arena of near planes, which
+    holds num_near_extents; near_arenas: each layer's arena. transfers: None without disk frames.
+    num_copies: slots of an extent's size on the compute device, for records that it cannot read
+    where they are.
 
-    L1: an extent's near plane lies at a place given by its tier and base, so the two planes are
-        never out of step (`near_base`).
+    L1: an extent's near planes lie in its layer's arena from its near_base on, wherever its records
+        are, so the two planes are never out of step.
     """
 
     def __init__(
@@ -61,18 +63,23 @@ class Planes:
         num_extents: Mapping[Tier, int],
         records_per_span: int,
         record_bytes: int,
-        near_record_bytes: int,
+        near_record_bytes: Sequence[int],
+        num_near_extents: Sequence[int],
+        near_arenas: Sequence[int],
         compute_device: torch.device,
         transfers: Transfers | None,
         num_copies: int,
         stats: Stats,
     ):
         self._records_per_span, self._record_bytes = records_per_span, record_bytes
-        self._near_record_bytes, self._stats = near_record_bytes, stats
-        self._transfers = transfers
-        device, host, disk = (num_extents[tier] * records_per_span for tier in Tier)
-        self._near_start = {Tier.DEVICE: 0, Tier.HOST: device, Tier.DISK: device + host}  # L1
-        self._near = MemoryTier(device + host + disk, near_record_bytes, compute_device)
+        self._transfers, self._stats = transfers, stats
+        device, host = (num_extents[t] * records_per_span for t in (Tier.DEVICE, Tier.HOST))
+        self.compute_device = compute_device
+        self._near = [
+            MemoryTier(count * records_per_span, num_bytes, compute_device)
+            for count, num_bytes in zip(num_near_extents, near_record_bytes, strict=True)
+        ]
+        self._near_of = [self._near[arena] for arena in near_arenas]  # by layer
         self._arenas = {
             Tier.DEVICE: MemoryTier(device, record_bytes, compute_device),
             Tier.HOST: MemoryTier(host, record_bytes, "cpu", compute_device),
@@ -87,8 +94,8 @@ class Planes:
         near: (num_records, near_record_bytes) uint8; records: (num_records, record_bytes) uint8.
         """
         count = len(records)
-        if self._near_record_bytes:
-            copy_rows(self._near.records(self.near_base(extent) + start, count), near)
+        if near.numel():
+            copy_rows(self._near_of[extent.layer].records(extent.near_base + start, count), near)
             self._stats.near_bytes_written += near.numel()
         if extent.tier is Tier.DISK:
             self._traffic.write(extent, start, records)
@@ -112,25 +119,21 @@ class Planes:
 
     def get_in_place(self, extent: Extent, num_records: int) -> Pages:
         """The same, with the records where they are, or in a staging slot when they are on disk."""
-        near = self._near.records(self.near_base(extent), num_records)
+        near = self._near_of[extent.layer].records(extent.near_base, num_records)
         if extent.tier is not Tier.DISK:
             return Pages(near, self._arenas[extent.tier].records(extent.base, num_records))
         transfers = self._traffic
         slot = transfers.demand(extent, num_records)
         return Pages(near, transfers.rows(slot, num_records), lambda: transfers.release(slot))
 
-    @property
-    def near_frames(self) -> torch.Tensor:
-        """All near planes, (num_frames, near_record_bytes) uint8 on the compute device."""
-        return self._near.frames
+    def near_frames(self, layer: int) -> torch.Tensor:
+        """The layer's near planes and those of others like it, (num_frames, near_record_bytes)
+        uint8 on the compute device."""
+        return self._near_of[layer].frames
 
     def frames(self, tier: Tier) -> torch.Tensor:
         """A memory tier's records, (num_frames, record_bytes) uint8."""
         return self._arenas[tier].frames
-
-    def near_base(self, extent: Extent) -> int:
-        """The row of `near_frames` where an extent starts (L1)."""
-        return self._near_start[extent.tier] + extent.base
 
     def forget(self, extent: Extent) -> None:
         """The extent's bytes will change: waits until nothing of them is under way."""
@@ -139,21 +142,20 @@ class Planes:
 
     def overhead_bytes(self) -> dict[Tier, int]:
         """Bytes besides the frames of records: near planes, and copies where there are any."""
-        tier = Tier.HOST if self._near.device.type == "cpu" else Tier.DEVICE
-        return {tier: self._near.num_bytes + self._copies.num_bytes}
+        tier = Tier.HOST if self.compute_device.type == "cpu" else Tier.DEVICE
+        return {tier: sum(near.num_bytes for near in self._near) + self._copies.num_bytes}
 
     def close(self) -> None:
         """Lets go of all arenas; views that are still held keep theirs."""
-        for arena in (self._near, self._copies, *self._arenas.values()):
+        for arena in (*self._near, self._copies, *self._arenas.values()):
             arena.close()
 
     def check(self, extents: Iterable[Extent], deep: bool) -> None:
         """Asserts L1; deep: also that memory still holds what was written to it."""
-        num_near = sum(a.frames.shape[0] for a in self._arenas.values())
-        assert self._near.frames.shape[0] >= num_near == self._near_start[Tier.DISK], "L1"
         assert len(set(self._free_copies)) == len(self._free_copies)
         for extent in extents:
-            assert self.near_base(extent) + self._records_per_span <= len(self._near.frames), "L1"
+            stop = extent.near_base + self._records_per_span
+            assert stop <= len(self.near_frames(extent.layer)), "L1"
             arena = self._arenas.get(extent.tier)
             if deep and arena is not None and arena.device.type == "cpu":
                 crcs = crcs_of(arena.raw(extent.base, extent.filled), self._record_bytes)

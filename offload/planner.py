@@ -11,6 +11,7 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import fmean as mean
 
 from .budget import Limits
 from .footprint import Facts, selection_bytes, workspace_bytes
@@ -110,7 +111,8 @@ class _Filling:
         # Where weights, raw tokens, near planes and activations lie.
         self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
         sealed = geometry.sealed_tokens(request.context)
-        self.near_bytes = int(sealed * geometry.layout.near_bytes_per_token) * len(self.layers)
+        self.layouts = geometry.layouts(len(self.layers))
+        self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
         self.hot_records = 0
         if geometry.layout.value_means:
@@ -267,7 +269,7 @@ class _Filling:
         facts, geometry, config, limits = self.facts, self.geometry, self.config, self.limits
         items = self._items(sweep, streamed, head_resident)
         far = self._far(sweep, streamed, head_resident)
-        span, layout = geometry.span_bytes, geometry.layout
+        span, layouts = geometry.span_bytes, self.layouts
         device, host, disk = self._tiers(sweep, streamed, head_resident, far)
         fixed = sum(host.values()) - host["far planes"]
         budget = {
@@ -299,18 +301,18 @@ class _Filling:
             disk=disk,
             budget_bytes=budget,
             weight_bits="full" if facts.weight_bits is None else str(facts.weight_bits),
-            kv_bits_per_element=layout.bits_per_element,
+            kv_bits_per_element=mean(of.bits_per_element for of in layouts),
             layers_streamed=streamed,
             head_resident=head_resident,
-            near_resident=layout.near_resident,
+            near_resident=geometry.layout.near_resident,
             sweep_cells=sweep,
             staging_slots=staging_slots(span, self.num_spans),
             hot_records=self.hot_records if far["disk"] else 0,
             far_spans=far,
             num_spans=self.num_spans,
-            padding_share=layout.padding_share,
-            resident_bytes_per_token=layout.near_bytes_per_token * config.num_layers,
-            far_bytes_per_token=layout.far_bytes_per_token * config.num_layers,
+            padding_share=mean(of.padding_share for of in layouts),
+            resident_bytes_per_token=sum(of.near_bytes_per_token for of in layouts),
+            far_bytes_per_token=sum(of.far_bytes_per_token for of in layouts),
             kv_far_bytes=self.num_spans * span,
             fixed_host_bytes=fixed,
             decode_bytes=decode,

@@ -5,7 +5,6 @@ Made from a page table and kept until the table changes. Knows frame numbers, no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,11 +20,13 @@ TIERS = tuple(Tier)
 class RecordMap:
     """The first num_records records of a layer, in order.
 
-    near_rows: int64 tensor, each record's row of the near planes' arena, on the compute device.
+    near_rows: int64 tensor, each record's row of the layer's arena of near planes, on the compute
+    device.
     tier: int8, index into TIERS; frame: int64, row of that tier's arena, or of the scratch file.
     """
 
     version: int
+    layer: int
     near_rows: torch.Tensor
     tier: np.ndarray
     frame: np.ndarray
@@ -38,11 +39,8 @@ class RecordMap:
         return tuple(np.unique(self.tier).tolist())
 
 
-def make_record_map(
-    table: PageTable, layer: int, near_base: Callable[[Extent], int], device: torch.device
-) -> RecordMap:
-    """The map of all records that the layer has now. near_base: the near arena's first row of an
-    extent."""
+def make_record_map(table: PageTable, layer: int, device: torch.device) -> RecordMap:
+    """The map of all records that the layer has now."""
     count, per_span = table.num_records(layer), table.records_per_span
     extents = [table.extent(layer, span) for span in range(table.num_spans(layer))]
     within = np.arange(per_span)
@@ -52,10 +50,11 @@ def make_record_map(
             return np.empty(0, dtype=np.int64)
         return (np.array(firsts)[:, None] + within).reshape(-1)[:count]
 
-    near = torch.from_numpy(spread([near_base(extent) for extent in extents])).to(device)
+    near = torch.from_numpy(spread([extent.near_base for extent in extents])).to(device)
     tiers = np.array([TIERS.index(extent.tier) for extent in extents], dtype=np.int8)
     return RecordMap(
         table.version,
+        layer,
         near,
         np.repeat(tiers, per_span)[:count],
         spread([extent.base for extent in extents]),

@@ -39,19 +39,19 @@ class RecordReader:
         self._tables: dict[PageTable, tuple[int, TableAddresses | None]] = {}
 
     def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which
-        rows of them, (num_records,) int64, are the layer's records, in order."""
-        return self._planes.near_frames, self._map(table, layer).near_rows
+        """Near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which rows
+        of them, (num_records,) int64, are the layer's records, in order."""
+        return self._planes.near_frames(layer), self._map(table, layer).near_rows
 
     def addresses(self, table: PageTable, layer: int) -> SpanAddresses | None:
         """Where the layer's spans start in memory; None where they are not read in place."""
         planes, where = self._planes, self._map(table, layer)
-        if planes.must_copy or planes.near_frames.device.type != "cpu":
+        if planes.must_copy or planes.compute_device.type != "cpu":
             return None
         found = self._addresses.get((table, layer))
         if found is None or found.where is not where:
             arenas = {tier: planes.frames(tier) for tier in (Tier.DEVICE, Tier.HOST)}
-            found = SpanAddresses(where, planes.near_frames, arenas)
+            found = SpanAddresses(where, planes.near_frames(layer), arenas)
             self._addresses[table, layer] = found
         return found
 
@@ -167,7 +167,7 @@ class RecordReader:
     def _select(self, where: RecordMap, records: np.ndarray, frames) -> Selected:
         """frames: where the records from disk are being read to; waits for them."""
         planes, sources, release = self._planes, [], None
-        device = planes.near_frames.device
+        device = planes.compute_device
         for index in where.tiers:
             tier, places = TIERS[index], np.flatnonzero(where.tier[records] == index)
             if not len(places):
@@ -185,12 +185,11 @@ class RecordReader:
                 rows = torch.arange(len(places))
             sources.append(Source(arena, rows, torch.from_numpy(places)))
         near_rows = where.near_rows[torch.from_numpy(records).to(device)]
-        return Selected(planes.near_frames, near_rows, sources, release)
+        return Selected(planes.near_frames(where.layer), near_rows, sources, release)
 
     def _map(self, table: PageTable, layer: int) -> RecordMap:
         found = self._maps.get((table, layer))
         if found is None or found.version != table.version:
-            device = self._planes.near_frames.device
-            found = make_record_map(table, layer, self._planes.near_base, device)
+            found = make_record_map(table, layer, self._planes.compute_device)
             self._maps[table, layer] = found
         return found

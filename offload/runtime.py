@@ -68,7 +68,7 @@ class Runtime:
         self.store = PageStore(
             config.num_layers,
             layout.record_bytes,
-            layout.near_record_bytes,
+            [of.near_record_bytes for of in geometry.layouts(config.num_layers)],
             per_span,
             frames,
             device,

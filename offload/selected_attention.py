@@ -103,7 +103,7 @@ class SelectedAttention:
         table, records = sequence.table, self._records
         if not (self._foresight.needs_query and records.any_on_disk(table, layer)):
             return False
-        near_bytes = table.num_records(layer) * self._tiered.layout.near_record_bytes
+        near_bytes = table.num_records(layer) * self._tiered.layouts[layer].near_record_bytes
         if records.near_plane(table, layer)[0].device.type != "cpu":
             near_bytes = 0  # scored where nothing else waits for it
         return layer not in sequence.trail.last or is_worth_scoring(
@@ -143,7 +143,7 @@ class SelectedAttention:
     ) -> None:
         """Read a few of the records that were left out, to see how true their estimate was.
         shares, log_total: as Steps.left_out has them."""
-        shares = by_record(shares, self._tiered.layout.pages_per_record)
+        shares = by_record(shares, self._tiered.layouts[layer].pages_per_record)
         drawn, counts = audit.draw(shares, query.position)
         if not len(drawn):
             return

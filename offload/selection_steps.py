@@ -48,7 +48,7 @@ class Known:
     def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
         """(kv_heads, num_rows): see kernels.effect."""
         if layer not in self._output_norms:
-            projection, layout = w["self_attn.o_proj.weight"], self.tiered.layout
+            projection, layout = w["self_attn.o_proj.weight"], self.tiered.layouts[layer]
             if isinstance(projection, QuantisedWeight):
                 projection = projection.rows(0, projection.out_features)
             self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
@@ -62,7 +62,7 @@ class Known:
         if tiered.decode.serves(query.q):
             raw = tiered.decode.raw(layer, sequence, query.position, None)
             q, x = query.q.contiguous(), residual.contiguous()
-            return stand(q, raw, tiered.layout, tiered.softcap, norms, x)
+            return stand(q, raw, tiered.layouts[layer], tiered.softcap, norms, x)
         raw = tiered.raw_partial(layer, sequence, query, None)
         spread = value_spread(tiered.raw_values(layer, sequence, query.position))
         effect = head_effect(norms, residual.norm(), raw.out / raw.sum.unsqueeze(-1), spread)
@@ -73,7 +73,7 @@ class Known:
     ) -> Evidence:
         """bias: as score_bias gives it, of all tokens of the layer's records."""
         near, rows = self.records.near_plane(sequence.table, layer)
-        layout = self.tiered.layout
+        layout = self.tiered.layouts[layer]
         q = rotate(query.q) if layout.rotate else query.q
         scores = score_pages(q, near, rows, layout, self.tiered.softcap, bias)
         scores.log_mass[..., 0] = -torch.inf  # the sink, which is attended raw
@@ -96,7 +96,7 @@ class Known:
         span at a time: the rotated biases are large."""
         if key_bias is None:
             return None
-        num_tokens = sequence.table.num_records(layer) * self.tiered.layout.record_tokens
+        num_tokens = sequence.table.num_records(layer) * self.tiered.layouts[layer].record_tokens
         step = self.tiered.span_tokens
         parts = [
             self.tiered.score_bias(layer, query, base, min(step, num_tokens - base), key_bias)
@@ -114,7 +114,7 @@ class Known:
         into: Partial,
     ) -> None:
         """The partials of records, one each. bias: of all the layer's records."""
-        layout = self.tiered.layout
+        layout = self.tiered.layouts[layer]
         if bias is not None:
             bias = bias.unflatten(-1, (-1, layout.record_tokens))[:, :, records].flatten(-2)
         attend_records(
@@ -174,7 +174,7 @@ class CompiledSteps:
     def choose(self, layer, sequence, query, bias, residual, w) -> torch.Tensor:
         tiered = self._known.tiered
         near, rows = self._known.records.near_plane(sequence.table, layer)
-        q, layout = query.q.contiguous(), tiered.layout
+        q, layout = query.q.contiguous(), tiered.layouts[layer]
         self._chosen = self._selection.choose(
             q,
             rotate(q).contiguous() if layout.rotate else q,
@@ -222,7 +222,7 @@ class TorchSteps:
         return self._selector.select(self._evidence)
 
     def estimate(self, chosen) -> None:
-        evidence, layout = self._evidence, self._known.tiered.layout
+        evidence, layout = self._evidence, self._known.tiered.layouts[self._layer]
         estimate, self._left = attend_left_out(
             evidence.shares, evidence.unevenness, chosen, *self._plane, layout
         )

@@ -142,14 +142,18 @@ def make_whole_token(
         norms = None
         if selected is not None and windows[layer] is None:
             norms = selected.output_norms(layer, w)
-        at = kinds.index(windows[layer]), ropes.index(rope), norms
+        at = geometry.layout_of(layer), kinds.index(windows[layer]), ropes.index(rope), norms
         bias = None if layout.is_full else decoder.key_bias(w)
         if bias is None:
-            layers.append(TokenLayer(step, layout, *at))
+            layers.append(TokenLayer(step, *at))
         elif rope.config is None or rope.width != config.head_dim:
             return None  # the elements that are not turned add a sum that is torch's
         else:
-            layers.append(TokenLayer(step, layout, *at, bias, rope.frequencies, rope.amplitude))
+            layers.append(
+                TokenLayer(
+                    step, geometry.layout_of(layer), *at, bias, rope.frequencies, rope.amplitude
+                )
+            )
     if layout.rotate or not attention.decode.serves_rows(config.groups):
         return None
     step = TokenStep(

@@ -33,6 +33,12 @@ for bits in (6, 8):
     LAYOUTS[f"64, {bits} bits"] = PageLayout(
         2, 64, 16, 2, key_bits=bits, value_bits=bits, near_bits=2
     )
+# And what their first layers have.
+for dim, key_bits, value_bits in ((16, 5, 4), (64, 5, 4), (64, 6, 6), (64, 8, 8), (128, 8, 8)):
+    LAYOUTS[f"{dim}, {key_bits} bits, three near bits"] = PageLayout(
+        2, dim, 16, 2, key_bits=key_bits, value_bits=value_bits, near_bits=3,
+        least_record_bytes=32768,
+    )  # fmt: skip
 LAYOUTS["near in record"] = dataclasses.replace(LAYOUTS["usual"], near_resident=False)
 LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
 

@@ -12,7 +12,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
-from ebbtide.offload.geometry import Geometry
+from ebbtide.offload.geometry import Geometry, choose_finer_layers
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.options import Options
@@ -31,7 +31,6 @@ def small_geometry(
     cell_tokens: int = CELL_TOKENS,
     span_tokens: int = SPAN_TOKENS,
     rotate: bool = False,
-    near_bits: int = 2,
     selects: bool = False,
 ) -> Geometry:
     """codec: full, 8, 6 or 4, as --kv-bits has them."""
@@ -45,12 +44,13 @@ def small_geometry(
         codec="full" if codec == "full" else "quantised",
         key_bits=bits[0],
         value_bits=bits[1],
-        near_bits=near_bits,
+        near_bits=2,
         value_means=selects,
         rotate=rotate,
         raw_dtype=getattr(torch, config.dtype),
     )
-    return Geometry(cell_tokens, span_tokens, layout)
+    finer = choose_finer_layers(config) if selects else ()
+    return Geometry(cell_tokens, span_tokens, layout, finer)
 
 
 def open_small(

@@ -57,6 +57,17 @@ def test_means_of_values_end_the_near_block():
     assert means.record_bytes == layout.record_bytes
 
 
+def test_records_are_padded_to_those_of_other_bits():
+    two = PageLayout(3, 64, 64, 1, key_bits=8, value_bits=8, near_bits=2)
+    three = dataclasses.replace(two, near_bits=3, least_record_bytes=two.record_bytes)
+    assert two.record_bytes == 24576 and dataclasses.replace(three, least_record_bytes=0) != three
+    assert three.record_bytes == two.record_bytes
+    assert three.record_payload_bytes == two.record_payload_bytes - 3 * 512
+    assert three.near_record_bytes == two.near_record_bytes + 3 * 512
+    longer = dataclasses.replace(three, least_record_bytes=28672)
+    assert longer.record_bytes == 28672 and longer.padding_share > three.padding_share
+
+
 def test_sizes_of_a_full_layout():
     layout = PageLayout(1, 80, 16, codec="full", raw_dtype=torch.float32)
     assert layout.far_head_bytes == 2 * 16 * 80 * 4
@@ -97,6 +108,8 @@ def test_near_blocks_move_into_the_record_when_they_are_not_resident(head_dim, c
         {"codec": "full", "rotate": True},
         {"codec": "full", "value_means": True},
         {"raw_dtype": torch.int8},
+        {"least_record_bytes": 100},
+        {"least_record_bytes": -4096},
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(change):

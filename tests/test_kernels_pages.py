@@ -23,6 +23,7 @@ LAYOUTS = {
     "no near codes": PageLayout(2, 64, 16, 2, key_bits=4, value_bits=4, near_bits=0),
     "no far planes but one": PageLayout(2, 24, 16, 2, key_bits=2, value_bits=1, near_bits=1),
     "value bits 7": PageLayout(2, 40, 20, 1, key_bits=8, value_bits=7, near_bits=0),
+    "padded": PageLayout(2, 64, 16, 2, key_bits=8, near_bits=3, least_record_bytes=12288),
     "full bf16": PageLayout(2, 64, 32, 2, codec="full"),
     "full f16": PageLayout(3, 80, 16, 1, codec="full", raw_dtype=torch.float16),
     "full f32": PageLayout(1, 112, 16, 2, codec="full", raw_dtype=torch.float32),

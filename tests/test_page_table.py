@@ -97,7 +97,20 @@ def test_truncate_keeps_the_first_records_of_every_layer(keep):
     extents.check([table])
 
 
-@pytest.mark.parametrize("what", ["leak", "double free", "refs", "gap", "crc"])
+def test_near_planes_come_from_the_layers_own_arena():
+    extents = Extents({Tier.HOST: 3 * S, Tier.DISK: 2 * S}, S, [1, 0, 0])
+    assert extents.num_near_extents == [4, 2]  # shares of five extents, rounded up
+    assert [extents.allocate(Tier.HOST, 0, i).near_base for i in range(2)] == [0, S]
+    first = extents.allocate(Tier.HOST, 2, 0)
+    assert (extents.num_free_near(0), extents.num_free_near(1), first.near_base) == (0, 3, 0)
+    with pytest.raises(NoFrames):
+        extents.allocate(Tier.DISK, 0, 2)
+    assert extents.num_free(Tier.DISK) == 2
+    extents.release(first)
+    assert extents.allocate(Tier.DISK, 1, 0).near_base == first.near_base, "wherever records are"
+
+
+@pytest.mark.parametrize("what", ["leak", "double free", "near", "refs", "gap", "crc"])
 def test_check_sees_what_is_broken(what):
     extents, table = Extents({Tier.HOST: 4 * S}, S), PageTable(1, S)
     for _ in range(2):
@@ -108,6 +121,8 @@ def test_check_sees_what_is_broken(what):
         extents.allocate(Tier.HOST, 0, 2)
     elif what == "double free":
         extents._free[Tier.HOST].append(extent.base)
+    elif what == "near":
+        extent.near_base = table.extent(0, 1).near_base
     elif what == "refs":
         extent.refs += 1
     elif what == "gap":
@@ -121,9 +136,12 @@ def test_check_sees_what_is_broken(what):
 class Bookkeeping(RuleBasedStateMachine):
     """Any order of append, fork, truncate and close conserves frames and references."""
 
+    near_arenas = None
+
     def __init__(self):
         super().__init__()
-        self.extents = Extents({Tier.DEVICE: 2 * S, Tier.HOST: 5 * S + 1, Tier.DISK: 9 * S}, S)
+        frames = {Tier.DEVICE: 2 * S, Tier.HOST: 5 * S + 1, Tier.DISK: 9 * S}
+        self.extents = Extents(frames, S, self.near_arenas)
         self.tables: list[PageTable] = []
 
     def any_table(self, pick: int) -> PageTable:
@@ -158,7 +176,7 @@ class Bookkeeping(RuleBasedStateMachine):
                 table.extent(layer, span).trim(start)
             append(self.extents, table, layer, tier, count)
         except NoFrames:
-            assert self.extents.num_free(tier) == 0
+            assert self.extents.num_free(tier) == 0 or self.extents.num_free_near(layer) == 0
 
     @precondition(lambda self: self.tables and len(self.tables) < 4)
     @rule(pick=st.integers(0, 9))
@@ -182,7 +200,14 @@ class Bookkeeping(RuleBasedStateMachine):
         self.extents.check(self.tables)
 
 
+class BookkeepingOfTwoArenas(Bookkeeping):
+    """The same where layers have near planes of different sizes."""
+
+    near_arenas = (0, 1)
+
+
 TestBookkeeping = Bookkeeping.TestCase
+TestBookkeepingOfTwoArenas = BookkeepingOfTwoArenas.TestCase
 
 
 def place(policy, num_layers, num_spans, expected, frames):

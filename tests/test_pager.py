@@ -33,14 +33,19 @@ S = 3  # records per span
 DEVICE, HOST, DISK = Tier
 
 
-def rows(tags) -> tuple[torch.Tensor, torch.Tensor]:
-    """Near planes (n, NEAR) and records (n, RECORD) that hold nothing but their tags."""
+def rows(tags, near=NEAR) -> tuple[torch.Tensor, torch.Tensor]:
+    """Near planes (n, near) and records (n, RECORD) that hold nothing but their tags."""
     tag = torch.tensor(list(tags), dtype=torch.int64).view(torch.uint8).view(-1, 8)
-    return tag.repeat(1, NEAR // 8), tag.repeat(1, RECORD // 8)
+    return tag.repeat(1, near // 8), tag.repeat(1, RECORD // 8)
+
+
+def rows_of(store, layer, tags) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with near planes as large as the layer's."""
+    return rows(tags, store.near_record_bytes[layer])
 
 
 def write(store, table, layer, tags, flush=False) -> None:
-    near, records = rows(tags)
+    near, records = rows_of(store, layer, tags)
     store.write(table, layer, table.num_records(layer), near, records)
     near.fill_(255)  # the caller may use its buffers again
     records.fill_(255)
@@ -53,7 +58,7 @@ def check(store, table, layer, tags) -> None:
     tags = list(tags)
     assert table.num_records(layer) == len(tags)
     for span in range(table.num_spans(layer)):
-        near, records = rows(tags[span * S : (span + 1) * S])
+        near, records = rows_of(store, layer, tags[span * S : (span + 1) * S])
         with store.fetch(table, layer, span) as pages:
             assert torch.equal(pages.near, near) and torch.equal(pages.records, records)
 
@@ -68,7 +73,7 @@ def check_runs(store, table, layer, tags) -> None:
             return
         with run:
             assert run.first == span < run.stop <= stop
-            near, records = rows(tags[span * S : run.stop * S])
+            near, records = rows_of(store, layer, tags[span * S : run.stop * S])
             for plane, addresses in ((near, run.near_at), (records, run.record_at)):
                 found = [ctypes.string_at(at, plane.shape[1]) for at in addresses.tolist()]
                 assert found == [row.numpy().tobytes() for row in plane]
@@ -92,7 +97,7 @@ def fetched(store, table, layer, records) -> list[tuple[torch.Tensor, torch.Tens
 def check_records(store, table, layer, tags, records) -> None:
     """The selected records hold their tags."""
     parts = fetched(store, table, layer, records)
-    near, whole = rows([tags[record] for record in records])
+    near, whole = rows_of(store, layer, [tags[record] for record in records])
     if records:
         assert torch.equal(torch.cat([part[0] for part in parts]), near)
         assert torch.equal(torch.cat([part[1] for part in parts]), whole)
@@ -111,6 +116,7 @@ def opened(
     host=0,
     device=0,
     layers=2,
+    near=NEAR,
     file=ScratchFile,
     way=None,
     in_python=False,
@@ -127,7 +133,7 @@ def opened(
     frames = {DEVICE: device * S, HOST: host * S, DISK: disk * S}
     choice = {"EBBTIDE_KERNELS": "reference"} if in_python else {}
     with mock.patch.dict(os.environ, choice):
-        store = PageStore(layers, RECORD, NEAR, S, frames, "cpu", spill, **options)
+        store = PageStore(layers, RECORD, near, S, frames, "cpu", spill, **options)
     try:
         with store:
             store.file = files[0] if files else None
@@ -150,6 +156,7 @@ MIXES = {
     "host and disk": dict(disk=30, host=10),
     "three tiers": dict(disk=20, host=12, device=8),
     "copied to the device": dict(disk=20, host=12, device=8, copy_to_compute=True),
+    "near planes of two sizes": dict(disk=30, host=10, near=(NEAR, 3 * NEAR)),
 }
 THREADS = {
     "plain": dict(overlap=False),
@@ -356,6 +363,35 @@ def test_when_there_is_no_room_nothing_is_written(tmp_path):
         store.close_table(table)
         write(store, other, 0, [7])  # alone now, it appends in place
         check(store, other, 0, [*range(2 * S + 1), 7])
+
+
+def test_layers_of_one_near_size_share_an_arena(tmp_path):
+    sizes = (3 * NEAR, NEAR, 3 * NEAR, NEAR, NEAR)
+    with opened(tmp_path, disk=6, host=4, layers=5, near=sizes) as store:
+        arenas = [store.records._planes.near_frames(layer) for layer in range(5)]
+        assert [len(arena) for arena in arenas] == [4 * S, 6 * S, 4 * S, 6 * S, 6 * S]
+        assert len({arena.data_ptr() for arena in arenas}) == 2
+        near_bytes = 4 * S * 3 * NEAR + 6 * S * NEAR
+        assert store._planes.overhead_bytes() == {HOST: near_bytes}, "no byte for what others have"
+        table = store.open_table()
+        for layer in range(5):
+            write(store, table, layer, range(layer, layer + S + 1))
+        for layer in range(5):
+            check(store, table, layer, range(layer, layer + S + 1))
+        store.check_integrity(deep=True)
+
+
+def test_without_room_for_near_planes_nothing_is_written(tmp_path):
+    """Layers that have had more than their share, which layers in step never do."""
+    with opened(tmp_path, disk=0, host=4, near=(NEAR, 3 * NEAR)) as store:
+        table = store.open_table()
+        write(store, table, 1, range(2 * S))
+        with pytest.raises(DoesNotFit) as caught:
+            write(store, table, 1, [9])
+        assert caught.value.available_bytes == 0
+        write(store, table, 0, range(2 * S))
+        store.check_integrity(deep=True)
+        check(store, table, 1, range(2 * S))
 
 
 def test_a_closed_table_and_records_out_of_order_are_bugs(tmp_path):

@@ -18,7 +18,9 @@ from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
 from ebbtide.offload.footprint import Facts
 from ebbtide.offload.geometry import choose_geometry
+from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import ModelConfig
+from ebbtide.offload.page_table import Tier
 from ebbtide.offload.planner import Request, make_plan
 from ebbtide.offload.rope_config import RopeConfig
 from ebbtide.offload.skeleton import expected_shapes
@@ -57,11 +59,15 @@ MODELS = {
 FACTS = {(name, bits): facts_of(m, bits) for name, m in MODELS.items() for bits in (None, 8, 4)}
 
 
+KV_BITS = [("full", False), *((bits, selects) for bits in "864" for selects in (False, True))]
+
+
 @st.composite
 def plans(draw):
     """(facts, geometry, limits, request), with budgets around what is needed."""
     facts = FACTS[draw(st.sampled_from(list(FACTS)))]
-    geometry = choose_geometry(facts.config, draw(st.sampled_from(["full", "8", "6", "4"])))
+    kv_bits, selects = draw(st.sampled_from(KV_BITS))
+    geometry = choose_geometry(facts.config, kv_bits, selects=selects)
     size = st.integers(0, 600).map(lambda n: n * MiB // 2)
     limits = Limits(
         device_bytes=draw(st.none() | size),
@@ -248,10 +254,13 @@ def test_opening_says_at_once_what_does_not_fit(checkpoint):
         LLM.open(checkpoint("llama2"), context=10**6)
 
 
-@pytest.mark.parametrize("codec", ["full", "8", "4"])
-def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec):
+@pytest.mark.parametrize(
+    ("codec", "mode"),
+    [("full", "exact"), ("8", "exact"), ("4", "exact"), ("8", "bounded"), ("4", "bounded")],
+)
+def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec, mode):
     num_tokens = 1000
-    with open_small(checkpoint("llama2"), tmp_path, codec) as llm:
+    with open_small(checkpoint("llama2"), tmp_path, codec, mode=Mode(mode)) as llm:
         ids = [i % 256 for i in range(num_tokens)]
         with llm.open_session(num_tokens, sequences=1) as session:
             session.append(ids)
@@ -264,6 +273,9 @@ def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec):
             assert plan.kv_far_bytes == used
             near = store.stats.near_bytes_written
             assert near == sealed * plan.resident_bytes_per_token == plan.host["near planes"]
+            whole_spans = llm.geometry.num_spans(num_tokens) * llm.geometry.span_tokens
+            arenas = store.reserved_bytes()[Tier.HOST] - store.usage()[Tier.HOST].capacity_bytes
+            assert arenas == whole_spans * plan.resident_bytes_per_token
             peaks = sum(usage.peak_bytes for usage in store.usage().values())
             assert peaks <= plan.host["far planes"] + plan.disk["far planes"]
 

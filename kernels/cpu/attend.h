@@ -32,14 +32,14 @@ int64_t attend_scratch(const Layout &l, int64_t rows) {
 // How the codes of a layout are read.
 struct CodesReader {
     int64_t bits[2];
-    int widths[3] = {0, 0, 0};
-    int64_t offset[3] = {0, 0, 0};
-    bool in_near[3] = {false, false, false};
+    int widths[MOST_PLANES] = {};
+    int64_t offset[MOST_PLANES] = {};
+    bool in_near[MOST_PLANES] = {};
     int count = 0;
 
     void add(int64_t bits, int64_t tokens, int64_t dim, int64_t start, bool near) {
         for_planes(bits, tokens, dim, [&](int width, int, int64_t at) {
-            if (count < 3) {
+            if (count < MOST_PLANES) {
                 widths[count] = width;
                 offset[count] = start + at;
                 in_near[count] = near;
@@ -49,7 +49,7 @@ struct CodesReader {
     }
     CodePlanes at(const uint8_t *near, const uint8_t *far) const {
         CodePlanes p;
-        for (int i = 0; i < 3; ++i) p.data[i] = (in_near[i] ? near : far) + offset[i];
+        for (int i = 0; i < MOST_PLANES; ++i) p.data[i] = (in_near[i] ? near : far) + offset[i];
         return p;
     }
 };
@@ -112,8 +112,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
     keys.add(l.near_bits, tokens, dim, 0, true);
     keys.add(l.far_key_bits(), tokens, dim, 0, false);
     values.add(l.value_bits, tokens, dim, l.value_offset, false);
-    const ReadTiles read_keys = keys.count > 3 ? nullptr : tile_reader<false>(keys.widths, dim);
-    const ReadTiles read_values = values.count > 3 ? nullptr : tile_reader<BYTE_PRODUCTS>(values.widths, dim);
+    const ReadTiles read_keys = keys.count > MOST_PLANES ? nullptr : tile_reader<false>(keys.widths, dim);
+    const ReadTiles read_values = values.count > MOST_PLANES ? nullptr : tile_reader<BYTE_PRODUCTS>(values.widths, dim);
 
     const int64_t first_page = first / tokens, last_page = (last + tokens - 1) / tokens;
     const float largest_key = largest_step(wide, l.key_bits), largest_weight = largest_step(padded, l.value_bits);

@@ -101,21 +101,23 @@ inline Tile by_element(Tile x) {
 #endif
 }
 
-// Where the planes of a page's codes are: up to three, the most significant first.
+// Where the planes of a page's codes are: up to four, the most significant first.
+constexpr int MOST_PLANES = 4;
 struct CodePlanes {
-    const uint8_t *data[3];
+    const uint8_t *data[MOST_PLANES];
 };
 
-template <int BLOCKS, int A, int B, int C, bool VALUES>
+template <int BLOCKS, int A, int B, int C, int D, bool VALUES>
 void read_tiles(const CodePlanes &p, int64_t tokens, int64_t blocks, uint8_t *to) {
     if (BLOCKS) blocks = BLOCKS;
     constexpr int MOST = BLOCKS ? BLOCKS : 64;
     const int64_t token_bits = blocks * 16;
     for (int64_t t = 0; t < tokens; t += TILE_TOKENS) {
         Tile tiles[MOST];
-        add_plane<A, BLOCKS>(p.data[0] + t * token_bits * A / 8, blocks, B + C, true, tiles);
-        add_plane<B, BLOCKS>(p.data[1] + t * token_bits * B / 8, blocks, C, false, tiles);
-        add_plane<C, BLOCKS>(p.data[2] + t * token_bits * C / 8, blocks, 0, false, tiles);
+        add_plane<A, BLOCKS>(p.data[0] + t * token_bits * A / 8, blocks, B + C + D, true, tiles);
+        add_plane<B, BLOCKS>(p.data[1] + t * token_bits * B / 8, blocks, C + D, false, tiles);
+        add_plane<C, BLOCKS>(p.data[2] + t * token_bits * C / 8, blocks, D, false, tiles);
+        add_plane<D, BLOCKS>(p.data[3] + t * token_bits * D / 8, blocks, 0, false, tiles);
         for (int64_t i = 0; i < blocks; ++i) {
             const Tile tile = VALUES ? by_element(tiles[i]) : tiles[i];
             std::memcpy(to + (t / 4 * blocks + i) * 64 + t % 4 * 16, &tile, sizeof tile);
@@ -125,28 +127,31 @@ void read_tiles(const CodePlanes &p, int64_t tokens, int64_t blocks, uint8_t *to
 
 typedef void (*ReadTiles)(const CodePlanes &, int64_t tokens, int64_t blocks, uint8_t *to);
 
-template <int A, int B, int C, bool VALUES>
+template <int A, int B, int C, int D, bool VALUES>
 inline ReadTiles tile_reader_of(int64_t dim) {
-    if (dim == 64) return read_tiles<4, A, B, C, VALUES>;
-    if (dim == 128) return read_tiles<8, A, B, C, VALUES>;
-    return read_tiles<0, A, B, C, VALUES>;
+    if (dim == 64) return read_tiles<4, A, B, C, D, VALUES>;
+    if (dim == 128) return read_tiles<8, A, B, C, D, VALUES>;
+    return read_tiles<0, A, B, C, D, VALUES>;
 }
 
 // The reader of planes of some widths, or null for those that have none.
 template <bool VALUES>
 inline ReadTiles tile_reader(const int *widths, int64_t dim) {
-    const int key = widths[0] * 100 + widths[1] * 10 + widths[2];
-    for (int i = 0; i < 3; ++i) {
+    const int key = widths[0] * 1000 + widths[1] * 100 + widths[2] * 10 + widths[3];
+    for (int i = 0; i < MOST_PLANES; ++i) {
         const int64_t run = dim * widths[i] / 8;
         if (dim % 16 || (run % 16 && run != 8)) return nullptr;
     }
     switch (key) {
-        case 221: return tile_reader_of<2, 2, 1, VALUES>(dim);
-        case 240: return tile_reader_of<2, 4, 0, VALUES>(dim);
-        case 242: return tile_reader_of<2, 4, 2, VALUES>(dim);
-        case 400: return tile_reader_of<4, 0, 0, VALUES>(dim);
-        case 420: return tile_reader_of<4, 2, 0, VALUES>(dim);
-        case 800: return tile_reader_of<8, 0, 0, VALUES>(dim);
+        case 2120: return tile_reader_of<2, 1, 2, 0, VALUES>(dim);
+        case 2121: return tile_reader_of<2, 1, 2, 1, VALUES>(dim);
+        case 2141: return tile_reader_of<2, 1, 4, 1, VALUES>(dim);
+        case 2210: return tile_reader_of<2, 2, 1, 0, VALUES>(dim);
+        case 2400: return tile_reader_of<2, 4, 0, 0, VALUES>(dim);
+        case 2420: return tile_reader_of<2, 4, 2, 0, VALUES>(dim);
+        case 4000: return tile_reader_of<4, 0, 0, 0, VALUES>(dim);
+        case 4200: return tile_reader_of<4, 2, 0, 0, VALUES>(dim);
+        case 8000: return tile_reader_of<8, 0, 0, 0, VALUES>(dim);
         default: return nullptr;
     }
 }
