@@ -149,11 +149,7 @@ def make_whole_token(
         elif rope.config is None or rope.width != config.head_dim:
             return None  # the elements that are not turned add a sum that is torch's
         else:
-            layers.append(
-                TokenLayer(
-                    step, geometry.layout_of(layer), *at, bias, rope.frequencies, rope.amplitude
-                )
-            )
+            layers.append(TokenLayer(step, *at, bias, rope.frequencies, rope.amplitude))
     if layout.rotate or not attention.decode.serves_rows(config.groups):
         return None
     step = TokenStep(
