@@ -9,6 +9,9 @@
 #define EBBTIDE_UNROLLED _Pragma("unroll")
 #endif
 
+// What takes several vectors: a call would send all of them, and whatever else its caller holds, through memory.
+#define EBBTIDE_INLINED inline __attribute__((always_inline))
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 struct Lanes {
@@ -198,7 +201,7 @@ inline Lanes load_u8(const uint8_t *p) {
 
 // Each of four vectors to the sum of its lanes. All orders are this one: lanes i and i + 8; of those i and i + 2 in each
 // run of four, then i and i + 1; then the two runs.
-inline void sum_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
+EBBTIDE_INLINED void sum_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
 #if defined(__AVX2__)
     const __m256 a8 = halved(a), b8 = halved(b), c8 = halved(c), d8 = halved(d);
     const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8));  // a02 b02 a13 b13
@@ -219,6 +222,18 @@ inline void sum_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
 #endif
 }
 
+// Lanes i, i + 4, i + 8 and i + 12 together, for i of 0 .. 3.
+inline void sum_runs(Lanes a, float *out) {
+#if defined(__AVX2__)
+    const __m256 half = halved(a);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(EBBTIDE_NEON)
+    vst1q_f32(out, vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3])));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = (a.v[i] + a.v[i + 8]) + (a.v[i + 4] + a.v[i + 12]);
+#endif
+}
+
 inline float sum(Lanes a) {
     float out[4];
     sum_four(a, a, a, a, out);
@@ -226,7 +241,7 @@ inline float sum(Lanes a) {
 }
 
 // Each of four vectors to the largest of its lanes.
-inline void largest_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
+EBBTIDE_INLINED void largest_four(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
 #if defined(__AVX2__)
     const __m256 a8 = larger_half(a), b8 = larger_half(b), c8 = larger_half(c), d8 = larger_half(d);
     const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8));
@@ -267,4 +282,29 @@ inline Lanes exp_lanes(Lanes x) {
     p = mul_add(p, r, all(0.5f));
     p = mul_add(mul_add(p, r, all(1.0f)), r, all(1.0f));
     return add_exponent(p, shifted);
+}
+
+// Each x to 2**x, for x <= 0; at most 2**-125 where it is below -126. Within 3e-6 of it: for estimates. Step by step for all N, as
+// the products of each wait for one another.
+template <int N>
+inline void exp2_all(Lanes *x) {
+    const Lanes magic = all(12582912.0f);  // see exp_lanes
+    Lanes shifted[N], r[N];
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) x[i] = larger(x[i], all(-126.0f));
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) shifted[i] = add(x[i], magic);
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) r[i] = sub(x[i], sub(shifted[i], magic));  // |r| <= 1/2
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) x[i] = mul_add(all(9.58285344e-3f), r[i], all(5.59064271e-2f));
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) x[i] = mul_add(x[i], r[i], all(2.40240986e-1f));
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) x[i] = mul_add(x[i], r[i], all(6.93124193e-1f));
+    EBBTIDE_UNROLLED for (int i = 0; i < N; ++i) x[i] = add_exponent(mul_add(x[i], r[i], all(1.0f)), shifted[i]);
+}
+
+// The logarithm of a number from 1 on, within 2e-7 or 1 ulp: of m, which is x without a power of two and next to 1, by the
+// series of the inverse hyperbolic tangent. A compiler makes vectors of it.
+inline float log_from_one(float x) {
+    const int32_t exponent = ((int32_t)float_to_bits(x) - 0x3F3504F3) >> 23;  // 1 / sqrt(2)
+    const float m = bits_to_float(float_to_bits(x) - ((uint32_t)exponent << 23));
+    const float s = (m - 1) / (m + 1), square = s * s;
+    const float series = ((square * (1.0f / 7) + 1.0f / 5) * square + 1.0f / 3) * square;
+    return (float)exponent * 0.693147181f + 2 * (s + s * series);
 }

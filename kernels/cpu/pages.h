@@ -16,6 +16,14 @@ inline void load_halves(const uint8_t *p, int64_t count, float *out) {
     for (; j < count; ++j) out[j] = half_to_float(load16(p + 2 * j));
 }
 
+// The first of `count` float16 numbers, zeros behind them.
+inline Lanes load_some_f16(const uint8_t *p, int64_t count) {
+    if (count >= 16) return load_f16(p);
+    uint16_t some[16] = {0};
+    std::memcpy(some, p, (size_t)(2 * count));
+    return load_f16(some);
+}
+
 inline void read_raw(RawKind kind, const uint8_t *data, int64_t count, float *out) {
     if (kind == RAW_F32) {
         std::memcpy(out, data, (size_t)count * 4);
