@@ -41,7 +41,9 @@ class Drifting:
 
 
 def _heaviest(mass: np.ndarray, count: int) -> np.ndarray:
-    return np.argpartition(-mass, count - 1)[:count] if 0 < count < len(mass) else np.arange(count)
+    if 0 < count < len(mass):
+        return np.argpartition(-mass, count - 1)[:count]
+    return np.arange(min(count, len(mass)))
 
 
 def _sorted(records: np.ndarray) -> torch.Tensor:

@@ -70,6 +70,14 @@ def check_queries(q, layout: PageLayout, score_bias, num_tokens: int) -> None:
         raise ValueError(f"score_bias is {tuple(score_bias.shape)}; it must be {shape}")
 
 
+def check_same(name: str, given, shape) -> None:
+    """Raises ValueError unless `given` is float32 of a shape."""
+    if given.shape != tuple(shape) or given.dtype != torch.float32:
+        raise ValueError(
+            f"{name} is {given.dtype} {tuple(given.shape)}; it must be float32 {tuple(shape)}"
+        )
+
+
 def check_positions(sources, num_records: int) -> None:
     """Raises ValueError unless the sources (frames, rows, positions) hold every record once."""
     found = sorted(at for _, _, positions in sources for at in positions.tolist())

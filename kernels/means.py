@@ -38,12 +38,11 @@ def attend_left_out(
     checks.check_rows("near", near, rows, layout.near_record_bytes)
     kv_heads, num_rows, _ = shares.shares.shape
     wanted = (layout.kv_heads, num_rows, len(rows) * layout.pages_per_record)
-    for name, given in (("shares", shares.shares), ("unevenness", unevenness)):
-        if given.shape != wanted or given.dtype != torch.float32:
-            raise ValueError(
-                f"{name} is {given.dtype} {tuple(given.shape)}; it must be float32 {wanted}"
-            )
-    native = dispatch.compiled_for(shares.shares, near, rows)
+    checks.check_same("shares", shares.shares, wanted)
+    checks.check_same("unevenness", unevenness, wanted)
+    if chosen.dtype != torch.int64:
+        raise ValueError(f"chosen is {chosen.dtype}; it must be int64")
+    native = dispatch.compiled_for(shares.shares, unevenness, chosen, near, rows)
     if native is None or not len(rows):
         left = leave_out(shares.shares, unevenness, chosen, layout.pages_per_record)
         out = torch.bmm(left.shares, value_means(near, rows, layout))

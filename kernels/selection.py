@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import dispatch
+from . import checks, dispatch
 
 
 class Shares(NamedTuple):
@@ -42,7 +42,9 @@ class LeftOut(NamedTuple):
 
 def page_shares(log_mass: torch.Tensor, raw_log_mass: torch.Tensor) -> Shares:
     """log_mass (kv_heads, num_rows, num_pages), -inf for pages that are not there, and
-    raw_log_mass (kv_heads, num_rows), float32 both, to shares."""
+    raw_log_mass (kv_heads, num_rows), float32 both, to shares. Raises ValueError for others."""
+    checks.check_same("raw_log_mass", raw_log_mass, log_mass.shape[:2])
+    checks.check_same("log_mass", log_mass, (*raw_log_mass.shape, log_mass.shape[-1]))
     native = dispatch.compiled_for(log_mass, raw_log_mass)
     if native is None:
         return _page_shares(log_mass, raw_log_mass)
@@ -67,7 +69,15 @@ def choose_records(
     epsilon: float,
 ) -> torch.Tensor:
     """The fewest records without which no more than epsilon goes wrong: their numbers, costliest
-    first, ties to the lowest, (num_chosen,) int64. Records that cost nothing are never taken."""
+    first, ties to the lowest, (num_chosen,) int64. Records that cost nothing are never taken.
+    Raises ValueError for shapes that do not fit."""
+    checks.check_same("shares", shares, shares.shape)
+    if unevenness is not None:
+        checks.check_same("unevenness", unevenness, shares.shape)
+    if effect is not None:
+        checks.check_same("effect", effect, shares.shape[:2])
+    if shares.shape[-1] % pages_per_record:
+        raise ValueError(f"{shares.shape[-1]} pages are not whole records of {pages_per_record}")
     given = [t for t in (shares, unevenness, effect) if t is not None]
     native = dispatch.compiled_for(*given)
     if native is None:

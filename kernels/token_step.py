@@ -115,7 +115,9 @@ class TokenStep:
                 assert layer.key_bias.dtype == torch.float32 and layer.key_bias.is_contiguous()
                 numbers += [layer.key_bias.data_ptr(), layer.frequencies.data_ptr()]
                 numbers.append(len(layer.frequencies))
-            numbers.append(0 if layer.output_norms is None else layer.output_norms.data_ptr())
+            norms = layer.output_norms
+            assert norms is None or (norms.dtype == torch.float32 and norms.is_contiguous())
+            numbers.append(0 if norms is None else norms.data_ptr())
         self._native = native.TokenStep(
             [layer.step.native for layer in layers],
             numbers,

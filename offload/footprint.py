@@ -97,7 +97,7 @@ def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> in
     scores = _SCORE_COPIES * pages * config.num_heads
     means = 2 * pages * layout.kv_heads * layout.head_dim
     partials = 2 * records * config.num_heads * (layout.head_dim + 2)
-    bias = 2 * tokens * config.num_heads * config.qkv_bias
+    bias = 4 * tokens * config.num_heads * config.qkv_bias  # in parts, joined, and of those chosen
     return 4 * (scores + means + partials + bias)
 
 

@@ -250,7 +250,8 @@ class PageStore:
             span_bytes = self.records_per_span * self.record_bytes
             raise DoesNotFit(
                 f"the page store is full: layer {layer} needs {needed} more spans of {span_bytes} "
-                f"bytes, and {free} are free in {', '.join(t.value for t in tiers)}",
+                f"bytes, and {free} are free in {', '.join(t.value for t in tiers)}, near planes "
+                "included",
                 tier=tiers[-1].value,
                 needed_bytes=needed * span_bytes,
                 available_bytes=free * span_bytes,

@@ -161,7 +161,7 @@ class SelectedAttention:
     # ---- inside ------------------------------------------------------------------------------
 
     def _steps_for(self, query: Query) -> Steps:
-        """The steps that serve such queries; the first one's."""
+        """The steps that serve such queries: settled by the first one."""
         if self._steps is None:
             choice = self.choice() if self._tiered.decode.serves(query.q) else None
             if choice is None:

@@ -77,6 +77,9 @@ class Known:
         q = rotate(query.q) if layout.rotate else query.q
         scores = score_pages(q, near, rows, layout, self.tiered.softcap, bias)
         scores.log_mass[..., 0] = -torch.inf  # the sink, which is attended raw
+        rehearsed = sequence.trail.rehearsed.get(layer)
+        if rehearsed is None or rehearsed.shape != scores.log_mass.shape:  # from before a seal
+            rehearsed = scores.log_mass
         return Evidence(
             scores.log_mass,
             scores.unevenness,
@@ -85,7 +88,7 @@ class Known:
             layout.record_tokens,
             effect=effect,
             upper_bound=lambda: _upper_bound(q, near[rows], layout),
-            rehearsed_log_mass=sequence.trail.rehearsed.get(layer, scores.log_mass),
+            rehearsed_log_mass=rehearsed,
             previous=sequence.trail.last.get(layer),
         )
 
@@ -252,7 +255,7 @@ class TorchSteps:
 
 def compiled_choice(selector: Selector) -> Choice | None:
     """How the compiled kernels select as the selector does; None where they cannot."""
-    if not isinstance(selector, TopP):
+    if type(selector) is not TopP:  # what extends it may choose otherwise
         return None
     return Choice(selector.epsilon, selector.criterion != "mass", selector.criterion == "effect")
 

@@ -2,8 +2,9 @@
 memory: every layer's weights, and every record of the sequence.
 
 To the bit what the engine computes layer by layer, which it does wherever this does not serve:
-weights that are streamed, experts, pages on disk, other people's selectors, the token that seals a
-cell.
+weights that are streamed, experts, pages on disk, selectors other than the default one, key biases
+of which not all elements turn, the token that seals a cell.
+
 What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
 """
@@ -125,9 +126,11 @@ def make_whole_token(
     geometry: Geometry,
     selected: SelectedAttention | None,
 ) -> WholeToken | None:
-    """selected: where records are selected, else None. None where the compiled kernels do not serve
-    every layer of the model, nor the selector."""
+    """selected: where records are selected, else None. Returns None where the compiled kernels do
+    not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
+    if layout.rotate or not attention.decode.serves_rows(config.groups):
+        return None
     choice = None if selected is None else selected.choice()
     if selected is not None and choice is None:
         return None
@@ -150,8 +153,6 @@ def make_whole_token(
             return None  # the elements that are not turned add a sum that is torch's
         else:
             layers.append(TokenLayer(step, *at, bias, rope.frequencies, rope.amplitude))
-    if layout.rotate or not attention.decode.serves_rows(config.groups):
-        return None
     step = TokenStep(
         native_for(),
         layers,

@@ -11,8 +11,8 @@ import torch
 
 class Trail:
     """By layer. last: the records that were selected a step ago, ascending, (k,) int64; standing:
-    raw_log_mass and effect of the latest query, as in Evidence; rehearsed: log masses that the
-    latest rehearsal found.
+    raw_log_mass and effect, as in Evidence, of the latest query that went layer by layer;
+    rehearsed: log masses that the latest rehearsal found.
     """
 
     def __init__(self):

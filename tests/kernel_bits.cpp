@@ -132,6 +132,39 @@ void joins(const Kernels &k) {
         }
 }
 
+// Raw tokens in two runs: attention to them, and how far their values are spread.
+void raw_tokens(const Kernels &k) {
+    for (int64_t dim : {64, 40})
+        for (RawKind kind : {RAW_F32, RAW_BF16, RAW_F16}) {
+            Hash hash;
+            const int64_t heads = 2, rows = 3, counts[] = {5, 70}, width = kind == RAW_F32 ? 4 : 2;
+            std::vector<uint8_t> held[4];
+            std::vector<RawRun> runs;
+            for (int i = 0; i < 2; ++i) {
+                for (int part = 0; part < 2; ++part) {
+                    const std::vector<float> x = floats(heads * counts[i] * dim);
+                    std::vector<uint8_t> &to = held[2 * i + part];
+                    to.resize((size_t)(heads * counts[i] * dim * width));
+                    if (kind == RAW_F32) std::memcpy(to.data(), x.data(), to.size());
+                    else std::memcpy(to.data(), halves(x, kind == RAW_BF16).data(), to.size());
+                }
+                runs.push_back({held[2 * i].data(), held[2 * i + 1].data(), counts[i] * dim * width, counts[i]});
+            }
+            const std::vector<float> q = floats(heads * rows * dim);
+            const RawAttend a{kind, heads, dim, rows, q.data(), 0.0f, runs.data(), 2};
+            std::vector<float> work((size_t)k.raw_scratch(a)), top((size_t)rows), total(top), out((size_t)(rows * dim));
+            for (int64_t head = 0; head < heads; ++head) {
+                k.attend_raw(a, head, work.data(), top.data(), total.data(), out.data());
+                hash.add(top);
+                hash.add(total);
+                hash.add(out);
+                const float spread = k.value_spread(a, head, work.data());
+                hash.add(&spread, 1);
+            }
+            hash.print("raw tokens", dim, (int64_t)kind);
+        }
+}
+
 // The estimate of every page and attention to their means, of near records alone.
 void near_plane(const Kernels &k, const Layout &l, const std::vector<const uint8_t *> &near, Hash &hash) {
     const int64_t records = (int64_t)near.size(), num_pages = records * l.pages_per_record, tokens = num_pages * l.page_tokens;
@@ -220,6 +253,7 @@ int main() {
     rows_and_norms(k);
     products(k);
     joins(k);
+    raw_tokens(k);
     int64_t numbers[LAYOUT_NUMBERS];
     for (int read = 0; std::scanf("%ld", (long *)numbers + read) == 1;)
         if (++read == LAYOUT_NUMBERS) {

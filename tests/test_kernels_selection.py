@@ -126,7 +126,10 @@ def test_what_is_known_before_pages_are_looked_at(kernels, dtype, dim):
         head_bytes = key.shape[1] * dim * dtype.itemsize
         runs += [key.data_ptr(), value.data_ptr(), head_bytes, 0, key.shape[1]]
     q = torch.randn((heads, rows, dim), generator=generator) / 4
-    norms, x = torch.rand((heads, rows), generator=generator), torch.randn((1, 100))
+    norms, x = (
+        torch.rand((heads, rows), generator=generator),
+        torch.randn((1, 100), generator=generator),
+    )
     layout = PageLayout(heads, dim, 16, 1, key_bits=8, value_bits=8, near_bits=2)
     got = stand(q, Raw(dtype, runs), layout, 0.0, norms, x)
     scores = q.double() @ k.double().transpose(1, 2)

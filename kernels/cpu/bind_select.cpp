@@ -71,6 +71,7 @@ public:
                    at<const float>(output_norms), at<const float>(x), hidden},
                   {l, rows, 0, 0, 0, at<const float>(page_q), at<const float>(bias), softcap, at<const uint8_t *const>(near), nullptr},
                   num_records, l.page_tokens};
+        is_estimated_ = false;
         nb::gil_scoped_release released;
         selection_.choose(*active, given_, {epsilon, by_unevenness, by_effect}, threads);
         std::copy(selection_.chosen.begin(), selection_.chosen.end(), at<int64_t>(chosen));
@@ -88,15 +89,19 @@ public:
         selection_.chosen.assign(from, from + count);
         nb::gil_scoped_release released;
         selection_.estimate(*active, given_, threads);
+        is_estimated_ = true;
     }
 
     void attend(int64_t first, int64_t count, uintptr_t near, uintptr_t records, int threads) {
-        if (first < 0 || first + count > (int64_t)selection_.chosen.size()) throw std::invalid_argument("more records than were chosen");
+        check_estimated();
+        if (first < 0 || count < 0 || first + count > (int64_t)selection_.chosen.size())
+            throw std::invalid_argument("more records than were chosen");
         nb::gil_scoped_release released;
         selection_.attend(*active, given_, first, count, at<const uint8_t *const>(near), at<const uint8_t *const>(records), threads);
     }
 
     std::vector<double> finish(uintptr_t out, int threads) {
+        check_estimated();
         std::vector<double> figures(4);
         nb::gil_scoped_release released;
         selection_.finish(*active, given_, at<float>(out), threads);
@@ -107,10 +112,16 @@ public:
     int64_t num_pages() const { return given_.num_pages(); }
 
     void left_out(uintptr_t shares, uintptr_t log_total) const {
+        check_estimated();
         selection_.left_out(given_.standing.num_rows(), given_.num_pages(), at<float>(shares), at<float>(log_total));
     }
 
 private:
+    void check_estimated() const {
+        if (!is_estimated_) throw std::invalid_argument("what is left out must be estimated first");
+    }
+
+    bool is_estimated_ = false;
     std::vector<RawRun> runs_;
     SelectLayer given_{};
     LayerSelection selection_;

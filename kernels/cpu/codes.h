@@ -1,5 +1,5 @@
 // Products of queries in eight bits with the codes of many tokens, in whole numbers: exact, and so alike in every
-// instruction set. Included inside an anonymous namespace, after lanes.h.
+// instruction set. Included inside an anonymous namespace, after lanes.h and planes.h.
 //
 // Bits are 64 bytes, Ints sixteen int32. A token's run of codes is read in columns of sixteen bytes: load_words takes those of
 // sixteen tokens, `run` bytes apart, and to[w] holds four bytes of each, from 4 * w on, a lane to a token. Sums begin with

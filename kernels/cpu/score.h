@@ -1,5 +1,5 @@
 // What the near plane says about each page (../score.py has the formulas). Included inside an anonymous namespace, after
-// pages.h, attend.h (cap_scores) and codes.h.
+// pages.h, runs.h (cap_scores) and codes.h.
 
 constexpr int SCORE_ROWS = 4;    // query rows worked on together: codes are unpacked once for all of them
 constexpr int SCORE_BLOCKS = 8;  // blocks worked on together, in half of the nearest cache

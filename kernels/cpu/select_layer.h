@@ -161,7 +161,8 @@ public:
     void choose(const Kernels &kernels, const SelectLayer &a, const Selection &how, int threads) {
         const Layout &l = a.pages.layout;
         const int64_t all = a.standing.num_rows(), pages = a.num_pages();
-        for (std::vector<float> *one : {&missed_, &misplaced_, &log_total_, &whole_log_, &raw_log_mass_, &effect_, &raw_highest_, &raw_total_, &total_})
+        for (std::vector<float> *one :
+             {&missed_, &misplaced_, &log_total_, &whole_log_, &raw_log_mass_, &effect_, &raw_highest_, &raw_total_, &total_})
             grow(*one, all);
         for (std::vector<float> *one : {&log_mass_, &unevenness_, &shares_}) grow(*one, all * pages);
         grow(raw_out_, all * l.head_dim);

@@ -133,6 +133,7 @@ public:
                 attend_layer(*active, all, attended.data(), threads);
                 if (reported.row) reported.chosen[(int64_t)i * reported.row] = 0;
             } else {
+                if (view.num_records + 1 != reported.row) throw std::invalid_argument("there is other room than for what is chosen from");
                 const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
                 selected.run(*active, {standing, all.pages, all.num_records, layer.layout.page_tokens}, selection_, attended.data(), threads);
                 report(reported, (int64_t)i, q.data(), layer.layout);
@@ -186,7 +187,6 @@ private:
     void report(const Reported &to, int64_t layer, const float *q, const Layout &l) const {
         const int64_t rows = num_rows(), num = (int64_t)selected.chosen.size();
         int64_t *chosen = to.chosen + layer * to.row;
-        if (num >= to.row) throw std::invalid_argument("there is no room for what was chosen");
         chosen[0] = num;
         std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
         selected.figures(rows, to.figures + layer * 4);
