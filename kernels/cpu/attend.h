@@ -54,13 +54,13 @@ struct CodesReader {
     }
 };
 
-// Asks for the key codes of a page, if the list holds it.
-inline void ask_for_keys(const Attend &a, int64_t head, int64_t record, int64_t page) {
+// The key codes of a page, if the list holds it.
+inline Ahead keys_ahead(const Attend &a, int64_t head, int64_t record, int64_t page) {
     const Layout &l = a.layout;
-    if ((record + 1) * l.pages_per_record * l.page_tokens > a.num_tokens) return;
+    if ((record + 1) * l.pages_per_record * l.page_tokens > a.num_tokens) return Ahead();
     const Block at(l, page * l.kv_heads + head);
-    ask_for(at.near_block(l, a.near[record], a.records[record]), l.near_head_bytes);
-    ask_for(a.records[record] + at.far_at, l.value_offset);
+    return Ahead(at.near_block(l, a.near[record], a.records[record]), l.near_head_bytes, a.records[record] + at.far_at,
+                 l.value_offset);
 }
 
 inline uint8_t *aligned(float *p) { return (uint8_t *)(((uintptr_t)p + 63) / 64 * 64); }
@@ -121,8 +121,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         const Block at(l, page * l.kv_heads + head);
         const uint8_t *far = a.records[record] + at.far_at;
         const uint8_t *near = at.near_block(l, a.near[record], a.records[record]);
-        ask_for(far + l.value_offset, l.far_head_bytes - l.value_offset);
-        if (page + 1 < last_page) ask_for_keys(a, head, record, page + 1);
+        Ahead ahead(far + l.value_offset, l.far_head_bytes - l.value_offset);
+        ahead.spread_over(whole_lanes(tokens) / 16 * num_row_blocks<SCORED_ROWS>(rows));
         if (read_keys)
             read_keys(keys.at(near, far), tokens, blocks, tiles);
         else
@@ -147,7 +147,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         }
         float *to = scores + page * tokens;
         by_rows<SCORED_ROWS>(rows, [&](auto count, int64_t r) {
-            for (int64_t t = 0; t < tokens; t += 16)
+            for (int64_t t = 0; t < tokens; t += 16, ahead.step())
                 score_sixteen<decltype(count)::VALUE>(tiles + t / 4 * blocks * 64, blocks, numbers + r * 2 * wide, base + r,
                                                       step + r, to + r * stride + t, stride);
         });
@@ -160,7 +160,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
     for (int64_t page = first_page; page < last_page; ++page) {
         const Block at(l, page * l.kv_heads + head);
         const uint8_t *far = a.records[record] + at.far_at;
-        if (page == first_page) ask_for_keys(a, head, record + 1, 0);
+        Ahead ahead = keys_ahead(a, head, record + 1, page);
+        ahead.spread_over(num_tile_steps(tokens, blocks) * num_row_blocks<WEIGHED_ROWS>(rows));
         if (read_values)
             read_values(values.at(far, far), tokens, blocks, tiles);
         else
@@ -179,7 +180,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         }
         by_rows<WEIGHED_ROWS>(rows, [&](auto count, int64_t r) {
             add_all_tiles<decltype(count)::VALUE>(tiles, blocks, tokens, numbers + r * 2 * padded, 2 * padded, padded, step + r,
-                                                  sums + r * wide);
+                                                  sums + r * wide, ahead);
         });
     }
     for (int64_t r = 0; r < rows; ++r)

@@ -157,14 +157,16 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
 // to_steps made, `stride` bytes from row to row and `padded` numbers.
 template <int ROWS, int BLOCKS>
 inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, const uint8_t *weights, int64_t stride, int64_t padded,
-                      const float *step, float *sums) {
+                      const float *step, float *sums, Ahead &later) {
     const int64_t wide = blocks * 16;
+    Ahead ahead = later;  // which registers hold
     (void)padded;
 #if defined(__AVX512VNNI__)
     __m512i high[ROWS][BLOCKS], low[ROWS][BLOCKS];
     EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
         EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) high[r][b] = low[r][b] = _mm512_setzero_si512();
     for (int64_t t = 0; t < tokens; t += 4, tiles += blocks * 64) {
+        ahead.step();
         __m512i code[BLOCKS];
         EBBTIDE_UNROLLED for (int b = 0; b < BLOCKS; ++b) code[b] = _mm512_loadu_si512(tiles + b * 64);
         EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
@@ -188,7 +190,8 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
     static_assert(BLOCKS == 1, "sums of more blocks than one do not fit the registers");
     __m256i acc[ROWS][2];
     EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (int64_t t = 0; t < tokens; t += 4, tiles += blocks * 64)
+    for (int64_t t = 0; t < tokens; t += 4, tiles += blocks * 64) {
+        ahead.step();
         EBBTIDE_UNROLLED for (int half = 0; half < 2; ++half) {
             const __m128i a = _mm_loadu_si128((const __m128i *)(tiles + half * 32));
             const __m128i b = _mm_loadu_si128((const __m128i *)(tiles + half * 32 + 16));
@@ -201,6 +204,7 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
                 acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(two, weight));
             }
         }
+    }
     EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         float *to = sums + r * wide;
         const __m256 size = _mm256_set1_ps(step[r]);
@@ -213,6 +217,7 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
     EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
         EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) acc[r][n] = vdupq_n_s32(0);
     for (int64_t t = 0; t < tokens; ++t, tiles += t % 4 ? 16 : blocks * 64 - 48) {
+        if (t % 4 == 0) ahead.step();
         const uint8x16_t code = vld1q_u8(tiles);
         const int16x8_t first = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(code)));
         const int16x8_t second = vreinterpretq_s16_u16(vmovl_high_u8(code));
@@ -240,13 +245,19 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
         }
     }
 #endif
+    later = ahead;
+}
+
+// How often add_all_tiles takes a step of `ahead` for one block of rows.
+inline int64_t num_tile_steps(int64_t tokens, int64_t blocks) {
+    return (tokens + 3) / 4 * (blocks / WEIGHED_BLOCKS + blocks % WEIGHED_BLOCKS);
 }
 
 template <int ROWS>
 inline void add_all_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, const uint8_t *weights, int64_t stride,
-                          int64_t padded, const float *step, float *sums) {
+                          int64_t padded, const float *step, float *sums, Ahead &ahead) {
     int64_t b = 0;
     for (; b + WEIGHED_BLOCKS <= blocks; b += WEIGHED_BLOCKS)
-        add_tiles<ROWS, WEIGHED_BLOCKS>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16);
-    for (; b < blocks; ++b) add_tiles<ROWS, 1>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16);
+        add_tiles<ROWS, WEIGHED_BLOCKS>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16, ahead);
+    for (; b < blocks; ++b) add_tiles<ROWS, 1>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16, ahead);
 }

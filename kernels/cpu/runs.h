@@ -30,10 +30,47 @@ inline void by_rows(int64_t rows, const Use &use) {
     if (r < rows) use(Constant<1>(), r);
 }
 
+template <int MOST>
+inline int64_t num_row_blocks(int64_t rows) {
+    return (rows + MOST - 1) / MOST;
+}
+
+constexpr int64_t LINE_BYTES = 64;  // what memory sends at a time
+
 // Asks for bytes that are read soon.
 inline void ask_for(const uint8_t *from, int64_t bytes) {
-    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(from + j, 0, 2);
+    for (int64_t j = 0; j < bytes; j += LINE_BYTES) __builtin_prefetch(from + j, 0, 2);
 }
+
+// Asks for bytes little by little, beside computing: a core waits for some twenty lines at a time, and whoever asks for more at
+// once stands still until they are there.
+class Ahead {
+public:
+    Ahead() = default;
+    Ahead(const uint8_t *from, int64_t bytes, const uint8_t *then = nullptr, int64_t then_bytes = 0)
+        : next_(from), end_(from + bytes), then_(then), then_end_(then + then_bytes) {}
+
+    // All is asked for after so many calls of step.
+    void spread_over(int64_t steps) {
+        const int64_t lines = (end_ - next_ + LINE_BYTES - 1) / LINE_BYTES + (then_end_ - then_ + LINE_BYTES - 1) / LINE_BYTES;
+        lines_a_step_ = (lines + steps - 1) / steps;
+    }
+    void step() {
+        for (int64_t n = 0; n < lines_a_step_ && next_ < end_; ++n) {
+            __builtin_prefetch(next_, 0, 2);
+            next_ += LINE_BYTES;
+            if (next_ >= end_) {
+                next_ = then_;
+                end_ = then_end_;
+                then_ = then_end_;
+            }
+        }
+    }
+
+private:
+    const uint8_t *next_ = nullptr, *end_ = nullptr, *then_ = nullptr, *then_end_ = nullptr;
+    int64_t lines_a_step_ = 0;
+};
 
 // How far ahead of what is read: what follows a page's keys are its values, and what follows these the next head's keys.
 // Pages of bf16 from memory are attended to at 0.65 of what products reach, and at 0.4 where the hardware has to foresee it.
