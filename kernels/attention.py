@@ -58,14 +58,49 @@ def attend(
             "keys and values must be (kv_heads, n, head_dim)"
         )
     n = k.shape[1]
-    result = Partial(
-        q.new_full((kv_heads, num_rows), UNSEEN),
-        q.new_zeros((kv_heads, num_rows)),
-        q.new_zeros((kv_heads, num_rows, dim)),
-    )
+    sizes = q.new_empty((2, kv_heads, num_rows))
+    result = Partial(sizes[0], sizes[1], q.new_empty((kv_heads, num_rows, dim)))
     if n == 0 or num_rows == 0:
+        sizes[0], sizes[1] = UNSEEN, 0.0
+        result.out.zero_()
         return result
-    bias = None if mask is None else _bias(mask, num_rows, n)
+    if mask is not None and (mask.dim() != 2 or mask.shape[1] != n or num_rows % len(mask)):
+        raise ValueError(f"mask is {tuple(mask.shape)}; there are {num_rows} rows and {n} keys")
+    native = dispatch.compiled_for(q, k, v)
+    if native is None:
+        _attend(q, k, v, mask, softcap, result)
+    else:
+        _compiled(native, q, k, v, mask, softcap, result)
+    return result
+
+
+def _compiled(native, q, k, v, mask, softcap: float, result: Partial) -> None:
+    q, k, v = q.contiguous(), _by_heads(k), _by_heads(v)
+    mask = None if mask is None else mask.contiguous()
+    native.attend_rows(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        *q.shape[:2],
+        *k.shape[1:],
+        k.stride(0),
+        v.stride(0),
+        0 if mask is None else mask.data_ptr(),
+        1 if mask is None else len(mask),
+        softcap,
+        *(part.data_ptr() for part in result),
+        torch.get_num_threads(),
+    )
+
+
+def _by_heads(x: torch.Tensor) -> torch.Tensor:
+    """x (kv_heads, n, dim) where each head's tokens lie side by side, or such a copy."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def _attend(q, k, v, mask, softcap: float, result: Partial) -> None:
+    kv_heads, num_rows, _ = q.shape
+    n, bias = k.shape[1], None if mask is None else _bias(mask)
     if kv_heads * num_rows <= BLOCK_ROWS:
         # Few rows, as in decode: one product for all heads costs a third of one product for each.
         scores = cap(torch.bmm(q, k.transpose(1, 2)), softcap)
@@ -88,7 +123,6 @@ def attend(
         unseen = result.max == UNSEEN
         result.sum.masked_fill_(unseen, 0.0)
         result.out.masked_fill_(unseen.unsqueeze(-1), 0.0)
-    return result
 
 
 def cap(scores: torch.Tensor, softcap: float) -> torch.Tensor:
@@ -129,14 +163,12 @@ def _reduce(scores, values, highest, total, out) -> None:
     torch.matmul(scores, values, out=out)
 
 
-def _bias(mask: torch.Tensor, num_rows: int, n: int) -> torch.Tensor:
+def _bias(mask: torch.Tensor) -> torch.Tensor:
     """mask (rows, n) to what is added to scores: 0 where visible, UNSEEN where not.
 
     float32 cannot tell UNSEEN plus a score from UNSEEN. Adding runs at five times the speed of
     masked_fill.
     """
-    if mask.dim() != 2 or mask.shape[1] != n or num_rows % len(mask):
-        raise ValueError(f"mask is {tuple(mask.shape)}; there are {num_rows} rows and {n} keys")
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, UNSEEN)
 
 
@@ -160,6 +192,37 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(highest, total, out)
 
 
+def merge_into(a: Partial, b: Partial) -> Partial:
+    """`merge`, up to rounding. Both are used up: the result may lie where a did."""
+    native = dispatch.compiled_for(a.out, b.out)
+    if native is None:
+        return merge(a, b)
+    assert all(part.is_contiguous() for part in (*a, *b))
+    dim = a.out.shape[-1]
+    addresses = (part.data_ptr() for part in (*a, *b))
+    native.join_two(a.max.numel(), dim, *addresses, torch.get_num_threads())
+    return a
+
+
 def finish(p: Partial) -> torch.Tensor:
     """The attention output (kv_heads, num_rows, head_dim). Every row must have seen a key."""
     return p.out / p.sum.unsqueeze(-1)
+
+
+def finish_rows(p: Partial, num_tokens: int) -> torch.Tensor:
+    """`finish`, as (num_tokens, num_heads * head_dim): heads in the model's order.
+
+    p: num_rows = groups * num_tokens, row = group * num_tokens + i.
+    """
+    kv_heads, num_rows, dim = p.out.shape
+    native = dispatch.compiled_for(p.out)
+    if native is None:
+        out = finish(p).view(kv_heads, -1, num_tokens, dim).permute(2, 0, 1, 3)
+        return out.reshape(num_tokens, -1)
+    assert p.out.is_contiguous() and p.sum.is_contiguous()
+    num_heads = kv_heads * num_rows // num_tokens
+    out = torch.empty(num_tokens, num_heads * dim)
+    threads = torch.get_num_threads()
+    where = (p.sum.data_ptr(), p.out.data_ptr())
+    native.finish_rows(*where, num_heads, num_tokens, dim, out.data_ptr(), threads)
+    return out

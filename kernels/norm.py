@@ -1,4 +1,4 @@
-"""RMS norm of rows, each on its own: what stands before the output head.
+"""RMS norm of rows, each on its own.
 
 A row's bits depend on neither the other rows nor their number. Sums have another order in the
 compiled kernel than in torch.
@@ -14,13 +14,20 @@ from . import dispatch
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:
     """x / rms(x) * (weight + offset) over the last dimension (1910.07467).
 
-    x: (rows, n) float32; weight: (n,) float32.
+    x: (..., n) float32; weight: (n,) float32.
     """
     native = dispatch.compiled_for(x, weight)
     if native is None:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
     x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)
     native.rms_norm(
-        x.data_ptr(), weight.data_ptr(), offset, eps, x.shape[1], x.shape[0], out.data_ptr()
+        x.data_ptr(),
+        weight.data_ptr(),
+        offset,
+        eps,
+        x.shape[-1],
+        x.numel() // x.shape[-1],
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
     return out

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from . import dispatch
-from .matmul import RAW_DTYPES, Weight, weight_numbers
+from .gate import ACTIVATIONS
+from .matmul import Weight, weight_numbers
 from .quantised import QuantisedWeight
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of Activation in cpu/kernels.h
 QK_NORMS = ("", "head", "all")
 # In the order of cpu/bind_step.cpp.
 NORMS = ("before_attention", "q", "k", "after_attention", "before_mlp", "after_mlp")
@@ -121,7 +121,7 @@ class LayerStep:
             scale,
             q.data_ptr(),
             places,
-            RAW_DTYPES.index(dtype),
+            dispatch.raw_kind(dtype),
             torch.get_num_threads(),
         )
         return q

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..kernels.attention import Partial, attend, finish, merge
+from ..kernels.attention import Partial, attend, finish_rows, merge_into
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import attend_pages
 from ..kernels.pages import rotate, unpack
+from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
 from .decode_attention import DecodeAttention
 from .rope import Rope
@@ -25,7 +26,7 @@ from .sequence import Sequence
 
 class MergeTree:
     """Merges partials pushed in span order as a binary counter does: the shape depends on their
-    number only.
+    number only. What is pushed is used up.
     """
 
     def __init__(self):
@@ -34,7 +35,7 @@ class MergeTree:
     def push(self, partial: Partial) -> None:
         size = 1
         while self._stack and self._stack[-1][0] == size:
-            partial = merge(self._stack.pop()[1], partial)
+            partial = merge_into(self._stack.pop()[1], partial)
             size *= 2
         self._stack.append((size, partial))
 
@@ -43,7 +44,7 @@ class MergeTree:
             return None
         partial = self._stack[-1][1]
         for _, earlier in reversed(self._stack[:-1]):
-            partial = merge(earlier, partial)
+            partial = merge_into(earlier, partial)
         return partial
 
 
@@ -88,6 +89,7 @@ class TieredAttention:
         self._raw_tile = torch.empty(
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
+        self._latest_mask: tuple[tuple, torch.Tensor] = ((), torch.empty(0))
         self.decode = DecodeAttention(layouts, cell_tokens, span_tokens, store, softcap)
 
     def run(
@@ -110,7 +112,7 @@ class TieredAttention:
         outputs = []
         for query in queries:
             raw, sealed = self.raw_partial(layer, sequence, query, window), query.tree.result()
-            outputs.append(self.output(query, raw if sealed is None else merge(sealed, raw)))
+            outputs.append(self.output(query, raw if sealed is None else merge_into(sealed, raw)))
         return outputs
 
     def _decode_one(self, layer, sequence, query: Query, window, key_bias) -> torch.Tensor:
@@ -208,26 +210,36 @@ class TieredAttention:
         """A query's partial over the keys that are raw: the sink, the previous cell, its own."""
         if query.rows == 1 and self.decode.serves(query.q):
             return self.decode.raw_partial(layer, sequence, query.q, query.position, window)
-        raw, cells, parts, positions = sequence.raw, self.cell_tokens, [], []
-        device = query.q.device
+        raw, parts, used = sequence.raw, [], 0
         if query.cell >= 2:
             parts.append((raw.sink_keys[layer], raw.sink_values[layer]))
-            positions.append(torch.arange(self.layouts[layer].page_tokens, device=device))
         for cell in range(max(0, query.cell - 1), query.cell + 1):
             parts.append(raw.cell(layer, cell))
-            positions.append(torch.arange(cell * cells, (cell + 1) * cells, device=device))
-        keys_at, used = torch.cat(positions), 0
-        for part_k, part_v in parts:
-            stop = used + part_k.shape[1]
-            self._raw_tile[0, :, used:stop] = part_k
-            self._raw_tile[1, :, used:stop] = part_v
+        for part in parts:
+            stop = used + part[0].shape[1]
+            for rows, tile in zip(part, self._raw_tile, strict=True):
+                read_rows(rows, tile[:, used:stop])
             used = stop
-        rows_at = torch.arange(query.position, query.position + query.rows, device=device)
-        mask = keys_at[None, :] <= rows_at[:, None]
-        if window is not None:
-            mask &= keys_at[None, :] > rows_at[:, None] - window
         k, v = self._raw_tile[:, :, :used]
-        return attend(query.q, k, v, mask, self.softcap)
+        return attend(query.q, k, v, self._raw_mask(query, window), self.softcap)
+
+    def _raw_mask(self, query: Query, window: int | None) -> torch.Tensor:
+        """Which raw keys a query's rows see, (rows, keys). The latest is kept: the layers of a
+        model ask for the same."""
+        asked = (query.position, query.rows, query.cell, window)
+        if self._latest_mask[0] != asked:
+            cells, device = self.cell_tokens, query.q.device
+            first = max(0, query.cell - 1) * cells
+            keys_at = torch.arange(first, (query.cell + 1) * cells, device=device)
+            if query.cell >= 2:
+                sink = torch.arange(self.layouts[0].page_tokens, device=device)
+                keys_at = torch.cat([sink, keys_at])
+            rows_at = torch.arange(query.position, query.position + query.rows, device=device)
+            mask = keys_at[None, :] <= rows_at[:, None]
+            if window is not None:
+                mask &= keys_at[None, :] > rows_at[:, None] - window
+            self._latest_mask = asked, mask
+        return self._latest_mask[1]
 
     def raw_values(self, layer: int, sequence: Sequence, position: int) -> torch.Tensor:
         """The raw values that one token at `position` sees: (kv_heads, num_tokens, head_dim)."""
@@ -241,7 +253,4 @@ class TieredAttention:
     @staticmethod
     def output(query: Query, whole: Partial) -> torch.Tensor:
         """(rows, num_heads * head_dim) of a query's partial over all that it sees."""
-        out = finish(whole)
-        kv_heads, _, head_dim = out.shape  # (kv_heads, groups * rows, head_dim)
-        out = out.view(kv_heads, -1, query.rows, head_dim).permute(2, 0, 1, 3)
-        return out.reshape(query.rows, -1)
+        return finish_rows(whole, query.rows)

@@ -12,13 +12,15 @@ import math
 
 import torch
 
+from ..kernels.add import add_scaled
 from ..kernels.attention import cap
+from ..kernels.norm import rms_norm
 from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps
 from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
 from .rope import layer_ropes
-from .rowwise import rms_norm, tiled
+from .rowwise import tiled
 from .sequence import RawPages
 from .weights import LayerTensors
 
@@ -154,11 +156,10 @@ class Decoder:
         if name is None:
             return x
         weight = w[f"{name}.weight"]
-        return rms_norm(x, weight + self.config.norm_offset, self.config.norm_eps)
+        return rms_norm(x, weight, self.config.norm_offset, self.config.norm_eps)
 
     def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        multiplier = self.config.residual_multiplier
-        return x + y if multiplier == 1 else x + y * multiplier
+        return add_scaled(x, y, self.config.residual_multiplier)
 
     def _heads(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
         """Queries (which = "q"), keys ("k") or values ("v") before RoPE: (n, heads, head_dim)."""
@@ -171,11 +172,11 @@ class Decoder:
 
     def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int) -> torch.Tensor:
         c, n = self.config, h.shape[0]
-        q = self.ropes[layer].turn(self._heads(w, h, rows, "q"), position) * self.scale
+        heads = self._heads(w, h, rows, "q")
+        q = self.ropes[layer].turn(heads, position, self.scale, heads_first=True)
         if c.query_growth is not None:
             beta, every = c.query_growth
             positions = torch.arange(position, position + n, device=q.device)
             growth = 1 + beta * torch.log(1 + torch.floor(positions / every))
-            q = q * growth[:, None, None]
-        q = q.view(n, c.num_kv_heads, c.groups, c.head_dim).permute(1, 2, 0, 3)
-        return q.reshape(c.num_kv_heads, c.groups * n, c.head_dim)
+            q = q * growth[:, None]
+        return q.view(c.num_kv_heads, c.groups * n, c.head_dim)

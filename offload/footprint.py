@@ -13,7 +13,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
 SLACK_BYTES = 40 << 20
-_ATTENTION_SCRATCH_ROWS = 512
+_ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each thread
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
 
@@ -117,6 +117,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * inner + gathered)
         + cell * longest * 2
         + 2 * kv * (geometry.span_tokens + raw_tokens)
+        + 2 * kv * longest  # keys packed for products, and values where heads are no whole lanes
         + _ATTENTION_SCRATCH_ROWS * longest
         + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size

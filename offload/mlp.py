@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from .model_config import Experts
-from .rowwise import activate, tiled
+from .rowwise import tiled
 from .weights import LayerTensors
 
 _DENSE = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -23,7 +24,7 @@ def dense_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, na
     gate, up, down = (
         lambda x, n=name: tiled(x, rows, w[f"{n}.weight"], w.get(f"{n}.bias")) for name in names
     )
-    return down(activate(gate(h), activation).mul_(up(h)))
+    return down(gate_with(gate(h), up(h), activation))
 
 
 def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts):

@@ -13,6 +13,7 @@ import math
 
 import torch
 
+from ..kernels.turn import turn
 from .rope_config import RopeConfig
 
 _ROWS_AT_ONCE = 64
@@ -33,23 +34,18 @@ class Rope:
             frequencies, self.amplitude = _frequencies(config, self.width)
             self.frequencies = frequencies.to(device)
 
-    def turn(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        """x (tokens, heads, head_dim), the first token of which is at `start`, turned. x stays as
-        it is.
+    def turn(
+        self, x: torch.Tensor, start: int, scale: float = 1.0, *, heads_first: bool = False
+    ) -> torch.Tensor:
+        """x (tokens, heads, head_dim), the first token of which is at `start`, turned and times
+        scale: in that order of dimensions, or (heads, tokens, head_dim). x stays as it is.
         """
+        angles, is_interleaved = self.angles(start, x.shape[0]), False
         if self.config is None:
-            return x
-        cos, sin = self.angles(start, x.shape[0])
-        part = x[..., : self.width]
-        if self.config.interleaved:
-            crossed = torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
+            angles = (x.new_empty((x.shape[0], 1, 0)),) * 2
         else:
-            half = self.width // 2
-            crossed = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
-        turned = part * cos + crossed * sin
-        if self.width == x.shape[-1]:
-            return turned
-        return torch.cat((turned, x[..., self.width :]), dim=-1)
+            is_interleaved = self.config.interleaved
+        return turn(x, *angles, is_interleaved, scale, heads_first)
 
     def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(cosines, sines, constant, frequencies), as kernels.rope_scores takes them: products of q

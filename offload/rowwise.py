@@ -1,4 +1,4 @@
-"""What is computed for each row of a cell alone: norms, products, activations.
+"""Products of the rows of a cell.
 
 A cell is always handled as a whole buffer of cell_tokens rows, of which those are multiplied that
 are asked for, from the start of their tile on, so a row's bits depend on its place in the cell at
@@ -10,11 +10,6 @@ from __future__ import annotations
 import torch
 
 from ..kernels.matmul import ROW_TILE, linear
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension (1910.07467)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def tiled(x: torch.Tensor, rows: slice, weight, bias=None) -> torch.Tensor:
@@ -30,10 +25,3 @@ def tiled(x: torch.Tensor, rows: slice, weight, bias=None) -> torch.Tensor:
     out = x.new_zeros(x.shape[0], weight.shape[0])
     out[first:last] = linear(x[first:last], weight, bias)
     return out
-
-
-def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """silu, gelu or gelu_tanh (2002.05202 compares them as gates)."""
-    if name == "silu":
-        return torch.nn.functional.silu(x)
-    return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

@@ -19,13 +19,13 @@ import torch
 
 from ..kernels import dispatch
 from ..kernels.attention import Partial
+from ..kernels.bounds import bound_pages
 from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
 from ..kernels.layer_attention import empty_parts
 from ..kernels.layer_selection import Choice, LayerSelection
-from ..kernels.layout import PageLayout
 from ..kernels.means import attend_left_out
 from ..kernels.paged_attention import attend_records, merge_records
-from ..kernels.pages import key_box, rotate
+from ..kernels.pages import rotate
 from ..kernels.quantised import QuantisedWeight
 from ..kernels.score import score_pages
 from ..prefetch.evidence import Evidence
@@ -87,7 +87,7 @@ class Known:
             layout.pages_per_record,
             layout.record_tokens,
             effect=effect,
-            upper_bound=lambda: _upper_bound(q, near[rows], layout),
+            upper_bound=lambda: bound_pages(q, near, rows, layout),
             rehearsed_log_mass=rehearsed,
             previous=sequence.trail.last.get(layer),
         )
@@ -258,11 +258,3 @@ def compiled_choice(selector: Selector) -> Choice | None:
     if type(selector) is not TopP:  # what extends it may choose otherwise
         return None
     return Choice(selector.epsilon, selector.criterion != "mass", selector.criterion == "effect")
-
-
-def _upper_bound(q: torch.Tensor, near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
-    """The greatest score that a key in a page's box could have, key biases aside: (kv_heads,
-    num_rows, num_pages)."""
-    least, greatest = key_box(near, layout)  # (num_pages, kv_heads, head_dim)
-    up, down = q.clamp(min=0), q.clamp(max=0)
-    return torch.bmm(up, greatest.permute(1, 2, 0)) + torch.bmm(down, least.permute(1, 2, 0))

@@ -15,6 +15,7 @@ from array import array
 
 import torch
 
+from ..kernels.raw_rows import store_rows
 from ..prefetch.trail import Trail
 
 
@@ -54,8 +55,8 @@ class RawPages:
     def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim)."""
         stop, slot = row + k.shape[0], cell % self.num_slots
-        self.keys[layer, slot, :, row:stop] = k.transpose(0, 1)
-        self.values[layer, slot, :, row:stop] = v.transpose(0, 1)
+        store_rows(k, self.keys[layer, slot, :, row:stop])
+        store_rows(v, self.values[layer, slot, :, row:stop])
         sink_tokens = self.sink_keys.shape[2]
         if cell == 0 and row < sink_tokens:
             last = min(stop, sink_tokens)

@@ -165,6 +165,13 @@ void raw_tokens(const Kernels &k) {
         }
 }
 
+void page_bounds(const Kernels &k, const Layout &l, const std::vector<const uint8_t *> &near, const float *q, int64_t rows, Hash &hash) {
+    const int64_t records = (int64_t)near.size(), num_pages = records * l.pages_per_record;
+    std::vector<float> bounds((size_t)(l.kv_heads * rows * num_pages));
+    for (int64_t record = 0; record < records; ++record) k.bound_record({l, rows, num_pages, q, near.data(), bounds.data()}, record);
+    hash.add(bounds);
+}
+
 // The estimate of every page and attention to their means, of near records alone.
 void near_plane(const Kernels &k, const Layout &l, const std::vector<const uint8_t *> &near, Hash &hash) {
     const int64_t records = (int64_t)near.size(), num_pages = records * l.pages_per_record, tokens = num_pages * l.page_tokens;
@@ -179,6 +186,7 @@ void near_plane(const Kernels &k, const Layout &l, const std::vector<const uint8
         for (int64_t record = 0; record < records; ++record) k.score_record(s, record, aligned);
         hash.add(mass);
         hash.add(uneven);
+        page_bounds(k, l, near, q.data(), rows, hash);
         if (!l.value_mean_offset) continue;
         const int64_t all = l.kv_heads * rows, chosen[] = {0, records - 1};
         std::vector<float> raw = floats(all), effect = floats(all), shares((size_t)(all * num_pages)), costs((size_t)(all * records));

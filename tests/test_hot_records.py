@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_pager import DISK, RECORD, Gated, S, check_records, opened, until, write
+from page_stores import DISK, RECORD, Gated, S, check_records, opened, until, write
 
 from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent

@@ -47,7 +47,7 @@ def softmax64(q, k, v, mask=None, softcap=0.0) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_softmax(heads, groups, rows, n, dim, masked):
+def test_attention_is_softmax(heads, groups, rows, n, dim, masked, kernels):
     q, k, v = tensors(n, heads, groups * rows, n, dim)
     mask = None
     if masked:
@@ -62,7 +62,7 @@ def test_attention_is_softmax(heads, groups, rows, n, dim, masked):
 
 
 @pytest.mark.parametrize("groups", [2, 400])  # the few rows of decode, the blocks of prefill
-def test_a_soft_cap_bounds_scores_before_the_mask(groups):
+def test_a_soft_cap_bounds_scores_before_the_mask(groups, kernels):
     q, k, v = tensors(13, 2, groups * 2, 40, 32)
     mask = torch.ones((2, 40), dtype=torch.bool)
     mask[:, 25:] = False
@@ -74,7 +74,7 @@ def test_a_soft_cap_bounds_scores_before_the_mask(groups):
     assert (finish(attend(q, k, v, mask, 2.0)) - uncapped).abs().max() > 0.1
 
 
-def test_the_parts_of_a_partial():
+def test_the_parts_of_a_partial(kernels):
     q = torch.tensor([[[1.0, 0, 0, 0, 0, 0, 0, 0]]])
     k = torch.zeros(1, 2, 8)
     k[0, :, 0] = torch.tensor([2.0, 5.0])
@@ -112,7 +112,7 @@ def test_any_tree_of_merges_gives_the_same(data):
 
 
 @pytest.mark.parametrize("groups", [1, 400])  # the few rows of decode, the blocks of prefill
-def test_a_row_that_sees_nothing_is_neutral(groups):
+def test_a_row_that_sees_nothing_is_neutral(groups, kernels):
     q, k, v = tensors(3, 2, groups * 2, 30, 16)
     mask = torch.ones((2, 30), dtype=torch.bool)
     mask[1] = False
@@ -132,7 +132,7 @@ def test_a_row_that_sees_nothing_is_neutral(groups):
 
 
 @pytest.mark.parametrize("groups", [2, 400])
-def test_hidden_keys_leave_no_trace(groups):
+def test_hidden_keys_leave_no_trace(groups, kernels):
     """A slot that was never written may hold anything finite."""
     q, k, v = tensors(5, 2, groups * 2, 40, 32)
     mask = torch.ones((2, 40), dtype=torch.bool)
@@ -146,7 +146,7 @@ def test_hidden_keys_leave_no_trace(groups):
         assert torch.equal(one, other)
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish():
+def test_scores_far_apart_neither_overflow_nor_vanish(kernels):
     q, k, v = tensors(7, 1, 2, 50, 16)
     p = attend(q * 300, k * 10, v)
     assert all(bool(torch.isfinite(part).all()) for part in p)
@@ -157,13 +157,13 @@ def test_scores_far_apart_neither_overflow_nor_vanish():
         assert torch.equal(one, other)
 
 
-def test_equal_calls_give_equal_bits():
+def test_equal_calls_give_equal_bits(kernels):
     q, k, v = tensors(11, 2, 600, 100, 64)
     for one, other in zip(attend(q, k, v), attend(q.clone(), k.clone(), v.clone()), strict=True):
         assert torch.equal(one, other)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_refused(kernels):
     q, k, v = tensors(1, 2, 4, 10, 16)
     with pytest.raises(ValueError, match="keys and values must be"):
         attend(q, k[:1], v[:1])

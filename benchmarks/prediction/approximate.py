@@ -35,15 +35,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """select None: everything is attended, and nothing measured. rehearses: predictions are
-    measured too. sees: what the selector is shown beside the estimates, "true" puts the exact
-    masses in their place. drops: what is not selected does not count, not even by its mean value.
+    """select None: everything is attended, and nothing measured. foresees: what chooses for
+    rehearsed queries; None: predictions are not measured. sees: what the selector is shown beside
+    the estimates, "true" puts the exact masses in their place. drops: what is not selected does
+    not count, not even by its mean value.
     """
 
     select: Select | None = None
     how: Estimate = field(default_factory=Estimate)
     pages_per_record: int = 2
-    rehearses: bool = False
+    foresees: Select | None = None
     sees: str = ""
     drops: bool = False
     prior: torch.Tensor | None = None  # (num_layers, kv_heads, group): factors of heads' effects
@@ -75,14 +76,14 @@ def run(
             points = {
                 name: View(*at, residual, part, setting.pages_per_record)
                 for name, residual in {"late": late, "early": early, "two": two}.items()
-                if setting.rehearses or (shows_early and name == "early")
+                if setting.foresees or (shows_early and name == "early")
             }
             early_view = points.get("early")
             asked = early_view if setting.sees == "joint" else view
             shown = joint[layer].scores(asked) if joint else None
             chosen, measured = choose(view, early_view, part, setting, shown)
             out, error = attend(view, chosen, setting)
-            if setting.rehearses:
+            if setting.foresees:
                 measured |= _predictions(view, points, chosen, part, setting)
             two, early, late = early, x, network.after_attention(layer, x, out.transpose(0, 1))
             x = network.after_mlp(layer, late)
@@ -183,10 +184,10 @@ def _mix(view: View, parts, values: torch.Tensor) -> torch.Tensor:
 
 
 def _predictions(view: View, points: dict[str, View], chosen, positions, setting: Setting):
-    """For each predictor: `named`, of the records that are selected now and were not a step ago,
-    the share it names; `wasted`, of those it names and the step before did not use, the share that
-    is not selected. It names as many as the selector takes for the rehearsed query, in its order.
-    nan where there is nothing to name. `cosine`: of rehearsed and true queries.
+    """Numbers of records: `chosen`, and `new`, which are selected now and were not a step ago; and
+    for each predictor `named`, the new ones that it names, `asked`, what it names and the step
+    before did not select, and `vain`, what of that is not selected. It names what setting.foresees
+    takes for the rehearsed query. nan for the first step. `cosine`: of rehearsed and true queries.
     """
     measured = {}
     before = torch.zeros_like(chosen)
@@ -200,18 +201,16 @@ def _predictions(view: View, points: dict[str, View], chosen, positions, setting
         log_mass, unevenness = point.estimates(setting.how)
         named = torch.zeros_like(chosen)
         for row in range(view.num_rows):
-            named[row, setting.select(point.evidence(row, log_mass, unevenness))] = True
+            named[row, setting.foresees(point.evidence(row, log_mass, unevenness))] = True
         new, fresh = chosen & ~before, named & ~before
-        measured[f"named_{name}"] = _share((new & named).sum(-1), new.sum(-1), follows)
-        measured[f"wasted_{name}"] = _share((fresh & ~chosen).sum(-1), fresh.sum(-1), follows)
-        both = named | before
-        measured[f"union_{name}"] = _share((both & chosen).sum(-1), chosen.sum(-1), follows)
-    measured["history"] = _share((before & chosen).sum(-1), chosen.sum(-1), follows)
+        counted = {"named": new & named, "asked": fresh, "vain": fresh & ~chosen}
+        measured |= {f"{what}_{name}": _count(which, follows) for what, which in counted.items()}
+    measured["chosen"], measured["new"] = _count(chosen, follows), _count(chosen & ~before, follows)
     return measured
 
 
-def _share(part: torch.Tensor, whole: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return torch.where(where & (whole > 0), part / whole.clamp_min(1), torch.nan)
+def _count(records: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return torch.where(where, records.sum(-1).float(), torch.nan)
 
 
 def most_massive(count_share: float) -> Select:

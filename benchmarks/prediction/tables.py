@@ -216,11 +216,28 @@ def baselines(bench: Bench) -> None:
 
 
 def predictors(bench: Bench) -> None:
-    for epsilon in (0.05, 0.1):
-        row = bench.measure(f"effect {epsilon}", Near(), Setting(top_p(epsilon), rehearses=True))
-        for name, values in row["per_layer"].items():
-            if name.split("_")[0] in ("cosine", "named", "wasted", "union", "history"):
-                print("   ", f"{name:16}", *(f"{v:6.3f}" for v in values), f"  all {row[name]:.3f}")
+    """What rehearsed queries name of the records that a layer selects and did not a step ago."""
+    num_layers = bench.network.num_layers
+    nears = tuple(Near(bits=3 if layer < 2 else 2) for layer in range(num_layers))
+
+    def show(name: str, part: list[float], whole: list[float] | None = None) -> None:
+        """Each layer's mean, or its share of a mean; then the same of all layers."""
+        whole = whole or [1.0] * num_layers
+        shares = [p / w if w else float("nan") for p, w in zip(part, whole, strict=True)]
+        each = " ".join(f"{share:7.3f}" for share in shares)
+        print(f"    {name:22} {each}   all {sum(part) / max(sum(whole), 1e-9):.3f}", flush=True)
+
+    for epsilon in (0.02, 0.05, 0.1):
+        for finer in (1, 2, 4):
+            setting = Setting(top_p(epsilon), foresees=top_p(epsilon / finer))
+            label = f"effect {epsilon}, foreseen with {epsilon / finer:g}"
+            found = bench.measure(label, nears, setting)["per_layer"]
+            show("selected", found["chosen"])
+            show("new", found["new"])
+            for name in ("early", "late", "two"):
+                show(f"{name}: cosine", found[f"cosine_{name}"])
+                show(f"{name}: named of new", found[f"named_{name}"], found["new"])
+                show(f"{name}: in vain", found[f"vain_{name}"], found[f"asked_{name}"])
 
 
 def heads(bench: Bench) -> None:

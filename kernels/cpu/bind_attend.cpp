@@ -1,4 +1,6 @@
 // Attention over pages and raw tokens, and merging, for ../paged_attention.py and ../layer_attention.py.
+#include <memory>
+
 #include "bindings.h"
 #include "select_layer.h"
 
@@ -83,6 +85,61 @@ void join_spans(int64_t count, int64_t rows, int64_t dim, uintptr_t highest, uin
     });
 }
 
+// Many rows over float32 keys and values: ../attention.py has the shapes.
+void attend_rows(uintptr_t q, uintptr_t k, uintptr_t v, int64_t kv_heads, int64_t rows, int64_t num_keys, int64_t dim, int64_t k_stride,
+                 int64_t v_stride, uintptr_t mask, int64_t mask_rows, float softcap, uintptr_t highest, uintptr_t total, uintptr_t out,
+                 int threads) {
+    if (dim > 1024) throw std::invalid_argument("head_dim is above 1024");
+    PrefillAttend a{kv_heads, dim, rows, num_keys, at<const float>(q), at<const float>(k), at<const float>(v), k_stride, v_stride,
+                    at<const uint8_t>(mask), mask_rows, softcap, at<float>(highest), at<float>(total), at<float>(out), nullptr};
+    nb::gil_scoped_release released;
+    const Kernels &kernels = *active;
+    // Kept from call to call: fresh pages of some megabytes cost a tenth of the whole.
+    thread_local std::unique_ptr<float[]> packed;
+    thread_local int64_t size = 0;
+    constexpr int64_t LINE_FLOATS = 16;
+    const int64_t wanted = kernels.prefill_floats(a) + LINE_FLOATS;
+    if (wanted > size) {
+        packed.reset();
+        packed.reset(new float[(size_t)wanted]);
+        size = wanted;
+    }
+    const uintptr_t from = reinterpret_cast<uintptr_t>(packed.get());
+    a.packed = at<float>((from + 63) / 64 * 64);
+    const int64_t blocks = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS, bytes = kv_heads * rows * num_keys * 4;
+    share_out(kernels.prefill_panels(a), 1, kv_heads * num_keys * dim * 4, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) kernels.pack_panel(a, i);
+    });
+    take_turns(kv_heads * blocks, bytes, kernels.prefill_scratch(a), threads, [&](int64_t i, float *scratch) {
+        const int64_t first = i % blocks * PREFILL_ROWS, left = rows - first;
+        kernels.attend_block(a, i / blocks, first, left < PREFILL_ROWS ? left : PREFILL_ROWS, scratch);
+    });
+}
+
+// Two partials of `rows` rows to the first.
+void join_two(int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out, uintptr_t part_highest, uintptr_t part_total,
+              uintptr_t part_out, int threads) {
+    nb::gil_scoped_release released;
+    share_out(rows, 16, rows * dim * 8, threads, [&](int64_t begin, int64_t end) {
+        active->join_two(end - begin, dim, at<float>(highest) + begin, at<float>(total) + begin, at<float>(out) + begin * dim,
+                         at<float>(part_highest) + begin, at<float>(part_total) + begin, at<float>(part_out) + begin * dim);
+    });
+}
+
+// A partial's out (kv_heads, groups * tokens, dim), divided by its total, to (tokens, kv_heads * groups * dim).
+void finish_rows(uintptr_t total, uintptr_t out, int64_t heads, int64_t tokens, int64_t dim, uintptr_t to, int threads) {
+    const float *totals = at<const float>(total), *from = at<const float>(out);
+    float *all = at<float>(to);
+    nb::gil_scoped_release released;
+    share_out(tokens, 1, tokens * heads * dim * 8, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+            for (int64_t h = 0; h < heads; ++h) {
+                const int64_t row = h * tokens + t;
+                for (int64_t i = 0; i < dim; ++i) all[(t * heads + h) * dim + i] = from[row * dim + i] / totals[row];
+            }
+    });
+}
+
 // scores (rows, n), to weights in place.
 void soften(uintptr_t scores, int64_t rows, int64_t n, uintptr_t highest, uintptr_t total, int threads) {
     nb::gil_scoped_release released;
@@ -119,6 +176,9 @@ void ebbtide::bind_attend(nb::module_ &m) {
     m.def("attend_raw", &attend_raw);
     m.def("attend_layer", &attend_all);
     m.def("join_spans", &join_spans);
+    m.def("attend_rows", &attend_rows);
+    m.def("join_two", &join_two);
+    m.def("finish_rows", &finish_rows);
     m.def("soften", &soften);
     m.def("rope_scores", &rope_scores);
     m.def("merge", &merge);

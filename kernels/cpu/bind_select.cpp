@@ -1,4 +1,4 @@
-// The steps of attention over some records of a layer, for ../score.py, ../selection.py, ../effect.py and ../means.py,
+// The steps of attention over some records of a layer, for ../score.py, ../bounds.py, ../selection.py, ../effect.py and ../means.py,
 // and all of them for ../layer_selection.py.
 #include "bindings.h"
 #include "select_layer.h"
@@ -17,6 +17,14 @@ void score(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t>
                   at<const uint8_t *const>(near), at<float>(log_mass), at<float>(unevenness)};
     nb::gil_scoped_release released;
     score_all(*active, s, at<const float>(q), num_records, threads);
+}
+
+void bound(uintptr_t q, int64_t rows, uintptr_t near, const std::vector<int64_t> &numbers, int64_t num_records, uintptr_t bounds,
+           int threads) {
+    const Layout l = layout_of(numbers);
+    const Bounds b{l, rows, num_records * l.pages_per_record, nullptr, at<const uint8_t *const>(near), at<float>(bounds)};
+    nb::gil_scoped_release released;
+    bound_all(*active, b, at<const float>(q), num_records, threads);
 }
 
 void page_shares(uintptr_t log_mass, uintptr_t raw_log_mass, int64_t rows, int64_t num_pages, uintptr_t shares,
@@ -131,6 +139,7 @@ private:
 
 void ebbtide::bind_select(nb::module_ &m) {
     m.def("score", &score);
+    m.def("bound", &bound);
     m.def("page_shares", &page_shares);
     m.def("choose", &choose, "How many records were written to `ranked`.");
     m.def("stand_raw", &stand_raw);

@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "select_layer.h"
 #include "threads.h"
+#include "turn.h"
 
 namespace nb = nanobind;
 
@@ -15,6 +16,7 @@ namespace ebbtide {
 namespace {
 
 #include "half.h"
+#include "store.h"
 #include "row_products.h"
 #include "layer_step.h"
 #include "token_step.h"
@@ -66,7 +68,7 @@ void project_into(const LayerStep &step, uintptr_t x, uintptr_t cosines, uintptr
     std::vector<RowPlace> to;
     while (reader.next < places.size()) to.push_back(read_place(reader).of_first);
     step.project_into(at<const float>(x), angles_at(cosines, sines), scale, at<float>(q), to.data(), (int64_t)to.size(),
-                      (WeightKind)kind, threads);
+                      (RawKind)kind, threads);
 }
 
 void add_attention(const LayerStep &step, uintptr_t x, uintptr_t attended, uintptr_t out, int threads) {
@@ -104,13 +106,6 @@ TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const st
     return new TokenStep(steps, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap, {epsilon, by_unevenness, by_effect});
 }
 
-// Rows of n, normed, to out.
-void rms_norm(uintptr_t x, uintptr_t weight, double offset, double eps, int64_t n, int64_t rows, uintptr_t out) {
-    for (int64_t r = 0; r < rows; ++r)
-        active->rms_norm(at<const float>(x) + r * n, at<const float>(weight), (float)offset, (float)eps, n,
-                         at<float>(out) + r * n);
-}
-
 }  // namespace
 
 void bind_step(nb::module_ &m) {
@@ -130,7 +125,6 @@ void bind_step(nb::module_ &m) {
     nb::class_<TokenStep>(m, "TokenStep")
         .def(nb::new_(&make_token_step))
         .def("run", &run_token, Released());
-    m.def("rms_norm", &rms_norm, Released());
 }
 
 }  // namespace ebbtide

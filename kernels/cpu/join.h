@@ -35,6 +35,11 @@ inline void join(const Parts &to, const Parts &part, int64_t rows, int64_t dim) 
     }
 }
 
+void join_two(int64_t rows, int64_t dim, float *highest, float *total, float *out, float *part_highest, float *part_total,
+              float *part_out) {
+    join({highest, total, out}, {part_highest, part_total, part_out}, rows, dim);
+}
+
 // The partial of records first .. first + count - 1 of one head; scratch as attend_chunk needs it.
 void attend_span(const Attend &a, int64_t head, int64_t first, int64_t count, float *scratch, float *highest, float *total,
                  float *out) {

@@ -55,6 +55,20 @@ struct Attend {
 };
 constexpr float UNSEEN = -1e30f;  // ../attention.py's
 
+// Attention of many query rows over a run of float32 keys and values (prefill.h).
+struct PrefillAttend {
+    int64_t kv_heads, head_dim, rows, num_keys;
+    const float *q;              // (kv_heads, rows, head_dim)
+    const float *k, *v;          // (kv_heads, num_keys, head_dim), of each head side by side
+    int64_t k_stride, v_stride;  // floats from head to head
+    const uint8_t *mask;         // (mask_rows, num_keys): row r sees what row r % mask_rows of it says; or null
+    int64_t mask_rows;
+    float softcap;               // of scores; 0 = none
+    float *highest, *total, *out;  // (kv_heads, rows), the same, (kv_heads, rows, head_dim)
+    float *packed;               // prefill_floats
+};
+constexpr int64_t PREFILL_ROWS = 48;  // of one task: their scores for a thousand keys stay in the second cache
+
 // Tokens that are held raw, side by side for each head.
 struct RawRun {
     const uint8_t *keys, *values;  // of head 0's first token
@@ -90,6 +104,15 @@ struct Score {
     float softcap;              // of scores, bias included; 0 = none
     const uint8_t *const *near;  // each near record
     float *log_mass, *unevenness;  // (kv_heads, rows, num_pages)
+};
+
+// The greatest score that a key in a page's box could have.
+struct Bounds {
+    Layout layout;
+    int64_t rows, num_pages;
+    const float *q;              // (kv_heads, rows, head_dim padded with zeros to sixteens)
+    const uint8_t *const *near;  // each near record
+    float *bounds;               // (kv_heads, rows, num_pages)
 };
 
 // What pages are worth to query rows, of all heads.
@@ -131,6 +154,8 @@ struct Kernels {
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
     void (*unpack)(const Layout &, const uint8_t *near, const uint8_t *records, float *out_k, int64_t k_stride,
                    float *out_v, int64_t v_stride, int64_t begin, int64_t end);
+    // `count` floats of a kind to float32.
+    void (*read_raw)(RawKind, const uint8_t *data, int64_t count, float *out);
     // Tokens (num_tokens, kv_heads, head_dim) float32 to blocks begin .. end, padding zeroed beforehand. False
     // when a number is not finite or float16 cannot hold a parameter.
     bool (*seal)(const Layout &, const float *k, const float *v, uint8_t *near, uint8_t *records, int64_t begin,
@@ -154,6 +179,15 @@ struct Kernels {
     // Records first .. first + count - 1 of one head to a partial; scratch as attend_chunk's.
     void (*attend_span)(const Attend &, int64_t head, int64_t first, int64_t count, float *scratch, float *highest,
                         float *total, float *out);
+    // Prefill: what `packed` and a task's scratch take, in floats; panels to pack, and each of them; then blocks of rows.
+    int64_t (*prefill_floats)(const PrefillAttend &);
+    int64_t (*prefill_scratch)(const PrefillAttend &);
+    int64_t (*prefill_panels)(const PrefillAttend &);
+    void (*pack_panel)(const PrefillAttend &, int64_t panel);
+    void (*attend_block)(const PrefillAttend &, int64_t head, int64_t first, int64_t count, float *scratch);
+    // `to` becomes the join of two partials of `rows` rows.
+    void (*join_two)(int64_t rows, int64_t dim, float *highest, float *total, float *out, float *part_highest, float *part_total,
+                     float *part_out);
     // Rows begin .. end of scores[rows][n] to weights next to their greatest, in place.
     void (*soften_rows)(float *scores, int64_t n, float *highest, float *total, int64_t begin, int64_t end);
     // Positions begin .. end, counted from the first.
@@ -168,6 +202,7 @@ struct Kernels {
     // The pages of one record, all heads; scratch holds score_scratch bytes, aligned to 64.
     int64_t (*score_scratch)(const Layout &);
     void (*score_record)(const Score &, int64_t record, uint8_t *scratch);
+    void (*bound_record)(const Bounds &, int64_t record);
     // One row each.
     void (*page_shares)(const Shares &, int64_t row);
     void (*record_costs)(const Costs &, int64_t row, float *costs);

@@ -2,26 +2,6 @@
 // residual. Products are shared out among threads; what stands between them is too little to share. Included by
 // bind_step.cpp alone, inside an anonymous namespace.
 
-uint16_t bf16_nearest(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // ties to even
-}
-
-uint16_t f16_nearest(float x) { return x != x ? 0x7e00 : half_nearest(x); }
-
-// A row of keys or values, (heads, dim) float32, to where its heads lie head_bytes apart, in another kind of float.
-void store_heads(WeightKind kind, const float *from, uint8_t *to, int64_t head_bytes, int64_t heads, int64_t dim) {
-    for (int64_t h = 0; h < heads; ++h, from += dim, to += head_bytes) {
-        if (kind == WEIGHT_F32)
-            std::memcpy(to, from, (size_t)dim * sizeof(float));
-        else
-            for (int64_t i = 0; i < dim; ++i)
-                ((uint16_t *)to)[i] = kind == WEIGHT_BF16 ? bf16_nearest(from[i]) : f16_nearest(from[i]);
-    }
-}
-
 constexpr int NORMS = 6;
 
 // Of one position, rope_width each.
@@ -68,7 +48,7 @@ public:
 
     // The same, but keys and values go to each of some places, in floats of a kind.
     void project_into(const float *x, const Angles &angles, double scale, float *q, const RowPlace *places, int64_t num_places,
-                      WeightKind kind, int threads) const {
+                      RawKind kind, int threads) const {
         const int64_t width = products_[K].matrix.out, heads = width / head_dim_;
         float *k = Scratch::of(scratch.first, width), *v = Scratch::of(scratch.second, width);
         project(x, angles, scale, q, k, v, threads);
@@ -162,26 +142,9 @@ private:
         if (qk_norm_ == ALL_HEADS) active->rms_norm(x, norms_[which], offset_, eps_, width, x);
         for (float *head = x; head < x + width; head += head_dim_) {
             if (qk_norm_ == EACH_HEAD) active->rms_norm(head, norms_[which], offset_, eps_, head_dim_, head);
-            is_interleaved_ ? turn_pairs(head, angles.cosines, angles.sines) : turn_halves(head, angles.cosines, angles.sines);
+            turn_head(head, rope_width_, is_interleaved_, angles.cosines, angles.sines);
             if (scale != 1.0f)
                 for (int64_t i = 0; i < head_dim_; ++i) head[i] *= scale;
-        }
-    }
-
-    void turn_halves(float *x, const float *cosines, const float *sines) const {
-        const int64_t half = rope_width_ / 2;
-        for (int64_t i = 0; i < half; ++i) {
-            const float a = x[i], b = x[i + half];
-            x[i] = a * cosines[i] - b * sines[i];
-            x[i + half] = b * cosines[i + half] + a * sines[i + half];
-        }
-    }
-
-    void turn_pairs(float *x, const float *cosines, const float *sines) const {
-        for (int64_t i = 0; i + 1 < rope_width_; i += 2) {
-            const float a = x[i], b = x[i + 1];
-            x[i] = a * cosines[i] - b * sines[i];
-            x[i + 1] = b * cosines[i + 1] + a * sines[i + 1];
         }
     }
 

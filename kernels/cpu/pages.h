@@ -24,7 +24,7 @@ inline Lanes load_some_f16(const uint8_t *p, int64_t count) {
     return load_f16(some);
 }
 
-inline void read_raw(RawKind kind, const uint8_t *data, int64_t count, float *out) {
+void read_raw(RawKind kind, const uint8_t *data, int64_t count, float *out) {
     if (kind == RAW_F32) {
         std::memcpy(out, data, (size_t)count * 4);
     } else if (kind == RAW_F16) {

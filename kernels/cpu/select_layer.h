@@ -49,12 +49,18 @@ inline void stand(const Kernels &kernels, const Standing &s, float *highest, flo
         effect[r] = size > 0 ? (float)(s.output_norms[r] * (double)spread[(std::size_t)(r / raw.rows)] / size) : 0.0f;
 }
 
+// (kv_heads, rows, head_dim) with zeros behind each row, up to sixteens.
+inline std::vector<float> padded_queries(const Layout &l, int64_t rows, const float *q) {
+    const int64_t dim = l.head_dim, wide = (dim + 15) / 16 * 16, all = l.kv_heads * rows;
+    std::vector<float> padded((std::size_t)(all * wide));
+    for (int64_t r = 0; r < all; ++r) std::memcpy(padded.data() + r * wide, q + r * dim, (std::size_t)dim * 4);
+    return padded;
+}
+
 // The estimate of every page. q: (kv_heads, rows, head_dim); s.q is not looked at.
 inline void score_all(const Kernels &kernels, Score s, const float *q, int64_t num_records, int threads) {
     const Layout &l = s.layout;
-    const int64_t dim = l.head_dim, wide = (dim + 15) / 16 * 16, all = l.kv_heads * s.rows;
-    std::vector<float> padded((std::size_t)(all * wide));
-    for (int64_t r = 0; r < all; ++r) std::memcpy(padded.data() + r * wide, q + r * dim, (std::size_t)dim * 4);
+    const std::vector<float> padded = padded_queries(l, s.rows, q);
     s.q = padded.data();
     share_out(num_records, 1, num_records * l.near_record_bytes, threads, [&](int64_t begin, int64_t end) {
         constexpr uintptr_t LINE = 64;  // loads that cross cache lines cost a tenth of the whole
@@ -62,6 +68,14 @@ inline void score_all(const Kernels &kernels, Score s, const float *q, int64_t n
         const uintptr_t from = reinterpret_cast<uintptr_t>(scratch.data());
         uint8_t *aligned = reinterpret_cast<uint8_t *>((from + LINE - 1) / LINE * LINE);
         for (int64_t i = begin; i < end; ++i) kernels.score_record(s, i, aligned);
+    });
+}
+
+inline void bound_all(const Kernels &kernels, Bounds b, const float *q, int64_t num_records, int threads) {
+    const std::vector<float> padded = padded_queries(b.layout, b.rows, q);
+    b.q = padded.data();
+    share_out(num_records, 1, num_records * b.layout.near_record_bytes, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) kernels.bound_record(b, i);
     });
 }
 

@@ -125,7 +125,7 @@ public:
             const View &view = token.views.at((size_t)layer.view);
             for (size_t p = 0; p < places.size(); ++p) places[p] = token.places[p].of((int64_t)i);
             layer.step->project_into(x, token.angles.at((size_t)layer.angles), scale, q.data(), places.data(),
-                                     (int64_t)places.size(), raw_as_weight(), threads);
+                                     (int64_t)places.size(), raw_kind_, threads);
             const float *bias = bias_of(layer, view, q.data(), score_bias, threads);
             const std::vector<RawRun> runs = view.runs_of((int64_t)i);
             const LayerAttend all = everything(layer, view, runs, tables + 2 * i, q.data(), bias);
@@ -150,10 +150,6 @@ private:
         const float *key_bias, *frequencies, *output_norms;
         float amplitude;
     };
-
-    WeightKind raw_as_weight() const {
-        return raw_kind_ == RAW_F32 ? WEIGHT_F32 : raw_kind_ == RAW_BF16 ? WEIGHT_BF16 : WEIGHT_F16;
-    }
 
     int64_t num_rows() const { return layers_[0].step->query_size() / layers_[0].layout.head_dim; }
 

@@ -1,0 +1,105 @@
+"""What stands between products, for many rows, against float64, and a row alone against many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ebbtide.kernels.add import add_scaled
+from ebbtide.kernels.attention import Partial, finish, finish_rows, merge, merge_into
+from ebbtide.kernels.gate import ACTIVATIONS, activate, gate
+from ebbtide.kernels.raw_rows import read_rows, store_rows
+from ebbtide.kernels.turn import turn
+
+
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", [1, 16, 100, 1024])
+def test_gates(kernels, activation, size, threads):
+    x, up = normal(300, size) * 4, normal(300, size, seed=2)
+    x[0], x[1], x[2] = 0, -100, 100
+    want = activate(x.double(), activation) * up.double()
+    got = gate(x.clone(), up, activation)
+    # Exponentials are within 2 ulp, and a few roundings follow. gelu's tail below -3 is a
+    # difference of numbers next to 1: 2**-24 of x, times up.
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=2e-6)
+    alone = torch.cat([gate(x[i : i + 1].clone(), up[i : i + 1], activation) for i in (0, 5, 299)])
+    if kernels != "reference":
+        assert torch.equal(alone, got[[0, 5, 299]])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dim", "width"), [(64, 64), (80, 80), (64, 16), (10, 6), (32, 0)])
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_heads_are_turned_and_scaled(kernels, interleaved, dim, width, heads_first, threads):
+    x, angle = normal(70, 3, dim), normal(70, 1, width) * 9
+    pairs = (
+        angle[..., ::2].repeat_interleave(2, -1)
+        if interleaved
+        else angle[..., : width // 2].repeat(1, 1, 2)
+    )
+    got = turn(x, pairs.cos(), pairs.sin(), interleaved, 0.125, heads_first)
+    want = x.double().clone()
+    for i in range(width // 2):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + width // 2)
+        cosine, sine = (f(pairs[..., a]).double() for f in (torch.cos, torch.sin))
+        want[..., a] = x[..., a] * cosine - x[..., b] * sine
+        want[..., b] = x[..., b] * cosine + x[..., a] * sine
+    want = want * 0.125
+    assert got.is_contiguous()
+    # Two products and a sum, 2**-24 each, of numbers of up to 4.
+    torch.testing.assert_close(
+        got.double(), want.transpose(0, 1) if heads_first else want, atol=1e-6, rtol=1e-6
+    )
+    one = turn(x[7:8], pairs.cos()[7:8], pairs.sin()[7:8], interleaved, 0.125)
+    assert torch.equal(one[0], got[:, 7] if heads_first else got[7])
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.22])
+def test_what_joins_the_residual(kernels, factor, threads):
+    x, y = normal(300, 77), normal(300, 77, seed=2)
+    assert torch.equal(add_scaled(x, y, factor), x + y * factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_raw_rows_are_what_torch_converts(kernels, dtype, threads):
+    cells, x = torch.zeros(2, 3, 90, 24, dtype=dtype), normal(70, 3, 24)
+    x[0, 0, :3] = torch.tensor([1e9, -1e-30, torch.nan])
+    store_rows(x, cells[1, :, 5:75])
+    assert torch.equal(cells[1, :, 5:75].nan_to_num(), x.transpose(0, 1).to(dtype).nan_to_num())
+    assert not cells[0].any() and not cells[1, :, :5].any() and not cells[1, :, 75:].any()
+    tile = torch.zeros(3, 100, 24)
+    read_rows(cells[1, :, 5:75], tile[:, 10:80])
+    assert torch.equal(tile[:, 10:80].nan_to_num(), cells[1, :, 5:75].float().nan_to_num())
+    assert not tile[:, :10].any() and not tile[:, 80:].any()
+
+
+def partial(seed: int) -> Partial:
+    highest, total = normal(2, 40, seed=seed) * 30, normal(2, 40, seed=seed + 1).abs() + 1
+    out = normal(2, 40, 24, seed=seed + 2)
+    highest[0, seed % 40], total[0, seed % 40], out[0, seed % 40] = -1e30, 0, 0  # sees nothing
+    return Partial(highest, total, out)
+
+
+def test_merged_in_place_is_merged(kernels, threads):
+    a, b = partial(3), partial(6)
+    want = merge(*(Partial(*(part.double() for part in one)) for one in (a, b)))
+    got = merge_into(a, b)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-6)
+
+
+def test_rows_are_finished_in_the_order_of_heads(kernels, threads):
+    p = Partial(normal(2, 60), normal(2, 60).abs() + 1, normal(2, 60, 24))
+    want = finish(p).view(2, 3, 20, 24).permute(2, 0, 1, 3).reshape(20, -1)
+    assert torch.equal(finish_rows(p, 20), want)

@@ -1,0 +1,268 @@
+"""Disks that fail, lie or do not answer, and interruptions: an error, never wrong bytes or a hung
+thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from page_stores import (
+    DEVICE,
+    DISK,
+    HOST,
+    NEAR,
+    RECORD,
+    Gated,
+    S,
+    check,
+    io_threads,
+    later,
+    opened,
+    rows,
+    threads,
+    until,
+    write,
+)
+
+from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.errors import StorageError
+from ebbtide.offload.pager import PageStore
+from ebbtide.offload.tier import aligned_bytes
+
+
+class FailsAt(ScratchFile):
+    """Fails the n-th request of a kind, and works before and after."""
+
+    kind, at, code = "read", 0, errno.EIO
+
+    def _fail(self, kind):
+        if kind == self.kind:
+            self.at -= 1
+            if self.at == 0:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def _read_some(self, view, offset):
+        self._fail("read")
+        return super()._read_some(view, offset)
+
+    def _write_some(self, view, offset):
+        self._fail("write")
+        return super()._write_some(view, offset)
+
+
+@threads
+@pytest.mark.parametrize(("kind", "code"), [("read", errno.EIO), ("write", errno.ENOSPC)])
+def test_whichever_request_fails_the_first_failure_stays(kind, code, options, tmp_path):
+    """Fails the n-th read or write for n = 1, 2, ... until a run gets through untouched."""
+    for n in range(1, 99):
+        with opened(tmp_path, layers=2, file=FailsAt, **options) as store:
+            store.file.kind, store.file.at, store.file.code = kind, n, code
+            table = store.open_table()
+            try:
+                for layer in range(2):
+                    write(store, table, layer, range(2 * S + 1))
+                    store.prefetch(table, layer)
+                other = store.fork(table)
+                write(store, other, 0, [9])
+                for layer in range(2):
+                    check(store, table, layer, range(2 * S + 1))
+                check(store, other, 0, [*range(2 * S + 1), 9])
+            except StorageError as error:
+                first = str(error)
+            else:
+                assert store.file.at > 0, "a failure went unseen"
+                break
+            assert os.strerror(code) in first
+            calls = [(store.fetch, 0, 0), (store.prefetch, 0, [0]), (store.fork,)]
+            calls += [(store.truncate, 0), (store.write, 1, table.num_records(1), *rows([1]))]
+            for call, *args in calls:
+                with pytest.raises(StorageError) as caught:
+                    call(table, *args)
+                assert str(caught.value) == first and caught.value.__cause__ is not None
+            store.check_integrity()
+            store.close_table(table)
+    assert 3 < n < 98
+
+
+def test_of_two_failures_the_first_is_told(tmp_path):
+    class Worse(ScratchFile):
+        num_reads = 0
+
+        def _read_some(self, view, offset):
+            self.num_reads += 1
+            me = self.num_reads
+            until(lambda: self.num_reads == 2, "both reads are under way")
+            time.sleep(0.1 * (me - 1))
+            raise OSError(errno.EIO, f"failure {me}")
+
+    with opened(tmp_path, file=Worse, io_threads=2) as store:
+        table = store.open_table()
+        write(store, table, 0, range(3 * S), flush=True)
+        store.prefetch(table, 0, [0, 2])  # neighbours would be read in one go
+        for wait_s in (0, 0.2):
+            time.sleep(wait_s)
+            with pytest.raises(StorageError, match="failure 1"):
+                store.fetch(table, 0, 0)
+
+
+@threads
+def test_a_flipped_bit_is_never_served(options, tmp_path):
+    with opened(tmp_path, layers=2, **options) as store:
+        table = store.open_table()
+        for layer in range(2):
+            write(store, table, layer, range(2 * S))
+        check(store, table, 1, range(2 * S))  # so everything is on disk
+        bad = rows([S + 1])[1]
+        bad[0, 1234] ^= 1
+        frame = table.extent(1, 1).base + 1
+        buffer = aligned_bytes(RECORD)
+        buffer.copy_(bad[0])
+        store.file.write_from(memoryview(buffer.numpy()), frame * RECORD)
+        with pytest.raises(StorageError, match=r"layer 1, span 1: record 1 .*other than it was"):
+            store.prefetch(table, 1)
+            check(store, table, 1, range(2 * S))
+        with pytest.raises(StorageError, match="layer 1, span 1"):
+            store.fetch(table, 0, 0)
+
+
+def test_a_disk_that_does_not_answer_is_an_error(tmp_path):
+    with opened(tmp_path, layers=1, file=Gated, stall_limit_s=0.1) as store:
+        table = store.open_table()
+        write(store, table, 0, range(S))
+        check(store, table, 0, range(S))
+        store.file.may_read.clear()
+        with pytest.raises(StorageError, match="not answered"):
+            store.fetch(table, 0, 0)
+        with pytest.raises(StorageError, match="not answered"):
+            store.prefetch(table, 0, [0])
+        store.file.may_read.set()
+
+
+def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("ebbtide.offload.io_threads.CLOSE_LIMIT_S", 0.1)
+    files = []
+
+    def spill():
+        files.append(Gated(tmp_path))
+        return files[-1]
+
+    store = PageStore(1, RECORD, NEAR, S, {DISK: 4 * S}, spill=spill)
+    table = store.open_table()
+    write(store, table, 0, range(S))
+    check(store, table, 0, range(S))
+    files[0].may_read.clear()
+    store.prefetch(table, 0, [0])
+    until(lambda: len(files[0].reads) == 2, "the read hangs")
+    with pytest.raises(StorageError, match="not answered"):
+        store.close()
+    files[0].may_read.set()
+    store.close()
+    assert not io_threads()
+
+
+def is_waiting_in_the_store(thread: int) -> bool:
+    """Whether a thread blocks in threading's `wait`, called from pager.py. A signal that came any
+    earlier would end the test run in place of the wait."""
+    frame = sys._current_frames().get(thread)
+    if frame is None or frame.f_code.co_name != "wait":
+        return False
+    while frame is not None and not frame.f_code.co_filename.endswith("pager.py"):
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no way to interrupt a wait")
+@pytest.mark.parametrize("during", ["fetch", "write"])
+def test_ctrl_c_while_waiting_leaves_a_store_that_works(during, tmp_path):
+    # A process that was started in the background may have been told to ignore it.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupted_while_waiting(during, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def interrupted_while_waiting(during, tmp_path):
+    with opened(tmp_path, layers=1, file=Gated, io_threads=1, write_buffers=1) as store:
+        table = store.open_table()
+        write(store, table, 0, range(2 * S))
+        check(store, table, 0, range(2 * S))
+        gate = store.file.may_read if during == "fetch" else store.file.may_write
+        gate.clear()
+        if during == "write":
+            write(store, table, 0, range(S))  # takes the only buffer
+        me = threading.main_thread().ident
+
+        def interrupt_the_wait() -> None:
+            until(lambda: is_waiting_in_the_store(me), "the store waits")
+            signal.pthread_kill(me, signal.SIGINT)
+
+        timer = later(interrupt_the_wait)
+        with pytest.raises(KeyboardInterrupt):
+            if during == "fetch":
+                store.fetch(table, 0, 0)
+            else:
+                write(store, table, 0, range(S))
+        timer.join()
+        gate.set()
+        expected = [*range(2 * S), *(range(S) if during == "write" else ())]
+        check(store, table, 0, expected)
+        write(store, table, 0, [77])
+        check(store, table, 0, [*expected, 77])
+        store.check_integrity(deep=True)
+
+
+@threads
+def test_an_exception_leaves_no_thread_and_no_file(options, tmp_path):
+    with pytest.raises(ZeroDivisionError), opened(tmp_path, **options) as store:
+        table = store.open_table()
+        write(store, table, 0, range(4 * S))
+        store.prefetch(table, 0)
+        with store.fetch(table, 0, 1):
+            1 / 0  # noqa: B018
+    store.close()  # again, to no effect
+    with pytest.raises(AssertionError, match="closed"):
+        store.fetch(table, 0, 0)
+
+
+def test_a_bug_in_a_thread_is_not_taken_for_a_bad_disk(tmp_path):
+    class Buggy(ScratchFile):
+        def _read_some(self, view, offset):
+            raise TypeError("on purpose")
+
+    with opened(tmp_path, file=Buggy) as store:
+        table = store.open_table()
+        write(store, table, 0, range(S))
+        with pytest.raises(RuntimeError) as caught:
+            store.fetch(table, 0, 0)
+        assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_records_come_to_a_cuda_device(tmp_path):
+    with PageStore(
+        1,
+        RECORD,
+        NEAR,
+        S,
+        {DEVICE: 2 * S, HOST: 2 * S, DISK: 4 * S},
+        "cuda",
+        lambda: ScratchFile(tmp_path),
+    ) as store:
+        table = store.open_table(expected_spans=8)
+        near, records = rows(range(8 * S))
+        store.write(table, 0, 0, near.cuda(), records.cuda())
+        store.prefetch(table, 0)
+        for span in range(8):
+            with store.fetch(table, 0, span) as pages:
+                assert pages.records.device.type == pages.near.device.type == "cuda"
+                part = slice(span * S, span * S + S)
+                assert torch.equal(pages.records.cpu(), records[part])
+                assert torch.equal(pages.near.cpu(), near[part])
+        store.check_integrity(deep=True)
