@@ -144,15 +144,6 @@ def attend_scores(scores: torch.Tensor, v: torch.Tensor) -> Partial:
 
 def _reduce(scores, values, highest, total, out) -> None:
     """Scores (..., rows, n) to the three parts of a partial, in place; scores are used up."""
-    native = dispatch.compiled_for(scores, highest, total)
-    if native is not None and scores.is_contiguous() and highest.is_contiguous():
-        # Torch's exp alone costs a third of the two products.
-        n = scores.shape[-1]
-        threads = torch.get_num_threads()
-        where = (highest.data_ptr(), total.data_ptr())
-        native.soften(scores.data_ptr(), scores.numel() // n, n, *where, threads)
-        torch.matmul(scores, values, out=out)
-        return
     torch.amax(scores, -1, out=highest)
     # exp of what underflows runs at a fifth of the speed on CPUs, and masked keys all do: so they
     # are kept from underflowing and made zero afterwards (a causal mask cost 1.7 times the whole,

@@ -120,16 +120,39 @@ void joins(const Kernels &k) {
             hash.add(to_out);
             k.join_spans(count, count - 1, rows, dim, top.data(), total.data(), out.data(), to_out.data(), 0, rows);
             hash.add(to_out);
-            std::vector<float> scores = floats(rows * (dim + 3), (int)count % VALUES);
-            k.soften_rows(scores.data(), dim + 3, to_top.data(), to_total.data(), 0, rows);
-            hash.add(scores);
-            hash.add(to_total);
             const std::vector<float> cosines = floats(rows * dim), sines = floats(rows * dim), constant = floats(rows), frequencies = floats(dim);
             std::vector<float> sums((size_t)(rows * 70));
             k.rope_scores({rows, dim, 1000, 70, cosines.data(), sines.data(), constant.data(), frequencies.data(), sums.data()}, 0, 70);
             hash.add(sums);
             hash.print("joins", dim, count);
         }
+}
+
+// A prefill cell: masked and not, with and without a soft-cap.
+void prefill(const Kernels &k) {
+    for (int64_t dim : {8, 40, 64, 128})
+        for (int64_t keys : {1, 17, 150})
+            for (int way = 0; way < 4; ++way) {
+                const int64_t heads = 2, rows = 61;
+                const std::vector<float> q = floats(heads * rows * dim, way == 3 ? HUGE_CHANNEL : NORMAL);
+                const std::vector<float> keys_of = floats(heads * keys * dim), values = floats(heads * keys * dim);
+                std::vector<uint8_t> mask = bytes(rows * keys);
+                for (uint8_t &one : mask) one = one % 3 == 0;
+                std::vector<float> top((size_t)(heads * rows)), total(top), out((size_t)(heads * rows * dim));
+                PrefillAttend a{heads, dim, rows, keys, q.data(), keys_of.data(), values.data(), keys * dim, keys * dim,
+                                way % 2 ? mask.data() : nullptr, rows, way == 2 ? 3.0f : 0.0f, top.data(), total.data(), out.data(), nullptr};
+                std::vector<float> packed((size_t)k.prefill_floats(a)), scratch((size_t)k.prefill_scratch(a));
+                a.packed = packed.data();
+                for (int64_t i = 0; i < k.prefill_panels(a); ++i) k.pack_panel(a, i);
+                for (int64_t head = 0; head < heads; ++head)
+                    for (int64_t first = 0; first < rows; first += PREFILL_ROWS)
+                        k.attend_block(a, head, first, rows - first < PREFILL_ROWS ? rows - first : PREFILL_ROWS, scratch.data());
+                Hash hash;
+                hash.add(top);
+                hash.add(total);
+                hash.add(out);
+                hash.print("prefill", dim, keys * 10 + way);
+            }
 }
 
 // Raw tokens in two runs: attention to them, and how far their values are spread.
@@ -260,6 +283,7 @@ int main() {
     const Kernels &k = EBBTIDE_TABLE();
     rows_and_norms(k);
     products(k);
+    prefill(k);
     joins(k);
     raw_tokens(k);
     int64_t numbers[LAYOUT_NUMBERS];

@@ -228,7 +228,7 @@ def predictors(bench: Bench) -> None:
         print(f"    {name:22} {each}   all {sum(part) / max(sum(whole), 1e-9):.3f}", flush=True)
 
     for epsilon in (0.02, 0.05, 0.1):
-        for finer in (1, 2, 4):
+        for finer in (0.5, 1, 2):
             setting = Setting(top_p(epsilon), foresees=top_p(epsilon / finer))
             label = f"effect {epsilon}, foreseen with {epsilon / finer:g}"
             found = bench.measure(label, nears, setting)["per_layer"]

@@ -40,7 +40,7 @@ namespace {
 const Kernels &EBBTIDE_TABLE() {
     static const Kernels table = {EBBTIDE_NAME, unpack, read_raw, seal, quantise_rows, multiply, rms_norm, gate_with,
                                   attend_scratch, attend_chunk, merge_chunks, attend_span, prefill_floats, prefill_scratch,
-                                  prefill_panels, pack_panel, attend_block, join_two, soften_rows, rope_scores, raw_scratch, attend_raw,
+                                  prefill_panels, pack_panel, attend_block, join_two, rope_scores, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, bound_record, page_shares, record_costs, leave_out, value_spread,
                                   means_scratch, sum_means};
     return table;

@@ -140,14 +140,6 @@ void finish_rows(uintptr_t total, uintptr_t out, int64_t heads, int64_t tokens, 
     });
 }
 
-// scores (rows, n), to weights in place.
-void soften(uintptr_t scores, int64_t rows, int64_t n, uintptr_t highest, uintptr_t total, int threads) {
-    nb::gil_scoped_release released;
-    share_out(rows, 1, rows * n * 8, threads, [&](int64_t begin, int64_t end) {
-        active->soften_rows(at<float>(scores), n, at<float>(highest), at<float>(total), begin, end);
-    });
-}
-
 // What turned key biases add to scores: ../rope_scores.py has the shapes.
 void rope_scores(uintptr_t cosines, uintptr_t sines, uintptr_t constant, uintptr_t frequencies, int64_t rows, int64_t pairs,
                  int64_t start, int64_t count, uintptr_t out, int threads) {
@@ -179,7 +171,6 @@ void ebbtide::bind_attend(nb::module_ &m) {
     m.def("attend_rows", &attend_rows);
     m.def("join_two", &join_two);
     m.def("finish_rows", &finish_rows);
-    m.def("soften", &soften);
     m.def("rope_scores", &rope_scores);
     m.def("merge", &merge);
 }

@@ -188,8 +188,6 @@ struct Kernels {
     // `to` becomes the join of two partials of `rows` rows.
     void (*join_two)(int64_t rows, int64_t dim, float *highest, float *total, float *out, float *part_highest, float *part_total,
                      float *part_out);
-    // Rows begin .. end of scores[rows][n] to weights next to their greatest, in place.
-    void (*soften_rows)(float *scores, int64_t n, float *highest, float *total, int64_t begin, int64_t end);
     // Positions begin .. end, counted from the first.
     void (*rope_scores)(const RopeScores &, int64_t begin, int64_t end);
     // Raw tokens of one head to a partial; scratch holds raw_scratch floats.
