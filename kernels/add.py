@@ -9,7 +9,7 @@ from . import dispatch
 
 def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
     """x + factor * y, both (rows, n) float32."""
-    native = dispatch.compiled_for(x, y)
+    native = dispatch.compiled_for_floats(x, y)
     if native is None:
         return x + y if factor == 1 else x + y * factor
     assert x.shape == y.shape

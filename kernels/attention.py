@@ -27,8 +27,8 @@ UNSEEN = -1e30
 # is below it.
 LEAST_EXPONENT = -87.0
 LEAST_WEIGHT = 2e-38
-# Query rows scored at once. Bounds the workspace; from 256 rows on, the number makes no difference
-# in speed.
+# Query rows that torch scores at once. Bounds the workspace; from 256 rows on, the number makes no
+# difference in speed.
 BLOCK_ROWS = 512
 
 
@@ -49,7 +49,8 @@ def attend(
 ) -> Partial:
     """The partial of every query row over the n keys. Nothing is written to the arguments.
 
-    Workspace: BLOCK_ROWS * n float32 at most on CPU, whatever the number of heads and rows.
+    Workspace in float32: kv_heads * n * head_dim, twice that where head_dim is no multiple of 16,
+    and 48 * n for each thread; by torch alone, BLOCK_ROWS * n.
     """
     kv_heads, num_rows, dim = q.shape
     if k.shape != v.shape or k.shape[0] != kv_heads or k.shape[2] != dim:
@@ -66,7 +67,9 @@ def attend(
         return result
     if mask is not None and (mask.dim() != 2 or mask.shape[1] != n or num_rows % len(mask)):
         raise ValueError(f"mask is {tuple(mask.shape)}; there are {num_rows} rows and {n} keys")
-    native = dispatch.compiled_for(q, k, v)
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}; it must be bool")
+    native = dispatch.compiled_for_floats(q, k, v)
     if native is None:
         _attend(q, k, v, mask, softcap, result)
     else:
@@ -185,7 +188,7 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 def merge_into(a: Partial, b: Partial) -> Partial:
     """`merge`, up to rounding. Both are used up: the result may lie where a did."""
-    native = dispatch.compiled_for(a.out, b.out)
+    native = dispatch.compiled_for_floats(*a, *b)
     if native is None:
         return merge(a, b)
     assert all(part.is_contiguous() for part in (*a, *b))
@@ -206,7 +209,7 @@ def finish_rows(p: Partial, num_tokens: int) -> torch.Tensor:
     p: num_rows = groups * num_tokens, row = group * num_tokens + i.
     """
     kv_heads, num_rows, dim = p.out.shape
-    native = dispatch.compiled_for(p.out)
+    native = dispatch.compiled_for_floats(p.sum, p.out)
     if native is None:
         out = finish(p).view(kv_heads, -1, num_tokens, dim).permute(2, 0, 1, 3)
         return out.reshape(num_tokens, -1)

@@ -70,6 +70,11 @@ def compiled_for(*tensors: torch.Tensor):
     return _cpu
 
 
+def compiled_for_floats(*tensors: torch.Tensor):
+    """The same, if all tensors are float32 as well."""
+    return compiled_for(*tensors) if all(t.dtype == torch.float32 for t in tensors) else None
+
+
 def addresses(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Where the rows (n,) int64 of frames (num_frames, bytes) uint8 start in memory. (n,) int64"""
     if frames.shape[1] > 1 and frames.stride(1) != 1:

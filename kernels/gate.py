@@ -12,9 +12,9 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of Activation in cpu
 def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """activation(x) * up, in x's place. x, up: (rows, n) float32, contiguous.
 
-    A row's bits depend on neither the other rows nor their number.
+    In the compiled kernel a row's bits depend on neither the other rows nor their number.
     """
-    native = dispatch.compiled_for(x, up)
+    native = dispatch.compiled_for_floats(x, up)
     if native is None:
         return torch.mul(activate(x, activation), up, out=x)
     assert x.is_contiguous() and up.is_contiguous() and x.shape == up.shape

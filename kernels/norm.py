@@ -1,7 +1,7 @@
 """RMS norm of rows, each on its own.
 
-A row's bits depend on neither the other rows nor their number. Sums have another order in the
-compiled kernel than in torch.
+In the compiled kernel a row's bits depend on neither the other rows nor their number. Its sums have
+another order than torch's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
 
     x: (..., n) float32; weight: (n,) float32.
     """
-    native = dispatch.compiled_for(x, weight)
+    native = dispatch.compiled_for_floats(x, weight)
     if native is None:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
     x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)

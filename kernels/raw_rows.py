@@ -10,10 +10,11 @@ from . import dispatch
 def store_rows(x: torch.Tensor, to: torch.Tensor) -> None:
     """x (tokens, heads, head_dim) float32 to `to` (heads, tokens, head_dim), a view each of whose
     heads lies in one piece."""
-    native = dispatch.compiled_for(x, to)
+    native = dispatch.compiled_for(x, to) if x.dtype == torch.float32 else None
     if native is None:
         to.copy_(x.transpose(0, 1))
         return
+    assert to.shape == (x.shape[1], x.shape[0], x.shape[2])
     x = x.contiguous()
     native.store_rows(x.data_ptr(), *x.shape, *_place(to), torch.get_num_threads())
 
@@ -25,6 +26,7 @@ def read_rows(rows: torch.Tensor, to: torch.Tensor) -> None:
     if native is None:
         to.copy_(rows)
         return
+    assert to.shape == rows.shape and to.dtype == torch.float32 and to.stride(1) == to.shape[2]
     kind, address, head_bytes = _place(rows)
     where = (address, head_bytes, *rows.shape, kind)
     native.read_rows(*where, to.data_ptr(), to.stride(0), torch.get_num_threads())

@@ -17,8 +17,8 @@ def turn(
 ) -> torch.Tensor:
     """x turned, times scale: (tokens, heads, head_dim), or (heads, tokens, head_dim). x stays as it
     is. Both ways have the same bits."""
-    native = dispatch.compiled_for(x, cosines, sines)
-    if native is None or x.dtype != torch.float32:
+    native = dispatch.compiled_for_floats(x, cosines, sines)
+    if native is None:
         return _reference(x, cosines, sines, interleaved, scale, heads_first)
     x, cosines, sines = x.contiguous(), cosines.contiguous(), sines.contiguous()
     tokens, heads, dim = x.shape
@@ -45,10 +45,14 @@ def turn(
 
 def _reference(x, cosines, sines, interleaved, scale, heads_first) -> torch.Tensor:
     width = cosines.shape[-1]
-    part = x[..., :width]
-    if interleaved:
-        crossed = torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
-    else:
-        crossed = torch.cat((-part[..., width // 2 :], part[..., : width // 2]), dim=-1)
-    turned = torch.cat((part * cosines + crossed * sines, x[..., width:]), dim=-1) * scale
-    return turned.transpose(0, 1).contiguous() if heads_first else turned
+    if width:
+        part = x[..., :width]
+        if interleaved:
+            crossed = torch.stack((-part[..., 1::2], part[..., ::2]), dim=-1).flatten(-2)
+        else:
+            crossed = torch.cat((-part[..., width // 2 :], part[..., : width // 2]), dim=-1)
+        turned = part * cosines + crossed * sines
+        x = turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+    if scale != 1:
+        x = x * scale
+    return x.transpose(0, 1).contiguous() if heads_first else x

@@ -23,6 +23,8 @@ from .decode_attention import DecodeAttention
 from .rope import Rope
 from .sequence import Sequence
 
+_MOST_MASKS = 8  # that are kept, a byte for each row and key
+
 
 class MergeTree:
     """Merges partials pushed in span order as a binary counter does: the shape depends on their
@@ -40,10 +42,12 @@ class MergeTree:
         self._stack.append((size, partial))
 
     def result(self) -> Partial | None:
-        if not self._stack:
+        """The whole, or None of nothing; the tree is empty then."""
+        stack, self._stack = self._stack, []
+        if not stack:
             return None
-        partial = self._stack[-1][1]
-        for _, earlier in reversed(self._stack[:-1]):
+        partial = stack[-1][1]
+        for _, earlier in reversed(stack[:-1]):
             partial = merge_into(earlier, partial)
         return partial
 
@@ -89,7 +93,7 @@ class TieredAttention:
         self._raw_tile = torch.empty(
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
-        self._latest_mask: tuple[tuple, torch.Tensor] = ((), torch.empty(0))
+        self._raw_masks: dict[tuple, torch.Tensor] = {}
         self.decode = DecodeAttention(layouts, cell_tokens, span_tokens, store, softcap)
 
     def run(
@@ -224,11 +228,15 @@ class TieredAttention:
         return attend(query.q, k, v, self._raw_mask(query, window), self.softcap)
 
     def _raw_mask(self, query: Query, window: int | None) -> torch.Tensor:
-        """Which raw keys a query's rows see, (rows, keys). The latest is kept: the layers of a
-        model ask for the same."""
-        asked = (query.position, query.rows, query.cell, window)
-        if self._latest_mask[0] != asked:
-            cells, device = self.cell_tokens, query.q.device
+        """Which raw keys a query's rows see, (rows, keys). Some are kept: the layers of a model ask
+        for the same, and without a window all cells from the third on do."""
+        cells, device = self.cell_tokens, query.q.device
+        place = (query.cell, query.position)
+        if window is None:
+            place = (min(query.cell, 2), query.position - query.cell * cells)
+        asked = (*place, query.rows, window)
+        mask = self._raw_masks.get(asked)
+        if mask is None:
             first = max(0, query.cell - 1) * cells
             keys_at = torch.arange(first, (query.cell + 1) * cells, device=device)
             if query.cell >= 2:
@@ -238,8 +246,10 @@ class TieredAttention:
             mask = keys_at[None, :] <= rows_at[:, None]
             if window is not None:
                 mask &= keys_at[None, :] > rows_at[:, None] - window
-            self._latest_mask = asked, mask
-        return self._latest_mask[1]
+            if len(self._raw_masks) >= _MOST_MASKS:
+                self._raw_masks.clear()
+            self._raw_masks[asked] = mask
+        return mask
 
     def raw_values(self, layer: int, sequence: Sequence, position: int) -> torch.Tensor:
         """The raw values that one token at `position` sees: (kv_heads, num_tokens, head_dim)."""

@@ -13,7 +13,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
 SLACK_BYTES = 40 << 20
-_ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each thread
+_ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each of ten threads
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
 
@@ -101,6 +101,12 @@ def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> in
     return 4 * (scores + means + partials + bias)
 
 
+def _packed(head_dim: int) -> int:
+    """What a prefill kernel holds of one head's token: its key, and its value in whole lanes of
+    sixteen where it has no such number of channels."""
+    return head_dim if head_dim % 16 == 0 else head_dim + -(-head_dim // 16) * 16
+
+
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
     """The most that activations, tiles and scores of prefill take at once."""
     cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
@@ -117,7 +123,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * inner + gathered)
         + cell * longest * 2
         + 2 * kv * (geometry.span_tokens + raw_tokens)
-        + 2 * kv * longest  # keys packed for products, and values where heads are no whole lanes
+        + _packed(config.head_dim) * config.num_kv_heads * (longest + 64)
         + _ATTENTION_SCRATCH_ROWS * longest
         + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size

@@ -101,6 +101,7 @@ void attend_rows(uintptr_t q, uintptr_t k, uintptr_t v, int64_t kv_heads, int64_
     const int64_t wanted = kernels.prefill_floats(a) + LINE_FLOATS;
     if (wanted > size) {
         packed.reset();
+        size = 0;  // should there be no room for more
         packed.reset(new float[(size_t)wanted]);
         size = wanted;
     }

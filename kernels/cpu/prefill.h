@@ -1,7 +1,8 @@
 // Attention of many query rows over a run of float32 keys and values: what a prefill cell does, in two steps.
 // Included inside an anonymous namespace, after lanes.h and runs.h.
 //
-//     pack_panel     every panel of keys, PANEL tokens wide, to [head_dim][PANEL]: tokens are lanes
+//     pack_panel     every panel of keys, PANEL tokens wide, to [head_dim][PANEL], so that tokens are lanes; and values to rows
+//                    of whole lanes, where they are not
 //     attend_block   some rows of one head: scores, their softmax, and the sum of values, from caches
 //
 // Scores and sums are chains of multiply-adds in the order of channels and tokens, so a row's bits depend on no other row.
@@ -122,7 +123,7 @@ void attend_block(const PrefillAttend &a, int64_t head, int64_t first, int64_t c
         }
         for (int64_t t = keys; t < stride; ++t) row[t] = UNSEEN;
     }
-    soften_rows(scores, stride, highest, total, 0, keys ? count : 0);
+    soften_rows(scores, stride, highest, total, keys ? count : 0);
     std::memset(sums, 0, (size_t)(count * wide) * 4);
     const float *values = wide == dim ? a.v + head * a.v_stride : packed_values(a, head);
     for (int64_t t = 0; t < keys; t += VALUE_TOKENS) {

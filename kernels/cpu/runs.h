@@ -191,28 +191,20 @@ inline void soften(float *row, int64_t stride, int64_t first, int64_t last, cons
     *total = sum(along);
 }
 
-// Rows begin .. end of scores[rows][n] to weights next to their greatest, in place. What is below LEAST counts as none: a
+// Rows of scores[rows][n], n in whole lanes, to weights next to their greatest, in place. What is below LEAST counts as none: a
 // hidden key's weight must be nothing at all.
-void soften_rows(float *scores, int64_t n, float *highest, float *total, int64_t begin, int64_t end) {
+inline void soften_rows(float *scores, int64_t n, float *highest, float *total, int64_t rows) {
     const Lanes least = all(2e-38f);  // ../attention.py's LEAST_WEIGHT; exp_lanes ends at 1.6e-38
-    const int64_t whole = n / 16 * 16;
-    for (int64_t r = begin; r < end; ++r) {
-        float *row = scores + r * n, rest[16];
-        for (int i = 0; i < 16; ++i) rest[i] = whole + i < n ? row[whole + i] : UNSEEN;
-        Lanes tops = load(rest), along = zero();
-        for (int64_t t = 0; t < whole; t += 16) tops = larger(tops, load(row + t));
+    for (int64_t r = 0; r < rows; ++r) {
+        float *row = scores + r * n;
+        Lanes tops = all(UNSEEN), along = zero();
+        for (int64_t t = 0; t < n; t += 16) tops = larger(tops, load(row + t));
         highest[r] = largest(tops);
         const Lanes most = all(highest[r]);
-        for (int64_t t = 0; t < whole; t += 16) {
+        for (int64_t t = 0; t < n; t += 16) {
             const Lanes weight = larger(sub(exp_lanes(sub(load(row + t), most)), least), zero());
             store(row + t, weight);
             along = add(along, weight);
-        }
-        if (whole < n) {
-            store(rest, larger(sub(exp_lanes(sub(load(rest), most)), least), zero()));
-            for (int i = 0; i < 16; ++i) rest[i] = whole + i < n ? rest[i] : 0;
-            std::memcpy(row + whole, rest, (size_t)(n - whole) * 4);
-            along = add(along, load(rest));
         }
         total[r] = sum(along);
     }
