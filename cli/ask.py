@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated, Any
 
@@ -61,6 +62,13 @@ def ask(
     elif question is None:
         raise typer.BadParameter(
             "there is none; give one, or several with -Q", param_hint="QUESTION"
+        )
+    elif (
+        files and os.path.isfile(question) and not any(f == "-" or os.path.exists(f) for f in files)
+    ):
+        raise typer.BadParameter(
+            f"{question} is a file and {files[0]} is none: the question comes before its files",
+            param_hint="QUESTION",
         )
     asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
     pages = checked_pages(pages)

@@ -72,6 +72,18 @@ def test_the_question_follows_the_document_in_one_message(capfd, tmp_path):
     }
 
 
+def test_a_file_in_place_of_the_question_is_told_apart(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Text.")
+    assert main.main(["ask", "a.txt", "What is it?"]) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert "a.txt is a file and What is it? is none" in error
+    assert "the question comes before its files" in error
+    assert main.main(["ask", "a.txt", "b.txt"]) == 2  # a question that names a file
+    assert main.main(["ask", "What is it?", "b.txt"]) == 2
+    assert "there is no file b.txt" in capfd.readouterr().err
+
+
 def test_several_documents_get_headings(capfd, monkeypatch):
     Path("a.txt").write_text("Text of a.")
     give(monkeypatch, "Given text.\n")
