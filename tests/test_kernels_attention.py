@@ -163,6 +163,34 @@ def test_equal_calls_give_equal_bits(kernels):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dim", [24, 64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_row_has_the_same_bits_alone_and_on_any_number_of_threads(kernels, dim, masked):
+    """Pieces of a prompt would change the answer otherwise."""
+    if kernels == "reference":
+        pytest.skip("torch adds in another order for other shapes")
+    q, k, v = tensors(12, 2, 3 * 61, 170, dim)
+    mask = None
+    if masked:  # causal, and some rows that see little
+        mask = torch.ones((61, 170), dtype=torch.bool).tril(20)
+        mask[5, 1:] = False
+    whole = attend(q, k, v, mask, 30.0)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        for one, other in zip(attend(q, k, v, mask, 30.0), whole, strict=True):
+            assert torch.equal(one, other)
+    torch.set_num_threads(1)
+    for row in (0, 5, 47, 48, 60, 61, 182):
+        alone = attend(q[:, row : row + 1], k, v, mask[None, row % 61] if masked else None, 30.0)
+        for one, other in zip(alone, whole, strict=True):
+            assert torch.equal(one[:, 0], other[:, row])
+
+
+def test_other_floats_than_float32_are_torchs(kernels):
+    q, k, v = (x.double() for x in tensors(13, 2, 40, 30, 16))
+    torch.testing.assert_close(finish(attend(q, k, v)), softmax64(q, k, v), atol=1e-12, rtol=0)
+
+
 def test_shapes_that_do_not_fit_are_refused(kernels):
     q, k, v = tensors(1, 2, 4, 10, 16)
     with pytest.raises(ValueError, match="keys and values must be"):
@@ -173,3 +201,5 @@ def test_shapes_that_do_not_fit_are_refused(kernels):
         attend(q, k, v, torch.ones((3, 10), dtype=torch.bool))
     with pytest.raises(ValueError, match="mask is"):
         attend(q, k, v, torch.ones((2, 9), dtype=torch.bool))
+    with pytest.raises(ValueError, match="must be bool"):
+        attend(q, k, v, torch.ones((2, 10), dtype=torch.uint8))
