@@ -48,10 +48,12 @@ class Plan:
 
     @property
     def decode_ceiling_tokens_per_s(self) -> float | None:
-        """Bytes a token must move over the measured bandwidths; None without measurements."""
-        if not self.bandwidth:
+        """Bytes a token must move over the measured bandwidths; None where one was not measured, as
+        that of a disk which has no room."""
+        moved = {tier: count for tier, count in self.decode_bytes.items() if count}
+        if not moved.keys() <= self.bandwidth.keys():
             return None
-        seconds = sum(count / self.bandwidth[tier] for tier, count in self.decode_bytes.items())
+        seconds = sum(count / self.bandwidth[tier] for tier, count in moved.items())
         return 1 / seconds if seconds else None
 
     def to_dict(self) -> dict:
@@ -80,11 +82,15 @@ class Plan:
                 if self.largest_context
                 else "Not even a short prompt fits."
             )
+            disk = ""
+            kept = sum(self.host.values()) - self.host["far planes"]
+            if tier == "host" and self.budget_bytes["disk"] == 0 and kept <= have:
+                disk = "make room on disk (--spill-dir, --disk-memory), "
             raise DoesNotFit(
                 f"{self.context:,} tokens of {self.model} need {format_size(needed)} of {tier} "
                 "memory, and the "
-                f"budget is {format_size(have)}. {most} Raise --{tier}-memory, lower --context "
-                "or choose fewer "
+                f"budget is {format_size(have)}. {most} Raise --{tier}-memory, {disk}lower "
+                "--context or choose fewer "
                 "--kv-bits or --weight-bits.",
                 tier=tier,
                 needed_bytes=needed,

@@ -154,12 +154,27 @@ def test_without_a_disk_memory_is_what_lacks():
     assert error.largest_context == plan.largest_context
     assert f"At most {plan.largest_context:,} tokens fit" in str(error)
     assert "60,000 tokens of a-model" in str(error) and "--host-memory" in str(error)
+    assert "make room on disk (--spill-dir, --disk-memory)" in str(error)
     assert error.exit_code == 3
     assert error.fields()["needed_bytes"] == error.needed_bytes
     # What is said to be needed is enough.
     enough = Limits(None, error.needed_bytes, 0, 50 * MiB)
     facts = facts_of(MODELS["small"])
     assert make_plan(facts, choose_geometry(facts.config, "8"), enough, Request(60_000)).fits
+
+
+def test_a_disk_is_no_help_where_memory_lacks_for_what_never_spills():
+    with pytest.raises(DoesNotFit) as caught:
+        a_plan(60_000, host=1, disk=0).raise_if_unfit()
+    assert caught.value.tier == "host" and "on disk" not in str(caught.value)
+
+
+def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
+    plan = replace(a_plan(60_000, host=least_host(60_000), disk=0), bandwidth={"host": 1e10})
+    assert plan.decode_bytes["disk"] and plan.decode_ceiling_tokens_per_s is None
+    assert "DO NOT FIT" in str(plan) and "at most" not in str(plan)
+    fits = replace(a_plan(60_000), bandwidth={"host": 1e10, "disk": 1e9})
+    assert fits.decode_ceiling_tokens_per_s > 0
 
 
 def test_a_disk_that_is_too_small_is_what_lacks():
