@@ -61,7 +61,7 @@ def hit_rate(trace, per_layer: int, num_frames: int, name: str) -> float:
                 num_hits, num_asked = num_hits + len(batch) - len(missing), num_asked + len(batch)
                 others = np.setdiff1d(np.flatnonzero(is_there), batch)
                 rank = is_standing[others] + 2 * is_coming[others]
-                order = eviction.order(others)
+                order = np.argsort(eviction.worth(others), kind="stable")
                 order = order[np.argsort(rank[order], kind="stable")]
                 too_many = max(0, int(is_there.sum()) + len(missing) - num_frames)
                 is_there[others[order[:too_many]]] = False

@@ -82,11 +82,11 @@ class LayerSelection:
         """chosen (n,) int64 ascending: what will be attended, which may be less than was asked."""
         self._native.estimate(chosen.data_ptr(), len(chosen), torch.get_num_threads())
 
-    def attend(self, first: int, near_at: torch.Tensor, record_at: torch.Tensor) -> None:
-        """Attends to chosen records from the first-th on; where their near records and they start
-        in memory, (n,) int64 each."""
-        at = near_at.data_ptr(), record_at.data_ptr()
-        self._native.attend(first, len(near_at), *at, torch.get_num_threads())
+    def attend(self, places: torch.Tensor, record_at: torch.Tensor) -> None:
+        """Attends to some of the chosen records: which of them, and where each starts in memory,
+        (n,) int64 contiguous each."""
+        at = places.data_ptr(), len(places), record_at.data_ptr()
+        self._native.attend(*at, torch.get_num_threads())
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:
         """The attention output (kv_heads, num_rows, head_dim); and the mean and the greatest share

@@ -92,7 +92,6 @@ def attend_records(
     skip_first: int = 0,  # tokens of the list's first record that are passed over
     softcap: float = 0.0,  # the bound of scores, bias included; 0 = none
     score_bias: torch.Tensor | None = None,  # (kv_heads, num_rows, num_tokens) float32, or None
-    into: Partial | None = None,  # contiguous room for the result, or None
 ) -> Partial:
     """The partial of every query row over each record of a list, each record where it lies.
 
@@ -108,7 +107,7 @@ def attend_records(
     for source in sources:
         checks.check_rows("frames", source[0], source[1], layout.record_bytes)
     checks.check_positions(sources, num_records)
-    result = into or Partial(
+    result = Partial(
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows, dim)),

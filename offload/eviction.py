@@ -28,8 +28,8 @@ class Eviction(Protocol):
         """The numbers are other records' from now on."""
         ...
 
-    def order(self, records: np.ndarray) -> np.ndarray:
-        """Indices into `records`, the least valuable first; ties go to the first."""
+    def worth(self, records: np.ndarray) -> np.ndarray:
+        """Of each of the records, float64: the least is given up first."""
         ...
 
 
@@ -49,8 +49,8 @@ class LeastRecent:
     def forget(self, records: slice) -> None:
         self._last[records] = 0
 
-    def order(self, records: np.ndarray) -> np.ndarray:
-        return np.argsort(self._last[records], kind="stable")
+    def worth(self, records: np.ndarray) -> np.ndarray:
+        return self._last[records].astype(np.float64)
 
 
 class LeastFrequent:
@@ -84,9 +84,9 @@ class LeastFrequent:
         self._score[records] = -np.inf
         self._used[records] = 0.0
 
-    def order(self, records: np.ndarray) -> np.ndarray:
+    def worth(self, records: np.ndarray) -> np.ndarray:
         amount = np.round((self._score[records] - self._now) * self._STEPS)
-        return np.lexsort((-self._used[records], amount))
+        return amount - self._used[records] / (1.0 + self._now)  # a whole number less a part of one
 
 
 EVICTIONS: dict[str, type[LeastRecent] | type[LeastFrequent]] = {

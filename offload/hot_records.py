@@ -2,7 +2,7 @@
 the next selections are expected to need.
 
     wish             ---> queued, read when the disk has time, cancelled when its turn has passed
-    begin .. finish  ---> pinned frames that hold the records, read now if they are not there
+    begin .. arrivals ---> pinned frames that hold the records, read now if they are not there
 
 A record's number is its frame in the disk tier, and a frame's tag is its number after those of the
 staging slots. Which records are wanted is the caller's to know, what one is worth `eviction`'s.
@@ -12,7 +12,7 @@ Knows no tables, and extents only by where they lie.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from .page_table import Extent
 from .reads import State, Urgency
 
 NOTHING = -1
+# As plain numbers: members of an enumeration cost a look-up each time.
+NONE, QUEUED, READING, READY, FAILED = map(int, State)
 # A wish may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
-_BATCH_BYTES = 1 << 20
+# What is waited for at a time: enough that attending to it is worth a call, while more comes.
+_AWAITED_BYTES = 1 << 20
 _NEWEST_WEIGHS = 0.25  # of what a group lacked lately: steps differ
 
 
@@ -54,6 +57,7 @@ class HotRecords:
         self._records_per_span, self._record_bytes = records_per_span, record_bytes
         self._place = io.hot_arena.frames.data_ptr()
         self._first_tag = io.first_hot_tag
+        self._num_awaited = max(1, _AWAITED_BYTES // record_bytes)
         self._state = io.reads.states[self._first_tag :]
         self._frame_of = np.full(num_numbers, NOTHING, dtype=np.int64)  # H1
         self._record_of = np.full(num_frames, NOTHING, dtype=np.int64)  # H1
@@ -76,10 +80,14 @@ class HotRecords:
         return self._io.hot_arena.num_bytes
 
     @property
-    def most_demanded(self) -> int:
-        """How many records should be begun at once: attending to those that came first hides the
-        reading of others, and each call costs some microseconds."""
-        return max(1, min(self.num_frames // 2, _BATCH_BYTES // self._record_bytes))
+    def most_at_once(self) -> int:
+        """How many records may be begun in one call: half of the frames, so that the next ones can
+        be read meanwhile."""
+        return max(1, self.num_frames // 2)
+
+    def places(self, frames: np.ndarray) -> np.ndarray:
+        """Where frames start in memory, int64."""
+        return self._place + frames * self._record_bytes
 
     def wish(self, numbers: np.ndarray, group: Hashable) -> None:
         """Asks for records, most urgent first, to be read when there is time. Never blocks.
@@ -137,59 +145,66 @@ class HotRecords:
 
     def begin(self, numbers: np.ndarray, group: Hashable, *, waits: bool) -> np.ndarray | None:
         """Frames (int64) for the records, pinned until `release`, and begins to read what they
-        lack; `finish` says when they may be read. At most `most_demanded` numbers, each once.
+        lack; `arrivals` says when they may be read. At most `most_at_once` numbers, each once.
 
         waits: for room, if need be; else the answer is None where there is none now. Raises
         StorageError.
         """
-        assert len(numbers) <= self.most_demanded
+        assert len(numbers) <= self.most_at_once
         self._begin_call()
         frames = self._frame_of[numbers]
         is_there = frames >= 0
-        if not is_there.all():
-            missing, keep = numbers[~is_there], frames[is_there]
+        there, missing = frames[is_there], numbers[~is_there]
+        if len(missing):
             if self._io.writing and self._unwritten(missing).any():
                 if not waits:
                     return None
                 self._wait(lambda: not self._unwritten(missing).any())
-            taken = self._take(len(missing), keep)
+            taken = self._take(len(missing), there)
             if len(taken) < len(missing):
                 if not waits:
                     return None
-                self._wait(lambda: self._num_takable(keep) >= len(missing))
-                taken = self._take(len(missing), keep)
-        self._count(frames)
-        self._pinned[frames[is_there]] = True
-        if not is_there.all():
+                self._wait(lambda: self._num_takable(there) >= len(missing))
+                taken = self._take(len(missing), there)
+        self._count(there, len(missing))
+        if len(missing):
             frames[~is_there] = taken
-            self._pinned[taken] = True
             self._read(missing, taken, Urgency.DEMAND)
-        late = frames[self._state[frames] != State.READY]
+        self._pinned[frames] = True
+        self._wished[frames] = False
+        late = there[self._state[there] != READY]
         if len(late):
             self._io.reads.promote(self._first_tag + late)
         self._cancel(group)
+        self._eviction.use(numbers)
         return frames
 
-    def finish(self, frames: np.ndarray) -> None:
-        """Waits until what was begun is there. Raises StorageError when it cannot be read."""
-        if (self._state[frames] != State.READY).any():
-            self._io.reads.expect(self._first_tag + frames)
-            self._wait(lambda: (self._state[frames] == State.READY).all())
-        else:
+    def arrivals(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """Indices of frames that were begun, ascending, a part at a time: what is there, then what
+        has come meanwhile. Waits for more until it is worth a call. Raises StorageError when it
+        cannot be read."""
+        left = np.arange(len(frames))
+        while len(left):
+            is_there = self._state[frames[left]] == READY
+            if not is_there.any():
+                some = frames[left[: self._num_awaited]]
+                self._io.reads.expect(self._first_tag + some)
+                self._wait(lambda some=some: (self._state[some] == READY).all())
+                is_there = self._state[frames[left]] == READY
             self._io.check()  # also makes sure that this thread sees what others wrote
-        self._wished[frames] = False
-        self._selected[frames] = False  # it has had its turn
-        self._eviction.use(self._record_of[frames])
+            yield left[is_there]
+            left = left[~is_there]
 
     def release(self, frames: np.ndarray) -> None:
         """The caller is done with what it began."""
         self._pinned[frames] = False
+        self._selected[frames] = False  # it has had its turn
 
     def ready(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the records (bool) are there now."""
         self._io.pump()
         frames = self._frame_of[numbers]
-        return (frames >= 0) & (self._state[frames] == State.READY)
+        return (frames >= 0) & (self._state[frames] == READY)
 
     def forget(self, extent: Extent) -> None:
         """The extent's records will change: waits for what is being read, and drops all of them.
@@ -217,7 +232,7 @@ class HotRecords:
         assert (self._frame_of[self._record_of[used]] == used).all(), "H1"
         assert (self._frame_of >= 0).sum() == len(used), "H1"
         if self._io.failure is None:
-            assert ((self._state == State.NONE) == (self._record_of < 0)).all(), "H1"
+            assert ((self._state == NONE) == (self._record_of < 0)).all(), "H1"
 
     # ---- inside ------------------------------------------------------------------------------
 
@@ -228,8 +243,8 @@ class HotRecords:
 
     def _restore(self) -> None:
         """Makes H1 hold again: without a read there is no record, without a record no state."""
-        self._record_of[(self._state == State.NONE) | (self._state == State.FAILED)] = NOTHING
-        self._state[(self._record_of < 0) & (self._state == State.READY)] = State.NONE
+        self._record_of[(self._state == NONE) | (self._state == FAILED)] = NOTHING
+        self._state[(self._record_of < 0) & (self._state == READY)] = NONE
         self._frame_of[:] = NOTHING
         used = np.flatnonzero(self._record_of >= 0)
         self._frame_of[self._record_of[used]] = used
@@ -242,7 +257,7 @@ class HotRecords:
 
     def _under_way(self, frames: np.ndarray) -> np.ndarray:
         state = self._state[frames]
-        return (state == State.QUEUED) | (state == State.READING)
+        return (state == QUEUED) | (state == READING)
 
     def _wait(self, is_so) -> None:
         started = time.perf_counter()
@@ -251,14 +266,13 @@ class HotRecords:
         finally:
             self._stats.stall_s += time.perf_counter() - started
 
-    def _count(self, frames: np.ndarray) -> None:
-        there = frames[frames >= 0]
-        is_hit = self._state[there] == State.READY
+    def _count(self, there: np.ndarray, num_missing: int) -> None:
+        is_hit = self._state[there] == READY
         num_hits = int(is_hit.sum())
         self._stats.hits += num_hits
         self._stats.late += len(there) - num_hits
-        self._stats.misses += len(frames) - len(there)
-        self._stats.foreseen += int(self._wished[there[is_hit]].sum())
+        self._stats.misses += num_missing
+        self._stats.foreseen += int((self._wished[there] & is_hit).sum())
 
     def _read(self, numbers: np.ndarray, frames: np.ndarray, urgency: Urgency) -> None:
         """Begins to read records into frames that were taken for them."""
@@ -268,9 +282,9 @@ class HotRecords:
         self._frame_of[numbers] = frames
         self._record_of[frames] = numbers
         self._eviction.touch(numbers)
-        places = self._place + frames * self._record_bytes
         ones = np.ones(len(frames), dtype=np.int64)
-        self._io.reads.submit(self._first_tag + frames, numbers, ones, places, urgency)
+        tags, places = self._first_tag + frames, self.places(frames)
+        self._io.reads.submit(tags, numbers, ones, places, urgency)
         self._is_changing = False
 
     def _cancel(self, group: Hashable) -> None:
@@ -278,44 +292,49 @@ class HotRecords:
         frames = self._queued.pop(group, None)
         if frames is None:
             return
-        frames = frames[(self._state[frames] == State.QUEUED) & ~self._pinned[frames]]
+        frames = frames[(self._state[frames] == QUEUED) & ~self._pinned[frames]]
         if len(frames):
             self._is_changing = True
             self._io.reads.cancel(self._first_tag + frames)
-            frames = frames[self._state[frames] == State.NONE]
+            frames = frames[self._state[frames] == NONE]
             self._wished[frames] = False  # nothing was read, so nothing was wasted
             self._empty(frames)
 
     def _takable(self, keep: np.ndarray, spares_wished: bool) -> np.ndarray:
         """Frames whose record may go."""
-        can_go = (self._state == State.READY) & ~self._pinned
+        can_go = (self._state == READY) & ~self._pinned
         can_go[keep] = False
         if spares_wished:  # one wish does not push out another that has not had its turn
             can_go &= ~self._wished
         return np.flatnonzero(can_go)
 
     def _num_takable(self, keep: np.ndarray) -> int:
-        return int((self._state == State.NONE).sum()) + len(self._takable(keep, False))
+        return int((self._state == NONE).sum()) + len(self._takable(keep, False))
 
     def _take(self, count: int, keep: np.ndarray, spares_wished: bool = False) -> np.ndarray:
         """Empty frames, at most `count`: free ones, then the least valuable. `keep` stay."""
-        free = np.flatnonzero(self._state == State.NONE)[:count]
+        free = np.flatnonzero(self._state == NONE)[:count]
         if len(free) == count:
             return free
         candidates = self._takable(keep, spares_wished)
         records = self._record_of[candidates]
-        order = self._eviction.order(records)
         rank = self._is_standing[records] + 2 * self._selected[candidates]
-        candidates = candidates[order[np.argsort(rank[order], kind="stable")]]
-        victims = candidates[: count - len(free)]
-        self._empty(victims)
-        return np.concatenate([free, victims])
+        taken = [free]
+        for value in range(4):
+            count -= len(taken[-1])
+            of_rank = candidates[rank == value]
+            if 0 < count < len(of_rank):
+                worth = self._eviction.worth(self._record_of[of_rank])
+                of_rank = of_rank[np.argpartition(worth, count)]
+            taken.append(of_rank[:count])
+        self._empty(np.concatenate(taken[1:]))
+        return np.concatenate(taken)
 
     def _empty(self, frames: np.ndarray) -> None:
         self._is_changing = True
         self._stats.wasted += int(self._wished[frames].sum())
         self._frame_of[self._record_of[frames]] = NOTHING
         self._record_of[frames] = NOTHING
-        self._state[frames] = State.NONE
+        self._state[frames] = NONE
         self._wished[frames] = False
         self._is_changing = False

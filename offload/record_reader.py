@@ -10,7 +10,7 @@ Knows tables and records, and no codec. The owner of the tables is `pager`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -21,10 +21,46 @@ from .hot_records import HotRecords
 from .page_table import PageTable, Tier
 from .planes import Planes
 from .record_map import TIERS, RecordMap, make_record_map
-from .selected import Selected, Source
+from .selected import Placed, Selected, Source
 from .span_addresses import SpanAddresses, TableAddresses, table_addresses
 
 _ON_DISK = TIERS.index(Tier.DISK)
+
+
+class _Demand:
+    """Records from disk, begun as there is room and given as they come. numbers: (n,) int64; group:
+    whose selection they are. hot: None where nothing is on disk."""
+
+    def __init__(self, hot: HotRecords | None, numbers: np.ndarray, group, is_look: bool):
+        assert hot is not None or not len(numbers), "no frames for records from disk"
+        self._hot, self._numbers, self._group = hot, numbers, group
+        self._begun: deque[tuple[int, np.ndarray]] = deque()  # the first one's index, and frames
+        self._num_begun = 0
+        if hot is not None:
+            hot.open_selection(numbers, None if is_look else group)
+            self._begin(waits=True)
+
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some of the records, their indices (ascending) and their frames, pinned until they are
+        released: what is there, then what has come meanwhile. Blocks until there is more."""
+        while self._begun or self._num_begun < len(self._numbers):
+            if not self._begun:
+                self._begin(waits=True)
+            first, frames = self._begun.popleft()
+            for come in self._hot.arrivals(frames):
+                yield first + come, frames[come]
+                self._begin(waits=False)
+
+    def _begin(self, *, waits: bool) -> None:
+        """Begins to read what there is room for. waits: for room for the first of them."""
+        while self._num_begun < len(self._numbers):
+            some = self._numbers[self._num_begun :][: self._hot.most_at_once]
+            frames = self._hot.begin(some, self._group, waits=waits)
+            if frames is None:
+                return
+            self._begun.append((self._num_begun, frames))
+            self._num_begun += len(some)
+            waits = False
 
 
 class RecordReader:
@@ -38,6 +74,11 @@ class RecordReader:
         self._addresses: dict[tuple[PageTable, int], SpanAddresses] = {}
         self._tables: dict[PageTable, tuple[int, TableAddresses | None]] = {}
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether what is in memory is read where it lies."""
+        return not self._planes.must_copy and self._planes.compute_device.type == "cpu"
+
     def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Near planes, (num_frames, near_record_bytes) uint8 on the compute device, and which rows
         of them, (num_records,) int64, are the layer's records, in order."""
@@ -45,9 +86,9 @@ class RecordReader:
 
     def addresses(self, table: PageTable, layer: int) -> SpanAddresses | None:
         """Where the layer's spans start in memory; None where they are not read in place."""
-        planes, where = self._planes, self._map(table, layer)
-        if planes.must_copy or planes.compute_device.type != "cpu":
+        if not self.reads_in_place:
             return None
+        planes, where = self._planes, self._map(table, layer)
         found = self._addresses.get((table, layer))
         if found is None or found.where is not where:
             arenas = {tier: planes.frames(tier) for tier in (Tier.DEVICE, Tier.HOST)}
@@ -98,59 +139,44 @@ class RecordReader:
     def fetch(
         self, table: PageTable, layer: int, records: Sequence[int], *, is_look: bool = False
     ) -> Iterator[Selected]:
-        """The records (ascending, each once), a batch at a time: as many as the hot records hold.
+        """The records (ascending, each once), in parts: what is in memory, then what comes from
+        disk, as it comes.
 
         is_look: they are no selection, and say nothing about what the next one will be.
 
-        Reading begins with this call; what an earlier one began and nobody took is let go. Each
-        batch is for a `with` block, before the next is asked for, which is being read meanwhile.
-        Asking for one blocks until it is there. Raises StorageError when records cannot be read or
-        are damaged.
+        Reading begins with this call, as far as the hot records have room; what an earlier one
+        began and nobody took is let go. Each part is for a `with` block, before the next is asked
+        for. Asking for one blocks until it is there. Raises StorageError when records cannot be
+        read or are damaged.
         """
+        return self._fetch(table, layer, records, self._select, is_look)
+
+    def fetch_in_place(
+        self, table: PageTable, layer: int, records: Sequence[int]
+    ) -> Iterator[Placed]:
+        """The same by addresses, where `reads_in_place`."""
+        return self._fetch(table, layer, records, partial(self._place, table), is_look=False)
+
+    def _fetch(self, table: PageTable, layer: int, records, make, is_look: bool) -> Iterator:
+        """make: a part, of a map, records, positions, and frames of those from disk."""
         where, wanted = self._map(table, layer), np.asarray(records, dtype=np.int64)
-        if self._hot is None:
-            assert _ON_DISK not in where.tiers, "no frames for records from disk"
-            return iter([self._select(where, wanted, None)] if len(wanted) else [])
-        on_disk = where.frame[wanted[where.tier[wanted] == _ON_DISK]]
-        self._hot.open_selection(on_disk, None if is_look else (table, layer))
-        # A batch ends where it would hold more records from disk than it may.
-        num_before = np.maximum(np.cumsum(where.tier[wanted] == _ON_DISK) - 1, 0)
-        ends = np.flatnonzero(np.diff(num_before // self._hot.most_demanded)) + 1
-        batches = np.split(wanted, ends) if len(wanted) else []
-        begun = deque()
-        if batches:
-            begun.append(self._begin(where, batches[0], (table, layer), waits=True))
-            self._begin_more(where, batches, (table, layer), begun, 0)
-        return self._batches(where, batches, (table, layer), begun)
+        is_on_disk = where.tier[wanted] == _ON_DISK
+        demand = _Demand(self._hot, where.frame[wanted[is_on_disk]], (table, layer), is_look)
+        return self._parts(where, wanted, is_on_disk, demand, make)
 
-    def _batches(self, where: RecordMap, batches, group, begun: deque) -> Iterator[Selected]:
-        """begun: frames of the batches whose reading has begun."""
-        for i, batch in enumerate(batches):
-            if not begun:
-                begun.append(self._begin(where, batch, group, waits=True))
-            self._begin_more(where, batches, group, begun, i)
-            yield self._select(where, batch, begun.popleft())
-
-    def _begin_more(self, where: RecordMap, batches, group, begun: deque, i: int) -> None:
-        """Begins to read what there is room for, of the batches from the i-th on."""
-        while i + len(begun) < len(batches):
-            frames = self._begin(where, batches[i + len(begun)], group, waits=False)
-            if frames is None:
-                return
-            begun.append(frames)
-
-    def _begin(self, where: RecordMap, batch: np.ndarray, group, *, waits: bool):
-        """Frames of the batch's records from disk; None where there is no room for them now."""
-        on_disk = batch[where.tier[batch] == _ON_DISK]
-        return self._hot.begin(where.frame[on_disk], group, waits=waits)
+    def _parts(self, where: RecordMap, wanted, is_on_disk, demand: _Demand, make) -> Iterator:
+        on_disk, waiting = np.flatnonzero(is_on_disk), ~is_on_disk  # in memory, not given yet
+        for come, frames in demand.parts():
+            waiting[on_disk[come]] = True
+            yield make(where, wanted, np.flatnonzero(waiting), frames)
+            waiting[:] = False
+        if waiting.any():
+            yield make(where, wanted, np.flatnonzero(waiting), None)
 
     def count(self, table: PageTable, layer: int, records: np.ndarray) -> None:
         """Counts records that were attended where they lie in memory."""
         where = self._map(table, layer)
-        for index in where.tiers:
-            num = int((where.tier[records] == index).sum())
-            self._stats.resident += num
-            self._stats.bytes_read[TIERS[index].value] += num * self._record_bytes
+        self._count(where, where.tier[records])
 
     def forget(self, table: PageTable) -> None:
         """The table is closed."""
@@ -164,28 +190,45 @@ class RecordReader:
         }
         self._tables.pop(table, None)
 
-    def _select(self, where: RecordMap, records: np.ndarray, frames) -> Selected:
-        """frames: where the records from disk are being read to; waits for them."""
-        planes, sources, release = self._planes, [], None
-        device = planes.compute_device
+    def _select(self, where: RecordMap, wanted, positions, frames) -> Selected:
+        planes, sources, records = self._planes, [], wanted[positions]
+        device, tiers = planes.compute_device, where.tier[records]
         for index in where.tiers:
-            tier, places = TIERS[index], np.flatnonzero(where.tier[records] == index)
+            tier, places = TIERS[index], np.flatnonzero(tiers == index)
             if not len(places):
                 continue
             if tier is Tier.DISK:
-                self._hot.finish(frames)
-                release, arena, rows = partial(self._hot.release, frames), self._hot.frames, frames
+                arena, rows = self._hot.frames, torch.from_numpy(frames)
             else:
-                self._stats.resident += len(places)
-                self._stats.bytes_read[tier.value] += len(places) * self._record_bytes
-                arena, rows = planes.frames(tier), where.frame[records[places]]
-            rows = torch.from_numpy(rows)
+                arena, rows = planes.frames(tier), torch.from_numpy(where.frame[records[places]])
             if tier is not Tier.DEVICE and planes.must_copy:  # one copy for all of them
                 arena = arena.index_select(0, rows).to(device)
                 rows = torch.arange(len(places))
             sources.append(Source(arena, rows, torch.from_numpy(places)))
-        near_rows = where.near_rows[torch.from_numpy(records).to(device)]
-        return Selected(planes.near_frames(where.layer), near_rows, sources, release)
+        self._count(where, tiers)
+        near, rows = planes.near_frames(where.layer), where.near_rows
+        rows = rows[torch.from_numpy(records).to(device)]
+        return Selected(torch.from_numpy(positions), near, rows, sources, release=self._end(frames))
+
+    def _place(self, table: PageTable, where: RecordMap, wanted, positions, frames) -> Placed:
+        records = wanted[positions]
+        record_at = self.addresses(table, where.layer).record_at[records]
+        if frames is not None:
+            record_at[where.tier[records] == _ON_DISK] = self._hot.places(frames)
+        self._count(where, where.tier[records])
+        at = torch.from_numpy(positions), torch.from_numpy(record_at)
+        return Placed(*at, release=self._end(frames))
+
+    def _end(self, frames: np.ndarray | None) -> Callable[[], None] | None:
+        return None if frames is None else partial(self._hot.release, frames)
+
+    def _count(self, where: RecordMap, tiers: np.ndarray) -> None:
+        """Counts what is read from memory; what comes from disk is counted there."""
+        for index in where.tiers:
+            if index != _ON_DISK:
+                num = int((tiers == index).sum())
+                self._stats.resident += num
+                self._stats.bytes_read[TIERS[index].value] += num * self._record_bytes
 
     def _map(self, table: PageTable, layer: int) -> RecordMap:
         found = self._maps.get((table, layer))

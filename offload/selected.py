@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 
@@ -24,22 +24,36 @@ class Source(NamedTuple):
 
 
 @dataclass
-class Selected:
-    """Records to be read until the end of the `with` block, and never written to.
-
-    near: (num_frames, near_record_bytes) uint8; near_rows: (num_records,) int64, in record order.
+class _Held:
+    """Some of the records that were asked for, to be read until the end of the `with` block, and
+    never written to. positions: (n,) int64 ascending, which of them.
     """
 
-    near: torch.Tensor
-    near_rows: torch.Tensor
-    sources: list[Source] = field(default_factory=list)
-    _release: Callable[[], None] | None = None
+    positions: torch.Tensor
+    release: Callable[[], None] | None = field(default=None, kw_only=True)
 
-    def __enter__(self) -> Selected:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
         """Gives the frames back, if any were pinned. May be called again."""
-        release, self._release = self._release, None
+        release, self.release = self.release, None
         if release is not None:
             release()
+
+
+@dataclass
+class Selected(_Held):
+    """near: (num_frames, near_record_bytes) uint8; near_rows: (n,) int64, in the order of
+    positions. Sources count within these n."""
+
+    near: torch.Tensor
+    near_rows: torch.Tensor
+    sources: list[Source] = field(default_factory=list)
+
+
+@dataclass
+class Placed(_Held):
+    """record_at: (n,) int64, where each record starts in memory."""
+
+    record_at: torch.Tensor

@@ -10,8 +10,6 @@ rehearsed, and only asks for reads. What each step computes is `selection_steps`
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Sequence_
-
 import torch
 
 from ..kernels.layer_attention import empty_parts
@@ -71,12 +69,11 @@ class SelectedAttention:
         bias = self._known.score_bias(layer, sequence, query, key_bias)
         asked = steps.choose(layer, sequence, query, bias, residual, w)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
-        coming, done = self._records.fetch(table, layer, _numbers(chosen)), 0
+        coming = steps.fetch(layer, sequence, chosen)
         steps.estimate(chosen)
-        for selected in coming:
-            with selected:
-                steps.attend(done, selected)
-                done += len(selected.near_rows)
+        for part in coming:
+            with part:
+                steps.attend(part)
         out, figures = steps.finish()
         self.note(layer, sequence, asked, chosen, table.num_records(layer), figures)
         if self.looks_at(query.position) == layer:
@@ -147,14 +144,11 @@ class SelectedAttention:
         drawn, counts = audit.draw(shares, query.position)
         if not len(drawn):
             return
-        bias, done = self._known.score_bias(layer, sequence, query, key_bias), 0
-        parts = empty_parts(len(drawn), query.q)
-        for selected in self._records.fetch(sequence.table, layer, _numbers(drawn), is_look=True):
-            with selected:
-                part = slice(done, done + len(selected.near_rows))
-                into = type(parts)(*(of_all[part] for of_all in parts))
-                self._known.attend(layer, query, drawn[part], selected, bias, into)
-                done = part.stop
+        bias = self._known.score_bias(layer, sequence, query, key_bias)
+        parts, numbers = empty_parts(len(drawn), query.q), drawn.cpu().numpy()
+        for part in self._records.fetch(sequence.table, layer, numbers, is_look=True):
+            with part:
+                self._known.attend(layer, query, drawn, part, bias, parts)
         true_shares = (parts.max - log_total).exp() * parts.sum
         self.audit.note(shares.cpu(), true_shares.cpu(), drawn, counts)
 
@@ -163,7 +157,8 @@ class SelectedAttention:
     def _steps_for(self, query: Query) -> Steps:
         """The steps that serve such queries: settled by the first one."""
         if self._steps is None:
-            choice = self.choice() if self._tiered.decode.serves(query.q) else None
+            in_place = self._records.reads_in_place and self._tiered.decode.serves(query.q)
+            choice = self.choice() if in_place else None
             if choice is None:
                 self._steps = TorchSteps(self._known, self._selector)
             else:
@@ -177,7 +172,3 @@ class SelectedAttention:
         if len(arrived) < len(asked):
             self._records.prefetch(sequence.table, layer, asked.tolist())
         return arrived
-
-
-def _numbers(records: torch.Tensor) -> Sequence_[int]:
-    return records.cpu().numpy()

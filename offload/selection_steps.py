@@ -13,11 +13,11 @@ output carries; asks nobody to read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
-from ..kernels import dispatch
 from ..kernels.attention import Partial
 from ..kernels.bounds import bound_pages
 from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
@@ -33,7 +33,7 @@ from ..prefetch.source import Selector
 from ..prefetch.top_p import TopP
 from .attention import Query, TieredAttention
 from .record_reader import RecordReader
-from .selected import Selected
+from .selected import Placed, Selected
 from .sequence import Sequence
 from .weights import LayerTensors
 
@@ -116,11 +116,11 @@ class Known:
         bias: torch.Tensor | None,
         into: Partial,
     ) -> None:
-        """The partials of records, one each. bias: of all the layer's records."""
-        layout = self.tiered.layouts[layer]
+        """Some of the records' partials, one each, to their places. bias: of all the layer's."""
+        layout, records = self.tiered.layouts[layer], records[selected.positions]
         if bias is not None:
             bias = bias.unflatten(-1, (-1, layout.record_tokens))[:, :, records].flatten(-2)
-        attend_records(
+        partial = attend_records(
             rotate(query.q) if layout.rotate else query.q,
             selected.near,
             selected.near_rows,
@@ -129,8 +129,9 @@ class Known:
             skip_first=layout.page_tokens if records[0] == 0 else 0,
             softcap=self.tiered.softcap,
             score_bias=bias,
-            into=into,
         )
+        for of_all, part in zip(into, partial, strict=True):
+            of_all[selected.positions] = part
 
 
 class Steps(Protocol):
@@ -149,12 +150,19 @@ class Steps(Protocol):
         what a rehearsal goes by."""
         ...
 
-    def estimate(self, chosen: torch.Tensor) -> None:
-        """chosen: what will be attended, which may be less than was asked for."""
+    def fetch(
+        self, layer: int, sequence: Sequence, chosen: torch.Tensor
+    ) -> Iterator[Selected] | Iterator[Placed]:
+        """Begins to read what will be attended, which may be less than was asked for: parts for
+        `attend`. See RecordReader.fetch."""
         ...
 
-    def attend(self, first: int, selected: Selected) -> None:
-        """selected: the chosen records from the first-th on."""
+    def estimate(self, chosen: torch.Tensor) -> None:
+        """chosen: what will be attended."""
+        ...
+
+    def attend(self, part: Selected | Placed) -> None:
+        """To some of the chosen records."""
         ...
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:
@@ -169,20 +177,19 @@ class Steps(Protocol):
 
 
 class CompiledSteps:
-    """With the default selector, on the CPU."""
+    """With the default selector, where records are read in place."""
 
     def __init__(self, known: Known, choice: Choice):
         self._known, self._selection = known, LayerSelection(choice)
 
     def choose(self, layer, sequence, query, bias, residual, w) -> torch.Tensor:
-        tiered = self._known.tiered
-        near, rows = self._known.records.near_plane(sequence.table, layer)
+        tiered, records = self._known.tiered, self._known.records
         q, layout = query.q.contiguous(), tiered.layouts[layer]
-        self._chosen = self._selection.choose(
+        chosen = self._selection.choose(
             q,
             rotate(q).contiguous() if layout.rotate else q,
             tiered.decode.raw(layer, sequence, query.position, None),
-            dispatch.addresses(near, rows),
+            records.addresses(sequence.table, layer).near_at,
             layout,
             tiered.softcap,
             None if bias is None else bias.to(torch.float32).contiguous(),
@@ -190,17 +197,16 @@ class CompiledSteps:
             residual.contiguous(),
         )
         sequence.trail.standing[layer] = self._selection.known()
-        return self._chosen
+        return chosen
+
+    def fetch(self, layer, sequence, chosen) -> Iterator[Placed]:
+        return self._known.records.fetch_in_place(sequence.table, layer, chosen.numpy())
 
     def estimate(self, chosen) -> None:
         self._selection.estimate(chosen)
 
-    def attend(self, first, selected) -> None:
-        near_at = dispatch.addresses(selected.near, selected.near_rows)
-        record_at = torch.empty_like(near_at)
-        for frames, rows, positions in selected.sources:
-            record_at[positions] = dispatch.addresses(frames, rows)
-        self._selection.attend(first, near_at, record_at)
+    def attend(self, part: Placed) -> None:
+        self._selection.attend(part.positions, part.record_at)
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:
         return self._selection.finish()
@@ -224,6 +230,9 @@ class TorchSteps:
         sequence.trail.standing[layer] = standing[1:]
         return self._selector.select(self._evidence)
 
+    def fetch(self, layer, sequence, chosen) -> Iterator[Selected]:
+        return self._known.records.fetch(sequence.table, layer, chosen.cpu().numpy())
+
     def estimate(self, chosen) -> None:
         evidence, layout = self._evidence, self._known.tiered.layouts[self._layer]
         estimate, self._left = attend_left_out(
@@ -234,11 +243,8 @@ class TorchSteps:
             for of_all, one in zip(self._parts, part, strict=True):
                 of_all[len(chosen) + i] = one
 
-    def attend(self, first, selected) -> None:
-        part = slice(first, first + len(selected.near_rows))
-        into = Partial(*(of_all[part] for of_all in self._parts))
-        records = self._chosen[part]
-        self._known.attend(self._layer, self._query, records, selected, self._bias, into)
+    def attend(self, part: Selected) -> None:
+        self._known.attend(self._layer, self._query, self._chosen, part, self._bias, self._parts)
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:
         whole = merge_records(self._parts)

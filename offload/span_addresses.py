@@ -44,23 +44,27 @@ class SpanRun(NamedTuple):
 
 
 class SpanAddresses:
-    """Of a layer's records. arenas: the frames (num_frames, record_bytes) of each memory tier."""
+    """Of a layer's records. arenas: the frames (num_frames, record_bytes) of each memory tier.
+
+    near_at (tensor), record_at (array): (num_records,) int64, where each near record and each
+    record starts; 0 for records on disk.
+    """
 
     def __init__(self, where: RecordMap, near_frames: torch.Tensor, arenas: dict):
         self.where = where
-        self._near_at = where.near_rows * near_frames.stride(0) + near_frames.data_ptr()
-        record_at = np.zeros(len(where.tier), dtype=np.int64)
+        self.near_at = where.near_rows * near_frames.stride(0) + near_frames.data_ptr()
+        self.record_at = np.zeros(len(where.tier), dtype=np.int64)
         for tier, frames in arenas.items():
             there = where.tier == TIERS.index(tier)
-            record_at[there] = where.frame[there] * frames.stride(0) + frames.data_ptr()
-        self._record_at = torch.from_numpy(record_at)
+            self.record_at[there] = where.frame[there] * frames.stride(0) + frames.data_ptr()
+        self._record_at = torch.from_numpy(self.record_at)
         self._record_bytes = next(iter(arenas.values())).shape[1]
         self._runs: dict[tuple[int, int], SpanRun] = {}
 
     @property
     def arrays(self) -> tuple[int, int]:
         """The addresses of two int64 arrays: where each near record and each record starts."""
-        return self._near_at.data_ptr(), self._record_at.data_ptr()
+        return self.near_at.data_ptr(), self._record_at.data_ptr()
 
     def run(self, first: int, stop: int) -> SpanRun:
         """The spans from `first` on that are in memory, up to `stop`; none if `first` is not."""
@@ -91,7 +95,7 @@ class SpanAddresses:
         rows = slice(first * where.records_per_span, stop * where.records_per_span)
         counts = Counter(where.tier[rows].tolist())
         reads = tuple((TIERS[i], n) for i, n in sorted(counts.items()) if TIERS[i] is not Tier.DISK)
-        return SpanRun(first, stop, self._near_at[rows], self._record_at[rows], reads)
+        return SpanRun(first, stop, self.near_at[rows], self._record_at[rows], reads)
 
 
 class TableAddresses:

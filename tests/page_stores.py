@@ -68,29 +68,42 @@ def check_runs(store, table, layer, tags) -> None:
         span = run.stop
 
 
-def fetched(store, table, layer, records) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Near planes and records of a selection, in its order, and that it came in that order."""
-    parts = []
-    for selected in store.records.fetch(table, layer, records):
-        with selected:
-            got = torch.zeros(len(selected.near_rows), RECORD, dtype=torch.uint8)
-            places = torch.cat([source.positions for source in selected.sources])
-            assert sorted(places.tolist()) == list(range(len(got))), "each record once"
-            for frames, rows, positions in selected.sources:
-                got[positions] = frames[rows]
-            parts.append((selected.near[selected.near_rows], got))
-    return parts
-
-
-def check_records(store, table, layer, tags, records) -> None:
-    """The selected records hold their tags."""
-    parts = fetched(store, table, layer, records)
-    near, whole = rows_of(store, layer, [tags[record] for record in records])
-    if records:
-        assert torch.equal(torch.cat([part[0] for part in parts]), near)
-        assert torch.equal(torch.cat([part[1] for part in parts]), whole)
+def fetched(store, table, layer, records, in_place=False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Near planes and records of a selection, in its order; that each of them came once."""
+    near, whole = rows_of(store, layer, [0] * len(records))
+    seen = []
+    if in_place:
+        for placed in store.records.fetch_in_place(table, layer, records):
+            with placed:
+                seen += placed.positions.tolist()
+                for at, address in zip(placed.positions, placed.record_at.tolist(), strict=True):
+                    whole[at] = _bytes(address, RECORD)
+        near_at = store.records.addresses(table, layer).near_at[torch.tensor(records)]
+        for at, address in enumerate(near_at.tolist()):
+            near[at] = _bytes(address, near.shape[1])
     else:
-        assert not parts
+        for selected in store.records.fetch(table, layer, records):
+            with selected:
+                seen += selected.positions.tolist()
+                places = torch.cat([source.positions for source in selected.sources])
+                assert sorted(places.tolist()) == list(range(len(selected.positions)))
+                for frames, rows, positions in selected.sources:
+                    whole[selected.positions[positions]] = frames[rows]
+                near[selected.positions] = selected.near[selected.near_rows]
+    assert sorted(seen) == list(range(len(records))), "each record once"
+    return near, whole
+
+
+def _bytes(address: int, count: int) -> torch.Tensor:
+    return torch.frombuffer(bytearray(ctypes.string_at(address, count)), dtype=torch.uint8)
+
+
+def check_records(store, table, layer, tags, records, in_place=False) -> None:
+    """The selected records hold their tags. in_place: by their addresses, where there are some."""
+    wanted = rows_of(store, layer, [tags[record] for record in records])
+    in_place = in_place and store.records.reads_in_place and len(records) > 0
+    found = fetched(store, table, layer, records, in_place)
+    assert all(torch.equal(*planes) for planes in zip(found, wanted, strict=True))
 
 
 def io_threads() -> list[threading.Thread]:

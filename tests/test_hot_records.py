@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from page_stores import DISK, RECORD, Gated, S, check_records, opened, until, write
+from page_stores import DISK, HOST, RECORD, Gated, S, check_records, later, opened, until, write
 
 from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent
@@ -47,13 +47,50 @@ def test_only_what_is_selected_is_read(tmp_path):
         assert (store.stats - before).bytes_read["disk"] == 3 * RECORD
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("eviction", EVICTIONS)
-def test_a_selection_larger_than_the_cache_comes_in_batches(tmp_path, eviction):
+def test_a_selection_larger_than_the_cache_comes_in_parts(tmp_path, eviction, in_place):
     with opened(tmp_path, disk=10, host=6, hot_records=4, eviction=eviction) as store:
         table = filled(store)
         for _ in range(2):
-            check_records(store, table, 0, TAGS, list(range(NUM_RECORDS)))
+            check_records(store, table, 0, TAGS, list(range(NUM_RECORDS)), in_place)
         store.check_integrity()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_is_there_comes_first(tmp_path, in_place):
+    with opened(tmp_path, host=4, file=Gated, hot_records=12, io_threads=1) as store:
+        table = filled(store)
+        in_memory = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is HOST]
+        on_disk = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is DISK]
+        assert in_memory and len(on_disk) > 3
+        check_records(store, table, 0, TAGS, on_disk[:2])
+        store.file.may_read.clear()
+        wanted = sorted([*in_memory, *on_disk[:4]])
+        fetch = store.records.fetch_in_place if in_place else store.records.fetch
+        coming = fetch(table, 0, wanted)
+        with next(coming) as first:  # while the disk does nothing
+            found = [wanted[at] for at in first.positions]
+            assert found == sorted([*in_memory, *on_disk[:2]])
+        store.file.may_read.set()
+        for part in coming:
+            with part:
+                found += [wanted[at] for at in part.positions]
+        assert sorted(found) == wanted
+
+
+def test_what_is_waited_for_comes_in_one_part(tmp_path):
+    with opened(tmp_path, file=Gated, hot_records=12, io_threads=1) as store:
+        table = filled(store)
+        store.file.may_read.clear()
+        coming = store.records.fetch(table, 0, [0, 5, 7])
+        opening = later(store.file.may_read.set)
+        parts = []
+        for part in coming:
+            with part:
+                parts.append(part.positions.tolist())
+        opening.join()
+        assert parts == [[0, 1, 2]]
 
 
 def test_wrong_wishes_are_cancelled_when_their_layer_has_its_turn(tmp_path):
@@ -121,12 +158,12 @@ def test_least_recent_and_least_frequent_order():
         for used in ([0], [0], [0], [1], [2], [3]):
             eviction.use(np.array(used))
     records = np.arange(4)
-    assert recent.order(records).tolist() == [0, 1, 2, 3]
-    assert frequent.order(records).tolist()[-1] == 0, "used most"
-    assert frequent.order(records).tolist()[0] == 3, "of those used once, the latest"
+    assert np.argsort(recent.worth(records)).tolist() == [0, 1, 2, 3]
+    assert np.argmax(frequent.worth(records)) == 0, "used most"
+    assert np.argmin(frequent.worth(records)) == 3, "of those used once, the latest"
     for eviction in (recent, frequent):
         eviction.forget(slice(0, 1))
-        assert eviction.order(records).tolist()[0] == 0, "another record has the number now"
+        assert np.argmin(eviction.worth(records)) == 0, "another record has the number now"
 
 
 def test_uses_count_on_while_a_record_is_not_there(tmp_path):

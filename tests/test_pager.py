@@ -345,13 +345,18 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.records.prefetch(self.any_table(pick), layer, records)
 
     @has_tables
-    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), records=st.sets(st.integers(0, 4 * S)))
-    def fetch_records(self, pick, layer, records):
+    @rule(
+        pick=st.integers(0, 9),
+        layer=st.integers(0, 1),
+        records=st.sets(st.integers(0, 4 * S)),
+        in_place=st.booleans(),
+    )
+    def fetch_records(self, pick, layer, records, in_place):
         table = self.any_table(pick)
         tags = self.model[table][layer]
         there = sorted(record for record in records if record < len(tags))
         self.store.records.is_ready(table, layer, there)
-        check_records(self.store, table, layer, tags, there)
+        check_records(self.store, table, layer, tags, there, in_place)
 
     @invariant()
     def is_sound(self):

@@ -24,7 +24,7 @@ void attend_records(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records
     const Attend a = over_records(l, q, rows, near, records, num_records, skip_first,
                                   num_records * l.pages_per_record * l.page_tokens, bias, softcap);
     nb::gil_scoped_release released;
-    attend_each(*active, a, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
+    attend_each(*active, a, nullptr, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
 }
 
 // One partial for each span and head, span by span.

@@ -100,12 +100,14 @@ public:
         is_estimated_ = true;
     }
 
-    void attend(int64_t first, int64_t count, uintptr_t near, uintptr_t records, int threads) {
+    // places, records: (count) each.
+    void attend(uintptr_t places, int64_t count, uintptr_t records, int threads) {
         check_estimated();
-        if (first < 0 || count < 0 || first + count > (int64_t)selection_.chosen.size())
-            throw std::invalid_argument("more records than were chosen");
+        const int64_t *some = at<const int64_t>(places);
+        for (int64_t i = 0; i < count; ++i)
+            if (some[i] < 0 || some[i] >= (int64_t)selection_.chosen.size()) throw std::invalid_argument("a record that was not chosen");
         nb::gil_scoped_release released;
-        selection_.attend(*active, given_, first, count, at<const uint8_t *const>(near), at<const uint8_t *const>(records), threads);
+        selection_.attend(*active, given_, some, count, at<const uint8_t *const>(records), threads);
     }
 
     std::vector<double> finish(uintptr_t out, int threads) {

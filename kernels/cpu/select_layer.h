@@ -142,14 +142,16 @@ inline void attend_left_out(const Kernels &kernels, const LeftOut &l, Means m, f
         for (int64_t j = 0; j < all * dim; ++j) out[j] += sums[(std::size_t)(c * all * dim + j)];
 }
 
-// One partial for each record and head, record by record: rows of highest, total and out.
-inline void attend_each(const Kernels &kernels, const Attend &a, int64_t num_records, float *highest, float *total, float *out, int threads) {
+// One partial for each head and record, of some records of a list: places[count] in it, or, with null, the first ones. Rows of
+// highest, total and out are the whole list's, record by record.
+inline void attend_each(const Kernels &kernels, const Attend &a, const int64_t *places, int64_t count, float *highest, float *total, float *out,
+                        int threads) {
     const Layout &l = a.layout;
-    take_turns(num_records * l.kv_heads, num_records * l.record_bytes, kernels.attend_scratch(l, a.rows), threads,
-               [&](int64_t i, float *scratch) {
-                   kernels.attend_chunk(a, i % l.kv_heads, i / l.kv_heads, scratch, highest + i * a.rows, total + i * a.rows,
-                                        out + i * a.rows * l.head_dim);
-               });
+    take_turns(count * l.kv_heads, count * l.record_bytes, kernels.attend_scratch(l, a.rows), threads, [&](int64_t i, float *scratch) {
+        const int64_t head = i % l.kv_heads, record = places ? places[i / l.kv_heads] : i / l.kv_heads;
+        const int64_t part = (record * l.kv_heads + head) * a.rows;
+        kernels.attend_chunk(a, head, record, scratch, highest + part, total + part, out + part * l.head_dim);
+    });
 }
 
 // How records are chosen: see ../../prefetch/top_p.py.
@@ -164,6 +166,7 @@ struct SelectLayer {
     int64_t num_records, skip_first;  // tokens of the first record that are passed over, being raw
 
     int64_t num_pages() const { return num_records * pages.layout.pages_per_record; }
+    int64_t record_tokens() const { return pages.layout.pages_per_record * pages.layout.page_tokens; }
 };
 
 // One layer's selection, step by step: choose, then estimate, and attend to the records in whatever parts they come in, then
@@ -193,7 +196,7 @@ public:
         std::sort(chosen.begin(), chosen.end());
     }
 
-    // Attends to what is left out, and makes room for the chosen records' partials.
+    // Attends to what is left out, and makes ready for the chosen records.
     void estimate(const Kernels &kernels, const SelectLayer &a, int threads) {
         const Layout &l = a.pages.layout;
         const int64_t all = a.standing.num_rows(), dim = l.head_dim, num = (int64_t)chosen.size();
@@ -208,21 +211,24 @@ public:
         std::memcpy(space.highest + raw, raw_highest_.data(), (std::size_t)all * 4);
         std::memcpy(space.total + raw, raw_total_.data(), (std::size_t)all * 4);
         std::memcpy(space.out + raw * dim, raw_out_.data(), (std::size_t)(all * dim) * 4);
+        near_ = picked(a.pages.near);
+        records_.resize((std::size_t)num);
+        if (a.pages.bias) pick_bias(a);
     }
 
-    // Attends to `count` of the chosen records, from the first-th on. near, records: where they lie.
-    void attend(const Kernels &kernels, const SelectLayer &a, int64_t first, int64_t count, const uint8_t *const *near,
-                const uint8_t *const *records, int threads) {
-        const Layout &l = a.pages.layout;
-        const int64_t all = a.standing.num_rows(), tokens = count * l.pages_per_record * l.page_tokens;
+    // Attends to some of the chosen records: the places[count]-th of them, or, with null, the first ones. records: where each
+    // of these lies.
+    void attend(const Kernels &kernels, const SelectLayer &a, const int64_t *places, int64_t count, const uint8_t *const *records,
+                int threads) {
+        for (int64_t i = 0; i < count; ++i) records_[(std::size_t)(places ? places[i] : i)] = records[i];
         const PartSpace space = parts(a);
         Attend some = a.pages;
-        some.num_tokens = some.visible_to = tokens;
-        some.visible_from = count && chosen[(std::size_t)first] == 0 ? a.skip_first : 0;
-        some.bias = bias_of(a, first, count);
-        some.near = near;
-        some.records = records;
-        attend_each(kernels, some, count, space.highest + first * all, space.total + first * all, space.out + first * all * l.head_dim, threads);
+        some.num_tokens = some.visible_to = (int64_t)chosen.size() * a.record_tokens();
+        some.visible_from = !chosen.empty() && chosen[0] == 0 ? a.skip_first : 0;
+        some.bias = a.pages.bias ? bias_.data() : nullptr;
+        some.near = near_.data();
+        some.records = records_.data();
+        attend_each(kernels, some, places, count, space.highest, space.total, space.out, threads);
     }
 
     // The attention output of all rows, (kv_heads * rows, head_dim), once everything was attended to.
@@ -270,8 +276,7 @@ public:
     void run(const Kernels &kernels, const SelectLayer &a, const Selection &how, float *out, int threads) {
         choose(kernels, a, how, threads);
         estimate(kernels, a, threads);
-        const std::vector<const uint8_t *> near = picked(a.pages.near), records = picked(a.pages.records);
-        attend(kernels, a, 0, (int64_t)chosen.size(), near.data(), records.data(), threads);
+        attend(kernels, a, nullptr, (int64_t)chosen.size(), picked(a.pages.records).data(), threads);
         finish(kernels, a, out, threads);
     }
 
@@ -292,22 +297,23 @@ private:
         return found;
     }
 
-    // What the key bias adds to the scores of some chosen records, (kv_heads * rows, their tokens), or null.
-    const float *bias_of(const SelectLayer &a, int64_t first, int64_t count) {
-        if (!a.pages.bias) return nullptr;
-        const int64_t each = a.pages.layout.pages_per_record * a.pages.layout.page_tokens, all = a.standing.num_rows();
+    // What the key bias adds to the scores of the chosen records, (kv_heads * rows, their tokens).
+    void pick_bias(const SelectLayer &a) {
+        const int64_t each = a.record_tokens(), all = a.standing.num_rows(), count = (int64_t)chosen.size();
         grow(bias_, all * count * each);
         for (int64_t r = 0; r < all; ++r)
             for (int64_t i = 0; i < count; ++i)
-                std::memcpy(bias_.data() + (r * count + i) * each,
-                            a.pages.bias + (r * a.num_records + chosen[(std::size_t)(first + i)]) * each, (std::size_t)each * 4);
-        return bias_.data();
+                std::memcpy(bias_.data() + (r * count + i) * each, a.pages.bias + (r * a.num_records + chosen[(std::size_t)i]) * each,
+                            (std::size_t)each * 4);
     }
 
     std::vector<float> missed_, misplaced_;      // of each row; in the end as shares of all mass
     std::vector<float> log_total_, whole_log_;  // the log of all mass, before chosen records were attended and after
     std::vector<float> shares_;                 // (rows, num_pages) in units of log_total, 0 for chosen records
-    std::vector<float> log_mass_, unevenness_, raw_log_mass_, effect_, raw_highest_, raw_total_, raw_out_, total_, parts_, bias_;
+    std::vector<float> log_mass_, unevenness_, raw_log_mass_, effect_, raw_highest_, raw_total_, raw_out_, total_, parts_;
+    // Of the chosen records, in their order: what the key bias adds, and where their near records and they lie.
+    std::vector<float> bias_;
+    std::vector<const uint8_t *> near_, records_;
 };
 
 }  // namespace ebbtide
