@@ -207,9 +207,10 @@ class Engine:
             if self._selects(layer):
                 self._rehearse(sequence, layer + 1, x, position, early=True)
                 attended = self.selected.run(layer, sequence, query, bias, x, w)
-                x = self.decoder.add_attention(layer, w, x, attended, rows)
-                self._rehearse(sequence, layer + 1, x, position, early=False)
-                x = self.decoder.add_mlp(layer, w, x, rows)
+                between = self.decoder.add_attention(layer, w, x, attended, rows)
+                self._rehearse(sequence, layer + 1, between, position, early=False)
+                before, x = x, self.decoder.add_mlp(layer, w, between, rows)
+                self._note_changes(sequence, layer + 1, before, between, x)
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
                 x = self.decoder.mix(layer, w, x, attended, rows)
@@ -262,16 +263,20 @@ class Engine:
         return self.attention.run(layer, sequence, queries, window, bias)
 
     def _selects(self, layer: int) -> bool:
-        """Whether decode chooses among a layer's pages: a sliding window's few are all attended."""
-        return self.selected is not None and self._window(layer) is None
+        """Whether decode chooses among a layer's pages: a sliding window's few are all attended.
+        There is none behind the last layer."""
+        if self.selected is None or layer == self.config.num_layers:
+            return False
+        return self._window(layer) is None
 
     def _rehearse(
         self, sequence: Sequence, layer: int, x: torch.Tensor, position: int, *, early: bool
     ) -> None:
         """Ask for what a layer is expected to select, from the residual (1, hidden_size) of the
-        layer before, as if nothing more were added to it: at one of two points, see IssuePoint."""
+        layer before, as if no more than usual were added to it: at one of two points, see
+        IssuePoint."""
         selected = self.selected
-        if layer == self.config.num_layers or not self._selects(layer):
+        if not self._selects(layer):
             return
         is_wanted = selected.wants_query(layer, sequence)
         w = self.weights.resident_layer(layer) if is_wanted else None
@@ -281,12 +286,19 @@ class Engine:
             return
         is_due = selected.issue_point.is_early(layer) == early
         if is_due or (early and selected.issue_point.is_looking(position)):
-            q = self.decoder.queries(layer, w, x, slice(0, 1), position)
+            expected = selected.changes.add_to((layer, early), x)
+            q = self.decoder.queries(layer, w, expected, slice(0, 1), position)
             if early:
                 selected.issue_point.guess(layer, q)
             if is_due:
                 query = Query(q, 1, position, position // self.geometry.cell_tokens)
                 selected.expect(layer, sequence, query, self._page_bias(w))
+
+    def _note_changes(self, sequence: Sequence, layer: int, before, between, x) -> None:
+        """The residual that enters a layer, and what it was at the points of rehearsal."""
+        if self._selects(layer) and self.selected.rehearses(layer, sequence):
+            self.selected.changes.note((layer, True), x - before)
+            self.selected.changes.note((layer, False), x - between)
 
     def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""

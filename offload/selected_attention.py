@@ -19,6 +19,7 @@ from ..prefetch import audit
 from ..prefetch.fidelity import Fidelity
 from ..prefetch.foresight import heaviest_first, is_worth_scoring
 from ..prefetch.issue_point import IssuePoint
+from ..prefetch.mean_change import MeanChange
 from ..prefetch.source import Foresight, Selector
 from .attention import Query, TieredAttention
 from .record_reader import RecordReader
@@ -40,7 +41,7 @@ class SelectedAttention:
         waits: bool = True,
     ):
         self.fidelity, self.audit = Fidelity(), audit.Audit()
-        self.issue_point = IssuePoint()
+        self.issue_point, self.changes = IssuePoint(), MeanChange()
         self._tiered, self._records, self._waits = tiered, records, waits
         self._selector, self._foresight = selector, foresight
         self._known = Known(tiered, records)
@@ -95,10 +96,15 @@ class SelectedAttention:
         if len(wanted):
             self._records.prefetch(sequence.table, layer, wanted.tolist())
 
+    def rehearses(self, layer: int, sequence: Sequence) -> bool:
+        """Whether `expect` has any use for rehearsed queries of a layer."""
+        reads = self._records.any_on_disk(sequence.table, layer)
+        return self._foresight.needs_query and reads
+
     def wants_query(self, layer: int, sequence: Sequence) -> bool:
-        """Whether `expect` is worth a rehearsed query: see prefetch.foresight."""
+        """Whether `expect` is worth a rehearsed query now: see prefetch.foresight."""
         table, records = sequence.table, self._records
-        if not (self._foresight.needs_query and records.any_on_disk(table, layer)):
+        if not self.rehearses(layer, sequence):
             return False
         near_bytes = table.num_records(layer) * self._tiered.layouts[layer].near_record_bytes
         if records.near_plane(table, layer)[0].device.type != "cpu":

@@ -12,6 +12,7 @@ quest       selector: by box bounds; freekv: by last step's; infinigen: by a reh
 kvswap      selector: by a rehearsed query's score in a basis of all heads' keys
 foresight   which records a layer will select: by a rehearsed query, by history, by both
 issue_point when a layer is rehearsed: before the attention of the one before it, or after
+mean_change what is usually added to the residual by then
 trail       what a sequence's layers selected: a step ago, and ever
 fidelity    what was left out, by the runtime's own estimate
 budget      the best records of a budget, for selectors that have one

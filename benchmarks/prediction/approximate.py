@@ -19,6 +19,7 @@ from view import INF, View
 from ebbtide.prefetch.budget import best_records
 from ebbtide.prefetch.evidence import Evidence, misplaced_mass, missed_mass
 from ebbtide.prefetch.freekv import FreeKV
+from ebbtide.prefetch.mean_change import MeanChange
 
 BATCH = 32  # positions that are computed together
 
@@ -60,11 +61,12 @@ def run(
     """Positions (num_positions,) are any of the text's; those that follow one another are taken
     for consecutive steps.
     """
-    logits, measures = [], []
+    logits, measures, means = [], [], MeanChange()
     sees_joint = setting.sees in ("joint", "joint, true query")
     joint = [JointKeys(keys) for keys in reading.keys] if sees_joint else None
     for part in positions.split(BATCH):
-        # Layer 0 is rehearsed from the embedding. two: from two layers before.
+        # Layer 0 is rehearsed from the embedding. two: from two layers before. mean: what is
+        # usually added to a residual is added in advance.
         x = two = early = late = network.embed(reading.ids[part])
         per_layer = []
         for layer in range(network.num_layers):
@@ -73,9 +75,13 @@ def run(
             if setting.prior is not None:
                 view.effect = view.effect * setting.prior[layer].unsqueeze(1)
             shows_early = setting.sees in ("rehearsed", "joint")
+            residuals = {"late": late, "early": early, "two": two}
+            if setting.foresees:
+                for name, residual in list(residuals.items()):
+                    residuals[f"{name}, mean"] = _with_means(means, (layer, name), residual, x)
             points = {
                 name: View(*at, residual, part, setting.pages_per_record)
-                for name, residual in {"late": late, "early": early, "two": two}.items()
+                for name, residual in residuals.items()
                 if setting.foresees or (shows_early and name == "early")
             }
             early_view = points.get("early")
@@ -91,6 +97,15 @@ def run(
         logits.append(network.logits(x))
         measures.append({n: torch.stack([m[n] for m in per_layer], 1) for n in per_layer[0]})
     return Outcome(torch.cat(logits), {n: torch.cat([m[n] for m in measures]) for n in measures[0]})
+
+
+def _with_means(means: MeanChange, key, residual: torch.Tensor, true: torch.Tensor):
+    """Row by row, with the mean of what was added in the rows before."""
+    rows = []
+    for row, wanted in zip(residual, true, strict=True):
+        rows.append(means.add_to(key, row))
+        means.note(key, wanted - row)
+    return torch.stack(rows)
 
 
 def choose(view: View, early: View | None, positions, setting: Setting, joint=None):

@@ -14,7 +14,8 @@ records     how many pages are read together
 layers      more near bits in some layers than in others
 heads       which heads retrieve, and whether to count them more
 baselines   other people's selectors, with the bytes that top-p reads
-predictors  rehearsal before and after attention and two layers ahead, last step's selection, both
+predictors  rehearsal before and after attention and two layers ahead, with and without the mean of
+            what is added after it
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def predictors(bench: Bench) -> None:
         whole = whole or [1.0] * num_layers
         shares = [p / w if w else float("nan") for p, w in zip(part, whole, strict=True)]
         each = " ".join(f"{share:7.3f}" for share in shares)
-        print(f"    {name:22} {each}   all {sum(part) / max(sum(whole), 1e-9):.3f}", flush=True)
+        print(f"    {name:28} {each}   all {sum(part) / max(sum(whole), 1e-9):.3f}", flush=True)
 
     for epsilon in (0.02, 0.05, 0.1):
         for finer in (0.5, 1, 2):
@@ -234,7 +235,7 @@ def predictors(bench: Bench) -> None:
             found = bench.measure(label, nears, setting)["per_layer"]
             show("selected", found["chosen"])
             show("new", found["new"])
-            for name in ("early", "late", "two"):
+            for name in ("late", "late, mean", "early", "early, mean", "two", "two, mean"):
                 show(f"{name}: cosine", found[f"cosine_{name}"])
                 show(f"{name}: named of new", found[f"named_{name}"], found["new"])
                 show(f"{name}: in vain", found[f"vain_{name}"], found[f"asked_{name}"])

@@ -115,6 +115,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
     const ReadTiles read_keys = keys.count > MOST_PLANES ? nullptr : tile_reader<false>(keys.widths, dim);
     const ReadTiles read_values = values.count > MOST_PLANES ? nullptr : tile_reader<BYTE_PRODUCTS>(values.widths, dim);
 
+    const bool spreads = can_spread(tokens, dim);
+
     const int64_t first_page = first / tokens, last_page = (last + tokens - 1) / tokens;
     const float largest_key = largest_step(wide, l.key_bits), largest_weight = largest_step(padded, l.value_bits);
     for (int64_t page = first_page; page < last_page; ++page) {
@@ -125,6 +127,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         ahead.spread_over(whole_lanes(tokens) / 16 * num_row_blocks<SCORED_ROWS>(rows));
         if (read_keys)
             read_keys(keys.at(near, far), tokens, blocks, tiles);
+        else if (spreads && keys.count <= MOST_PLANES)
+            read_spread_tiles<false>(keys.widths, keys.at(near, far), tokens, dim, tiles);
         else
             read_any_tiles<false>(key_codes(l, near, far), tokens, dim, tiles);
         load_halves(near + l.key_min_offset, dim, lo);
@@ -164,6 +168,8 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         ahead.spread_over(num_tile_steps(tokens, blocks) * num_row_blocks<WEIGHED_ROWS>(rows));
         if (read_values)
             read_values(values.at(far, far), tokens, blocks, tiles);
+        else if (spreads && values.count <= MOST_PLANES)
+            read_spread_tiles<BYTE_PRODUCTS>(values.widths, values.at(far, far), tokens, dim, tiles);
         else
             read_any_tiles<true>(value_codes(l, far), tokens, dim, tiles);
         load_halves(far + l.value_min_offset, tokens, lo);

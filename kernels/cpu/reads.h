@@ -70,7 +70,7 @@ class Reads {
     // Reads frames frame .. frame + count - 1 to a place. The tag must be neither QUEUED nor READING.
     void submit(int64_t num_reads, const int64_t *tags, const int64_t *frames, const int64_t *counts,
                 uint8_t *const *places, int urgency) {
-        std::lock_guard<std::mutex> held(mutex_);
+        std::unique_lock<std::mutex> held(mutex_);
         if (is_over()) return;
         for (int64_t i = 0; i < num_reads; ++i) {
             Entry &e = entries_[(size_t)tags[i]];
@@ -82,7 +82,10 @@ class Reads {
             queued_at_[e.frame] = tags[i];
         }
         num_queued_ += num_reads;
-        wake(num_reads);
+        const bool wakes_all = num_reads >= running_;
+        held.unlock();  // a thread that woke now would only wait again
+        if (wakes_all) return work_.notify_all();
+        for (; num_reads > 0; --num_reads) work_.notify_one();
     }
 
     // These go first now, as far as they are QUEUED.
@@ -172,11 +175,6 @@ class Reads {
         Entry &e = entries_[(size_t)tag];
         e.urgency = urgency;
         queues_[urgency].push_back({tag, e.turn});
-    }
-
-    void wake(int64_t count) {
-        if (count >= running_) return work_.notify_all();
-        for (; count > 0; --count) work_.notify_one();
     }
 
     void take_back(int64_t tag) {

@@ -156,6 +156,64 @@ inline ReadTiles tile_reader(const int *widths, int64_t dim) {
     }
 }
 
+// Every token's bits of a plane as bytes, `below` bits up, dim to a token. Each run is moved in whole vectors, whose ends the
+// next one overwrites: up to sizeof(Bytes) - 1 more bytes than there are are read, and written.
+template <int WIDTH, typename Bytes>
+inline void spread_runs(const uint8_t *plane, int64_t tokens, int64_t dim, int below, uint8_t *to) {
+    const int64_t run = dim * WIDTH / 8;
+    for (int64_t t = 0; t < tokens; ++t, plane += run)
+        for (int p = 0; p < 8 / WIDTH; ++p, to += run)
+            for (int64_t j = 0; j < run; j += (int64_t)sizeof(Bytes)) {
+                Bytes x;
+                std::memcpy(&x, plane + j, sizeof x);
+                x = ((x >> (p * WIDTH)) & byte_mask<WIDTH>()) << below;
+                std::memcpy(to + j, &x, sizeof x);
+            }
+}
+
+template <int WIDTH>
+inline void spread_plane(const uint8_t *plane, int64_t tokens, int64_t dim, int below, uint8_t *to) {
+    if (dim * WIDTH / 8 <= 16) return spread_runs<WIDTH, Bytes16>(plane, tokens, dim, below, to);
+    spread_runs<WIDTH, Bytes32>(plane, tokens, dim, below, to);
+}
+
+inline void spread_plane(int width, const uint8_t *plane, int64_t tokens, int64_t dim, int below, uint8_t *to) {
+    switch (width) {
+        case 1: return spread_plane<1>(plane, tokens, dim, below, to);
+        case 2: return spread_plane<2>(plane, tokens, dim, below, to);
+        case 4: return spread_plane<4>(plane, tokens, dim, below, to);
+        default: return spread_plane<8>(plane, tokens, dim, below, to);
+    }
+}
+
+// Whether `read_spread_tiles` serves: what lies behind the codes (the steps of this many tokens, or elements) may be read as well.
+inline bool can_spread(int64_t tokens, int64_t dim) { return dim % 16 == 0 && tokens >= 8; }
+
+// The same for runs that are not made of whole tiles (heads of 80, 96, 112): each plane as bytes first, a few tokens at a time,
+// then all of them in tiles.
+template <bool VALUES>
+inline void read_spread_tiles(const int *widths, const CodePlanes &planes, int64_t tokens, int64_t dim, uint8_t *to) {
+    constexpr int64_t ROOM = 4096;
+    uint8_t spread[MOST_PLANES][ROOM + 32];
+    const int64_t blocks = num_blocks(dim), most = ROOM / dim / 4 * 4;
+    int count = 0, bits = 0;
+    for (; count < MOST_PLANES && widths[count]; ++count) bits += widths[count];
+    for (int64_t first = 0; first < tokens; first += most) {
+        const int64_t some = tokens - first < most ? tokens - first : most;
+        for (int i = 0, below = bits; i < count; ++i) {
+            below -= widths[i];
+            spread_plane(widths[i], planes.data[i] + first * dim * widths[i] / 8, some, dim, below, spread[i]);
+        }
+        for (int64_t t = 0; t < some; t += TILE_TOKENS)
+            for (int64_t b = 0; b < blocks; ++b) {
+                Tile tile = load_tile(spread[0] + t * dim + 16 * b, dim);
+                for (int i = 1; i < count; ++i) tile |= load_tile(spread[i] + t * dim + 16 * b, dim);
+                if (VALUES) tile = by_element(tile);
+                std::memcpy(to + ((first + t) / 4 * blocks + b) * 64 + t % 4 * 16, &tile, sizeof tile);
+            }
+    }
+}
+
 // The same for any planes: token by token.
 template <bool VALUES>
 inline void read_any_tiles(const CodeReader &reader, int64_t tokens, int64_t dim, uint8_t *to) {

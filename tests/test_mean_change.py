@@ -1,0 +1,32 @@
+"""What is usually added to the residual is added in advance."""
+
+from __future__ import annotations
+
+import torch
+
+from ebbtide.prefetch.mean_change import OVER_TOKENS, MeanChange
+
+
+def test_nothing_is_added_before_anything_is_known():
+    x = torch.randn(1, 8)
+    assert MeanChange().add_to((1, True), x) is x
+
+
+def test_what_is_always_added_is_expected_in_full():
+    means, change, x = MeanChange(), torch.randn(1, 8), torch.randn(1, 8)
+    means.note("a", change)
+    assert torch.allclose(means.add_to("a", x), x + change / 2), "one token may be like no other"
+    for _ in range(9 * OVER_TOKENS):
+        means.note("a", change)
+    assert torch.allclose(means.add_to("a", x), x + change, atol=1e-3)  # 2 * exp(-8)
+    assert means.add_to("b", x) is x
+
+
+def test_noise_is_averaged_out_and_a_new_text_replaces_an_old_one():
+    means, draw = MeanChange(), torch.Generator().manual_seed(1)
+    for sign in (1.0, -1.0):
+        for _ in range(8 * OVER_TOKENS):
+            means.note(0, sign + torch.randn(1, 256, generator=draw))
+        mean = means.add_to(0, torch.zeros(1, 256))
+        # The mean of 2 * OVER_TOKENS tokens, as it were: 1 / 11 of one token's noise.
+        assert (mean - sign).square().mean().sqrt() < 0.12
