@@ -17,7 +17,7 @@ from ..kernels.layer_selection import Choice
 from ..kernels.selection import by_record
 from ..prefetch import audit
 from ..prefetch.fidelity import Fidelity
-from ..prefetch.foresight import heaviest_first, is_worth_scoring
+from ..prefetch.foresight import for_rehearsal, heaviest_first, is_worth_scoring
 from ..prefetch.issue_point import IssuePoint
 from ..prefetch.mean_change import MeanChange
 from ..prefetch.source import Foresight, Selector
@@ -43,7 +43,8 @@ class SelectedAttention:
         self.fidelity, self.audit = Fidelity(), audit.Audit()
         self.issue_point, self.changes = IssuePoint(), MeanChange()
         self._tiered, self._records, self._waits = tiered, records, waits
-        self._selector, self._foresight = selector, foresight
+        self._selector, self._rehearsing = selector, for_rehearsal(selector)
+        self._foresight = foresight
         self._known = Known(tiered, records)
         self._steps: Steps | None = None
 
@@ -91,7 +92,7 @@ class SelectedAttention:
             bias = self._known.score_bias(layer, sequence, query, key_bias)
             evidence = self._known.evidence(layer, sequence, query, bias, *trail.standing[layer])
             trail.rehearsed[layer] = evidence.log_mass
-            rehearsed = heaviest_first(evidence, self._selector.select(evidence))
+            rehearsed = heaviest_first(evidence, self._rehearsing.select(evidence))
         wanted = self._foresight.expect(rehearsed, trail.last.get(layer))
         if len(wanted):
             self._records.prefetch(sequence.table, layer, wanted.tolist())

@@ -13,12 +13,17 @@ from __future__ import annotations
 import torch
 
 from .evidence import Evidence
-from .source import Foresight
+from .source import Foresight, Selector
+from .top_p import TopP
 
 # Bytes of near planes that are worth scoring for each byte that a layer lacked. Scoring is some ten
 # times as fast as reading, but takes the cores from what else is computed, while most reading is
 # hidden behind the estimate of other pages: with nothing read ahead a step of 8 ms waited for 1.
 SCORED_WHILE_READ = 1
+# Of epsilon, for a rehearsed query. Of the records that are selected anew at 0.02 it then names
+# 92 %, and 46 % of what it asks for is in vain; with the same epsilon 89 and 42 %, with half of it
+# 97 and 61 % (the built-in model, its story).
+REHEARSED_EPSILON = 0.9
 
 _NONE = torch.empty(0, dtype=torch.int64)
 
@@ -28,6 +33,13 @@ def is_worth_scoring(near_bytes: int, lacked_bytes: float) -> bool:
     that reading takes at most. lacked_bytes: what the layer's selections had to read lately.
     """
     return lacked_bytes > 0 and SCORED_WHILE_READ * lacked_bytes >= near_bytes
+
+
+def for_rehearsal(selector: Selector) -> Selector:
+    """What chooses in a selector's place when the query is a rehearsed one."""
+    if type(selector) is TopP:  # what extends it may choose otherwise
+        return TopP(REHEARSED_EPSILON * selector.epsilon, selector.criterion)
+    return selector
 
 
 def heaviest_first(evidence: Evidence, chosen: torch.Tensor) -> torch.Tensor:

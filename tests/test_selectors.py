@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ebbtide.kernels.effect import head_effect, output_norms, value_spread
 from ebbtide.prefetch.evidence import Evidence, misplaced_mass, missed_mass
+from ebbtide.prefetch.foresight import for_rehearsal
 from ebbtide.prefetch.registry import SELECTORS, make_selector
 from ebbtide.prefetch.source import Selector
 from ebbtide.prefetch.top_p import CRITERIA
@@ -351,3 +352,15 @@ def test_evidence_that_does_not_fit_together_says_so():
         Evidence(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="not whole records"):
         Evidence(torch.zeros(1, 1, 5), torch.zeros(1, 1, 5), torch.zeros(1, 1), 2)
+
+
+@given(given=DRAWN, epsilon=EPSILONS)
+def test_for_a_rehearsed_query_no_less_is_chosen(given, epsilon):
+    selector = make_selector("top_p", epsilon=epsilon)
+    chosen = set(selector.select(given).tolist())
+    assert chosen <= set(for_rehearsal(selector).select(given).tolist())
+
+
+def test_other_selectors_choose_for_a_rehearsed_query_as_ever():
+    selector = make_selector("quest", num_tokens=256)
+    assert for_rehearsal(selector) is selector
