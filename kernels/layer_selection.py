@@ -82,10 +82,10 @@ class LayerSelection:
         """chosen (n,) int64 ascending: what will be attended, which may be less than was asked."""
         self._native.estimate(chosen.data_ptr(), len(chosen), torch.get_num_threads())
 
-    def attend(self, places: torch.Tensor, record_at: torch.Tensor) -> None:
+    def attend(self, positions: torch.Tensor, record_at: torch.Tensor) -> None:
         """Attends to some of the chosen records: which of them, and where each starts in memory,
         (n,) int64 contiguous each."""
-        at = places.data_ptr(), len(places), record_at.data_ptr()
+        at = positions.data_ptr(), len(positions), record_at.data_ptr()
         self._native.attend(*at, torch.get_num_threads())
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:

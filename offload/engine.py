@@ -210,7 +210,8 @@ class Engine:
                 between = self.decoder.add_attention(layer, w, x, attended, rows)
                 self._rehearse(sequence, layer + 1, between, position, early=False)
                 before, x = x, self.decoder.add_mlp(layer, w, between, rows)
-                self._note_changes(sequence, layer + 1, before, between, x)
+                if self._selects(layer + 1):
+                    self.selected.note_changes(layer + 1, sequence, before, between, x)
             else:
                 attended = self._attend(sequence, layer, [query], bias)[0]
                 x = self.decoder.mix(layer, w, x, attended, rows)
@@ -286,19 +287,13 @@ class Engine:
             return
         is_due = selected.issue_point.is_early(layer) == early
         if is_due or (early and selected.issue_point.is_looking(position)):
-            expected = selected.changes.add_to((layer, early), x)
+            expected = selected.expected(layer, x, early=early)
             q = self.decoder.queries(layer, w, expected, slice(0, 1), position)
             if early:
                 selected.issue_point.guess(layer, q)
             if is_due:
                 query = Query(q, 1, position, position // self.geometry.cell_tokens)
                 selected.expect(layer, sequence, query, self._page_bias(w))
-
-    def _note_changes(self, sequence: Sequence, layer: int, before, between, x) -> None:
-        """The residual that enters a layer, and what it was at the points of rehearsal."""
-        if self._selects(layer) and self.selected.rehearses(layer, sequence):
-            self.selected.changes.note((layer, True), x - before)
-            self.selected.changes.note((layer, False), x - between)
 
     def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""

@@ -1,7 +1,7 @@
 """A cache of single records of the disk tier, in host memory: what was selected lately, and what
 the next selections are expected to need.
 
-    wish             ---> queued, read when the disk has time, cancelled when its turn has passed
+    wish              ---> queued, read when the disk has time, cancelled when its turn has passed
     begin .. arrivals ---> pinned frames that hold the records, read now if they are not there
 
 A record's number is its frame in the disk tier, and a frame's tag is its number after those of the
@@ -27,7 +27,7 @@ from .reads import State, Urgency
 NOTHING = -1
 # As plain numbers: members of an enumeration cost a look-up each time.
 NONE, QUEUED, READING, READY, FAILED = map(int, State)
-# A wish may take this share of the frames at most: the rest is what demands have to live on.
+# Wishes may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
 # What is waited for at a time: enough that attending to it is worth a call, while more comes.
 _AWAITED_BYTES = 1 << 20
@@ -63,6 +63,7 @@ class HotRecords:
         self._record_of = np.full(num_frames, NOTHING, dtype=np.int64)  # H1
         self._pinned = np.zeros(num_frames, dtype=bool)  # H2
         self._wished = np.zeros(num_frames, dtype=bool)  # brought by a wish, not used yet
+        self._spared = np.zeros(num_frames, dtype=bool)  # wished for a turn that is still to come
         self._selected = np.zeros(num_frames, dtype=bool)  # part of the selection under way
         self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
         self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
@@ -85,7 +86,7 @@ class HotRecords:
         be read meanwhile."""
         return max(1, self.num_frames // 2)
 
-    def places(self, frames: np.ndarray) -> np.ndarray:
+    def addresses(self, frames: np.ndarray) -> np.ndarray:
         """Where frames start in memory, int64."""
         return self._place + frames * self._record_bytes
 
@@ -104,15 +105,17 @@ class HotRecords:
         missing = numbers[frames < 0]
         if self._io.writing:
             missing = missing[~self._unwritten(missing)]
-        missing = missing[: int(self.num_frames * _MOST_WISHED)]
+        room = int(self.num_frames * _MOST_WISHED) - int(self._spared.sum())
+        missing = missing[: max(0, room)]
         taken = self._take(len(missing), keep, spares_wished=True)
-        self._wished[taken] = True
+        self._wished[taken] = self._spared[taken] = True
         self._queued[group] = taken
         self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
 
     def open_selection(self, numbers: np.ndarray, group: Hashable | None) -> None:
-        """What an earlier selection pinned is let go. Of this one's records, which will be begun in
-        parts, those that are there are not given up for others as long as that can be helped.
+        """What an earlier selection pinned is let go, and what was wished for this one and is not
+        part of it. Of its records, which will be begun in parts, those that are there are not given
+        up for others as long as that can be helped.
 
         group: whose last selection this is, until its next: most of it will be selected again, so
         it is given up after all that no group selected last. None: nobody's.
@@ -125,6 +128,7 @@ class HotRecords:
         self._selected[there] = True
         if group is None:
             return
+        self._cancel(group)
         num_lacked = len(frames) - len(there) + int(self._wished[there].sum())
         before = self._lacked.get(group, num_lacked)
         self.leave(group)
@@ -143,7 +147,7 @@ class HotRecords:
         """How many records of a selection had to be read lately, ahead or not; a mean."""
         return self._lacked.get(group, 0.0)
 
-    def begin(self, numbers: np.ndarray, group: Hashable, *, waits: bool) -> np.ndarray | None:
+    def begin(self, numbers: np.ndarray, *, waits: bool) -> np.ndarray | None:
         """Frames (int64) for the records, pinned until `release`, and begins to read what they
         lack; `arrivals` says when they may be read. At most `most_at_once` numbers, each once.
 
@@ -155,27 +159,25 @@ class HotRecords:
         frames = self._frame_of[numbers]
         is_there = frames >= 0
         there, missing = frames[is_there], numbers[~is_there]
+        late = there[self._state[there] != READY]
+        if len(late):  # before what is begun now
+            self._io.reads.promote(self._first_tag + late)
         if len(missing):
             if self._io.writing and self._unwritten(missing).any():
                 if not waits:
                     return None
                 self._wait(lambda: not self._unwritten(missing).any())
-            taken = self._take(len(missing), there)
-            if len(taken) < len(missing):
+            if self._num_takable(there) < len(missing):
                 if not waits:
                     return None
                 self._wait(lambda: self._num_takable(there) >= len(missing))
-                taken = self._take(len(missing), there)
+            taken = self._take(len(missing), there)
         self._count(there, len(missing))
         if len(missing):
             frames[~is_there] = taken
             self._read(missing, taken, Urgency.DEMAND)
         self._pinned[frames] = True
-        self._wished[frames] = False
-        late = there[self._state[there] != READY]
-        if len(late):
-            self._io.reads.promote(self._first_tag + late)
-        self._cancel(group)
+        self._wished[frames] = self._spared[frames] = False
         self._eviction.use(numbers)
         return frames
 
@@ -283,16 +285,19 @@ class HotRecords:
         self._record_of[frames] = numbers
         self._eviction.touch(numbers)
         ones = np.ones(len(frames), dtype=np.int64)
-        tags, places = self._first_tag + frames, self.places(frames)
+        tags, places = self._first_tag + frames, self.addresses(frames)
         self._io.reads.submit(tags, numbers, ones, places, urgency)
         self._is_changing = False
 
     def _cancel(self, group: Hashable) -> None:
-        """The group's wishes that are still queued, and not pinned, are not wanted any more."""
+        """The group's wishes have had their turn, or are replaced: those that are still queued, and
+        neither pinned nor part of the selection under way, are not wanted any more."""
         frames = self._queued.pop(group, None)
         if frames is None:
             return
-        frames = frames[(self._state[frames] == QUEUED) & ~self._pinned[frames]]
+        self._spared[frames] = False
+        is_wanted = self._pinned[frames] | self._selected[frames]
+        frames = frames[(self._state[frames] == QUEUED) & ~is_wanted]
         if len(frames):
             self._is_changing = True
             self._io.reads.cancel(self._first_tag + frames)
@@ -305,7 +310,7 @@ class HotRecords:
         can_go = (self._state == READY) & ~self._pinned
         can_go[keep] = False
         if spares_wished:  # one wish does not push out another that has not had its turn
-            can_go &= ~self._wished
+            can_go &= ~self._spared
         return np.flatnonzero(can_go)
 
     def _num_takable(self, keep: np.ndarray) -> int:
@@ -336,5 +341,5 @@ class HotRecords:
         self._frame_of[self._record_of[frames]] = NOTHING
         self._record_of[frames] = NOTHING
         self._state[frames] = NONE
-        self._wished[frames] = False
+        self._wished[frames] = self._spared[frames] = False
         self._is_changing = False

@@ -306,6 +306,7 @@ class ThreadReads:
             if error is not None and not isinstance(error, Exception):
                 del self._entries[entry.tag]
                 self.states[entry.tag] = State.NONE
+                self._take_all_back()  # nobody would read them
                 raise error  # Ctrl-C is the caller's, not the disk's
             self._finish(entry, error)
 

@@ -33,12 +33,16 @@ class _Demand:
 
     def __init__(self, hot: HotRecords | None, numbers: np.ndarray, group, is_look: bool):
         assert hot is not None or not len(numbers), "no frames for records from disk"
-        self._hot, self._numbers, self._group = hot, numbers, group
+        self._hot, self._numbers = hot, numbers
         self._begun: deque[tuple[int, np.ndarray]] = deque()  # the first one's index, and frames
         self._num_begun = 0
         if hot is not None:
             hot.open_selection(numbers, None if is_look else group)
             self._begin(waits=True)
+
+    def is_any_there(self) -> bool:
+        """Whether the first part needs no waiting."""
+        return len(self._numbers) > 0 and bool(self._hot.ready(self._numbers).any())
 
     def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some of the records, their indices (ascending) and their frames, pinned until they are
@@ -55,7 +59,7 @@ class _Demand:
         """Begins to read what there is room for. waits: for room for the first of them."""
         while self._num_begun < len(self._numbers):
             some = self._numbers[self._num_begun :][: self._hot.most_at_once]
-            frames = self._hot.begin(some, self._group, waits=waits)
+            frames = self._hot.begin(some, waits=waits)
             if frames is None:
                 return
             self._begun.append((self._num_begun, frames))
@@ -139,8 +143,8 @@ class RecordReader:
     def fetch(
         self, table: PageTable, layer: int, records: Sequence[int], *, is_look: bool = False
     ) -> Iterator[Selected]:
-        """The records (ascending, each once), in parts: what is in memory, then what comes from
-        disk, as it comes.
+        """The records (ascending, each once), in parts: what is there, then what comes from disk,
+        as it comes.
 
         is_look: they are no selection, and say nothing about what the next one will be.
 
@@ -166,6 +170,9 @@ class RecordReader:
 
     def _parts(self, where: RecordMap, wanted, is_on_disk, demand: _Demand, make) -> Iterator:
         on_disk, waiting = np.flatnonzero(is_on_disk), ~is_on_disk  # in memory, not given yet
+        if waiting.any() and not demand.is_any_there():
+            yield make(where, wanted, np.flatnonzero(waiting), None)
+            waiting[:] = False
         for come, frames in demand.parts():
             waiting[on_disk[come]] = True
             yield make(where, wanted, np.flatnonzero(waiting), frames)
@@ -214,7 +221,7 @@ class RecordReader:
         records = wanted[positions]
         record_at = self.addresses(table, where.layer).record_at[records]
         if frames is not None:
-            record_at[where.tier[records] == _ON_DISK] = self._hot.places(frames)
+            record_at[where.tier[records] == _ON_DISK] = self._hot.addresses(frames)
         self._count(where, where.tier[records])
         at = torch.from_numpy(positions), torch.from_numpy(record_at)
         return Placed(*at, release=self._end(frames))

@@ -41,10 +41,12 @@ class SelectedAttention:
         waits: bool = True,
     ):
         self.fidelity, self.audit = Fidelity(), audit.Audit()
-        self.issue_point, self.changes = IssuePoint(), MeanChange()
+        self.issue_point = IssuePoint()
         self._tiered, self._records, self._waits = tiered, records, waits
         self._selector, self._rehearsing = selector, for_rehearsal(selector)
         self._foresight = foresight
+        # Other selectors choose by the rehearsed query itself: not by what ran before.
+        self._changes = MeanChange() if self._rehearsing is not selector else None
         self._known = Known(tiered, records)
         self._steps: Steps | None = None
 
@@ -72,6 +74,8 @@ class SelectedAttention:
         asked = steps.choose(layer, sequence, query, bias, residual, w)
         chosen = asked if self._waits else self._arrived(layer, sequence, asked)
         coming = steps.fetch(layer, sequence, chosen)
+        if len(chosen) < len(asked):  # the next token may want it too
+            self._records.prefetch(table, layer, asked.tolist())
         steps.estimate(chosen)
         for part in coming:
             with part:
@@ -101,6 +105,16 @@ class SelectedAttention:
         """Whether `expect` has any use for rehearsed queries of a layer."""
         reads = self._records.any_on_disk(sequence.table, layer)
         return self._foresight.needs_query and reads
+
+    def expected(self, layer: int, x: torch.Tensor, *, early: bool) -> torch.Tensor:
+        """A residual (1, hidden_size) as it is expected to enter the layer."""
+        return x if self._changes is None else self._changes.add_to((layer, early), x)
+
+    def note_changes(self, layer: int, sequence: Sequence, before, between, x) -> None:
+        """The residual that enters a layer, and what it was at its early and late rehearsal."""
+        if self._changes is not None and self.rehearses(layer, sequence):
+            self._changes.note((layer, True), x - before)
+            self._changes.note((layer, False), x - between)
 
     def wants_query(self, layer: int, sequence: Sequence) -> bool:
         """Whether `expect` is worth a rehearsed query now: see prefetch.foresight."""
@@ -173,9 +187,6 @@ class SelectedAttention:
         return self._steps
 
     def _arrived(self, layer: int, sequence: Sequence, asked: torch.Tensor) -> torch.Tensor:
-        """What can be attended now; the rest is asked for, since the next token may want it too."""
+        """What can be attended now."""
         is_ready = self._records.is_ready(sequence.table, layer, asked.tolist())
-        arrived = asked[torch.from_numpy(is_ready)]
-        if len(arrived) < len(asked):
-            self._records.prefetch(sequence.table, layer, asked.tolist())
-        return arrived
+        return asked[torch.from_numpy(is_ready)]

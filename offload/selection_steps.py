@@ -1,14 +1,14 @@
-"""How one layer's records are selected and attended, step by step: what bounded decoding does, but
-for reading.
+"""How one layer's records are selected and attended, step by step: what bounded decoding does.
 
     choose    the records to attend in full: what is resident or on its way never enters
+    fetch     begins to read them
     estimate  every other page is one token: its estimated mass, its mean value
     attend    to chosen records, one partial each, in whatever parts they come
     finish    everything to one output, in record order
 
 `CompiledSteps` do so in a few calls, to the bit as one call does for a whole token; `TorchSteps`
 for any selector and device. Knows queries and pages, and of the weights only how far a head's
-output carries; asks nobody to read.
+output carries.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def fetched(store, table, layer, records, in_place=False) -> tuple[torch.Tensor,
                 seen += placed.positions.tolist()
                 for at, address in zip(placed.positions, placed.record_at.tolist(), strict=True):
                     whole[at] = _bytes(address, RECORD)
-        near_at = store.records.addresses(table, layer).near_at[torch.tensor(records)]
+        near_at = store.records.addresses(table, layer).near_at[torch.tensor(records, dtype=torch.int64)]
         for at, address in enumerate(near_at.tolist()):
             near[at] = _bytes(address, near.shape[1])
     else:
@@ -99,9 +99,8 @@ def _bytes(address: int, count: int) -> torch.Tensor:
 
 
 def check_records(store, table, layer, tags, records, in_place=False) -> None:
-    """The selected records hold their tags. in_place: by their addresses, where there are some."""
+    """The selected records hold their tags. in_place: by their addresses."""
     wanted = rows_of(store, layer, [tags[record] for record in records])
-    in_place = in_place and store.records.reads_in_place and len(records) > 0
     found = fetched(store, table, layer, records, in_place)
     assert all(torch.equal(*planes) for planes in zip(found, wanted, strict=True))
 

@@ -23,6 +23,12 @@ def filled(store, num_layers=2):
     return table
 
 
+def released(coming):
+    for part in coming:
+        with part:
+            yield part
+
+
 def test_what_was_wished_for_is_there_without_waiting(tmp_path):
     with opened(tmp_path, hot_records=12) as store:
         table = filled(store)
@@ -55,28 +61,39 @@ def test_a_selection_larger_than_the_cache_comes_in_parts(tmp_path, eviction, in
         for _ in range(2):
             check_records(store, table, 0, TAGS, list(range(NUM_RECORDS)), in_place)
         store.check_integrity()
+        on_disk = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is DISK]
+        parts = [len(p.positions) for p in released(store.records.fetch(table, 0, on_disk))]
+        assert sum(parts) == len(on_disk) and max(parts) <= 2, "half of the frames at a time"
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_what_is_there_comes_first(tmp_path, in_place):
+@pytest.mark.parametrize("num_hot", [0, 2])
+def test_what_is_there_comes_first(tmp_path, in_place, num_hot):
     with opened(tmp_path, host=4, file=Gated, hot_records=12, io_threads=1) as store:
         table = filled(store)
         in_memory = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is HOST]
         on_disk = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is DISK]
         assert in_memory and len(on_disk) > 3
-        check_records(store, table, 0, TAGS, on_disk[:2])
+        check_records(store, table, 0, TAGS, on_disk[:num_hot])
         store.file.may_read.clear()
         wanted = sorted([*in_memory, *on_disk[:4]])
         fetch = store.records.fetch_in_place if in_place else store.records.fetch
         coming = fetch(table, 0, wanted)
         with next(coming) as first:  # while the disk does nothing
             found = [wanted[at] for at in first.positions]
-            assert found == sorted([*in_memory, *on_disk[:2]])
+            assert found == sorted([*in_memory, *on_disk[:num_hot]])
         store.file.may_read.set()
-        for part in coming:
-            with part:
-                found += [wanted[at] for at in part.positions]
+        for part in released(coming):
+            found += [wanted[at] for at in part.positions]
         assert sorted(found) == wanted
+
+
+def test_a_selection_that_is_left_half_way_harms_nobody(tmp_path):
+    with opened(tmp_path, hot_records=4) as store:
+        table = filled(store)
+        next(store.records.fetch(table, 0, list(range(NUM_RECORDS)))).__enter__()
+        check_records(store, table, 0, TAGS, list(range(NUM_RECORDS)))
+        store.check_integrity()
 
 
 def test_what_is_waited_for_comes_in_one_part(tmp_path):
@@ -85,10 +102,7 @@ def test_what_is_waited_for_comes_in_one_part(tmp_path):
         store.file.may_read.clear()
         coming = store.records.fetch(table, 0, [0, 5, 7])
         opening = later(store.file.may_read.set)
-        parts = []
-        for part in coming:
-            with part:
-                parts.append(part.positions.tolist())
+        parts = [part.positions.tolist() for part in released(coming)]
         opening.join()
         assert parts == [[0, 1, 2]]
 
@@ -109,6 +123,32 @@ def test_wrong_wishes_are_cancelled_when_their_layer_has_its_turn(tmp_path):
         check_records(store, table, 0, TAGS, [1])
         assert store.stats.bytes_read["disk"] == before
         store.check_integrity()
+
+
+def test_wishes_are_cancelled_when_their_layer_needs_nothing_from_disk(tmp_path):
+    with opened(tmp_path, host=4, file=Gated, hot_records=12, io_threads=1) as store:
+        table = filled(store)
+        in_memory = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is HOST]
+        on_disk = [r for r in range(NUM_RECORDS) if table.extent(0, r // S).tier is DISK]
+        store.file.may_read.clear()
+        store.records.prefetch(table, 0, on_disk[::S])  # no neighbours, which are read in one go
+        until(lambda: store.file.reads, "the first wish is being read")
+        check_records(store, table, 0, TAGS, in_memory[:2])
+        store.file.may_read.set()
+        check_records(store, table, 1, TAGS, [0])
+        assert len(store.file.reads) <= 2 + 1  # one more may have been taken by its thread
+
+
+def test_wishes_of_all_layers_leave_room_for_demands(tmp_path):
+    with opened(tmp_path, hot_records=8) as store:
+        table = filled(store)
+        for layer in range(2):
+            store.records.prefetch(table, layer, list(range(NUM_RECORDS)))
+        until(lambda: store.records.is_ready(table, 0, range(NUM_RECORDS)).sum() == 4, "half")
+        assert not store.records.is_ready(table, 1, range(NUM_RECORDS)).any()
+        check_records(store, table, 0, TAGS, [20])  # its turn: what it did not need makes room
+        store.records.prefetch(table, 1, list(range(NUM_RECORDS)))
+        until(lambda: store.records.is_ready(table, 1, range(NUM_RECORDS)).sum() == 4, "half")
 
 
 def test_a_wish_that_is_under_way_is_late_and_not_read_twice(tmp_path):

@@ -356,6 +356,7 @@ class StoreMachine(RuleBasedStateMachine):
         tags = self.model[table][layer]
         there = sorted(record for record in records if record < len(tags))
         self.store.records.is_ready(table, layer, there)
+        in_place = in_place and self.store.records.reads_in_place
         check_records(self.store, table, layer, tags, there, in_place)
 
     @invariant()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from ebbtide.kernels.effect import head_effect, output_norms, value_spread
 from ebbtide.prefetch.evidence import Evidence, misplaced_mass, missed_mass
-from ebbtide.prefetch.foresight import for_rehearsal
+from ebbtide.prefetch.foresight import REHEARSED_EPSILON, for_rehearsal
 from ebbtide.prefetch.registry import SELECTORS, make_selector
 from ebbtide.prefetch.source import Selector
-from ebbtide.prefetch.top_p import CRITERIA
+from ebbtide.prefetch.top_p import CRITERIA, TopP
 
 BUDGETS = {"quest", "random", "freekv", "kvswap"}  # a fixed number of tokens
 EPSILONS = st.floats(0, 1)
@@ -357,10 +357,15 @@ def test_evidence_that_does_not_fit_together_says_so():
 @given(given=DRAWN, epsilon=EPSILONS)
 def test_for_a_rehearsed_query_no_less_is_chosen(given, epsilon):
     selector = make_selector("top_p", epsilon=epsilon)
-    chosen = set(selector.select(given).tolist())
-    assert chosen <= set(for_rehearsal(selector).select(given).tolist())
+    rehearsing = for_rehearsal(selector)
+    assert rehearsing.epsilon == REHEARSED_EPSILON * epsilon < max(epsilon, 1e-9)
+    assert rehearsing.criterion == selector.criterion
+    assert set(selector.select(given).tolist()) <= set(rehearsing.select(given).tolist())
 
 
 def test_other_selectors_choose_for_a_rehearsed_query_as_ever():
-    selector = make_selector("quest", num_tokens=256)
-    assert for_rehearsal(selector) is selector
+    class Own(TopP):
+        pass
+
+    for selector in (make_selector("quest", num_tokens=256), Own(0.1)):
+        assert for_rehearsal(selector) is selector

@@ -36,6 +36,7 @@ from sealed import Near, Sealed
 from texts import REPO, Text, make
 from tokenizers import Tokenizer
 
+from ebbtide.prefetch.foresight import REHEARSED_EPSILON
 from ebbtide.prefetch.registry import make_selector
 
 LABEL = "{:44}"
@@ -229,9 +230,9 @@ def predictors(bench: Bench) -> None:
         print(f"    {name:28} {each}   all {sum(part) / max(sum(whole), 1e-9):.3f}", flush=True)
 
     for epsilon in (0.02, 0.05, 0.1):
-        for finer in (0.5, 1, 2):
-            setting = Setting(top_p(epsilon), foresees=top_p(epsilon / finer))
-            label = f"effect {epsilon}, foreseen with {epsilon / finer:g}"
+        for factor in (2, 1, REHEARSED_EPSILON, 0.5):
+            setting = Setting(top_p(epsilon), foresees=top_p(factor * epsilon))
+            label = f"effect {epsilon}, foreseen with {factor * epsilon:g}"
             found = bench.measure(label, nears, setting)["per_layer"]
             show("selected", found["chosen"])
             show("new", found["new"])

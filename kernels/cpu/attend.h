@@ -57,7 +57,7 @@ struct CodesReader {
 // The key codes of a page, if the list holds it.
 inline Ahead keys_ahead(const Attend &a, int64_t head, int64_t record, int64_t page) {
     const Layout &l = a.layout;
-    if ((record + 1) * l.pages_per_record * l.page_tokens > a.num_tokens) return Ahead();
+    if ((record + 1) * l.pages_per_record * l.page_tokens > a.num_tokens || !a.records[record]) return Ahead();
     const Block at(l, page * l.kv_heads + head);
     return Ahead(at.near_block(l, a.near[record], a.records[record]), l.near_head_bytes, a.records[record] + at.far_at,
                  l.value_offset);

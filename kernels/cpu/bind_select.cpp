@@ -100,10 +100,10 @@ public:
         is_estimated_ = true;
     }
 
-    // places, records: (count) each.
-    void attend(uintptr_t places, int64_t count, uintptr_t records, int threads) {
+    // positions, records: (count) each.
+    void attend(uintptr_t positions, int64_t count, uintptr_t records, int threads) {
         check_estimated();
-        const int64_t *some = at<const int64_t>(places);
+        const int64_t *some = at<const int64_t>(positions);
         for (int64_t i = 0; i < count; ++i)
             if (some[i] < 0 || some[i] >= (int64_t)selection_.chosen.size()) throw std::invalid_argument("a record that was not chosen");
         nb::gil_scoped_release released;

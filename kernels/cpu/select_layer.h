@@ -142,13 +142,13 @@ inline void attend_left_out(const Kernels &kernels, const LeftOut &l, Means m, f
         for (int64_t j = 0; j < all * dim; ++j) out[j] += sums[(std::size_t)(c * all * dim + j)];
 }
 
-// One partial for each head and record, of some records of a list: places[count] in it, or, with null, the first ones. Rows of
+// One partial for each head and record, of some records of a list: positions[count] in it, or, with null, the first ones. Rows of
 // highest, total and out are the whole list's, record by record.
-inline void attend_each(const Kernels &kernels, const Attend &a, const int64_t *places, int64_t count, float *highest, float *total, float *out,
+inline void attend_each(const Kernels &kernels, const Attend &a, const int64_t *positions, int64_t count, float *highest, float *total, float *out,
                         int threads) {
     const Layout &l = a.layout;
     take_turns(count * l.kv_heads, count * l.record_bytes, kernels.attend_scratch(l, a.rows), threads, [&](int64_t i, float *scratch) {
-        const int64_t head = i % l.kv_heads, record = places ? places[i / l.kv_heads] : i / l.kv_heads;
+        const int64_t head = i % l.kv_heads, record = positions ? positions[i / l.kv_heads] : i / l.kv_heads;
         const int64_t part = (record * l.kv_heads + head) * a.rows;
         kernels.attend_chunk(a, head, record, scratch, highest + part, total + part, out + part * l.head_dim);
     });
@@ -212,15 +212,15 @@ public:
         std::memcpy(space.total + raw, raw_total_.data(), (std::size_t)all * 4);
         std::memcpy(space.out + raw * dim, raw_out_.data(), (std::size_t)(all * dim) * 4);
         near_ = picked(a.pages.near);
-        records_.resize((std::size_t)num);
+        records_.assign((std::size_t)num, nullptr);  // what is not there is not asked for ahead
         if (a.pages.bias) pick_bias(a);
     }
 
-    // Attends to some of the chosen records: the places[count]-th of them, or, with null, the first ones. records: where each
+    // Attends to some of the chosen records: positions[count] among them, or, with null, the first ones. records: where each
     // of these lies.
-    void attend(const Kernels &kernels, const SelectLayer &a, const int64_t *places, int64_t count, const uint8_t *const *records,
+    void attend(const Kernels &kernels, const SelectLayer &a, const int64_t *positions, int64_t count, const uint8_t *const *records,
                 int threads) {
-        for (int64_t i = 0; i < count; ++i) records_[(std::size_t)(places ? places[i] : i)] = records[i];
+        for (int64_t i = 0; i < count; ++i) records_[(std::size_t)(positions ? positions[i] : i)] = records[i];
         const PartSpace space = parts(a);
         Attend some = a.pages;
         some.num_tokens = some.visible_to = (int64_t)chosen.size() * a.record_tokens();
@@ -228,7 +228,7 @@ public:
         some.bias = a.pages.bias ? bias_.data() : nullptr;
         some.near = near_.data();
         some.records = records_.data();
-        attend_each(kernels, some, places, count, space.highest, space.total, space.out, threads);
+        attend_each(kernels, some, positions, count, space.highest, space.total, space.out, threads);
     }
 
     // The attention output of all rows, (kv_heads * rows, head_dim), once everything was attended to.
