@@ -5,7 +5,8 @@
 
 A cache of random pages is written to the page store without computing it, and tokens are decoded
 over it, with all far planes in memory or all on disk. A fixed number of records is selected in each
-layer, of which a fixed share is new in each step; the others were read for the step before.
+layer, of which a fixed share is new in each step, drawn at random, so that nothing foresees it; the
+others were read for the step before.
 
 Printed first, for each length: what a token takes with everything fetched from disk (full) and
 with a selection from memory (resident), and the ceiling of what selecting gains over the former,
@@ -27,7 +28,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
-from drifting import Drifting
+from drifting import drifting
 from random_state import fill, random_weight
 
 from ebbtide import LLM, Budget
@@ -37,7 +38,6 @@ from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
 from ebbtide.offload.spill_dir import default_spill_dir
 from ebbtide.prefetch.foresight import FORESIGHTS
-from ebbtide.prefetch.registry import SELECTORS
 
 SLACK_TOKENS = 512  # of the context: for what is decoded
 SEQUENTIAL_BYTES = 4 << 20
@@ -120,8 +120,8 @@ def bandwidths(record_bytes: int) -> tuple[float, float]:
 
 
 def measure(tokens: int, given) -> dict:
-    steady = {"num_tokens": given.read_tokens, "drift": given.drift}
-    resident = decode(Mode("bounded", "drifting", steady), False, tokens, given)
+    with drifting(given.read_tokens, given.drift):
+        resident = decode(Mode("bounded"), False, tokens, given)
     exact = decode(Mode(), False, tokens, given)
     full = decode(Mode(), True, tokens, given)
     sequential, at_random = bandwidths(resident.record_bytes)
@@ -141,15 +141,15 @@ def measure(tokens: int, given) -> dict:
         f"ceiling {ceiling(expected):.1f} times everything from disk",
         flush=True,
     )
-    modes = {name: Mode("bounded", "drifting", steady, name) for name in given.foresight}
+    rows = {}
+    for name in given.foresight:
+        with drifting(given.read_tokens, given.drift):
+            rows[name] = decode(Mode("bounded", foresight=name), True, tokens, given)
+        _say(name, rows[name], full, exact, ceiling(expected))
     for name in given.others:
         options = {} if name == "infinigen" else {"num_tokens": given.read_tokens}
-        modes[name] = Mode("bounded", name, options)
-    rows = {}
-    for name, mode in modes.items():
-        found = rows[name] = decode(mode, True, tokens, given)
-        missing_bytes = found.missing_bytes if name in given.others else expected
-        _say(name, found, full, exact, ceiling(missing_bytes))
+        found = rows[name] = decode(Mode("bounded", name, options), True, tokens, given)
+        _say(name, found, full, exact, ceiling(found.missing_bytes))
     return {
         "tokens": tokens,
         "read_tokens": given.read_tokens,
@@ -186,7 +186,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=8)
     parser.add_argument("--kv-bits", default="8")
     parser.add_argument("--weight-bits", default="4", choices=["4", "8"])
-    parser.add_argument("--foresight", nargs="*", default=list(FORESIGHTS))
+    parser.add_argument(
+        "--foresight", nargs="*", default=["nothing", "history"], choices=FORESIGHTS
+    )
     parser.add_argument("--others", nargs="*", default=list(OTHERS), choices=OTHERS)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     given = parser.parse_args()
@@ -194,7 +196,6 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     weights.quantise_weight = random_weight
-    SELECTORS["drifting"] = Drifting
     print(f"{torch.get_num_threads()} threads, {given.weight_bits}-bit weights, {given.kv_bits}")
     print(json.dumps([measure(tokens, given) for tokens in given.tokens]))
 

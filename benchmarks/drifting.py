@@ -1,50 +1,53 @@
-"""A selector for measuring speed: as many records in every layer and step, of which a fixed share
-is new each time. Random weights choose as they like; real text stays with most of what it read.
+"""The default selector's steps with another choice, for measuring speed: as many records in every
+layer and step, of which a fixed share is new each time. Random weights choose as they like; real
+text stays with most of what it read.
 """
 
 from __future__ import annotations
 
+import functools
+from contextlib import contextmanager
+from unittest import mock
+
 import numpy as np
 import torch
 
-from ebbtide.prefetch.budget import num_records_of
-from ebbtide.prefetch.evidence import Evidence
-
-EIGHTH = 128, 1024  # of the records: what new ones are taken from, another eighth in each step
-
-
-class Drifting:
-    """num_tokens: of a layer's records; drift: the share that last step's selection lacks.
-
-    What goes and what comes is up to the estimated mass, so that a rehearsed query can foresee it.
-    New ones come from an eighth that the last selection's numbers fix: the heaviest of all would
-    soon be the same few. In numpy, which takes a tenth of torch's time for a few hundred numbers:
-    it stands in for a choice that is compiled.
-    """
-
-    def __init__(self, num_tokens: int = 2048, drift: float = 0.25):
-        self.num_tokens, self.drift = num_tokens, drift
-
-    def select(self, evidence: Evidence) -> torch.Tensor:
-        count = min(num_records_of(evidence, self.num_tokens), evidence.num_records)
-        mass = evidence.by_record(evidence.shares.shares).sum((0, 1)).numpy()
-        if evidence.previous is None:
-            return _sorted(_heaviest(mass, count))
-        previous = evidence.previous.numpy()
-        kept = previous[_heaviest(mass[previous], count - round(self.drift * count))]
-        numbers = np.arange(evidence.num_records) * 2654435761
-        offered = (numbers + int(previous.sum()) * 40503) // 64 % EIGHTH[1] < EIGHTH[0]
-        # An old one that goes is never a new one, and one of the eighth comes before all others.
-        worth = mass + offered
-        worth[previous] = -1.0
-        return _sorted(np.concatenate([kept, _heaviest(worth, count - len(kept))]))
+from ebbtide.kernels.layer_selection import Choice
+from ebbtide.offload.selected_attention import SelectedAttention
+from ebbtide.offload.selection_steps import CompiledSteps
 
 
-def _heaviest(mass: np.ndarray, count: int) -> np.ndarray:
-    if 0 < count < len(mass):
-        return np.argpartition(-mass, count - 1)[:count]
-    return np.arange(min(count, len(mass)))
+class DriftingSteps(CompiledSteps):
+    """num_tokens: of a layer's records; drift: the share that last step's selection lacks. All is
+    computed that choosing takes, and then others are taken, at random."""
+
+    def __init__(self, known, num_tokens: int, drift: float):
+        super().__init__(known, Choice(1.0, by_unevenness=True, by_effect=True))
+        self._num_tokens, self._drift = num_tokens, drift
+        self._draw = np.random.default_rng(0)
+
+    def choose(self, layer, sequence, *given) -> torch.Tensor:
+        super().choose(layer, sequence, *given)
+        num_records = sequence.table.num_records(layer)
+        record_tokens = self._known.tiered.layouts[layer].record_tokens
+        count = min(num_records, self._num_tokens // record_tokens)
+        previous = sequence.trail.last.get(layer)
+        is_free = np.ones(num_records, dtype=bool)
+        kept = np.empty(0, dtype=np.int64)
+        if previous is not None:
+            is_free[previous] = False
+            num_kept = count - min(round(self._drift * count), num_records - count)
+            kept = self._draw.permutation(previous.numpy())[:num_kept]
+        new = self._draw.permutation(np.flatnonzero(is_free))[: count - len(kept)]
+        return torch.from_numpy(np.sort(np.concatenate([kept, new])))
 
 
-def _sorted(records: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.sort(records))
+@contextmanager
+def drifting(num_tokens: int, drift: float):
+    """Within it the default selector's choices drift, and its tokens go layer by layer."""
+    steps = functools.cache(lambda known: DriftingSteps(known, num_tokens, drift))
+    with (
+        mock.patch.object(SelectedAttention, "choice", lambda self: None),
+        mock.patch.object(SelectedAttention, "_steps_for", lambda self, query: steps(self._known)),
+    ):
+        yield

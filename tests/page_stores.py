@@ -78,7 +78,9 @@ def fetched(store, table, layer, records, in_place=False) -> tuple[torch.Tensor,
                 seen += placed.positions.tolist()
                 for at, address in zip(placed.positions, placed.record_at.tolist(), strict=True):
                     whole[at] = _bytes(address, RECORD)
-        near_at = store.records.addresses(table, layer).near_at[torch.tensor(records, dtype=torch.int64)]
+        near_at = store.records.addresses(table, layer).near_at[
+            torch.tensor(records, dtype=torch.int64)
+        ]
         for at, address in enumerate(near_at.tolist()):
             near[at] = _bytes(address, near.shape[1])
     else:

@@ -269,6 +269,24 @@ def test_positions_rise_and_stay_below_the_most(work):
     assert 0.1 < (weights == examples.ANSWER).float().mean() < 0.7
 
 
+def test_the_mean_of_checkpoints_is_exported(work, tmp_path):
+    made = trainer(work, fresh=True)
+    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
+    for path in (first, second):
+        made.step()
+        made.save()
+        (work / "checkpoint.pt").rename(path)
+    (_, a), (_, b), (size, mean) = map(export.averaged, ([first], [second], [first, second]))
+    assert size == "tiny" and a.keys() == mean.keys()
+    for name, tensor in mean.items():
+        assert not torch.equal(a[name], b[name]), name
+        torch.testing.assert_close(tensor, (a[name] + b[name]) / 2)
+    state = torch.load(second, weights_only=True)
+    torch.save(state | {"size": "nano"}, second)
+    with pytest.raises(SystemExit, match="nano, tiny"):
+        export.averaged([first, second])
+
+
 def test_the_exported_network_is_the_one_that_transformers_computes(work, tmp_path):
     from random_checkpoints import reference_model
 

@@ -23,6 +23,8 @@ ANSWER, NATURAL, NONE = 1.0, 0.2, 0.0
 NATURAL_ROWS, CHAT_ROWS, REPETITIONS = 0.02, 0.01, 0.02
 PROSE_COUNTED = 0.0  # of the tokens of documents
 CHARS_PER_TOKEN = 2.9
+# The longest rows are nearly filled by one document of prose: facts at all distances.
+FILLED_TOKENS, FILLED_SHARES, FILLED_CHARS_PER_TOKEN = 20000, (0.75, 0.95), 3.15
 TURN_TOKENS = 40
 
 
@@ -94,6 +96,9 @@ class Examples:
         rng = self.rng
         share = rng.uniform(0.2, 0.7) if room < 1200 else rng.uniform(0.4, 0.92)
         num_chars = int(room * share * CHARS_PER_TOKEN)
+        if room > FILLED_TOKENS:
+            share = rng.uniform(*FILLED_SHARES)
+            num_chars = int(room * share * FILLED_CHARS_PER_TOKEN)
         num_turns = max(1, int(room * (1 - share) / TURN_TOKENS) + 1)
         drawn = documents.conversation(
             haystack.Setting(rng, self.prose, num_chars, min(num_turns, 100))

@@ -1,8 +1,10 @@
 """Writes the trained network as a checkpoint folder that Ebbtide and transformers open.
 
-    python benchmarks/train/export.py --work WORK --out FOLDER [--query-scale 1.15]
+    python benchmarks/train/export.py --work WORK --out FOLDER [--mean-with CHECKPOINT...]
+        [--query-scale 1.15]
 
-Query projections are multiplied by --query-scale: attention becomes sharper, which helps in long
+The mean of the last weights and earlier ones keeps what a last leg of other lengths forgets. Query
+projections are multiplied by --query-scale: attention becomes sharper, which helps in long
 documents. Matrices are rounded to 8 bits: every 32 neighbouring inputs of an output share a scale
 that is a power of two. So bfloat16, in which they are written, holds them exactly: what stands in
 the file is the 8-bit model, and every program that reads Llama checkpoints reads it.
@@ -93,11 +95,23 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
     return ((groups / step).round().clamp(-127, 127) * step).reshape(weight.shape)
 
 
-def export(work: Path, out: Path, query_scale: float, source: str = "checkpoint.pt") -> None:
-    state = torch.load(work / source, map_location="cpu", weights_only=True)
-    shape = SHAPES[state["size"]]
+def averaged(checkpoints: list[Path]) -> tuple[str, dict[str, torch.Tensor]]:
+    """The size and the mean weights of checkpoints of one run, or of runs that began as one."""
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in checkpoints]
+    sizes = {state["size"] for state in states}
+    if len(sizes) > 1:
+        raise SystemExit(f"checkpoints are of sizes {', '.join(sorted(sizes))}: no mean of these.")
+    weights = [state["model"] for state in states]
+    means = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
+    return sizes.pop(), means
+
+
+def export(work: Path, out: Path, query_scale: float, others: list[Path] | None = None) -> None:
+    """others: checkpoints that the mean is taken with."""
+    size, weights = averaged([work / "checkpoint.pt", *(others or [])])
+    shape = SHAPES[size]
     tensors = {}
-    for name, tensor in state["model"].items():
+    for name, tensor in weights.items():
         if name.endswith("q_proj.weight"):
             tensor = tensor * query_scale
         if tensor.dim() == 2:
@@ -139,8 +153,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--query-scale", type=float, default=1.0)
+    parser.add_argument("--mean-with", type=Path, nargs="*", default=[], help="checkpoints")
     given = parser.parse_args()
-    export(given.work, given.out, given.query_scale)
+    export(given.work, given.out, given.query_scale, given.mean_with)
     print(f"wrote {given.out}")
 
 
