@@ -1,0 +1,250 @@
+"""What a session says when something is wrong, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+import torch
+from sessions_under_test import IDS, LONG, assert_nothing_is_held
+from small_llm import keep_in_memory, open_small
+
+from ebbtide import LLM
+from ebbtide.offload import runtime as runtime_module
+from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.errors import (
+    ContextOverflow,
+    DoesNotFit,
+    EbbtideError,
+    InputError,
+    StorageError,
+)
+
+
+def test_a_closed_session_says_so(llm):
+    session = llm.session()
+    session.append(LONG[:10])
+    session.close()
+    session.close()
+    for use in (
+        lambda: session.append([1]),
+        lambda: session.generate([1]),
+        lambda: session.stream([1]),
+        lambda: session.truncate(0),
+        lambda: session.undo(),
+        lambda: session.fork(),
+        lambda: session.last_logits(),
+    ):
+        with pytest.raises(InputError, match="session is closed"):
+            use()
+
+
+def test_a_closed_llm_says_so(folder, tmp_path):
+    llm = open_small(folder, tmp_path)
+    llm._context = 2048
+    llm.generate([1, 2], max_new_tokens=1)
+    session = llm.session()
+    llm.close()
+    llm.close()
+    for use in (
+        lambda: llm.generate([1, 2]),
+        lambda: llm.session(),
+        lambda: llm.logits([1, 2]),
+        lambda: llm.score([1, 2]),
+    ):
+        with pytest.raises(InputError, match="LLM is closed"):
+            use()
+    with pytest.raises(InputError, match="session is closed"):
+        session.append([1])
+
+
+def test_an_overflow_adds_nothing(llm):
+    llm._context = 100
+    with llm.session() as session:
+        session.append(IDS[:60])
+        for use in (
+            lambda: session.append(IDS[:41]),
+            lambda: session.generate(IDS[:40]),
+            lambda: session.generate(IDS[:41], max_new_tokens=1),
+        ):
+            with pytest.raises(ContextOverflow) as caught:
+                use()
+            assert (caught.value.needed_tokens, caught.value.available_tokens) == (101, 100) or (
+                caught.value.needed_tokens == 102
+            )
+            assert session.tokens == IDS[:60]
+        output = session.generate(IDS[60:90], max_new_tokens=50)
+        assert len(output.token_ids) == 10 and output.finish_reason == "length"
+        assert any("room for 10 of the 50" in w for w in output.warnings)
+    with pytest.raises(ContextOverflow):
+        llm.generate(IDS[:100])
+    assert len(llm.generate(IDS[:99]).token_ids) == 1
+    llm._context = None
+    with pytest.raises(ContextOverflow, match="Shorten the document"):
+        llm.generate([1] * 8192)
+    assert_nothing_is_held(llm)
+
+
+def test_one_thread_at_a_time(llm):
+    errors = []
+
+    def intrude():
+        for use in (lambda: llm.generate([1]), lambda: session.append([1]), session.fork):
+            try:
+                use()
+            except EbbtideError as error:
+                errors.append(error)
+
+    def on_progress(progress):
+        if progress.phase == "prefill" and not errors:
+            thread = threading.Thread(target=intrude)
+            thread.start()
+            thread.join()
+
+    with llm.session() as session:
+        llm.on_progress = on_progress
+        session.append(LONG)
+        assert session.tokens == LONG
+    assert [type(e) for e in errors] == [InputError] * 3
+    assert all("another thread" in str(e) for e in errors)
+
+
+def test_a_second_session_has_what_the_first_leaves(folder, tmp_path):
+    with open_small(folder, tmp_path) as llm:
+        keep_in_memory(llm, 2048, 0.5, sequences=4, text=True)
+        llm._context = 2048
+        with llm.session() as first:
+            first.append(LONG)
+            with pytest.raises(DoesNotFit) as caught:
+                llm.generate(LONG)
+            assert caught.value.tier in ("host", "disk")
+            assert first.generate(max_new_tokens=2).token_ids
+        assert llm.generate(LONG, max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"model": 7}, "model"),
+        ({"revision": 7}, "revision"),
+        ({"device": "tpu"}, "allowed are auto, cpu, cuda and mps"),
+        ({"device": None}, "allowed are auto"),
+        ({"dtype": "int8"}, "allowed is auto, float32"),
+        ({"budget": {}}, "allowed is a Budget"),
+        ({"budget": "6GiB"}, "allowed is a Budget"),
+        ({"mode": "bounded", "kv_bits": "full"}, "Use --mode exact, or --kv-bits 8, 6, 4"),
+        ({"mode": "quick"}, "allowed is exact, bounded, deadline"),
+        ({"epsilon": float("nan")}, "between 0 and 1"),
+        ({"kv_bits": 5}, "allowed are auto, full, 8, 6, 4"),
+        ({"weight_bits": 5}, "allowed are auto, full, 8 and 4"),
+        ({"context": 0}, "whole number from 1"),
+        ({"context": "4096"}, "whole number from 1"),
+        ({"threads": True}, "whole number from 1"),
+        ({"spill_dir": 5}, "allowed is a folder"),
+        ({"spill_dir": "/no/such/folder"}, "is not a folder"),
+    ],
+)
+def test_wrong_options_are_named(folder, tmp_path, wrong, says):
+    options = {"model": folder, "spill_dir": tmp_path, **wrong}
+    with pytest.raises(InputError, match=says):
+        LLM.open(options.pop("model"), **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "generation", "says"),
+    [
+        (None, {}, "a str, a list of token ids or a list of messages"),
+        (b"bytes", {}, "not bytes"),
+        (7, {}, "not int"),
+        ([], {}, "prompt is empty"),
+        ([1, "a"], {}, "token ids are whole numbers"),
+        ([True], {}, "token ids are whole numbers"),
+        ([-1], {}, "outside this model's 0 to 263"),
+        ([264], {}, "outside this model's 0 to 263"),
+        ([{"role": "user"}], {}, "content"),
+        ([1], {"max_tokens": 5}, "max_new_tokens"),
+        ([1], {"temperature": "hot"}, "temperature must be"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens must be"),
+    ],
+)
+def test_wrong_prompts_and_settings_are_named(llm, prompt, generation, says):
+    with pytest.raises(InputError, match=says):
+        llm.generate(prompt, **generation)
+    assert_nothing_is_held(llm)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_prefill_goes_on_where_it_stopped(llm, after):
+    with llm.session() as session:
+        session.append(LONG)
+        expected = session.last_logits()
+    seen = []
+
+    def interrupt(progress):
+        if progress.phase == "prefill":
+            seen.append(progress.done_tokens)
+            if len(seen) == after:
+                raise KeyboardInterrupt
+
+    with llm.session() as session:
+        llm.on_progress = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            session.append(LONG)
+        llm.on_progress = None
+        assert session.num_processed == seen[-1] < len(LONG)
+        session._runtime.store.check_integrity(deep=True)
+        assert session.tokens == LONG
+        assert torch.equal(session.last_logits(), expected)
+        assert session.generate(max_new_tokens=3).usage["recomputed_tokens"] == 0
+
+
+def test_an_interrupted_load_is_begun_again(folder, tmp_path):
+    with open_small(folder, tmp_path) as llm:
+
+        def interrupt(progress):
+            raise KeyboardInterrupt
+
+        llm.on_progress = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([1, 2], max_new_tokens=1)
+        assert_nothing_is_held(llm)
+        llm.on_progress = None
+        assert llm.generate([1, 2], max_new_tokens=1).token_ids
+
+
+class Failing(ScratchFile):
+    """A scratch file whose reads or writes fail."""
+
+    kind, code = "read", errno.EIO
+
+    def _fail(self, kind):
+        if kind == Failing.kind:
+            raise OSError(Failing.code, os.strerror(Failing.code))
+
+    def _read_some(self, view, offset):
+        self._fail("read")
+        return super()._read_some(view, offset)
+
+    def _write_some(self, view, offset):
+        self._fail("write")
+        return super()._write_some(view, offset)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "says"),
+    [("read", errno.EIO, "Input/output error"), ("write", errno.ENOSPC, "No space left")],
+)
+def test_a_failing_disk_is_a_clear_error(folder, tmp_path, monkeypatch, kind, code, says):
+    monkeypatch.setattr(runtime_module, "ScratchFile", Failing)
+    monkeypatch.setattr(Failing, "kind", kind)
+    monkeypatch.setattr(Failing, "code", code)
+    with open_small(folder, tmp_path) as llm:
+        keep_in_memory(llm, len(IDS), 0.0)
+        with pytest.raises(StorageError, match=says) as caught:
+            llm.logits(IDS)
+        assert caught.value.exit_code == 4
+        assert_nothing_is_held(llm)
+        monkeypatch.setattr(Failing, "kind", "none")
+        assert llm.logits(IDS[:300], last=1).shape == (1, 264)
