@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-test
 peers: $(PEERS_VENV)/.installed
 	PYTHONSAFEPATH= $(PEERS_VENV)/bin/python benchmarks/peers/compare.py $(PEERS_ARGS)
 
-# The kernels' tests with every access to memory checked. Compiling takes six minutes. Needs GCC on Linux.
+# The kernels' tests with every access to memory checked. Compiling takes six to ten minutes. Needs GCC on Linux.
 soak: $(SOAK_VENV)/.installed
 	$(TEST_ENV) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \

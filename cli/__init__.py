@@ -2,7 +2,7 @@
 
     main            the door: exit codes
     app             the commands, gathered
-    ask, chat, summarize, plan, demo, bench, doctor, config    one command each
+    ask, chat, summarize, plan, demo, bench, calibrate, doctor, config, cache    one command each
     options         the shared options, in one table
     values          texts into sizes, numbers and choices
     shared_options  gives a command the shared options
@@ -10,11 +10,16 @@
     run             one run: the model it opens, the answer it streams
     answer          an answer as it is heard, and as it is told
     documents       documents into a prompt
+    summary*, map_reduce, job    a summary, whole or in parts, and what is kept of it
     dialogue        a conversation at the terminal
     conversation    its messages, and the file that keeps them
-    line_editor     what a user types
+    chat_commands, memory_view, background    parts of a chat
+    line_editor, line_history, completion     what a user types
+    markdown        how an answer looks at a terminal
     terminal        answers to standard output, all else to standard error
     progress        how far loading and prefill are
+    recorder, chart, report, report_file      the page that --report writes
+    cache_items, planted, speeds    what lies on disk; a demonstration's facts; earlier speeds
     output_file     a file that appears whole or not at all
     signals         Ctrl-C and SIGTERM
     failure         what went wrong, told

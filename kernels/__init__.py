@@ -7,6 +7,7 @@
     paged_attention  decode attention over sealed pages, without unpacking them
     layer_attention  a layer's decode attention in one call: compiled kernels alone
     score            every page's share of the softmax, from its near plane alone
+    bounds           the greatest score that a key within a page's box could have
     effect           what a head can do to the residual stream
     selection        from pages' shares to the records that are read
     means            attention over pages as single tokens: share and mean value
@@ -14,7 +15,11 @@
     rope_scores      what a key's bias adds to scores
     quantised        weights in groups of 8 or 4 bits, and rows of activations
     matmul           linear layers whose rows never depend on how many rows there are
-    norm             RMS norm of rows, before the output head
+    norm             RMS norm of rows, each on its own
+    gate             the gate of an MLP
+    turn             rotary position embedding, by angles that are given
+    add              what joins the residual
+    raw_rows         keys and values of the newest tokens, to and from float32
     step             a layer's decode step but for its attention: compiled kernels alone
     token_step       a token through all layers in one call: compiled kernels alone
     checks           shapes that do not fit, named

@@ -15,6 +15,7 @@ issue_point when a layer is rehearsed: before the attention of the one before it
 mean_change what is usually added to the residual by then
 trail       what a sequence's layers selected: a step ago, and ever
 fidelity    what was left out, by the runtime's own estimate
+audit       how true that is: a few records that were left out, read all the same
 budget      the best records of a budget, for selectors that have one
 walk        which pass is under way, and what it used
 stats       hits, late, misses, waste, stall, bytes per tier

@@ -4,9 +4,10 @@ early  from the residual that enters the layer before: its attention and MLP hid
 late   from the residual after that layer's attention: only its MLP hides them, but the query is
        nearer to what it will be
 
-In the first layers attention changes the residual so much that an early rehearsal says nothing
-(cosine to the true query near 0), in later ones it is as good as a late one. Which holds is learnt
-from the first tokens, and looked at again from time to time. Costs time if wrong, nothing else.
+In the first layers attention changes the residual so much that an early rehearsal says little
+(cosine to the true query below 0.4), in later ones it is as good as a late one. Which holds is
+learnt from the first tokens, and looked at again from time to time. Costs time if wrong, nothing
+else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The built-in model and its documents: package data, and where it lies.
 
-    model/        a checkpoint like any other (README.md is its card)
+    model/        a checkpoint like any other (its card is README.md beside this file)
     story.md      a story of 13,000 tokens with facts in it
     report.md     a report of 4,500 tokens with numbered key points
     demo.json     what to ask about both, and the right answers
