@@ -3,8 +3,8 @@
     python benchmarks/train/story.py --out offload/builtin
 
 The text is the same each time. Which facts stand in it was chosen by measurement for an earlier
-model, out of many: margins.py says by how much the built-in model prefers the right answers, and changing any
-sentence, a seed or a fact means measuring again.
+model, out of many: margins.py says by how much the built-in model prefers the right answers, and
+changing any sentence, a seed or a fact means measuring again.
 """
 
 from __future__ import annotations
