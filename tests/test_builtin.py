@@ -70,6 +70,7 @@ def test_transformers_reads_the_same_summary(tokenizer):
         hidden = model.model(torch.tensor([prompt + answer])).last_hidden_state
         logits = model.lm_head(hidden[0, -len(answer) - 1 : -1])
     assert logits.argmax(-1).tolist() == answer
-    # Wide enough for the keys and values to be rounded; benchmarks/train/margins.py measures that.
+    # Wide enough to be rounded: keys and values of 8 and 4 bits, weights of 8 and 4, and bfloat16
+    # move it by 0.08 at most (benchmarks/train/margins.py), a sixth of this.
     best = logits.topk(2).values
-    assert (best[:, 0] - best[:, 1]).min() > 1.0
+    assert (best[:, 0] - best[:, 1]).min() > 0.5
