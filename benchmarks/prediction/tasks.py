@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,32 +78,33 @@ class Sums:
         }
 
 
-def again(session, length: int) -> torch.Tensor:
-    """Back to a prompt: its last logits. Behind a long answer all of it is read again."""
-    session.truncate(length)
-    return session.last_logits()
+@contextmanager
+def asked_in(llm, session, messages: list[dict]):
+    """A branch that has been asked, and its last logits. A new one for each answer: going back in
+    one behind a long answer would read all of the document again, into pages of its own."""
+    with session.fork() as branch:
+        ids, common = llm.tokenizer.continue_chat(branch.tokens, messages)
+        branch._replace_from(common, ids)
+        yield branch, branch.last_logits()
 
 
 def measure_answer(llm, session, messages: list[dict], wanted: str, epsilons, sums: dict) -> None:
     """One question in exact mode and at each epsilon; `sums` by epsilon."""
     eos = llm.generation.eos_token_ids
-    with session.fork() as branch:
-        ids, common = llm.tokenizer.continue_chat(branch.tokens, messages)
-        branch._replace_from(common, ids)
-        first = branch.last_logits()
-        exact = decode_run(branch, first, None, MOST_TOKENS, Mode(), eos_token_ids=eos)
-        goal = llm.tokenizer.encode(wanted, add_bos=False)
-        is_right_exactly = exact.tokens == goal
-        for epsilon in epsilons:
-            mode = Mode("bounded", selector_options={"epsilon": epsilon})
-            first = again(branch, len(ids))
-            run = decode_run(branch, first, exact.tokens, MOST_TOKENS, mode, exact.log_probs)
-            is_right = is_right_exactly
-            if not all(run.same_top1):  # it would have gone another way
-                first = again(branch, len(ids))
-                own = decode_run(branch, first, None, MOST_TOKENS, mode, eos_token_ids=eos)
-                is_right = own.tokens == goal
-            sums[epsilon].add(is_right_exactly, is_right, run)
+    with asked_in(llm, session, messages) as asked:
+        exact = decode_run(*asked, None, MOST_TOKENS, Mode(), eos_token_ids=eos)
+    goal = llm.tokenizer.encode(wanted, add_bos=False)
+    is_right_exactly = exact.tokens == goal
+    for epsilon in epsilons:
+        mode = Mode("bounded", selector_options={"epsilon": epsilon})
+        with asked_in(llm, session, messages) as asked:
+            run = decode_run(*asked, exact.tokens, MOST_TOKENS, mode, exact.log_probs)
+        is_right = is_right_exactly
+        if not all(run.same_top1):  # it would have gone another way
+            with asked_in(llm, session, messages) as asked:
+                own = decode_run(*asked, None, MOST_TOKENS, mode, eos_token_ids=eos)
+            is_right = own.tokens == goal
+        sums[epsilon].add(is_right_exactly, is_right, run)
 
 
 def measure_document(llm, drawn, epsilons, firsts: dict, laters: dict) -> None:
