@@ -21,7 +21,7 @@ from .geometry import Geometry
 from .mode import Mode
 from .output import Progress
 from .plan import Plan
-from .planner import Request, make_plan
+from .planner import Request, fewest_hot_records, make_plan
 from .runtime import Runtime
 from .weights import WeightStore
 
@@ -84,8 +84,9 @@ class Admission:
         return max(1, min(most, largest))
 
     def keep_in_memory(self, share: float, context: int, sequences: int = 1, **request) -> None:
-        """Lower the host limit until at most `share` of such a request's far planes lies in memory
-        and the rest on disk.
+        """Lower the host limit until at most `share` of such a request's far planes lies in memory,
+        or fits there as hot pages, and the rest on disk. (A tenth is kept at hand where pages are
+        selected, whatever `share` says.)
 
         For demonstrations, tests and measurements: a limit in bytes of the whole process would
         follow from what the process happens to take. Raises DoesNotFit.
@@ -95,7 +96,10 @@ class Admission:
         def keeps_more(host_bytes: int) -> bool:
             self.limits = replace(self.limits, host_bytes=host_bytes)
             plan = self.plan(context, sequences, **request)
+            per_span = self.geometry.records_per_span
+            fewest = fewest_hot_records(self.geometry, plan.num_spans)
             in_memory = plan.num_spans - plan.far_spans.get("disk", 0)
+            in_memory += max(0, plan.hot_records - fewest) / per_span
             return (
                 plan.fits
                 and plan.near_resident

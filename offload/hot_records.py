@@ -25,12 +25,17 @@ from .page_table import Extent
 from .reads import State, Urgency
 
 NOTHING = -1
+NO_FRAMES = np.empty(0, dtype=np.int64)
 # As plain numbers: members of an enumeration cost a look-up each time.
 NONE, QUEUED, READING, READY, FAILED = map(int, State)
 # Wishes may take this share of the frames at most: the rest is what demands have to live on.
 _MOST_WISHED = 0.5
 # What is waited for at a time: enough that attending to it is worth a call, while more comes.
 _AWAITED_BYTES = 1 << 20
+# How many records of a selection may push out others' last selections at a time. Half of them are
+# read while the other half is attended; with more, a selection that finds no room in the cache
+# would leave nothing of it.
+_STREAMED = 32
 _NEWEST_WEIGHS = 0.25  # of what a group lacked lately: steps differ
 
 
@@ -57,14 +62,15 @@ class HotRecords:
         self._records_per_span, self._record_bytes = records_per_span, record_bytes
         self._place = io.hot_arena.frames.data_ptr()
         self._first_tag = io.first_hot_tag
-        self._num_awaited = max(1, _AWAITED_BYTES // record_bytes)
+        self._num_streamed = max(1, min(_STREAMED, num_frames // 2))
+        self._num_awaited = max(1, min(_AWAITED_BYTES // record_bytes, self._num_streamed // 2))
         self._state = io.reads.states[self._first_tag :]
         self._frame_of = np.full(num_numbers, NOTHING, dtype=np.int64)  # H1
         self._record_of = np.full(num_frames, NOTHING, dtype=np.int64)  # H1
         self._pinned = np.zeros(num_frames, dtype=bool)  # H2
         self._wished = np.zeros(num_frames, dtype=bool)  # brought by a wish, not used yet
         self._spared = np.zeros(num_frames, dtype=bool)  # wished for a turn that is still to come
-        self._selected = np.zeros(num_frames, dtype=bool)  # part of the selection under way
+        self._brought = np.zeros(num_frames, dtype=bool)  # pinned, and was not there before
         self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
         self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
         self._is_standing = np.zeros(num_numbers, dtype=bool)
@@ -80,12 +86,6 @@ class HotRecords:
     def num_bytes(self) -> int:
         return self._io.hot_arena.num_bytes
 
-    @property
-    def most_at_once(self) -> int:
-        """How many records may be begun in one call: half of the frames, so that the next ones can
-        be read meanwhile."""
-        return max(1, self.num_frames // 2)
-
     def addresses(self, frames: np.ndarray) -> np.ndarray:
         """Where frames start in memory, int64."""
         return self._place + frames * self._record_bytes
@@ -100,41 +100,40 @@ class HotRecords:
         self._begin_call()
         self._cancel(group)
         frames = self._frame_of[numbers]
-        keep = frames[frames >= 0]
         self._eviction.touch(numbers[frames >= 0])
         missing = numbers[frames < 0]
         if self._io.writing:
             missing = missing[~self._unwritten(missing)]
         room = int(self.num_frames * _MOST_WISHED) - int(self._spared.sum())
         missing = missing[: max(0, room)]
-        taken = self._take(len(missing), keep, spares_wished=True)
+        taken = self._take(len(missing), self._takable(frames[frames >= 0], by_wish=True))
         self._wished[taken] = self._spared[taken] = True
         self._queued[group] = taken
         self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
 
-    def open_selection(self, numbers: np.ndarray, group: Hashable | None) -> None:
-        """What an earlier selection pinned is let go, and what was wished for this one and is not
-        part of it. Of its records, which will be begun in parts, those that are there are not given
-        up for others as long as that can be helped.
+    def open_selection(self, numbers: np.ndarray, group: Hashable | None) -> np.ndarray:
+        """Which of a selection's records (bool) are there or on their way: the ones to begin first,
+        since others may push them out. What an earlier selection pinned is let go, and what was
+        wished for this one and is not part of it.
 
         group: whose last selection this is, until its next: most of it will be selected again, so
         it is given up after all that no group selected last. None: nobody's.
         """
         self._begin_call()
-        self._pinned[:] = False
-        self._selected[:] = False
+        self._pinned[:] = self._brought[:] = False
         frames = self._frame_of[numbers]
-        there = frames[frames >= 0]
-        self._selected[there] = True
+        is_there = frames >= 0
         if group is None:
-            return
-        self._cancel(group)
+            return is_there
+        there = frames[is_there]
+        self._cancel(group, but=there)
         num_lacked = len(frames) - len(there) + int(self._wished[there].sum())
         before = self._lacked.get(group, num_lacked)
         self.leave(group)
         self._lacked[group] = before + _NEWEST_WEIGHS * (num_lacked - before)
         self._standing[group] = numbers
         self._is_standing[numbers] = True
+        return is_there
 
     def leave(self, group: Hashable) -> None:
         """What the group selected counts no more."""
@@ -147,36 +146,31 @@ class HotRecords:
         """How many records of a selection had to be read lately, ahead or not; a mean."""
         return self._lacked.get(group, 0.0)
 
-    def begin(self, numbers: np.ndarray, *, waits: bool) -> np.ndarray | None:
-        """Frames (int64) for the records, pinned until `release`, and begins to read what they
-        lack; `arrivals` says when they may be read. At most `most_at_once` numbers, each once.
+    def begin(self, numbers: np.ndarray, *, waits: bool) -> np.ndarray:
+        """Frames (int64) for the first of the records, for as many as there is room, pinned until
+        `release`; and begins to read what they lack. `arrivals` says when they may be read.
 
-        waits: for room, if need be; else the answer is None where there is none now. Raises
-        StorageError.
+        numbers: each once. waits: for room for one of them at least. Raises StorageError.
         """
-        assert len(numbers) <= self.most_at_once
         self._begin_call()
+        count = self._num_with_room(numbers)
+        if not count and waits:
+            self._wait(lambda: self._num_with_room(numbers))
+            count = self._num_with_room(numbers)
+        numbers = numbers[:count]
         frames = self._frame_of[numbers]
         is_there = frames >= 0
         there, missing = frames[is_there], numbers[~is_there]
         late = there[self._state[there] != READY]
         if len(late):  # before what is begun now
             self._io.reads.promote(self._first_tag + late)
-        if len(missing):
-            if self._io.writing and self._unwritten(missing).any():
-                if not waits:
-                    return None
-                self._wait(lambda: not self._unwritten(missing).any())
-            if self._num_takable(there) < len(missing):
-                if not waits:
-                    return None
-                self._wait(lambda: self._num_takable(there) >= len(missing))
-            taken = self._take(len(missing), there)
+        self._pinned[there] = True
         self._count(there, len(missing))
         if len(missing):
+            taken = self._take(len(missing), self._takable(keep=there))
             frames[~is_there] = taken
             self._read(missing, taken, Urgency.DEMAND)
-        self._pinned[frames] = True
+            self._pinned[taken] = self._brought[taken] = True
         self._wished[frames] = self._spared[frames] = False
         self._eviction.use(numbers)
         return frames
@@ -199,8 +193,7 @@ class HotRecords:
 
     def release(self, frames: np.ndarray) -> None:
         """The caller is done with what it began."""
-        self._pinned[frames] = False
-        self._selected[frames] = False  # it has had its turn
+        self._pinned[frames] = self._brought[frames] = False
 
     def ready(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the records (bool) are there now."""
@@ -289,15 +282,15 @@ class HotRecords:
         self._io.reads.submit(tags, numbers, ones, places, urgency)
         self._is_changing = False
 
-    def _cancel(self, group: Hashable) -> None:
+    def _cancel(self, group: Hashable, but: np.ndarray = NO_FRAMES) -> None:
         """The group's wishes have had their turn, or are replaced: those that are still queued, and
-        neither pinned nor part of the selection under way, are not wanted any more."""
+        are neither pinned nor in the frames `but`, are not wanted any more."""
         frames = self._queued.pop(group, None)
         if frames is None:
             return
         self._spared[frames] = False
-        is_wanted = self._pinned[frames] | self._selected[frames]
-        frames = frames[(self._state[frames] == QUEUED) & ~is_wanted]
+        frames = frames[(self._state[frames] == QUEUED) & ~self._pinned[frames]]
+        frames = np.setdiff1d(frames, but)
         if len(frames):
             self._is_changing = True
             self._io.reads.cancel(self._first_tag + frames)
@@ -305,33 +298,46 @@ class HotRecords:
             self._wished[frames] = False  # nothing was read, so nothing was wasted
             self._empty(frames)
 
-    def _takable(self, keep: np.ndarray, spares_wished: bool) -> np.ndarray:
-        """Frames whose record may go."""
+    def _takable(self, keep: np.ndarray, *, by_wish: bool = False) -> np.ndarray:
+        """Which frames' records may go for others: not those in `keep`. by_wish: a wish does not
+        push out another that has not had its turn."""
         can_go = (self._state == READY) & ~self._pinned
         can_go[keep] = False
-        if spares_wished:  # one wish does not push out another that has not had its turn
+        if by_wish:
             can_go &= ~self._spared
         return np.flatnonzero(can_go)
 
-    def _num_takable(self, keep: np.ndarray) -> int:
-        return int((self._state == NONE).sum()) + len(self._takable(keep, False))
+    def _num_with_room(self, numbers: np.ndarray) -> int:
+        """How many of the records, from the first on, may be begun now: as many as lack a frame
+        that is free or holds nobody's last selection, or a few at a time."""
+        frames = self._frame_of[numbers]
+        lacks = frames < 0
+        if not lacks.any():
+            return len(numbers)
+        there = frames[~lacks]
+        if self._io.writing:
+            blocked = np.flatnonzero(lacks & self._unwritten(numbers))
+            lacks = lacks[: blocked[0]] if len(blocked) else lacks
+        takable = self._takable(keep=there)
+        num_free = np.count_nonzero(self._state == NONE)
+        num_easy = num_free + np.count_nonzero(~self._is_standing[self._record_of[takable]])
+        few = self._num_streamed - np.count_nonzero(self._brought)
+        room = min(num_free + len(takable), max(num_easy, few))
+        return int(np.searchsorted(np.cumsum(lacks), room, side="right"))
 
-    def _take(self, count: int, keep: np.ndarray, spares_wished: bool = False) -> np.ndarray:
-        """Empty frames, at most `count`: free ones, then the least valuable. `keep` stay."""
+    def _take(self, count: int, candidates: np.ndarray) -> np.ndarray:
+        """Empty frames, at most `count`: free ones, then the least valuable candidates."""
         free = np.flatnonzero(self._state == NONE)[:count]
         if len(free) == count:
             return free
-        candidates = self._takable(keep, spares_wished)
-        records = self._record_of[candidates]
-        rank = self._is_standing[records] + 2 * self._selected[candidates]
+        is_standing = self._is_standing[self._record_of[candidates]]
         taken = [free]
-        for value in range(4):
+        for of_kind in (candidates[~is_standing], candidates[is_standing]):
             count -= len(taken[-1])
-            of_rank = candidates[rank == value]
-            if 0 < count < len(of_rank):
-                worth = self._eviction.worth(self._record_of[of_rank])
-                of_rank = of_rank[np.argpartition(worth, count)]
-            taken.append(of_rank[:count])
+            if 0 < count < len(of_kind):
+                worth = self._eviction.worth(self._record_of[of_kind])
+                of_kind = of_kind[np.argpartition(worth, count)]
+            taken.append(of_kind[:count])
         self._empty(np.concatenate(taken[1:]))
         return np.concatenate(taken)
 

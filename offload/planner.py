@@ -6,6 +6,9 @@ planes, weights, then far planes, fastest tier first. Whatever does not fit stre
 goes to disk (far planes); near planes that do not fit join their far planes. Only when even that is
 too much does a request not fit. Results of the model do not depend on any of it. Loads and reserves
 nothing.
+
+Where pages are selected and not all far planes fit, host memory holds no far planes but hot pages:
+the same bytes keep at hand what is selected again and again, wherever it lies.
 """
 
 from __future__ import annotations
@@ -23,12 +26,17 @@ WRITE_BUFFERS = 2
 # Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a
 # small part of all spans, which had better stay in memory.
 _STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
-HOT_SHARE = (
-    0.1  # of all far planes: what is kept at hand of those on disk, where pages are selected
-)
+# Of all far planes: what is kept at hand at least of those on disk, where pages are selected.
+_LEAST_HOT_SHARE = 0.1
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
+
+
+def fewest_hot_records(geometry: Geometry, num_spans: int) -> int:
+    """How many records from disk are kept at hand at least; num_spans: of all layers."""
+    per_span = geometry.records_per_span
+    return max(2 * per_span, int(_LEAST_HOT_SHARE * num_spans * per_span))
 
 
 def staging_slots(span_bytes: int, num_spans: int) -> int:
@@ -114,10 +122,8 @@ class _Filling:
         self.layouts = geometry.layouts(len(self.layers))
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
-        self.hot_records = 0
-        if geometry.layout.value_means:
-            most = self.num_spans * geometry.records_per_span
-            self.hot_records = max(2 * geometry.records_per_span, int(HOT_SHARE * most))
+        self.selects = geometry.layout.value_means
+        self.fewest_hot = fewest_hot_records(geometry, self.num_spans) if self.selects else 0
 
     def plan(self) -> Plan:
         sweep = self.request.sweep_cells or 1
@@ -178,7 +184,7 @@ class _Filling:
             "staging": (staging_slots(span, self.num_spans) + WRITE_BUFFERS) * span
             if spills
             else 0,
-            "hot pages": self.hot_records * self.geometry.layout.record_bytes if spills else 0,
+            "hot pages": self.fewest_hot * self.geometry.layout.record_bytes if spills else 0,
             # On the way to a device, streamed layers pass through host memory.
             "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
         }
@@ -224,8 +230,27 @@ class _Filling:
             far["host"] = min(left, max(0, room) // span)
             if far["host"] == left:
                 break
+            if spills and self.selects:  # memory is for hot pages, as far as the disk has room
+                spare = self._scratch_bytes(streamed) + self._spare_spans * span
+                on_disk = max(0, self.limits.disk_bytes - spare) // span
+                far["host"] = min(far["host"], max(0, left - on_disk))
         far["disk"] = left - far["host"]
         return far
+
+    def _hot_records(self, host: dict[str, int], far: dict[str, int]) -> int:
+        """How many records from disk are kept at hand. host: what lies there, with the fewest."""
+        if not (self.selects and far["disk"]):
+            return 0
+        room = max(0, self.limits.host_bytes - sum(host.values()))
+        most = far["disk"] * self.geometry.records_per_span
+        hot = self.fewest_hot + room // self.geometry.layout.record_bytes
+        return max(self.fewest_hot, min(most, hot))
+
+    def _scratch_bytes(self, streamed: int) -> int:
+        """Of weights on disk, in the form in which they are used."""
+        if self.facts.weight_bits is None:
+            return 0
+        return sum(self.facts.layer_sizes[len(self.layers) - streamed :])
 
     @property
     def _spare_spans(self) -> int:
@@ -242,11 +267,13 @@ class _Filling:
         if not self.on_device:
             host |= items
         host["far planes"] = (far["host"] + (0 if spills else self._spare_spans)) * span
+        if spills:
+            hot = self._hot_records(host, far)
+            host["hot pages"] = hot * self.geometry.layout.record_bytes
         device = {**items, "far planes": far["device"] * span} if self.on_device else None
-        scratch = sum(self.facts.layer_sizes[len(self.layers) - streamed :])
         disk = {
             "far planes": (far["disk"] + (self._spare_spans if spills else 0)) * span,
-            "weights": scratch if self.facts.weight_bits is not None else 0,
+            "weights": self._scratch_bytes(streamed),
         }
         return device, host, disk
 
@@ -282,7 +309,8 @@ class _Filling:
         streamed_bytes = sum(sizes[len(sizes) - streamed :])
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
-        decode = {tier: count * span for tier, count in far.items()}
+        # What is selected follows from the text, and none of it may lie on disk: a bound without.
+        decode = {tier: 0 if self.selects else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
         decode["disk"] += streamed_bytes
@@ -307,7 +335,7 @@ class _Filling:
             near_resident=geometry.layout.near_resident,
             sweep_cells=sweep,
             staging_slots=staging_slots(span, self.num_spans),
-            hot_records=self.hot_records if far["disk"] else 0,
+            hot_records=host["hot pages"] // geometry.layout.record_bytes,
             far_spans=far,
             num_spans=self.num_spans,
             padding_share=mean(of.padding_share for of in layouts),

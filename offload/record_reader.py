@@ -28,17 +28,19 @@ _ON_DISK = TIERS.index(Tier.DISK)
 
 
 class _Demand:
-    """Records from disk, begun as there is room and given as they come. numbers: (n,) int64; group:
-    whose selection they are. hot: None where nothing is on disk."""
+    """A selection's records from disk: what is there is begun first, the rest as there is room, and
+    all are given as they come. numbers: (n,) int64, ascending; group: whose selection they are.
+    hot: None where nothing is on disk."""
 
     def __init__(self, hot: HotRecords | None, numbers: np.ndarray, group, is_look: bool):
         assert hot is not None or not len(numbers), "no frames for records from disk"
         self._hot, self._numbers = hot, numbers
-        self._begun: deque[tuple[int, np.ndarray]] = deque()  # the first one's index, and frames
-        self._num_begun = 0
+        self._begun: deque[tuple[np.ndarray, np.ndarray]] = deque()  # indices, frames
+        self._left = np.arange(len(numbers))  # indices of those that were not begun
         if hot is not None:
-            hot.open_selection(numbers, None if is_look else group)
-            self._begin(waits=True)
+            is_there = hot.open_selection(numbers, None if is_look else group)
+            self._left = np.argsort(~is_there, kind="stable")
+            self._begin(waits=False)
 
     def is_any_there(self) -> bool:
         """Whether the first part needs no waiting."""
@@ -47,24 +49,23 @@ class _Demand:
     def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some of the records, their indices (ascending) and their frames, pinned until they are
         released: what is there, then what has come meanwhile. Blocks until there is more."""
-        while self._begun or self._num_begun < len(self._numbers):
+        while self._begun or len(self._left):
             if not self._begun:
                 self._begin(waits=True)
-            first, frames = self._begun.popleft()
+            begun, frames = self._begun.popleft()
             for come in self._hot.arrivals(frames):
-                yield first + come, frames[come]
+                come = come[np.argsort(begun[come])]
+                yield begun[come], frames[come]
                 self._begin(waits=False)
 
     def _begin(self, *, waits: bool) -> None:
-        """Begins to read what there is room for. waits: for room for the first of them."""
-        while self._num_begun < len(self._numbers):
-            some = self._numbers[self._num_begun :][: self._hot.most_at_once]
-            frames = self._hot.begin(some, waits=waits)
-            if frames is None:
-                return
-            self._begun.append((self._num_begun, frames))
-            self._num_begun += len(some)
-            waits = False
+        """Begins to read what there is room for. waits: for room for one of them."""
+        if not len(self._left):
+            return
+        frames = self._hot.begin(self._numbers[self._left], waits=waits)
+        if len(frames):
+            self._begun.append((self._left[: len(frames)], frames))
+            self._left = self._left[len(frames) :]
 
 
 class RecordReader:

@@ -144,6 +144,43 @@ def least_host(context: int) -> int:
     return (roomy.fixed_host_bytes + 9 * span) // MiB + 1
 
 
+def selecting_plan(host: int, disk: int = 1024, device: int | None = None, context: int = 60_000):
+    """Budgets in MiB."""
+    facts = facts_of(MODELS["small"])
+    geometry = choose_geometry(facts.config, "8", selects=True)
+    limits = Limits(device and device * MiB, host * MiB, disk * MiB, 50 * MiB)
+    return make_plan(facts, geometry, limits, Request(context)), geometry
+
+
+@given(st.integers(140, 200), st.integers(0, 80))
+def test_memory_is_for_hot_pages_where_pages_are_selected(host, disk):
+    """As far as the disk takes the far planes; a fixed share of those is at hand at least."""
+    plan, geometry = selecting_plan(host, disk)
+    record = geometry.layout.record_bytes
+    assert plan.host["hot pages"] == plan.hot_records * record
+    on_disk = plan.far_spans["disk"]
+    assert plan.hot_records <= max(1, on_disk) * geometry.records_per_span
+    assert (plan.hot_records > 0) == (on_disk > 0)
+    if not plan.fits or not on_disk:
+        return
+    assert plan.hot_records >= plan.num_spans * geometry.records_per_span // 10
+    if plan.far_spans["host"]:  # only where the disk is full
+        assert (disk * MiB - sum(plan.disk.values())) < geometry.span_bytes
+    all_hot = plan.hot_records == on_disk * geometry.records_per_span
+    assert all_hot or host * MiB - sum(plan.host.values()) < geometry.span_bytes
+
+
+def test_all_far_planes_lie_in_memory_where_they_fit():
+    plan, _ = selecting_plan(1024)
+    assert (plan.far_spans["disk"], plan.hot_records) == (0, 0)
+
+
+def test_a_device_keeps_far_planes_where_pages_are_selected():
+    plan, _ = selecting_plan(host=75, device=85)
+    assert plan.far_spans["device"] and plan.far_spans["disk"] and not plan.far_spans["host"]
+    assert plan.hot_records
+
+
 def test_without_a_disk_memory_is_what_lacks():
     host = least_host(60_000)
     plan = a_plan(60_000, host=host, disk=0)
