@@ -1,14 +1,16 @@
 """One decoded token through all layers, their attention included, in one call: compiled kernels
 alone.
 
-For layers all of whose tensors and pages lie in memory. The bits are those of each layer's
-`LayerStep` and `attend_layer` one after the other, or, where records are selected, of `effect`,
-`score`, `selection` and `means`, since the same functions serve. What a token sees comes as
-numbers: knows no windows, cells or tables.
+For layers all of whose tensors lie in memory, and all pages that are attended without being
+selected. What is selected and does not is asked for in the middle of the call. The bits are those
+of each layer's `LayerStep` and `attend_layer` one after the other, or, where records are selected,
+of `effect`, `score`, `selection` and `means`, since the same functions serve. What a token sees
+comes as numbers: knows no windows, cells or tables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +54,23 @@ class View(NamedTuple):
     visible: tuple[int, int]
     position: int
     runs: list[int]
+
+
+class AtHand(NamedTuple):
+    """Records that lie in frames for a while, known by numbers. Addresses of arrays: frame_of
+    (int64), each number's frame or -1; states (int8), whether a frame may be read: reads.State;
+    frames, each record_bytes long. They may change while records are asked for, and frames may
+    become READY any time."""
+
+    frame_of: int
+    states: int
+    frames: int
+    record_bytes: int
+
+
+# Gives a layer's chosen records (ascending, (n,) int64) in parts: positions among them (ascending)
+# and where each starts, both (m,) int64, good until the next part is asked for.
+Ask = Callable[[int, torch.Tensor], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 class Selections:
@@ -141,14 +160,24 @@ class TokenStep:
         views: list[View],
         tables: torch.Tensor,
         selections: Selections | None = None,
+        at_hand: AtHand | None = None,
+        ask: Ask | None = None,
     ) -> torch.Tensor:
         """The residual (1, hidden_size) float32 after the last layer, of x before the first.
 
         scale: of queries. angles: cosines and sines of the token's position, (rope_width,) float32
         each. places: where the first layer's keys and values go, as LayerStep.project_into takes
-        them. tables: (num_layers, 2) int64, the addresses of two int64 arrays for each layer: where
-        each near record and each record starts. selections: to be filled, where layers select.
+        them. tables: (num_layers, 3) int64, the addresses of three int64 arrays for each layer:
+        where each near record and each record starts, 0 where a record lies elsewhere, and its
+        number in at_hand. selections: to be filled, where layers select. ask: begins to bring what
+        a layer chose, called where that is neither in memory nor at hand; what it raises ends the
+        run.
         """
+
+        def addresses(layer: int) -> Iterator[tuple[int, int, int]]:
+            parts = ask(layer, selections.records(layer))  # begins, before anything is asked for
+            return ((at.data_ptr(), records.data_ptr(), len(at)) for at, records in parts)
+
         numbers = [len(angles)]
         for cosines, sines in angles:
             numbers += [cosines.data_ptr(), sines.data_ptr()]
@@ -162,6 +191,8 @@ class TokenStep:
             scale,
             numbers,
             tables.data_ptr(),
+            list(at_hand or ()),
+            None if ask is None else addresses,
             out.data_ptr(),
             [] if selections is None else selections.numbers(),
             torch.get_num_threads(),

@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterator
 import numpy as np
 import torch
 
+from ..kernels.token_step import AtHand
 from ..prefetch.stats import Stats
 from .errors import StorageError
 from .eviction import Eviction
@@ -89,6 +90,11 @@ class HotRecords:
     def addresses(self, frames: np.ndarray) -> np.ndarray:
         """Where frames start in memory, int64."""
         return self._place + frames * self._record_bytes
+
+    def at_hand(self) -> AtHand:
+        """Where records may be read now, for one compiled call, if nobody calls meanwhile."""
+        states = self._state.ctypes.data
+        return AtHand(self._frame_of.ctypes.data, states, self._place, self._record_bytes)
 
     def wish(self, numbers: np.ndarray, group: Hashable) -> None:
         """Asks for records, most urgent first, to be read when there is time. Never blocks.
@@ -174,6 +180,14 @@ class HotRecords:
         self._wished[frames] = self._spared[frames] = False
         self._eviction.use(numbers)
         return frames
+
+    def use(self, numbers: np.ndarray, group: Hashable) -> None:
+        """A selection of the group was attended, all of which was at hand."""
+        self.open_selection(numbers, group)
+        frames = self._frame_of[numbers]
+        self._count(frames, 0)
+        self._wished[frames] = self._spared[frames] = False
+        self._eviction.use(numbers)
 
     def arrivals(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Indices of frames that were begun, ascending, a part at a time: what is there, then what

@@ -328,14 +328,15 @@ class PageStore:
 
     def fetch_table(self, table: PageTable, spans: list[range]) -> TableAddresses | None:
         """What `fetch_run` gives of each layer's spans, for all layers at once, until the table
-        changes; None where some records are on disk or are not read in place.
+        changes; None where some of them are on disk or records are not read in place.
         """
         self._check(table)
         addresses = self.records.table_addresses(table)
-        if addresses is None:
+        reads = None if addresses is None else addresses.reads(spans)
+        if reads is None:
             return None
         self.stats.resident += sum(map(len, spans))
-        for tier, count in addresses.reads(spans).items():
+        for tier, count in reads.items():
             self.stats.bytes_read[tier.value] += count * self.record_bytes
         if self._transfers is not None:
             for layer, wanted in enumerate(spans):

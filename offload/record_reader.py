@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..kernels.token_step import AtHand
 from ..prefetch.stats import Stats
 from .hot_records import HotRecords
 from .page_table import PageTable, Tier
@@ -102,7 +103,7 @@ class RecordReader:
         return found
 
     def table_addresses(self, table: PageTable) -> TableAddresses | None:
-        """Where all layers' records start, if all lie in memory and are read in place."""
+        """Where all layers' records start, if they are read in place."""
         found = self._tables.get(table)
         if found is None or found[0] != table.version:
             layers = [self.addresses(table, layer) for layer in range(table.num_layers)]
@@ -181,10 +182,18 @@ class RecordReader:
         if waiting.any():
             yield make(where, wanted, np.flatnonzero(waiting), None)
 
-    def count(self, table: PageTable, layer: int, records: np.ndarray) -> None:
-        """Counts records that were attended where they lie in memory."""
+    def at_hand(self) -> AtHand | None:
+        """Where records from disk may be read now, by the numbers of `table_addresses`, until the
+        next call."""
+        return self._hot.at_hand() if self._hot is not None else None
+
+    def use(self, table: PageTable, layer: int, records: np.ndarray) -> None:
+        """A layer's selection was attended, all of which lies in memory or was at hand."""
         where = self._map(table, layer)
-        self._count(where, where.tier[records])
+        tiers = where.tier[records]
+        self._count(where, tiers)
+        if self._hot is not None:
+            self._hot.use(where.frame[records[tiers == _ON_DISK]], (table, layer))
 
     def forget(self, table: PageTable) -> None:
         """The table is closed."""

@@ -130,6 +130,18 @@ class SelectedAttention:
 
     # ---- for a whole token in one call -----------------------------------------------------------
 
+    def serves_tokens(self, layers: list[int], sequence: Sequence) -> bool:
+        """Whether nothing is to be done between the layers: nothing is asked for ahead, and each
+        layer waits for what it selects."""
+        return self._waits and not any(self._expects(layer, sequence) for layer in layers)
+
+    def _expects(self, layer: int, sequence: Sequence) -> bool:
+        """Whether anything would be asked for before the layer's turn."""
+        if not self._records.any_on_disk(sequence.table, layer):
+            return False
+        last = sequence.trail.last.get(layer)
+        return self.wants_query(layer, sequence) or len(self._foresight.expect(None, last)) > 0
+
     def choice(self) -> Choice | None:
         """How the compiled kernels select as the selector does; None where they cannot."""
         return compiled_choice(self._selector)

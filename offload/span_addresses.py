@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -62,9 +63,11 @@ class SpanAddresses:
         self._runs: dict[tuple[int, int], SpanRun] = {}
 
     @property
-    def arrays(self) -> tuple[int, int]:
-        """The addresses of two int64 arrays: where each near record and each record starts."""
-        return self.near_at.data_ptr(), self._record_at.data_ptr()
+    def arrays(self) -> tuple[int, int, int]:
+        """The addresses of three int64 arrays: where each near record and each record starts, and
+        the number of each record's frame."""
+        frame_at = self.where.frame.ctypes.data
+        return self.near_at.data_ptr(), self._record_at.data_ptr(), frame_at
 
     def run(self, first: int, stop: int) -> SpanRun:
         """The spans from `first` on that are in memory, up to `stop`; none if `first` is not."""
@@ -99,30 +102,40 @@ class SpanAddresses:
 
 
 class TableAddresses:
-    """Of all layers of a table whose records all lie in memory, the same number in each layer.
+    """Of all layers of a table, with the same number of records in each layer.
 
-    tables: (num_layers, 2) int64, each layer's `arrays`.
+    tables: (num_layers, 3) int64, each layer's `arrays`.
     """
 
     def __init__(self, layers: list[SpanAddresses]):
         self._layers = layers  # they hold the arrays
         self.num_records = len(layers[0].where.tier)
         self.tables = torch.tensor([layer.arrays for layer in layers], dtype=torch.int64)
-        self._counted: tuple[list[range], dict[Tier, int]] = [], {}
+        self._counted: tuple[list[range], dict[Tier, int] | None] = [], {}
 
-    def reads(self, spans: list[range]) -> dict[Tier, int]:
-        """What attending to each layer's `spans` reads from each tier, in records."""
+    @cached_property
+    def any_on_disk(self) -> bool:
+        return any(_ON_DISK in layer.where.tiers for layer in self._layers)
+
+    def reads(self, spans: list[range]) -> dict[Tier, int] | None:
+        """What attending to each layer's `spans` reads from each tier, in records; None where some
+        of them are on disk."""
         if self._counted[0] != spans:
-            reads: Counter[Tier] = Counter()
-            for layer, wanted in zip(self._layers, spans, strict=True):
-                reads.update(dict(layer.run(wanted.start, wanted.stop).reads if wanted else ()))
-            self._counted = spans, dict(reads)
+            self._counted = spans, self._count(spans)
         return self._counted[1]
+
+    def _count(self, spans: list[range]) -> dict[Tier, int] | None:
+        reads: Counter[Tier] = Counter()
+        for layer, wanted in zip(self._layers, spans, strict=True):
+            if wanted:
+                run = layer.run(wanted.start, wanted.stop)
+                if run.stop < wanted.stop:
+                    return None
+                reads.update(dict(run.reads))
+        return dict(reads)
 
 
 def table_addresses(layers: list[SpanAddresses]) -> TableAddresses | None:
-    """None where some records are on disk, or not every layer has the same number."""
-    where = [layer.where for layer in layers]
-    if any(len(one.tier) != len(where[0].tier) or _ON_DISK in one.tiers for one in where):
-        return None
-    return TableAddresses(layers)
+    """None where not every layer has the same number of records."""
+    counts = {len(layer.where.tier) for layer in layers}
+    return TableAddresses(layers) if len(counts) == 1 else None

@@ -1,15 +1,19 @@
-"""A decoded token through all layers in one call of the compiled kernels, where everything lies in
-memory: every layer's weights, and every record of the sequence.
+"""A decoded token through all layers in one call of the compiled kernels, where every layer's
+weights lie in memory, and every record of the sequence that is not selected.
 
-To the bit what the engine computes layer by layer, which it does wherever this does not serve:
-weights that are streamed, experts, pages on disk, selectors other than the default one, key biases
-of which not all elements turn, the token that seals a cell.
+What is selected from disk is brought in the middle of the call, unless it is at hand. To the bit
+what the engine computes layer by layer, which it does wherever this does not serve: weights that
+are streamed, experts, pages on disk in exact mode, selections that are read ahead, selectors other
+than the default one, key biases of which not all elements turn, the token that seals a cell.
 
 What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 
@@ -18,10 +22,45 @@ from ..kernels.token_step import Selections, TokenLayer, TokenStep, View
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .geometry import Geometry
+from .page_table import PageTable
 from .pager import PageStore
+from .record_reader import RecordReader
+from .selected import Placed
 from .selected_attention import SelectedAttention
 from .sequence import Sequence
 from .weights import WeightStore
+
+
+class _Turns:
+    """Layers' selections in their order: what was used is told, what is not at hand is brought."""
+
+    def __init__(
+        self, records: RecordReader, table: PageTable, layers: list[int], selections: Selections
+    ):
+        self._records, self._table, self._selections = records, table, selections
+        self._left = deque(layers)  # those whose selection nobody was told of
+
+    def bring(
+        self, layer: int, chosen: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See kernels.token_step.Ask."""
+        self._use(until=layer)
+        self._left.popleft()
+        return self._parts(self._records.fetch_in_place(self._table, layer, chosen.numpy()))
+
+    def end(self) -> None:
+        """All layers had their turn."""
+        self._use(until=None)
+
+    def _use(self, until: int | None) -> None:
+        while self._left and self._left[0] != until:
+            layer = self._left.popleft()
+            self._records.use(self._table, layer, self._selections.records(layer).numpy())
+
+    def _parts(self, coming: Iterator[Placed]) -> Iterator[tuple[torch.Tensor, ...]]:
+        for part in coming:
+            with part:
+                yield part.positions, part.record_at
 
 
 class WholeToken:
@@ -62,6 +101,8 @@ class WholeToken:
         pages = self._store.fetch_table(sequence.table, attended)
         if pages is None:
             return None
+        if pages.any_on_disk and not self._selected.serves_tokens(self._selecting, sequence):
+            return None
         angles = [rope.angles(position, 1) for rope in self._ropes]
         views = [
             self._view(sequence, position, cell, w, spans[w], pages.num_records)
@@ -70,9 +111,15 @@ class WholeToken:
         scale = self._decoder.query_scale(position)
         places = sequence.raw.places(0, cell, row)
         selections = self._selections(position, pages.num_records)
-        x = self._step.run(x, scale, angles, places, views, pages.tables, selections)
-        if selections is not None:
-            self._note(sequence, position, selections)
+        if selections is None:
+            return self._step.run(x, scale, angles, places, views, pages.tables)
+        turns = _Turns(self._store.records, sequence.table, self._selecting, selections)
+        hand = self._store.records.at_hand() if pages.any_on_disk else None
+        x = self._step.run(
+            x, scale, angles, places, views, pages.tables, selections, hand, turns.bring
+        )
+        turns.end()
+        self._note(sequence, position, selections)
         return x
 
     def _selections(self, position: int, num_records: int) -> Selections | None:
@@ -94,7 +141,6 @@ class WholeToken:
         figures = selections.figures.tolist()
         for layer in self._selecting:
             chosen = selections.records(layer)
-            self._store.records.count(sequence.table, layer, chosen.numpy())
             self._selected.note(layer, sequence, chosen, chosen, num_records, figures[layer])
         if selections.looked_at is not None:
             layer, cell = selections.looked_at, position // self._geometry.cell_tokens

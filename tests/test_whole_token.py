@@ -4,6 +4,8 @@ one; and what one call cannot do goes layer by layer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_matrix import VARIANTS
@@ -12,6 +14,7 @@ from small_llm import TINY, keep_in_memory, open_small
 from ebbtide.kernels import dispatch
 from ebbtide.offload import engine
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.record_reader import RecordReader
 from ebbtide.offload.whole_token import WholeToken
 from ebbtide.prefetch.top_p import CRITERIA
 
@@ -49,16 +52,18 @@ def run(folder, spill_dir, codec="8", share=1.0, **options):
         return logits, (stats.resident, stats.bytes_read, stats.bytes_written)
 
 
-def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED):
+def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED, **store):
     """Logits of each decoded token, what was read, and what the selections are said to be."""
-    with open_small(folder, spill_dir, mode=mode, **TINY) as llm:
+    with open_small(folder, spill_dir, mode=mode, store=store, **TINY) as llm:
         keep_in_memory(llm, NUM_TOKENS, share, sequences=4, text=True)
         llm._context = NUM_TOKENS
         with llm.session() as session:
             session.append(IDS[:PREFILLED])
             rows = [session.last_logits(), *(session.decode(i) for i in IDS[PREFILLED:])]
             stats, selected = session._runtime.store.stats, session._engine.selected
-            counted = (stats.resident, stats.bytes_read), session._sequence.trail.never_selected()
+            of_disk = stats.hits + stats.late + stats.misses
+            never = session._sequence.trail.never_selected()
+            counted = (stats.resident, of_disk, stats.bytes_read), never
             said = {**vars(selected.fidelity), **vars(selected.audit)}
             return torch.stack(rows), counted, said
 
@@ -130,7 +135,7 @@ def test_selecting_gives_the_bits_counts_and_figures_of_the_layers(
     monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
     layers, counted_by_layers, said_by_layers = run_bounded(folder, tmp_path)
     assert torch.equal(whole, layers)
-    assert counted == counted_by_layers
+    assert counted == counted_by_layers  # hits of spans too
     # The same numbers, added up in another order and precision.
     assert said == pytest.approx(said_by_layers, rel=1e-4, abs=1e-6)
     if said["offered"]:
@@ -160,20 +165,94 @@ def test_selecting_on_every_instruction_set_gives_the_bits_of_its_layers(
     assert torch.equal(whole, run_bounded(folder, tmp_path)[0])
 
 
-def test_selecting_gives_the_same_bits_from_disk_and_with_more_threads(
-    checkpoint, tmp_path, served
-):
+def test_selecting_gives_the_same_bits_with_more_threads(checkpoint, tmp_path, served):
     folder = checkpoint("llama3")
     expected, _, _ = run_bounded(folder, tmp_path)
-    served.clear()
-    assert torch.equal(run_bounded(folder, tmp_path, share=0.0)[0], expected)
-    assert served.count(True) == 2 * CELL_TOKENS - PREFILLED
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         assert torch.equal(run_bounded(folder, tmp_path)[0], expected)
     finally:
         torch.set_num_threads(before)
+
+
+NOTHING_AHEAD = replace(BOUNDED, foresight="nothing")
+
+
+@pytest.mark.parametrize("num_hot", [3, 8, 1000])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2"])
+def test_what_is_selected_from_disk_is_brought_in_the_middle(
+    checkpoint, tmp_path, monkeypatch, served, name, num_hot
+):
+    """With frames for less than a layer's selection, for some layers' and for everything."""
+    folder = checkpoint(name)
+    expected, _, _ = run_bounded(folder, tmp_path)
+    served.clear()
+    of_disk = dict(share=0.0, mode=NOTHING_AHEAD, hot_records=num_hot)
+    whole, counted, said = run_bounded(folder, tmp_path, **of_disk)
+    assert torch.equal(whole, expected)
+    if name != "gemma2":  # which has windows, whose pages are attended and not selected
+        borders = sum(p % CELL_TOKENS == 0 for p in range(PREFILLED, NUM_TOKENS)) - 1
+        assert served.count(False) == borders
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    layers, counted_by_layers, said_by_layers = run_bounded(folder, tmp_path, **of_disk)
+    assert torch.equal(whole, layers)
+    assert said == pytest.approx(said_by_layers, rel=1e-4, abs=1e-6)
+    # With fewer frames, what comes first decides what makes room; spans of windows are read ahead.
+    if num_hot == 1000 and name != "gemma2":
+        assert counted == counted_by_layers
+
+
+@pytest.mark.parametrize(
+    "mode", [replace(BOUNDED, foresight="history"), replace(BOUNDED, name="deadline")], ids=str
+)
+def test_what_is_read_ahead_or_left_out_when_late_goes_layer_by_layer(
+    checkpoint, tmp_path, served, mode
+):
+    run_bounded(checkpoint("llama3"), tmp_path, share=0.0, mode=mode)
+    # Until something is on disk: two cells, and a history that selected nothing yet.
+    assert served.count(True) <= 2 * CELL_TOKENS + 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_raised_while_bringing_ends_the_call_and_loses_nothing(
+    checkpoint, tmp_path, monkeypatch, error
+):
+    folder, original, calls = checkpoint("llama3"), RecordReader.fetch_in_place, []
+
+    def failing(self, table, layer, records):
+        calls.append(layer)
+        if len(calls) % 5 == 0:
+            raise error("now")
+        return half_way(original(self, table, layer, records), len(calls) % 7 == 0)
+
+    def half_way(coming, fails):
+        yield next(coming)
+        if fails:
+            raise error("half way")
+        yield from coming
+
+    def decoded(session, token):
+        session._sequence.tokens.append(token)
+        while True:
+            try:
+                return session._engine.logits(session._engine.decode(session._sequence))
+            except error:
+                continue
+
+    def answers():
+        with open_small(folder, tmp_path, mode=NOTHING_AHEAD, **TINY) as llm:
+            keep_in_memory(llm, NUM_TOKENS, 0.0, sequences=4, text=True)
+            llm._context = NUM_TOKENS
+            with llm.session() as session:
+                session.append(IDS[:100])
+                session.last_logits()
+                return torch.cat([decoded(session, token) for token in IDS[100:160]])
+
+    expected = answers()
+    monkeypatch.setattr(RecordReader, "fetch_in_place", failing)
+    assert torch.equal(answers(), expected)
+    assert len(calls) > 50
 
 
 def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_path, served):

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "read_state.h"
 #include "select_layer.h"
 #include "threads.h"
 #include "turn.h"
@@ -83,9 +84,42 @@ void mix(const LayerStep &step, uintptr_t x, uintptr_t attended, uintptr_t out, 
     step.mix(at<const float>(x), at<const float>(attended), at<float>(out), threads);
 }
 
-// reported: the addresses of chosen, figures, q, shares and log_total, or none at all; row and looked_at as in Reported.
+// Asks Python: a callable that takes a layer and gives an iterator of (address of positions, address of records, count).
+class PythonComing : public Coming {
+public:
+    explicit PythonComing(nb::handle ask) : ask_(ask) {}
+    ~PythonComing() override {
+        nb::gil_scoped_acquire held;
+        parts_.reset();
+    }
+
+    void begin(int64_t layer) override {
+        nb::gil_scoped_acquire held;
+        if (ask_.is_none()) throw std::invalid_argument("nobody brings what does not lie in memory");
+        parts_ = nb::iter(ask_(layer));
+    }
+
+    bool next(Part &part) override {
+        nb::gil_scoped_acquire held;
+        const nb::object given = nb::steal(PyIter_Next(parts_.ptr()));
+        if (!given.is_valid()) {
+            if (PyErr_Occurred()) throw nb::python_error();
+            return false;
+        }
+        const auto [positions, records, count] = nb::cast<std::tuple<uintptr_t, uintptr_t, int64_t>>(given);
+        part = {at<const int64_t>(positions), at<const uint8_t *const>(records), count};
+        return true;
+    }
+
+private:
+    nb::handle ask_;
+    nb::object parts_;
+};
+
+// at_hand: the addresses of its three arrays and its record_bytes, or none at all. reported: the addresses of chosen, figures, q,
+// shares and log_total, or none at all; row and looked_at as in Reported.
 void run_token(const TokenStep &step, uintptr_t x, double scale, const std::vector<int64_t> &numbers, uintptr_t tables,
-               uintptr_t out, const std::vector<int64_t> &reported, int threads) {
+               const std::vector<int64_t> &at_hand, nb::handle ask, uintptr_t out, const std::vector<int64_t> &reported, int threads) {
     Reported to{nullptr, 0, nullptr, -1, nullptr, nullptr, nullptr};
     if (!reported.empty()) {
         Reader reader{reported};
@@ -97,7 +131,16 @@ void run_token(const TokenStep &step, uintptr_t x, double scale, const std::vect
         to.shares = at<float>((uintptr_t)reader.number());
         to.log_total = at<float>((uintptr_t)reader.number());
     }
-    step.run(at<const float>(x), scale, numbers, at<const uintptr_t>(tables), at<float>(out), to, threads);
+    AtHand hand{nullptr, nullptr, nullptr, 0};
+    if (!at_hand.empty()) {
+        Reader reader{at_hand};
+        hand.frame_of = reader.address<int64_t>();
+        hand.states = reader.address<int8_t>();
+        hand.frames = reader.address<uint8_t>();
+        hand.record_bytes = reader.number();
+    }
+    PythonComing coming(ask);
+    step.run(at<const float>(x), scale, numbers, at<const uintptr_t>(tables), hand, coming, at<float>(out), to, threads);
 }
 
 TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<int64_t> &numbers,
@@ -124,7 +167,8 @@ void bind_step(nb::module_ &m) {
         .def("run", &BlockProduct::run, Released());
     nb::class_<TokenStep>(m, "TokenStep")
         .def(nb::new_(&make_token_step))
-        .def("run", &run_token, Released());
+        .def("run", &run_token, nb::arg("x"), nb::arg("scale"), nb::arg("numbers"), nb::arg("tables"), nb::arg("at_hand"),
+             nb::arg("ask").none(), nb::arg("out"), nb::arg("reported"), nb::arg("threads"), Released());
 }
 
 }  // namespace ebbtide

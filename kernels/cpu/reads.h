@@ -30,10 +30,9 @@
 #include <vector>
 
 #include "crc32.h"
+#include "read_state.h"
 
 namespace ebbtide {
-
-enum ReadState : int8_t { READ_NONE, QUEUED, READING, READY, FAILED };
 
 constexpr int NUM_URGENCIES = 3;  // 0 goes first
 

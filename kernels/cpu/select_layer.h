@@ -1,5 +1,5 @@
 // Attention of one token over a layer of which only some records are read: what stands before the choice, the choice, and what
-// is left out. ../selection.py offers the steps one by one, token_step.h takes them all at once: bits are the same.
+// is left out. ../selection.py offers the steps one by one, token_step.h takes them for all layers in one call: bits are the same.
 //
 // Which records are read is a function of the query and the pages alone; no result depends on the number of threads.
 #pragma once
@@ -270,14 +270,6 @@ public:
             to[2] += misplaced_[r] / (double)rows;
             to[3] = misplaced_[r] > to[3] ? misplaced_[r] : to[3];
         }
-    }
-
-    // All steps, of records that lie in memory.
-    void run(const Kernels &kernels, const SelectLayer &a, const Selection &how, float *out, int threads) {
-        choose(kernels, a, how, threads);
-        estimate(kernels, a, threads);
-        attend(kernels, a, nullptr, (int64_t)chosen.size(), picked(a.pages.records).data(), threads);
-        finish(kernels, a, out, threads);
     }
 
 private:

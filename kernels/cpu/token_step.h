@@ -1,6 +1,6 @@
 // One decoded token through all layers: what LayerStep does before and after attention, and between them attention over spans
-// that lie in memory and raw tokens, or over what is selected of them. Included by bind_step.cpp alone, inside an anonymous
-// namespace, after layer_step.h.
+// that lie in memory and raw tokens, or over what is selected of the layer, wherever it lies. Included by bind_step.cpp alone,
+// inside an anonymous namespace, after layer_step.h.
 //
 // Bits are those of the same steps one by one: each calls the very functions that serve alone.
 
@@ -84,6 +84,36 @@ struct Reported {
     float *q, *shares, *log_total;
 };
 
+// Records that are in frames of memory for a while: of each number its frame, or -1, and of each frame whether it may be read.
+// Nothing of it changes while no `Coming` is asked, but that frames become READY.
+struct AtHand {
+    const int64_t *frame_of;  // null: there is none
+    const int8_t *states;
+    const uint8_t *frames;
+    int64_t record_bytes;
+
+    const uint8_t *find(int64_t number) const {
+        const int64_t frame = frame_of ? frame_of[number] : -1;
+        if (frame < 0 || __atomic_load_n(states + frame, __ATOMIC_ACQUIRE) != READY) return nullptr;
+        return frames + frame * record_bytes;
+    }
+};
+
+// Some of a layer's chosen records: positions among them, ascending, and where each starts.
+struct Part {
+    const int64_t *positions;
+    const uint8_t *const *records;
+    int64_t count;
+};
+
+// Brings what was chosen of a layer where it is not all at hand. `next` gives a part, good until it is asked again; false: that
+// was all.
+struct Coming {
+    virtual void begin(int64_t layer) = 0;
+    virtual bool next(Part &part) = 0;
+    virtual ~Coming() = default;
+};
+
 class TokenStep {
 public:
     // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), the frequencies (pairs)
@@ -112,14 +142,15 @@ public:
         }
     }
 
-    // x (hidden_size) through all layers, to out. tables: for each layer, the addresses of two arrays: where its near records
-    // start and where its records do.
-    void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, float *out, const Reported &reported,
-             int threads) const {
+    // x (hidden_size) through all layers, to out. tables: for each layer, the addresses of three arrays: where its near records
+    // start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
+    void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
+             Coming &coming, float *out, const Reported &reported, int threads) const {
         const Token token(numbers);
         const int64_t heads = layers_[0].step->query_size();
         std::vector<float> q((size_t)heads), attended((size_t)heads), score_bias;
         std::vector<RowPlace> places(token.places.size());
+        std::vector<const uint8_t *> records;
         for (size_t i = 0; i < layers_.size(); ++i, x = out) {
             const Layer &layer = layers_[i];
             const View &view = token.views.at((size_t)layer.view);
@@ -128,14 +159,28 @@ public:
                                      (int64_t)places.size(), raw_kind_, threads);
             const float *bias = bias_of(layer, view, q.data(), score_bias, threads);
             const std::vector<RawRun> runs = view.runs_of((int64_t)i);
-            const LayerAttend all = everything(layer, view, runs, tables + 2 * i, q.data(), bias);
+            const LayerAttend all = everything(layer, view, runs, tables + TABLES * i, q.data(), bias);
             if (!layer.output_norms || !view.num_records) {
                 attend_layer(*active, all, attended.data(), threads);
                 if (reported.row) reported.chosen[(int64_t)i * reported.row] = 0;
             } else {
                 if (view.num_records + 1 != reported.row) throw std::invalid_argument("there is other room than for what is chosen from");
                 const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
-                selected.run(*active, {standing, all.pages, all.num_records, layer.layout.page_tokens}, selection_, attended.data(), threads);
+                const SelectLayer one{standing, all.pages, all.num_records, layer.layout.page_tokens};
+                selected.choose(*active, one, selection_, threads);
+                int64_t *chosen = reported.chosen + (int64_t)i * reported.row;
+                chosen[0] = (int64_t)selected.chosen.size();
+                std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
+                const auto *in_memory = at<const uint8_t *const>(tables[TABLES * i + 1]);
+                const bool is_there = find_chosen(in_memory, at<const int64_t>(tables[TABLES * i + 2]), at_hand, records);
+                if (!is_there) coming.begin((int64_t)i);
+                selected.estimate(*active, one, threads);
+                if (is_there)
+                    selected.attend(*active, one, nullptr, chosen[0], records.data(), threads);
+                else
+                    for (Part part; coming.next(part);)
+                        selected.attend(*active, one, part.positions, part.count, part.records, threads);
+                selected.finish(*active, one, attended.data(), threads);
                 report(reported, (int64_t)i, q.data(), layer.layout);
             }
             layer.step->mix(x, attended.data(), out, threads);
@@ -150,6 +195,20 @@ private:
         const float *key_bias, *frequencies, *output_norms;
         float amplitude;
     };
+
+    static constexpr size_t TABLES = 3;
+
+    // Where the chosen records lie; false where one does not lie in memory.
+    static bool find_chosen(const uint8_t *const *in_memory, const int64_t *numbers, const AtHand &at_hand,
+                            std::vector<const uint8_t *> &found) {
+        found.clear();
+        for (const int64_t record : selected.chosen) {
+            const uint8_t *at = in_memory[record] ? in_memory[record] : at_hand.find(numbers[record]);
+            if (!at) return false;
+            found.push_back(at);
+        }
+        return true;
+    }
 
     int64_t num_rows() const { return layers_[0].step->query_size() / layers_[0].layout.head_dim; }
 
@@ -181,10 +240,7 @@ private:
     }
 
     void report(const Reported &to, int64_t layer, const float *q, const Layout &l) const {
-        const int64_t rows = num_rows(), num = (int64_t)selected.chosen.size();
-        int64_t *chosen = to.chosen + layer * to.row;
-        chosen[0] = num;
-        std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
+        const int64_t rows = num_rows();
         selected.figures(rows, to.figures + layer * 4);
         if (layer != to.looked_at) return;
         std::memcpy(to.q, q, (size_t)(rows * l.head_dim) * 4);
