@@ -21,8 +21,8 @@ from ebbtide.offload.eviction import EVICTIONS, make_eviction
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
 
-BATCH = 16  # records that are begun together, about 1 MiB
-SHARES = (0.05, 0.1, 0.2)  # of all records
+MOST_STREAMED = 32  # records that may push out last selections at a time
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.6)  # of all records
 
 
 def selections(given) -> tuple[list[list[np.ndarray]], int]:
@@ -46,29 +46,28 @@ def selections(given) -> tuple[list[list[np.ndarray]], int]:
 
 def hit_rate(trace, per_layer: int, num_frames: int, name: str) -> float:
     """The share of selected records that were there, with the rules of HotRecords."""
-    count = len(trace[0]) * per_layer
+    count, streamed = len(trace[0]) * per_layer, min(MOST_STREAMED, num_frames // 2)
     eviction = make_eviction(name, count)
-    is_there, is_standing, is_coming = (np.zeros(count, dtype=bool) for _ in range(3))
+    is_there, is_standing = (np.zeros(count, dtype=bool) for _ in range(2))
     num_hits = num_asked = 0
     for step in trace:
         for layer, chosen in enumerate(step):
             numbers = chosen + layer * per_layer
             is_standing[layer * per_layer : (layer + 1) * per_layer] = False
-            is_standing[numbers] = is_coming[numbers] = True
-            for first in range(0, len(numbers), min(BATCH, num_frames // 2)):
-                batch = numbers[first : first + min(BATCH, num_frames // 2)]
-                missing = batch[~is_there[batch]]
-                num_hits, num_asked = num_hits + len(batch) - len(missing), num_asked + len(batch)
-                others = np.setdiff1d(np.flatnonzero(is_there), batch)
-                rank = is_standing[others] + 2 * is_coming[others]
-                order = np.argsort(eviction.worth(others), kind="stable")
-                order = order[np.argsort(rank[order], kind="stable")]
-                too_many = max(0, int(is_there.sum()) + len(missing) - num_frames)
+            is_standing[numbers] = True
+            here, missing = numbers[is_there[numbers]], numbers[~is_there[numbers]]
+            num_hits, num_asked = num_hits + len(here), num_asked + len(numbers)
+            eviction.use(here)
+            while len(missing):
+                num_easy = num_frames - np.count_nonzero(is_there & is_standing)
+                batch, missing = np.split(missing, [max(num_easy, streamed)])
+                others = np.flatnonzero(is_there)
+                order = np.lexsort((eviction.worth(others), is_standing[others]))
+                too_many = max(0, len(others) + len(batch) - num_frames)
                 is_there[others[order[:too_many]]] = False
-                is_there[missing] = True
-                eviction.touch(missing)
+                is_there[batch] = True
+                eviction.touch(batch)
                 eviction.use(batch)
-                is_coming[batch] = False
     return num_hits / max(1, num_asked)
 
 

@@ -1,11 +1,13 @@
 """What selecting pages costs and saves in a decode step: exact and bounded mode side by side.
 
     python benchmarks/selection.py TEXT [--model MODEL] [--tokens 16000] [--epsilon 0.02 0.1]
+        [--share 0 0.15 0.3 0.5]
 
 Reads the first tokens of TEXT, then writes `--steps` tokens greedily, with every far plane in
-memory or on disk. For each run: milliseconds per token (median), far bytes read from disk, what
-part of the records selected anew had been read ahead (foreseen), and what was read in vain. The
-ceiling of a run is what its reads take alone at the measured bandwidth. Needs a quiet machine.
+memory, or with memory for a tenth of them and `--share` more. For each run: milliseconds per token
+(median), far bytes read from disk, what part of the records selected anew had been read ahead
+(foreseen), and what was read in vain. The ceiling of a run is what its reads take alone at the
+measured bandwidth. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -23,31 +25,34 @@ from ebbtide.offload.bandwidth import measure_disk
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
 from ebbtide.offload.spill_dir import default_spill_dir
+from ebbtide.prefetch.foresight import FORESIGHTS
 
 SEQUENCES = 4  # of a session, as LLM.session has them
 
 
-def runs(epsilons: list[float]) -> list[tuple[str, Mode, bool]]:
-    """(label, mode, whether the far planes are on disk)."""
-    made = [("exact, in memory", Mode(), False), ("exact, on disk", Mode(), True)]
-    for epsilon in epsilons:
+def runs(given) -> list[tuple[str, Mode, float]]:
+    """(label, mode, the share of the far planes that memory is for)."""
+    made = [("exact, in memory", Mode(), 1.0)]
+    made += [(f"exact, {share} in memory", Mode(), share) for share in given.share]
+    for epsilon in given.epsilon:
         options = {"selector_options": {"epsilon": epsilon}}
-        made.append((f"bounded {epsilon}, in memory", Mode("bounded", **options), False))
-        for foresight in ("nothing", "history", "rehearsal", "union"):
-            mode = Mode("bounded", foresight=foresight, **options)
-            made.append((f"bounded {epsilon}, on disk, {foresight}", mode, True))
+        made.append((f"bounded {epsilon}, in memory", Mode("bounded", **options), 1.0))
+        for share in given.share:
+            for foresight in given.foresight:
+                mode = Mode("bounded", foresight=foresight, **options)
+                made.append((f"bounded {epsilon}, {share} in memory, {foresight}", mode, share))
     return made
 
 
-def measure(label: str, mode: Mode, on_disk: bool, given) -> dict:
+def measure(label: str, mode: Mode, share: float, given) -> dict:
     budget = Budget(host_memory="64GiB", disk_memory="16GiB")
     options = Options(model=given.model, budget=budget, mode=mode.name, kv_bits=given.kv_bits)
     with LLM(options, mode=mode) as llm:
         ids = llm.encode(given.text.read_text(encoding="utf-8"))[: given.tokens]
         context = len(ids) + given.steps + 1
         llm._context = context
-        if on_disk:
-            llm.admission.keep_in_memory(0, context, SEQUENCES)
+        if share < 1:
+            llm.admission.keep_in_memory(share, context, SEQUENCES)
         with llm.session() as session:
             session.append(ids)
             logits, times = session.last_logits(), []
@@ -84,6 +89,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--warm-up", type=int, default=8)
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.02, 0.1])
+    parser.add_argument("--share", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--foresight", nargs="+", choices=FORESIGHTS, default=list(FORESIGHTS))
     parser.add_argument("--kv-bits", default="8")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     given = parser.parse_args()
@@ -93,12 +100,12 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"random reads {disk / 1e9:.2f} GB/s; {given.tokens} tokens; {threads} threads")
     found = []
-    for label, mode, on_disk in runs(given.epsilon):
-        row = measure(label, mode, on_disk, given)
+    for label, mode, share in runs(given):
+        row = measure(label, mode, share, given)
         row["reads_alone_ms"] = 1e3 * row["disk_bytes_per_token"] / disk
         found.append(row)
         print(
-            f"{label:36s} {row['ms_per_token']:7.1f} ms/token  "
+            f"{label:40s} {row['ms_per_token']:7.1f} ms/token  "
             f"{row['disk_bytes_per_token'] / 1e6:6.2f} MB from disk "
             f"({row['reads_alone_ms']:5.1f} ms alone)  "
             f"selected {100 * row['selected_share']:5.1f} %  "

@@ -37,6 +37,8 @@ _AWAITED_BYTES = 1 << 20
 # read while the other half is attended; with more, a selection that finds no room in the cache
 # would leave nothing of it.
 _STREAMED = 32
+# Among how many frames the least valuable are looked for, where there are more.
+_LOOKED_AT = 512
 _NEWEST_WEIGHS = 0.25  # of what a group lacked lately: steps differ
 
 
@@ -76,6 +78,7 @@ class HotRecords:
         self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
         self._is_standing = np.zeros(num_numbers, dtype=bool)
         self._lacked: dict[Hashable, float] = {}
+        self._hand = 0  # the frame from which on the next ones to be taken are looked for
         self._is_changing = False  # set while H1 may not hold: an interrupted call leaves it so
 
     @property
@@ -112,7 +115,8 @@ class HotRecords:
             missing = missing[~self._unwritten(missing)]
         room = int(self.num_frames * _MOST_WISHED) - int(self._spared.sum())
         missing = missing[: max(0, room)]
-        taken = self._take(len(missing), self._takable(frames[frames >= 0], by_wish=True))
+        takable = self._takable(len(missing), keep=frames[frames >= 0], by_wish=True)
+        taken = self._take(len(missing), *takable)
         self._wished[taken] = self._spared[taken] = True
         self._queued[group] = taken
         self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
@@ -173,7 +177,7 @@ class HotRecords:
         self._pinned[there] = True
         self._count(there, len(missing))
         if len(missing):
-            taken = self._take(len(missing), self._takable(keep=there))
+            taken = self._take(len(missing), *self._takable(len(missing), keep=there))
             frames[~is_there] = taken
             self._read(missing, taken, Urgency.DEMAND)
             self._pinned[taken] = self._brought[taken] = True
@@ -312,14 +316,29 @@ class HotRecords:
             self._wished[frames] = False  # nothing was read, so nothing was wasted
             self._empty(frames)
 
-    def _takable(self, keep: np.ndarray, *, by_wish: bool = False) -> np.ndarray:
-        """Which frames' records may go for others: not those in `keep`. by_wish: a wish does not
-        push out another that has not had its turn."""
+    def _takable(
+        self, wanted: int, keep: np.ndarray, *, by_wish: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frames whose records may go for others, but for those in `keep`: what no group selected
+        last, and what some group did.
+
+        Of very many frames only some are looked at, others each time, as long as `wanted` of the
+        former are among them. by_wish: a wish does not push out another that has not had its turn.
+        """
         can_go = (self._state == READY) & ~self._pinned
         can_go[keep] = False
         if by_wish:
             can_go &= ~self._spared
-        return np.flatnonzero(can_go)
+        for size in (max(_LOOKED_AT, 4 * wanted), self.num_frames):
+            stop = self._hand + size
+            frames = self._hand + np.flatnonzero(can_go[self._hand : stop])
+            if stop > self.num_frames:
+                around = can_go[: min(stop - self.num_frames, self._hand)]
+                frames = np.concatenate([frames, np.flatnonzero(around)])
+            is_standing = self._is_standing[self._record_of[frames]]
+            if np.count_nonzero(~is_standing) >= wanted or size >= self.num_frames:
+                break
+        return frames[~is_standing], frames[is_standing]
 
     def _num_with_room(self, numbers: np.ndarray) -> int:
         """How many of the records, from the first on, may be begun now: as many as lack a frame
@@ -332,27 +351,26 @@ class HotRecords:
         if self._io.writing:
             blocked = np.flatnonzero(lacks & self._unwritten(numbers))
             lacks = lacks[: blocked[0]] if len(blocked) else lacks
-        takable = self._takable(keep=there)
-        num_free = np.count_nonzero(self._state == NONE)
-        num_easy = num_free + np.count_nonzero(~self._is_standing[self._record_of[takable]])
+        others, standing = self._takable(np.count_nonzero(lacks), keep=there)
+        num_easy = np.count_nonzero(self._state == NONE) + len(others)
         few = self._num_streamed - np.count_nonzero(self._brought)
-        room = min(num_free + len(takable), max(num_easy, few))
+        room = min(num_easy + len(standing), max(num_easy, few))
         return int(np.searchsorted(np.cumsum(lacks), room, side="right"))
 
-    def _take(self, count: int, candidates: np.ndarray) -> np.ndarray:
-        """Empty frames, at most `count`: free ones, then the least valuable candidates."""
+    def _take(self, count: int, others: np.ndarray, standing: np.ndarray) -> np.ndarray:
+        """Empty frames, at most `count`: free ones, then of `_takable` ones the least valuable."""
         free = np.flatnonzero(self._state == NONE)[:count]
         if len(free) == count:
             return free
-        is_standing = self._is_standing[self._record_of[candidates]]
         taken = [free]
-        for of_kind in (candidates[~is_standing], candidates[is_standing]):
+        for of_kind in (others, standing):
             count -= len(taken[-1])
             if 0 < count < len(of_kind):
                 worth = self._eviction.worth(self._record_of[of_kind])
                 of_kind = of_kind[np.argpartition(worth, count)]
             taken.append(of_kind[:count])
         self._empty(np.concatenate(taken[1:]))
+        self._hand = (self._hand + _LOOKED_AT) % self.num_frames
         return np.concatenate(taken)
 
     def _empty(self, frames: np.ndarray) -> None:

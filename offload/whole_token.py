@@ -101,7 +101,8 @@ class WholeToken:
         pages = self._store.fetch_table(sequence.table, attended)
         if pages is None:
             return None
-        if pages.any_on_disk and not self._selected.serves_tokens(self._selecting, sequence):
+        from_disk = bool(self._selecting) and pages.any_on_disk
+        if from_disk and not self._selected.serves_tokens(self._selecting, sequence):
             return None
         angles = [rope.angles(position, 1) for rope in self._ropes]
         views = [
@@ -114,7 +115,7 @@ class WholeToken:
         if selections is None:
             return self._step.run(x, scale, angles, places, views, pages.tables)
         turns = _Turns(self._store.records, sequence.table, self._selecting, selections)
-        hand = self._store.records.at_hand() if pages.any_on_disk else None
+        hand = self._store.records.at_hand() if from_disk else None
         x = self._step.run(
             x, scale, angles, places, views, pages.tables, selections, hand, turns.bring
         )

@@ -83,6 +83,31 @@ def test_selections_larger_than_the_cache_leave_most_of_it_alone(tmp_path):
         store.check_integrity()
 
 
+def test_of_many_frames_those_that_somebody_selected_last_are_spared(tmp_path):
+    """Of more frames than are looked at for what to give up."""
+    tags = list(range(600))
+    with opened(tmp_path, disk=2 * 600 // S, hot_records=900) as store:
+        table = store.open_table()
+        for layer in range(2):
+            write(store, table, layer, tags)
+        store.flush()
+        for layer in range(2):
+            check_records(store, table, layer, tags, tags)
+        before = store.stats.snapshot()
+        for first in range(0, 600, 100):
+            selected = [*range(first, first + 100)]
+            check_records(store, table, 1, tags, [0, *selected] if first else selected)
+            check_records(store, table, 0, tags, [1, 599])
+        spent = store.stats - before
+        assert spent.hits + spent.misses == 6 * 102 + 5
+        assert spent.misses < 600 - 100, "at least some of what was there before"
+        again = store.stats.snapshot()
+        check_records(store, table, 0, tags, [1, 599])
+        check_records(store, table, 1, tags, selected)
+        assert (store.stats - again).misses == 0
+        store.check_integrity()
+
+
 def test_what_nobody_selected_last_makes_room_for_any_number(tmp_path):
     with opened(tmp_path, file=Gated, hot_records=12, io_threads=1) as store:
         table = filled(store)

@@ -28,9 +28,20 @@ from ebbtide.offload.mode import Mode
 
 # isort: split
 import documents
+import facts
 from haystack import Prose, Setting
 
+
+def few_needles(at: Setting) -> documents.Conversation:
+    """Four facts in the whole document: what a small model still finds in its longest ones."""
+    used: set[str] = set()
+    told = [facts.draw(at.rng, used) for _ in range(4)]
+    turns = [(fact.question, fact.answer) for fact in told]
+    return documents.Conversation(at.document([fact.sentence for fact in told]), turns)
+
+
 TASKS = {
+    "four needles": few_needles,
     "needles": documents.needles,
     "many at once": documents.several,
     "multi-key": documents.multi_key,
