@@ -121,12 +121,11 @@ class SelectedAttention:
         table, records = sequence.table, self._records
         if not self.rehearses(layer, sequence):
             return False
-        near_bytes = table.num_records(layer) * self._tiered.layouts[layer].near_record_bytes
+        lacked = records.lacked_bytes(table, layer)
         if records.near_plane(table, layer)[0].device.type != "cpu":
-            near_bytes = 0  # scored where nothing else waits for it
-        return layer not in sequence.trail.last or is_worth_scoring(
-            near_bytes, records.lacked_bytes(table, layer)
-        )
+            return lacked > 0  # it is computed where nothing else waits for it
+        near_bytes = table.num_records(layer) * self._tiered.layouts[layer].near_record_bytes
+        return is_worth_scoring(near_bytes, lacked)
 
     # ---- for a whole token in one call -----------------------------------------------------------
 

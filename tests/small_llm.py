@@ -80,13 +80,27 @@ def open_small(
 
 
 def keep_in_memory(
-    llm: LLM, context: int, share: float, *, sequences: int = 1, text: bool = False
+    llm: LLM,
+    context: int,
+    share: float,
+    *,
+    sequences: int = 1,
+    text: bool = False,
+    at_home: bool = False,
 ) -> None:
     """Set the host budget so that about `share` of the far planes of `context` tokens fit.
 
     sequences, text: as the request will have them; `logits` asks for one sequence and no text.
+    at_home: that share lies there in modes that select too, since the disk has no room for it.
     """
     llm.admission.limits = replace(llm.admission.limits, runtime_bytes=0, host_bytes=1 << 34)
     if share < 1:
         output = 0 if text else output_bytes(llm.config.vocab_size, context)
-        llm.admission.keep_in_memory(share, context, sequences, text=text, output_bytes=output)
+        request = dict(text=text, output_bytes=output)
+        llm.admission.keep_in_memory(share, context, sequences, **request)
+        if at_home:
+            plan = llm.admission.plan(context, sequences, **request)
+            room = plan.disk["far planes"] - int(share * plan.num_spans) * llm.geometry.span_bytes
+            llm.admission.limits = replace(llm.admission.limits, disk_bytes=room)
+            plan = llm.admission.plan(context, sequences, **request).raise_if_unfit()
+            assert plan.far_spans["host"] and plan.far_spans["disk"]

@@ -15,7 +15,7 @@ from ebbtide.offload import selected_attention
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.selection_steps import TorchSteps
-from ebbtide.prefetch import audit
+from ebbtide.prefetch import audit, foresight
 from ebbtide.prefetch.foresight import FORESIGHTS, make_foresight
 
 NUM_TOKENS, PREFILLED = 1000, 950
@@ -24,10 +24,16 @@ EPSILON = 0.05
 BOUNDED = Mode("bounded", selector_options={"epsilon": EPSILON})
 
 
-def run(folder, spill_dir, mode=BOUNDED, *, share=1.0, store=None, **options):
+@pytest.fixture(autouse=True)
+def rehearsed(monkeypatch) -> None:
+    """Layers this small are rehearsed too."""
+    monkeypatch.setattr(foresight, "STEPS_BYTES", 0)
+
+
+def run(folder, spill_dir, mode=BOUNDED, *, share=1.0, at_home=False, store=None, **options):
     """Logits of IDS, most of them prefilled; the store's traffic; what was left out."""
     with open_small(folder, spill_dir, mode=mode, store=store, **options) as llm:
-        keep_in_memory(llm, NUM_TOKENS, share)
+        keep_in_memory(llm, NUM_TOKENS, share, at_home=at_home)
         kept = {}
         opened = llm.open_session
 
@@ -53,13 +59,14 @@ def in_memory(folder, tmp_path_factory):
     return run(folder, tmp_path_factory.mktemp("spill"))[0]
 
 
-@pytest.mark.parametrize("foresight", FORESIGHTS)
-@pytest.mark.parametrize("share", [0.0, 0.4])
-def test_foresight_and_tiers_change_no_bit(folder, in_memory, tmp_path, foresight, share):
-    mode = Mode("bounded", selector_options={"epsilon": EPSILON}, foresight=foresight)
-    logits, stats, _ = run(folder, tmp_path, mode, share=share)
+@pytest.mark.parametrize("name", FORESIGHTS)
+@pytest.mark.parametrize(("share", "at_home"), [(0.0, False), (0.4, False), (0.4, True)])
+def test_foresight_and_tiers_change_no_bit(folder, in_memory, tmp_path, name, share, at_home):
+    mode = Mode("bounded", selector_options={"epsilon": EPSILON}, foresight=name)
+    logits, stats, kept = run(folder, tmp_path, mode, share=share, at_home=at_home)
     assert torch.equal(logits, in_memory)
     assert stats.bytes_read["disk"] > 0
+    assert bool(kept["trail"].rehearsed) == make_foresight(name).needs_query or share
 
 
 def test_the_steps_of_any_selector_give_the_bits_of_the_compiled_ones(

@@ -9,7 +9,7 @@ from page_stores import DISK, HOST, RECORD, Gated, S, check_records, later, open
 
 from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent
-from ebbtide.prefetch.foresight import is_worth_scoring
+from ebbtide.prefetch.foresight import STEPS_BYTES, is_worth_scoring
 
 NUM_RECORDS = 8 * S
 TAGS = list(range(100, 100 + NUM_RECORDS))
@@ -305,9 +305,9 @@ def test_what_a_layer_lacks_is_remembered(tmp_path):
 
 
 def test_a_query_is_rehearsed_where_reading_takes_longer_than_scoring():
-    assert is_worth_scoring(1 << 20, 1 << 20)
-    assert not is_worth_scoring(1 << 20, 1 << 10)
-    assert not is_worth_scoring(0, 0)
+    assert is_worth_scoring(1 << 20, STEPS_BYTES + (1 << 20))
+    assert not is_worth_scoring(2 << 20, STEPS_BYTES + (1 << 20))
+    assert not is_worth_scoring(0, STEPS_BYTES / 2)  # nor are its other steps free
 
 
 def test_hot_frames_are_reserved(tmp_path):
