@@ -16,10 +16,10 @@ from .evidence import Evidence
 from .source import Foresight, Selector
 from .top_p import TopP
 
-# What a disk reads while the processor computes a rehearsal but for its scores, some 0.8 ms a layer.
-# Scores are ten times as fast as reading, but most reading is hidden behind the estimate of other
-# pages, so each byte of near planes counts as one. The built-in model with a cache for a tenth,
-# 16,000 tokens: where a layer lacks 2.4 MB, a rehearsal hides 0.5 ms of reading and costs 0.9.
+# What a disk reads while the processor computes a rehearsal but for its scores: some 0.8 ms of a
+# layer. Scores are ten times as fast as reading, but most reading is hidden behind the estimate of
+# other pages, so each byte of near planes counts as one. The built-in model with a cache for a
+# tenth, 16,000 tokens: where a layer lacks 2.4 MB, a rehearsal hides 0.5 ms of reading, costs 0.9.
 STEPS_BYTES = 2 << 20
 # Of epsilon, for a rehearsed query. Of the records that are selected anew at 0.02 it then names
 # 92 %, and 46 % of what it asks for is in vain; with the same epsilon 89 and 42 %, with half of it
