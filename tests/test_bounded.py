@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from page_stores import until
 from small_llm import TINY, keep_in_memory, open_small
 
 from ebbtide import LLM
@@ -219,6 +220,24 @@ def test_deadline_mode_never_waits_and_says_what_it_missed(folder, tmp_path):
     assert torch.isfinite(torch.stack(rows)).all()
     assert fidelity.dropped > 0, "the first token finds nothing read"
     assert fidelity.to_dict()["missed_mass"]["max"] > 0
+
+
+def test_what_came_too_late_in_deadline_mode_is_there_for_the_next_token(folder, tmp_path):
+    """The wish that a layer makes for what it lacked outlives its own turn."""
+    mode = Mode("deadline", selector_options={"epsilon": EPSILON}, foresight="nothing")
+    with open_small(folder, tmp_path, mode=mode, store={"hot_records": 1000}) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 0.0, sequences=4, text=True)
+        llm._context = NUM_TOKENS
+        with llm.session() as session:
+            session.append(IDS[:PREFILLED])
+            session.last_logits()
+            session.decode(IDS[PREFILLED])
+            table, asked = session._sequence.table, session._sequence.trail.last
+            records = session._runtime.store.records
+            assert session._engine.selected.fidelity.dropped > 0
+            for layer, wanted in asked.items():
+                assert len(wanted)
+                until(lambda at=(layer, wanted): records.is_ready(table, *at).all(), "read")
 
 
 def test_full_pages_cannot_be_selected(folder):
