@@ -4,10 +4,10 @@
         [--share 0 0.15 0.3 0.5]
 
 Reads the first tokens of TEXT, then writes `--steps` tokens greedily, with every far plane in
-memory, or with memory for a tenth of them and `--share` more. For each run: milliseconds per token
-(median), far bytes read from disk, what part of the records selected anew had been read ahead
-(foreseen), and what was read in vain. The ceiling of a run is what its reads take alone at the
-measured bandwidth. Needs a quiet machine.
+memory, or with memory for `--share` of them, and for a tenth more in bounded mode. For each run:
+milliseconds per token (median), far bytes read from disk, what part of the records selected anew
+had been read ahead (foreseen), and what was read in vain. The ceiling of a run is what its reads
+take alone at the measured bandwidth. Needs a quiet machine.
 """
 
 from __future__ import annotations

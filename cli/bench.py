@@ -182,7 +182,7 @@ def ceiling_tokens_per_s(plan: Any, depth: int, ceilings: dict[str, float]) -> f
     fast_tier, fast = ("host", plan.host) if plan.device is None else ("device", plan.device)
     seconds = 0.0
     for tier, total_bytes in plan.decode_bytes.items():
-        page_bytes = plan.far_spans.get(tier, 0) * span_bytes
+        page_bytes = 0 if plan.selects else plan.far_spans.get(tier, 0) * span_bytes
         if tier == fast_tier:
             page_bytes += fast.get("near planes", 0)
         token_bytes = total_bytes - page_bytes * (1 - min(1.0, depth / plan.context))

@@ -85,8 +85,8 @@ class Admission:
 
     def keep_in_memory(self, share: float, context: int, sequences: int = 1, **request) -> None:
         """Lower the host limit until at most `share` of such a request's far planes lies in memory,
-        or fits there as hot pages, and the rest on disk. (A tenth is kept at hand where pages are
-        selected, whatever `share` says.)
+        or fits there as hot pages, and the rest on disk. (Where pages are selected, memory for a
+        tenth as hot pages comes on top.)
 
         For demonstrations, tests and measurements: a limit in bytes of the whole process would
         follow from what the process happens to take. Raises DoesNotFit.

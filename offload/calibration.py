@@ -155,6 +155,7 @@ def decode_run(
     is left with the tokens in it, and in this mode.
     """
     session._engine.choose_pages(mode)
+    session._runtime.store.records.clear_hot()  # what other runs read
     session.usage.kv()  # counts begin here
     logits, rows = first_logits, None
     if exact is None:

@@ -74,7 +74,8 @@ class HotRecords:
         self._wished = np.zeros(num_frames, dtype=bool)  # brought by a wish, not used yet
         self._spared = np.zeros(num_frames, dtype=bool)  # wished for a turn that is still to come
         self._brought = np.zeros(num_frames, dtype=bool)  # pinned, and was not there before
-        self._queued: dict[Hashable, np.ndarray] = {}  # frames that a group's wishes wait in
+        # Of each group's wishes that had to be read the frames they wait in, and the numbers.
+        self._queued: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
         self._standing: dict[Hashable, np.ndarray] = {}  # numbers of each group's last selection
         self._is_standing = np.zeros(num_numbers, dtype=bool)
         self._lacked: dict[Hashable, float] = {}
@@ -114,12 +115,14 @@ class HotRecords:
         if self._io.writing:
             missing = missing[~self._unwritten(missing)]
         room = int(self.num_frames * _MOST_WISHED) - int(self._spared.sum())
-        missing = missing[: max(0, room)]
-        takable = self._takable(len(missing), keep=frames[frames >= 0], by_wish=True)
-        taken = self._take(len(missing), *takable)
+        others, standing = self._takable(len(missing), frames[frames >= 0], by_wish=True)
+        num_easy = np.count_nonzero(self._state == NONE) + len(others)
+        missing = missing[: max(0, min(room, num_easy + self._num_streamed))]
+        taken = self._take(len(missing), others, standing)
+        missing = missing[: len(taken)]
         self._wished[taken] = self._spared[taken] = True
-        self._queued[group] = taken
-        self._read(missing[: len(taken)], taken, Urgency.RECORD_WISH)
+        self._queued[group] = taken, missing
+        self._read(missing, taken, Urgency.RECORD_WISH)
 
     def open_selection(self, numbers: np.ndarray, group: Hashable | None) -> np.ndarray:
         """Which of a selection's records (bool) are there or on their way: the ones to begin first,
@@ -163,10 +166,10 @@ class HotRecords:
         numbers: each once. waits: for room for one of them at least. Raises StorageError.
         """
         self._begin_call()
-        count = self._num_with_room(numbers)
+        count, others, standing = self._room(numbers)
         if not count and waits:
-            self._wait(lambda: self._num_with_room(numbers))
-            count = self._num_with_room(numbers)
+            self._wait(lambda: self._room(numbers)[0])
+            count, others, standing = self._room(numbers)
         numbers = numbers[:count]
         frames = self._frame_of[numbers]
         is_there = frames >= 0
@@ -177,7 +180,7 @@ class HotRecords:
         self._pinned[there] = True
         self._count(there, len(missing))
         if len(missing):
-            taken = self._take(len(missing), *self._takable(len(missing), keep=there))
+            taken = self._take(len(missing), others, standing)
             frames[~is_there] = taken
             self._read(missing, taken, Urgency.DEMAND)
             self._pinned[taken] = self._brought[taken] = True
@@ -219,11 +222,24 @@ class HotRecords:
         frames = self._frame_of[numbers]
         return (frames >= 0) & (self._state[frames] == READY)
 
+    def clear(self) -> None:
+        """Nothing is there any more, and nothing was selected: for measurements that compare."""
+        self._begin_call()
+        for group in list(self._queued):
+            self._cancel(group)
+        for group in list(self._standing):
+            self.leave(group)
+        self._wait(lambda: not self._under_way(np.arange(self.num_frames)).any())
+        self._pinned[:] = self._brought[:] = False
+        self._empty(np.flatnonzero(self._record_of >= 0))
+
     def forget(self, extent: Extent) -> None:
         """The extent's records will change: waits for what is being read, and drops all of them.
         Never raises: after a failure nothing is read again.
         """
         numbers = slice(extent.base, extent.base + self._records_per_span)
+        if self._is_changing:
+            self._restore()
         self._eviction.forget(numbers)
         self._is_standing[numbers] = False
         frames = self._frame_of[numbers]
@@ -231,6 +247,7 @@ class HotRecords:
         if not len(frames):
             return
         try:
+            self._is_changing = True
             self._io.reads.cancel(self._first_tag + frames)
             self._io.wait(lambda: not self._under_way(frames).any())
         except (StorageError, RuntimeError):
@@ -303,8 +320,9 @@ class HotRecords:
     def _cancel(self, group: Hashable, but: np.ndarray = NO_FRAMES) -> None:
         """The group's wishes have had their turn, or are replaced: those that are still queued, and
         are neither pinned nor in the frames `but`, are not wanted any more."""
-        frames = self._queued.pop(group, None)
-        if frames is None:
+        frames, numbers = self._queued.pop(group, (NO_FRAMES, NO_FRAMES))
+        frames = frames[self._record_of[frames] == numbers]  # the others were taken meanwhile
+        if not len(frames):
             return
         self._spared[frames] = False
         frames = frames[(self._state[frames] == QUEUED) & ~self._pinned[frames]]
@@ -340,22 +358,22 @@ class HotRecords:
                 break
         return frames[~is_standing], frames[is_standing]
 
-    def _num_with_room(self, numbers: np.ndarray) -> int:
+    def _room(self, numbers: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         """How many of the records, from the first on, may be begun now: as many as lack a frame
-        that is free or holds nobody's last selection, or a few at a time."""
+        that is free or holds nobody's last selection, or a few at a time. And what is `_takable`
+        for them."""
         frames = self._frame_of[numbers]
         lacks = frames < 0
         if not lacks.any():
-            return len(numbers)
-        there = frames[~lacks]
+            return len(numbers), NO_FRAMES, NO_FRAMES
+        others, standing = self._takable(np.count_nonzero(lacks), keep=frames[~lacks])
         if self._io.writing:
             blocked = np.flatnonzero(lacks & self._unwritten(numbers))
             lacks = lacks[: blocked[0]] if len(blocked) else lacks
-        others, standing = self._takable(np.count_nonzero(lacks), keep=there)
         num_easy = np.count_nonzero(self._state == NONE) + len(others)
         few = self._num_streamed - np.count_nonzero(self._brought)
         room = min(num_easy + len(standing), max(num_easy, few))
-        return int(np.searchsorted(np.cumsum(lacks), room, side="right"))
+        return int(np.searchsorted(np.cumsum(lacks), room, side="right")), others, standing
 
     def _take(self, count: int, others: np.ndarray, standing: np.ndarray) -> np.ndarray:
         """Empty frames, at most `count`: free ones, then of `_takable` ones the least valuable."""

@@ -256,7 +256,8 @@ class LLM:
 
     def keep_in_memory(self, share: float) -> None:
         """Let at most `share` of the far planes of a session that fills its context lie in memory,
-        and the rest on disk, however large the budget: to see what that costs. Raises DoesNotFit.
+        and the rest on disk, however large the budget: to see what that costs. Modes that select
+        keep a tenth more at hand. Raises DoesNotFit.
         """
         context = self._context or self.admission.natural_context(_SESSION_SEQUENCES)
         self.admission.keep_in_memory(share, context, _SESSION_SEQUENCES)

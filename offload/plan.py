@@ -45,6 +45,7 @@ class Plan:
     prefill_far_bytes: int
     bandwidth: dict[str, float] = field(default_factory=dict)
     shortage: dict | None = None
+    selects: bool = False  # pages: then decode_bytes has no far planes
 
     @property
     def decode_ceiling_tokens_per_s(self) -> float | None:

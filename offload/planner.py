@@ -7,8 +7,9 @@ goes to disk (far planes); near planes that do not fit join their far planes. On
 too much does a request not fit. Results of the model do not depend on any of it. Loads and reserves
 nothing.
 
-Where pages are selected and not all far planes fit, host memory holds no far planes but hot pages:
-the same bytes keep at hand what is selected again and again, wherever it lies.
+Where all layers select pages and not all far planes fit, host memory is for hot pages, and for
+those far planes that the disk has no room for: the same bytes keep at hand what is selected again
+and again, wherever it lies.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ class _Filling:
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
         self.selects = geometry.layout.value_means
+        # Layers with a sliding window attend to all of it, for which a cache is of no use.
+        self.caches = self.selects and not any(self.config.windows or ())
         self.fewest_hot = fewest_hot_records(geometry, self.num_spans) if self.selects else 0
 
     def plan(self) -> Plan:
@@ -227,10 +230,11 @@ class _Filling:
         for spills in (False, True):  # staging is needed only if something spills
             room = self.limits.host_bytes - items - sum(self._host_only(spills, streamed).values())
             room -= 0 if spills else self._spare_spans * span
-            far["host"] = min(left, max(0, room) // span)
+            # What spills is a span at least: its forks' copies have no room in memory then.
+            far["host"] = min(max(0, left - spills), max(0, room) // span)
             if far["host"] == left:
                 break
-            if spills and self.selects:  # memory is for hot pages, as far as the disk has room
+            if spills and self.caches:  # memory is for hot pages, as far as the disk has room
                 spare = self._scratch_bytes(streamed) + self._spare_spans * span
                 on_disk = max(0, self.limits.disk_bytes - spare) // span
                 far["host"] = min(far["host"], max(0, left - on_disk))
@@ -241,7 +245,7 @@ class _Filling:
         """How many records from disk are kept at hand. host: what lies there, with the fewest."""
         if not (self.selects and far["disk"]):
             return 0
-        room = max(0, self.limits.host_bytes - sum(host.values()))
+        room = max(0, self.limits.host_bytes - sum(host.values())) if self.caches else 0
         most = far["disk"] * self.geometry.records_per_span
         hot = self.fewest_hot + room // self.geometry.layout.record_bytes
         return max(self.fewest_hot, min(most, hot))
@@ -309,7 +313,7 @@ class _Filling:
         streamed_bytes = sum(sizes[len(sizes) - streamed :])
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
-        # What is selected follows from the text, and none of it may lie on disk: a bound without.
+        # What is selected follows from the text, and may all be at hand: a bound without it.
         decode = {tier: 0 if self.selects else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
@@ -346,6 +350,7 @@ class _Filling:
             decode_bytes=decode,
             prefill_far_bytes=spans_walked * span * config.num_layers,
             shortage=shortage,
+            selects=self.selects,
         )
 
 

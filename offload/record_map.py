@@ -43,12 +43,12 @@ def make_record_map(table: PageTable, layer: int, device: torch.device) -> Recor
     """The map of all records that the layer has now."""
     count, per_span = table.num_records(layer), table.records_per_span
     extents = [table.extent(layer, span) for span in range(table.num_spans(layer))]
-    within = np.arange(per_span)
+    within = np.arange(per_span, dtype=np.int64)
 
     def spread(firsts: list[int]) -> np.ndarray:
         if not firsts:
             return np.empty(0, dtype=np.int64)
-        return (np.array(firsts)[:, None] + within).reshape(-1)[:count]
+        return (np.array(firsts, dtype=np.int64)[:, None] + within).reshape(-1)[:count]
 
     near = torch.from_numpy(spread([extent.near_base for extent in extents])).to(device)
     tiers = np.array([TIERS.index(extent.tier) for extent in extents], dtype=np.int8)

@@ -30,8 +30,8 @@ _ON_DISK = TIERS.index(Tier.DISK)
 
 class _Demand:
     """A selection's records from disk: what is there is begun first, the rest as there is room, and
-    all are given as they come. numbers: (n,) int64, ascending; group: whose selection they are.
-    hot: None where nothing is on disk."""
+    all are given as they come. numbers: (n,) int64, in record order; group: whose selection they
+    are. hot: None where nothing is on disk."""
 
     def __init__(self, hot: HotRecords | None, numbers: np.ndarray, group, is_look: bool):
         assert hot is not None or not len(numbers), "no frames for records from disk"
@@ -194,6 +194,11 @@ class RecordReader:
         self._count(where, tiers)
         if self._hot is not None:
             self._hot.use(where.frame[records[tiers == _ON_DISK]], (table, layer))
+
+    def clear_hot(self) -> None:
+        """What was read from disk before is not at hand any more: for measurements that compare."""
+        if self._hot is not None:
+            self._hot.clear()
 
     def forget(self, table: PageTable) -> None:
         """The table is closed."""

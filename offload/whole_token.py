@@ -84,6 +84,8 @@ class WholeToken:
         self._selecting = [
             layer for layer, w in enumerate(windows) if selected is not None and w is None
         ]
+        # Behind others that select: what the engine may read ahead.
+        self._foreseen = [layer for layer in self._selecting if layer - 1 in self._selecting]
 
     def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
         """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
@@ -94,15 +96,16 @@ class WholeToken:
         cell, row = divmod(position, self._geometry.cell_tokens)
         if row == 0 and cell >= 2:  # a cell is sealed, layer by layer
             return None
+        addresses = self._store.records.table_addresses(sequence.table)
+        from_disk = bool(self._selecting) and addresses is not None and addresses.any_on_disk
+        if from_disk and not self._selected.serves_tokens(self._foreseen, sequence):
+            return None
         spans = {w: self._attention.spans_wanted(position, cell, w) for w in self._kinds}
         attended = [spans[w] for w in self._windows]
         for layer in self._selecting:
             attended[layer] = range(0)
         pages = self._store.fetch_table(sequence.table, attended)
         if pages is None:
-            return None
-        from_disk = bool(self._selecting) and pages.any_on_disk
-        if from_disk and not self._selected.serves_tokens(self._selecting, sequence):
             return None
         angles = [rope.angles(position, 1) for rope in self._ropes]
         views = [

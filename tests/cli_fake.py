@@ -42,6 +42,7 @@ class FakePlan:
     num_spans: int = 4
     layers_streamed: int = 0
     near_resident: bool = True
+    selects: bool = False
 
     def __str__(self) -> str:
         return "the plan of the fake"

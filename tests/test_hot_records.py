@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -231,6 +233,57 @@ def test_waste_is_counted(tmp_path):
         for record in range(5, 12):  # enough to push both out
             check_records(store, table, 0, TAGS, [record])
         assert store.stats.wasted == 2
+
+
+@pytest.mark.parametrize("stage", range(6))
+def test_a_table_that_is_closed_after_an_interruption_leaves_no_wrong_record(
+    tmp_path, monkeypatch, stage
+):
+    """Ctrl-C between the assignments of a read, and a branch is closed next."""
+    with opened(tmp_path, disk=60, hot_records=8) as store:
+        table, other = filled(store), filled(store)
+        check_records(store, table, 0, TAGS, [0, 1])
+        check_records(store, other, 0, TAGS, [2, 3, 4, 5])
+        hot = store.records._hot
+        interrupted = []
+
+        def trace(frame, event, arg):
+            if frame.f_code is not type(hot)._read.__code__:
+                return None
+
+            def line(frame, event, arg):
+                if event == "line":
+                    interrupted.append(frame.f_lineno)
+                    if len(set(interrupted)) > stage + 2:
+                        raise KeyboardInterrupt
+                return line
+
+            return line
+
+        sys.settrace(trace)
+        try:
+            check_records(store, table, 0, TAGS, [6, 7, 8])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        store.close_table(other)
+        store.check_integrity()
+        check_records(store, table, 1, TAGS, list(range(12)))
+        check_records(store, table, 0, TAGS, list(range(12)))
+        store.check_integrity()
+
+
+def test_nothing_is_there_after_clearing(tmp_path):
+    with opened(tmp_path, hot_records=12) as store:
+        table = filled(store)
+        check_records(store, table, 0, TAGS, [1, 2])
+        store.records.prefetch(table, 1, [3, 4])
+        store.records.clear_hot()
+        store.check_integrity()
+        before = store.stats.snapshot()
+        check_records(store, table, 0, TAGS, [1, 2])
+        assert (store.stats - before).misses == 2
 
 
 def test_a_failing_disk_is_an_error_and_no_wrong_record(tmp_path):

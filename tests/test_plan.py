@@ -170,6 +170,30 @@ def test_memory_is_for_hot_pages_where_pages_are_selected(host, disk):
     assert all_hot or host * MiB - sum(plan.host.values()) < geometry.span_bytes
 
 
+@pytest.mark.parametrize("selects", [False, True])
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_more_memory_never_streams_more_weights(selects, sequences):
+    facts = facts_of(MODELS["deep"])
+    geometry = choose_geometry(facts.config, "8", selects=selects)
+    before = len(facts.layer_sizes)
+    for half_mib in range(380, 620, 4):
+        limits = Limits(None, half_mib * MiB // 2, 4096 * MiB, 50 * MiB)
+        plan = make_plan(facts, geometry, limits, Request(12_000, sequences))
+        if plan.fits:
+            assert plan.layers_streamed <= before
+            before = plan.layers_streamed
+    assert before == 0
+
+
+def test_where_windows_are_attended_whole_memory_keeps_far_planes():
+    config = replace(MODELS["small"], windows=(4096, 4096, 4096, None))
+    facts, limits = facts_of(config), Limits(None, 170 * MiB, 1024 * MiB, 50 * MiB)
+    geometry = choose_geometry(config, "8", selects=True)
+    plan = make_plan(facts, geometry, limits, Request(60_000))
+    assert plan.fits and plan.far_spans["host"] and plan.far_spans["disk"]
+    assert plan.hot_records == plan.num_spans * geometry.records_per_span // 10
+
+
 def test_all_far_planes_lie_in_memory_where_they_fit():
     plan, _ = selecting_plan(1024)
     assert (plan.far_spans["disk"], plan.hot_records) == (0, 0)

@@ -211,10 +211,14 @@ def test_what_is_read_ahead_or_left_out_when_late_goes_layer_by_layer(
 ):
     run_bounded(checkpoint("llama3"), tmp_path, share=0.0, mode=mode)
     # Until something is on disk: two cells, and a history that selected nothing yet.
-    assert served.count(True) <= 2 * CELL_TOKENS + 1
+    assert 2 * CELL_TOKENS - PREFILLED <= served.count(True) <= 2 * CELL_TOKENS + 1
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+class Mishap(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Mishap])
 def test_what_is_raised_while_bringing_ends_the_call_and_loses_nothing(
     checkpoint, tmp_path, monkeypatch, error
 ):
