@@ -29,7 +29,8 @@ class Trial:
     epsilon: None for exact mode. kl_mean, kl_max: KL divergence in nats of the next token's
     distribution from exact mode's. same_top1: share of tokens with the same most likely successor.
     selected_share: of the sealed records, those attended in full. ms_per_token: the median; in
-    bounded mode the first tokens find no hot records yet.
+    bounded mode the first tokens find no hot records yet. Where not all pages fit, a plan for exact
+    mode alone would keep more of them in memory than this one, which is made for selecting, does.
     """
 
     kind: str

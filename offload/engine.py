@@ -4,7 +4,8 @@ on the way.
     prefill   some cells at a time (a sweep) go through each layer together, so that weights and far
               planes are read once for all of them; every cell's arithmetic is the same whatever the
               sweep
-    decode    one token through all layers: at once where all is in memory, else one by one
+    decode    one token through all layers: at once where weights are in memory and nothing is to be
+              done between layers, else one by one
 
 Knows no text and no sampling; `session` does.
 """

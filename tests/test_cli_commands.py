@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -405,6 +406,9 @@ def test_the_ceiling_counts_pages_by_depth_and_weights_whole():
     half = bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4, "disk": 1e3})
     assert half == pytest.approx(1 / (0.2 + 1.0))
     assert bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4}) is None
+    # Where pages are selected, none of them is counted, at any depth.
+    selecting = replace(plan, selects=True)
+    assert bench.ceiling_tokens_per_s(selecting, 50, {"host": 1e4, "disk": 1e3}) == full
 
 
 # --- demo
