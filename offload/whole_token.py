@@ -57,7 +57,7 @@ class _Turns:
             layer = self._left.popleft()
             self._records.use(self._table, layer, self._selections.records(layer).numpy())
 
-    def _parts(self, coming: Iterator[Placed]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _parts(self, coming: Iterator[Placed]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for part in coming:
             with part:
                 yield part.positions, part.record_at

@@ -71,6 +71,6 @@ def test_transformers_reads_the_same_summary(tokenizer):
         logits = model.lm_head(hidden[0, -len(answer) - 1 : -1])
     assert logits.argmax(-1).tolist() == answer
     # Wide enough to be rounded: keys and values of 8 and 4 bits, weights of 8 and 4, and bfloat16
-    # move it by 0.08 at most (benchmarks/train/margins.py), a sixth of this.
+    # move it by 0.08 at most (benchmarks/train/margins.py), a twelfth of this.
     best = logits.topk(2).values
-    assert (best[:, 0] - best[:, 1]).min() > 0.5
+    assert (best[:, 0] - best[:, 1]).min() > 1.0

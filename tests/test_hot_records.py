@@ -236,9 +236,7 @@ def test_waste_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("stage", range(6))
-def test_a_table_that_is_closed_after_an_interruption_leaves_no_wrong_record(
-    tmp_path, monkeypatch, stage
-):
+def test_a_table_that_is_closed_after_an_interruption_leaves_no_wrong_record(tmp_path, stage):
     """Ctrl-C between the assignments of a read, and a branch is closed next."""
     with opened(tmp_path, disk=60, hot_records=8) as store:
         table, other = filled(store), filled(store)
@@ -262,9 +260,8 @@ def test_a_table_that_is_closed_after_an_interruption_leaves_no_wrong_record(
 
         sys.settrace(trace)
         try:
-            check_records(store, table, 0, TAGS, [6, 7, 8])
-        except KeyboardInterrupt:
-            pass
+            with pytest.raises(KeyboardInterrupt):
+                check_records(store, table, 0, TAGS, [6, 7, 8])
         finally:
             sys.settrace(None)
         store.close_table(other)
