@@ -131,16 +131,13 @@ class Staging:
         self._stats.wasted += 1
         self._make_free(slot)
 
-    def drop_latest(self) -> bool:
-        """Drops the ready slot whose turn is expected last; False when none is ready.
-
-        Slots that nobody wishes for any more (a demand that was interrupted) go first.
+    def latest_ready(self) -> Slot | None:
+        """The ready slot whose turn is expected last, if any is ready; one that nobody wishes for
+        any more (a demand that was interrupted) before all others.
         """
         ready = [slot for slot in self.slots if slot.state is SlotState.READY]
-        if not ready:
-            return False
-        self.drop(max(ready, key=lambda s: float("inf") if s.wish is None else s.wish.order))
-        return True
+        orders = [float("inf") if slot.wish is None else slot.wish.order for slot in ready]
+        return ready[orders.index(max(orders))] if ready else None
 
     def drop_stale(self, group: Hashable, batch: int) -> list[int]:
         """Drops what the group's wishes up to that batch brought or are bringing; returns which

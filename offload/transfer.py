@@ -40,13 +40,16 @@ class Transfers:
         if not self._io.has_threads:
             return
         self._io.check()
-        self._io.wishes.open_batch()
+        wishes = self._io.wishes
+        wishes.open_batch()
         for extent in extents:
             slot = self._io.staging.find(extent)
-            if slot is not None and slot.state is not SlotState.HELD:
-                slot.wish, slot.is_unwanted = self._io.wishes.make(extent, group), False
+            if slot is None or slot.state is SlotState.HELD:
+                wishes.add([extent], group)
+            elif slot.wish is None or slot.is_unwanted:
+                slot.wish, slot.is_unwanted = wishes.make(extent, group), False
             else:
-                self._io.wishes.add([extent], group)
+                wishes.renew(slot.wish, group)
         self._io.pump()
 
     @property
@@ -207,8 +210,14 @@ class Transfers:
         self._io.reads.expect(tags)
 
     def _make_room(self) -> bool:
-        """True when a slot is free, if need be after dropping a ready one."""
-        if self._io.staging.num_free or self._io.staging.drop_latest():
+        """True when a slot is free, if need be after dropping a ready one, which is still wanted."""
+        if self._io.staging.num_free:
+            return True
+        if (slot := self._io.staging.latest_ready()) is not None:
+            wish = slot.wish
+            self._io.staging.drop(slot)
+            if wish is not None:
+                self._io.wishes.put_back(wish)
             return True
         assert self._io.staging.any_reading(), "every staging slot is held by the caller"
         return False

@@ -28,8 +28,8 @@ class Wish:
 class WishQueue:
     """First wished, first served.
 
-    W1: a key is queued at most once. Wishing again renews its batch and keeps its place: it is
-        needed no later than before.
+    W1: a key is queued at most once. Wishing again renews its batch and keeps its place, here and
+        where it was taken to: it is needed no later than before.
     W2: batch and order only grow, so "wished before" is a comparison of numbers.
     """
 
@@ -61,7 +61,16 @@ class WishQueue:
             if queued is None:
                 self._wishes[key] = self.make(key, group)
             else:
-                queued.group, queued.batch = group, self.batch
+                self.renew(queued, group)
+
+    def renew(self, wish: Wish, group: Hashable) -> None:
+        """A wish, queued or not, is one of the current batch now and keeps its place."""
+        wish.group, wish.batch = group, self.batch
+
+    def put_back(self, wish: Wish) -> None:
+        """Queues a wish again that was taken, before all others: it is older than they are."""
+        if wish.key not in self._wishes:
+            self._wishes = {wish.key: wish} | self._wishes
 
     def take(self, accept: Callable[[Hashable], bool]) -> Wish | None:
         """Removes and returns the first wish whose key is acceptable now, if any."""

@@ -72,6 +72,27 @@ def test_a_demand_goes_before_wishes_and_takes_the_slot_needed_last(tmp_path):
         assert (store.stats.misses, store.stats.wasted) == (1, 1)
 
 
+def test_what_gave_way_once_is_read_once_more(tmp_path):
+    """And in time: asked for behind all others, it would find every slot taken, and the next one
+    would give way to it, for ever after."""
+    num_spans, rounds = 8, 4
+    with opened(tmp_path, layers=2, staging_slots=4) as store:
+        table = store.open_table()
+        for layer in range(2):
+            write(store, table, layer, range(num_spans * S), flush=True)
+        store.prefetch(table, 0)
+        until(lambda: store.is_ready(table, 0, 3), "all slots are filled")
+        store.fetch(table, 1, 7).close()  # nobody wished for it
+        for _ in range(rounds):
+            for layer in range(2):
+                store.prefetch(table, layer)
+                store.prefetch(table, 1 - layer)
+                for span in range(num_spans):
+                    until(lambda: store.is_ready(table, layer, span), "it is there in time")
+                    store.fetch(table, layer, span).close()
+        assert (store.stats.misses, store.stats.wasted) == (1, 1)
+
+
 def test_wrong_wishes_are_dropped_when_their_layer_is_over(tmp_path):
     with opened(tmp_path, layers=3, file=Gated, io_threads=1, staging_slots=4) as store:
         table = store.open_table()
