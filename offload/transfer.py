@@ -210,7 +210,7 @@ class Transfers:
         self._io.reads.expect(tags)
 
     def _make_room(self) -> bool:
-        """True when a slot is free, if need be after dropping a ready one, which is still wanted."""
+        """True when a slot is free, if need be after dropping a ready one: asked for once more."""
         if self._io.staging.num_free:
             return True
         if (slot := self._io.staging.latest_ready()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_what_gave_way_once_is_read_once_more(tmp_path):
                 store.prefetch(table, layer)
                 store.prefetch(table, 1 - layer)
                 for span in range(num_spans):
-                    until(lambda: store.is_ready(table, layer, span), "it is there in time")
+                    is_there = partial(store.is_ready, table, layer, span)
+                    until(is_there, "it is there in time")
                     store.fetch(table, layer, span).close()
         assert (store.stats.misses, store.stats.wasted) == (1, 1)
 
