@@ -84,6 +84,10 @@ def blank_fields(model: str | None) -> dict[str, Any]:
             "completion_tokens": 0,
             "total_tokens": 0,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
             "recomputed_tokens": 0,
         },
         "timings": {
@@ -126,15 +130,15 @@ def summary_line(output: Any) -> str:
 
 
 def summed_usage(made: list[dict[str, Any]], blank: dict[str, Any]) -> dict[str, Any]:
-    """Of the answers made in this run; those kept from an earlier one cost nothing now."""
-    usages = [answer["usage"] for answer in made]
-    total = {
-        name: sum(usage[name] for usage in usages)
-        for name, value in blank.items()
-        if isinstance(value, int)
-    }
-    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
-    return {**total, "prompt_tokens_details": {"cached_tokens": cached}}
+    """Of the answers made in this run; those kept from an earlier one cost nothing now. blank: the
+    counts that there are, to begin with."""
+
+    def added(counts: list[Any]) -> Any:
+        if not isinstance(counts[0], dict):
+            return sum(counts)
+        return {name: added([count[name] for count in counts]) for name in counts[0]}
+
+    return added([blank, *(answer["usage"] for answer in made)])
 
 
 def summed_timings(made: list[dict[str, Any]], blank: dict[str, Any]) -> dict[str, Any]:

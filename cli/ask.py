@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import values
-from .answer import output_fields
+from .answer import blank_fields, output_fields, summed_usage
 from .documents import (
     FilesArgument,
     PagesOption,
@@ -136,10 +136,8 @@ def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options:
 def _together(found: list[dict[str, Any]], told: list[str], read: dict) -> dict[str, Any]:
     """read: what was read for all questions, before the first; counted once and not as cached."""
     fields = {key: value for key, value in found[-1].items() if key != "question"}
-    usages = [answer["usage"] for answer in found]
-    names = ("prompt_tokens", "completion_tokens", "total_tokens", "recomputed_tokens")
-    usage = {name: sum(usage[name] for usage in usages) for name in names}
-    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    usage = summed_usage(found, blank_fields(None)["usage"])
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
     cached -= min(cached, read["tokens"])
     prefill_s = read["seconds"] + sum(answer["timings"]["prefill_s"] for answer in found)
     decode_s = sum(answer["timings"]["decode_s"] for answer in found)

@@ -29,7 +29,8 @@ ebbtide bench ./model --depths 0,8192,32768 --host-memory 6GiB --json
 ebbtide bench ./model --report bench.html         a page with charts"""
 
 _MOST_DEPTHS = 32
-# Any ids do, for speed does not depend on them; these are in every vocabulary and not all the same.
+# Any ids do, for speed does not depend on them where nothing is guessed; these are in every
+# vocabulary and not all the same.
 _FIRST_ID, _NUM_IDS, _ID_STRIDE = 10, 240, 7
 
 
@@ -57,7 +58,10 @@ def bench(
     ] = "512",
     report: ReportOption = None,
 ) -> None:
-    """Measure reading and writing at several depths, next to what the machine allows."""
+    """Measure reading and writing at several depths, next to what the machine allows.
+
+    Each token by itself: what --draft saves depends on the text.
+    """
     run.choose_model(model_argument)
     wanted = _parse_depths(depths)
     num_prefill = parsed(values.whole(1, 2**20), prefill_tokens, "--prefill-tokens")
@@ -65,7 +69,7 @@ def bench(
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
         ceilings = _measure_ceilings(run)
-        llm = stack.enter_context(run.open_llm(context=context))
+        llm = stack.enter_context(run.open_llm(context=context, draft=False))
         rows = []
         for row in _measure(run, llm, wanted, num_prefill, num_decode, ceilings):
             rows.append(row)

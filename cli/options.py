@@ -138,6 +138,15 @@ SHARED = (
         0.02,
     ),
     Option(
+        "draft",
+        ("--draft",),
+        _FIDELITY,
+        "on (as it is) or off: guess tokens in the mode exact, and verify several at once. Answers "
+        "are the same, and come sooner.",
+        values.switch_word,
+        "on|off",
+    ),
+    Option(
         "kv_bits",
         ("--kv-bits",),
         _FIDELITY,
@@ -251,6 +260,7 @@ class Settings:
     overflow: str = "error"
     mode: str = "exact"
     epsilon: float = 0.02
+    draft: bool | None = None
     kv_bits: int | str = "auto"
     weight_bits: int | str = "auto"
     max_new_tokens: int | None = None

@@ -109,6 +109,7 @@ class Run:
             "context": s.context,
             "spill_dir": s.spill_dir,
             "threads": s.threads,
+            "draft": s.draft is not False,
         }
 
     @contextmanager

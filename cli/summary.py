@@ -10,7 +10,7 @@ from typing import Any
 from ebbtide import errors
 
 from . import speeds
-from .answer import summed_timings, summed_usage
+from .answer import blank_fields, summed_timings, summed_usage
 from .job import Job, job_key
 from .map_reduce import SPARE_TOKENS, MapReduce, Steps
 from .output_file import OutputFile
@@ -181,7 +181,7 @@ class Summary:
         return {
             **fields,
             "text": text,
-            "usage": summed_usage(self.steps.made, fields["usage"]),
+            "usage": summed_usage(self.steps.made, blank_fields(None)["usage"]),
             "timings": summed_timings(self.steps.made, fields["timings"]),
             "documents": [describe(document) for document in self.documents],
             "citations": [c.to_dict() for c in checker.citations] if checker is not None else [],

@@ -132,6 +132,42 @@ class TieredAttention:
             lambda base, tokens: self.score_bias(layer, query, base, tokens, key_bias),
         )
 
+    def run_several(
+        self,
+        layer: int,
+        sequence: Sequence,
+        query: Query,
+        window: int | None,
+        key_bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(rows, num_heads * head_dim) of consecutive tokens of one cell, whose keys and values lie
+        in it: of each the bits that `run` gives for it alone. For rows that `decode` serves.
+        """
+        kv_heads, _, dim = query.q.shape
+
+        def by_token(q: torch.Tensor) -> torch.Tensor:  # groups are the outer rows of a query
+            return q.view(kv_heads, -1, query.rows, dim).permute(2, 0, 1, 3)
+
+        def score_bias(first: int, stop: int, base: int, tokens: int) -> torch.Tensor | None:
+            if key_bias is None:
+                return None
+            rows = q[first:stop].permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
+            return rope_scores(*self.ropes[layer].factors(rows, key_bias), base, tokens)
+
+        q = by_token(query.q)
+        positions = range(query.position, query.position + query.rows)
+        return self.decode.run_several(
+            layer,
+            sequence,
+            q,
+            by_token(rotate(query.q)) if self.layouts[layer].rotate else q,
+            query.position,
+            window,
+            [self.spans_wanted(position, query.cell, window) for position in positions],
+            self.sealed_tokens(query.cell),
+            score_bias,
+        )
+
     def spans_wanted(self, position: int, cell: int, window: int | None) -> range:
         """Which spans of sealed pages a query attends to that begins at `position` of a cell."""
         sealed = self.sealed_tokens(cell)

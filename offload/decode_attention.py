@@ -1,8 +1,8 @@
 """Attention of one token over one layer, by the compiled kernels: one call where every span is in
 memory; else one for each run of spans that are or come from disk together, in order, and one that
-joins them.
+joins them. Or of several tokens, one after the other, for which each run is fetched once.
 
-To the bit the same in both cases: partials belong to spans, and are joined by the same code. Knows
+To the bit the same in all cases: partials belong to spans, and are joined by the same code. Knows
 where pages lie through the store alone.
 """
 
@@ -107,6 +107,68 @@ class DecodeAttention:
             span = run.stop
         attend_raw(q, raw, self._softcap, Partial(*(part[-1] for part in parts)))
         return join_parts(parts).view(1, -1)
+
+    def run_several(
+        self,
+        layer: int,
+        sequence: Sequence,
+        q: torch.Tensor,
+        page_q: torch.Tensor,
+        position: int,
+        window: int | None,
+        spans: list[range],
+        sealed_tokens: int,
+        score_bias,
+    ) -> torch.Tensor:
+        """(num_tokens, num_heads * head_dim) of consecutive tokens of one cell, the first of which
+        is at `position`: for each what `run` gives.
+
+        q, page_q: (num_tokens, kv_heads, groups, head_dim); spans: of each token.
+        score_bias(first, stop, base, tokens): of the tokens first .. stop - 1, with their groups
+        side by side.
+        """
+        num_tokens, kv_heads, groups, dim = q.shape
+        layout = self._layouts[layer]
+        # Tokens that see the same pages are one.
+        step = num_tokens if window is None else 1
+        views = []
+        for first in range(0, num_tokens, step):
+            side_by_side = page_q[first : first + step].permute(1, 0, 2, 3)
+            rows = side_by_side.reshape(kv_heads, step * groups, dim).contiguous()
+            views.append((first, spans[first], rows, empty_parts(len(spans[first]) + 1, rows)))
+        span, stop = min(s.start for s in spans), max(s.stop for s in spans)
+        while span < stop:
+            run = self._store.fetch_run(sequence.table, layer, span, stop)
+            if run is None:
+                run = self._fetch_one(sequence, layer, span)
+            with run:
+                for first, wanted, rows, parts in views:
+                    begin = max(run.first, wanted.start)
+                    skipped = (begin - run.first) * self._span_tokens // layout.record_tokens
+                    record_at = run.record_at[skipped:]
+                    base, tokens = begin * self._span_tokens, len(record_at) * layout.record_tokens
+                    records = Records(
+                        run.near_at[skipped:],
+                        record_at,
+                        self._span_tokens // layout.record_tokens,
+                        self.visible(base, tokens, position + first, window, sealed_tokens),
+                        score_bias(first, first + step, base, tokens),
+                    )
+                    into = Partial(*(of_all[begin - wanted.start :] for of_all in parts))
+                    if len(record_at):
+                        attend_spans(rows, records, layout, self._softcap, into)
+            span = run.stop
+        out = torch.empty((num_tokens, kv_heads, groups, dim))
+        for first, _, _, parts in views:
+            for token in range(first, first + step):
+                rows = slice((token - first) * groups, (token - first + 1) * groups)
+                own = Partial(*(part[:, :, rows].contiguous() for part in parts))
+                raw = self.raw(layer, sequence, position + token, window)
+                attend_raw(
+                    q[token].contiguous(), raw, self._softcap, Partial(*(part[-1] for part in own))
+                )
+                out[token] = join_parts(own)
+        return out.view(num_tokens, -1)
 
     def _fetch_one(self, sequence: Sequence, layer: int, span: int) -> SpanRun:
         """A span that is copied before it is read."""

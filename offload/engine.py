@@ -6,6 +6,7 @@ on the way.
               sweep
     decode    one token through all layers: at once where weights are in memory and nothing is to be
               done between layers, else one by one
+    verify    a few guessed tokens through each layer together, for the bits of decoding each
 
 Knows no text and no sampling; `session` does.
 """
@@ -13,16 +14,20 @@ Knows no text and no sampling; `session` does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 
+from ..kernels import dispatch
+from ..kernels.paged_attention import FEW_ROWS
 from ..kernels.pages import seal
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .errors import ModelError
+from .footprint import MOST_VERIFIED
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
@@ -31,6 +36,13 @@ from .selected_attention import SelectedAttention
 from .sequence import RawPages, Sequence
 from .weights import LayerTensors, WeightStore
 from .whole_token import make_whole_token
+
+
+def can_verify(device: torch.device) -> bool:
+    """Whether `Engine.verify` can be had: only compiled kernels give a token its bits in any
+    company."""
+    return dispatch.compiled_for(torch.empty(0, device=device)) is not None
+
 
 # rows (cell, hidden (cell_tokens, hidden_size), rows of it that are new)
 OnRows = Callable[[int, torch.Tensor, slice], None]
@@ -95,6 +107,12 @@ class Engine:
         self.whole_token = make_whole_token(
             self.decoder, self.attention, self.weights, self.store, self.geometry, self.selected
         )
+
+    def twin(self, mode: Mode) -> Engine:
+        """One that serves the same sequences in another mode, which its layout must allow."""
+        other = copy(self)
+        other.choose_pages(mode)
+        return other
 
     # ---- sequences ---------------------------------------------------------------------------
 
@@ -194,6 +212,41 @@ class Engine:
         sequence.length += 1
         return residual
 
+    @property
+    def most_verified(self) -> int:
+        """How many tokens `verify` takes at most, wherever they stand; 0: none."""
+        return min(MOST_VERIFIED, FEW_ROWS // self.config.groups)
+
+    def room_to_verify(self, sequence: Sequence) -> int:
+        """How many tokens `verify` takes at most now: they lie in one cell."""
+        cells = self.geometry.cell_tokens
+        return min(self.most_verified, cells - sequence.length % cells)
+
+    @torch.inference_mode()
+    def verify(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
+        """The residuals (num_tokens, hidden_size) of tokens behind the processed ones: of each the
+        bits that `decode` would give in exact mode, while weights and pages are read once for all.
+
+        The sequence stays as it is, but that the tokens' keys and values lie behind its end: adding
+        to its length takes them in.
+        """
+        position, count = sequence.length, len(tokens)
+        cell, row = divmod(position, self.geometry.cell_tokens)
+        x = self.weights.embed(tokens)
+        sequence.will_write(cell)
+        for layer in range(self.config.num_layers):
+            w = self.weights.layer(layer)
+            bias = self._page_bias(w)
+            if row == 0:
+                self._seal(sequence, layer, cell - 2, bias)
+            q, k, v = self.decoder.project(layer, w, x, slice(0, count), position)
+            sequence.raw.write(layer, cell, row, k, v)
+            query = Query(q, count, position, cell)
+            self._wish_ahead(sequence, layer, [query])
+            attended = self.attention.run_several(layer, sequence, query, self._window(layer), bias)
+            x = self.decoder.mix(layer, w, x, attended, slice(0, count))
+        return x
+
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
         """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""
         position, rows = sequence.length, slice(0, 1)
@@ -258,11 +311,14 @@ class Engine:
             part.x = self.decoder.mix(layer, w, part.x, attended, part.rows)
 
     def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
-        window = self._window(layer)
+        self._wish_ahead(sequence, layer, queries)
+        return self.attention.run(layer, sequence, queries, self._window(layer), bias)
+
+    def _wish_ahead(self, sequence, layer: int, queries: list[Query]) -> None:
+        """Ask for all pages of a layer and of the next one."""
         if self.overlap:
             self._wish(sequence, layer, queries)
             self._wish(sequence, (layer + 1) % self.config.num_layers, queries)
-        return self.attention.run(layer, sequence, queries, window, bias)
 
     def _selects(self, layer: int) -> bool:
         """Whether decode chooses among a layer's pages: a sliding window's few are all attended.

@@ -13,6 +13,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
 SLACK_BYTES = 40 << 20
+MOST_VERIFIED = 16  # tokens whose logits are computed at once in decode
 _ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each of ten threads
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
@@ -108,7 +109,8 @@ def _packed(head_dim: int) -> int:
 
 
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
-    """The most that activations, tiles and scores of prefill take at once."""
+    """The most that activations, tiles and scores of prefill take at once, or those of a few tokens
+    that are verified, and their logits beside those of the ones before."""
     cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     raw_tokens = 2 * cell + geometry.layout.page_tokens
@@ -128,4 +130,5 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size
     )
-    return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES
+    verified = MOST_VERIFIED * (2 * config.vocab_size + 8 * max(per_cell, inner))
+    return 4 * max(sweep_cells * cell * per_cell + once, verified) + SLACK_BYTES

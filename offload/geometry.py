@@ -60,6 +60,12 @@ class Geometry:
         """Of each layer."""
         return [self.layout_of(layer) for layer in range(num_layers)]
 
+    def selecting(self, config: ModelConfig) -> Geometry:
+        """The same with near planes to select pages by: no bit of what is attended in full changes.
+        Not for full pages."""
+        layout = replace(self.layout, value_means=True)
+        return replace(self, layout=layout, finer_layers=choose_finer_layers(config))
+
     @cached_property
     def _finer_layout(self) -> PageLayout:
         """Fewer bits are left for the record, which is padded to the others'."""
@@ -105,7 +111,6 @@ def choose_geometry(
     else:
         key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
-        codec["value_means"] = selects
     page = PageLayout(
         config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec
     )
@@ -115,8 +120,8 @@ def choose_geometry(
         and cell // PAGE_TOKENS * page.record_payload_bytes < LEAST_RECORD_BYTES
     ):
         cell *= 2
-    finer = choose_finer_layers(config) if selects else ()
-    return Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell), finer)
+    geometry = Geometry(cell, max(SPAN_TOKENS, cell), _group_pages(page, cell))
+    return geometry.selecting(config) if selects else geometry
 
 
 def choose_finer_layers(config: ModelConfig) -> tuple[int, ...]:

@@ -102,6 +102,7 @@ class LLM:
             self.device,
             self._spill_dir,
             mode or Mode(options.mode, selector_options={"epsilon": options.epsilon}),
+            options.draft,
             store_options,
         )
         self._sessions: list[Session] = []
@@ -126,13 +127,15 @@ class LLM:
         context: int | None = None,
         spill_dir: str | Path | None = None,
         threads: int | None = None,
+        draft: bool = True,
     ) -> LLM:
         """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in
         one.
 
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
-        where pages that do not fit in memory go; None: the user's cache folder. Checks the files
-        and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
+        where pages that do not fit in memory go; None: the user's cache folder. draft: whether
+        exact mode may guess tokens and verify several at once; answers are the same. Checks the
+        files and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
         `context` was given and cannot fit.
         """
         llm = cls(
@@ -149,6 +152,7 @@ class LLM:
                 context=context,
                 spill_dir=spill_dir,
                 threads=threads,
+                draft=draft,
             )
         )
         if context is not None:

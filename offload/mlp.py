@@ -9,6 +9,7 @@ depend on that; which rows stand beside it changes nothing. Knows no norms and n
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
@@ -63,7 +64,7 @@ def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
     if len(picked) == 1:
         return torch.zeros(1, dtype=torch.long, device=picked.device), 1
-    grid = picked.view(-1, ROW_TILE)
+    grid = F.pad(picked, (0, -len(picked) % ROW_TILE)).view(-1, ROW_TILE)
     tile = grid.long().cumsum(0) - 1
     places = tile * ROW_TILE + torch.arange(ROW_TILE, device=picked.device)
     return places[grid], int(tile.max() + 1) * ROW_TILE

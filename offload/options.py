@@ -29,6 +29,7 @@ class Options:
     context: int | None = None
     spill_dir: str | Path | None = None
     threads: int | None = None
+    draft: bool = True
 
     def __post_init__(self):
         self._require("mode", self.mode in MODES, ", ".join(MODES))
@@ -41,6 +42,7 @@ class Options:
         self._require("model", model, "a folder, a Hugging Face id or None")
         path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
         self._require("spill_dir", path, "a folder")
+        self._require("draft", isinstance(self.draft, bool), "True or False")
         self._require("budget", isinstance(self.budget, Budget), "a Budget")
         for name in ("context", "threads"):
             value = getattr(self, name)

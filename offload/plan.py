@@ -46,6 +46,7 @@ class Plan:
     bandwidth: dict[str, float] = field(default_factory=dict)
     shortage: dict | None = None
     selects: bool = False  # pages: then decode_bytes has no far planes
+    drafts: bool = False  # tokens are guessed by few pages, and verified by all
 
     @property
     def decode_ceiling_tokens_per_s(self) -> float | None:
@@ -134,5 +135,6 @@ class Plan:
             )
             lines.append(
                 f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
+                + (", times those that one reading verifies" if self.drafts else "")
             )
         return "\n".join(lines)

@@ -60,6 +60,7 @@ class Request:
     text: bool = True
     loaded: tuple[int, bool] | None = None
     output_bytes: int = 0
+    drafts: bool = False
 
 
 def make_plan(
@@ -86,7 +87,8 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
         return most
 
     def fits(tokens: int) -> bool:
-        return _fill(facts, geometry, limits, replace(request, context=tokens)).fits
+        shorter = replace(request, context=tokens, drafts=False)  # drafts need more
+        return _fill(facts, geometry, limits, shorter).fits
 
     if fits(most):
         return most
@@ -106,14 +108,30 @@ def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) ->
         plan = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
         if plan.fits:
             break
+    reads = plan.near_resident and plan.far_spans["disk"] and not plan.layers_streamed
+    if request.drafts and plan.fits and reads:
+        drafting = _Filling(facts, geometry.selecting(facts.config), limits, request, drafts=True)
+        with_drafts = drafting.plan()
+        if with_drafts.fits and not with_drafts.layers_streamed:
+            return with_drafts
     return plan
 
 
 class _Filling:
-    """One way to lay a request out: near planes resident, or with the far planes."""
+    """One way to lay a request out: near planes resident, or with the far planes. drafts: pages are
+    selected to guess tokens by, while all are read to verify them."""
 
-    def __init__(self, facts: Facts, geometry: Geometry, limits: Limits, request: Request):
+    def __init__(
+        self,
+        facts: Facts,
+        geometry: Geometry,
+        limits: Limits,
+        request: Request,
+        *,
+        drafts: bool = False,
+    ):
         self.facts, self.geometry, self.limits, self.request = facts, geometry, limits, request
+        self.drafts = drafts
         self.config = facts.config
         self.layers = range(self.config.num_layers)
         self.on_device = limits.device_bytes is not None
@@ -124,8 +142,9 @@ class _Filling:
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
         self.selects = geometry.layout.value_means
-        # Layers with a sliding window attend to all of it, for which a cache is of no use.
-        self.caches = self.selects and not any(self.config.windows or ())
+        # Layers with a sliding window attend to all of it, as does what is verified: for those a
+        # cache is of no use.
+        self.caches = self.selects and not drafts and not any(self.config.windows or ())
         self.fewest_hot = fewest_hot_records(geometry, self.num_spans) if self.selects else 0
 
     def plan(self) -> Plan:
@@ -314,7 +333,8 @@ class _Filling:
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
-        decode = {tier: 0 if self.selects else count * span for tier, count in far.items()}
+        bounded = self.selects and not self.drafts
+        decode = {tier: 0 if bounded else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
         decode["disk"] += streamed_bytes
@@ -350,7 +370,8 @@ class _Filling:
             decode_bytes=decode,
             prefill_far_bytes=spans_walked * span * config.num_layers,
             shortage=shortage,
-            selects=self.selects,
+            selects=bounded,
+            drafts=self.drafts,
         )
 
 

@@ -23,12 +23,17 @@ from .planner import WRITE_BUFFERS
 from .sequence import Sequence
 from .weights import WeightStore
 
+# What guesses are made with: a coarse selection is as often right as a finer one, and is had for
+# half the time (docs/log.md).
+DRAFTS = Mode("bounded", selector_options={"epsilon": 0.2})
 _KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 
 
 class Runtime:
     """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back.
 
+    drafts: whether tokens may be guessed; drafter: the engine's twin that guesses by few pages, or
+    None.
     store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change
     time only. Raises DoesNotFit when the volume has too little room, InputError for an unusable
     spill folder.
@@ -45,8 +50,11 @@ class Runtime:
         *,
         num_sequences: int = 1,
         mode: Mode | None = None,
+        drafts: bool = False,
         **store_options,
     ):
+        if plan.drafts:
+            geometry = geometry.selecting(config)
         layout = replace(geometry.layout, near_resident=plan.near_resident)
         geometry = replace(geometry, layout=layout)
         per_span = geometry.records_per_span
@@ -92,9 +100,11 @@ class Runtime:
                 overlap=store_options.get("overlap", True),
                 mode=mode,
             )
+            self.drafter = self.engine.twin(DRAFTS) if plan.drafts else None
         except BaseException:
             self.store.close()
             raise
+        self.drafts = drafts
         self.is_open = True
         self._num_users = 0
 

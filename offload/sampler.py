@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 
@@ -30,6 +31,13 @@ class Sampler:
         self.config = config
         self.seed = random.SystemRandom().getrandbits(63) if config.seed is None else config.seed
         self._random = random.Random(self.seed)
+
+    def twin(self) -> Sampler:
+        """Another one that draws the numbers that this one will draw."""
+        other = copy(self)
+        other._random = random.Random()
+        other._random.setstate(self._random.getstate())
+        return other
 
     def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where

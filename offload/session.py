@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .drafts import Drafts
 from .errors import ContextOverflow, InputError, StorageError
 from .output import Output, Progress
+from .sampler import Sampler
 from .sequence import RawPages
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
@@ -55,6 +57,7 @@ class Session:
         self._known = 0  # tokens before it were processed once, though they may not be now
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self._open = True
+        self._drafts = Drafts(self._engine, runtime.drafter) if runtime.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
         self._kept = KeptTokens()  # what the file holds
@@ -104,7 +107,7 @@ class Session:
         if type(length) is not int or not 0 <= length <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
         if length < len(sequence.tokens):
-            self._logits = None
+            self._changed()
             if length < sequence.length:
                 self._rewind(length)
             del sequence.tokens[length:]
@@ -303,7 +306,7 @@ class Session:
     def _extend(self, ids) -> None:
         if len(ids):
             self._sequence.tokens.extend(ids)
-            self._logits = None
+            self._changed()
 
     def _replace_from(self, common: int, ids: list[int]) -> None:
         """Make `ids` the session's tokens; the first `common` are the same already."""
@@ -367,18 +370,37 @@ class Session:
                 self._logits = self._engine.logits(residual)[0]
         return self._logits
 
-    def decode(self, token: int) -> torch.Tensor:
-        """Add a sampled token and process it: its logits (vocab,)."""
+    def decode(self, token: int, sampler: Sampler | None = None) -> torch.Tensor:
+        """Add a sampled token and process it: its logits (vocab,). sampler: what will choose the
+        next one; with it, what follows may be guessed and processed too, for later calls.
+        """
         self._check_open()
-        self._sequence.tokens.append(token)
+        sequence, drafts = self._sequence, self._drafts
+        ready = None if drafts is None else drafts.take(token)
+        sequence.tokens.append(token)
+        if ready is not None:
+            sequence.length += 1
+            self._logits = ready
+            return ready
+        self._logits = None  # should this be interrupted
         with self._llm.running():
-            self._logits = self._engine.logits(self._engine.decode(self._sequence))[0]
+            if drafts is None or sampler is None:
+                self._logits = self._engine.logits(self._engine.decode(sequence))[0]
+            else:
+                room = self.context - len(sequence.tokens)
+                self._logits = drafts.decode(sequence, sampler, room)
         return self._logits
 
     def hold(self, token: int) -> None:
         """Add a sampled token that nothing follows yet; it is processed with what comes next."""
         self._sequence.tokens.append(token)
+        self._changed()
+
+    def _changed(self) -> None:
+        """The tokens are no longer those that the last logits follow."""
         self._logits = None
+        if self._drafts is not None:
+            self._drafts.begin_answer()
 
     def take_snapshot(self) -> None:
         """Remember this point, so that the answer that starts here can be made again or undone."""
@@ -393,6 +415,10 @@ class Session:
         self._snapshots.append(
             _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, self._logits)
         )
+
+    def take_guesses(self) -> tuple[int, int]:
+        """Guesses of tokens that were accepted and rejected since the last answer."""
+        return (0, 0) if self._drafts is None else self._drafts.take_counts()
 
     @property
     def num_processed(self) -> int:

@@ -40,6 +40,8 @@ class Stream(Iterator[Piece]):
         session.make_pending()
         self._cached = session.num_processed
         self._recomputed = session.take_recomputed()
+        session.take_guesses()
+        self._guesses = (0, 0)  # accepted, rejected
         self._began = time.perf_counter()
         self._prefill_s = self._ttft_s = self._decode_s = 0.0
         self._warnings = [*config.warnings]
@@ -81,7 +83,7 @@ class Stream(Iterator[Piece]):
             self._prefill_s = time.perf_counter() - self._began
         else:
             token, self._shown = self._shown, None
-            logits = session.decode(token)
+            logits = session.decode(token, self._sampler)
         token = self._sampler.choose(logits, session._sequence.tokens)
         self.token_ids.append(token)
         if len(self.token_ids) == 1:
@@ -126,6 +128,7 @@ class Stream(Iterator[Piece]):
             return
         if self._shown is not None:
             self._session.hold(self._shown)  # it was shown, so it stays
+        self._guesses = self._session.take_guesses()
         self._fields = self._session.usage.memory(), self._session.usage.kv()
         self._warnings += self._session.end_answer()
         if self._closes:
@@ -151,6 +154,10 @@ class Stream(Iterator[Piece]):
                 "completion_tokens": num,
                 "total_tokens": self._prompt_tokens + num,
                 "prompt_tokens_details": {"cached_tokens": self._cached},
+                "completion_tokens_details": {
+                    "accepted_prediction_tokens": self._guesses[0],
+                    "rejected_prediction_tokens": self._guesses[1],
+                },
                 "recomputed_tokens": self._recomputed,
             },
             timings={

@@ -1,5 +1,6 @@
 """What is wanted, and when: predictions, wishes and their measures. Does no I/O and owns no memory.
 
+lookup      guesses of the next tokens
 source      the protocols: where wishes reach whoever owns the pages, predictors, selectors
 queue       the queue of wishes: ordered, without duplicates, dropped when their time has passed
 in_order    predictor: every span, first to last

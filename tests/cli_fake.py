@@ -140,6 +140,10 @@ def fake_output(text: str, num_prompt: int, reason: str) -> Any:
             "completion_tokens": num_new,
             "total_tokens": num_prompt + num_new,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
             "recomputed_tokens": 0,
         },
         timings={

@@ -61,6 +61,7 @@ def open_small(
     weight_bits="full",
     store=None,
     mode: Mode | None = None,
+    draft: bool = True,
     **geometry,
 ) -> LLM:
     """An LLM with small pages; `store` is what PageStore takes besides (overlap, ...)."""
@@ -72,6 +73,7 @@ def open_small(
             spill_dir=spill_dir,
             weight_bits=weight_bits,
             mode=mode.name,
+            draft=draft,
         ),
         geometry=small_geometry(folder, codec, selects=mode.selects, **geometry),
         mode=mode,

@@ -21,6 +21,10 @@ _OUTPUT = {
         "completion_tokens": int,
         "total_tokens": int,
         "prompt_tokens_details": {"cached_tokens": int},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": int,
+            "rejected_prediction_tokens": int,
+        },
         "recomputed_tokens": int,
     },
     "timings": {
@@ -65,6 +69,10 @@ def test_an_output_has_the_fields_that_are_promised(llm):
         "completion_tokens": 5,
         "total_tokens": 405,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
         "recomputed_tokens": 0,
     }
     assert output.kv["pages"] > 0 and output.kv["bytes_written"]["host"] > 0
