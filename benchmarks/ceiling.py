@@ -73,6 +73,7 @@ def decode(mode: Mode, on_disk: bool, tokens: int, given) -> Found:
         mode=mode.name,
         kv_bits=given.kv_bits,
         weight_bits=given.weight_bits,
+        draft=False,  # one token at a time
     )
     with LLM(options, mode=mode) as llm:
         if on_disk:

@@ -46,7 +46,9 @@ def runs(given) -> list[tuple[str, Mode, float]]:
 
 def measure(label: str, mode: Mode, share: float, given) -> dict:
     budget = Budget(host_memory="64GiB", disk_memory="16GiB")
-    options = Options(model=given.model, budget=budget, mode=mode.name, kv_bits=given.kv_bits)
+    options = Options(
+        model=given.model, budget=budget, mode=mode.name, kv_bits=given.kv_bits, draft=False
+    )
     with LLM(options, mode=mode) as llm:
         ids = llm.encode(given.text.read_text(encoding="utf-8"))[: given.tokens]
         context = len(ids) + given.steps + 1

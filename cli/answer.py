@@ -119,11 +119,13 @@ def summary_line(output: Any) -> str:
     usage, timings, memory = output.usage, output.timings, output.memory
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     read = f"{usage['prompt_tokens'] - cached:,}"
+    guessed = usage["completion_tokens_details"]["accepted_prediction_tokens"]
     return (
         (f"{read} of {usage['prompt_tokens']:,} tokens read" if cached else f"{read} tokens read")
         + f" at {timings['prefill_tokens_per_s']:,.0f}/s, "
-        f"{usage['completion_tokens']:,} written at {timings['decode_tokens_per_s']:,.1f}/s, "
-        f"first after {timings['ttft_s']:.2f} s; "
+        f"{usage['completion_tokens']:,} written at {timings['decode_tokens_per_s']:,.1f}/s"
+        + (f" ({guessed:,} guessed right), " if guessed else ", ")
+        + f"first after {timings['ttft_s']:.2f} s; "
         f"peak {format_size(memory['host']['peak_bytes'])} of RAM, "
         f"{format_size(memory['disk']['peak_bytes'])} of disk"
     )

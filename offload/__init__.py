@@ -5,7 +5,7 @@ memory     budget, footprint, planner, plan, admission, device, meter
 pages      geometry, page_table, policy, pager, planes, tier, record_reader, hot_records
 disk       scratch, spill_dir, disk, extent_file, reads, io_threads, staging, transfer
 attention  attention, decode_attention, selected_attention, selection_steps, whole_token
-running    engine, runtime, sequence, session, stream, sampler, scoring, calibration
+running    engine, runtime, sequence, session, stream, sampler, drafts, scoring, calibration
 text       text, template, sandbox, control_text, detokenizer, thinking, documents/
 face       llm, options, mode, generation, output, errors
 """

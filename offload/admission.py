@@ -17,7 +17,7 @@ import torch
 from .budget import Limits
 from .checkpoint import Checkpoint
 from .engine import can_verify
-from .footprint import Facts
+from .footprint import Facts, most_verified
 from .geometry import Geometry
 from .mode import Mode
 from .output import Progress
@@ -62,10 +62,8 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        self._drafts = drafts and not mode.selects and can_verify(device)
-        self._drafts_by_pages = self._drafts and not (
-            geometry.layout.is_full or geometry.layout.rotate
-        )
+        several = most_verified(facts.config.groups) > 1
+        self._drafts = drafts and several and not mode.selects and can_verify(device)
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 
@@ -76,7 +74,7 @@ class Admission:
 
     def plan(self, context: int, sequences: int = 1, **request) -> Plan:
         """The plan for a request; see Request for what else it may say. Allocates nothing."""
-        request = Request(context, sequences, **{"drafts": self._drafts_by_pages, **request})
+        request = Request(context, sequences, **{"drafts": self._drafts, **request})
         return make_plan(self.facts, self.geometry, self._free(), request, self.bandwidth)
 
     def natural_context(self, sequences: int = 1) -> int:
@@ -91,17 +89,18 @@ class Admission:
 
     def keep_in_memory(self, share: float, context: int, sequences: int = 1, **request) -> None:
         """Lower the host limit until at most `share` of such a request's far planes lies in memory,
-        or fits there as hot pages, and the rest on disk. (Where pages are selected, also for
-        drafts, memory for a tenth as hot pages comes on top.)
+        or fits there as hot pages, and the rest on disk. (Where pages are selected, memory for a
+        tenth as hot pages comes on top; what drafts take is taken from the share.)
 
         For demonstrations, tests and measurements: a limit in bytes of the whole process would
         follow from what the process happens to take. Raises DoesNotFit.
         """
-        whole = self.plan(context, sequences, **request)
+        without = request | {"drafts": False}
+        whole = self.plan(context, sequences, **without)
 
         def keeps_more(host_bytes: int) -> bool:
             self.limits = replace(self.limits, host_bytes=host_bytes)
-            plan = self.plan(context, sequences, **request)
+            plan = self.plan(context, sequences, **without)
             per_span = self.geometry.records_per_span
             fewest = fewest_hot_records(self.geometry, plan.num_spans)
             in_memory = plan.num_spans - plan.far_spans.get("disk", 0)
@@ -109,10 +108,8 @@ class Admission:
             return (
                 plan.fits
                 and plan.near_resident
-                # Below some limit weights stream, and leave their room to pages; below another
-                # nothing is left for drafts.
+                # Below some limit weights stream, and leave their room to pages.
                 and plan.layers_streamed == whole.layers_streamed
-                and (plan.drafts or not self._drafts_by_pages or not plan.far_spans.get("disk"))
                 and in_memory > share * plan.num_spans
             )
 
@@ -151,7 +148,6 @@ class Admission:
             self._spill_dir,
             num_sequences=sequences,
             mode=self._mode,
-            drafts=self._drafts,
             **self._store_options,
         )
         self._runtimes.append(runtime)

@@ -20,6 +20,7 @@ from ..kernels.pages import rotate, unpack
 from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
 from .decode_attention import DecodeAttention
+from .footprint import BIASED_SPANS
 from .rope import Rope
 from .sequence import Sequence
 
@@ -156,6 +157,7 @@ class TieredAttention:
 
         q = by_token(query.q)
         positions = range(query.position, query.position + query.rows)
+        spans = [self.spans_wanted(position, query.cell, window) for position in positions]
         return self.decode.run_several(
             layer,
             sequence,
@@ -163,9 +165,10 @@ class TieredAttention:
             by_token(rotate(query.q)) if self.layouts[layer].rotate else q,
             query.position,
             window,
-            [self.spans_wanted(position, query.cell, window) for position in positions],
+            spans,
             self.sealed_tokens(query.cell),
             score_bias,
+            BIASED_SPANS if key_bias is not None else sum(map(len, spans)),
         )
 
     def spans_wanted(self, position: int, cell: int, window: int | None) -> range:

@@ -119,13 +119,14 @@ class DecodeAttention:
         spans: list[range],
         sealed_tokens: int,
         score_bias,
+        most_spans: int,
     ) -> torch.Tensor:
         """(num_tokens, num_heads * head_dim) of consecutive tokens of one cell, the first of which
         is at `position`: for each what `run` gives.
 
         q, page_q: (num_tokens, kv_heads, groups, head_dim); spans: of each token.
         score_bias(first, stop, base, tokens): of the tokens first .. stop - 1, with their groups
-        side by side.
+        side by side. most_spans: how many are attended in one call.
         """
         num_tokens, kv_heads, groups, dim = q.shape
         layout = self._layouts[layer]
@@ -138,7 +139,8 @@ class DecodeAttention:
             views.append((first, spans[first], rows, empty_parts(len(spans[first]) + 1, rows)))
         span, stop = min(s.start for s in spans), max(s.stop for s in spans)
         while span < stop:
-            run = self._store.fetch_run(sequence.table, layer, span, stop)
+            until = min(stop, span + most_spans)
+            run = self._store.fetch_run(sequence.table, layer, span, until)
             if run is None:
                 run = self._fetch_one(sequence, layer, span)
             with run:

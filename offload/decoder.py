@@ -172,11 +172,17 @@ class Decoder:
 
     def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int) -> torch.Tensor:
         c, n = self.config, h.shape[0]
-        heads = self._heads(w, h, rows, "q")
-        q = self.ropes[layer].turn(heads, position, self.scale, heads_first=True)
-        if c.query_growth is not None:
-            beta, every = c.query_growth
-            positions = torch.arange(position, position + n, device=q.device)
-            growth = 1 + beta * torch.log(1 + torch.floor(positions / every))
-            q = q * growth[:, None]
+        heads, turned, start = self._heads(w, h, rows, "q"), [], 0
+        while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by
+            at = position + start
+            stop = n if c.query_growth is None else min(n, start + self._same_scale(at))
+            some, scale = heads[start:stop], self.query_scale(at)
+            turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
+            start = stop
+        q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
         return q.view(c.num_kv_heads, c.groups * n, c.head_dim)
+
+    def _same_scale(self, position: int) -> int:
+        """How many positions from this one on have its `query_scale`, where queries grow."""
+        every = self.config.query_growth[1]
+        return every - position % every

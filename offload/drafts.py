@@ -14,47 +14,46 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 
 from ..prefetch.lookup import look_up
 from .engine import Engine
+from .errors import ModelError
 from .sampler import Sampler
 from .sequence import Sequence
 
 _FIRST_COUNT = 4
-_NEW_SHARE = 0.3  # of the latest round in what a way is said to take
+# Of the latest rounds: how many guesses are judged by, and decoding without any.
+_ROUNDS_KEPT, _PLAIN_KEPT = 8, 3
 # Rounds until a way that did not pay is tried again, twice as many each time; and until decoding
 # without guesses is timed again.
 _LEAST_WAIT, _MOST_WAIT, _PLAIN_WAIT = 16, 1024, 64
 
 
-@dataclass
 class _Way:
     """How tokens are had. more: guesses added after all were right; after one was wrong there is
     one less."""
 
-    more: int
-    count: int = _FIRST_COUNT  # guesses at once
-    round_s: float = 0.0  # of a round, as of late
-    round_tokens: float = 0.0  # that came of it; 0: not tried yet
-    wait: int = _LEAST_WAIT
-    next_try: int = 0  # the round
+    def __init__(self, more: int, num_kept: int = _ROUNDS_KEPT):
+        self.more, self.count = more, _FIRST_COUNT  # guesses at once
+        # Seconds of the latest rounds, and how many tokens came of each.
+        self.rounds: deque[tuple[float, int]] = deque(maxlen=num_kept)
+        self.wait, self.next_try = _LEAST_WAIT, 0  # rounds; the round
 
     @property
     def seconds(self) -> float | None:
         """For each token; None: not known."""
-        return self.round_s / self.round_tokens if self.round_tokens else None
-
-    def note_time(self, seconds: float, num_tokens: int) -> None:
-        new = _NEW_SHARE if self.round_tokens else 1.0
-        self.round_s += new * (seconds - self.round_s)
-        self.round_tokens += new * (num_tokens - self.round_tokens)
+        if not self.rounds:
+            return None
+        return sum(seconds for seconds, _ in self.rounds) / sum(tokens for _, tokens in self.rounds)
 
     def note_guesses(self, guessed: int, kept: int, most: int) -> None:
-        count = self.count + self.more if kept == guessed else self.count - 1
-        self.count = max(1, min(most, count))
+        if kept < guessed:
+            self.count = max(1, self.count - 1)
+        elif guessed >= self.count:  # no fewer than it should have made
+            self.count = min(most, self.count + self.more)
 
     def is_quicker_than(self, *others: _Way) -> bool:
         """As far as is known."""
@@ -67,35 +66,52 @@ class _Way:
         self.next_try = number + self.wait
 
 
+class _Plain(_Way):
+    """Without guesses."""
+
+    def __init__(self):
+        super().__init__(more=0, num_kept=_PLAIN_KEPT)
+
+    @property
+    def seconds(self) -> float | None:
+        """The least: a disk that was held up once must not make guesses look good for long."""
+        return min((seconds for seconds, _ in self.rounds), default=None)
+
+
 class Drafts:
-    """Of one session. engine: in exact mode, decodes and verifies; drafter: its twin that attends
-    to few pages, or None. accepted, rejected: guesses, since the last `take_counts`.
+    """Of one session. engine: in exact mode, decodes and verifies; make_drafter: gives its twin
+    that attends to few pages, or None. counts: guesses that were accepted and rejected.
     """
 
-    def __init__(self, engine: Engine, drafter: Engine | None):
-        self._engine, self._drafter = engine, drafter
-        self._plain, self._lookup, self._selection = _Way(more=0), _Way(more=2), _Way(more=1)
-        self._ahead: deque[tuple[int, torch.Tensor]] = deque()  # guesses, logits behind each
+    def __init__(self, engine: Engine, make_drafter: Callable[[], Engine | None]):
+        self._engine, self._make_drafter = engine, make_drafter
+        self._plain, self._lookup, self._selection = _Plain(), _Way(more=2), _Way(more=1)
+        # Guesses with the places they are for, and the logits behind them.
+        self._ahead: deque[tuple[int, int, torch.Tensor]] = deque()
         self._num_rounds = 0
         # The last one: its way, guesses, and seconds, where it is to be timed.
         self._round: tuple[_Way, int, float | None] | None = None
         self._kept = 0  # guesses of the last round that were right
         self._is_first = True  # of an answer: it finds nothing read ahead
-        self.accepted = self.rejected = 0
+        self._num_accepted = self._num_rejected = 0
 
-    def take(self, token: int) -> torch.Tensor | None:
-        """The logits (vocab,) behind a token that was sampled, if it was guessed: its keys and
-        values are there. None otherwise; what was guessed after it is wrong too."""
-        if self._ahead and self._ahead[0][0] == token:
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self._num_accepted, self._num_rejected
+
+    def take(self, position: int, token: int) -> torch.Tensor | None:
+        """The logits (vocab,) behind a token that was sampled for a position, if it was guessed:
+        its keys and values are there. None otherwise; what was guessed after it is wrong too."""
+        if self._ahead and self._ahead[0][:2] == (position, token):
             self._kept += 1
-            self.accepted += 1
-            return self._ahead.popleft()[1]
+            self._num_accepted += 1
+            return self._ahead.popleft()[2]
         self.forget()
         return None
 
     def forget(self) -> None:
         """The text goes on otherwise than was guessed."""
-        self.rejected += len(self._ahead)
+        self._num_rejected += len(self._ahead)
         self._ahead.clear()
 
     def begin_answer(self) -> None:
@@ -103,23 +119,21 @@ class Drafts:
         self.forget()
         self._round, self._is_first = None, True
 
-    def take_counts(self) -> tuple[int, int]:
-        """Guesses that were accepted and rejected since the last call."""
-        counts = self.accepted, self.rejected
-        self.accepted = self.rejected = 0
-        return counts
-
     def decode(self, sequence: Sequence, sampler: Sampler, most: int) -> torch.Tensor:
         """Process the one pending token; returns its logits (vocab,). sampler: what will choose the
-        next tokens; nothing is drawn from it. most: how many may follow."""
+        next tokens; nothing is drawn from it. most: how many of those may be processed."""
+        position = sequence.length
+        assert len(sequence.tokens) == position + 1, "one token is pending"
         self._end_round()
+        drafter = self._make_drafter()  # the first time that takes long
         began = time.perf_counter()
-        way, guesses = self._guess(sequence, sampler, most)
+        way, guesses = self._guess(drafter, sequence, sampler, most)
         if guesses:
-            pending = sequence.tokens[-1]
+            pending = sequence.tokens[position]
             rows = self._engine.logits(self._engine.verify(sequence, [pending, *guesses]))
             sequence.length += 1
-            self._ahead.extend(zip(guesses, rows[1:], strict=True))
+            places = range(position + 1, position + 1 + len(guesses))
+            self._ahead.extend(zip(places, guesses, rows[1:], strict=True))
         else:
             rows = self._engine.logits(self._engine.decode(sequence))
         seconds = None if self._is_first else time.perf_counter() - began
@@ -135,15 +149,18 @@ class Drafts:
             return
         way, guessed, seconds = self._round
         if seconds is not None:
-            way.note_time(seconds, 1 + self._kept)
+            way.rounds.append((seconds, 1 + self._kept))
         if guessed:
             way.note_guesses(guessed, self._kept, self._engine.most_verified - 1)
         if way is self._plain:
             way.next_try = self._num_rounds + _PLAIN_WAIT
         else:
-            way.plan_try(self._num_rounds, way.is_quicker_than(self._plain))
+            others = {self._plain, self._lookup, self._selection} - {way}
+            way.plan_try(self._num_rounds, way.is_quicker_than(*others))
 
-    def _guess(self, sequence: Sequence, sampler: Sampler, most: int) -> tuple[_Way, list[int]]:
+    def _guess(
+        self, drafter: Engine | None, sequence: Sequence, sampler: Sampler, most: int
+    ) -> tuple[_Way, list[int]]:
         """What is guessed now, and how."""
         most = min(most, self._engine.room_to_verify(sequence) - 1)
         plain, lookup, selection = self._plain, self._lookup, self._selection
@@ -153,26 +170,29 @@ class Drafts:
             guesses = look_up(sequence.tokens, min(most, lookup.count))
             if guesses:
                 return lookup, guesses
-        if self._drafter is not None and self._pays(selection, plain):
-            return selection, self._draft(sequence, min(most, selection.count), sampler)
+        if drafter is not None and self._pays(selection, plain):
+            count = min(most, selection.count)
+            return selection, self._draft(drafter, sequence, count, sampler)
         return plain, []
 
     def _pays(self, way: _Way, *others: _Way) -> bool:
         return way.is_quicker_than(*others) or self._num_rounds >= way.next_try
 
-    def _draft(self, sequence: Sequence, count: int, sampler: Sampler) -> list[int]:
-        """What the sampler will choose, if the drafter is right. The sequence stays as it is."""
-        length, num_tokens, guesses = sequence.length, len(sequence.tokens), []
-        foreseen = sampler.twin()
-        try:
-            while len(guesses) < count:
-                logits = self._drafter.logits(self._drafter.decode(sequence))[0]
-                guess = foreseen.choose(logits, sequence.tokens)
-                if guess in sampler.config.eos_token_ids:
-                    break  # nothing follows
-                guesses.append(guess)
-                sequence.tokens.append(guess)
-        finally:
-            sequence.length = length
-            del sequence.tokens[num_tokens:]
+    def _draft(
+        self, drafter: Engine, sequence: Sequence, count: int, sampler: Sampler
+    ) -> list[int]:
+        """What the sampler will choose, if the drafter is right. All happens behind the sequence's
+        end, whose pending token has its cell."""
+        sequence.will_write(sequence.length // sequence.cell_tokens)
+        ahead, foreseen, guesses = sequence.twin(), sampler.twin(), []
+        while len(guesses) < count:
+            logits = drafter.logits(drafter.decode(ahead))[0]
+            try:
+                guess = foreseen.choose(logits, ahead.tokens)
+            except ModelError:  # not the answer's
+                break
+            if guess in sampler.config.eos_token_ids:
+                break  # nothing follows
+            guesses.append(guess)
+            ahead.tokens.append(guess)
         return guesses

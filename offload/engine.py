@@ -20,14 +20,13 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import dispatch
-from ..kernels.paged_attention import FEW_ROWS
 from ..kernels.pages import seal
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .errors import ModelError
-from .footprint import MOST_VERIFIED
+from .footprint import most_verified
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
@@ -102,6 +101,7 @@ class Engine:
                 self.store.records,
                 make_selector(mode.selector, **mode.selector_options),
                 make_foresight(mode.foresight if self.overlap else "nothing"),
+                self.weights.output_norms,
                 waits=mode.name != "deadline",
             )
         self.whole_token = make_whole_token(
@@ -215,7 +215,7 @@ class Engine:
     @property
     def most_verified(self) -> int:
         """How many tokens `verify` takes at most, wherever they stand; 0: none."""
-        return min(MOST_VERIFIED, FEW_ROWS // self.config.groups)
+        return most_verified(self.config.groups)
 
     def room_to_verify(self, sequence: Sequence) -> int:
         """How many tokens `verify` takes at most now: they lie in one cell."""

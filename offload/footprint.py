@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..kernels.paged_attention import FEW_ROWS
 from .geometry import Geometry
 from .model_config import DTYPE_BYTES, ModelConfig
 from .skeleton import layer_of
@@ -14,6 +15,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # 135M shape.
 SLACK_BYTES = 40 << 20
 MOST_VERIFIED = 16  # tokens whose logits are computed at once in decode
+BIASED_SPANS = 8  # whose key biases' part of their scores is computed at once
 _ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each of ten threads
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
@@ -109,8 +111,7 @@ def _packed(head_dim: int) -> int:
 
 
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
-    """The most that activations, tiles and scores of prefill take at once, or those of a few tokens
-    that are verified, and their logits beside those of the ones before."""
+    """The most that activations, tiles and scores of prefill take at once."""
     cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     raw_tokens = 2 * cell + geometry.layout.page_tokens
@@ -130,5 +131,21 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size
     )
-    verified = MOST_VERIFIED * (2 * config.vocab_size + 8 * max(per_cell, inner))
-    return 4 * max(sweep_cells * cell * per_cell + once, verified) + SLACK_BYTES
+    return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES
+
+
+def most_verified(groups: int) -> int:
+    """How many tokens are verified at most; groups: query heads to a KV head."""
+    return min(MOST_VERIFIED, FEW_ROWS // groups)
+
+
+def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
+    """The most that verifying a few tokens takes: their logits beside those of the ones before,
+    activations, the partial of each span, and what key biases add to the scores of some spans."""
+    count, heads = most_verified(config.groups), config.num_heads * config.head_dim
+    experts = [e for e in config.experts if e is not None]
+    inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
+    a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner
+    partials = (geometry.num_spans(context) + 1) * config.num_heads * (config.head_dim + 2)
+    bias = BIASED_SPANS * geometry.span_tokens * config.num_heads * config.qkv_bias
+    return 4 * (count * (a_token + partials + 2 * bias) + partials) + SLACK_BYTES

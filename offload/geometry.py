@@ -60,6 +60,11 @@ class Geometry:
         """Of each layer."""
         return [self.layout_of(layer) for layer in range(num_layers)]
 
+    def may_select(self, config: ModelConfig) -> bool:
+        """Whether there is a `selecting`, and a layer without a sliding window to select in."""
+        quantised = not (self.layout.is_full or self.layout.rotate)
+        return quantised and bool(choose_finer_layers(config))
+
     def selecting(self, config: ModelConfig) -> Geometry:
         """The same with near planes to select pages by: no bit of what is attended in full changes.
         Not for full pages."""

@@ -46,7 +46,8 @@ class Plan:
     bandwidth: dict[str, float] = field(default_factory=dict)
     shortage: dict | None = None
     selects: bool = False  # pages: then decode_bytes has no far planes
-    drafts: bool = False  # tokens are guessed by few pages, and verified by all
+    # How tokens are guessed: by what was said before ("lookup"), by few pages too ("selection").
+    drafts: str | None = None
 
     @property
     def decode_ceiling_tokens_per_s(self) -> float | None:
@@ -135,6 +136,6 @@ class Plan:
             )
             lines.append(
                 f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
-                + (", times those that one reading verifies" if self.drafts else "")
+                + (", times those that one reading verifies" if self.drafts == "selection" else "")
             )
         return "\n".join(lines)

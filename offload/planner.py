@@ -9,7 +9,8 @@ nothing.
 
 Where all layers select pages and not all far planes fit, host memory is for hot pages, and for
 those far planes that the disk has no room for: the same bytes keep at hand what is selected again
-and again, wherever it lies.
+and again, wherever it lies. Where exact mode reads pages from disk, the plan makes room for
+guessing tokens by few pages, if that moves few others out of memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean as mean
 
 from .budget import Limits
-from .footprint import Facts, selection_bytes, workspace_bytes
+from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
 from .plan import Plan
 from .sequence import RawPages
@@ -29,6 +30,8 @@ WRITE_BUFFERS = 2
 _STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
 # Of all far planes: what is kept at hand at least of those on disk, where pages are selected.
 _LEAST_HOT_SHARE = 0.1
+# How many times as many spans may lie on disk, so that tokens can be guessed by few pages.
+_MOST_MOVED_OUT = 1.5
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
@@ -51,7 +54,8 @@ class Request:
 
     context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
     choose. text: whether prompts come as text. loaded: (layers streamed, head resident) of weights
-    that are loaded already. output_bytes: of what the caller gets, such as logits.
+    that are loaded already. output_bytes: of what the caller gets, such as logits. drafts:
+    whether tokens may be guessed, as far as there is memory for that.
     """
 
     context: int
@@ -87,7 +91,7 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
         return most
 
     def fits(tokens: int) -> bool:
-        shorter = replace(request, context=tokens, drafts=False)  # drafts need more
+        shorter = replace(request, context=tokens, drafts=False)
         return _fill(facts, geometry, limits, shorter).fits
 
     if fits(most):
@@ -108,18 +112,28 @@ def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) ->
         plan = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
         if plan.fits:
             break
-    reads = plan.near_resident and plan.far_spans["disk"] and not plan.layers_streamed
-    if request.drafts and plan.fits and reads:
-        drafting = _Filling(facts, geometry.selecting(facts.config), limits, request, drafts=True)
-        with_drafts = drafting.plan()
-        if with_drafts.fits and not with_drafts.layers_streamed:
-            return with_drafts
-    return plan
+    return _with_drafts(plan, facts, geometry, limits, request) or plan
+
+
+def _with_drafts(
+    plan: Plan, facts: Facts, geometry: Geometry, limits: Limits, request: Request
+) -> Plan | None:
+    """The plan with what is needed to guess tokens by few pages, where it fits and is worth it."""
+    on_disk = plan.far_spans["disk"]
+    reads_pages = plan.fits and plan.near_resident and on_disk and not plan.layers_streamed
+    if not (request.drafts and reads_pages and geometry.may_select(facts.config)):
+        return None
+    geometry = geometry.selecting(facts.config)
+    drafting = _Filling(facts, geometry, limits, request, selects_drafts=True).plan()
+    same_weights = (drafting.layers_streamed, drafting.head_resident) == (0, plan.head_resident)
+    # Where guesses are wrong, all that had to leave memory for them is read for each token.
+    worth_it = 0 < drafting.far_spans["disk"] <= _MOST_MOVED_OUT * on_disk
+    return drafting if drafting.fits and same_weights and worth_it else None
 
 
 class _Filling:
-    """One way to lay a request out: near planes resident, or with the far planes. drafts: pages are
-    selected to guess tokens by, while all are read to verify them."""
+    """One way to lay a request out: near planes resident, or with the far planes. selects_drafts:
+    pages are selected to guess tokens by, while all are read to verify them."""
 
     def __init__(
         self,
@@ -128,10 +142,10 @@ class _Filling:
         limits: Limits,
         request: Request,
         *,
-        drafts: bool = False,
+        selects_drafts: bool = False,
     ):
         self.facts, self.geometry, self.limits, self.request = facts, geometry, limits, request
-        self.drafts = drafts
+        self.selects_drafts = selects_drafts
         self.config = facts.config
         self.layers = range(self.config.num_layers)
         self.on_device = limits.device_bytes is not None
@@ -144,7 +158,7 @@ class _Filling:
         self.selects = geometry.layout.value_means
         # Layers with a sliding window attend to all of it, as does what is verified: for those a
         # cache is of no use.
-        self.caches = self.selects and not drafts and not any(self.config.windows or ())
+        self.caches = self.selects and not selects_drafts and not any(self.config.windows or ())
         self.fewest_hot = fewest_hot_records(geometry, self.num_spans) if self.selects else 0
 
     def plan(self) -> Plan:
@@ -162,6 +176,16 @@ class _Filling:
                     sweep = cells
                     break
         return self._result(sweep, streamed, head_resident)
+
+    def _drafts(self, workspace: int) -> str | None:
+        """How tokens may be guessed: by what was said before only where no more memory is needed
+        than prefill needs."""
+        if self.selects_drafts:
+            return "selection"
+        return "lookup" if self.request.drafts and self._verify_bytes() <= workspace else None
+
+    def _verify_bytes(self) -> int:
+        return verify_bytes(self.config, self.geometry, self.request.context)
 
     # ---- sizes -------------------------------------------------------------------------------
 
@@ -184,6 +208,8 @@ class _Filling:
             layout.raw_dtype,
         )
         work = workspace_bytes(config, geometry, sweep)
+        if self.selects_drafts:
+            work = max(work, self._verify_bytes())
         return {
             "weights": resident + head,
             "weights being streamed": buffers,
@@ -333,7 +359,7 @@ class _Filling:
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
-        bounded = self.selects and not self.drafts
+        bounded = self.selects and not self.selects_drafts
         decode = {tier: 0 if bounded else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
@@ -371,7 +397,7 @@ class _Filling:
             prefill_far_bytes=spans_walked * span * config.num_layers,
             shortage=shortage,
             selects=bounded,
-            drafts=self.drafts,
+            drafts=self._drafts(items["workspace"]),
         )
 
 

@@ -25,15 +25,13 @@ from .weights import WeightStore
 
 # What guesses are made with: a coarse selection is as often right as a finer one, and is had for
 # half the time (docs/log.md).
-DRAFTS = Mode("bounded", selector_options={"epsilon": 0.2})
+_DRAFTS = Mode("bounded", selector_options={"epsilon": 0.2})
 _KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 
 
 class Runtime:
     """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back.
 
-    drafts: whether tokens may be guessed; drafter: the engine's twin that guesses by few pages, or
-    None.
     store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change
     time only. Raises DoesNotFit when the volume has too little room, InputError for an unusable
     spill folder.
@@ -50,10 +48,9 @@ class Runtime:
         *,
         num_sequences: int = 1,
         mode: Mode | None = None,
-        drafts: bool = False,
         **store_options,
     ):
-        if plan.drafts:
+        if plan.drafts == "selection":
             geometry = geometry.selecting(config)
         layout = replace(geometry.layout, near_resident=plan.near_resident)
         geometry = replace(geometry, layout=layout)
@@ -100,13 +97,18 @@ class Runtime:
                 overlap=store_options.get("overlap", True),
                 mode=mode,
             )
-            self.drafter = self.engine.twin(DRAFTS) if plan.drafts else None
         except BaseException:
             self.store.close()
             raise
-        self.drafts = drafts
+        self._drafter: Engine | None = None
         self.is_open = True
         self._num_users = 0
+
+    def make_drafter(self) -> Engine | None:
+        """The engine's twin that guesses tokens by few pages, made once; None where none may."""
+        if self._drafter is None and self.plan.drafts == "selection":
+            self._drafter = self.engine.twin(_DRAFTS)
+        return self._drafter
 
     def open(self, expected_tokens: int) -> Sequence:
         self._num_users += 1

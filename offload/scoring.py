@@ -67,7 +67,8 @@ def _each(
     split = len(ids) if prefill_tokens is None else prefill_tokens
     first = len(ids) - num_rows
     per_block = _block_rows(llm.config.vocab_size)
-    needs = {"text": False, "output_bytes": output_bytes(llm.config.vocab_size, output_rows)}
+    output = output_bytes(llm.config.vocab_size, output_rows)
+    needs = {"text": False, "output_bytes": output, "drafts": False}
     with llm.open_session(llm.context_or(len(ids)), sequences=1, **needs) as session:
         session._admit(len(ids))
         sequence, engine = session._sequence, session._engine

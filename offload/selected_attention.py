@@ -29,7 +29,9 @@ from .weights import LayerTensors
 
 
 class SelectedAttention:
-    """waits: False for deadline mode, which attends what has arrived and estimates the rest."""
+    """output_norms: of layers' output projections, as far as they are known; others are added.
+    waits: False for deadline mode, which attends what has arrived and estimates the rest.
+    """
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class SelectedAttention:
         records: RecordReader,
         selector: Selector,
         foresight: Foresight,
+        output_norms: dict[int, torch.Tensor],
         *,
         waits: bool = True,
     ):
@@ -47,7 +50,7 @@ class SelectedAttention:
         self._foresight = foresight
         # Other selectors choose by the rehearsed query itself: not by what ran before.
         self._changes = MeanChange() if self._rehearsing is not selector else None
-        self._known = Known(tiered, records)
+        self._known = Known(tiered, records, output_norms)
         self._steps: Steps | None = None
 
     def run(

@@ -39,11 +39,17 @@ from .weights import LayerTensors
 
 
 class Known:
-    """What is known of a layer before any record is read."""
+    """What is known of a layer before any record is read. output_norms: those found so far, by
+    layer."""
 
-    def __init__(self, tiered: TieredAttention, records: RecordReader):
+    def __init__(
+        self,
+        tiered: TieredAttention,
+        records: RecordReader,
+        output_norms: dict[int, torch.Tensor],
+    ):
         self.tiered, self.records = tiered, records
-        self._output_norms: dict[int, torch.Tensor] = {}  # by layer
+        self._output_norms = output_norms
 
     def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
         """(kv_heads, num_rows): see kernels.effect."""

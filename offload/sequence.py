@@ -12,6 +12,7 @@ sealed when the first token of cell c is processed. Knows no weights and compute
 from __future__ import annotations
 
 from array import array
+from copy import copy
 
 import torch
 
@@ -113,6 +114,13 @@ class Sequence:
         self.tokens = array("i")
         self.length = 0
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
+
+    def twin(self) -> Sequence:
+        """Another with the same pages, raw cells and trail, and tokens and a length of its own.
+        What it processes lies behind this one's end, in cells that `will_write` was told of."""
+        other = copy(self)
+        other.tokens = self.tokens[:]
+        return other
 
     def pending(self) -> array:
         """Tokens that were appended but not processed yet."""

@@ -57,7 +57,7 @@ class Session:
         self._known = 0  # tokens before it were processed once, though they may not be now
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self._open = True
-        self._drafts = Drafts(self._engine, runtime.drafter) if runtime.drafts else None
+        self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
         self._kept = KeptTokens()  # what the file holds
@@ -305,8 +305,8 @@ class Session:
 
     def _extend(self, ids) -> None:
         if len(ids):
-            self._sequence.tokens.extend(ids)
             self._changed()
+            self._sequence.tokens.extend(ids)
 
     def _replace_from(self, common: int, ids: list[int]) -> None:
         """Make `ids` the session's tokens; the first `common` are the same already."""
@@ -348,6 +348,8 @@ class Session:
             eta = (total - done) / speed if speed else None
             self._llm.report(Progress("prefill", done, total, elapsed, speed, eta))
 
+        if self._drafts is not None:
+            self._drafts.begin_answer()
         try:
             with self._llm.running():
                 return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
@@ -370,31 +372,34 @@ class Session:
                 self._logits = self._engine.logits(residual)[0]
         return self._logits
 
-    def decode(self, token: int, sampler: Sampler | None = None) -> torch.Tensor:
+    def decode(
+        self, token: int, sampler: Sampler | None = None, most: int | None = None
+    ) -> torch.Tensor:
         """Add a sampled token and process it: its logits (vocab,). sampler: what will choose the
-        next one; with it, what follows may be guessed and processed too, for later calls.
+        next ones; with it, what follows may be guessed and processed too, for later calls. most:
+        how many more may be processed; None: as many as the context holds.
         """
         self._check_open()
         sequence, drafts = self._sequence, self._drafts
-        ready = None if drafts is None else drafts.take(token)
-        sequence.tokens.append(token)
-        if ready is not None:
-            sequence.length += 1
-            self._logits = ready
-            return ready
         self._logits = None  # should this be interrupted
-        with self._llm.running():
-            if drafts is None or sampler is None:
-                self._logits = self._engine.logits(self._engine.decode(sequence))[0]
-            else:
-                room = self.context - len(sequence.tokens)
-                self._logits = drafts.decode(sequence, sampler, room)
-        return self._logits
+        logits = None if drafts is None else drafts.take(sequence.length, token)
+        sequence.tokens.append(token)
+        if logits is not None:
+            sequence.length += 1
+        else:
+            with self._llm.running():
+                if drafts is None or sampler is None:
+                    logits = self._engine.logits(self._engine.decode(sequence))[0]
+                else:
+                    room = self.context - len(sequence.tokens)
+                    logits = drafts.decode(sequence, sampler, room if most is None else most)
+        self._logits = logits
+        return logits
 
     def hold(self, token: int) -> None:
         """Add a sampled token that nothing follows yet; it is processed with what comes next."""
-        self._sequence.tokens.append(token)
         self._changed()
+        self._sequence.tokens.append(token)
 
     def _changed(self) -> None:
         """The tokens are no longer those that the last logits follow."""
@@ -416,9 +421,9 @@ class Session:
             _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, self._logits)
         )
 
-    def take_guesses(self) -> tuple[int, int]:
-        """Guesses of tokens that were accepted and rejected since the last answer."""
-        return (0, 0) if self._drafts is None else self._drafts.take_counts()
+    def guesses(self) -> tuple[int, int]:
+        """Guesses of tokens that were accepted and rejected since the session began."""
+        return (0, 0) if self._drafts is None else self._drafts.counts
 
     @property
     def num_processed(self) -> int:

@@ -40,8 +40,7 @@ class Stream(Iterator[Piece]):
         session.make_pending()
         self._cached = session.num_processed
         self._recomputed = session.take_recomputed()
-        session.take_guesses()
-        self._guesses = (0, 0)  # accepted, rejected
+        self._guesses_before = session.guesses()
         self._began = time.perf_counter()
         self._prefill_s = self._ttft_s = self._decode_s = 0.0
         self._warnings = [*config.warnings]
@@ -58,7 +57,6 @@ class Stream(Iterator[Piece]):
         self._thoughts = (
             tokenizer.thoughts_after(session._sequence.tokens) if chat else Thoughts(None)
         )
-        self._shown: int | None = None  # the last token; it is processed when another is wanted
         session.begin_answer(self)
 
     def __next__(self) -> Piece:
@@ -82,8 +80,9 @@ class Stream(Iterator[Piece]):
             session.take_snapshot()
             self._prefill_s = time.perf_counter() - self._began
         else:
-            token, self._shown = self._shown, None
-            logits = session.decode(token, self._sampler)
+            # The last token is processed when another is wanted.
+            most = self._most - len(self.token_ids) - 1
+            logits = session.decode(self.token_ids[-1], self._sampler, most)
         token = self._sampler.choose(logits, session._sequence.tokens)
         self.token_ids.append(token)
         if len(self.token_ids) == 1:
@@ -101,7 +100,6 @@ class Stream(Iterator[Piece]):
             text += self._stops.push("".join(rest[1] for rest in rests)) + self._stops.finish()
         self.text += text
         self.thought += thought
-        self._shown = token
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
         return Piece(text, [token], self._finish, thought)
 
@@ -126,9 +124,8 @@ class Stream(Iterator[Piece]):
     def _end(self) -> None:
         if self._fields is not None:
             return
-        if self._shown is not None:
-            self._session.hold(self._shown)  # it was shown, so it stays
-        self._guesses = self._session.take_guesses()
+        if self._prompt_tokens + len(self.token_ids) > len(self._session._sequence.tokens):
+            self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._fields = self._session.usage.memory(), self._session.usage.kv()
         self._warnings += self._session.end_answer()
         if self._closes:
@@ -143,6 +140,10 @@ class Stream(Iterator[Piece]):
         """The Output; before the end, of what there is so far."""
         memory, kv = self._fields or (self._session.usage.memory(), self._session.usage.kv())
         new = self._prompt_tokens - self._cached
+        accepted, rejected = (
+            now - then
+            for now, then in zip(self._session.guesses(), self._guesses_before, strict=True)
+        )
         num = len(self.token_ids)
         load_s = self._llm.load_s
         return Output(
@@ -155,8 +156,8 @@ class Stream(Iterator[Piece]):
                 "total_tokens": self._prompt_tokens + num,
                 "prompt_tokens_details": {"cached_tokens": self._cached},
                 "completion_tokens_details": {
-                    "accepted_prediction_tokens": self._guesses[0],
-                    "rejected_prediction_tokens": self._guesses[1],
+                    "accepted_prediction_tokens": accepted,
+                    "rejected_prediction_tokens": rejected,
                 },
                 "recomputed_tokens": self._recomputed,
             },

@@ -102,6 +102,8 @@ class WeightStore:
         self._buffers: list[torch.Tensor] = []
         self._reading: dict[int, Future] = {}
         self._resident: dict[int, LayerTensors] = {}
+        # By layer, see kernels.effect: found by whoever selects pages, and good for all requests.
+        self.output_norms: dict[int, torch.Tensor] = {}
         try:
             self._load(on_load or (lambda done, total: None), head_resident, spill_dir)
         except BaseException:

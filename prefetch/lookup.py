@@ -17,7 +17,7 @@ def look_up(tokens: Sequence[int], count: int) -> list[int]:
     """Up to `count` tokens that may follow: those behind the latest place where the last few stand
     once more, the longer the better. None where there is no such place.
     """
-    ids = np.asarray(tokens)
+    ids = np.array(tokens)  # a view would keep the tokens from growing for as long as it lives
     if count < 1 or len(ids) <= SHORTEST:
         return []
     # Where the last token stands before, then the last two, and so on.

@@ -40,7 +40,9 @@ def test_noise_is_averaged_out_and_a_new_text_replaces_an_old_one():
 def selected_by(selector: str) -> SelectedAttention:
     records = mock.Mock()
     records.any_on_disk.return_value = True
-    return SelectedAttention(None, records, make_selector(selector), make_foresight("rehearsal"))
+    return SelectedAttention(
+        None, records, make_selector(selector), make_foresight("rehearsal"), {}
+    )
 
 
 def test_early_and_late_rehearsals_each_expect_what_is_added_after_them():

@@ -39,7 +39,9 @@ class EbbtideProgram:
             dispatch.compiled_for().use_instruction_set(isa)
         torch.manual_seed(0)
         weights.quantise_weight = random_weight
-        self._llm = LLM(Options(model=folder, weight_bits=weight_bits, context=most_tokens))
+        self._llm = LLM(
+            Options(model=folder, weight_bits=weight_bits, context=most_tokens, draft=False)
+        )
         with self._llm.open_session(1, sequences=1):  # loads the weights
             pass
         self._config, self._most = self._llm.config.fixed_for(most_tokens), most_tokens
