@@ -92,14 +92,15 @@ def text(session, ids: list[int], config: GenerationConfig, num_tokens: int) -> 
     session.append(ids)
     sampler, token = Sampler(config), None
     logits = session.last_logits()
-    spent = Spent(session)
+    spent, guesses = Spent(session), session.guesses()
     began = time.perf_counter()
     for _ in range(num_tokens):
         token = sampler.choose(logits, session._sequence.tokens)
         logits = session.decode(token, sampler)
         spent.tokens.append(token)
     spent.seconds = time.perf_counter() - began
-    spent.accepted, spent.rejected = session.take_guesses()
+    made = zip(session.guesses(), guesses, strict=True)
+    spent.accepted, spent.rejected = (now - before for now, before in made)
     spent.end()
     return spent
 

@@ -27,8 +27,8 @@ from .sequence import Sequence
 _FIRST_COUNT = 4
 # Of the latest rounds: how many guesses are judged by, and decoding without any.
 _ROUNDS_KEPT, _PLAIN_KEPT = 8, 3
-# Rounds until a way that did not pay is tried again, twice as many each time; and until decoding
-# without guesses is timed again.
+# Rounds until a way is tried again: while it pays, and, doubled each time, while it does not; and
+# until decoding without guesses is timed again.
 _LEAST_WAIT, _MOST_WAIT, _PLAIN_WAIT = 16, 1024, 64
 
 
@@ -118,6 +118,8 @@ class Drafts:
         """What comes next is not what was decoded last, nor will it show what was right."""
         self.forget()
         self._round, self._is_first = None, True
+        for way in (self._lookup, self._selection):  # each is tried once in each answer
+            way.next_try = min(way.next_try, self._num_rounds + 2)
 
     def decode(self, sequence: Sequence, sampler: Sampler, most: int) -> torch.Tensor:
         """Process the one pending token; returns its logits (vocab,). sampler: what will choose the
@@ -148,10 +150,11 @@ class Drafts:
         if self._round is None:
             return
         way, guessed, seconds = self._round
-        if seconds is not None:
-            way.rounds.append((seconds, 1 + self._kept))
         if guessed:
             way.note_guesses(guessed, self._kept, self._engine.most_verified - 1)
+        if seconds is None:
+            return
+        way.rounds.append((seconds, 1 + self._kept))
         if way is self._plain:
             way.next_try = self._num_rounds + _PLAIN_WAIT
         else:

@@ -91,9 +91,10 @@ class Engine:
         self.selected: SelectedAttention | None = None
         self.choose_pages(mode or Mode())
 
-    def choose_pages(self, mode: Mode) -> None:
+    def choose_pages(self, mode: Mode, *, audits: bool = True) -> None:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
-        than exact want a layout with mean values."""
+        than exact want a layout with mean values. audits: whether estimates are checked meanwhile.
+        """
         self.selected = None
         if mode.selects:
             self.selected = SelectedAttention(
@@ -103,15 +104,17 @@ class Engine:
                 make_foresight(mode.foresight if self.overlap else "nothing"),
                 self.weights.output_norms,
                 waits=mode.name != "deadline",
+                audits=audits,
             )
         self.whole_token = make_whole_token(
             self.decoder, self.attention, self.weights, self.store, self.geometry, self.selected
         )
 
     def twin(self, mode: Mode) -> Engine:
-        """One that serves the same sequences in another mode, which its layout must allow."""
+        """One that serves the same sequences in another mode, which its layout must allow, and
+        checks no estimates."""
         other = copy(self)
-        other.choose_pages(mode)
+        other.choose_pages(mode, audits=False)
         return other
 
     # ---- sequences ---------------------------------------------------------------------------
@@ -315,10 +318,12 @@ class Engine:
         return self.attention.run(layer, sequence, queries, self._window(layer), bias)
 
     def _wish_ahead(self, sequence, layer: int, queries: list[Query]) -> None:
-        """Ask for all pages of a layer and of the next one."""
+        """Ask for all pages of a layer and of the next one, unless that one selects from them."""
         if self.overlap:
+            following, is_decode = (layer + 1) % self.config.num_layers, queries[0].rows == 1
             self._wish(sequence, layer, queries)
-            self._wish(sequence, (layer + 1) % self.config.num_layers, queries)
+            if not (is_decode and self._selects(following)):
+                self._wish(sequence, following, queries)
 
     def _selects(self, layer: int) -> bool:
         """Whether decode chooses among a layer's pages: a sliding window's few are all attended.

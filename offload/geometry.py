@@ -1,5 +1,6 @@
 """The sizes that fix every result: cells, spans, pages and bits, which differ by layer. Chosen from
-model and options, never from a budget.
+model and options, never from a budget: in exact mode a plan may choose what near planes hold beside
+them, of which no result depends.
 
 The numbers behind the choices stand in docs/design.md.
 """

@@ -9,7 +9,6 @@ depend on that; which rows stand beside it changes nothing. Knows no norms and n
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
@@ -60,11 +59,13 @@ def _route(scores: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.
 
 def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Where picked rows (n,) bool go in a buffer of whole tiles, and how many rows that has: row i
-    goes to the first tile whose place i % ROW_TILE is free.
+    goes to the first tile whose place i % ROW_TILE is free. Where there are no whole tiles, rows
+    are multiplied whose bits depend on no place: one, or a few by the compiled kernels.
     """
-    if len(picked) == 1:
-        return torch.zeros(1, dtype=torch.long, device=picked.device), 1
-    grid = F.pad(picked, (0, -len(picked) % ROW_TILE)).view(-1, ROW_TILE)
+    if len(picked) % ROW_TILE:
+        count = int(picked.sum())
+        return torch.arange(count, device=picked.device), count
+    grid = picked.view(-1, ROW_TILE)
     tile = grid.long().cumsum(0) - 1
     places = tile * ROW_TILE + torch.arange(ROW_TILE, device=picked.device)
     return places[grid], int(tile.max() + 1) * ROW_TILE

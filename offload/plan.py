@@ -136,6 +136,10 @@ class Plan:
             )
             lines.append(
                 f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
-                + (", times those that one reading verifies" if self.drafts == "selection" else "")
+                + (
+                    ", times the tokens that one reading verifies"
+                    if self.drafts == "selection"
+                    else ""
+                )
             )
         return "\n".join(lines)

@@ -31,7 +31,7 @@ _STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
 # Of all far planes: what is kept at hand at least of those on disk, where pages are selected.
 _LEAST_HOT_SHARE = 0.1
 # How many times as many spans may lie on disk, so that tokens can be guessed by few pages.
-_MOST_MOVED_OUT = 1.5
+_MOST_MOVED_OUT = 1.3
 # Text, encoding and ids of a token while a prompt is encoded.
 _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
@@ -125,10 +125,10 @@ def _with_drafts(
         return None
     geometry = geometry.selecting(facts.config)
     drafting = _Filling(facts, geometry, limits, request, selects_drafts=True).plan()
-    same_weights = (drafting.layers_streamed, drafting.head_resident) == (0, plan.head_resident)
+    in_memory = drafting.head_resident and not drafting.layers_streamed
     # Where guesses are wrong, all that had to leave memory for them is read for each token.
     worth_it = 0 < drafting.far_spans["disk"] <= _MOST_MOVED_OUT * on_disk
-    return drafting if drafting.fits and same_weights and worth_it else None
+    return drafting if drafting.fits and in_memory and worth_it else None
 
 
 class _Filling:

@@ -23,8 +23,8 @@ from .planner import WRITE_BUFFERS
 from .sequence import Sequence
 from .weights import WeightStore
 
-# What guesses are made with: a coarse selection is as often right as a finer one, and is had for
-# half the time (docs/log.md).
+# What guesses are made with: a coarse selection is right nearly as often as a finer one, and is had
+# for two thirds of the time or less (docs/log.md).
 _DRAFTS = Mode("bounded", selector_options={"epsilon": 0.2})
 _KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 

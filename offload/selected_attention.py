@@ -30,7 +30,8 @@ from .weights import LayerTensors
 
 class SelectedAttention:
     """output_norms: of layers' output projections, as far as they are known; others are added.
-    waits: False for deadline mode, which attends what has arrived and estimates the rest.
+    waits: False for deadline mode, which attends what has arrived and estimates the rest. audits:
+    whether now and then some of what was left out is read, to see how true its estimate was.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class SelectedAttention:
         output_norms: dict[int, torch.Tensor],
         *,
         waits: bool = True,
+        audits: bool = True,
     ):
         self.fidelity, self.audit = Fidelity(), audit.Audit()
         self.issue_point = IssuePoint()
         self._tiered, self._records, self._waits = tiered, records, waits
+        self._audits = waits and audits
         self._selector, self._rehearsing = selector, for_rehearsal(selector)
         self._foresight = foresight
         # Other selectors choose by the rehearsed query itself: not by what ran before.
@@ -168,7 +171,7 @@ class SelectedAttention:
 
     def looks_at(self, position: int) -> int | None:
         """The layer whose estimates are checked for the token at a position, if any."""
-        return audit.layer_due(len(self._tiered.ropes), position) if self._waits else None
+        return audit.layer_due(len(self._tiered.ropes), position) if self._audits else None
 
     def look(
         self, layer: int, sequence, query: Query, key_bias, shares: torch.Tensor, log_total

@@ -41,6 +41,7 @@ class Stream(Iterator[Piece]):
         self._cached = session.num_processed
         self._recomputed = session.take_recomputed()
         self._guesses_before = session.guesses()
+        self._guesses: tuple[int, int] | None = None  # accepted, rejected, at the end
         self._began = time.perf_counter()
         self._prefill_s = self._ttft_s = self._decode_s = 0.0
         self._warnings = [*config.warnings]
@@ -126,10 +127,15 @@ class Stream(Iterator[Piece]):
             return
         if self._prompt_tokens + len(self.token_ids) > len(self._session._sequence.tokens):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
+        self._guesses = self._guesses or self._count_guesses()
         self._fields = self._session.usage.memory(), self._session.usage.kv()
         self._warnings += self._session.end_answer()
         if self._closes:
             self._session.close()
+
+    def _count_guesses(self) -> tuple[int, int]:
+        accepted, rejected = self._session.guesses()
+        return accepted - self._guesses_before[0], rejected - self._guesses_before[1]
 
     def tiers(self) -> dict[str, dict[str, int]]:
         """Where the pages lie now; see `Session.tiers`."""
@@ -140,10 +146,7 @@ class Stream(Iterator[Piece]):
         """The Output; before the end, of what there is so far."""
         memory, kv = self._fields or (self._session.usage.memory(), self._session.usage.kv())
         new = self._prompt_tokens - self._cached
-        accepted, rejected = (
-            now - then
-            for now, then in zip(self._session.guesses(), self._guesses_before, strict=True)
-        )
+        accepted, rejected = self._guesses or self._count_guesses()
         num = len(self.token_ids)
         load_s = self._llm.load_s
         return Output(

@@ -68,7 +68,7 @@ class WishQueue:
         wish.group, wish.batch = group, self.batch
 
     def put_back(self, wish: Wish) -> None:
-        """Queues a wish again that was taken, before all others: it is older than they are."""
+        """Queues a wish again that was taken, before all others: it was taken before they were."""
         if wish.key not in self._wishes:
             self._wishes = {wish.key: wish} | self._wishes
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from copy import copy
 from dataclasses import replace
 from unittest import mock
@@ -20,15 +21,18 @@ from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import TINY, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import drafts
+from ebbtide.offload import drafts, planner
 from ebbtide.offload.drafts import Drafts
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.generation import GenerationConfig
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
+from ebbtide.offload.runtime import Runtime
 from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.session import Session
+from ebbtide.offload.stream import Stream
 from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
@@ -37,9 +41,15 @@ GREEDY = {"temperature": 0}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
 
 
+@pytest.fixture(autouse=True)
+def few_pages(monkeypatch) -> None:
+    """What drafts take is a large part of texts this short."""
+    monkeypatch.setattr(planner, "_MOST_MOVED_OUT", 2)
+
+
 @pytest.fixture
 def always(monkeypatch) -> None:
-    """Guesses are made whatever they take, but for the first round and each 64th."""
+    """Guesses are made whatever they take, but for the second round and each 64th."""
     monkeypatch.setattr(drafts._Way, "is_quicker_than", lambda self, *others: True)
 
 
@@ -264,8 +274,10 @@ def test_lies_change_no_token(checkpoint, tmp_path, always, monkeypatch, config)
 
 # Wherever guesses are made, taken and kept.
 TRACED = (
-    *(Session.decode, Session.hold, Session._changed, Drafts.take, Drafts.forget),
-    *(Drafts.decode, Drafts._guess, Drafts._draft, Drafts._end_round, look_up, Engine.verify),
+    *(Session.decode, Session.hold, Session._changed, Stream._step, Stream._end),
+    *(Drafts.take, Drafts.forget, Drafts.begin_answer, Drafts.decode, Drafts._end_round),
+    *(Drafts._guess, Drafts._draft, look_up, Sequence.twin, Runtime.make_drafter),
+    Engine.verify.__wrapped__,
 )
 
 
@@ -306,7 +318,7 @@ def test_an_interruption_at_any_line_loses_nothing(checkpoint, tmp_path, always)
             prompt = session.fork()
             expected = prompt.generate(max_new_tokens=12, **GREEDY).token_ids
             prompt.close()
-            for count in range(1, 10_000, 5):
+            for count in range(1, 10_000, 4):
                 with session.fork() as branch:
                     stream, shown = branch.stream(max_new_tokens=12, **GREEDY), []
 
@@ -315,7 +327,7 @@ def test_an_interruption_at_any_line_loses_nothing(checkpoint, tmp_path, always)
                             shown.extend(piece.token_ids)
 
                     is_interrupted = interrupted_after(count, read)
-                    stream.close()
+                    stream.close()  # which ends what may have been interrupted at its end
                     taken = stream.output.token_ids
                     assert taken[: len(shown)] == shown and len(taken) <= len(shown) + 1
                     assert taken == expected[: len(taken)]
@@ -335,8 +347,27 @@ def test_text_that_goes_another_way_forgets_the_guesses(checkpoint, tmp_path, al
     """Every way to change a session's tokens, with guesses waiting."""
     folder = checkpoint("llama2")
 
+    waiting: Counter[str] = Counter()  # times that guesses waited when the text was changed
+
     def changed(llm) -> list[torch.Tensor]:
         found, sampler = [], Sampler(GenerationConfig())
+
+        def wrong(session):  # not what was guessed
+            found.append(session.decode(11).clone())
+
+        def fork(session):
+            with session.fork() as branch:
+                found.append(branch.decode(9).clone())
+
+        def truncate(session):
+            session.truncate(len(session.tokens) - 1)
+
+        def append(session):
+            session.append([4, 5])
+
+        def hold(session):
+            session.hold(7)
+
         with llm.session() as session:
 
             def write(count: int) -> None:
@@ -347,21 +378,49 @@ def test_text_that_goes_another_way_forgets_the_guesses(checkpoint, tmp_path, al
 
             session.append(LONG)
             for count in range(2, 9):
-                write(count)
-                with session.fork() as branch:
-                    found.append(branch.decode(9))
-                session.truncate(len(session.tokens) - 1)
-                session.append([4, 5])
-                write(count)
-                session.hold(7)
-                found.append(session.last_logits().clone())
-                found.append(session.decode(11))  # not what was guessed
+                for change in (wrong, fork, truncate, append, hold):
+                    write(count)
+                    waiting[change.__name__] += bool(session._drafts and session._drafts._ahead)
+                    change(session)
         return found
 
     with opened(folder, tmp_path, draft=False) as llm:
         expected = changed(llm)
     with opened(folder, tmp_path) as llm:
         assert all(map(torch.equal, changed(llm), expected))
+    assert len(waiting) == 5 and min(waiting.values()) > 0
+
+
+@needs_kernels
+def test_what_an_answer_counted_stays(checkpoint, tmp_path, always):
+    with opened(checkpoint("llama2"), tmp_path) as llm, llm.session() as session:
+        stream = session.stream(LONG, max_new_tokens=20, **GREEDY)
+        list(stream)
+        before = stream.output.usage
+        assert sum(before["completion_tokens_details"].values()) > 0
+        session.generate(IDS[400:430], max_new_tokens=20, **GREEDY)
+        assert stream.output.usage == before
+
+
+@needs_kernels
+def test_drafts_of_a_model_with_windows_wish_for_nothing_in_vain(checkpoint, tmp_path, always):
+    """A layer that selects reads single records: its spans must not fill the staging slots."""
+    with opened(checkpoint("gemma2"), tmp_path) as llm, llm.session() as session:
+        session.append(LONG)
+        session.last_logits()
+        drafter, store = session._runtime.make_drafter(), session._runtime.store
+        wished, prefetch = [], store.prefetch
+
+        def watched(table, layer, spans=None):
+            wished.append(layer)
+            return prefetch(table, layer, spans)
+
+        with mock.patch.object(store, "prefetch", watched):
+            for token in (5, 6, 7):
+                session._sequence.tokens.append(token)
+                drafter.decode(session._sequence)
+        windows = session._engine.config.windows
+        assert wished and all(windows[layer] for layer in wished)
 
 
 @needs_kernels
@@ -409,6 +468,15 @@ def test_pages_are_selected_for_guesses_where_they_are_on_disk(checkpoint, tmp_p
     for options in ({"mode": Mode("bounded")}, {"mode": Mode("deadline")}, {"draft": False}):
         with opened(folder, tmp_path, **options) as llm, llm.session() as session:
             assert session._runtime.plan.drafts is None and session._drafts is None
+
+
+@needs_kernels
+def test_a_head_that_streams_is_not_drafted_with(checkpoint, tmp_path):
+    with opened(checkpoint("llama2"), tmp_path) as llm:
+        for loaded in ((0, True), (0, False)):
+            plan = llm.admission.plan(CONTEXT, 4, loaded=loaded)
+            assert plan.fits and plan.far_spans["disk"]
+            assert (plan.drafts == "selection") == loaded[1]
 
 
 @needs_kernels
