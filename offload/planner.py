@@ -28,8 +28,9 @@ WRITE_BUFFERS = 2
 # Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a
 # small part of all spans, which had better stay in memory.
 _STAGING_BYTES, _STAGING_SHARE, _FEWEST_SLOTS = 4 << 20, 1 / 8, 6
-# Of all far planes: what is kept at hand at least of those on disk, where pages are selected.
-_LEAST_HOT_SHARE = 0.1
+# Of all far planes: what is kept at hand at least of those on disk, where pages are selected, and
+# where few are, for drafts.
+_LEAST_HOT_SHARE, _DRAFTS_HOT_SHARE = 0.1, 0.05
 # How many times as many spans may lie on disk, so that tokens can be guessed by few pages.
 _MOST_MOVED_OUT = 1.3
 # Text, encoding and ids of a token while a prompt is encoded.
@@ -37,10 +38,11 @@ _TEXT_BYTES_PER_TOKEN = 256
 _IDS_BYTES_PER_TOKEN = 48  # as a list of ints and as an array
 
 
-def fewest_hot_records(geometry: Geometry, num_spans: int) -> int:
+def fewest_hot_records(geometry: Geometry, num_spans: int, *, for_drafts: bool = False) -> int:
     """How many records from disk are kept at hand at least; num_spans: of all layers."""
     per_span = geometry.records_per_span
-    return max(2 * per_span, int(_LEAST_HOT_SHARE * num_spans * per_span))
+    share = _DRAFTS_HOT_SHARE if for_drafts else _LEAST_HOT_SHARE
+    return max(2 * per_span, int(share * num_spans * per_span))
 
 
 def staging_slots(span_bytes: int, num_spans: int) -> int:
@@ -159,7 +161,8 @@ class _Filling:
         # Layers with a sliding window attend to all of it, as does what is verified: for those a
         # cache is of no use.
         self.caches = self.selects and not selects_drafts and not any(self.config.windows or ())
-        self.fewest_hot = fewest_hot_records(geometry, self.num_spans) if self.selects else 0
+        fewest = fewest_hot_records(geometry, self.num_spans, for_drafts=selects_drafts)
+        self.fewest_hot = fewest if self.selects else 0
 
     def plan(self) -> Plan:
         sweep = self.request.sweep_cells or 1
