@@ -37,6 +37,8 @@ from .selected import Placed, Selected
 from .sequence import Sequence
 from .weights import LayerTensors
 
+_NORM_ROWS = 256  # of an output projection that are decoded at once: no plan counts more
+
 
 class Known:
     """What is known of a layer before any record is read. output_norms: those found so far, by
@@ -55,9 +57,16 @@ class Known:
         """(kv_heads, num_rows): see kernels.effect."""
         if layer not in self._output_norms:
             projection, layout = w["self_attn.o_proj.weight"], self.tiered.layouts[layer]
-            if isinstance(projection, QuantisedWeight):
-                projection = projection.rows(0, projection.out_features)
-            self._output_norms[layer] = output_norms(projection, layout.kv_heads, layout.head_dim)
+            squares = 0.0
+            for start in range(0, projection.shape[0], _NORM_ROWS):
+                stop = min(start + _NORM_ROWS, projection.shape[0])
+                if isinstance(projection, QuantisedWeight):
+                    rows = projection.rows(start, stop)
+                else:
+                    rows = projection[start:stop]
+                norms = output_norms(rows, layout.kv_heads, layout.head_dim)
+                squares = squares + norms.square()
+            self._output_norms[layer] = squares.sqrt()
         return self._output_norms[layer]
 
     def stand(
