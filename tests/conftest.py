@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from random_checkpoints import checkpoint  # noqa: F401 - a fixture
-from sessions_under_test import folder, llm  # noqa: F401 - fixtures
+from sessions_under_test import few_pages, folder, llm  # noqa: F401 - fixtures
 from tokenizers_under_test import chatml, llama, real, real_folder, small  # noqa: F401 - fixtures
 
 # Workers share the cores; several threads each would be slower, and the sums of a test's oracle

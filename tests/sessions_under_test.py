@@ -6,6 +6,8 @@ import pytest
 import torch
 from small_llm import open_small
 
+from ebbtide.offload import planner
+
 EOS = 257  # the tokenizer's, and what config.json says
 IDS = torch.randint(0, 256, (600,), generator=torch.Generator().manual_seed(2)).tolist()
 LONG = IDS[:400]  # several sealed cells
@@ -21,6 +23,12 @@ def llm(folder, tmp_path):
     with open_small(folder, tmp_path) as opened:
         opened._context = 2048
         yield opened
+
+
+@pytest.fixture
+def few_pages(monkeypatch) -> None:
+    """Guesses are made by few pages, though what that takes is a large part of texts this short."""
+    monkeypatch.setattr(planner, "_MOST_MOVED_OUT", 2)
 
 
 def assert_nothing_is_held(llm):

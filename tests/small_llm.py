@@ -81,6 +81,17 @@ def open_small(
     )
 
 
+def open_spilling(
+    folder: Path, spill_dir: Path, *, context: int, share: float = 0.3, **options
+) -> LLM:
+    """One with TINY pages for sessions of `context` tokens. share: of the far planes in memory,
+    where nothing is guessed; at 0.3 most of that is needed to select pages for guesses."""
+    llm = open_small(folder, spill_dir, **{**TINY, **options})
+    llm._context = context
+    keep_in_memory(llm, context, share, sequences=4, text=True)
+    return llm
+
+
 def keep_in_memory(
     llm: LLM,
     context: int,

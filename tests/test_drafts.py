@@ -1,5 +1,5 @@
-"""Guesses change no token and no bit, whoever makes them; they are made where they pay; and what is
-verified together has the bits of what is decoded alone.
+"""Guesses change no token and no bit, whoever makes them, and lose none; and they are made where
+there is room for them.
 """
 
 from __future__ import annotations
@@ -7,21 +7,16 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from copy import copy
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from model_matrix import VARIANTS
-from random_checkpoints import make
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
-from small_llm import TINY, keep_in_memory, open_small
+from small_llm import open_spilling
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import drafts, planner
+from ebbtide.offload import drafts
 from ebbtide.offload.drafts import Drafts
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import InputError, StorageError
@@ -33,18 +28,14 @@ from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.session import Session
 from ebbtide.offload.stream import Stream
-from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
+from ebbtide.prefetch.lookup import look_up
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
+pytestmark = pytest.mark.usefixtures("few_pages")
+
 CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
-
-
-@pytest.fixture(autouse=True)
-def few_pages(monkeypatch) -> None:
-    """What drafts take is a large part of texts this short."""
-    monkeypatch.setattr(planner, "_MOST_MOVED_OUT", 2)
 
 
 @pytest.fixture
@@ -53,167 +44,12 @@ def always(monkeypatch) -> None:
     monkeypatch.setattr(drafts._Way, "is_quicker_than", lambda self, *others: True)
 
 
-def opened(folder, spill_dir, *, share=0.3, draft=True, context=CONTEXT, **options):
-    """share: of pages in memory, where nothing is guessed; at 0.3 most of it is needed for that."""
-    llm = open_small(folder, spill_dir, draft=draft, **{**TINY, **options})
-    llm._context = context
-    keep_in_memory(llm, context, share, sequences=4, text=True)
-    return llm
+def opened(folder, spill_dir, *, context=CONTEXT, **options):
+    return open_spilling(folder, spill_dir, context=context, **options)
 
 
 def planned(llm):
     return llm.admission.plan(CONTEXT, 4)
-
-
-# ---- verifying -------------------------------------------------------------------------------
-
-
-NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are verified as well
-TOKENS = IDS[:NUM_TOKENS]
-
-
-def verified(llm, session, count: int) -> torch.Tensor:
-    """Logits of TOKENS from PREFILLED on, `count` at a time."""
-    session.append(TOKENS[:PREFILLED])
-    session.last_logits()
-    engine, sequence, rows, at = session._engine, session._sequence, [], PREFILLED
-    while at < NUM_TOKENS:
-        some = TOKENS[at : at + min(count, engine.room_to_verify(sequence))]
-        rows.append(engine.logits(engine.verify(sequence, some)))
-        assert sequence.length == len(sequence.tokens) == at
-        sequence.tokens.extend(some)
-        sequence.length += len(some)
-        at += len(some)
-    session._runtime.store.check_integrity(deep=True)
-    return torch.cat(rows)
-
-
-def decoded(session) -> torch.Tensor:
-    session.append(TOKENS[:PREFILLED])
-    session.last_logits()
-    return torch.stack([session.decode(token) for token in TOKENS[PREFILLED:]])
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    ("name", "codec", "share"),
-    [
-        *((name, "8", 0.3) for name in VARIANTS),
-        *((name, "8", share) for name in ("llama3", "mistral", "olmoe") for share in (0.0, 1.0)),
-        *((name, codec, 0.3) for name in ("qwen2", "gemma2") for codec in ("4", "full")),
-    ],
-)
-def test_verifying_gives_the_bits_of_decoding(checkpoint, tmp_path, name, codec, share):
-    with opened(
-        checkpoint(name), tmp_path, codec=codec, share=share, context=NUM_TOKENS, **TINY
-    ) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            assert torch.equal(verified(llm, session, 5), expected)
-
-
-@needs_kernels
-@pytest.mark.parametrize("head_dim", [16, 32])
-def test_queries_that_grow(tmp_path, head_dim):
-    """Where the scale of a head is no power of two, it must be multiplied at once."""
-    folder = make("ministral3", tmp_path / "model", head_dim=head_dim)
-    with opened(folder, tmp_path, context=NUM_TOKENS) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            assert torch.equal(verified(llm, session, 7), expected)
-
-
-@needs_kernels
-@pytest.mark.parametrize("weight_bits", ["8", "4"])
-def test_quantised_and_streamed_weights(checkpoint, tmp_path, weight_bits):
-    with opened(
-        checkpoint("llama2"), tmp_path, weight_bits=weight_bits, context=NUM_TOKENS, **TINY
-    ) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            assert torch.equal(verified(llm, session, 7), expected)
-        limits = llm.admission.limits
-        streams = llm.admission.plan(NUM_TOKENS, 4, loaded=(2, False))
-        llm.admission.limits = replace(limits, host_bytes=sum(streams.host.values()))
-        llm.admission.close()
-        with mock.patch.object(llm.admission, "_loaded", (2, False)), llm.session() as session:
-            assert session._runtime.plan.layers_streamed == 2
-            assert torch.equal(verified(llm, session, 7), expected)
-
-
-@needs_kernels
-@pytest.mark.parametrize("count", [1, 2, 3, 16])
-def test_any_number_of_tokens_together(checkpoint, tmp_path, count):
-    with opened(checkpoint("qwen2"), tmp_path, context=NUM_TOKENS) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            assert session._engine.most_verified == 16
-            assert torch.equal(verified(llm, session, count), expected)
-
-
-def test_every_instruction_set_gives_the_bits_of_decoding(checkpoint, tmp_path, kernels):
-    if kernels == "reference":
-        pytest.skip("products of the reference have other bits for several rows")
-    with opened(checkpoint("qwen2"), tmp_path, context=NUM_TOKENS) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            assert torch.equal(verified(llm, session, 7), expected)
-
-
-@needs_kernels
-@pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit(checkpoint, tmp_path, threads):
-    with opened(checkpoint("gemma2"), tmp_path, context=NUM_TOKENS) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(threads)
-            with llm.session() as session:
-                assert torch.equal(verified(llm, session, 6), expected)
-        finally:
-            torch.set_num_threads(before)
-
-
-@needs_kernels
-def test_what_was_verified_in_vain_leaves_no_trace(checkpoint, tmp_path):
-    with opened(checkpoint("mistral"), tmp_path, context=NUM_TOKENS) as llm:
-        with llm.session() as session:
-            expected = decoded(session)
-        with llm.session() as session:
-            session.append(TOKENS[:PREFILLED])
-            session.last_logits()
-            rows = []
-            for token in TOKENS[PREFILLED:]:
-                room = session._engine.room_to_verify(session._sequence)
-                session._engine.verify(session._sequence, [7] * min(4, room))
-                rows.append(session.decode(token))
-            assert torch.equal(torch.stack(rows), expected)
-
-
-@needs_kernels
-def test_pages_are_read_once_for_all(checkpoint, tmp_path):
-    with opened(checkpoint("llama2"), tmp_path) as llm, llm.session() as session:
-        session.append(LONG)
-        session.last_logits()
-        stats = session._runtime.store.stats
-
-        def read_by(run) -> int:
-            before = stats.hits + stats.late + stats.misses
-            run()
-            return stats.hits + stats.late + stats.misses - before
-
-        one = read_by(lambda: session.decode(5))
-        assert one > 0
-        assert read_by(lambda: session._engine.verify(session._sequence, [5, 6, 7, 8])) == one
-
-
-# ---- answers ---------------------------------------------------------------------------------
 
 
 def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tuple[list, list]:
@@ -496,163 +332,6 @@ def test_without_kernels_nothing_is_guessed(checkpoint, tmp_path, monkeypatch):
 def test_draft_is_true_or_false():
     with pytest.raises(InputError, match="draft is 'yes'; allowed is True or False"):
         Options(draft="yes")
-
-
-# ---- how many, and whether -------------------------------------------------------------------
-
-
-class FakeSequence:
-    cell_tokens = 64
-
-    def __init__(self):
-        self.tokens, self.length = [0], 1
-
-    def will_write(self, cell: int) -> None:
-        pass
-
-    def twin(self):
-        other = copy(self)
-        other.tokens = self.tokens[:]
-        return other
-
-
-class FakeEngine:
-    """Takes so many seconds; what it says next is always the token before plus one."""
-
-    most_verified, vocab = 16, 10_000
-
-    def __init__(self, clock: list[float], seconds: float, each: float = 0.0, lies: float = 0.0):
-        self.clock, self.seconds, self.each = clock, seconds, each
-        self.lies, self.random = lies, random.Random(1)
-        self.verified: list[int] = []  # how many tokens, in each round
-
-    def room_to_verify(self, sequence) -> int:
-        return self.most_verified
-
-    def decode(self, sequence):
-        self.clock[0] += self.seconds
-        self.verified.append(1)
-        sequence.length += 1
-        return [sequence.tokens[sequence.length - 1]]
-
-    def verify(self, sequence, tokens):
-        self.clock[0] += self.seconds + self.each * len(tokens)
-        self.verified.append(len(tokens))
-        return tokens
-
-    def logits(self, residual):
-        says = [(t + 1) % self.vocab for t in residual]
-        if self.lies:
-            says = [(s + 7) % self.vocab if self.random.random() < self.lies else s for s in says]
-        return torch.nn.functional.one_hot(torch.tensor(says), self.vocab).float()
-
-
-def write(engine, drafter, clock, count: int) -> tuple[Drafts, float]:
-    """`count` tokens; seconds for each."""
-    one, sampler = Drafts(engine, lambda: drafter), Sampler(GenerationConfig())
-    sequence, token = FakeSequence(), 1
-    for _ in range(count):
-        ready = one.take(sequence.length, token)
-        sequence.tokens.append(token)
-        if ready is not None:
-            sequence.length += 1
-        else:
-            ready = one.decode(sequence, sampler, 100)
-        token = sampler.choose(ready, ())
-    assert sequence.tokens == [i % engine.vocab for i in range(count + 1)]
-    assert len(sequence.tokens) == sequence.length
-    return one, clock[0] / count
-
-
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr(drafts.time, "perf_counter", lambda: now[0])
-    return now
-
-
-def test_guesses_that_are_right_become_more(clock):
-    engine, drafter = FakeEngine(clock, 1.0), FakeEngine(clock, 0.1)
-    one, seconds = write(engine, drafter, clock, 800)
-    assert max(engine.verified) == 16 and seconds < 0.25
-    assert one.counts[0] > 700 and one.counts[1] < 20
-
-
-def test_guesses_that_are_wrong_are_hardly_made(clock):
-    engine, drafter = FakeEngine(clock, 1.0), FakeEngine(clock, 0.1, lies=1.0)
-    one, seconds = write(engine, drafter, clock, 2000)
-    assert one.counts[0] == 0 and one.counts[1] < 30
-    assert seconds < 1.01
-
-
-def test_guesses_that_cost_more_than_they_save_are_hardly_made(clock):
-    """Right as they are: what attends to few pages takes as long as what attends to all."""
-    engine, drafter = FakeEngine(clock, 1.0, each=0.1), FakeEngine(clock, 1.0)
-    one, seconds = write(engine, drafter, clock, 2000)
-    assert seconds < 1.02 and one.counts[0] < 60
-
-
-def test_some_right_guesses_are_few_at_a_time(clock):
-    engine, drafter = FakeEngine(clock, 1.0), FakeEngine(clock, 0.1, lies=0.3)
-    _, seconds = write(engine, drafter, clock, 2000)
-    rounds = engine.verified[100:]
-    assert 2 < sum(rounds) / len(rounds) < 6
-    assert seconds < 0.65
-
-
-def test_a_disk_that_became_slow_is_noticed(clock):
-    """Guesses did not pay; then every page takes ten times as long, and they do."""
-    engine, drafter = FakeEngine(clock, 0.1), FakeEngine(clock, 0.2)
-    one, sampler = Drafts(engine, lambda: drafter), Sampler(GenerationConfig())
-    sequence, token = FakeSequence(), 1
-    for count in range(3000):
-        if count == 1000:
-            engine.seconds = 1.0
-            before = one.counts[0]
-        ready = one.take(sequence.length, token)
-        sequence.tokens.append(token)
-        if ready is None:
-            ready = one.decode(sequence, sampler, 100)
-        else:
-            sequence.length += 1
-        token = sampler.choose(ready, ())
-    assert before < 200 and one.counts[0] - before > 1000
-
-
-# ---- what was said before --------------------------------------------------------------------
-
-
-@given(
-    tokens=st.lists(st.integers(0, 3), max_size=40),
-    count=st.integers(0, 8),
-)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_lookups_are_what_followed_the_longest_same_words(tokens, count):
-    def ends_at(stop: int) -> int:
-        """How many of the last tokens also stand before `stop`."""
-        most = 0
-        while most < min(stop, LONGEST) and tokens[stop - 1 - most] == tokens[-1 - most]:
-            most += 1
-        return most
-
-    same = {stop: ends_at(stop) for stop in range(1, len(tokens))}
-    longest = max(same.values(), default=0)
-    found = look_up(tokens, count)
-    if longest < SHORTEST or count == 0:
-        assert found == []
-    else:
-        stop = max(s for s, length in same.items() if length == longest)
-        assert found == tokens[stop : stop + count]
-
-
-def test_a_twin_draws_what_the_sampler_will_draw():
-    sampler = Sampler(GenerationConfig(do_sample=True, seed=3))
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    sampler.choose(logits, ())
-    twin = sampler.twin()
-    foreseen = [twin.choose(logits, ()) for _ in range(20)]
-    assert [sampler.choose(logits, ()) for _ in range(20)] == foreseen
-    assert len(set(foreseen)) > 3
 
 
 @needs_kernels
