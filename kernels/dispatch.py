@@ -17,7 +17,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 22
+INTERFACE = 23
 
 _missing = ""
 try:
@@ -61,6 +61,11 @@ def instruction_set() -> str:
     """What the compiled kernels use: "avx512vnni", "avx512", "avx2", "neon" or "portable"; ""
     without."""
     return _cpu.instruction_set() if _cpu is not None else ""
+
+
+def byte_products() -> bool:
+    """Whether the compiled kernels multiply codes four bytes at a time: faster than floats."""
+    return _cpu is not None and _cpu.byte_products()
 
 
 def compiled_for(*tensors: torch.Tensor):

@@ -1,4 +1,5 @@
-"""Attention of a few query rows over sealed pages, without unpacking them: the decode step.
+"""Attention of query rows over sealed pages, without unpacking them: the decode step, and prefill
+where that is faster.
 
 One kernel whatever the tier the pages came from. The reference unpacks and attends; the compiled
 kernel reads each page once, record by record, and joins the records in order, so that its bits
@@ -19,7 +20,8 @@ from . import checks, dispatch, pages
 from .attention import UNSEEN, Partial, attend_scores, cap
 from .layout import PageLayout
 
-# With more rows than these, unpacking and two large products are faster than the compiled kernel.
+# With more rows than these, unpacking and two large products of floats are faster than the compiled
+# kernel, unless codes are multiplied as bytes.
 FEW_ROWS = 32
 TOKEN_BLOCK = 4  # the compiled kernel takes that many tokens of a page at once
 
@@ -143,8 +145,9 @@ def attend_records(
 
 
 def serves(num_rows: int, layout: PageLayout) -> bool:
-    """Whether the compiled kernel takes so many rows of such pages."""
-    return 0 < num_rows <= FEW_ROWS and layout.page_tokens % TOKEN_BLOCK == 0
+    """Whether the compiled kernel, where it is, is the fastest for so many rows of such pages."""
+    is_fast = num_rows <= FEW_ROWS or (not layout.is_full and dispatch.byte_products())
+    return num_rows > 0 and is_fast and layout.page_tokens % TOKEN_BLOCK == 0
 
 
 def _records_reference(

@@ -17,7 +17,7 @@ import torch
 from .budget import Limits
 from .checkpoint import Checkpoint
 from .engine import can_verify
-from .footprint import Facts, most_verified
+from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
 from .output import Progress
@@ -62,8 +62,7 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        several = most_verified(facts.config.groups) > 1
-        self._drafts = drafts and several and not mode.selects and can_verify(device)
+        self._drafts = drafts and not mode.selects and can_verify(device)
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 

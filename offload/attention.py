@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..kernels import dispatch
 from ..kernels.attention import Partial, attend, finish_rows, merge_into
 from ..kernels.layout import PageLayout
-from ..kernels.paged_attention import attend_pages
+from ..kernels.paged_attention import attend_pages, serves
 from ..kernels.pages import rotate, unpack
 from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
@@ -188,6 +189,7 @@ class TieredAttention:
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
         layout = self.layouts[layer]
         rotated = [rotate(q.q) if layout.rotate else q.q for q in queries]
+        packed = self._attends_packed(layer, queries[0], window, key_bias)
         for span in range(start, stop):
             base = span * self.span_tokens
             tokens = min(self.span_tokens, most_sealed - base)
@@ -196,32 +198,38 @@ class TieredAttention:
             # The sink is attended raw, so its sealed copy is passed over.
             first = layout.page_tokens if span == 0 else 0
             with self.store.fetch(sequence.table, layer, span, records) as pages:
-                if queries[0].rows == 1:  # decode: a few rows need no unpacked copy
-                    query, q = queries[0], rotated[0]
-                    if window is not None:
-                        first = max(first, query.position - window + 1 - base)
-                    bias = self.score_bias(layer, query, base, tokens, key_bias)
-                    query.tree.push(
-                        attend_pages(
-                            q,
-                            pages.near,
-                            pages.records,
-                            layout,
-                            (first, tokens),
-                            bias,
-                            self.softcap,
+                seeing = []  # queries, as pages are scored, and the span's tokens that they see
+                for query, q, spans in zip(queries, rotated, wanted, strict=True):
+                    last = min(tokens, self.sealed_tokens(query.cell) - base)
+                    if span in spans and last > first:
+                        seeing.append((query, q, last))
+                if packed:
+                    for query, q, last in seeing:
+                        seen = first
+                        if window is not None:
+                            seen = max(first, query.position - window + 1 - base)
+                        bias = self.score_bias(layer, query, base, tokens, key_bias)
+                        partial = attend_pages(
+                            q, pages.near, pages.records, layout, (seen, last), bias, self.softcap
                         )
-                    )
+                        query.tree.push(partial)
                     continue
                 unpack(pages.near, pages.records, layout, k, v)
             if key_bias is not None:
                 k += self._bias_of(layer, base, tokens, key_bias)
-            for query, q, spans in zip(queries, rotated, wanted, strict=True):
-                last = min(tokens, self.sealed_tokens(query.cell) - base)
-                if span not in spans or last <= first:
-                    continue
+            for query, q, last in seeing:
                 mask = self._window_mask(query, window, base + first, last - first)
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
+
+    def _attends_packed(self, layer: int, query: Query, window, key_bias) -> bool:
+        """Whether pages are attended to as they are: by a token's few rows always; by a cell's
+        where that is faster, all rows see the same, and no key bias is to be computed for each.
+        """
+        if query.rows == 1:
+            return True
+        is_plain = window is None and key_bias is None
+        compiled = dispatch.compiled_for(query.q) is not None
+        return is_plain and compiled and serves(query.q.shape[1], self.layouts[layer])
 
     def _bias_of(self, layer: int, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,

@@ -21,6 +21,7 @@ import torch
 from ..prefetch.lookup import look_up
 from .engine import Engine
 from .errors import ModelError
+from .footprint import MOST_VERIFIED
 from .sampler import Sampler
 from .sequence import Sequence
 
@@ -151,7 +152,7 @@ class Drafts:
             return
         way, guessed, seconds = self._round
         if guessed:
-            way.note_guesses(guessed, self._kept, self._engine.most_verified - 1)
+            way.note_guesses(guessed, self._kept, MOST_VERIFIED - 1)
         if seconds is None:
             return
         way.rounds.append((seconds, 1 + self._kept))

@@ -26,7 +26,7 @@ from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .errors import ModelError
-from .footprint import most_verified
+from .footprint import MOST_VERIFIED
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
@@ -215,15 +215,10 @@ class Engine:
         sequence.length += 1
         return residual
 
-    @property
-    def most_verified(self) -> int:
-        """How many tokens `verify` takes at most, wherever they stand; 0: none."""
-        return most_verified(self.config.groups)
-
     def room_to_verify(self, sequence: Sequence) -> int:
         """How many tokens `verify` takes at most now: they lie in one cell."""
         cells = self.geometry.cell_tokens
-        return min(self.most_verified, cells - sequence.length % cells)
+        return min(MOST_VERIFIED, cells - sequence.length % cells)
 
     @torch.inference_mode()
     def verify(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:

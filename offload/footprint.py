@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..kernels.paged_attention import FEW_ROWS
 from .geometry import Geometry
 from .model_config import DTYPE_BYTES, ModelConfig
 from .skeleton import layer_of
@@ -14,7 +13,7 @@ from .weights import HEAD_BLOCK_ROWS, stored_bytes
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
 SLACK_BYTES = 40 << 20
-MOST_VERIFIED = 16  # tokens whose logits are computed at once in decode
+MOST_VERIFIED = 16  # tokens that are verified at once
 BIASED_SPANS = 8  # whose key biases' part of their scores is computed at once
 _ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each of ten threads
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
@@ -134,15 +133,10 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES
 
 
-def most_verified(groups: int) -> int:
-    """How many tokens are verified at most; groups: query heads to a KV head."""
-    return min(MOST_VERIFIED, FEW_ROWS // groups)
-
-
 def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     """The most that verifying a few tokens takes: their logits beside those of the ones before,
     activations, the partial of each span, and what key biases add to the scores of some spans."""
-    count, heads = most_verified(config.groups), config.num_heads * config.head_dim
+    count, heads = MOST_VERIFIED, config.num_heads * config.head_dim
     experts = [e for e in config.experts if e is not None]
     inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
     a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner

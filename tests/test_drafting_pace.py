@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ebbtide.offload import drafts
 from ebbtide.offload.drafts import Drafts
+from ebbtide.offload.footprint import MOST_VERIFIED
 from ebbtide.offload.generation import GenerationConfig
 from ebbtide.offload.sampler import Sampler
 from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
@@ -37,7 +38,7 @@ class FakeSequence:
 class FakeEngine:
     """Takes so many seconds; what it says next is always the token before plus one."""
 
-    most_verified, vocab = 16, 10_000
+    vocab = 10_000
 
     def __init__(self, clock: list[float], seconds: float, each: float = 0.0, lies: float = 0.0):
         self.clock, self.seconds, self.each = clock, seconds, each
@@ -45,7 +46,7 @@ class FakeEngine:
         self.verified: list[int] = []  # how many tokens, in each round
 
     def room_to_verify(self, sequence) -> int:
-        return self.most_verified
+        return MOST_VERIFIED
 
     def decode(self, sequence):
         self.clock[0] += self.seconds

@@ -6,7 +6,9 @@ import pytest
 import torch
 from sealed_pages import LAYOUTS, check, queries, sealed, tolerance
 
+from ebbtide.kernels import dispatch
 from ebbtide.kernels.attention import UNSEEN, attend, finish, merge
+from ebbtide.kernels.layer_attention import Records, attend_spans, empty_parts
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.paged_attention import FEW_ROWS, attend_pages
 
@@ -16,7 +18,7 @@ def layout(request) -> PageLayout:
     return LAYOUTS[request.param]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1, 200])
 def test_attention_over_pages_is_softmax(layout, rows, kernels):
     near, records, k, v = sealed(layout)
     q = queries(layout, rows)
@@ -103,7 +105,10 @@ def test_spans_merge_to_the_whole(kernels):
     check(merge(raw, rest), q, k, v, (0, k.shape[1]), within=tolerance(kernels, layout))
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+SETS = ["portable", "avx2", "avx512", "avx512vnni"]
+
+
+@pytest.mark.parametrize("kernels", SETS, indirect=True)
 @pytest.mark.parametrize("name", ["usual", "80", "full bf16"])
 def test_neither_threads_nor_other_rows_change_a_bit(name, kernels):
     layout = LAYOUTS[name]
@@ -120,6 +125,28 @@ def test_neither_threads_nor_other_rows_change_a_bit(name, kernels):
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
     alone = attend_pages(q[:, 2:3], near, records, layout, (5, 300))
     assert all(torch.equal(x[:, 2:3], y) for x, y in zip(results[0], alone, strict=True))
+
+
+@pytest.mark.parametrize("kernels", SETS, indirect=True)
+@pytest.mark.parametrize("name", ["usual", "80", "64, 8 bits", "128, two near bits", "full bf16"])
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_a_row_has_its_bits_among_hundreds(name, is_biased, kernels):
+    layout, num_rows = LAYOUTS[name], 150  # two whole blocks of rows, and a part of one
+    near, records, *_ = sealed(layout, 6)
+    q, n = queries(layout, num_rows), 6 * layout.record_tokens
+    bias = torch.randn((layout.kv_heads, num_rows, n)) if is_biased else None
+    at = (dispatch.addresses(plane, torch.arange(6)) for plane in (near, records))
+    given = Records(*at, 2, (3, n - 2), bias)
+    parts = empty_parts(3, q)
+    attend_spans(q, given, layout, 0.0, parts)
+    for first, stop in ((0, 1), (62, 66), (127, 130), (149, 150)):
+        few = q[:, first:stop].contiguous()
+        alone = empty_parts(3, few)
+        if is_biased:
+            given = given._replace(score_bias=bias[:, first:stop].contiguous())
+        attend_spans(few, given, layout, 0.0, alone)
+        for of_all, one in zip(parts, alone, strict=True):
+            assert torch.equal(of_all[:, :, first:stop], one)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 100.0, 1e4])

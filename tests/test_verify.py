@@ -13,7 +13,6 @@ from sessions_under_test import IDS, LONG
 from small_llm import open_spilling
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload.footprint import most_verified
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -99,7 +98,6 @@ def test_quantised_and_streamed_weights(checkpoint, tmp_path, weight_bits):
 @pytest.mark.parametrize("count", [1, 2, 3, 16])
 def test_any_number_of_tokens_together(checkpoint, tmp_path, count):
     with opened(checkpoint("qwen2"), tmp_path) as llm:
-        assert most_verified(llm.config.groups) == 16
         assert_same_bits(llm, count)
 
 

@@ -1,4 +1,4 @@
-// Attention of a few query rows over sealed pages, without float32 copies of them: the decode step. A chunk is one
+// Attention of query rows over sealed pages, without float32 copies of them: decode, and prefill where bytes are multiplied. A chunk is one
 // record of one head; it becomes one partial (../attention.py), and `merge_chunks` joins partials in order.
 // Included inside an anonymous namespace, after pages.h.
 //
@@ -78,7 +78,7 @@ inline void attend_full_chunk(const Attend &a, int64_t head, int64_t record, int
         const uint8_t *far = a.records[record] + Block(l, page * l.kv_heads + head).far_at + begin * row_bytes;
         runs[num_runs++] = {far, far + l.value_offset, 0, end - begin};
     }
-    attend_runs((RawKind)l.raw_kind, l.head_dim, a.rows, a.q + head * a.rows * l.head_dim, runs, num_runs,
+    attend_runs((RawKind)l.raw_kind, l.head_dim, a.rows, a.q + a.row_of(head) * l.head_dim, runs, num_runs,
                 bias ? bias + first : nullptr, a.num_tokens, a.softcap, scratch, highest, total, out);
 }
 
@@ -95,18 +95,20 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         highest[r] = UNSEEN;
         total[r] = 0;
     }
-    std::memset(out, 0, (size_t)(rows * dim) * 4);
-    if (first >= last) return;
-    const float *bias = a.bias ? a.bias + head * rows * a.num_tokens + chunk_at : nullptr;
+    if (first >= last) {
+        std::memset(out, 0, (size_t)(rows * dim) * 4);
+        return;
+    }
+    const float *bias = a.bias ? a.bias + a.row_of(head) * a.num_tokens + chunk_at : nullptr;
     if (l.raw_kind != CODES) return attend_full_chunk(a, head, record, first, last, bias, scratch, highest, total, out);
 
     const CodesSpace space(l, rows);
     const int64_t wide = space.wide, padded = space.padded, stride = space.stride, blocks = num_blocks(dim);
     float *scores = scratch, *sums = scores + rows * stride, *base = sums + rows * wide, *step = base + rows;
     uint8_t *numbers = (uint8_t *)(scratch + space.floats), *tiles = aligned(scratch + space.tiles_at);
-    const float *q = a.q + head * rows * dim;
-    float lo[MAX_DIM], scale[MAX_DIM], product[MAX_DIM];
-    for (int64_t j = dim; j < wide; ++j) lo[j] = scale[j] = product[j] = 0;
+    const float *q = a.q + a.row_of(head) * dim;
+    float lo[MAX_DIM], scale[MAX_DIM];
+    for (int64_t j = dim; j < wide; ++j) lo[j] = scale[j] = 0;
 
     CodesReader keys, values;
     keys.add(l.near_bits, tokens, dim, 0, true);
@@ -133,22 +135,9 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
             read_any_tiles<false>(key_codes(l, near, far), tokens, dim, tiles);
         load_halves(near + l.key_min_offset, dim, lo);
         load_halves(near + l.key_min_offset + 2 * dim, dim, scale);
-        for (int64_t r = 0; r < rows; ++r) {
-            const float *query = q + r * dim;
-            Lanes along = zero();
-            float rest = 0;
-            int64_t j = 0;
-            for (; j + 16 <= dim; j += 16) {
-                along = mul_add(load(query + j), load(lo + j), along);
-                store(product + j, mul(load(query + j), load(scale + j)));
-            }
-            for (; j < dim; ++j) {
-                rest += query[j] * lo[j];
-                product[j] = query[j] * scale[j];
-            }
-            base[r] = sum(along) + rest;
-            step[r] = to_steps(product, wide, largest_key, numbers + r * 2 * wide);
-        }
+        by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
+            to_steps<decltype(count)::VALUE>(q + r * dim, dim, dim, lo, scale, largest_key, base + r, step + r, numbers + r * 2 * wide);
+        });
         float *to = scores + page * tokens;
         by_rows<SCORED_ROWS>(rows, [&](auto count, int64_t r) {
             for (int64_t t = 0; t < tokens; t += 16, ahead.step())
@@ -157,10 +146,12 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         });
     }
 
-    for (int64_t r = 0; r < rows; ++r)
-        soften(scores + r * stride, stride, first, last, bias ? bias + r * a.num_tokens : nullptr, a.softcap, highest + r, total + r);
+    by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
+        soften<decltype(count)::VALUE>(scores + r * stride, stride, first, last, bias ? bias + r * a.num_tokens : nullptr, a.num_tokens,
+                                       a.softcap, highest + r, total + r);
+    });
     std::memset(sums, 0, (size_t)(rows * (wide + 1)) * 4);  // and base
-    for (int64_t j = tokens; j < padded; ++j) lo[j] = scale[j] = product[j] = 0;
+    for (int64_t j = tokens; j < padded; ++j) lo[j] = scale[j] = 0;
     for (int64_t page = first_page; page < last_page; ++page) {
         const Block at(l, page * l.kv_heads + head);
         const uint8_t *far = a.records[record] + at.far_at;
@@ -174,16 +165,13 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
             read_any_tiles<true>(value_codes(l, far), tokens, dim, tiles);
         load_halves(far + l.value_min_offset, tokens, lo);
         load_halves(far + l.value_min_offset + 2 * tokens, tokens, scale);
-        for (int64_t r = 0; r < rows; ++r) {
-            const float *row = scores + r * stride + page * tokens;
-            Lanes along = zero();
-            for (int64_t t = 0; t < padded; t += 16) {
-                along = mul_add(load(row + t), load(lo + t), along);
-                store(product + t, mul(load(row + t), load(scale + t)));
-            }
-            base[r] += sum(along);
-            step[r] = to_steps(product, padded, largest_weight, numbers + r * 2 * padded);
-        }
+        by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
+            constexpr int ROWS = decltype(count)::VALUE;
+            float along[ROWS];
+            to_steps<ROWS>(scores + r * stride + page * tokens, stride, padded, lo, scale, largest_weight, along, step + r,
+                           numbers + r * 2 * padded);
+            for (int i = 0; i < ROWS; ++i) base[r + i] += along[i];
+        });
         by_rows<WEIGHED_ROWS>(rows, [&](auto count, int64_t r) {
             add_all_tiles<decltype(count)::VALUE>(tiles, blocks, tokens, numbers + r * 2 * padded, 2 * padded, padded, step + r,
                                                   sums + r * wide, ahead);

@@ -27,7 +27,7 @@ void attend_records(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records
     attend_each(*active, a, nullptr, num_records, at<float>(highest), at<float>(total), at<float>(out), threads);
 }
 
-// One partial for each span and head, span by span.
+// One partial for each span and head, span by span; ATTEND_ROWS rows at a time.
 void attend_spans(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, const std::vector<int64_t> &numbers,
                   int64_t num_records, int64_t records_per_span, int64_t visible_from, int64_t visible_to, uintptr_t bias,
                   float softcap, uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
@@ -36,12 +36,16 @@ void attend_spans(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, 
     nb::gil_scoped_release released;
     const Kernels &kernels = *active;
     const int64_t num_spans = (num_records + records_per_span - 1) / records_per_span;
-    take_turns(num_spans * l.kv_heads, num_records * l.record_bytes, kernels.attend_scratch(l, rows), threads,
-               [&](int64_t i, float *scratch) {
-                   const int64_t first = i / l.kv_heads * records_per_span, left = num_records - first;
-                   kernels.attend_span(a, i % l.kv_heads, first, left < records_per_span ? left : records_per_span, scratch,
-                                       at<float>(highest) + i * rows, at<float>(total) + i * rows,
-                                       at<float>(out) + i * rows * l.head_dim);
+    const int64_t blocks = (rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
+    take_turns(num_spans * l.kv_heads * blocks, num_records * l.record_bytes * blocks,
+               kernels.attend_scratch(l, rows < ATTEND_ROWS ? rows : ATTEND_ROWS), threads, [&](int64_t i, float *scratch) {
+                   const int64_t part = i / blocks, record = part / l.kv_heads * records_per_span, left = num_records - record;
+                   Attend some = a;
+                   some.first_row = i % blocks * ATTEND_ROWS;
+                   some.rows = rows - some.first_row < ATTEND_ROWS ? rows - some.first_row : ATTEND_ROWS;
+                   const int64_t row = part * rows + some.first_row;
+                   kernels.attend_span(some, part % l.kv_heads, record, left < records_per_span ? left : records_per_span, scratch,
+                                       at<float>(highest) + row, at<float>(total) + row, at<float>(out) + row * l.head_dim);
                });
 }
 

@@ -43,16 +43,20 @@ inline int64_t num_groups(int64_t in) { return (in + GROUP - 1) / GROUP; }
 constexpr int64_t ROW_GROUP_BYTES = GROUP + 8;
 inline int64_t row_bytes(int64_t in) { return (num_groups(in) * ROW_GROUP_BYTES + 63) / 64 * 64; }
 
-// Attention of `rows` query rows of every KV head over whole records.
+// Attention of `rows` query rows of every KV head over whole records. They may be some of more, which lie side by side.
 struct Attend {
     Layout layout;
     int64_t rows, num_tokens;
     int64_t visible_from, visible_to;  // tokens outside are passed over
-    const float *q;                    // (kv_heads, rows, head_dim)
-    const float *bias;                 // (kv_heads, rows, num_tokens), added to scores, or null
+    const float *q;                    // (kv_heads, all_rows, head_dim)
+    const float *bias;                 // (kv_heads, all_rows, num_tokens), added to scores, or null
     float softcap;                     // of scores, bias included; 0 = none
     const uint8_t *const *near, *const *records;  // each record, wherever it lies
+    int64_t all_rows = rows, first_row = 0;
+
+    int64_t row_of(int64_t head) const { return head * all_rows + first_row; }
 };
+constexpr int64_t ATTEND_ROWS = 64;  // of one task: what they work in stays in the second cache
 constexpr float UNSEEN = -1e30f;  // ../attention.py's
 
 // Attention of many query rows over a run of float32 keys and values (prefill.h).
@@ -151,6 +155,7 @@ enum Activation { SILU, GELU, GELU_TANH };  // in the order of ../step.py
 
 struct Kernels {
     const char *name;
+    bool byte_products;  // codes are multiplied four bytes at a time, and so faster than floats by however many rows
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
     void (*unpack)(const Layout &, const uint8_t *near, const uint8_t *records, float *out_k, int64_t k_stride,
                    float *out_v, int64_t v_stride, int64_t begin, int64_t end);

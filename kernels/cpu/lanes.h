@@ -265,6 +265,20 @@ inline float largest(Lanes a) {
     return out[0];
 }
 
+// Each of ROWS vectors, at most four, to the sum of its lanes, or to the largest.
+template <int ROWS>
+EBBTIDE_INLINED void sum_each(const Lanes *a, float *out) {
+    float four[4];
+    sum_four(a[0], a[1 % ROWS], a[2 % ROWS], a[3 % ROWS], four);
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) out[r] = four[r];
+}
+template <int ROWS>
+EBBTIDE_INLINED void largest_each(const Lanes *a, float *out) {
+    float four[4];
+    largest_four(a[0], a[1 % ROWS], a[2 % ROWS], a[3 % ROWS], four);
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) out[r] = four[r];
+}
+
 // exp(x) for x <= 0; at and below -87, where float32 still holds it, exp(-87) = 1.6e-38. Within 2 ulp.
 inline Lanes exp_lanes(Lanes x) {
     // 1.5 * 2**23: a sum with it is rounded to a whole number, which then stands in the low bits of the sum.

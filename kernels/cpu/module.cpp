@@ -10,7 +10,7 @@ using namespace ebbtide;
 
 namespace {
 
-constexpr int INTERFACE = 22;  // ../dispatch.py asks for the same number
+constexpr int INTERFACE = 23;  // ../dispatch.py asks for the same number
 
 // The instruction sets that this machine has, best first.
 std::vector<const Kernels *> available() {
@@ -82,6 +82,7 @@ NB_MODULE(_cpu, m) {
     m.attr("INTERFACE") = INTERFACE;
     m.def("instruction_sets", &instruction_sets, "What this machine can run, best first; what no machine of ours has run comes last.");
     m.def("instruction_set", [] { return std::string(active->name); }, "What is in use.");
+    m.def("byte_products", [] { return active->byte_products; }, "Whether codes are multiplied faster than floats by many rows.");
     m.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");
     m.def("unpack", &unpack);
     m.def("seal", &seal, "False when a number is not finite or float16 cannot hold a parameter.");

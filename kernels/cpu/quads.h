@@ -11,39 +11,104 @@ inline float largest_step(int64_t count, int64_t bits) {
     return (float)(most < 32639 ? most : 32639);
 }
 
-// x[n] (n whole lanes) in steps of the returned size, to `to`: n high bytes and then n low ones, or n int16.
-inline float to_steps(const float *x, int64_t n, float largest_number, uint8_t *to) {
-    Lanes most = zero();
-    for (int64_t j = 0; j < n; j += 16) most = larger(most, larger(load(x + j), sub(zero(), load(x + j))));
-    const float greatest = largest(most);
-    const bool any = greatest > 1e-30f;
-    const Lanes scale = all(any ? largest_number / greatest : 0.0f), magic = all(ROUND_TO_WHOLE);
-    for (int64_t j = 0; j < n; j += 16) {
-        const Lanes whole = add(mul(load(x + j), scale), magic);
+// Sixteen whole numbers, to which ROUND_TO_WHOLE was added, as those j .. j + 15 of the n at `to`: n high bytes and then n low
+// ones, or n int16.
+inline void store_numbers(Lanes whole, uint8_t *to, int64_t j, int64_t n) {
+    (void)n;
 #if defined(__AVX512VNNI__)
-        const __m512i bits = _mm512_castps_si512(whole.v);
-        _mm_storeu_si128((__m128i *)(to + j), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(128)), 8)));
-        _mm_storeu_si128((__m128i *)(to + n + j), _mm512_cvtepi32_epi8(bits));
+    const __m512i bits = _mm512_castps_si512(whole.v);
+    _mm_storeu_si128((__m128i *)(to + j), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(128)), 8)));
+    _mm_storeu_si128((__m128i *)(to + n + j), _mm512_cvtepi32_epi8(bits));
 #elif defined(__AVX512F__)
-        _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm512_cvtepi32_epi16(_mm512_castps_si512(whole.v)));
+    _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm512_cvtepi32_epi16(_mm512_castps_si512(whole.v)));
 #elif defined(__AVX2__)
-        const __m256i low = _mm256_set1_epi32(0xffff);
-        const __m256i a = _mm256_and_si256(_mm256_castps_si256(whole.a), low), b = _mm256_and_si256(_mm256_castps_si256(whole.b), low);
-        _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8));
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const __m256i a = _mm256_and_si256(_mm256_castps_si256(whole.a), low), b = _mm256_and_si256(_mm256_castps_si256(whole.b), low);
+    _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8));
 #elif defined(EBBTIDE_NEON)
-        EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i)
-            vst1_u16((uint16_t *)(to + 2 * j) + 4 * i, vmovn_u32(vreinterpretq_u32_f32(whole.v[i])));
+    EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) vst1_u16((uint16_t *)(to + 2 * j) + 4 * i, vmovn_u32(vreinterpretq_u32_f32(whole.v[i])));
 #else
-        float rounded[16];
-        int32_t bits[16];
-        int16_t words[16];
-        store(rounded, whole);
-        std::memcpy(bits, rounded, sizeof bits);
-        for (int i = 0; i < 16; ++i) words[i] = (int16_t)bits[i];
-        std::memcpy(to + 2 * j, words, sizeof words);
+    float rounded[16];
+    int32_t bits[16];
+    int16_t words[16];
+    store(rounded, whole);
+    std::memcpy(bits, rounded, sizeof bits);
+    for (int i = 0; i < 16; ++i) words[i] = (int16_t)bits[i];
+    std::memcpy(to + 2 * j, words, sizeof words);
 #endif
+}
+
+#if defined(__AVX512VNNI__)
+// Four times sixteen whole numbers: high bytes at `to`, low ones n behind. Packing interleaves runs of four, which is undone in the end.
+inline void store_sixty_four(const __m512i *of, uint8_t *to, int64_t n) {
+    const __m512i a = _mm512_packs_epi32(of[0], of[1]), b = _mm512_packs_epi32(of[2], of[3]);
+    const __m512i half = _mm512_set1_epi16(128), byte = _mm512_set1_epi16(255);
+    const __m512i high = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(a, half), 8), _mm512_srai_epi16(_mm512_add_epi16(b, half), 8));
+    const __m512i low = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, high));
+    _mm512_storeu_si512(to + n, _mm512_permutexvar_epi32(order, low));
+}
+#endif
+
+// Rows of x, n numbers each and `stride` apart, to what products with the codes of lo + code * scale take: x * lo, added up, in
+// base[r], and x * scale as whole numbers of steps of step[r]. lo and scale have zeros behind their n, to whole lanes; so have the
+// numbers, two bytes each, row after row.
+template <int ROWS>
+inline void to_steps(const float *x, int64_t stride, int64_t n, const float *lo, const float *scale, float largest_number, float *base,
+                     float *step, uint8_t *numbers) {
+    const int64_t whole = n / 16 * 16, wide = whole_lanes(n);
+    float end[ROWS][16], rest[ROWS];  // what fills no lanes, and zeros
+    if (whole < n)
+        for (int r = 0; r < ROWS; ++r) {
+            rest[r] = 0;
+            std::memset(end[r], 0, sizeof end[r]);
+            for (int64_t j = whole; j < n; ++j) {
+                end[r][j - whole] = x[r * stride + j];
+                rest[r] += x[r * stride + j] * lo[j];
+            }
+        }
+    Lanes along[ROWS], most[ROWS];
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) along[r] = most[r] = zero();
+    for (int64_t j = 0; j < whole; j += 16) {
+        const Lanes low = load(lo + j), size = load(scale + j);
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+            const Lanes number = load(x + r * stride + j);
+            along[r] = mul_add(number, low, along[r]);
+            most[r] = larger(most[r], magnitude(mul(number, size)));
+        }
     }
-    return any ? greatest / largest_number : 0.0f;
+    if (whole < n)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) most[r] = larger(most[r], magnitude(mul(load(end[r]), load(scale + whole))));
+    float greatest[ROWS];
+    sum_each<ROWS>(along, base);
+    largest_each<ROWS>(most, greatest);
+    Lanes steps[ROWS];
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+        if (whole < n) base[r] += rest[r];
+        const bool any = greatest[r] > 1e-30f;
+        step[r] = any ? greatest[r] / largest_number : 0.0f;
+        steps[r] = all(any ? largest_number / greatest[r] : 0.0f);
+    }
+    const Lanes magic = all(ROUND_TO_WHOLE);
+    int64_t j = 0;
+#if defined(__AVX512VNNI__)
+    for (; j + 64 <= whole; j += 64)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+            __m512i of[4];
+            EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i)
+                of[i] = _mm512_cvtps_epi32(mul(mul(load(x + r * stride + j + 16 * i), load(scale + j + 16 * i)), steps[r]).v);
+            store_sixty_four(of, numbers + r * 2 * wide + j, wide);
+        }
+#endif
+    for (; j < whole; j += 16) {
+        const Lanes size = load(scale + j);
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+            store_numbers(add(mul(mul(load(x + r * stride + j), size), steps[r]), magic), numbers + r * 2 * wide, j, wide);
+    }
+    if (whole < n)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+            store_numbers(add(mul(mul(load(end[r]), load(scale + whole)), steps[r]), magic), numbers + r * 2 * wide, whole, wide);
 }
 
 // Rows and blocks whose sums registers hold together.

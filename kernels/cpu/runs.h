@@ -168,27 +168,43 @@ inline void cap_scores(float *row, int64_t n, float softcap) {
     }
 }
 
-// Scores first .. last - 1 of row[stride], whole lanes, plus `bias` (null: none), to weights next to their greatest; the
+// Scores first .. last - 1 of ROWS rows of `stride`, whole lanes, plus `bias` (null: none), to weights next to their greatest; the
 // others to 0.
-inline void soften(float *row, int64_t stride, int64_t first, int64_t last, const float *bias, float softcap, float *highest,
-                   float *total) {
-    if (bias)
-        for (int64_t t = first; t < last; ++t) row[t] += bias[t];
-    if (softcap != 0) {
-        for (int64_t t = last; t < stride; ++t) row[t] = 0;
-        cap_scores(row, stride, softcap);
+template <int ROWS>
+inline void soften(float *rows, int64_t stride, int64_t first, int64_t last, const float *bias, int64_t bias_stride, float softcap,
+                   float *highest, float *total) {
+    for (int r = 0; r < ROWS; ++r) {
+        float *row = rows + r * stride;
+        if (bias)
+            for (int64_t t = first; t < last; ++t) row[t] += bias[r * bias_stride + t];
+        if (softcap != 0) {
+            for (int64_t t = last; t < stride; ++t) row[t] = 0;
+            cap_scores(row, stride, softcap);
+        }
+        for (int64_t t = 0; t < first; ++t) row[t] = UNSEEN;
+        for (int64_t t = last; t < stride; ++t) row[t] = UNSEEN;
     }
-    for (int64_t t = 0; t < first; ++t) row[t] = UNSEEN;
-    for (int64_t t = last; t < stride; ++t) row[t] = UNSEEN;
-    Lanes tops = all(UNSEEN), along = zero();
-    for (int64_t t = 0; t < stride; t += 16) tops = larger(tops, load(row + t));
-    const float most = largest(tops);
-    for (int64_t t = 0; t < stride; t += 16) store(row + t, exp_lanes(sub(load(row + t), all(most))));
-    for (int64_t t = 0; t < first; ++t) row[t] = 0;
-    for (int64_t t = last; t < stride; ++t) row[t] = 0;
-    for (int64_t t = 0; t < stride; t += 16) along = add(along, load(row + t));
-    *highest = most;
-    *total = sum(along);
+    Lanes tops[ROWS], most[ROWS], along[ROWS];
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+        tops[r] = all(UNSEEN);
+        along[r] = zero();
+    }
+    for (int64_t t = 0; t < stride; t += 16)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) tops[r] = larger(tops[r], load(rows + r * stride + t));
+    largest_each<ROWS>(tops, highest);
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) most[r] = all(highest[r]);
+    for (int64_t t = 0; t < stride; t += 16)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+            float *at = rows + r * stride + t;
+            store(at, exp_lanes(sub(load(at), most[r])));
+        }
+    for (int r = 0; r < ROWS; ++r) {
+        for (int64_t t = 0; t < first; ++t) rows[r * stride + t] = 0;
+        for (int64_t t = last; t < stride; ++t) rows[r * stride + t] = 0;
+    }
+    for (int64_t t = 0; t < stride; t += 16)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) along[r] = add(along[r], load(rows + r * stride + t));
+    sum_each<ROWS>(along, total);
 }
 
 // Rows of scores[rows][n], n in whole lanes, to weights next to their greatest, in place. What is below LEAST counts as none: a
@@ -266,8 +282,10 @@ void attend_runs(RawKind kind, int64_t dim, int64_t rows, const float *q, const 
                                                                       to + r * stride, stride);
                      });
                  });
-    for (int64_t r = 0; r < rows; ++r)
-        soften(scores + r * stride, stride, 0, tokens, bias ? bias + r * bias_stride : nullptr, softcap, highest + r, total + r);
+    by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
+        soften<decltype(count)::VALUE>(scores + r * stride, stride, 0, tokens, bias ? bias + r * bias_stride : nullptr, bias_stride,
+                                       softcap, highest + r, total + r);
+    });
     done = 0;
     for (int64_t i = 0; i < num_runs; done += runs[i++].tokens)
         with_run(kind, dim, runs[i].values, runs[i].tokens, block,
