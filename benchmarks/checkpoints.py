@@ -29,7 +29,8 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-type model's shape, by the names of its config.json."""
+    """A model's shape, by the names of its config.json. model_type: llama, or qwen2, which has
+    biases."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -40,6 +41,7 @@ class Shape:
     vocab_size: int
     rope_theta: float
     max_position_embeddings: int
+    model_type: str = "llama"
 
 
 SHAPES = {
@@ -49,6 +51,7 @@ SHAPES = {
     "narrow": Shape(16, 192, 256, 3, 3, 64, 49152, 500000.0, 131072),
     "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, 500000.0, 131072),
     "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, 500000.0, 131072),
+    "qwen2.5-1.5b": Shape(28, 1536, 8960, 12, 2, 128, 151936, 1e6, 131072, "qwen2"),
 }
 
 
@@ -61,8 +64,7 @@ def write(shape: Shape, folder: str | Path, *, positions: int | None = None, see
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(shape, seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]],
         **vars(shape),
         "max_position_embeddings": positions or shape.max_position_embeddings,
         "rms_norm_eps": 1e-5,
@@ -108,6 +110,9 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
             prefix + "input_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
             prefix + "post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
         }
+        if shape.model_type == "qwen2":
+            for name, count in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+                tensors[f"{prefix}self_attn.{name}.bias"] = normal(count, 1)[:, 0].contiguous()
     return tensors
 
 

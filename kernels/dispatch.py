@@ -17,7 +17,7 @@ from .layout import PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 23
+INTERFACE = 24
 
 _missing = ""
 try:

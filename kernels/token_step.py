@@ -19,6 +19,7 @@ import torch
 from . import dispatch
 from .layer_selection import Choice
 from .layout import PageLayout
+from .rope_scores import Turns
 from .step import LayerStep
 
 
@@ -29,7 +30,7 @@ class TokenLayer:
     view, angles: which of those that `run` is given are its own. output_norms: (kv_heads, num_rows)
     float32 (see `effect`) where records are selected, None where all is attended. key_bias:
     (kv_heads, head_dim) float32 that its pages leave out, or None; with one, its rotation turns
-    whole heads: frequencies (head_dim / 2,) float32, and what turned elements are scaled by.
+    whole heads, as turns says, and scales what it turns.
     """
 
     step: LayerStep
@@ -38,7 +39,7 @@ class TokenLayer:
     angles: int
     output_norms: torch.Tensor | None = None
     key_bias: torch.Tensor | None = None
-    frequencies: torch.Tensor | None = None
+    turns: Turns | None = None
     amplitude: float = 1.0
 
 
@@ -129,11 +130,12 @@ class TokenStep:
         for layer in layers:
             numbers += [layer.view, layer.angles]
             if layer.key_bias is None:
-                numbers += [0, 0, 0]
+                numbers += [0, 0, 0, 0]
             else:
                 assert layer.key_bias.dtype == torch.float32 and layer.key_bias.is_contiguous()
-                numbers += [layer.key_bias.data_ptr(), layer.frequencies.data_ptr()]
-                numbers.append(len(layer.frequencies))
+                turns = layer.turns
+                numbers += [layer.key_bias.data_ptr(), len(turns.frequencies), turns.num_fast]
+                numbers.append(turns.table.data_ptr())
             norms = layer.output_norms
             assert norms is None or (norms.dtype == torch.float32 and norms.is_contiguous())
             numbers.append(0 if norms is None else norms.data_ptr())

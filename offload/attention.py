@@ -235,7 +235,7 @@ class TieredAttention:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,
         head_dim).
         """
-        bias = self.ropes[layer].turn(key_bias[None].expand(tokens, -1, -1), base).transpose(0, 1)
+        bias = self.ropes[layer].turn_bias(key_bias, base, tokens).transpose(0, 1)
         return rotate(bias) if self.layouts[layer].rotate else bias
 
     def score_bias(

@@ -375,9 +375,8 @@ class Engine:
             return
         k, v = (part.transpose(0, 1) for part in sequence.raw.cell(layer, cell))
         if bias is not None:
-            cells = self.geometry.cell_tokens
-            rope, bias = self.decoder.ropes[layer], bias[None].expand(cells, -1, -1)
-            k = k.float() - rope.turn(bias, cell * cells)
+            cells, rope = self.geometry.cell_tokens, self.decoder.ropes[layer]
+            k = k.float() - rope.turn_bias(bias, cell * cells, cells)
         try:
             near, records = seal(k, v, self.geometry.layout_of(layer))
         except FloatingPointError as error:

@@ -13,6 +13,7 @@ import math
 
 import torch
 
+from ..kernels.rope_scores import Turns, block_turns, turn_angles
 from ..kernels.turn import turn
 from .rope_config import RopeConfig
 
@@ -33,6 +34,7 @@ class Rope:
             self.width = config.width(head_dim)
             frequencies, self.amplitude = _frequencies(config, self.width)
             self.frequencies = frequencies.to(device)
+            self.turns = block_turns(self.frequencies)
 
     def turn(
         self, x: torch.Tensor, start: int, scale: float = 1.0, *, heads_first: bool = False
@@ -47,13 +49,22 @@ class Rope:
             is_interleaved = self.config.interleaved
         return turn(x, *angles, is_interleaved, scale, heads_first)
 
+    def turn_bias(self, b: torch.Tensor, start: int, count: int) -> torch.Tensor:
+        """A key bias b (heads, head_dim) at the positions start .. start + count - 1: (count, heads,
+        head_dim), turned as kernels.rope_scores has it."""
+        b = b[None].expand(count, -1, -1)
+        if self.config is None:
+            return b
+        angles = self._cos_sin(turn_angles(self.turns, start, count))
+        return turn(b, *angles, self.config.interleaved, 1.0, False)
+
     def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(cosines, sines, constant, frequencies), as kernels.rope_scores takes them: products of q
-        (heads, rows, head_dim), turned already, with b (heads, head_dim), turned by a position."""
+        """(cosines, sines, constant, turns), as kernels.rope_scores takes them: products of q (heads,
+        rows, head_dim), turned already, with b (heads, head_dim), turned by `turn_bias`."""
         b = b[:, None]
         if self.config is None:
             none = q.new_empty((*q.shape[:2], 0))
-            return none, none, (q * b).sum(-1), q.new_empty(0)
+            return none, none, (q * b).sum(-1), block_turns(q.new_empty(0))
         rest = (q[..., self.width :] * b[..., self.width :]).sum(-1)
         q, b = q[..., : self.width], b[..., : self.width]
         if self.config.interleaved:
@@ -61,7 +72,7 @@ class Rope:
         else:
             (q1, q2), (b1, b2) = q.chunk(2, -1), b.chunk(2, -1)
         cosines, sines = q1 * b1 + q2 * b2, q2 * b1 - q1 * b2
-        return cosines * self.amplitude, sines * self.amplitude, rest, self.frequencies
+        return cosines * self.amplitude, sines * self.amplitude, rest, self.turns
 
     def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines for positions [start, start + count): each (count, 1, width) float32;
@@ -89,12 +100,15 @@ class Rope:
 
     def _turns(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(start, start + count, device=self.frequencies.device)
-        angle = positions.float()[:, None] * self.frequencies
+        return self._cos_sin(positions.float()[:, None] * self.frequencies)
+
+    def _cos_sin(self, angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of angles (count, width / 2), as `turn` takes them, in float32."""
         if self.config.interleaved:
             angle = angle.repeat_interleave(2, dim=-1)[:, None, :]
         else:
             angle = torch.cat((angle, angle), dim=-1)[:, None, :]
-        return angle.cos() * self.amplitude, angle.sin() * self.amplitude
+        return (angle.cos() * self.amplitude).float(), (angle.sin() * self.amplitude).float()
 
 
 def layer_ropes(configs: tuple[RopeConfig | None, ...], head_dim: int, device) -> list[Rope]:

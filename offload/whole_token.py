@@ -202,7 +202,7 @@ def make_whole_token(
         elif rope.config is None or rope.width != config.head_dim:
             return None  # the elements that are not turned add a sum that is torch's
         else:
-            layers.append(TokenLayer(step, *at, bias, rope.frequencies, rope.amplitude))
+            layers.append(TokenLayer(step, *at, bias, rope.turns, rope.amplitude))
     step = TokenStep(
         native_for(),
         layers,

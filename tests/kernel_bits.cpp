@@ -120,9 +120,10 @@ void joins(const Kernels &k) {
             hash.add(to_out);
             k.join_spans(count, count - 1, rows, dim, top.data(), total.data(), out.data(), to_out.data(), 0, rows);
             hash.add(to_out);
-            const std::vector<float> cosines = floats(rows * dim), sines = floats(rows * dim), constant = floats(rows), frequencies = floats(dim);
+            const std::vector<float> cosines = floats(rows * dim), sines = floats(rows * dim), constant = floats(rows);
+            const std::vector<float> table = floats((2 * dim + 15) / 16 * 16 + dim / 4 * 2 * TURN_BLOCK + (dim - dim / 4 + TURN_BLOCK) * TURN_DEGREES);
             std::vector<float> sums((size_t)(rows * 70));
-            k.rope_scores({rows, dim, 1000, 70, cosines.data(), sines.data(), constant.data(), frequencies.data(), sums.data()}, 0, 70);
+            k.rope_scores({rows, dim, 1000, 70, cosines.data(), sines.data(), constant.data(), dim / 4, table.data(), sums.data()}, 0, 70);
             hash.add(sums);
             hash.print("joins", dim, count);
         }

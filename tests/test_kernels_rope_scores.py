@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ebbtide.kernels.rope_scores import rope_scores
+from ebbtide.kernels.rope_scores import BLOCK, block_turns, rope_scores, turn_angles
 from ebbtide.offload.rope import Rope
 from ebbtide.offload.rope_config import RopeConfig
 
@@ -15,21 +15,44 @@ def factors(rows: int, pairs: int) -> list[torch.Tensor]:
     cosines, sines = torch.randn((2, rows, pairs), generator=generator)
     constant = torch.randn((rows,), generator=generator)
     frequencies = 10000.0 ** -(torch.arange(pairs).float() / max(1, pairs))
-    return [cosines, sines, constant, frequencies]
+    return [cosines, sines, constant, block_turns(frequencies)]
 
 
 @pytest.mark.parametrize(("rows", "pairs"), [(1, 32), (7, 64), (3, 5), (2, 0)])
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (64, 49), (32768, 300), (130000, 16)])
 def test_sums_of_cosines_and_sines(rows, pairs, start, count, kernels):
-    cosines, sines, constant, frequencies = factors(rows, pairs)
-    got = rope_scores(cosines, sines, constant, frequencies, start, count)
-    # Angles are float32 products, here as there; each cosine is within 4e-7 and there are `pairs`
-    # of each kind, with factors of about 1.
-    positions = torch.arange(start, start + count).float()
-    angles = (frequencies[:, None] * positions).double()
+    cosines, sines, constant, turns = factors(rows, pairs)
+    got = rope_scores(cosines, sines, constant, turns, start, count)
+    # Each cosine of a centre is within 4e-7, each polynomial within 1e-7 of what it stands for, and
+    # there are `pairs` of each kind, with factors of about 1.
+    angles = turn_angles(turns, start, count).T
     want = cosines.double() @ angles.cos() + sines.double() @ angles.sin()
     want += constant.double()[:, None]
     torch.testing.assert_close(got.double(), want, atol=1e-6 * (1 + pairs), rtol=0)
+
+
+@pytest.mark.parametrize("theta", [1.5, 1e4, 1e6, 1e30])
+def test_angles_are_those_of_positions(theta):
+    frequencies = theta ** -(torch.arange(24).float() / 24)
+    turns = block_turns(frequencies)
+    half = BLOCK // 2
+    assert bool((frequencies[turns.num_fast :] * half <= 4.5).all())
+    got = turn_angles(turns, 1000, 200)
+    exact = torch.arange(1000, 1200).double()[:, None] * frequencies.double()
+    # The centres' are rounded to float32, as RoPE's are: by 2**-24 of a thousand radians.
+    torch.testing.assert_close(got, exact, atol=2**-24 * 1200, rtol=0)
+    at_centre = (1000 // BLOCK + 1) * BLOCK + half
+    assert torch.equal(got[at_centre - 1000].float(), at_centre * frequencies)
+
+
+def test_a_slow_pair_among_fast_ones_is_looked_up_too():
+    turns = block_turns(torch.tensor([1.0, 1e-3, 0.5, 1e-4]))
+    assert turns.num_fast == 3
+    cosines, sines = torch.randn((2, 2, 4), generator=torch.Generator().manual_seed(1))
+    got = rope_scores(cosines, sines, torch.zeros(2), turns, 500, 100)
+    angles = turn_angles(turns, 500, 100).T
+    want = cosines.double() @ angles.cos() + sines.double() @ angles.sin()
+    torch.testing.assert_close(got.double(), want, atol=5e-6, rtol=0)
 
 
 def test_a_position_does_not_depend_on_others(kernels):
@@ -57,9 +80,12 @@ def test_factors_are_those_of_a_turned_bias(interleaved, share, kernels):
     generator = torch.Generator().manual_seed(1)
     q = torch.randn((2, 3, 32), generator=generator)
     b = torch.randn((2, 32), generator=generator) * 5
-    turned = rope.turn(b[None].expand(50, -1, -1), 70).permute(1, 0, 2)
+    turned = rope.turn_bias(b, 70, 50).permute(1, 0, 2)
     got = rope_scores(*rope.factors(q, b), 70, 50)
     torch.testing.assert_close(got, q @ turned.transpose(1, 2), atol=1e-4, rtol=1e-5)
+    # And the bias is turned as keys are, but for what float32 makes of their angles.
+    plain = rope.turn(b[None].expand(50, -1, -1), 70).permute(1, 0, 2)
+    torch.testing.assert_close(turned, plain, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3125])

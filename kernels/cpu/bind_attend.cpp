@@ -146,13 +146,13 @@ void finish_rows(uintptr_t total, uintptr_t out, int64_t heads, int64_t tokens, 
 }
 
 // What turned key biases add to scores: ../rope_scores.py has the shapes.
-void rope_scores(uintptr_t cosines, uintptr_t sines, uintptr_t constant, uintptr_t frequencies, int64_t rows, int64_t pairs,
+void rope_scores(uintptr_t cosines, uintptr_t sines, uintptr_t constant, uintptr_t table, int64_t num_fast, int64_t rows, int64_t pairs,
                  int64_t start, int64_t count, uintptr_t out, int threads) {
     if (pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
     const RopeScores a{rows, pairs, start, count, at<const float>(cosines), at<const float>(sines), at<const float>(constant),
-                       at<const float>(frequencies), at<float>(out)};
+                       num_fast, at<const float>(table), at<float>(out)};
     nb::gil_scoped_release released;
-    share_out(count, 16, rows * count * pairs, threads, [&](int64_t begin, int64_t end) { active->rope_scores(a, begin, end); });
+    share_out(count, TURN_BLOCK, rows * count * pairs, threads, [&](int64_t begin, int64_t end) { active->rope_scores(a, begin, end); });
 }
 
 void merge(int64_t chunks, int64_t rows, int64_t dim, uintptr_t highest, uintptr_t total, uintptr_t out,

@@ -91,13 +91,15 @@ struct RawAttend {
     int64_t num_runs;
 };
 
-// Sums of cosines and sines of position * frequency, for rows of factors.
+// Sums of cosines and sines of turning angles at consecutive positions, for rows of factors.
 struct RopeScores {
     int64_t rows, pairs, start, count;
     const float *cosines, *sines, *constant;  // (rows, pairs), likewise, (rows)
-    const float *frequencies;                 // (pairs)
-    float *out;                               // (rows, count)
+    int64_t num_fast;
+    const float *table;  // of ../rope_scores.py's Turns, as num_fast is
+    float *out;          // (rows, count)
 };
+constexpr int64_t TURN_BLOCK = 64, TURN_DEGREES = 16;  // its BLOCK and DEGREES
 
 // The estimate of every page from the near records alone.
 struct Score {

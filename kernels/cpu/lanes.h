@@ -21,6 +21,12 @@ inline Lanes zero() { return {_mm512_setzero_ps()}; }
 inline Lanes all(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes load(const float *p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
+// p[0], p[1], p[0] and so on.
+inline Lanes alternating(const float *p) {
+    double both;
+    std::memcpy(&both, p, sizeof both);
+    return {_mm512_castpd_ps(_mm512_set1_pd(both))};
+}
 inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -66,6 +72,12 @@ inline Lanes load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(
 inline void store(float *p, Lanes x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
+}
+inline Lanes alternating(const float *p) {
+    double both;
+    std::memcpy(&both, p, sizeof both);
+    const __m256 one = _mm256_castpd_ps(_mm256_set1_pd(both));
+    return {one, one};
 }
 inline Lanes add(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline Lanes mul(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -134,6 +146,11 @@ inline Lanes load(const float *p) {
 }
 inline void store(float *p, Lanes a) {
     for (int i = 0; i < 16; ++i) p[i] = a.v[i];
+}
+inline Lanes alternating(const float *p) {
+    Lanes r;
+    for (int i = 0; i < 16; ++i) r.v[i] = p[i % 2];
+    return r;
 }
 inline Lanes add(Lanes a, Lanes b) {
     for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];

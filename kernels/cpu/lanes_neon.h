@@ -16,6 +16,10 @@ inline Lanes load(const float *p) { EBBTIDE_EACH(vld1q_f32(p + 4 * i)); }
 inline void store(float *p, Lanes a) {
     EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
 }
+inline Lanes alternating(const float *p) {
+    const float32x4_t both = vcombine_f32(vld1_f32(p), vld1_f32(p));
+    EBBTIDE_EACH(both);
+}
 inline Lanes add(Lanes a, Lanes b) { EBBTIDE_EACH(vaddq_f32(a.v[i], b.v[i])); }
 inline Lanes sub(Lanes a, Lanes b) { EBBTIDE_EACH(vsubq_f32(a.v[i], b.v[i])); }
 inline Lanes mul(Lanes a, Lanes b) { EBBTIDE_EACH(vmulq_f32(a.v[i], b.v[i])); }

@@ -1,5 +1,5 @@
-// What a key's bias adds to scores: the bias is turned by its token's position, so that q.bias is a sum of cosines and sines
-// of angles position * frequency. Included inside an anonymous namespace, after lanes.h.
+// What a key's bias adds to scores: the bias is turned by its token's position, so that q.bias is a sum of cosines and sines of
+// angles; ../rope_scores.py says how they are had block by block. Included inside an anonymous namespace, after prefill.h.
 
 // Cosines and sines, within 4e-7 for angles up to 2**17. A quarter of the angle is at most a quarter of pi, where short
 // polynomials do; doubling twice takes no branch.
@@ -26,30 +26,84 @@ inline void cos_sin(Lanes x, Lanes *cosine, Lanes *sine) {
     *sine = s;
 }
 
+// Where the parts of a table begin.
+struct TurnTable {
+    const float *frequencies, *fast, *slow, *basis;
+    explicit TurnTable(const RopeScores &a) {
+        frequencies = a.table;
+        fast = frequencies + whole_lanes(2 * a.pairs);
+        slow = fast + a.num_fast * 2 * TURN_BLOCK;
+        basis = slow + (a.pairs - a.num_fast) * TURN_DEGREES;
+    }
+};
+
+// Factors of rows, each pair's cosine and sine side by side, `wide` floats a row; and what turning adds of them: sines, and cosines
+// less than zero.
+struct TurnedFactors {
+    int64_t wide;
+    std::vector<float> factors, across;
+    explicit TurnedFactors(const RopeScores &a)
+        : wide(whole_lanes(2 * a.pairs)), factors((size_t)(a.rows * wide)), across((size_t)(a.rows * wide)) {
+        for (int64_t r = 0; r < a.rows; ++r)
+            for (int64_t p = 0; p < a.pairs; ++p) {
+                const float cosine = a.cosines[r * a.pairs + p], sine = a.sines[r * a.pairs + p];
+                const size_t at = (size_t)(r * wide + 2 * p);
+                factors[at] = across[at + 1] = cosine;
+                factors[at + 1] = across[at] = sine;
+                across[at + 1] = -cosine;
+            }
+    }
+};
+
+// The sums of ROWS rows from `row` on at all positions of a block, TURN_BLOCK for each; cosines and sines are those of its centre.
+template <int ROWS>
+inline void turn_block(const RopeScores &a, const TurnTable &table, const TurnedFactors &of, int64_t row, const float *cosines,
+                       const float *sines, float *to) {
+    const int64_t wide = of.wide;
+    const float *factors = of.factors.data() + row * wide, *across = of.across.data() + row * wide;
+    float here[ROWS * MAX_DIM], degrees[ROWS * TURN_DEGREES];  // factors at the centre, and of the polynomials
+    for (int64_t j = 0; j < wide; j += 16) {
+        const Lanes cosine = load(cosines + j), sine = load(sines + j);
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+            store(here + r * wide + j, mul_add(load(factors + r * wide + j), cosine, mul(load(across + r * wide + j), sine)));
+    }
+    Lanes sums[ROWS];
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) sums[r] = zero();
+    const float *slow = table.slow;
+    for (int64_t p = a.num_fast; p < a.pairs; ++p, slow += TURN_DEGREES) {
+        const Lanes part = load(slow);
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) sums[r] = mul_add(alternating(here + r * wide + 2 * p), part, sums[r]);
+    }
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+        store(degrees + r * TURN_DEGREES, sums[r]);
+        for (int64_t t = 0; t < TURN_BLOCK; t += 16) store(to + r * TURN_BLOCK + t, all(a.constant[row + r]));
+    }
+    for (int64_t t = 0; t < TURN_BLOCK; t += PANEL) {
+        add_chains<ROWS, CHAIN_LANES>(here, wide, table.fast + t, TURN_BLOCK, 2 * a.num_fast, true, to + t, TURN_BLOCK);
+        add_chains<ROWS, CHAIN_LANES>(degrees, TURN_DEGREES, table.basis + t, TURN_BLOCK, TURN_DEGREES, true, to + t, TURN_BLOCK);
+    }
+}
+
 // Tokens begin .. end (counted from a.start) of out[rows][count].
 void rope_scores(const RopeScores &a, int64_t begin, int64_t end) {
-    alignas(64) float cosines[MAX_DIM / 2 * 16], sines[MAX_DIM / 2 * 16];
-    for (int64_t t = begin; t < end; t += 16) {
-        float at[16];
-        for (int i = 0; i < 16; ++i) at[i] = (float)(a.start + t + i);
-        const Lanes position = load(at);
-        for (int64_t p = 0; p < a.pairs; ++p) {
+    const TurnTable table(a);
+    const TurnedFactors factors(a);
+    const int64_t wide = factors.wide, first = a.start + begin, last = a.start + end;
+    float cosines[MAX_DIM], sines[MAX_DIM], block[CHAIN_ROWS * TURN_BLOCK];
+    for (int64_t at = first / TURN_BLOCK * TURN_BLOCK; at < last; at += TURN_BLOCK) {
+        const Lanes centre = all((float)(at + TURN_BLOCK / 2));
+        for (int64_t j = 0; j < wide; j += 16) {
             Lanes cosine, sine;
-            cos_sin(mul(position, all(a.frequencies[p])), &cosine, &sine);
-            store(cosines + p * 16, cosine);
-            store(sines + p * 16, sine);
+            cos_sin(mul(centre, load(table.frequencies + j)), &cosine, &sine);
+            store(cosines + j, cosine);
+            store(sines + j, sine);
         }
-        for (int64_t r = 0; r < a.rows; ++r) {
-            const float *with_cosine = a.cosines + r * a.pairs, *with_sine = a.sines + r * a.pairs;
-            Lanes one = all(a.constant[r]), two = zero();
-            for (int64_t p = 0; p < a.pairs; ++p) {
-                one = mul_add(all(with_cosine[p]), load(cosines + p * 16), one);
-                two = mul_add(all(with_sine[p]), load(sines + p * 16), two);
-            }
-            float sums[16];
-            store(sums, add(one, two));
-            const int64_t left = end - t < 16 ? end - t : 16;
-            std::memcpy(a.out + r * a.count + t, sums, (size_t)left * 4);
-        }
+        const int64_t from = at > first ? at : first, to = at + TURN_BLOCK < last ? at + TURN_BLOCK : last;
+        by_chain_rows(a.rows, [&](auto rows, int64_t row) {
+            constexpr int ROWS = decltype(rows)::VALUE;
+            turn_block<ROWS>(a, table, factors, row, cosines, sines, block);
+            for (int r = 0; r < ROWS; ++r)
+                std::memcpy(a.out + (row + r) * a.count + from - a.start, block + r * TURN_BLOCK + from - at, (size_t)(to - from) * 4);
+        });
     }
 }

@@ -116,8 +116,8 @@ struct Coming {
 
 class TokenStep {
 public:
-    // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), the frequencies (pairs)
-    // and their count that turn it, and its output norms (an address, or 0 where all is attended); amplitudes: of each layer's
+    // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), the
+    // number of pairs that turn it and Turns of ../rope_scores.py (num_fast, the table), and its output norms (an address, or 0 where all is attended); amplitudes: of each layer's
     // rotation; layouts: of each layer's pages, as layout_of takes them.
     TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
               const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
@@ -133,8 +133,9 @@ public:
             layer.view = reader.number();
             layer.angles = reader.number();
             layer.key_bias = reader.address<float>();
-            layer.frequencies = reader.address<float>();
             layer.pairs = reader.number();
+            layer.num_fast = reader.number();
+            layer.turns = reader.address<float>();
             layer.output_norms = reader.address<float>();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
@@ -191,8 +192,8 @@ private:
     struct Layer {
         const LayerStep *step;
         Layout layout;
-        int64_t view, angles, pairs;
-        const float *key_bias, *frequencies, *output_norms;
+        int64_t view, angles, pairs, num_fast;
+        const float *key_bias, *turns, *output_norms;
         float amplitude;
     };
 
@@ -222,8 +223,8 @@ private:
         if ((int64_t)scores.size() < rows * tokens) scores.resize((size_t)(rows * tokens));
         float *cosines = factors.data(), *sines = cosines + rows * pairs;
         layer.step->bias_factors(q, layer.key_bias, layer.amplitude, cosines, sines);
-        const RopeScores a{rows, pairs, view.position, tokens, cosines, sines, constant.data(), layer.frequencies, scores.data()};
-        share_out(tokens, 16, rows * tokens * pairs, threads,
+        const RopeScores a{rows, pairs, view.position, tokens, cosines, sines, constant.data(), layer.num_fast, layer.turns, scores.data()};
+        share_out(tokens, TURN_BLOCK, rows * tokens * pairs, threads,
                   [&](int64_t begin, int64_t end) { active->rope_scores(a, begin, end); });
         return scores.data();
     }
