@@ -146,8 +146,14 @@ def attend_records(
 
 def serves(num_rows: int, layout: PageLayout) -> bool:
     """Whether the compiled kernel, where it is, is the fastest for so many rows of such pages."""
-    is_fast = num_rows <= FEW_ROWS or (not layout.is_full and dispatch.byte_products())
-    return num_rows > 0 and is_fast and layout.page_tokens % TOKEN_BLOCK == 0
+    is_taken = layout.page_tokens % TOKEN_BLOCK == 0
+    return is_taken and 0 < num_rows and (num_rows <= FEW_ROWS or serves_any(layout))
+
+
+def serves_any(layout: PageLayout) -> bool:
+    """The same for any number of rows."""
+    is_taken = layout.page_tokens % TOKEN_BLOCK == 0
+    return is_taken and not layout.is_full and dispatch.byte_products()
 
 
 def _records_reference(

@@ -16,7 +16,7 @@ import torch
 from ..kernels import dispatch
 from ..kernels.attention import Partial, attend, finish_rows, merge_into
 from ..kernels.layout import PageLayout
-from ..kernels.paged_attention import attend_pages, serves
+from ..kernels.paged_attention import attend_pages, serves_any
 from ..kernels.pages import rotate, unpack
 from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
@@ -56,7 +56,7 @@ class MergeTree:
 
 @dataclass
 class Query:
-    """Queries of one cell (prefill) or of one token (decode) of one layer.
+    """Queries of one cell, or some rows of it (prefill), or of one token (decode) of one layer.
 
     q: (kv_heads, groups * rows, head_dim) float32, after RoPE and scaled; row index = group * rows
     + i. position: of the first row; cell: the cell it lies in.
@@ -178,12 +178,19 @@ class TieredAttention:
         first = 0 if window is None else max(0, position - window + 1) // self.span_tokens
         return range(first, -(-sealed // self.span_tokens))
 
+    def spans_of(self, query: Query, window: int | None) -> range:
+        """The same for a query: in prefill what its cell's first row wants, so that partials are
+        merged alike whichever rows there are."""
+        is_decode = query.rows == 1
+        position = query.position if is_decode else query.cell * self.cell_tokens
+        return self.spans_wanted(position, query.cell, window)
+
     def sealed_tokens(self, cell: int) -> int:
         """How many tokens a query in a cell sees sealed."""
         return max(0, cell - 1) * self.cell_tokens
 
     def _sealed(self, layer, sequence, queries, window, key_bias) -> None:
-        wanted = [self.spans_wanted(query.position, query.cell, window) for query in queries]
+        wanted = [self.spans_of(query, window) for query in queries]
         stop = max((spans.stop for spans in wanted), default=0)
         start = min((spans.start for spans in wanted if spans), default=stop)
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
@@ -224,12 +231,13 @@ class TieredAttention:
     def _attends_packed(self, layer: int, query: Query, window, key_bias) -> bool:
         """Whether pages are attended to as they are: by a token's few rows always; by a cell's
         where that is faster, all rows see the same, and no key bias is to be computed for each.
+        How many of a cell's rows there are does not enter.
         """
         if query.rows == 1:
             return True
         is_plain = window is None and key_bias is None
         compiled = dispatch.compiled_for(query.q) is not None
-        return is_plain and compiled and serves(query.q.shape[1], self.layouts[layer])
+        return is_plain and compiled and serves_any(self.layouts[layer])
 
     def _bias_of(self, layer: int, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,

@@ -292,21 +292,39 @@ class Engine:
         """One layer for a whole sweep: keys and values first, then attention, then the MLP."""
         w = self.weights.layer(layer)
         bias = self._page_bias(w)
-        queries = []
+        projected = []
         for part in sweep:
             position = part.cell * self.geometry.cell_tokens
             q, k, v = self.decoder.project(layer, w, part.x, part.rows, position)
             self._seal(sequence, layer, part.cell - 2, bias)
             new = part.rows
             sequence.raw.write(layer, part.cell, new.start, k[new], v[new])
-            queries.append(Query(q, self.geometry.cell_tokens, position, part.cell))
+            projected.append((part, q, new))
         if not needs_all:  # later tokens need the last layer's keys and values, not its output
-            if sweep[-1].cell * self.geometry.cell_tokens + sweep[-1].rows.stop < stop:
+            part, q, new = projected[-1]
+            if part.cell * self.geometry.cell_tokens + new.stop < stop:
                 return
-            sweep, queries = sweep[-1:], queries[-1:]
+            projected = [(part, q, slice(new.stop - 1, new.stop))]
+        queries = [self._query(part.cell, q, rows) for part, q, rows in projected]
         outs = self._attend(sequence, layer, queries, bias)
-        for part, attended in zip(sweep, outs, strict=True):
-            part.x = self.decoder.mix(layer, w, part.x, attended, part.rows)
+        cells = self.geometry.cell_tokens
+        for (part, _, rows), query, out in zip(projected, queries, outs, strict=True):
+            attended = out.new_zeros(cells, out.shape[1])
+            attended[query.position % cells :][: query.rows] = out
+            part.x = self.decoder.mix(layer, w, part.x, attended, rows)
+
+    def _query(self, cell: int, q: torch.Tensor, rows: slice) -> Query:
+        """Those of a cell's queries q (kv_heads, groups * cell_tokens, head_dim) that are attended
+        for the sake of `rows`: all of them where a row's bits depend on how many there are, and
+        two at least, since one is decoded."""
+        cells, first, count = self.geometry.cell_tokens, 0, self.geometry.cell_tokens
+        if can_verify(self.device):
+            first, count = min(rows.start, cells - 2), max(2, rows.stop - rows.start)
+        if count < cells:
+            kv_heads, _, dim = q.shape
+            q = q.view(kv_heads, -1, cells, dim)[:, :, first : first + count]
+            q = q.reshape(kv_heads, -1, dim)
+        return Query(q, count, cell * cells + first, cell)
 
     def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
         self._wish_ahead(sequence, layer, queries)
@@ -358,7 +376,7 @@ class Engine:
         if window is None:
             self.store.prefetch(sequence.table, layer)
         else:
-            spans = self.attention.spans_wanted(queries[0].position, queries[0].cell, window)
+            spans = self.attention.spans_of(queries[0], window)
             self.store.prefetch(sequence.table, layer, list(spans))
 
     def _window(self, layer: int) -> int | None:

@@ -88,6 +88,28 @@ def test_neither_tiers_nor_streaming_nor_sessions_change_a_bit(checkpoint, tmp_p
     assert torch.equal(torch.stack(rows), expected[PREFILLED - 1 :])
 
 
+@pytest.mark.parametrize("codec", ["8", "full"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_row_has_its_bits_however_the_text_was_cut(checkpoint, tmp_path, name, codec):
+    """Of a cell only the rows that are new are attended, and in the end only the last one."""
+    with open_small(checkpoint(name), tmp_path, codec, **TINY) as llm:
+        expected = torch.empty(NUM_TOKENS, llm.config.hidden_size)
+
+        def keep(cell: int, x: torch.Tensor, new: slice) -> None:
+            expected[cell * TINY["cell_tokens"] :][new] = x[new]
+
+        def prefill(stops: list[int], on_rows=None) -> list[torch.Tensor]:
+            with llm.open_session(NUM_TOKENS, sequences=1, text=False) as session:
+                sequence = session._sequence
+                sequence.tokens.extend(IDS)
+                return [session._engine.prefill(sequence, on_rows, stop_at=s) for s in stops]
+
+        prefill([NUM_TOKENS], keep)
+        stops = [1, 2, 5, 31, 32, 33, 64, 65, 95, 97, 160, 199, NUM_TOKENS]
+        for stop, row in zip(stops, prefill(stops), strict=True):
+            assert torch.equal(row[0], expected[stop - 1])
+
+
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi3", "ministral3", "smollm3"])
 def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
     """What rehearses a layer must compute what the layer will: to the bit."""
