@@ -64,7 +64,9 @@ def write(shape: Shape, folder: str | Path, *, positions: int | None = None, see
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(shape, seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]],
+        "architectures": [
+            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]
+        ],
         **vars(shape),
         "max_position_embeddings": positions or shape.max_position_embeddings,
         "rms_norm_eps": 1e-5,

@@ -13,11 +13,11 @@ import os
 
 import torch
 
-from .layout import PageLayout
+from .layout import RAW_DTYPES, PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 24
+INTERFACE = 25
 
 _missing = ""
 try:
@@ -119,4 +119,4 @@ def _raw_kind(layout: PageLayout) -> int:
 
 def raw_kind(dtype: torch.dtype) -> int:
     """What cpu/layout.h calls a dtype that keys and values are held in."""
-    return 1 + (torch.float32, torch.bfloat16, torch.float16).index(dtype)
+    return 1 + RAW_DTYPES.index(dtype)

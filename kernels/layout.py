@@ -26,7 +26,7 @@ import torch
 HEAD_ALIGN_BYTES = 64  # a cache line
 RECORD_ALIGN_BYTES = 4096  # the largest block size that direct reads ask for
 FULL_DIGEST_BITS = 8  # the scale in a full page's digest is the box's width over 2**8 - 1
-_RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
@@ -74,8 +74,8 @@ class PageLayout:
         for name in ("kv_heads", "page_tokens", "pages_per_record"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.raw_dtype not in _RAW_DTYPES:
-            raise ValueError(f"raw_dtype is {self.raw_dtype}; known are {_RAW_DTYPES}")
+        if self.raw_dtype not in RAW_DTYPES:
+            raise ValueError(f"raw_dtype is {self.raw_dtype}; known are {RAW_DTYPES}")
         if self.least_record_bytes < 0 or self.least_record_bytes % RECORD_ALIGN_BYTES:
             raise ValueError(
                 f"least_record_bytes is {self.least_record_bytes}; "

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 
 from . import dispatch
+from .layout import RAW_DTYPES
 from .quantised import QuantisedWeight, rounded_rows
 
 ROW_TILE = 32
@@ -25,7 +26,6 @@ ROW_TILE = 32
 # 4 MiB, which stay in cache for all tiles.
 BLOCK_ROWS = 256
 # In the order of WeightKind in cpu/kernels.h.
-RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUP_KINDS = {8: 3, 4: 4}
 
 Weight = torch.Tensor | QuantisedWeight

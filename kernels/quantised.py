@@ -6,6 +6,7 @@
                       w' = code * scale; |w' - w| <= scale / 2
     weights, 4 bits   scale = (the value of greatest magnitude, with its sign) / -8, float16
                       code = round(w / scale) + 8, clamped to 0 .. 15
+                      (of two as great the one above zero)
                       w' = (code - 8) * scale, as llama.cpp's q4_0; 4.5 bits per weight in all
                       |w' - w| <= |scale| * 65 / 64 + 2**-21: a whole step only where a value of the
                       other sign is as great
@@ -24,7 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import codec
+from . import codec, dispatch
+from .layout import RAW_DTYPES
 
 GROUP = 32
 STRIP = 16
@@ -102,9 +104,9 @@ def quantise_weight(
 ) -> QuantisedWeight:
     """w (out, in), any float dtype, to groups of 8 or 4 bits, on w's device.
 
-    Converts some rows at a time, QUANTISED_BYTES of float32. empty(shape, dtype=, device=) gives
-    the memory for the result. Raises ValueError for other bits, FloatingPointError for weights that
-    are not finite or whose scale float16 cannot hold.
+    Without compiled kernels some rows at a time, QUANTISED_BYTES of float32. empty(shape, dtype=,
+    device=) gives the memory for the result. Raises ValueError for other bits, FloatingPointError
+    for weights that are not finite or whose scale float16 cannot hold.
     """
     if bits not in (4, 8):
         raise ValueError(f"weights can be quantised to 8 or 4 bits, not {bits}")
@@ -114,11 +116,32 @@ def quantise_weight(
     of_codes, of_scales = quantised_shapes((out_features, in_features), bits)
     codes = empty(of_codes, dtype=torch.int32, device=w.device)
     scales = empty(of_scales, dtype=torch.float16, device=w.device)
+    native = dispatch.compiled_for(w, codes, scales)
+    if native is not None and w.dtype in RAW_DTYPES and w.is_contiguous():
+        is_good = native.quantise_weight(
+            dispatch.raw_kind(w.dtype),
+            w.data_ptr(),
+            out_features,
+            in_features,
+            bits,
+            codes.data_ptr(),
+            scales.data_ptr(),
+            torch.get_num_threads(),
+        )
+    else:
+        _quantise(w, bits, codes, scales)
+        is_good = bool(torch.isfinite(scales).all())
+    if not is_good:
+        raise FloatingPointError("weights are not finite, or too large to quantise")
+    return QuantisedWeight(bits, in_features, out_features, codes, scales)
+
+
+def _quantise(w: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    in_features, num_groups = w.shape[1], scales.shape[1]
     encode = _encode8 if bits == 8 else _encode4
-    num_groups = of_scales[1]
     step = max(1, QUANTISED_BYTES // (4 * STRIP * max(1, num_groups) * GROUP))
-    for start in range(0, of_codes[0], step):
-        strips = slice(start, min(start + step, of_codes[0]))
+    for start in range(0, len(codes), step):
+        strips = slice(start, min(start + step, len(codes)))
         block = w[strips.start * STRIP : strips.stop * STRIP].to(torch.float32)
         missing = (strips.stop - strips.start) * STRIP - len(block)
         padding = num_groups * GROUP - in_features
@@ -126,9 +149,6 @@ def quantise_weight(
         bytes_, scale = encode(block.unflatten(1, (num_groups, GROUP)))
         codes[strips] = bytes_.view(torch.int32).unflatten(0, (-1, STRIP)).transpose(1, 2)
         scales[strips] = scale.unflatten(0, (-1, STRIP)).transpose(1, 2)
-    if not bool(torch.isfinite(scales).all()):
-        raise FloatingPointError("weights are not finite, or too large to quantise")
-    return QuantisedWeight(bits, in_features, out_features, codes, scales)
 
 
 def _encode8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,8 +158,9 @@ def _encode8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _encode4(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    at = groups.abs().argmax(-1, keepdim=True)
-    scale = (groups.gather(-1, at).squeeze(-1) / -8).to(torch.float16)
+    above, below = groups.amax(-1), -groups.amin(-1)
+    greatest = torch.where(above >= below, above, -below) + 0.0  # either zero to one
+    scale = (greatest / -8).to(torch.float16)
     codes = (groups / _divisor(scale)).round_().add_(8).clamp_(0, 15).nan_to_num_()
     codes = codes.to(torch.uint8)
     low, high = codes[..., : GROUP // 2], codes[..., GROUP // 2 :]

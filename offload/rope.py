@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from ..kernels.rope_scores import Turns, block_turns, turn_angles
+from ..kernels.rope_scores import block_turns, turn_angles
 from ..kernels.turn import turn
 from .rope_config import RopeConfig
 
@@ -50,8 +50,8 @@ class Rope:
         return turn(x, *angles, is_interleaved, scale, heads_first)
 
     def turn_bias(self, b: torch.Tensor, start: int, count: int) -> torch.Tensor:
-        """A key bias b (heads, head_dim) at the positions start .. start + count - 1: (count, heads,
-        head_dim), turned as kernels.rope_scores has it."""
+        """A key bias b (heads, head_dim), turned as kernels.rope_scores has it: (count, heads,
+        head_dim), the first at position `start`."""
         b = b[None].expand(count, -1, -1)
         if self.config is None:
             return b
@@ -59,8 +59,8 @@ class Rope:
         return turn(b, *angles, self.config.interleaved, 1.0, False)
 
     def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(cosines, sines, constant, turns), as kernels.rope_scores takes them: products of q (heads,
-        rows, head_dim), turned already, with b (heads, head_dim), turned by `turn_bias`."""
+        """(cosines, sines, constant, turns), as kernels.rope_scores takes them: products of q
+        (heads, rows, head_dim), turned already, with b (heads, head_dim), turned by `turn_bias`."""
         b = b[:, None]
         if self.config is None:
             none = q.new_empty((*q.shape[:2], 0))

@@ -79,6 +79,28 @@ void rows_and_norms(const Kernels &k) {
         }
 }
 
+void weights(const Kernels &k) {
+    for (int64_t in : {5, 32, 200})
+        for (int values = 0; values < VALUES; ++values) {
+            const int64_t out = 45, strips = (out + STRIP - 1) / STRIP;
+            const std::vector<float> w = floats(out * in, values);
+            const std::vector<uint16_t> narrow = halves(w, true);
+            Hash hash;
+            for (int64_t bits : {8, 4}) {
+                std::vector<int32_t> codes((size_t)(strips * num_groups(in) * bits * STRIP));
+                std::vector<uint16_t> scales((size_t)(strips * num_groups(in) * STRIP));
+                for (RawKind kind : {RAW_F32, RAW_BF16}) {
+                    const void *weight = kind == RAW_F32 ? (const void *)w.data() : narrow.data();
+                    const bool good = k.quantise_strips({kind, weight, out, in, bits}, codes.data(), scales.data(), 0, strips);
+                    hash.add(&good, 1);
+                    hash.add(codes);
+                    hash.add(scales);
+                }
+            }
+            hash.print("weights", in, values);
+        }
+}
+
 void products(const Kernels &k) {
     for (int64_t in : {5, 31, 64, 200, 1000})
         for (int kind = WEIGHT_F32; kind <= WEIGHT_INT4; ++kind) {
@@ -283,6 +305,7 @@ void pages(const Kernels &k, const Layout &l) {
 int main() {
     const Kernels &k = EBBTIDE_TABLE();
     rows_and_norms(k);
+    weights(k);
     products(k);
     prefill(k);
     joins(k);

@@ -231,6 +231,13 @@ def test_a_member_that_lies_about_its_size_is_not_believed():
     assert "cannot be unpacked" in message or "longer than it says" in message
 
 
+def test_a_directory_that_lies_about_its_place():
+    """Members would lie before the archive's first byte."""
+    data = bytearray(write_epub(CHAPTERS))
+    data[data.rfind(b"PK\x05\x06") + 18] += 1  # 65,536 bytes further than it is
+    assert "cannot be unpacked" in refused("epub", bytes(data))
+
+
 def test_an_encrypted_member():
     data = write_epub(CHAPTERS)
     flagged = bytearray(data)

@@ -272,6 +272,24 @@ def test_what_quantised_weights_weigh_and_lose():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (45, 70), (33, 1000)])
+def test_quantising_gives_the_bits_of_the_reference(bits, dtype, shape, kernels, monkeypatch):
+    generator = torch.Generator().manual_seed(shape[1])
+    w = torch.randn(shape, generator=generator)
+    # Rows of halves and of whole numbers have ties, of either sign; others are tiny, huge or zero.
+    scales = torch.tensor([1.0, 1e-6, 1e-9, 1e-42, 2e3, 0.0, -0.0])
+    w *= scales[torch.arange(shape[0]) % len(scales), None]
+    w[7::9], w[8::9] = w[7::9].round(), (2 * w[8::9]).round() / 2
+    w = w.to(dtype)
+    got = quantise_weight(w, bits)
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+    want = quantise_weight(w, bits)
+    assert torch.equal(got.codes, want.codes)
+    assert torch.equal(got.scales.view(torch.int16), want.scales.view(torch.int16))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_quantising_reads_any_float_and_any_width(bits):
     w = torch.randn((BLOCK_ROWS + 3, 45), generator=torch.Generator().manual_seed(2))
     whole = quantise_weight(w.bfloat16(), bits)
@@ -285,7 +303,7 @@ def test_quantising_reads_any_float_and_any_width(bits):
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_weights_that_cannot_be_quantised_are_refused(bits, bad):
+def test_weights_that_cannot_be_quantised_are_refused(bits, bad, kernels):
     w = torch.ones(4, 64)
     w[2, 40] = bad
     with pytest.raises(FloatingPointError, match="not finite, or too large"):

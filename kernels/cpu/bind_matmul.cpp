@@ -1,4 +1,5 @@
 // Products of weights and activations, for ../matmul.py.
+#include <atomic>
 #include <vector>
 
 #include "bindings.h"
@@ -42,9 +43,20 @@ void quantise_rows(uintptr_t x, int64_t in, int64_t stride, uintptr_t bytes, int
     active->quantise_rows(at<const float>(x), in, stride, at<uint8_t>(bytes), 0, rows);
 }
 
+bool quantise_weight(int kind, uintptr_t weight, int64_t out, int64_t in, int64_t bits, uintptr_t codes, uintptr_t scales, int threads) {
+    const Unquantised w{(RawKind)kind, at<const void>(weight), out, in, bits};
+    std::atomic<bool> good{true};
+    nb::gil_scoped_release released;
+    share_out((out + STRIP - 1) / STRIP, 1, out * in * 4, threads, [&](int64_t begin, int64_t end) {
+        if (!active->quantise_strips(w, at<int32_t>(codes), at<uint16_t>(scales), begin, end)) good = false;
+    });
+    return good;
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_ &m) {
+    m.def("quantise_weight", &quantise_weight, "False when a number is not finite or float16 cannot hold a scale.");
     m.def("multiply", &multiply);
     m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");
     m.def("row_bytes", &row_bytes);

@@ -29,6 +29,13 @@ struct Matrix {
     int64_t first;           // the first output's place in its strip; 0 for F32, BF16, F16
 };
 
+// A weight that becomes INT8 or INT4: (out, in) floats of a kind that is not CODES, side by side.
+struct Unquantised {
+    RawKind kind;
+    const void *weight;
+    int64_t out, in, bits;
+};
+
 // Rows of activations, as products take them.
 struct Rows {
     int64_t count;
@@ -169,6 +176,9 @@ struct Kernels {
                  int64_t end);
     // Rows begin .. end of x, `stride` floats apart, to bytes with a scale for each group of 32.
     void (*quantise_rows)(const float *x, int64_t in, int64_t stride, uint8_t *bytes, int64_t begin, int64_t end);
+    // Strips begin .. end of a weight: codes (groups, bits, STRIP) int32 and scales (groups, STRIP) float16 of each, padding
+    // included. False where it is not finite or float16 cannot hold a scale.
+    bool (*quantise_strips)(const Unquantised &, int32_t *codes, uint16_t *scales, int64_t begin, int64_t end);
     // Outputs begin .. end of a product, for all rows; out is (rows, out), `stride` floats from row to row. Any begin and
     // end will do; multiples of STRIP cost nothing.
     void (*multiply)(const Matrix &, const Rows &, float *out, int64_t stride, int64_t begin, int64_t end);

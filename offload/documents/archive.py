@@ -10,6 +10,8 @@ from ..errors import InputError
 from . import limits
 
 _ENCRYPTED = 1  # bit of a member's flags
+# What reading a damaged member raises; ValueError where it should lie before the archive begins.
+_BROKEN = (*(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError),)
 
 
 class Archive:
@@ -49,7 +51,7 @@ class Archive:
                 data = file.read(member.file_size + 1)
         except KeyError:
             raise InputError(f"is damaged: its part {name} is missing") from None
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
+        except _BROKEN as error:
             raise InputError(f"is damaged: its part {name} cannot be unpacked: {error}") from None
         if len(data) > member.file_size:
             raise InputError(f"is damaged: its part {name} is longer than it says")
