@@ -6,7 +6,7 @@ time: within one, the angle of a pair is that of the block's centre plus so many
 frequency, so that only factors have to be turned to each centre. Slow pairs, nearly all of them,
 make a polynomial over the block together; fast ones are looked up in a table.
 
-The bias that pages leave out must be turned by the very same angles (`turn_angles`): those of the
+The bias that pages leave out must be turned by the very same angles (`cos_sin`): those of the
 centres are float32 products, as RoPE itself has them, and thousands of radians long.
 
 Knows factors and frequencies, and neither queries nor pages.
@@ -35,12 +35,14 @@ class Turns(NamedTuple):
     float32, flat: the frequencies, each twice, and zeros to whole sixteens; cosines and sines of
     each fast pair at a block's positions, (num_fast, 2, BLOCK); of each slow pair the polynomial of
     the cosine, which is even, and that of the sine, which is odd, (pairs - num_fast, DEGREES); the
-    Chebyshev polynomials that these are made of, (DEGREES, BLOCK).
+    Chebyshev polynomials that these are made of, (DEGREES, BLOCK). steps: cosines and sines of all
+    pairs at a block's positions, (2, BLOCK, pairs) float32.
     """
 
     frequencies: torch.Tensor
     num_fast: int
     table: torch.Tensor
+    steps: torch.Tensor
 
 
 def block_turns(frequencies: torch.Tensor) -> Turns:
@@ -61,17 +63,23 @@ def block_turns(frequencies: torch.Tensor) -> Turns:
     doubled = exact.repeat_interleave(2)
     doubled = torch.nn.functional.pad(doubled, (0, -len(doubled) % 16))
     table = torch.cat([part.flatten() for part in (doubled, fast, slow, basis)]).float()
-    return Turns(frequencies, num_fast, table.to(frequencies.device))
+    angles = steps[:, None] * exact
+    turned = torch.stack([angles.cos(), angles.sin()]).float()
+    device = frequencies.device
+    return Turns(frequencies, num_fast, table.to(device), turned.to(device))
 
 
-def turn_angles(turns: Turns, start: int, count: int) -> torch.Tensor:
-    """(count, pairs) float64: the angles by which a bias is turned at the positions start .. start
-    + count - 1."""
-    frequencies = turns.frequencies
-    positions = torch.arange(start, start + count, device=frequencies.device)
-    centres = positions // BLOCK * BLOCK + BLOCK // 2
-    of_centres = (centres.float()[:, None] * frequencies).double()
-    return of_centres + (positions - centres)[:, None] * frequencies.double()
+def cos_sin(turns: Turns, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, (count, pairs) float32, of the angles by which a bias is turned at the
+    positions start .. start + count - 1."""
+    first, last = start // BLOCK, -(-(start + count) // BLOCK)
+    centres = torch.arange(first, last, device=turns.steps.device) * BLOCK + BLOCK // 2
+    angles = (centres.float()[:, None] * turns.frequencies)[:, None]
+    (cosine, sine), (cos_step, sin_step) = (angles.cos(), angles.sin()), turns.steps
+    cosines = cosine * cos_step - sine * sin_step  # (blocks, BLOCK, pairs)
+    sines = sine * cos_step + cosine * sin_step
+    within = slice(start - first * BLOCK, start - first * BLOCK + count)
+    return cosines.flatten(0, 1)[within], sines.flatten(0, 1)[within]
 
 
 def rope_scores(
@@ -86,9 +94,8 @@ def rope_scores(
     depend, to the bit, on which others are asked for."""
     native = dispatch.compiled_for(cosines, sines, constant, turns.table)
     if native is None:
-        angles = turn_angles(turns, start, count).T
-        cosine, sine = angles.cos().float(), angles.sin().float()
-        return cosines @ cosine + sines @ sine + constant.unsqueeze(-1)
+        cosine, sine = cos_sin(turns, start, count)
+        return cosines @ cosine.T + sines @ sine.T + constant.unsqueeze(-1)
     out = torch.empty((*constant.shape, count))
     parts = [part.contiguous() for part in (cosines, sines, constant)]
     native.rope_scores(

@@ -195,8 +195,13 @@ class TieredAttention:
         start = min((spans.start for spans in wanted if spans), default=stop)
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
         layout = self.layouts[layer]
-        rotated = [rotate(q.q) if layout.rotate else q.q for q in queries]
-        packed = self._attends_packed(layer, queries[0], window, key_bias)
+        packed = self._attends_packed(layer, queries[0], window)
+        asking = []  # queries, as pages are scored; what key biases have for them, if by position
+        for query in queries:
+            factors = None
+            if packed and key_bias is not None:
+                factors = self.ropes[layer].factors(query.q, key_bias)
+            asking.append((query, rotate(query.q) if layout.rotate else query.q, factors))
         for span in range(start, stop):
             base = span * self.span_tokens
             tokens = min(self.span_tokens, most_sealed - base)
@@ -205,17 +210,17 @@ class TieredAttention:
             # The sink is attended raw, so its sealed copy is passed over.
             first = layout.page_tokens if span == 0 else 0
             with self.store.fetch(sequence.table, layer, span, records) as pages:
-                seeing = []  # queries, as pages are scored, and the span's tokens that they see
-                for query, q, spans in zip(queries, rotated, wanted, strict=True):
+                seeing = []  # as `asking` has it, and how many of the span's tokens are seen
+                for (query, *given), spans in zip(asking, wanted, strict=True):
                     last = min(tokens, self.sealed_tokens(query.cell) - base)
                     if span in spans and last > first:
-                        seeing.append((query, q, last))
+                        seeing.append((query, *given, last))
                 if packed:
-                    for query, q, last in seeing:
+                    for query, q, factors, last in seeing:
                         seen = first
                         if window is not None:
                             seen = max(first, query.position - window + 1 - base)
-                        bias = self.score_bias(layer, query, base, tokens, key_bias)
+                        bias = None if factors is None else rope_scores(*factors, base, tokens)
                         partial = attend_pages(
                             q, pages.near, pages.records, layout, (seen, last), bias, self.softcap
                         )
@@ -224,20 +229,19 @@ class TieredAttention:
                 unpack(pages.near, pages.records, layout, k, v)
             if key_bias is not None:
                 k += self._bias_of(layer, base, tokens, key_bias)
-            for query, q, last in seeing:
+            for query, q, _, last in seeing:
                 mask = self._window_mask(query, window, base + first, last - first)
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
 
-    def _attends_packed(self, layer: int, query: Query, window, key_bias) -> bool:
+    def _attends_packed(self, layer: int, query: Query, window) -> bool:
         """Whether pages are attended to as they are: by a token's few rows always; by a cell's
-        where that is faster, all rows see the same, and no key bias is to be computed for each.
-        How many of a cell's rows there are does not enter.
+        where that is faster and all rows see the same. How many of a cell's rows there are does not
+        enter.
         """
         if query.rows == 1:
             return True
-        is_plain = window is None and key_bias is None
         compiled = dispatch.compiled_for(query.q) is not None
-        return is_plain and compiled and serves_any(self.layouts[layer])
+        return window is None and compiled and serves_any(self.layouts[layer])
 
     def _bias_of(self, layer: int, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,

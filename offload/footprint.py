@@ -125,6 +125,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * inner + gathered)
         + cell * longest * 2
         + 2 * kv * (geometry.span_tokens + raw_tokens)
+        + cell * geometry.span_tokens * config.num_heads * config.qkv_bias  # of key biases' scores
         + _packed(config.head_dim) * config.num_kv_heads * (longest + 64)
         + _ATTENTION_SCRATCH_ROWS * longest
         + 256 * max(config.hidden_size, inner)

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from ..kernels.rope_scores import block_turns, turn_angles
+from ..kernels.rope_scores import block_turns, cos_sin
 from ..kernels.turn import turn
 from .rope_config import RopeConfig
 
@@ -55,7 +55,7 @@ class Rope:
         b = b[None].expand(count, -1, -1)
         if self.config is None:
             return b
-        angles = self._cos_sin(turn_angles(self.turns, start, count))
+        angles = map(self._of_elements, cos_sin(self.turns, start, count))
         return turn(b, *angles, self.config.interleaved, 1.0, False)
 
     def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -100,15 +100,17 @@ class Rope:
 
     def _turns(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(start, start + count, device=self.frequencies.device)
-        return self._cos_sin(positions.float()[:, None] * self.frequencies)
+        angles = positions.float()[:, None] * self.frequencies
+        return self._of_elements(angles.cos()), self._of_elements(angles.sin())
 
-    def _cos_sin(self, angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of angles (count, width / 2), as `turn` takes them, in float32."""
+    def _of_elements(self, of_pairs: torch.Tensor) -> torch.Tensor:
+        """What `turn` multiplies elements with, (count, 1, width), of what pairs have, (count,
+        width / 2)."""
         if self.config.interleaved:
-            angle = angle.repeat_interleave(2, dim=-1)[:, None, :]
+            of_all = of_pairs.repeat_interleave(2, dim=-1)
         else:
-            angle = torch.cat((angle, angle), dim=-1)[:, None, :]
-        return (angle.cos() * self.amplitude).float(), (angle.sin() * self.amplitude).float()
+            of_all = torch.cat((of_pairs, of_pairs), dim=-1)
+        return of_all[:, None, :] * self.amplitude
 
 
 def layer_ropes(configs: tuple[RopeConfig | None, ...], head_dim: int, device) -> list[Rope]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ebbtide.kernels.rope_scores import BLOCK, block_turns, rope_scores, turn_angles
+from ebbtide.kernels.rope_scores import BLOCK, Turns, block_turns, cos_sin, rope_scores
 from ebbtide.offload.rope import Rope
 from ebbtide.offload.rope_config import RopeConfig
 
@@ -18,6 +18,14 @@ def factors(rows: int, pairs: int) -> list[torch.Tensor]:
     return [cosines, sines, constant, block_turns(frequencies)]
 
 
+def exact_angles(turns: Turns, start: int, count: int) -> torch.Tensor:
+    """(count, pairs) float64: a block's centre's, rounded to float32, and steps from there."""
+    positions = torch.arange(start, start + count)
+    centres = positions // BLOCK * BLOCK + BLOCK // 2
+    of_centres = (centres.float()[:, None] * turns.frequencies).double()
+    return of_centres + (positions - centres)[:, None] * turns.frequencies.double()
+
+
 @pytest.mark.parametrize(("rows", "pairs"), [(1, 32), (7, 64), (3, 5), (2, 0)])
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (64, 49), (32768, 300), (130000, 16)])
 def test_sums_of_cosines_and_sines(rows, pairs, start, count, kernels):
@@ -25,7 +33,7 @@ def test_sums_of_cosines_and_sines(rows, pairs, start, count, kernels):
     got = rope_scores(cosines, sines, constant, turns, start, count)
     # Each cosine of a centre is within 4e-7, each polynomial within 1e-7 of what it stands for, and
     # there are `pairs` of each kind, with factors of about 1.
-    angles = turn_angles(turns, start, count).T
+    angles = exact_angles(turns, start, count).T
     want = cosines.double() @ angles.cos() + sines.double() @ angles.sin()
     want += constant.double()[:, None]
     torch.testing.assert_close(got.double(), want, atol=1e-6 * (1 + pairs), rtol=0)
@@ -37,12 +45,12 @@ def test_angles_are_those_of_positions(theta):
     turns = block_turns(frequencies)
     half = BLOCK // 2
     assert bool((frequencies[turns.num_fast :] * half <= 4.5).all())
-    got = turn_angles(turns, 1000, 200)
-    exact = torch.arange(1000, 1200).double()[:, None] * frequencies.double()
+    angles = exact_angles(turns, 1000, 200)
+    for got, want in zip(cos_sin(turns, 1000, 200), (angles.cos(), angles.sin()), strict=True):
+        torch.testing.assert_close(got.double(), want, atol=4e-7, rtol=0)
     # The centres' are rounded to float32, as RoPE's are: by 2**-24 of a thousand radians.
-    torch.testing.assert_close(got, exact, atol=2**-24 * 1200, rtol=0)
-    at_centre = (1000 // BLOCK + 1) * BLOCK + half
-    assert torch.equal(got[at_centre - 1000].float(), at_centre * frequencies)
+    exact = torch.arange(1000, 1200).double()[:, None] * frequencies.double()
+    torch.testing.assert_close(angles, exact, atol=2**-24 * 1200, rtol=0)
 
 
 def test_a_slow_pair_among_fast_ones_is_looked_up_too():
@@ -50,7 +58,7 @@ def test_a_slow_pair_among_fast_ones_is_looked_up_too():
     assert turns.num_fast == 3
     cosines, sines = torch.randn((2, 2, 4), generator=torch.Generator().manual_seed(1))
     got = rope_scores(cosines, sines, torch.zeros(2), turns, 500, 100)
-    angles = turn_angles(turns, 500, 100).T
+    angles = exact_angles(turns, 500, 100).T
     want = cosines.double() @ angles.cos() + sines.double() @ angles.sin()
     torch.testing.assert_close(got.double(), want, atol=5e-6, rtol=0)
 
