@@ -62,7 +62,7 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        self._drafts = drafts and not mode.selects and can_verify(device)
+        self._drafts = drafts and mode.name != "deadline" and can_verify(device)
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 from ..prefetch.lookup import look_up
+from ..prefetch.trail import Trail
 from .engine import Engine
 from .errors import ModelError
 from .footprint import MOST_VERIFIED
@@ -80,8 +81,8 @@ class _Plain(_Way):
 
 
 class Drafts:
-    """Of one session. engine: in exact mode, decodes and verifies; make_drafter: gives its twin
-    that attends to few pages, or None. counts: guesses that were accepted and rejected.
+    """Of one session. engine: decodes and verifies, in any mode but deadline; make_drafter: gives
+    its twin that attends to few pages, or None. counts: guesses that were accepted and rejected.
     """
 
     def __init__(self, engine: Engine, make_drafter: Callable[[], Engine | None]):
@@ -94,6 +95,7 @@ class Drafts:
         self._round: tuple[_Way, int, float | None] | None = None
         self._kept = 0  # guesses of the last round that were right
         self._is_first = True  # of an answer: it finds nothing read ahead
+        self._trail = Trail()  # of what the drafter selected
         self._num_accepted = self._num_rejected = 0
 
     @property
@@ -134,7 +136,7 @@ class Drafts:
         if guesses:
             pending = sequence.tokens[position]
             rows = self._engine.logits(self._engine.verify(sequence, [pending, *guesses]))
-            sequence.length += 1
+            self._engine.take_in(sequence)
             places = range(position + 1, position + 1 + len(guesses))
             self._ahead.extend(zip(places, guesses, rows[1:], strict=True))
         else:
@@ -188,7 +190,7 @@ class Drafts:
         """What the sampler will choose, if the drafter is right. All happens behind the sequence's
         end, whose pending token has its cell."""
         sequence.will_write(sequence.length // sequence.cell_tokens)
-        ahead, foreseen, guesses = sequence.twin(), sampler.twin(), []
+        ahead, foreseen, guesses = sequence.twin(self._trail), sampler.twin(), []
         while len(guesses) < count:
             logits = drafter.logits(drafter.decode(ahead))[0]
             try:

@@ -13,6 +13,7 @@ Knows no text and no sampling; `session` does.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
 from .pager import PageStore
-from .selected_attention import SelectedAttention
+from .selected_attention import Noted, SelectedAttention
 from .sequence import RawPages, Sequence
 from .weights import LayerTensors, WeightStore
 from .whole_token import make_whole_token
@@ -223,15 +224,17 @@ class Engine:
     @torch.inference_mode()
     def verify(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
         """The residuals (num_tokens, hidden_size) of tokens behind the processed ones: of each the
-        bits that `decode` would give in exact mode, while weights and pages are read once for all.
+        bits that `decode` would give, while weights and pages are read once for all. Not in
+        deadline mode, which attends to what has arrived.
 
-        The sequence stays as it is, but that the tokens' keys and values lie behind its end: adding
-        to its length takes them in.
+        The sequence stays as it is, but that the tokens' keys and values lie behind its end:
+        `take_in` makes them part of it, one by one.
         """
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
         x = self.weights.embed(tokens)
         sequence.will_write(cell)
+        notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
             w = self.weights.layer(layer)
             bias = self._page_bias(w)
@@ -240,10 +243,22 @@ class Engine:
             q, k, v = self.decoder.project(layer, w, x, slice(0, count), position)
             sequence.raw.write(layer, cell, row, k, v)
             query = Query(q, count, position, cell)
-            self._wish_ahead(sequence, layer, [query])
-            attended = self.attention.run_several(layer, sequence, query, self._window(layer), bias)
+            if self._selects(layer):
+                attended = self.selected.run_several(layer, sequence, query, bias, x, w, notes)
+            else:
+                window = self._window(layer)
+                self._wish_ahead(sequence, layer, [query])
+                attended = self.attention.run_several(layer, sequence, query, window, bias)
             x = self.decoder.mix(layer, w, x, attended, slice(0, count))
+        sequence.verified = deque(notes)
         return x
+
+    def take_in(self, sequence: Sequence) -> None:
+        """Make the first token behind the sequence's end, which was verified, part of it."""
+        sequence.length += 1
+        if sequence.verified:
+            for noted in sequence.verified.popleft():
+                self.selected.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
         """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""

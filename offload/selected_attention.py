@@ -10,6 +10,8 @@ rehearsed, and only asks for reads. What each step computes is `selection_steps`
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..kernels.layer_attention import empty_parts
@@ -26,6 +28,17 @@ from .record_reader import RecordReader
 from .selection_steps import CompiledSteps, Known, Steps, TorchSteps, compiled_choice
 from .sequence import Sequence
 from .weights import LayerTensors
+
+
+class Noted(NamedTuple):
+    """What a layer asked for, and attended to of it, for one token: ascending (n,) int64. figures:
+    as Steps.finish has them."""
+
+    layer: int
+    asked: torch.Tensor
+    chosen: torch.Tensor
+    num_records: int
+    figures: list[float]
 
 
 class SelectedAttention:
@@ -64,13 +77,19 @@ class SelectedAttention:
         key_bias: torch.Tensor | None,
         residual: torch.Tensor,
         w: LayerTensors,
+        notes: list[Noted] | None = None,
+        *,
+        looks: bool = True,
     ) -> torch.Tensor:
         """The output of one token's query, (1, num_heads * head_dim) float32.
 
         residual: (1, hidden_size), what enters the layer; w: the layer's tensors, of which only the
-        output projection is read. The rest as TieredAttention.run has it.
+        output projection is read. notes: gets what is to be counted should the token be taken in;
+        without it that is counted now. looks: whether estimates may be checked. The rest as
+        TieredAttention.run has it.
         """
-        self.issue_point.compare(layer, query.q)
+        if notes is None:
+            self.issue_point.compare(layer, query.q)
         table = sequence.table
         if not table.num_records(layer):
             raw = self._tiered.raw_partial(layer, sequence, query, None)
@@ -87,8 +106,12 @@ class SelectedAttention:
             with part:
                 steps.attend(part)
         out, figures = steps.finish()
-        self.note(layer, sequence, asked, chosen, table.num_records(layer), figures)
-        if self.looks_at(query.position) == layer:
+        noted = Noted(layer, asked, chosen, table.num_records(layer), figures)
+        if notes is None:
+            self.note(sequence, noted)
+        else:
+            notes.append(noted)
+        if looks and self.looks_at(query.position) == layer:
             self.look(layer, sequence, query, key_bias, *steps.left_out())
         return out.view(1, -1)
 
@@ -155,17 +178,32 @@ class SelectedAttention:
         """(kv_heads, num_rows): see kernels.effect."""
         return self._known.output_norms(layer, w)
 
-    def note(
+    def run_several(
         self,
         layer: int,
         sequence: Sequence,
-        asked: torch.Tensor,
-        chosen: torch.Tensor,
-        num_records: int,
-        figures: list[float],
-    ) -> None:
-        """Counts what a layer selected, and attended to of it. figures: as Steps.finish has
-        them."""
+        query: Query,
+        key_bias: torch.Tensor | None,
+        residual: torch.Tensor,
+        w: LayerTensors,
+        notes: list[list[Noted]],
+    ) -> torch.Tensor:
+        """(rows, num_heads * head_dim) of consecutive tokens of one cell, whose keys and values lie
+        in it: of each what `run` gives, its own selection included. What one of them has read is at
+        hand for the next. residual: (rows, hidden_size); notes: of each token.
+        """
+        kv_heads, _, dim = query.q.shape
+        by_token = query.q.view(kv_heads, -1, query.rows, dim).unbind(2)
+        outs = []
+        for i, q in enumerate(by_token):
+            one = Query(q.contiguous(), 1, query.position + i, query.cell)
+            x, certain = residual[i : i + 1], i == 0  # the others may not be taken in
+            outs.append(self.run(layer, sequence, one, key_bias, x, w, notes[i], looks=certain))
+        return torch.cat(outs)
+
+    def note(self, sequence: Sequence, noted: Noted) -> None:
+        """Counts what a layer selected, and attended to of it."""
+        layer, asked, chosen, num_records, figures = noted
         sequence.trail.note(layer, asked, chosen, num_records)
         self.fidelity.note(num_records, len(chosen), len(asked) - len(chosen), *figures)
 

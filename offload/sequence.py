@@ -12,6 +12,7 @@ sealed when the first token of cell c is processed. Knows no weights and compute
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from copy import copy
 
 import torch
@@ -114,11 +115,14 @@ class Sequence:
         self.tokens = array("i")
         self.length = 0
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
+        # Of tokens that were verified and are not taken in: what is to be counted if they are.
+        self.verified: deque[list] = deque()
 
-    def twin(self) -> Sequence:
-        """Another with the same pages, raw cells and trail, and tokens and a length of its own.
-        What it processes lies behind this one's end, in cells that `will_write` was told of."""
+    def twin(self, trail: Trail) -> Sequence:
+        """Another with the same pages and raw cells, and tokens and a length of its own. What it
+        processes lies behind this one's end, in cells that `will_write` was told of."""
         other = copy(self)
+        other.trail = trail
         other.tokens = self.tokens[:]
         return other
 

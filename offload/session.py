@@ -385,7 +385,7 @@ class Session:
         logits = None if drafts is None else drafts.take(sequence.length, token)
         sequence.tokens.append(token)
         if logits is not None:
-            sequence.length += 1
+            self._engine.take_in(sequence)
         else:
             with self._llm.running():
                 if drafts is None or sampler is None:

@@ -26,7 +26,7 @@ from .page_table import PageTable
 from .pager import PageStore
 from .record_reader import RecordReader
 from .selected import Placed
-from .selected_attention import SelectedAttention
+from .selected_attention import Noted, SelectedAttention
 from .sequence import Sequence
 from .weights import WeightStore
 
@@ -145,7 +145,8 @@ class WholeToken:
         figures = selections.figures.tolist()
         for layer in self._selecting:
             chosen = selections.records(layer)
-            self._selected.note(layer, sequence, chosen, chosen, num_records, figures[layer])
+            noted = Noted(layer, chosen, chosen, num_records, figures[layer])
+            self._selected.note(sequence, noted)
         if selections.looked_at is not None:
             layer, cell = selections.looked_at, position // self._geometry.cell_tokens
             bias = self._step.key_bias(layer)

@@ -29,7 +29,7 @@ class FakeSequence:
     def will_write(self, cell: int) -> None:
         pass
 
-    def twin(self):
+    def twin(self, trail=None):
         other = copy(self)
         other.tokens = self.tokens[:]
         return other
@@ -47,6 +47,9 @@ class FakeEngine:
 
     def room_to_verify(self, sequence) -> int:
         return MOST_VERIFIED
+
+    def take_in(self, sequence):
+        sequence.length += 1
 
     def decode(self, sequence):
         self.clock[0] += self.seconds

@@ -85,6 +85,23 @@ def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
             assert sum(accepted for accepted, _ in guesses) > 0
 
 
+@needs_kernels
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name, config):
+    folder, mode = checkpoint(name), Mode("bounded", selector_options={"epsilon": 0.05})
+    with opened(folder, tmp_path, mode=mode, draft=False) as llm:
+        expected, none = answers(llm, config)
+        assert none == [(0, 0)] * 3 and llm.plan.drafts is None
+    for share in (0.0, 0.3, 1.0):
+        with opened(folder, tmp_path, mode=mode, share=share) as llm:
+            found, guesses = answers(llm, config)
+            assert llm.plan.drafts == ("selection" if share == 0.3 else "lookup")
+        assert found == expected
+        if share == 0.3:
+            assert sum(accepted for accepted, _ in guesses) > 0
+
+
 class Wrong:
     """Guesses anything."""
 
@@ -301,7 +318,13 @@ def test_pages_are_selected_for_guesses_where_they_are_on_disk(checkpoint, tmp_p
         assert planned(llm).drafts == "lookup"
     with opened(checkpoint("mistral"), tmp_path) as llm:  # windows everywhere
         assert planned(llm).drafts == "lookup"
-    for options in ({"mode": Mode("bounded")}, {"mode": Mode("deadline")}, {"draft": False}):
+    with opened(folder, tmp_path, mode=Mode("bounded")) as llm:  # which has what that takes
+        assert planned(llm).drafts == "selection"
+        without = llm.admission.plan(CONTEXT, 4, drafts=False)
+        assert without.host["selection"] * 2 == planned(llm).host["selection"]
+    with opened(folder, tmp_path, mode=Mode("bounded"), share=1.0) as llm:
+        assert planned(llm).drafts == "lookup"
+    for options in ({"mode": Mode("deadline")}, {"draft": False}):
         with opened(folder, tmp_path, **options) as llm, llm.session() as session:
             assert session._runtime.plan.drafts is None and session._drafts is None
 

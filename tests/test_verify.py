@@ -13,6 +13,7 @@ from sessions_under_test import IDS, LONG
 from small_llm import open_spilling
 
 from ebbtide.kernels import dispatch
+from ebbtide.offload.mode import Mode
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -35,7 +36,8 @@ def verified(llm, session, count: int) -> torch.Tensor:
         rows.append(engine.logits(engine.verify(sequence, some)))
         assert sequence.length == len(sequence.tokens) == at
         sequence.tokens.extend(some)
-        sequence.length += len(some)
+        for _ in some:
+            engine.take_in(sequence)
         at += len(some)
     session._runtime.store.check_integrity(deep=True)
     return torch.cat(rows)
@@ -52,6 +54,41 @@ def assert_same_bits(llm, count: int) -> None:
         expected = decoded(session)
     with llm.session() as session:
         assert torch.equal(verified(llm, session, count), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2", "ministral3", "olmoe"])
+def test_verifying_selects_for_each_token_what_decoding_does(checkpoint, tmp_path, name, share):
+    """And counts the same, but for the looks at estimates, which are the first token's alone."""
+    mode, found = Mode("bounded", selector_options={"epsilon": 0.05}), []
+    with opened(checkpoint(name), tmp_path, share=share, mode=mode) as llm:
+        for run in (lambda s: decoded(s), lambda s: verified(llm, s, 5)):
+            with llm.session() as session:
+                logits, selected = run(session), session._engine.selected
+                never = session._sequence.trail.never_selected()
+                found.append((logits, selected.fidelity.take(), never))
+    (expected, counted, never), (logits, again, never_again) = found
+    assert torch.equal(logits, expected)
+    assert 0 < counted.selected < counted.offered
+    assert again == counted and never_again == never
+
+
+@needs_kernels
+def test_what_was_guessed_wrong_counts_for_nothing(checkpoint, tmp_path):
+    with opened(checkpoint("llama3"), tmp_path, mode=Mode("bounded")) as llm:
+        with llm.session() as session:
+            session.append(TOKENS[:150])
+            session.last_logits()
+            engine, sequence = session._engine, session._sequence
+            engine.verify(sequence, [5, 6, 7, 8])
+            assert engine.selected.fidelity.selections == 0
+            engine.verify(sequence, [9, 9])
+            for selections in (1, 2):
+                sequence.tokens.append(9)
+                engine.take_in(sequence)
+                assert engine.selected.fidelity.selections == selections * llm.config.num_layers
+            assert sequence.length == 152 and not sequence.verified
 
 
 @needs_kernels
