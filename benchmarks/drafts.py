@@ -1,11 +1,12 @@
-"""What guessing tokens saves in exact mode: answers and running text with it and without it.
+"""What guessing tokens saves: answers and running text with it and without it.
 
-    python benchmarks/drafts.py NOVEL... --tokens 16000 --share 0 0.25
+    python benchmarks/drafts.py NOVEL... --tokens 16000 --share 0 0.25 [--epsilon 0.02]
     python benchmarks/drafts.py NOVEL... --model MODEL --tokens 3000 --host-memory 4GiB
 
 Facts are written into a novel, and asked for in chats over it (answers); then the model goes on
 with the novel itself (text, greedily and at temperature 0.7), past any end of text. Each with
-guesses off and on, with so large a share of the far planes in memory. For each: milliseconds per
+guesses off and on, with so large a share of the far planes in memory, in exact mode or bounded
+(with an epsilon). For each: milliseconds per
 token over all tokens, bytes from disk, guesses that were right, and whether the tokens are the
 same. The last line is JSON. Needs a quiet machine.
 """
@@ -23,6 +24,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.generation import GenerationConfig
+from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
 from ebbtide.offload.sampler import Sampler
 
@@ -111,8 +113,9 @@ def measure(draft: bool, share: float, drawn, book: str, given) -> dict[str, Spe
         budget=Budget(host_memory=given.host_memory, disk_memory="64GiB"),
         kv_bits=given.kv_bits,
         draft=draft,
+        mode=given.mode.name,
     )
-    with LLM(options) as llm:
+    with LLM(options, mode=given.mode) as llm:
         prompt = [{"role": "user", "content": drawn.document}]
         longest = llm.count_tokens(prompt)
         llm._context = longest + 100 * len(drawn.turns) + given.steps
@@ -134,10 +137,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.25, 1.0])
     parser.add_argument("--turns", type=int, default=6, help="questions")
     parser.add_argument("--steps", type=int, default=96, help="tokens of running text")
+    parser.add_argument("--epsilon", type=float, help="of bounded mode; without it, exact")
     parser.add_argument("--kv-bits", default="8")
     parser.add_argument("--host-memory", default="64GiB")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     given = parser.parse_args()
+    given.mode = Mode()
+    if given.epsilon is not None:
+        given.mode = Mode("bounded", selector_options={"epsilon": given.epsilon})
     if given.threads:
         torch.set_num_threads(given.threads)
     books = [path.read_text(encoding="utf-8") for path in given.novels]

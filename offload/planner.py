@@ -120,14 +120,15 @@ def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) ->
 def _with_drafts(
     plan: Plan, facts: Facts, geometry: Geometry, limits: Limits, request: Request
 ) -> Plan | None:
-    """The plan with what is needed to guess tokens by few pages, where it fits and is worth it."""
+    """The plan with what is needed to guess tokens by few pages, where it fits and is worth it:
+    not where few are read anyway."""
     on_disk = plan.far_spans["disk"]
     reads_pages = plan.fits and plan.near_resident and on_disk and not plan.layers_streamed
-    if not (request.drafts and reads_pages and geometry.may_select(facts.config)):
+    may_select = geometry.may_select(facts.config) and not plan.selects
+    if not (request.drafts and reads_pages and may_select):
         return None
-    bounded, selecting = geometry.layout.value_means, geometry.selecting(facts.config)
-    filling = _Filling(facts, selecting, limits, request, bounded=bounded, selects_drafts=True)
-    drafting = filling.plan()
+    geometry = geometry.selecting(facts.config)
+    drafting = _Filling(facts, geometry, limits, request, selects_drafts=True).plan()
     in_memory = drafting.head_resident and not drafting.layers_streamed
     # Where guesses are wrong, all that had to leave memory for them is read for each token.
     worth_it = 0 < drafting.far_spans["disk"] <= _MOST_MOVED_OUT * on_disk
@@ -135,9 +136,8 @@ def _with_drafts(
 
 
 class _Filling:
-    """One way to lay a request out: near planes resident, or with the far planes. bounded: whether
-    decode selects pages, as it does where near planes are made for that unless it is said;
-    selects_drafts: pages are selected to guess tokens by."""
+    """One way to lay a request out: near planes resident, or with the far planes. selects_drafts:
+    pages are selected to guess tokens by, while all are read to verify them."""
 
     def __init__(
         self,
@@ -146,7 +146,6 @@ class _Filling:
         limits: Limits,
         request: Request,
         *,
-        bounded: bool | None = None,
         selects_drafts: bool = False,
     ):
         self.facts, self.geometry, self.limits, self.request = facts, geometry, limits, request
@@ -161,11 +160,10 @@ class _Filling:
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
         self.num_spans = geometry.num_spans(request.context) * len(self.layers)
         self.selects = geometry.layout.value_means
-        self.bounded = self.selects if bounded is None else bounded
-        # Layers with a sliding window attend to all of it, as exact mode does, which verifies what
-        # was drafted: for those a cache is of no use.
-        self.caches = self.bounded and not any(self.config.windows or ())
-        fewest = fewest_hot_records(geometry, self.num_spans, for_drafts=not self.bounded)
+        # Layers with a sliding window attend to all of it, as does what is verified: for those a
+        # cache is of no use.
+        self.caches = self.selects and not selects_drafts and not any(self.config.windows or ())
+        fewest = fewest_hot_records(geometry, self.num_spans, for_drafts=selects_drafts)
         self.fewest_hot = fewest if self.selects else 0
 
     def plan(self) -> Plan:
@@ -217,14 +215,12 @@ class _Filling:
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())
-        # Who guesses keeps room of its own for what it selects by.
-        selections = 1 + (self.bounded and self.selects_drafts)
         return {
             "weights": resident + head,
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             "near planes": self.near_bytes,
-            "selection": selections * selection_bytes(config, geometry, self.request.context),
+            "selection": selection_bytes(config, geometry, self.request.context),
             "workspace": max(work, facts.load_bytes),
         }
 
@@ -368,7 +364,8 @@ class _Filling:
         streamed_bytes += 0 if head_resident else facts.head_bytes()
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
-        decode = {tier: 0 if self.bounded else count * span for tier, count in far.items()}
+        bounded = self.selects and not self.selects_drafts
+        decode = {tier: 0 if bounded else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
         decode["disk"] += streamed_bytes
@@ -404,7 +401,7 @@ class _Filling:
             decode_bytes=decode,
             prefill_far_bytes=spans_walked * span * config.num_layers,
             shortage=shortage,
-            selects=self.bounded,
+            selects=bounded,
             drafts=self._drafts(items["workspace"]),
         )
 

@@ -96,9 +96,9 @@ def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name
     for share in (0.0, 0.3, 1.0):
         with opened(folder, tmp_path, mode=mode, share=share) as llm:
             found, guesses = answers(llm, config)
-            assert llm.plan.drafts == ("selection" if share == 0.3 else "lookup")
+            assert llm.plan.drafts == "lookup"
         assert found == expected
-        if share == 0.3:
+        if config is GREEDY:  # random models repeat themselves then
             assert sum(accepted for accepted, _ in guesses) > 0
 
 
@@ -318,11 +318,7 @@ def test_pages_are_selected_for_guesses_where_they_are_on_disk(checkpoint, tmp_p
         assert planned(llm).drafts == "lookup"
     with opened(checkpoint("mistral"), tmp_path) as llm:  # windows everywhere
         assert planned(llm).drafts == "lookup"
-    with opened(folder, tmp_path, mode=Mode("bounded")) as llm:  # which has what that takes
-        assert planned(llm).drafts == "selection"
-        without = llm.admission.plan(CONTEXT, 4, drafts=False)
-        assert without.host["selection"] * 2 == planned(llm).host["selection"]
-    with opened(folder, tmp_path, mode=Mode("bounded"), share=1.0) as llm:
+    with opened(folder, tmp_path, mode=Mode("bounded")) as llm:  # few pages are read anyway
         assert planned(llm).drafts == "lookup"
     for options in ({"mode": Mode("deadline")}, {"draft": False}):
         with opened(folder, tmp_path, **options) as llm, llm.session() as session:
