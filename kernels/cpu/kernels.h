@@ -236,6 +236,7 @@ const Kernels &kernels_avx512();
 const Kernels &kernels_avx512vnni();  // products of bytes, four at a time; all else as in avx512, to the bit
 #elif defined(EBBTIDE_AARCH64)
 const Kernels &kernels_neon();
+const Kernels &kernels_neon_dot();  // products of bytes, four at a time; all else as in neon, to the bit
 #endif
 
 }  // namespace ebbtide

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "processor.h"
 
 namespace nb = nanobind;
 using namespace ebbtide;
@@ -19,10 +20,11 @@ std::vector<const Kernels *> available() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
     if (avx512 && __builtin_cpu_supports("avx512vnni")) sets.push_back(&kernels_avx512vnni());
     if (avx512) sets.push_back(&kernels_avx512());
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        sets.push_back(&kernels_avx2());
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (avx2) sets.push_back(&kernels_avx2());
 #endif
 #if defined(EBBTIDE_AARCH64)
+    if (has_neon_dot()) sets.push_back(&kernels_neon_dot());
     sets.push_back(&kernels_neon());
 #endif
     sets.push_back(&kernels_portable());
