@@ -126,6 +126,14 @@ inline Bits part(Bits x, int i) {
 }
 inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+#if defined(__AVXVNNI__)
+typedef Ints Sums;
+inline Sums sums_onto(Ints before) { return before; }
+inline Sums add_products(Sums sums, Bits codes, Bits q) {
+    return {_mm256_dpbusd_avx_epi32(sums.a, codes.a, q.a), _mm256_dpbusd_avx_epi32(sums.b, codes.b, q.b)};
+}
+inline Ints whole_of(Sums sums, Ints) { return sums; }
+#else
 struct Sums {
     __m256i a, b;  // int16: a column's 8 sums of at most 2 * 15 * 127 fit
 };
@@ -141,6 +149,7 @@ inline Ints whole_of(Sums sums, Ints before) {
     const __m256i ones = _mm256_set1_epi16(1);
     return add(before, {_mm256_madd_epi16(sums.a, ones), _mm256_madd_epi16(sums.b, ones)});
 }
+#endif
 inline __m256i sum_fours(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
     const __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));

@@ -58,6 +58,48 @@ inline Lanes to_lanes(__m256i a, __m256i b) {
 }
 inline __m256i load_half(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+#if defined(__AVXVNNI__)
+// Half of a group's inputs at a time, whose codes, OFFSET too much, fill eight of sixteen registers: load(i, h) gives half h of
+// vector i.
+template <int OFFSET, int ROWS, typename Load>
+inline void unsigned_dots(const RowGroup *row, int64_t stride, Lanes *whole, const Load &load) {
+    __m256i total[ROWS][2];
+    for (int r = 0; r < ROWS; ++r) {
+        const __m256i start = _mm256_set1_epi32(apart(row, r * stride)->less_eight);
+        total[r][0] = total[r][1] = OFFSET == 128 ? _mm256_slli_epi32(start, 4) : start;
+    }
+    for (int first = 0; first < 8; first += 4) {
+        __m256i v[4][2];
+        for (int i = 0; i < 4; ++i)
+            for (int h = 0; h < 2; ++h) v[i][h] = load(first + i, h);
+        for (int r = 0; r < ROWS; ++r)
+            for (int i = 0; i < 4; ++i) {
+                const __m256i four = _mm256_set1_epi32(apart(row, r * stride)->fours[first + i]);
+                for (int h = 0; h < 2; ++h) total[r][h] = _mm256_dpbusd_avx_epi32(total[r][h], v[i][h], four);
+            }
+    }
+    for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(total[r][0], total[r][1]);
+}
+struct Group8 {
+    static constexpr int64_t BYTES = STRIP * GROUP;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        unsigned_dots<128, ROWS>(row, stride, whole, [&](int i, int h) {
+            return _mm256_xor_si256(load_half(codes + 64 * i + 32 * h), _mm256_set1_epi8(-128));
+        });
+    }
+};
+struct Group4 {
+    static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        unsigned_dots<8, ROWS>(row, stride, whole, [&](int i, int h) {
+            const __m256i both = load_half(codes + 64 * (i % 4) + 32 * h);
+            return _mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+        });
+    }
+};
+#else
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
     template <int ROWS>
@@ -106,6 +148,7 @@ struct Group4 {
         for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(half[0][r], half[1][r]);
     }
 };
+#endif
 #elif defined(EBBTIDE_NEON)
 
 // total + the products of four outputs' codes, eight vectors of them, with a row's.

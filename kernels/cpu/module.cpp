@@ -21,6 +21,9 @@ std::vector<const Kernels *> available() {
     if (avx512 && __builtin_cpu_supports("avx512vnni")) sets.push_back(&kernels_avx512vnni());
     if (avx512) sets.push_back(&kernels_avx512());
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+#if defined(EBBTIDE_AVXVNNI)
+    if (avx2 && has_avxvnni()) sets.push_back(&kernels_avxvnni());
+#endif
     if (avx2) sets.push_back(&kernels_avx2());
 #endif
 #if defined(EBBTIDE_AARCH64)

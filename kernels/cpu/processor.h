@@ -1,4 +1,5 @@
-// What this processor has, where the compiler's own question does not know it everywhere: f16c is a name to some compilers alone.
+// What this processor has, where the compiler's own question does not know it everywhere: f16c and avxvnni are names to some
+// compilers alone.
 #pragma once
 #if defined(EBBTIDE_X86)
 #include <cpuid.h>
@@ -15,6 +16,10 @@ namespace ebbtide {
 inline bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+inline bool has_avxvnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 #elif defined(EBBTIDE_AARCH64)
 inline bool has_neon_dot() {

@@ -134,7 +134,11 @@ constexpr int SCORED_ROWS = 1, WEIGHED_ROWS = 1, WEIGHED_BLOCKS = 1;
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 // Products of words, two to a sum.
 inline __m256i add_words(__m256i sum, __m256i a, __m256i b) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#else
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
 }
 #elif defined(EBBTIDE_NEON_DOT)
 // 128 * the sum of n numbers (high bytes and then low ones), of which each lane has a part: what tiles lack that hold codes - 128.
