@@ -1,4 +1,4 @@
-# make demo | test | lint | peers | soak | neon | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
+# make demo | test | lint | peers | soak | neon | vnni | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
 #
 #   VENV=DIR      where the environment lies; PEERS_VENV=DIR: that of `make peers`, which compares speeds with
 #                 llama.cpp and transformers (llama.cpp is compiled: about ten minutes, once) by
@@ -29,7 +29,8 @@ endif
 export PYTHONSAFEPATH := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint peers soak neon clean
+.PHONY: demo test lint peers soak neon vnni clean
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/ebbtide demo
@@ -51,21 +52,45 @@ soak: $(SOAK_VENV)/.installed
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 	  $(SOAK_VENV)/bin/pytest -n $(WORKERS) --timeout 180 $(SOAK_TESTS)
 
-# The NEON kernels, cross-compiled and run in emulation, give the bits of AVX2's. Needs an x86 machine with AVX2, and Debian's
-# g++-aarch64-linux-gnu and qemu-user.
+# The kernels' bits where no machine of ours runs the instructions: NEON, with and without dot products, cross-compiled and run
+# in emulation, and AVX-VNNI, whose products are encoded as AVX-512's, give the bits of AVX2. Needs an x86 machine with AVX2, and
+# Debian's g++-aarch64-linux-gnu and qemu-user (neon), or one with AVX-512 VNNI and VL (vnni).
 NEON_CXX ?= aarch64-linux-gnu-g++
 BITS_FLAGS := -O3 -std=c++17 -ffp-contract=off -w
-neon: $(VENV)/.installed
-	mkdir -p build/neon
-	$(CXX) $(BITS_FLAGS) -mavx2 -mfma -mf16c -c kernels/cpu/avx2.cpp -o build/neon/avx2.o
-	$(CXX) $(BITS_FLAGS) -DEBBTIDE_X86 -DEBBTIDE_TABLE=kernels_avx2 tests/kernel_bits.cpp build/neon/avx2.o -o build/neon/avx2
-	$(NEON_CXX) $(BITS_FLAGS) -DEBBTIDE_AARCH64 -c kernels/cpu/neon.cpp -o build/neon/neon.o
-	$(NEON_CXX) $(BITS_FLAGS) -static -DEBBTIDE_AARCH64 -DEBBTIDE_TABLE=kernels_neon tests/kernel_bits.cpp build/neon/neon.o \
-	  -o build/neon/neon
-	$(BIN)/python tests/kernel_layouts.py > build/neon/layouts
-	build/neon/avx2 < build/neon/layouts > build/neon/avx2.hashes
-	qemu-aarch64 build/neon/neon < build/neon/layouts > build/neon/neon.hashes
-	diff build/neon/avx2.hashes build/neon/neon.hashes
+BITS := build/bits
+neon: $(BITS)/neon.same $(BITS)/neon_dot.same
+vnni: $(BITS)/avxvnni.same
+
+$(BITS)/%.same: $(BITS)/avx2.hashes $(BITS)/%.hashes
+	diff $^
+	touch $@
+
+$(BITS)/layouts: tests/kernel_layouts.py $(VENV)/.installed
+	mkdir -p $(BITS)
+	$(BIN)/python $< > $@
+
+$(BITS)/avx2.hashes $(BITS)/avxvnni.hashes: $(BITS)/%.hashes: $(BITS)/%.o tests/kernel_bits.cpp $(BITS)/layouts
+	$(CXX) $(BITS_FLAGS) -DEBBTIDE_X86 -DEBBTIDE_TABLE=kernels_$* tests/kernel_bits.cpp $< -o $(BITS)/$*
+	$(BITS)/$* < $(BITS)/layouts > $@
+
+$(BITS)/neon.hashes $(BITS)/neon_dot.hashes: $(BITS)/%.hashes: $(BITS)/%.o tests/kernel_bits.cpp $(BITS)/layouts
+	$(NEON_CXX) $(BITS_FLAGS) -static -DEBBTIDE_AARCH64 -DEBBTIDE_TABLE=kernels_$* tests/kernel_bits.cpp $< -o $(BITS)/$*
+	qemu-aarch64 -cpu max $(BITS)/$* < $(BITS)/layouts > $@
+
+$(BITS)/avx2.o: kernels/cpu/avx2.cpp $(SOURCES) | $(BITS)/layouts
+	$(CXX) $(BITS_FLAGS) -mavx2 -mfma -mf16c -c $< -o $@
+
+# The assembler takes the shorter of two encodings only where it is told to: without `{vex}` these are AVX-512's.
+$(BITS)/avxvnni.o: kernels/cpu/avxvnni.cpp $(SOURCES) | $(BITS)/layouts
+	$(CXX) $(BITS_FLAGS) -mavx2 -mfma -mf16c -mavxvnni -S $< -o $(BITS)/avxvnni.vex
+	sed 's/{vex} //' $(BITS)/avxvnni.vex > $(BITS)/avxvnni.s
+	$(CXX) -c $(BITS)/avxvnni.s -o $@
+
+$(BITS)/neon.o: kernels/cpu/neon.cpp $(SOURCES) | $(BITS)/layouts
+	$(NEON_CXX) $(BITS_FLAGS) -DEBBTIDE_AARCH64 -c $< -o $@
+
+$(BITS)/neon_dot.o: kernels/cpu/neon_dot.cpp $(SOURCES) | $(BITS)/layouts
+	$(NEON_CXX) $(BITS_FLAGS) -DEBBTIDE_AARCH64 -march=armv8.2-a+dotprod -c $< -o $@
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) $(SOAK_VENV) build dist .pytest_cache .ruff_cache .hypothesis

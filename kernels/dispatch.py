@@ -3,7 +3,7 @@
 EBBTIDE_KERNELS is `auto` (compiled where the extension was built, on CPU tensors; the default),
 `reference`, or `compiled` (an error where the extension is missing). Tensors on other devices are
 always the reference's. EBBTIDE_INSTRUCTION_SET names one of those that this machine can run, in
-place of the best that is known to work: `neon` is used by choice alone.
+place of the best.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def backend() -> str:
 
 
 def instruction_set() -> str:
-    """What the compiled kernels use: "avx512vnni", "avx512", "avx2", "neon" or "portable"; ""
-    without."""
+    """What the compiled kernels use: "avx512vnni", "avx512", "avxvnni", "avx2", "neon_dot", "neon"
+    or "portable"; "" without."""
     return _cpu.instruction_set() if _cpu is not None else ""
 
 

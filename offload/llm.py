@@ -134,8 +134,8 @@ class LLM:
 
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
         where pages that do not fit in memory go; None: the user's cache folder. draft: whether
-        exact mode may guess tokens and verify several at once; answers are the same. Checks the
-        files and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
+        tokens may be guessed and several verified at once; answers are the same. Checks the files
+        and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
         `context` was given and cannot fit.
         """
         llm = cls(

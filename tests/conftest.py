@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from instruction_sets import COMPILED
 from random_checkpoints import checkpoint  # noqa: F401 - a fixture
 from sessions_under_test import few_pages, folder, llm  # noqa: F401 - fixtures
 from tokenizers_under_test import chatml, llama, real, real_folder, small  # noqa: F401 - fixtures
@@ -23,7 +24,7 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512", "avx512vnni"])
+@pytest.fixture(params=["reference", *COMPILED])
 def kernels(request, monkeypatch) -> str:
     """Every implementation of the kernels: the torch reference, and each instruction set."""
     from ebbtide.kernels import dispatch

@@ -1,5 +1,5 @@
 // Runs every kernel of one instruction set on odd sizes and adversarial values and prints a hash of what it gives, so that
-// sets of different machines can be compared: `make neon` does, with NEON in emulation and AVX2, which the Python tests
+// sets of different machines can be compared: `make neon` and `make vnni` do, with AVX2, which the Python tests
 // compare with the reference. Reads layouts (dispatch.layout_numbers), a line each, from standard input.
 #include <cmath>
 #include <cstdio>

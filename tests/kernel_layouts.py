@@ -1,4 +1,4 @@
-"""Prints layouts of pages for kernel_bits.cpp, one a line: `make neon` runs both."""
+"""Prints layouts of pages for kernel_bits.cpp, one a line: `make neon` and `make vnni` run both."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ LAYOUTS = [
     PageLayout(2, 64, 64, 1, key_bits=5, near_bits=3, value_means=True),
     PageLayout(2, 64, 32, 1, key_bits=6, near_bits=3, value_bits=6, value_means=True),
     PageLayout(2, 128, 32, 1, key_bits=8, near_bits=3, value_bits=8, least_record_bytes=32768),
+    PageLayout(2, 72, 18, 1, key_bits=8, value_bits=8, value_means=True),
     PageLayout(2, 64, 16, 2, codec="full", raw_dtype=torch.bfloat16),
     PageLayout(2, 40, 16, 2, codec="full", raw_dtype=torch.float16),
     PageLayout(1, 80, 16, 2, codec="full", raw_dtype=torch.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from instruction_sets import COMPILED
 from sealed_pages import LAYOUTS, queries, sealed, tolerance
 
 from ebbtide.kernels import dispatch
@@ -18,9 +19,7 @@ from ebbtide.kernels.layer_attention import (
     join_parts,
 )
 
-compiled = pytest.mark.parametrize(
-    "kernels", ["portable", "avx2", "avx512", "avx512vnni"], indirect=True
-)
+compiled = pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 PER_SPAN = 2
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from instruction_sets import COMPILED
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import BLOCK_ROWS, ROW_TILE, linear
@@ -15,7 +16,6 @@ from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight, rounded_
 
 KINDS = ["float32", "bfloat16", "float16", "8", "4"]
 SHAPES = [(1, 1), (8, 40), (100, 32), (BLOCK_ROWS + 7, 96), (64, 1000), (3, 4864), (9, 6500)]
-COMPILED = ["portable", "avx2", "avx512", "avx512vnni"]
 
 
 def make(kind: str, shape: tuple[int, int], seed: int = 0):

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from instruction_sets import COMPILED
 
 from ebbtide.kernels import pages
 from ebbtide.kernels.attention import finish
@@ -93,7 +94,7 @@ def test_equal_tokens_are_attended_exactly():
     torch.testing.assert_close(finish(part)[:, 0], v.mean(0), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 def test_neither_threads_nor_places_change_a_bit(kernels):
     layout = dataclasses.replace(LAYOUTS["usual"], kv_heads=8)
     near = near_plane(layout, 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from instruction_sets import COMPILED
 from sealed_pages import LAYOUTS, check, queries, sealed, tolerance
 
 from ebbtide.kernels import dispatch
@@ -105,10 +106,7 @@ def test_spans_merge_to_the_whole(kernels):
     check(merge(raw, rest), q, k, v, (0, k.shape[1]), within=tolerance(kernels, layout))
 
 
-SETS = ["portable", "avx2", "avx512", "avx512vnni"]
-
-
-@pytest.mark.parametrize("kernels", SETS, indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("name", ["usual", "80", "full bf16"])
 def test_neither_threads_nor_other_rows_change_a_bit(name, kernels):
     layout = LAYOUTS[name]
@@ -127,7 +125,7 @@ def test_neither_threads_nor_other_rows_change_a_bit(name, kernels):
     assert all(torch.equal(x[:, 2:3], y) for x, y in zip(results[0], alone, strict=True))
 
 
-@pytest.mark.parametrize("kernels", SETS, indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("name", ["usual", "80", "64, 8 bits", "128, two near bits", "full bf16"])
 @pytest.mark.parametrize("is_biased", [False, True])
 def test_a_row_has_its_bits_among_hundreds(name, is_biased, kernels):

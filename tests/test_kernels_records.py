@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instruction_sets import COMPILED
 from sealed_pages import LAYOUTS, check, queries, sealed, tolerance
 
 from ebbtide.kernels.attention import UNSEEN, Partial, finish
@@ -120,7 +121,7 @@ def test_a_records_partial_depends_on_nothing_else(data):
     assert all(torch.equal(x, y) for x, y in zip(joined, again, strict=True))
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("name", ["usual", "full bf16", "value means"])
 def test_threads_change_no_bit(name, kernels):
     layout = MATRIX[name]

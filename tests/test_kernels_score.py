@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instruction_sets import COMPILED
 
 from ebbtide.kernels import pages
 from ebbtide.kernels.layout import PageLayout
@@ -35,9 +36,7 @@ LAYOUTS["320"] = PageLayout(1, 320, 32, 1, key_bits=8, value_bits=8, near_bits=2
 LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
 
 
-ALL_SETS = pytest.mark.parametrize(
-    "kernels", ["reference", "portable", "avx2", "avx512", "avx512vnni"], indirect=True
-)
+ALL_SETS = pytest.mark.parametrize("kernels", ["reference", *COMPILED], indirect=True)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -159,7 +158,7 @@ def test_a_pages_scores_depend_on_nothing_else(data):
         assert torch.equal(one, other[:, cut:, at])
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512vnni"], indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("name", ["usual", "80", "128, three bits"])
 def test_threads_change_no_bit(name, kernels):
     layout = LAYOUTS[name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import COMPILED
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.effect import head_effect, stand, value_spread
@@ -95,7 +96,7 @@ def test_ties_go_to_the_lowest_number(kernels):
     assert choose_records(shares, None, None, 2, 0.0).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 def test_threads_change_no_bit(kernels):
     log_mass, raw = masses(8, 4, 3000)
     unevenness = torch.rand(log_mass.shape, generator=torch.Generator().manual_seed(1))
@@ -111,7 +112,7 @@ def test_threads_change_no_bit(kernels):
         assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512vnni"], indirect=True)
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [64, 24])
 def test_what_is_known_before_pages_are_looked_at(kernels, dtype, dim):

@@ -21,7 +21,6 @@ from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
 from ebbtide.offload.rope import Rope
 from ebbtide.offload.rope_config import RopeConfig
 
-COMPILED = ["portable", "avx2", "avx512", "avx512vnni"]
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
 HIDDEN, INNER = 200, 424  # neither whole strips nor whole vectors
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 40

@@ -88,9 +88,6 @@ struct Ints {
     __m256i a, b;
 };
 constexpr int TOGETHER = 1;
-struct Sums {
-    __m256i a, b;  // int16: a column's 8 sums of at most 2 * 15 * 127 fit
-};
 inline Bits four_bytes(const int8_t *p) {
     int32_t bytes;
     std::memcpy(&bytes, p, 4);
@@ -129,6 +126,17 @@ inline Bits part(Bits x, int i) {
 }
 inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+#if defined(__AVXVNNI__)
+typedef Ints Sums;
+inline Sums sums_onto(Ints before) { return before; }
+inline Sums add_products(Sums sums, Bits codes, Bits q) {
+    return {_mm256_dpbusd_avx_epi32(sums.a, codes.a, q.a), _mm256_dpbusd_avx_epi32(sums.b, codes.b, q.b)};
+}
+inline Ints whole_of(Sums sums, Ints) { return sums; }
+#else
+struct Sums {
+    __m256i a, b;  // int16: a column's 8 sums of at most 2 * 15 * 127 fit
+};
 inline Sums sums_onto(Ints) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Sums add_products(Sums sums, Bits codes, Bits q) {
     sums.a = _mm256_add_epi16(sums.a, _mm256_maddubs_epi16(codes.a, q.a));
@@ -141,6 +149,7 @@ inline Ints whole_of(Sums sums, Ints before) {
     const __m256i ones = _mm256_set1_epi16(1);
     return add(before, {_mm256_madd_epi16(sums.a, ones), _mm256_madd_epi16(sums.b, ones)});
 }
+#endif
 inline __m256i sum_fours(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
     const __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
@@ -161,6 +170,76 @@ inline __m256i to_bytes(__m256 a, __m256 b, __m256 c, __m256 d) {
 }
 inline Bits to_bytes(const Lanes *x) {
     return {to_bytes(x[0].a, x[1].a, x[2].a, x[3].a), to_bytes(x[0].b, x[1].b, x[2].b, x[3].b)};
+}
+
+#elif defined(EBBTIDE_NEON)
+
+struct Bits {
+    uint8x16_t v[4];
+};
+struct Ints {
+    int32x4_t v[4];
+};
+constexpr int TOGETHER = 1;
+typedef Ints Sums;
+inline Bits four_bytes(const int8_t *p) {
+    uint32_t bytes;
+    std::memcpy(&bytes, p, 4);
+    const uint8x16_t all_of = vreinterpretq_u8_u32(vdupq_n_u32(bytes));
+    return {{all_of, all_of, all_of, all_of}};
+}
+inline void store_bits(void *p, Bits x) {
+    EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) vst1q_u8((uint8_t *)p + 16 * n, x.v[n]);
+}
+inline uint32x4_t four_words(const uint8_t *p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+inline uint8x16_t low_halves(uint32x4_t a, uint32x4_t b) {
+    return vreinterpretq_u8_u64(vzip1q_u64(vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b)));
+}
+inline uint8x16_t high_halves(uint32x4_t a, uint32x4_t b) {
+    return vreinterpretq_u8_u64(vzip2q_u64(vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b)));
+}
+EBBTIDE_INLINED void load_words(const uint8_t *p, int64_t run, Bits *to) {
+    EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n, p += run) {
+        const uint32x4_t a = four_words(p), b = four_words(p + 4 * run), c = four_words(p + 8 * run), d = four_words(p + 12 * run);
+        const uint32x4_t ab = vzip1q_u32(a, b), cd = vzip1q_u32(c, d), ab_high = vzip2q_u32(a, b), cd_high = vzip2q_u32(c, d);
+        to[0].v[n] = low_halves(ab, cd);
+        to[1].v[n] = high_halves(ab, cd);
+        to[2].v[n] = low_halves(ab_high, cd_high);
+        to[3].v[n] = high_halves(ab_high, cd_high);
+    }
+}
+template <int WIDTH>
+inline Bits part(Bits x, int i) {
+    const uint8x16_t mask = vdupq_n_u8((1 << WIDTH) - 1);
+    EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) x.v[n] = (x.v[n] >> (uint8_t)(i * WIDTH)) & mask;
+    return x;
+}
+inline Ints no_ints() { return {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
+inline Sums sums_onto(Ints before) { return before; }
+inline Sums add_products(Sums sums, Bits codes, Bits q) {
+    EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+        const int8x16_t code = vreinterpretq_s8_u8(codes.v[n]), query = vreinterpretq_s8_u8(q.v[n]);
+#if defined(EBBTIDE_NEON_DOT)
+        sums.v[n] = vdotq_s32(sums.v[n], code, query);
+#else
+        const int16x8_t low = vmull_s8(vget_low_s8(code), vget_low_s8(query)), high = vmull_high_s8(code, query);
+        sums.v[n] = vpadalq_s16(sums.v[n], vpaddq_s16(low, high));
+#endif
+    }
+    return sums;
+}
+inline Ints whole_of(Sums sums, Ints) { return sums; }
+inline Lanes to_lanes(Ints x) {
+    return {{vcvtq_f32_s32(x.v[0]), vcvtq_f32_s32(x.v[1]), vcvtq_f32_s32(x.v[2]), vcvtq_f32_s32(x.v[3])}};
+}
+inline Bits to_bytes(const Lanes *x) {
+    Bits r;
+    EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+        int32x4_t whole[4];
+        EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) whole[i] = vcvtnq_s32_f32(x[i].v[n]);
+        r.v[n] = vreinterpretq_u8_s8(narrowed(whole));
+    }
+    return r;
 }
 
 #else

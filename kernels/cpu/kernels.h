@@ -232,10 +232,12 @@ struct Kernels {
 const Kernels &kernels_portable();
 #if defined(EBBTIDE_X86)
 const Kernels &kernels_avx2();
+const Kernels &kernels_avxvnni();  // products of bytes, four at a time; all else as in avx2, to the bit
 const Kernels &kernels_avx512();
 const Kernels &kernels_avx512vnni();  // products of bytes, four at a time; all else as in avx512, to the bit
 #elif defined(EBBTIDE_AARCH64)
 const Kernels &kernels_neon();
+const Kernels &kernels_neon_dot();  // products of bytes, four at a time; all else as in neon, to the bit
 #endif
 
 }  // namespace ebbtide

@@ -43,13 +43,16 @@ inline Lanes load_u8(const uint8_t *p) {
     const uint8x16_t x = vld1q_u8(p);
     return from_words(vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
 }
+inline int8x16_t narrowed(const int32x4_t *x) {
+    const int16x8_t first = vcombine_s16(vqmovn_s32(x[0]), vqmovn_s32(x[1]));
+    const int16x8_t second = vcombine_s16(vqmovn_s32(x[2]), vqmovn_s32(x[3]));
+    return vcombine_s8(vqmovn_s16(first), vqmovn_s16(second));
+}
 // What is not a number gives zero, and what is beyond a byte its end: the group's scale says it.
 inline int8x16_t codes_of(Lanes a, int32x4_t *total) {
     int32x4_t whole[4];
     EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) *total = vaddq_s32(*total, whole[i] = vcvtnq_s32_f32(a.v[i]));
-    const int16x8_t first = vcombine_s16(vqmovn_s32(whole[0]), vqmovn_s32(whole[1]));
-    const int16x8_t second = vcombine_s16(vqmovn_s32(whole[2]), vqmovn_s32(whole[3]));
-    return vcombine_s8(vqmovn_s16(first), vqmovn_s16(second));
+    return narrowed(whole);
 }
 inline int32_t store_codes(Lanes a, Lanes b, int8_t *to) {
     int32x4_t total = vdupq_n_s32(0);

@@ -58,6 +58,48 @@ inline Lanes to_lanes(__m256i a, __m256i b) {
 }
 inline __m256i load_half(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+#if defined(__AVXVNNI__)
+// Half of a group's inputs at a time, whose codes, OFFSET too much, fill eight of sixteen registers: load(i, h) gives half h of
+// vector i.
+template <int OFFSET, int ROWS, typename Load>
+inline void unsigned_dots(const RowGroup *row, int64_t stride, Lanes *whole, const Load &load) {
+    __m256i total[ROWS][2];
+    for (int r = 0; r < ROWS; ++r) {
+        const __m256i start = _mm256_set1_epi32(apart(row, r * stride)->less_eight);
+        total[r][0] = total[r][1] = OFFSET == 128 ? _mm256_slli_epi32(start, 4) : start;
+    }
+    for (int first = 0; first < 8; first += 4) {
+        __m256i v[4][2];
+        for (int i = 0; i < 4; ++i)
+            for (int h = 0; h < 2; ++h) v[i][h] = load(first + i, h);
+        for (int r = 0; r < ROWS; ++r)
+            for (int i = 0; i < 4; ++i) {
+                const __m256i four = _mm256_set1_epi32(apart(row, r * stride)->fours[first + i]);
+                for (int h = 0; h < 2; ++h) total[r][h] = _mm256_dpbusd_avx_epi32(total[r][h], v[i][h], four);
+            }
+    }
+    for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(total[r][0], total[r][1]);
+}
+struct Group8 {
+    static constexpr int64_t BYTES = STRIP * GROUP;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        unsigned_dots<128, ROWS>(row, stride, whole, [&](int i, int h) {
+            return _mm256_xor_si256(load_half(codes + 64 * i + 32 * h), _mm256_set1_epi8(-128));
+        });
+    }
+};
+struct Group4 {
+    static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    template <int ROWS>
+    static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
+        unsigned_dots<8, ROWS>(row, stride, whole, [&](int i, int h) {
+            const __m256i both = load_half(codes + 64 * (i % 4) + 32 * h);
+            return _mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+        });
+    }
+};
+#else
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
     template <int ROWS>
@@ -106,31 +148,46 @@ struct Group4 {
         for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(half[0][r], half[1][r]);
     }
 };
+#endif
 #elif defined(EBBTIDE_NEON)
 
-// Two of the eight vectors of a strip, four outputs: pairs of products of bytes are within 16 bits, -128 * 127 twice as well,
-// and are added to 32 bits of which two neighbours make an output.
+// total + the products of four outputs' codes, eight vectors of them, with a row's.
+#if defined(EBBTIDE_NEON_DOT)
+inline int32x4_t add_four(int32x4_t total, const int8x16_t *w, int8x16_t x) {
+    total = vdotq_laneq_s32(total, w[0], x, 0);
+    total = vdotq_laneq_s32(total, w[1], x, 1);
+    total = vdotq_laneq_s32(total, w[2], x, 2);
+    return vdotq_laneq_s32(total, w[3], x, 3);
+}
+inline int32x4_t add_group(int32x4_t total, const int8x16_t *w, const RowGroup *row) {
+    const int8_t *x = (const int8_t *)row->fours;
+    return add_four(add_four(total, w, vld1q_s8(x)), w + 4, vld1q_s8(x + 16));
+}
+#else
+// Pairs of products of bytes are within 16 bits, -128 * 127 twice as well, and are added to 32 bits of which two neighbours
+// make an output.
 inline int32x4_t add_pairs(int32x4_t total, int8x16_t w, int8x16_t other_w, int8x16_t x, int8x16_t other_x) {
     const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_low_s8(other_w), vget_low_s8(other_x));
     const int16x8_t high = vmlal_high_s8(vmull_high_s8(w, x), other_w, other_x);
     return vaddq_s32(total, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 }
 inline int8x16_t four_times(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+inline int32x4_t add_group(int32x4_t total, const int8x16_t *w, const RowGroup *row) {
+    EBBTIDE_UNROLLED for (int i = 0; i < 8; i += 2)
+        total = add_pairs(total, w[i], w[i + 1], four_times(row->fours[i]), four_times(row->fours[i + 1]));
+    return total;
+}
+#endif
 
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
-        for (int r = 0; r < ROWS; ++r) {
-            const RowGroup *x = apart(row, r * stride);
-            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
-                int32x4_t total = vdupq_n_s32(0);
-                EBBTIDE_UNROLLED for (int i = 0; i < 8; i += 2) {
-                    const int8_t *w = (const int8_t *)codes + 64 * i + 16 * n;
-                    total = add_pairs(total, vld1q_s8(w), vld1q_s8(w + 64), four_times(x->fours[i]), four_times(x->fours[i + 1]));
-                }
-                whole[r].v[n] = vcvtq_f32_s32(total);
-            }
+        EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+            int8x16_t w[8];
+            EBBTIDE_UNROLLED for (int i = 0; i < 8; ++i) w[i] = vld1q_s8((const int8_t *)codes + 64 * i + 16 * n);
+            for (int r = 0; r < ROWS; ++r)
+                whole[r].v[n] = vcvtq_f32_s32(add_group(vdupq_n_s32(0), w, apart(row, r * stride)));
         }
     }
 };
@@ -147,10 +204,7 @@ struct Group4 {
             }
             for (int r = 0; r < ROWS; ++r) {
                 const RowGroup *x = apart(row, r * stride);
-                int32x4_t total = vdupq_n_s32(x->less_eight);
-                EBBTIDE_UNROLLED for (int i = 0; i < 8; i += 2)
-                    total = add_pairs(total, w[i], w[i + 1], four_times(x->fours[i]), four_times(x->fours[i + 1]));
-                whole[r].v[n] = vcvtq_f32_s32(total);
+                whole[r].v[n] = vcvtq_f32_s32(add_group(vdupq_n_s32(x->less_eight), w, x));
             }
         }
     }

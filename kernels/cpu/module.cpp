@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "processor.h"
 
 namespace nb = nanobind;
 using namespace ebbtide;
@@ -19,13 +20,17 @@ std::vector<const Kernels *> available() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
     if (avx512 && __builtin_cpu_supports("avx512vnni")) sets.push_back(&kernels_avx512vnni());
     if (avx512) sets.push_back(&kernels_avx512());
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        sets.push_back(&kernels_avx2());
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+#if defined(EBBTIDE_AVXVNNI)
+    if (avx2 && has_avxvnni()) sets.push_back(&kernels_avxvnni());
+#endif
+    if (avx2) sets.push_back(&kernels_avx2());
+#endif
+#if defined(EBBTIDE_AARCH64)
+    if (has_neon_dot()) sets.push_back(&kernels_neon_dot());
+    sets.push_back(&kernels_neon());
 #endif
     sets.push_back(&kernels_portable());
-#if defined(EBBTIDE_AARCH64)
-    sets.push_back(&kernels_neon());  // last, and so by choice alone: it has run in emulation only
-#endif
     return sets;
 }
 
@@ -80,7 +85,7 @@ bool seal(uintptr_t k, uintptr_t v, const std::vector<int64_t> &numbers, int64_t
 NB_MODULE(_cpu, m) {
     m.doc() = "Ebbtide's CPU kernels. Called through ebbtide.kernels.dispatch alone: arguments are addresses.";
     m.attr("INTERFACE") = INTERFACE;
-    m.def("instruction_sets", &instruction_sets, "What this machine can run, best first; what no machine of ours has run comes last.");
+    m.def("instruction_sets", &instruction_sets, "What this machine can run, best first.");
     m.def("instruction_set", [] { return std::string(active->name); }, "What is in use.");
     m.def("byte_products", [] { return active->byte_products; }, "Whether codes are multiplied faster than floats by many rows.");
     m.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");

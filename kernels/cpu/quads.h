@@ -1,6 +1,6 @@
 // Products of a page's codes, in tiles, with whole numbers of sixteen bits. All products are exact sums of int32, and so alike in
-// every instruction set. With VNNI a number is two bytes, 256 * high + low. Included inside an anonymous namespace, after
-// tiles.h.
+// every instruction set. Where bytes are multiplied (BYTE_PRODUCTS) a number is two of them, 256 * high + low. Included inside
+// an anonymous namespace, after tiles.h.
 
 constexpr float ROUND_TO_WHOLE = 12582912.0f;  // 1.5 * 2**23: a sum with it is rounded to a whole number
 
@@ -25,6 +25,13 @@ inline void store_numbers(Lanes whole, uint8_t *to, int64_t j, int64_t n) {
     const __m256i low = _mm256_set1_epi32(0xffff);
     const __m256i a = _mm256_and_si256(_mm256_castps_si256(whole.a), low), b = _mm256_and_si256(_mm256_castps_si256(whole.b), low);
     _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8));
+#elif defined(EBBTIDE_NEON_DOT)
+    EBBTIDE_UNROLLED for (int i = 0; i < 4; i += 2) {
+        const uint32x4_t a = vreinterpretq_u32_f32(whole.v[i]), b = vreinterpretq_u32_f32(whole.v[i + 1]);
+        const int16x8_t words = vreinterpretq_s16_u16(vcombine_u16(vmovn_u32(a), vmovn_u32(b)));
+        vst1_s8((int8_t *)to + j + 4 * i, vrshrn_n_s16(words, 8));
+        vst1_s8((int8_t *)to + n + j + 4 * i, vmovn_s16(words));
+    }
 #elif defined(EBBTIDE_NEON)
     EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) vst1_u16((uint16_t *)(to + 2 * j) + 4 * i, vmovn_u32(vreinterpretq_u32_f32(whole.v[i])));
 #else
@@ -114,6 +121,8 @@ inline void to_steps(const float *x, int64_t stride, int64_t n, const float *lo,
 // Rows and blocks whose sums registers hold together.
 #if defined(__AVX512VNNI__)
 constexpr int SCORED_ROWS = 4, WEIGHED_ROWS = 2, WEIGHED_BLOCKS = 4;
+#elif defined(EBBTIDE_NEON_DOT)
+constexpr int SCORED_ROWS = 4, WEIGHED_ROWS = 3, WEIGHED_BLOCKS = 1;
 #elif defined(__AVX2__)
 constexpr int SCORED_ROWS = 2, WEIGHED_ROWS = 4, WEIGHED_BLOCKS = 1;
 #elif defined(EBBTIDE_NEON)
@@ -122,7 +131,31 @@ constexpr int SCORED_ROWS = 4, WEIGHED_ROWS = 4, WEIGHED_BLOCKS = 1;
 constexpr int SCORED_ROWS = 1, WEIGHED_ROWS = 1, WEIGHED_BLOCKS = 1;
 #endif
 
-#if defined(EBBTIDE_NEON)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// Products of words, two to a sum.
+inline __m256i add_words(__m256i sum, __m256i a, __m256i b) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
+}
+#elif defined(EBBTIDE_NEON_DOT)
+// 128 * the sum of n numbers (high bytes and then low ones), of which each lane has a part: what tiles lack that hold codes - 128.
+inline int32x4_t times_128(const int8_t *x, int64_t n) {
+    int32x4_t high = vdupq_n_s32(0), low = high;
+    for (int64_t j = 0; j < n; j += 16) {
+        high = vdotq_s32(high, vld1q_s8(x + j), vdupq_n_s8(64));
+        low = vdotq_s32(low, vld1q_s8(x + n + j), vdupq_n_s8(64));
+    }
+    return vshlq_n_s32(vaddq_s32(vshlq_n_s32(high, 8), low), 1);
+}
+inline int8x16_t four_times(const uint8_t *p) {
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    return vreinterpretq_s8_u32(vdupq_n_u32(four));
+}
+#elif defined(EBBTIDE_NEON)
 inline int32x4_t add_words(int32x4_t sum, int16x8_t a, int16x8_t b) {
     return vmlal_high_s16(vmlal_s16(sum, vget_low_s16(a), vget_low_s16(b)), a, b);
 }
@@ -173,8 +206,7 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
                 const __m256i code = _mm256_loadu_si256((const __m256i *)(tiles + (2 * half + n / 2) * quad + i * 64 + n % 2 * 32));
                 const __m256i first = _mm256_unpacklo_epi8(code, none), second = _mm256_unpackhi_epi8(code, none);
                 EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
-                    acc[r][n] = _mm256_add_epi32(acc[r][n], _mm256_add_epi32(_mm256_madd_epi16(first, low[r]),
-                                                                             _mm256_madd_epi16(second, high[r])));
+                    acc[r][n] = add_words(add_words(acc[r][n], first, low[r]), second, high[r]);
             }
         }
         EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
@@ -186,8 +218,29 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
         }
     }
 #elif defined(EBBTIDE_NEON)
+#if defined(EBBTIDE_NEON_DOT)
+    int32x4_t start[ROWS];  // of every token, as tiles hold codes - 128: 128 times the query
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) start[r] = times_128((const int8_t *)q + r * 2 * wide, wide);
+#endif
     for (int n = 0; n < 4; ++n, tiles += quad) {  // four tokens
         int32x4_t acc[ROWS][4];
+#if defined(EBBTIDE_NEON_DOT)
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+            EBBTIDE_UNROLLED for (int t = 0; t < 4; ++t) acc[r][t] = vdupq_n_s32(0);
+        for (int term = 0; term < 2; ++term) {
+            for (int64_t i = 0; i < blocks; ++i) {
+                int8x16_t code[4];
+                EBBTIDE_UNROLLED for (int t = 0; t < 4; ++t) code[t] = vld1q_s8((const int8_t *)tiles + i * 64 + t * 16);
+                EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+                    const int8x16_t query = vld1q_s8((const int8_t *)q + r * 2 * wide + term * wide + i * 16);
+                    EBBTIDE_UNROLLED for (int t = 0; t < 4; ++t) acc[r][t] = vdotq_s32(acc[r][t], code[t], query);
+                }
+            }
+            EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+                EBBTIDE_UNROLLED for (int t = 0; t < 4; ++t)
+                    acc[r][t] = term ? vaddq_s32(acc[r][t], start[r]) : vshlq_n_s32(acc[r][t], 8);
+        }
+#else
         EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
             EBBTIDE_UNROLLED for (int t = 0; t < 4; ++t) acc[r][t] = vdupq_n_s32(0);
         for (int64_t i = 0; i < blocks; ++i)
@@ -201,6 +254,7 @@ inline void score_sixteen(const uint8_t *tiles, int64_t blocks, const uint8_t *q
                     acc[r][t] = add_words(acc[r][t], second, vld1q_s16(query + 8));
                 }
             }
+#endif
         EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
             const int32x4_t sums = vpaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), vpaddq_s32(acc[r][2], acc[r][3]));
             vst1q_f32(out + r * stride + 4 * n, vfmaq_n_f32(vdupq_n_f32(base[r]), vcvtq_f32_s32(sums), step[r]));
@@ -265,8 +319,8 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
                 int32_t pair;
                 std::memcpy(&pair, weights + r * stride + 2 * t + 4 * half, 4);
                 const __m256i weight = _mm256_set1_epi32(pair);
-                acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(one, weight));
-                acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(two, weight));
+                acc[r][0] = add_words(acc[r][0], one, weight);
+                acc[r][1] = add_words(acc[r][1], two, weight);
             }
         }
     }
@@ -276,6 +330,33 @@ inline void add_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, cons
         _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), size, _mm256_loadu_ps(to)));
         _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), size, _mm256_loadu_ps(to + 8)));
     }
+#elif defined(EBBTIDE_NEON_DOT)
+    static_assert(BLOCKS == 1, "sums of more blocks than one do not fit the registers");
+    int32x4_t high[ROWS][4], low[ROWS][4], start[ROWS];
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+        start[r] = vdupq_n_s32(vaddvq_s32(times_128((const int8_t *)weights + r * stride, padded)));
+        EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) high[r][n] = low[r][n] = vdupq_n_s32(0);
+    }
+    for (int64_t t = 0; t < tokens; t += 4, tiles += blocks * 64) {
+        ahead.step();
+        const uint16x8_t a = vld1q_u16((const uint16_t *)tiles), b = vld1q_u16((const uint16_t *)tiles + 8);
+        const uint16x8_t c = vld1q_u16((const uint16_t *)tiles + 16), d = vld1q_u16((const uint16_t *)tiles + 24);
+        const int8x16_t code[4] = {vreinterpretq_s8_u16(vzip1q_u16(a, c)), vreinterpretq_s8_u16(vzip2q_u16(a, c)),
+                                   vreinterpretq_s8_u16(vzip1q_u16(b, d)), vreinterpretq_s8_u16(vzip2q_u16(b, d))};
+        EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
+            const int8x16_t first = four_times(weights + r * stride + t), second = four_times(weights + r * stride + padded + t);
+            EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+                high[r][n] = vdotq_s32(high[r][n], code[n], first);
+                low[r][n] = vdotq_s32(low[r][n], code[n], second);
+            }
+        }
+    }
+    EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r)
+        EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
+            const int32x4_t all_of = vaddq_s32(vaddq_s32(vshlq_n_s32(high[r][n], 8), low[r][n]), start[r]);
+            float *to = sums + r * wide + 4 * n;
+            vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), vcvtq_f32_s32(all_of), step[r]));
+        }
 #elif defined(EBBTIDE_NEON)
     static_assert(BLOCKS == 1, "sums of more blocks than one do not fit the registers");
     int32x4_t acc[ROWS][4];

@@ -2,8 +2,9 @@
 // codes.h.
 //
 // A tile is 64 bytes: sixteen neighbouring elements of each of four tokens, token after token. Tiles of a page lie
-// [tokens / 4][blocks of sixteen elements]. Where bytes are multiplied four at a time (VNNI), tiles of values hold
-// the four tokens of each element side by side instead.
+// [tokens / 4][blocks of sixteen elements]. Where bytes are multiplied four at a time (AVX-512 VNNI, ARM's dot products),
+// tiles of values hold tokens of each element side by side instead: four, or two where a register holds no more. ARM
+// multiplies signed bytes alone, so that there tiles hold codes - 128.
 
 // As much of a tile as one register holds.
 #if defined(__AVX512F__)
@@ -13,11 +14,13 @@ typedef Bytes32 Tile;  // two tokens: a compiler takes a vector that is longer t
 #endif
 constexpr int64_t TILE_TOKENS = (int64_t)sizeof(Tile) / 16;
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(EBBTIDE_NEON_DOT)
 constexpr bool BYTE_PRODUCTS = true;
 #else
 constexpr bool BYTE_PRODUCTS = false;
 #endif
+// Whether codes are multiplied faster than floats by many rows too: not where four numbers are a register, as on ARM.
+constexpr bool BEATS_FLOATS = BYTE_PRODUCTS && TILE_TOKENS == 4;
 
 inline int64_t num_blocks(int64_t dim) { return (dim + 15) / 16; }
 inline int64_t tile_bytes(int64_t tokens, int64_t dim) { return (tokens + 15) / 16 * 4 * num_blocks(dim) * 64; }
@@ -90,12 +93,22 @@ inline void add_plane(const uint8_t *plane, int64_t blocks, int below, bool firs
     }
 }
 
-// The four tokens of each element side by side, where products take them so.
-inline Tile by_element(Tile x) {
+// A tile's tokens, one after the other, as products take them.
+template <bool VALUES>
+inline Tile as_multiplied(Tile x) {
 #if defined(__AVX512VNNI__)
+    if (!VALUES) return x;
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     return (Tile)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(order, (__m512i)x), within);
+#elif defined(EBBTIDE_NEON_DOT)
+    x ^= 0x8080808080808080ull;
+    if (!VALUES) return x;
+    uint8x16_t tokens[2];
+    std::memcpy(tokens, &x, sizeof x);
+    const uint8x16_t pairs[2] = {vzip1q_u8(tokens[0], tokens[1]), vzip2q_u8(tokens[0], tokens[1])};
+    std::memcpy(&x, pairs, sizeof x);
+    return x;
 #else
     return x;
 #endif
@@ -119,7 +132,7 @@ void read_tiles(const CodePlanes &p, int64_t tokens, int64_t blocks, uint8_t *to
         add_plane<C, BLOCKS>(p.data[2] + t * token_bits * C / 8, blocks, D, false, tiles);
         add_plane<D, BLOCKS>(p.data[3] + t * token_bits * D / 8, blocks, 0, false, tiles);
         for (int64_t i = 0; i < blocks; ++i) {
-            const Tile tile = VALUES ? by_element(tiles[i]) : tiles[i];
+            const Tile tile = as_multiplied<VALUES>(tiles[i]);
             std::memcpy(to + (t / 4 * blocks + i) * 64 + t % 4 * 16, &tile, sizeof tile);
         }
     }
@@ -208,7 +221,7 @@ inline void read_spread_tiles(const int *widths, const CodePlanes &planes, int64
             for (int64_t b = 0; b < blocks; ++b) {
                 Tile tile = load_tile(spread[0] + t * dim + 16 * b, dim);
                 for (int i = 1; i < count; ++i) tile |= load_tile(spread[i] + t * dim + 16 * b, dim);
-                if (VALUES) tile = by_element(tile);
+                tile = as_multiplied<VALUES>(tile);
                 std::memcpy(to + ((first + t) / 4 * blocks + b) * 64 + t % 4 * 16, &tile, sizeof tile);
             }
     }
@@ -224,11 +237,11 @@ inline void read_any_tiles(const CodeReader &reader, int64_t tokens, int64_t dim
         for (int64_t j = dim; j < blocks * 16; ++j) codes[j] = 0;
         for (int64_t i = 0; i < blocks; ++i) std::memcpy(to + (t / 4 * blocks + i) * 64 + t % 4 * 16, codes + i * 16, 16);
     }
-    if (!VALUES || !BYTE_PRODUCTS) return;
-    for (int64_t i = 0; i < tokens / 4 * blocks; ++i) {
+    if (!BYTE_PRODUCTS) return;
+    for (int64_t i = 0; i < (tokens + 3) / 4 * blocks * 64; i += (int64_t)sizeof(Tile)) {
         Tile x;
-        std::memcpy(&x, to + i * 64, sizeof x);
-        x = by_element(x);
-        std::memcpy(to + i * 64, &x, sizeof x);
+        std::memcpy(&x, to + i, sizeof x);
+        x = as_multiplied<VALUES>(x);
+        std::memcpy(to + i, &x, sizeof x);
     }
 }

@@ -1,0 +1,3 @@
+#define EBBTIDE_NAME "avxvnni"
+#define EBBTIDE_TABLE kernels_avxvnni
+#include "all.h"
