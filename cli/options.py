@@ -141,8 +141,8 @@ SHARED = (
         "draft",
         ("--draft",),
         _FIDELITY,
-        "on (as it is) or off: guess tokens, and verify several at once. Answers are the same, and "
-        "come sooner.",
+        "on (as it is) or off: guess tokens, and verify several at once, but in deadline mode. "
+        "Answers are the same, and usually come sooner.",
         values.switch_word,
         "on|off",
     ),

@@ -21,7 +21,7 @@ from .attention import UNSEEN, Partial, attend_scores, cap
 from .layout import PageLayout
 
 # With more rows than these, unpacking and two large products of floats are faster than the compiled
-# kernel, unless codes are multiplied as bytes.
+# kernel, unless dispatch.byte_products says otherwise.
 FEW_ROWS = 32
 TOKEN_BLOCK = 4  # the compiled kernel takes that many tokens of a page at once
 

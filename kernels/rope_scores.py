@@ -47,7 +47,8 @@ class Turns(NamedTuple):
 
 def block_turns(frequencies: torch.Tensor) -> Turns:
     """Of frequencies (pairs,) float32, radians a position."""
-    exact, half = frequencies.double().cpu(), BLOCK // 2
+    exact = frequencies.cpu().double()  # not every device has float64
+    half = BLOCK // 2
     is_fast = (exact.abs() * half > SLOW_ANGLE).nonzero()
     num_fast = int(is_fast[-1]) + 1 if len(is_fast) else 0
     steps, degrees = torch.arange(-half, half).double(), torch.arange(DEGREES)

@@ -16,7 +16,7 @@ import torch
 
 from .budget import Limits
 from .checkpoint import Checkpoint
-from .engine import can_verify
+from .engine import rows_stand_alone
 from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
@@ -62,7 +62,7 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        self._drafts = drafts and mode.name != "deadline" and can_verify(device)
+        self._drafts = drafts and mode.name != "deadline" and rows_stand_alone(device)
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 

@@ -178,19 +178,19 @@ class TieredAttention:
         first = 0 if window is None else max(0, position - window + 1) // self.span_tokens
         return range(first, -(-sealed // self.span_tokens))
 
-    def spans_of(self, query: Query, window: int | None) -> range:
-        """The same for a query: in prefill what its cell's first row wants, so that partials are
-        merged alike whichever rows there are."""
-        is_decode = query.rows == 1
-        position = query.position if is_decode else query.cell * self.cell_tokens
-        return self.spans_wanted(position, query.cell, window)
-
     def sealed_tokens(self, cell: int) -> int:
         """How many tokens a query in a cell sees sealed."""
         return max(0, cell - 1) * self.cell_tokens
 
     def _sealed(self, layer, sequence, queries, window, key_bias) -> None:
-        wanted = [self.spans_of(query, window) for query in queries]
+        # In prefill what the cell's first row wants, so that partials are merged alike whichever
+        # rows there are.
+        cells = self.cell_tokens
+        starts = [q.position if q.rows == 1 else q.cell * cells for q in queries]
+        wanted = [
+            self.spans_wanted(start, query.cell, window)
+            for start, query in zip(starts, queries, strict=True)
+        ]
         stop = max((spans.stop for spans in wanted), default=0)
         start = min((spans.start for spans in wanted if spans), default=stop)
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)

@@ -38,9 +38,9 @@ from .weights import LayerTensors, WeightStore
 from .whole_token import make_whole_token
 
 
-def can_verify(device: torch.device) -> bool:
-    """Whether `Engine.verify` can be had: only compiled kernels give a token its bits in any
-    company."""
+def rows_stand_alone(device: torch.device) -> bool:
+    """Whether a row's bits are its own in any company, as compiled kernels give them. Then tokens
+    can be verified together, and some rows of a cell attended without the others."""
     return dispatch.compiled_for(torch.empty(0, device=device)) is not None
 
 
@@ -95,6 +95,7 @@ class Engine:
     def choose_pages(self, mode: Mode, *, audits: bool = True) -> None:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
         than exact want a layout with mean values. audits: whether estimates are checked meanwhile.
+        Not while tokens are verified that were not taken in.
         """
         self.selected = None
         if mode.selects:
@@ -247,7 +248,7 @@ class Engine:
                 attended = self.selected.run_several(layer, sequence, query, bias, x, w, notes)
             else:
                 window = self._window(layer)
-                self._wish_ahead(sequence, layer, [query])
+                self._wish_ahead(sequence, layer, query, decodes=True)
                 attended = self.attention.run_several(layer, sequence, query, window, bias)
             x = self.decoder.mix(layer, w, x, attended, slice(0, count))
         sequence.verified = deque(notes)
@@ -255,10 +256,10 @@ class Engine:
 
     def take_in(self, sequence: Sequence) -> None:
         """Make the first token behind the sequence's end, which was verified, part of it."""
+        notes = sequence.verified.popleft() if sequence.verified else []
         sequence.length += 1
-        if sequence.verified:
-            for noted in sequence.verified.popleft():
-                self.selected.note(sequence, noted)
+        for noted in notes:
+            self.selected.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
         """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""
@@ -333,7 +334,7 @@ class Engine:
         for the sake of `rows`: all of them where a row's bits depend on how many there are, and
         two at least, since one is decoded."""
         cells, first, count = self.geometry.cell_tokens, 0, self.geometry.cell_tokens
-        if can_verify(self.device):
+        if rows_stand_alone(self.device):
             first, count = min(rows.start, cells - 2), max(2, rows.stop - rows.start)
         if count < cells:
             kv_heads, _, dim = q.shape
@@ -342,16 +343,17 @@ class Engine:
         return Query(q, count, cell * cells + first, cell)
 
     def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
-        self._wish_ahead(sequence, layer, queries)
+        self._wish_ahead(sequence, layer, queries[0], decodes=queries[0].rows == 1)
         return self.attention.run(layer, sequence, queries, self._window(layer), bias)
 
-    def _wish_ahead(self, sequence, layer: int, queries: list[Query]) -> None:
-        """Ask for all pages of a layer and of the next one, unless that one selects from them."""
+    def _wish_ahead(self, sequence, layer: int, query: Query, *, decodes: bool) -> None:
+        """Ask for all pages of a layer and of the next one, unless that one selects from them.
+        query: the first, of a cell or of one or more tokens that are decoded."""
         if self.overlap:
-            following, is_decode = (layer + 1) % self.config.num_layers, queries[0].rows == 1
-            self._wish(sequence, layer, queries)
-            if not (is_decode and self._selects(following)):
-                self._wish(sequence, following, queries)
+            following = (layer + 1) % self.config.num_layers
+            self._wish(sequence, layer, query, decodes)
+            if not (decodes and self._selects(following)):
+                self._wish(sequence, following, query, decodes)
 
     def _selects(self, layer: int) -> bool:
         """Whether decode chooses among a layer's pages: a sliding window's few are all attended.
@@ -385,13 +387,14 @@ class Engine:
                 query = Query(q, 1, position, position // self.geometry.cell_tokens)
                 selected.expect(layer, sequence, query, self._page_bias(w))
 
-    def _wish(self, sequence: Sequence, layer: int, queries: list[Query]) -> None:
+    def _wish(self, sequence: Sequence, layer: int, query: Query, decodes: bool) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""
         window = self._window(layer)
         if window is None:
             self.store.prefetch(sequence.table, layer)
         else:
-            spans = self.attention.spans_of(queries[0], window)
+            first = query.position if decodes else query.cell * self.geometry.cell_tokens
+            spans = self.attention.spans_wanted(first, query.cell, window)
             self.store.prefetch(sequence.table, layer, list(spans))
 
     def _window(self, layer: int) -> int | None:

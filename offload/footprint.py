@@ -116,7 +116,8 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     raw_tokens = 2 * cell + geometry.layout.page_tokens
     longest = max(geometry.span_tokens, raw_tokens)
     merges = 2 + max(1, (config.max_positions // geometry.span_tokens).bit_length())
-    per_cell = config.hidden_size + heads * (2 + merges)
+    # Key biases' factors are as many as a query's elements.
+    per_cell = config.hidden_size + heads * (2 + merges + config.qkv_bias)
     # Routed rows are gathered, multiplied and put back beside the residual's.
     experts = [e for e in config.experts if e is not None]
     inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])

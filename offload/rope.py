@@ -30,11 +30,12 @@ class Rope:
         self._nothing = torch.empty(0, device=device)
         self._latest: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
         self._rows: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] = -1, []
+        self.frequencies = self._nothing
         if config is not None:
             self.width = config.width(head_dim)
             frequencies, self.amplitude = _frequencies(config, self.width)
             self.frequencies = frequencies.to(device)
-            self.turns = block_turns(self.frequencies)
+        self.turns = block_turns(self.frequencies)
 
     def turn(
         self, x: torch.Tensor, start: int, scale: float = 1.0, *, heads_first: bool = False
@@ -64,7 +65,7 @@ class Rope:
         b = b[:, None]
         if self.config is None:
             none = q.new_empty((*q.shape[:2], 0))
-            return none, none, (q * b).sum(-1), block_turns(q.new_empty(0))
+            return none, none, (q * b).sum(-1), self.turns
         rest = (q[..., self.width :] * b[..., self.width :]).sum(-1)
         q, b = q[..., : self.width], b[..., : self.width]
         if self.config.interleaved:

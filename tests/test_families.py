@@ -13,6 +13,7 @@ from model_matrix import VARIANTS, page
 from random_checkpoints import reference_logits
 from small_llm import TINY, open_small
 
+from ebbtide.kernels import dispatch
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.families import FAMILIES
 
@@ -88,11 +89,16 @@ def test_neither_tiers_nor_streaming_nor_sessions_change_a_bit(checkpoint, tmp_p
     assert torch.equal(torch.stack(rows), expected[PREFILLED - 1 :])
 
 
-@pytest.mark.parametrize("codec", ["8", "full"])
+@pytest.mark.parametrize("codec", ["8", "8, packed", "full"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_row_has_its_bits_however_the_text_was_cut(checkpoint, tmp_path, name, codec):
-    """Of a cell only the rows that are new are attended, and in the end only the last one."""
-    with open_small(checkpoint(name), tmp_path, codec, **TINY) as llm:
+def test_a_row_has_its_bits_however_the_text_was_cut(
+    checkpoint, tmp_path, monkeypatch, name, codec
+):
+    """Of a cell only the rows that are new are attended, and in the end only the last one. Packed:
+    as where that is faster, on any machine."""
+    if codec == "8, packed":
+        monkeypatch.setattr(dispatch, "byte_products", lambda: True)
+    with open_small(checkpoint(name), tmp_path, codec.removesuffix(", packed"), **TINY) as llm:
         expected = torch.empty(NUM_TOKENS, llm.config.hidden_size)
 
         def keep(cell: int, x: torch.Tensor, new: slice) -> None:

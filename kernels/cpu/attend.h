@@ -1,4 +1,4 @@
-// Attention of query rows over sealed pages, without float32 copies of them: decode, and prefill where bytes are multiplied. A chunk is one
+// Attention of query rows over sealed pages, without float32 copies of them: decode, and prefill where byte_products says so. A chunk is one
 // record of one head; it becomes one partial (../attention.py), and `merge_chunks` joins partials in order.
 // Included inside an anonymous namespace, after pages.h.
 //

@@ -164,7 +164,7 @@ enum Activation { SILU, GELU, GELU_TANH };  // in the order of ../step.py
 
 struct Kernels {
     const char *name;
-    bool byte_products;  // codes are multiplied four bytes at a time, and so faster than floats by however many rows
+    bool byte_products;  // codes are multiplied faster than floats by however many rows
     // Blocks begin .. end to float32 keys and values; strides are in floats, from head to head.
     void (*unpack)(const Layout &, const uint8_t *near, const uint8_t *records, float *out_k, int64_t k_stride,
                    float *out_v, int64_t v_stride, int64_t begin, int64_t end);

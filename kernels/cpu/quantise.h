@@ -44,7 +44,7 @@ void quantise_rows(const float *x, int64_t in, int64_t stride, uint8_t *bytes, i
     }
 }
 
-// The least float16 that is not below x, which is not negative, as bits.
+// half_above for what is not negative, without a library's help: a weight has a scale for each 32.
 inline uint16_t half_from_below(float x) {
     const uint16_t bits = half_nearest(x);
     return (uint16_t)(bits + (half_to_float(bits) < x));

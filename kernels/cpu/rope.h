@@ -26,6 +26,8 @@ inline void cos_sin(Lanes x, Lanes *cosine, Lanes *sine) {
     *sine = s;
 }
 
+constexpr int64_t TURNED_ROWS = 48;  // whose factors the second cache holds while all blocks pass by
+
 // Where the parts of a table begin.
 struct TurnTable {
     const float *frequencies, *fast, *slow, *basis;
@@ -37,28 +39,29 @@ struct TurnTable {
     }
 };
 
-// Factors of rows, each pair's cosine and sine side by side, `wide` floats a row; and what turning adds of them: sines, and cosines
-// less than zero.
+// Factors of some rows, each pair's cosine and sine side by side, `wide` floats a row; and what turning adds of them: sines, and
+// cosines less than zero.
 struct TurnedFactors {
     int64_t wide;
     std::vector<float> factors, across;
     explicit TurnedFactors(const RopeScores &a)
-        : wide(whole_lanes(2 * a.pairs)), factors((size_t)(a.rows * wide)), across((size_t)(a.rows * wide)) {
-        for (int64_t r = 0; r < a.rows; ++r)
+        : wide(whole_lanes(2 * a.pairs)), factors((size_t)(TURNED_ROWS * wide)), across((size_t)(TURNED_ROWS * wide)) {}
+    void take(const RopeScores &a, int64_t first, int64_t count) {
+        for (int64_t r = 0; r < count; ++r)
             for (int64_t p = 0; p < a.pairs; ++p) {
-                const float cosine = a.cosines[r * a.pairs + p], sine = a.sines[r * a.pairs + p];
-                const size_t at = (size_t)(r * wide + 2 * p);
-                factors[at] = across[at + 1] = cosine;
-                factors[at + 1] = across[at] = sine;
-                across[at + 1] = -cosine;
+                const int64_t from = (first + r) * a.pairs + p;
+                const size_t to = (size_t)(r * wide + 2 * p);
+                factors[to] = a.cosines[from];
+                factors[to + 1] = across[to] = a.sines[from];
+                across[to + 1] = -a.cosines[from];
             }
     }
 };
 
-// The sums of ROWS rows from `row` on at all positions of a block, TURN_BLOCK for each; cosines and sines are those of its centre.
+// The sums of ROWS rows from `row` of these on at all positions of a block, TURN_BLOCK for each; cosines and sines are those of its centre.
 template <int ROWS>
-inline void turn_block(const RopeScores &a, const TurnTable &table, const TurnedFactors &of, int64_t row, const float *cosines,
-                       const float *sines, float *to) {
+inline void turn_block(const RopeScores &a, const TurnTable &table, const TurnedFactors &of, int64_t row, const float *constant,
+                       const float *cosines, const float *sines, float *to) {
     const int64_t wide = of.wide;
     const float *factors = of.factors.data() + row * wide, *across = of.across.data() + row * wide;
     float here[ROWS * MAX_DIM], degrees[ROWS * TURN_DEGREES];  // factors at the centre, and of the polynomials
@@ -76,7 +79,7 @@ inline void turn_block(const RopeScores &a, const TurnTable &table, const Turned
     }
     EBBTIDE_UNROLLED for (int r = 0; r < ROWS; ++r) {
         store(degrees + r * TURN_DEGREES, sums[r]);
-        for (int64_t t = 0; t < TURN_BLOCK; t += 16) store(to + r * TURN_BLOCK + t, all(a.constant[row + r]));
+        for (int64_t t = 0; t < TURN_BLOCK; t += 16) store(to + r * TURN_BLOCK + t, all(constant[row + r]));
     }
     for (int64_t t = 0; t < TURN_BLOCK; t += PANEL) {
         add_chains<ROWS, CHAIN_LANES>(here, wide, table.fast + t, TURN_BLOCK, 2 * a.num_fast, true, to + t, TURN_BLOCK);
@@ -87,23 +90,28 @@ inline void turn_block(const RopeScores &a, const TurnTable &table, const Turned
 // Tokens begin .. end (counted from a.start) of out[rows][count].
 void rope_scores(const RopeScores &a, int64_t begin, int64_t end) {
     const TurnTable table(a);
-    const TurnedFactors factors(a);
+    TurnedFactors factors(a);
     const int64_t wide = factors.wide, first = a.start + begin, last = a.start + end;
     float cosines[MAX_DIM], sines[MAX_DIM], block[CHAIN_ROWS * TURN_BLOCK];
-    for (int64_t at = first / TURN_BLOCK * TURN_BLOCK; at < last; at += TURN_BLOCK) {
-        const Lanes centre = all((float)(at + TURN_BLOCK / 2));
-        for (int64_t j = 0; j < wide; j += 16) {
-            Lanes cosine, sine;
-            cos_sin(mul(centre, load(table.frequencies + j)), &cosine, &sine);
-            store(cosines + j, cosine);
-            store(sines + j, sine);
+    for (int64_t top = 0; top < a.rows; top += TURNED_ROWS) {
+        const int64_t some = a.rows - top < TURNED_ROWS ? a.rows - top : TURNED_ROWS;
+        factors.take(a, top, some);
+        for (int64_t at = first / TURN_BLOCK * TURN_BLOCK; at < last; at += TURN_BLOCK) {
+            const Lanes centre = all((float)(at + TURN_BLOCK / 2));
+            for (int64_t j = 0; j < wide; j += 16) {
+                Lanes cosine, sine;
+                cos_sin(mul(centre, load(table.frequencies + j)), &cosine, &sine);
+                store(cosines + j, cosine);
+                store(sines + j, sine);
+            }
+            const int64_t from = at > first ? at : first, to = at + TURN_BLOCK < last ? at + TURN_BLOCK : last;
+            by_chain_rows(some, [&](auto rows, int64_t row) {
+                constexpr int ROWS = decltype(rows)::VALUE;
+                turn_block<ROWS>(a, table, factors, row, a.constant + top, cosines, sines, block);
+                for (int r = 0; r < ROWS; ++r)
+                    std::memcpy(a.out + (top + row + r) * a.count + from - a.start, block + r * TURN_BLOCK + from - at,
+                                (size_t)(to - from) * 4);
+            });
         }
-        const int64_t from = at > first ? at : first, to = at + TURN_BLOCK < last ? at + TURN_BLOCK : last;
-        by_chain_rows(a.rows, [&](auto rows, int64_t row) {
-            constexpr int ROWS = decltype(rows)::VALUE;
-            turn_block<ROWS>(a, table, factors, row, cosines, sines, block);
-            for (int r = 0; r < ROWS; ++r)
-                std::memcpy(a.out + (row + r) * a.count + from - a.start, block + r * TURN_BLOCK + from - at, (size_t)(to - from) * 4);
-        });
     }
 }

@@ -1,4 +1,4 @@
-// Attention of a few query rows over tokens whose keys and values are held raw: full pages, the sink, the newest cells. Also
+// Attention of query rows over tokens whose keys and values are held raw: full pages, the sink, the newest cells. Also
 // what every attention ends with: scores to weights. Included inside an anonymous namespace, after lanes.h and pages.h.
 //
 // Rows are worked on ROW_BLOCK at a time, and what a row's numbers are added to is the same with any number of them.

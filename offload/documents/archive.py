@@ -11,7 +11,7 @@ from . import limits
 
 _ENCRYPTED = 1  # bit of a member's flags
 # What reading a damaged member raises; ValueError where it should lie before the archive begins.
-_BROKEN = (*(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError),)
+_BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError
 
 
 class Archive:
@@ -45,12 +45,13 @@ class Archive:
         """A member's bytes."""
         try:
             member = self._zip.getinfo(name)
-            if member.flag_bits & _ENCRYPTED:
-                raise InputError("is encrypted with a password; unpack and pack it without one")
-            with self._zip.open(member) as file:
-                data = file.read(member.file_size + 1)
         except KeyError:
             raise InputError(f"is damaged: its part {name} is missing") from None
+        if member.flag_bits & _ENCRYPTED:
+            raise InputError("is encrypted with a password; unpack and pack it without one")
+        try:
+            with self._zip.open(member) as file:
+                data = file.read(member.file_size + 1)
         except _BROKEN as error:
             raise InputError(f"is damaged: its part {name} cannot be unpacked: {error}") from None
         if len(data) > member.file_size:
