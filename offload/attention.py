@@ -15,6 +15,7 @@ import torch
 
 from ..kernels import dispatch
 from ..kernels.attention import Partial, attend, finish_rows, merge_into
+from ..kernels.layer_attention import Records, attend_spans, empty_parts
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import attend_pages, serves_any
 from ..kernels.pages import rotate, unpack
@@ -202,6 +203,12 @@ class TieredAttention:
             if packed and key_bias is not None:
                 factors = self.ropes[layer].factors(query.q, key_bias)
             asking.append((query, rotate(query.q) if layout.rotate else query.q, factors))
+        # Spans whose partials take no more than those of a whole cell for one span.
+        at_once = self.cell_tokens // max(query.rows for query in queries)
+        if packed and queries[0].rows > 1 and at_once > 1:
+            return self._sealed_at_once(
+                layer, sequence, asking, wanted, range(start, stop), at_once
+            )
         for span in range(start, stop):
             base = span * self.span_tokens
             tokens = min(self.span_tokens, most_sealed - base)
@@ -232,6 +239,35 @@ class TieredAttention:
             for query, q, _, last in seeing:
                 mask = self._window_mask(query, window, base + first, last - first)
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
+
+    def _sealed_at_once(self, layer, sequence, asking, wanted, spans: range, most: int) -> None:
+        """What `_sealed` does of packed pages, for a few rows: up to `most` spans in one call, to
+        the bit the same."""
+        layout, per_span = (
+            self.layouts[layer],
+            self.span_tokens // self.layouts[layer].record_tokens,
+        )
+        span = spans.start
+        while span < spans.stop:
+            until = min(spans.stop, span + most)
+            with self.decode.fetch(sequence, layer, span, until) as run:
+                for (query, q, factors), own in zip(asking, wanted, strict=True):
+                    begin, end = max(run.first, own.start), min(run.stop, own.stop)
+                    sealed, base = self.sealed_tokens(query.cell), begin * self.span_tokens
+                    first = max(0, layout.page_tokens - base)  # the sink is attended raw
+                    if begin >= end or sealed - base <= first:
+                        continue
+                    there = slice((begin - run.first) * per_span, (end - run.first) * per_span)
+                    record_at = run.record_at[there]
+                    tokens = len(record_at) * layout.record_tokens
+                    bias = None if factors is None else rope_scores(*factors, base, tokens)
+                    visible = first, min(tokens, sealed - base)
+                    records = Records(run.near_at[there], record_at, per_span, visible, bias)
+                    parts = empty_parts(end - begin, q)
+                    attend_spans(q.contiguous(), records, layout, self.softcap, parts)
+                    for partial in zip(*parts, strict=True):
+                        query.tree.push(Partial(*partial))
+                span = run.stop
 
     def _attends_packed(self, layer: int, query: Query, window) -> bool:
         """Whether pages are attended to as they are: by a token's few rows always; by a cell's

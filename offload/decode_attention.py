@@ -92,10 +92,7 @@ class DecodeAttention:
 
         parts, span = None, spans.start
         while span < spans.stop:
-            run = self._store.fetch_run(sequence.table, layer, span, spans.stop)
-            if run is None:
-                run = self._fetch_one(sequence, layer, span)
-            with run:
+            with self.fetch(sequence, layer, span, spans.stop) as run:
                 part = records(run.near_at, run.record_at, span, run.stop)
                 if (span, run.stop) == (spans.start, spans.stop):
                     out = attend_layer(q, page_q, part, layout, raw, self._softcap)
@@ -140,10 +137,7 @@ class DecodeAttention:
         span, stop = min(s.start for s in spans), max(s.stop for s in spans)
         while span < stop:
             until = min(stop, span + most_spans)
-            run = self._store.fetch_run(sequence.table, layer, span, until)
-            if run is None:
-                run = self._fetch_one(sequence, layer, span)
-            with run:
+            with self.fetch(sequence, layer, span, until) as run:
                 for first, wanted, rows, parts in views:
                     begin = max(run.first, wanted.start)
                     skipped = (begin - run.first) * self._span_tokens // layout.record_tokens
@@ -172,8 +166,12 @@ class DecodeAttention:
                 out[token] = join_parts(own)
         return out.view(num_tokens, -1)
 
-    def _fetch_one(self, sequence: Sequence, layer: int, span: int) -> SpanRun:
-        """A span that is copied before it is read."""
+    def fetch(self, sequence: Sequence, layer: int, span: int, until: int) -> SpanRun:
+        """Some of the spans from this one to until - 1 by address, for a `with` block."""
+        run = self._store.fetch_run(sequence.table, layer, span, until)
+        if run is not None:
+            return run
+        # A span that is copied before it is read.
         pages = self._store.fetch(sequence.table, layer, span)
         rows = torch.arange(len(pages.records))
         at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
