@@ -2,7 +2,7 @@
 the model, and the first of the answer.
 
     python benchmarks/checkpoints.py llama-3.2-1b FOLDER        (or qwen2.5-1.5b, with key biases)
-    OMP_WAIT_POLICY=passive python benchmarks/questions.py FOLDER --tokens 32768 --question 20 60 256
+    OMP_WAIT_POLICY=passive python benchmarks/questions.py FOLDER --tokens 32768 --question 20 256
 
 A cache of random pages is written to the page store without computing it; all far planes lie in
 memory. Printed for each length of a question: the median of its milliseconds, and those of decoding
