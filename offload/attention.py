@@ -243,11 +243,8 @@ class TieredAttention:
     def _sealed_at_once(self, layer, sequence, asking, wanted, spans: range, most: int) -> None:
         """What `_sealed` does of packed pages, for a few rows: up to `most` spans in one call, to
         the bit the same."""
-        layout, per_span = (
-            self.layouts[layer],
-            self.span_tokens // self.layouts[layer].record_tokens,
-        )
-        span = spans.start
+        layout, span = self.layouts[layer], spans.start
+        per_span = self.span_tokens // layout.record_tokens
         while span < spans.stop:
             until = min(spans.stop, span + most)
             with self.decode.fetch(sequence, layer, span, until) as run:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from . import limits
 
 _ENCRYPTED = 1  # bit of a member's flags
-# What reading a damaged member raises; ValueError where it should lie before the archive begins.
+# What a damaged archive raises; ValueError where a member should lie before its beginning.
 _BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError
 
 
@@ -22,7 +22,7 @@ class Archive:
     def __init__(self, data: bytes):
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        except _BROKEN as error:
             raise InputError(f"is a damaged archive: {error}") from None
         members = self._zip.infolist()
         if len(members) > limits.MAX_MEMBERS:
