@@ -271,6 +271,7 @@ def test_what_quantised_weights_weigh_and_lose():
     assert torch.equal(four.rows(5, 9), four.rows(0, 64)[5:9])
 
 
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1), (16, 32), (45, 70), (33, 1000)])

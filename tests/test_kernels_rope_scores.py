@@ -82,18 +82,21 @@ def test_a_position_does_not_depend_on_others(kernels):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_factors_are_those_of_a_turned_bias(interleaved, share, kernels):
+@pytest.mark.parametrize("start", [70, 130_000])
+def test_factors_are_those_of_a_turned_bias(interleaved, share, start, kernels):
     config = RopeConfig("default", 10000.0, share=share, interleaved=interleaved)
     rope = Rope(config, 32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     q = torch.randn((2, 3, 32), generator=generator)
     b = torch.randn((2, 32), generator=generator) * 5
-    turned = rope.turn_bias(b, 70, 50).permute(1, 0, 2)
-    got = rope_scores(*rope.factors(q, b), 70, 50)
+    turned = rope.turn_bias(b, start, 50).permute(1, 0, 2)
+    got = rope_scores(*rope.factors(q, b), start, 50)
     torch.testing.assert_close(got, q @ turned.transpose(1, 2), atol=1e-4, rtol=1e-5)
-    # And the bias is turned as keys are, but for what float32 makes of their angles.
-    plain = rope.turn(b[None].expand(50, -1, -1), 70).permute(1, 0, 2)
-    torch.testing.assert_close(turned, plain, atol=1e-4, rtol=1e-5)
+    # And the bias is turned as keys are, but for what float32 makes of their angles: half a unit of
+    # its last place for each of the two, times the bias.
+    plain = rope.turn(b[None].expand(50, -1, -1), start).permute(1, 0, 2)
+    within = 2**-23 * start * float(b.abs().max()) * 2**0.5
+    torch.testing.assert_close(turned, plain, atol=1e-4 + within, rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3125])
