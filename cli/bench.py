@@ -69,7 +69,7 @@ def bench(
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
         ceilings = _measure_ceilings(run)
-        llm = stack.enter_context(run.open_llm(context=context, draft=False))
+        llm = stack.enter_context(run.open_llm(context=context, draft=False, prefix_cache=0))
         rows = []
         for row in _measure(run, llm, wanted, num_prefill, num_decode, ceilings):
             rows.append(row)

@@ -25,6 +25,8 @@ ebbtide cache gc                                  what dead processes left
 
 ebbtide cache purge conversations/trip            one conversation
 
+ebbtide cache purge prefixes                      the pages of what was read
+
 ebbtide cache purge --yes                         all that you wrote or asked; no models
 
 Models belong to the cache of the Hugging Face hub; 'hf cache' removes them."""
@@ -95,7 +97,7 @@ def purge(
     what: WhatArgument = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", metavar="")] = False,
 ) -> None:
-    """Remove what is kept: conversations, sessions, unfinished jobs, typed lines, scratch."""
+    """Remove what is kept: conversations, sessions, jobs, typed lines, pages, scratch."""
     chosen = choose(find_items(run.settings.spill_dir), what or [])
     total_bytes = sum(item.num_bytes for item in chosen)
     if chosen and not yes:

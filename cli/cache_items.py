@@ -22,6 +22,7 @@ KINDS = {
     "jobs": "parts of unfinished summaries",
     "history": "lines that were typed",
     "speeds": "what estimates of time are made from",
+    "prefixes": "pages of what was read, for the next time",
     "scratch": "pages of runs, also of those that go on",
     "models": "of the Hugging Face hub",
 }
@@ -67,6 +68,7 @@ def cache_folders(spill_dir: str | None) -> dict[str, str | None]:
         "speeds": str(state),
         "models": str(_hub_folder()),
     }
+    found["prefixes"] = str(ebbtide.prefix_dir(spill_dir))
     try:
         found["scratch"] = str(_spill_folder(spill_dir))
     except errors.EbbtideError:
@@ -88,6 +90,8 @@ def find_items(spill_dir: str | None) -> list[Item]:
     for kind, path in (("history", state / "history"), ("speeds", state / "speeds.json")):
         if path.exists():
             found.append(_item(kind, "", [path]))
+    if kept := _inside(ebbtide.prefix_dir(spill_dir)):
+        found.append(_item("prefixes", "", kept))
     with contextlib.suppress(errors.EbbtideError):
         for path in _inside(_spill_folder(spill_dir)):
             if path.suffix == ".scratch":
@@ -126,6 +130,7 @@ def sweep(spill_dir: str | None) -> tuple[int, int]:
         *state.glob("*.part"),
         *state.glob("sessions/.*.part"),
         *state.glob("jobs/*/*.part"),
+        *ebbtide.prefix_dir(spill_dir).glob(".*.part"),
     ]:
         with contextlib.suppress(OSError):
             found = path.stat()

@@ -66,7 +66,7 @@ def calibrate(
     import ebbtide
 
     text = ebbtide.join_documents(documents).text
-    with run.open_llm(mode="bounded") as llm:
+    with run.open_llm(mode="bounded", prefix_cache=0) as llm:
         with ProgressDisplay(run.terminal, run.signals.check) as progress:
             llm.on_progress = progress
             found = ebbtide.calibrate(

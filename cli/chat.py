@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,8 @@ def chat(
             "--history/--no-history",
             envvar="EBBTIDE_HISTORY",
             show_default=False,
-            help="Keep the lines you type, and the last conversation for --continue.",
+            help="Keep the lines you type, the last conversation for --continue, and the pages of "
+            "what is read.",
         ),
     ] = True,
 ) -> None:
@@ -91,16 +92,17 @@ def chat(
     conversation = _open_conversation(run, session, resume)
     if system is not None:
         conversation.system = system
+    changes = {} if history else {"prefix_cache": 0}  # of what LLM.open is told
     piped = sys.stdin is not None and not sys.stdin.isatty()
     if prompt is not None or piped:
-        _answer_once(run, conversation, _one_message(run, prompt, piped))
+        _answer_once(run, conversation, _one_message(run, prompt, piped), changes)
         return
     if run.terminal.as_json:
         raise typer.BadParameter(
             "a conversation cannot be one object; add -p TEXT or pipe a question",
             param_hint="--json",
         )
-    with run.open_llm() as llm:
+    with run.open_llm(**changes) as llm:
         Dialogue(run, llm, conversation, remember=history).talk()
 
 
@@ -112,7 +114,7 @@ def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversat
     if conversation.turns:
         run.terminal.note(
             f"Resuming {conversation.name!r} with {len(conversation.turns)} messages; "
-            "their tokens are read again, for their pages were not kept."
+            "what is not kept of their pages is read again."
         )
     if run.settings.model is None and conversation.model is not None:
         run.choose_model(conversation.model)
@@ -143,10 +145,12 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
     return message
 
 
-def _answer_once(run: Run, conversation: Conversation, message: str) -> None:
+def _answer_once(
+    run: Run, conversation: Conversation, message: str, changes: dict[str, Any]
+) -> None:
     run.expect_answer()
     conversation.add("user", message)
-    with run.open_llm() as llm:
+    with run.open_llm(**changes) as llm:
         source = None
         if conversation.name is not None:
             source = open_session(run, llm, conversation)

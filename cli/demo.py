@@ -93,7 +93,7 @@ def _with_facts(run: Run, path: str, questions: list[dict]) -> tuple[str, list[d
 
     text = read_documents([path], run.terminal)[0].text
     room = run.settings.context or _NOVEL_TOKENS + _ROOM_FOR_A_QUESTION
-    with ebbtide.LLM.open(None, **run.open_options()) as llm:
+    with ebbtide.LLM.open(None, **_options(run)) as llm:
 
         def fits(num_chars: int) -> bool:
             message = {"role": "user", "content": story_of(num_chars)}
@@ -111,6 +111,11 @@ def _with_facts(run: Run, path: str, questions: list[dict]) -> tuple[str, list[d
     return story_of(few), entries
 
 
+def _options(run: Run) -> dict[str, Any]:
+    """As given; but what a demonstration shows is reading, each time."""
+    return run.open_options() | {"prefix_cache": 0}
+
+
 def _open(run: Run, story: str) -> Any:
     """The model, with memory for a quarter of the story's pages; a --host-memory that was given is
     taken as it is.
@@ -118,7 +123,7 @@ def _open(run: Run, story: str) -> Any:
     import ebbtide
 
     run.signals.working()
-    options = run.open_options()
+    options = _options(run)
     with ebbtide.LLM.open(None, **options) as llm:
         num_tokens = llm.count_tokens([{"role": "user", "content": story}])
     run.terminal.note(

@@ -101,6 +101,16 @@ SHARED = (
         "DIR",
     ),
     Option(
+        "prefix_cache",
+        ("--prefix-cache",),
+        _MEMORY,
+        "Disk space for the pages of what was read, which serve whenever it is read again: a size, "
+        "auto, or off.",
+        values.cache_size,
+        "SIZE",
+        "auto",
+    ),
+    Option(
         "context",
         ("--context",),
         _MEMORY,
@@ -256,6 +266,7 @@ class Settings:
     host_memory: int | str = "auto"
     disk_memory: int | str = "auto"
     spill_dir: str | None = None
+    prefix_cache: int | str = "auto"  # bytes, 0 for off, or "auto"
     context: int | None = None
     overflow: str = "error"
     mode: str = "exact"

@@ -23,6 +23,7 @@ _LINE_EVERY_S = 5.0
 _BAR_AFTER_S = 0.4
 _TITLES = {
     "load": "loading",
+    "restore": "taking from disk",
     "prefill": "reading",
     "extract": "extracting",
     "write": "writing",

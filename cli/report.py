@@ -19,7 +19,12 @@ from .chart import Band, Series, bar, chart
 from .recorder import Recorder, Sample
 from .values import show_duration
 
-_PHASES = {"load": "loading", "prefill": "reading", "decode": "writing"}
+_PHASES = {
+    "load": "loading",
+    "restore": "taking from disk",
+    "prefill": "reading",
+    "decode": "writing",
+}
 _TIERS = {"device": "GPU", "host": "RAM", "disk": "disk"}
 _FAR_ABOVE = 8
 _SMOOTH = 6  # samples that a speed is taken over

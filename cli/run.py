@@ -110,6 +110,7 @@ class Run:
             "spill_dir": s.spill_dir,
             "threads": s.threads,
             "draft": s.draft is not False,
+            "prefix_cache": s.prefix_cache,
         }
 
     @contextmanager
@@ -215,6 +216,11 @@ class Run:
             llm.on_progress = self._recorded(progress, heard, title)
             try:
                 heard.stream = (llm if source is None else source).stream(prompt, **generation)
+                if restored := getattr(heard.stream, "restored_tokens", 0):
+                    progress.clear()
+                    self.terminal.note(
+                        f"{restored:,} tokens were read before; their pages came from disk."
+                    )
                 for piece in heard.stream:
                     heard.add(piece)
                     if self.recorder is not None:

@@ -39,10 +39,15 @@ def recall(llm: Any, settings: Any) -> dict[str, float] | None:
         return None
 
 
+def _tokens_read(answer: dict[str, Any]) -> int:
+    usage = answer["usage"]
+    return usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+
+
 def remember(llm: Any, settings: Any, answers: list[dict[str, Any]]) -> None:
     """From the answers of a run; the longest reading counts. Failing to is nobody's trouble."""
-    longest = max(answers, key=lambda answer: answer["usage"]["prompt_tokens"], default=None)
-    if longest is None or longest["usage"]["prompt_tokens"] < _FEWEST_TOKENS:
+    longest = max(answers, key=_tokens_read, default=None)
+    if longest is None or _tokens_read(longest) < _FEWEST_TOKENS:
         return
     timings = longest["timings"]
     speeds = {

@@ -22,6 +22,11 @@ def size(text: str) -> int | str:
     return ebbtide.parse_size(text)
 
 
+def cache_size(text: str) -> int | str:
+    """The same, or 0 for "off"."""
+    return 0 if text.strip().lower() == "off" else size(text)
+
+
 def whole(minimum: int, maximum: int | None = None) -> Parser:
     """A parser of whole numbers from minimum up."""
     allowed = (

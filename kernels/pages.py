@@ -1,4 +1,4 @@
-"""Seal tokens into pages, and read pages back.
+"""Seal tokens into pages, read pages back, and lay them out in another way.
 
 The byte layout is layout.py's, the arithmetic codec.py's. The reference is written in torch and
 runs on any device; on CPU tensors `seal` and `unpack` are served by the compiled kernels, to the
@@ -10,6 +10,7 @@ Knows no tiers, and no attention beyond which tensors it wants.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -97,6 +98,46 @@ def unpack(
         )
 
 
+def repack(
+    near: torch.Tensor,  # (num_records, near_record_bytes) uint8
+    records: torch.Tensor,  # (num_records, record_bytes) uint8
+    layout: PageLayout,
+    wanted: PageLayout,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same pages as `seal` would have laid them out in another layout: (near, records), to the
+    bit; what was given, where the two layouts are one.
+
+    The layouts may differ in what near blocks hold and where they lie: near_bits, near_resident,
+    value_means and padding. Raises ValueError for others.
+    """
+    if layout == wanted:
+        return near, records
+    arranged = {
+        name: getattr(wanted, name)
+        for name in ("near_bits", "near_resident", "value_means", "least_record_bytes")
+    }
+    if replace(layout, **arranged) != wanted:
+        raise ValueError(f"pages of {layout} hold other numbers than those of {wanted}")
+    checks.check_records(near, records, layout)
+    heads = _heads(records, layout)
+    blocks = _every_near_block(near, heads, layout)
+    parameters = blocks[..., layout.key_min_offset : layout.value_mean_offset]
+    values = heads[..., layout.value_offset : layout.far_head_used_bytes]
+    near_parts, far_parts = [parameters], [heads[..., : layout.value_offset], values]
+    if not layout.is_full:
+        near_parts.insert(0, blocks[..., : layout.near_codes_bytes])
+        if layout.near_bits != wanted.near_bits:
+            codes = _key_codes(blocks, heads, layout)
+            near_parts[0] = codec.pack(codes >> wanted.far_key_bits, wanted.near_bits)
+            far_codes = codes & (2**wanted.far_key_bits - 1)
+            far_parts[0] = codec.pack(far_codes, wanted.far_key_bits)
+        if wanted.value_means and layout.value_means:
+            near_parts.append(blocks[..., layout.value_mean_offset : layout.near_head_bytes])
+        elif wanted.value_means:
+            near_parts.append(_bytes(_mean(_values(heads, layout))))
+    return _lay_out(near_parts, far_parts, wanted)
+
+
 def near_keys(near: torch.Tensor, layout: PageLayout) -> torch.Tensor:
     """Keys (kv_heads, num_tokens, head_dim) float32 as the near plane alone knows them.
 
@@ -174,8 +215,15 @@ def _seal_reference(k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tenso
         ]
         if layout.value_means:
             near_parts.append(_bytes(_mean(codec.decode(value_codes, value_lo, value_scale))))
+    return _lay_out(near_parts, far_parts, layout)
+
+
+def _lay_out(
+    near_parts: list[torch.Tensor], far_parts: list[torch.Tensor], layout: PageLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(near, records) of parts (num_records, pages_per_record, kv_heads, bytes), in their order."""
     near_blocks = torch.cat(near_parts, -1)
-    num_records = len(k)
+    num_records = len(near_blocks)
     records = near_blocks.new_zeros((num_records, layout.record_bytes))
     heads = _heads(records, layout)
     start = 0
@@ -219,23 +267,36 @@ def _unpack_reference(near, records, layout: PageLayout, out_k, out_v) -> None:
             raw = heads[..., start : start + layout.value_offset].contiguous()
             out.copy_(_tokens(raw.view(layout.raw_dtype).reshape(shape), layout))
         return
+    blocks = _every_near_block(near, heads, layout)
+    codes = _key_codes(blocks, heads, layout)
+    out_k.copy_(_tokens(codec.decode(codes, *_key_parameters(blocks, layout)), layout))
+    out_v.copy_(_tokens(_values(heads, layout), layout))
+
+
+def _every_near_block(near, heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The near blocks, wherever they lie: (num_records, pages_per_record, kv_heads, bytes)."""
     if layout.near_resident:
-        blocks = _near_blocks(near, layout)
-    else:
-        blocks = heads[..., layout.far_head_bytes : layout.far_head_bytes + layout.near_head_bytes]
+        return _near_blocks(near, layout)
+    return heads[..., layout.far_head_bytes : layout.far_head_bytes + layout.near_head_bytes]
+
+
+def _key_codes(blocks: torch.Tensor, heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """Whole codes of keys, (num_records, pages_per_record, kv_heads, P, d) uint8."""
     tokens, dim = layout.page_tokens, layout.head_dim
     near_codes = codec.unpack(blocks[..., : layout.near_codes_bytes], layout.near_bits, tokens, dim)
     far_codes = codec.unpack(heads[..., : layout.value_offset], layout.far_key_bits, tokens, dim)
-    codes = (near_codes << layout.far_key_bits) | far_codes
-    out_k.copy_(_tokens(codec.decode(codes, *_key_parameters(blocks, layout)), layout))
+    return (near_codes << layout.far_key_bits) | far_codes
 
-    parameters = layout.value_min_offset
+
+def _values(heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The values as they are read back, (num_records, pages_per_record, kv_heads, P, d) float32."""
+    tokens, parameters = layout.page_tokens, layout.value_min_offset
     codes = codec.unpack(
-        heads[..., layout.value_offset : parameters], layout.value_bits, tokens, dim
+        heads[..., layout.value_offset : parameters], layout.value_bits, tokens, layout.head_dim
     )
     lo = _halves(heads, parameters, tokens).unsqueeze(-1)
     scale = _halves(heads, parameters + 2 * tokens, tokens).unsqueeze(-1)
-    out_v.copy_(_tokens(codec.decode(codes, lo, scale), layout))
+    return codec.decode(codes, lo, scale)
 
 
 def _pages(x: torch.Tensor, layout: PageLayout) -> torch.Tensor:

@@ -51,6 +51,15 @@ def parse_size(text: str) -> int | str:
     return int(num_bytes)
 
 
+def parse_cache_size(value: int | str) -> int | str:
+    """Bytes, 0 for "off", or "auto". Raises ValueError."""
+    if isinstance(value, str):
+        return 0 if value.strip().lower() == "off" else parse_size(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a size; {_ALLOWED}")
+    return value
+
+
 def format_size(num_bytes: float) -> str:
     """A size as people read it: 1536 -> '1.5 KiB'."""
     value = float(num_bytes)

@@ -132,6 +132,7 @@ class Engine:
         other.raw.copy_from(sequence.raw)
         other.tokens = sequence.tokens[:]
         other.length, other.oldest_raw_cell = sequence.length, sequence.oldest_raw_cell
+        other.prefilled, other.kept_cells = sequence.prefilled, sequence.kept_cells
         return other
 
     def rewind(self, sequence: Sequence, length: int) -> None:
@@ -142,7 +143,8 @@ class Engine:
             length = 0
         if length == 0:
             sequence.oldest_raw_cell = 0
-        sequence.length = length
+        sequence.length, sequence.prefilled = length, min(sequence.prefilled, length)
+        sequence.kept_cells = min(sequence.kept_cells, length // self.geometry.cell_tokens)
         sealed_cells = max(0, length // self.geometry.cell_tokens - 1)
         self.store.truncate(sequence.table, sealed_cells * self._cell_records)
 
@@ -196,7 +198,10 @@ class Engine:
                     sequence, layer, sweep, stop, needs_all=on_rows is not None or not final
                 )
             cells = self.geometry.cell_tokens
+            is_prefilled = sequence.prefilled == sequence.length
             sequence.length = end.cell * cells + end.rows.stop
+            if is_prefilled:
+                sequence.prefilled = sequence.length
             last = end.x[end.rows.stop - 1 : end.rows.stop]
             if on_rows is not None:
                 for part in sweep:

@@ -34,10 +34,13 @@ from .model_config import read_model_config
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
+from .prefix_keeper import PrefixKeeper
+from .prefix_store import PrefixStore
+from .runtime import Runtime
 from .session import Prompt, Session, check_room, is_messages
 from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
-from .spill_dir import default_spill_dir, dir_error, volume_warnings
+from .spill_dir import default_spill_dir, dir_error, prefix_dir, volume_warnings
 from .stream import Stream
 from .text import Tokenizer
 
@@ -93,6 +96,7 @@ class LLM:
             {name: ref.dtype.itemsize for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
+        self._prefixes = self._choose_prefix_store(options)
         self._context = context
         self.admission = Admission(
             facts,
@@ -128,14 +132,17 @@ class LLM:
         spill_dir: str | Path | None = None,
         threads: int | None = None,
         draft: bool = True,
+        prefix_cache: int | str = 0,
     ) -> LLM:
         """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in
         one.
 
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
         where pages that do not fit in memory go; None: the user's cache folder. draft: whether
-        tokens may be guessed and several verified at once; answers are the same. Checks the files
-        and the plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit when
+        tokens may be guessed and several verified at once; answers are the same. prefix_cache: how
+        much of the disk may hold the pages of texts that were read, to be found when they are read
+        again, by any process: a size, "auto" or 0. Checks the files and the plan, loads no weights
+        yet. Raises ModelError, InputError, and DoesNotFit when
         `context` was given and cannot fit.
         """
         llm = cls(
@@ -153,6 +160,7 @@ class LLM:
                 spill_dir=spill_dir,
                 threads=threads,
                 draft=draft,
+                prefix_cache=prefix_cache,
             )
         )
         if context is not None:
@@ -444,6 +452,13 @@ class LLM:
         self._warnings += volume_warnings(folder)
         return folder
 
+    def _choose_prefix_store(self, options: Options) -> PrefixStore | None:
+        """After the spill folder was chosen. A disk that may not be used holds nothing."""
+        if self._spill_dir is None or options.prefix_cache == 0:
+            return None
+        cap = options.prefix_cache
+        return PrefixStore(prefix_dir(options.spill_dir), None if isinstance(cap, str) else cap)
+
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""
         if self._context is not None:
@@ -474,13 +489,24 @@ class LLM:
             )
             try:
                 session = Session(
-                    self, runtime, runtime.open(context), context, keeps_snapshots=sequences > 1
+                    self,
+                    runtime,
+                    runtime.open(context),
+                    context,
+                    keeps_snapshots=sequences > 1,
+                    prefixes=self._keeper(runtime),
                 )
             except BaseException:
                 runtime.close()
                 raise
             self.adopt(session)
             return session
+
+    def _keeper(self, runtime: Runtime) -> PrefixKeeper | None:
+        if self._prefixes is None:
+            return None
+        model = f"{self.fingerprint} {self.admission.facts.weight_bits}"
+        return PrefixKeeper(self._prefixes, runtime.engine, model)
 
 
 def _log_download(size) -> None:

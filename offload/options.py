@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .budget import Budget
+from .budget import Budget, parse_cache_size
 from .errors import InputError
 from .mode import MODES
 from .model_config import DTYPE_BYTES
@@ -30,6 +30,7 @@ class Options:
     spill_dir: str | Path | None = None
     threads: int | None = None
     draft: bool = True
+    prefix_cache: int | str = 0
 
     def __post_init__(self):
         self._require("mode", self.mode in MODES, ", ".join(MODES))
@@ -43,6 +44,10 @@ class Options:
         path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
         self._require("spill_dir", path, "a folder")
         self._require("draft", isinstance(self.draft, bool), "True or False")
+        try:
+            object.__setattr__(self, "prefix_cache", parse_cache_size(self.prefix_cache))
+        except ValueError as error:
+            raise InputError(f"prefix_cache: {error}") from None
         self._require("budget", isinstance(self.budget, Budget), "a Budget")
         for name in ("context", "threads"):
             value = getattr(self, name)

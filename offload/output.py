@@ -11,8 +11,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long phase is. phase: "load" (amounts are bytes) or "prefill" (tokens); eta_s: None
-    at the start.
+    """How far a long phase is. phase: "load" (amounts are bytes), "restore" (tokens that were read
+    before, whose pages come from disk) or "prefill" (tokens); eta_s: None at the start.
     """
 
     phase: str

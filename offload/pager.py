@@ -304,6 +304,12 @@ class PageStore:
         self._follow(table, layer, span)
         return self._planes.get(table.extent(layer, span), count)
 
+    def look_at(self, table: PageTable, layer: int, span: int) -> Pages:
+        """The span's records where they are, for a `with` block that copies them elsewhere. What is
+        counted and foreseen is as if nobody had looked, but for bytes from disk."""
+        self._check(table)
+        return self._planes.get_in_place(table.extent(layer, span), table.records_seen(layer, span))
+
     def fetch_run(self, table: PageTable, layer: int, first: int, stop: int) -> SpanRun | None:
         """Some of the spans first .. stop - 1, from the first on, by address, for a `with` block:
         all that lie in memory at home, or a few from disk with what lies between them.

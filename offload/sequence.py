@@ -114,6 +114,8 @@ class Sequence:
         self.trail = Trail()
         self.tokens = array("i")
         self.length = 0
+        self.prefilled = 0  # the first tokens that prefill processed, and nothing else did
+        self.kept_cells = 0  # where one could go on by the prefix store, as far as is known
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
         # Of tokens that were verified and are not taken in: what is to be counted if they are.
         self.verified: deque[list] = deque()

@@ -17,6 +17,7 @@ import torch
 from .drafts import Drafts
 from .errors import ContextOverflow, InputError, StorageError
 from .output import Output, Progress
+from .prefix_keeper import PrefixKeeper
 from .sampler import Sampler
 from .sequence import RawPages
 from .session_file import KeptTokens, SessionFile
@@ -45,15 +46,25 @@ class Session:
     name: under which its tokens are kept on disk; None where they are not.
     """
 
-    def __init__(self, llm, runtime, sequence, context: int, *, keeps_snapshots: bool = True):
+    def __init__(
+        self,
+        llm,
+        runtime,
+        sequence,
+        context: int,
+        *,
+        keeps_snapshots: bool = True,
+        prefixes: PrefixKeeper | None = None,
+    ):
         self._llm, self._runtime, self._sequence = llm, runtime, sequence
         self._engine = runtime.engine
         self.context = context
-        self._keeps_snapshots = keeps_snapshots
+        self._keeps_snapshots, self._prefixes = keeps_snapshots, prefixes
         self._snapshots: list[_Snapshot] = []
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
         self._recomputed = 0  # tokens that were processed again, since the last answer
+        self._restored = 0  # tokens that came from the prefix store, since the last answer
         self._known = 0  # tokens before it were processed once, though they may not be now
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self._open = True
@@ -282,14 +293,17 @@ class Session:
         self._answer = weakref.ref(stream)
 
     def end_answer(self) -> list[str]:
-        """The stream has ended. Returns warnings: that the session could not be saved."""
+        """The stream has ended. Returns warnings: what could not be saved or kept."""
         self._answer = None
+        warnings = []
+        if self._prefixes is not None:
+            warnings, self._prefixes.warnings = self._prefixes.warnings, []
         if self._file is not None and self._open:
             try:
                 self._save_file()
             except StorageError as error:
-                return [str(error)]
-        return []
+                warnings.append(str(error))
+        return warnings
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if is_messages(prompt):
@@ -333,6 +347,7 @@ class Session:
         cell = self._sequence.cell_tokens
         whole = len(self._sequence.tokens) // cell * cell
         if whole > self._sequence.length:
+            self.find_kept(whole)
             self._prefill(stop_at=whole)
 
     def _prefill(self, stop_at: int | None = None) -> torch.Tensor | None:
@@ -343,10 +358,9 @@ class Session:
         began = time.perf_counter()
 
         def report(length: int) -> None:
-            done, elapsed = length - start, time.perf_counter() - began
-            speed = done / elapsed if elapsed else 0.0
-            eta = (total - done) / speed if speed else None
-            self._llm.report(Progress("prefill", done, total, elapsed, speed, eta))
+            if self._prefixes is not None:
+                self._prefixes.keep(sequence)
+            self._report("prefill", length - start, total, began)
 
         if self._drafts is not None:
             self._drafts.begin_answer()
@@ -355,6 +369,35 @@ class Session:
                 return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
         finally:
             self._recomputed += max(0, min(self._known, sequence.length) - start)
+
+    def find_kept(self, most: int | None = None) -> None:
+        """Take in what is kept on disk of the first `most` pending tokens, if that is much; default
+        all but the last, which an answer needs processed."""
+        sequence, before = self._sequence, self._sequence.length
+        if self._prefixes is None:
+            return
+        most = len(sequence.tokens) - 1 if most is None else most
+        began = time.perf_counter()
+        try:
+            with self._llm.running():
+                self._prefixes.restore(
+                    sequence,
+                    most,
+                    lambda length: self._report("restore", length, most, began),
+                )
+        finally:
+            if sequence.length != before:
+                self._changed()
+            self._restored += max(0, sequence.length - before)
+            if sequence.length < before:  # it failed half-way, and nothing is left
+                self._snapshots.clear()
+                self._known = max(self._known, before)
+
+    def _report(self, phase: str, done: int, total: int, began: float) -> None:
+        elapsed = time.perf_counter() - began
+        speed = done / elapsed if elapsed else 0.0
+        eta = (total - done) / speed if speed else None
+        self._llm.report(Progress(phase, done, total, elapsed, speed, eta))
 
     def make_pending(self) -> None:
         """If the last token's logits are wanted and gone, make that token wait to be processed."""
@@ -433,6 +476,11 @@ class Session:
         """Tokens processed again since the last answer, those that wait for it included."""
         count = self._recomputed + max(0, self._known - self._sequence.length)
         self._recomputed = self._known = 0
+        return count
+
+    def take_restored(self) -> int:
+        """Tokens that came from the prefix store since the last answer."""
+        count, self._restored = self._restored, 0
         return count
 
     def tiers(self) -> dict[str, dict[str, int]]:

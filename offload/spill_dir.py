@@ -1,4 +1,4 @@
-"""Where scratch files lie: the default folder, who may use it, room and warnings.
+"""Where scratch files and kept pages lie: the default folders, who may use it, room and warnings.
 
 Scratch holds keys and values from which a prompt can be rebuilt, so its folder is the user's own
 (never the shared /tmp, which is often RAM besides). Knows nothing of the files: `scratch` makes
@@ -22,6 +22,7 @@ NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "9p", "afs", "ceph"),
     *("fuse.sshfs", "fuse.rclone", "fuse.s3fs", "glusterfs", "fuse.glusterfs", "lustre", "davfs"),
 }
+_PREFIX_FOLDER = "ebbtide-prefixes"  # in a folder that the user names, which may hold other things
 _ADVICE = "choose another folder with --spill-dir"
 # What a user can mend by naming another folder; everything else is the machine's failure.
 _USERS_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}
@@ -51,6 +52,16 @@ def default_spill_dir() -> Path:
         return make_private(path, _ADVICE)
     except OSError as error:
         raise dir_error(path, error) from error
+
+
+def prefix_dir(spill_dir: str | Path | None = None) -> Path:
+    """Where kept pages lie: in the spill folder that was named, else in the user's cache folder. It
+    is not made."""
+    from platformdirs import user_cache_dir
+
+    if spill_dir is not None:
+        return Path(spill_dir).expanduser() / _PREFIX_FOLDER
+    return Path(user_cache_dir("ebbtide")) / "prefixes"
 
 
 def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 class Stream(Iterator[Piece]):
     """Iterates the pieces of one answer. `close()` stops it; `output` is there at any time, whole
-    at the end. One that is dropped unfinished is closed.
+    at the end. One that is dropped unfinished is closed. restored_tokens: of the prompt, tokens
+    that were read before, whose pages came from disk.
 
     States: unbegun --first step--> answering --end, error or close--> ended (`_fields` is set).
     """
@@ -37,12 +38,10 @@ class Stream(Iterator[Piece]):
         self.text = self.thought = ""
         self._finish: str | None = None
         self._prompt_tokens = len(session._sequence.tokens)
-        session.make_pending()
-        self._cached = session.num_processed
-        self._recomputed = session.take_recomputed()
+        self._began = time.perf_counter()
+        self._cached = self._recomputed = self.restored_tokens = 0
         self._guesses_before = session.guesses()
         self._guesses: tuple[int, int] | None = None  # accepted, rejected, at the end
-        self._began = time.perf_counter()
         self._prefill_s = self._ttft_s = self._decode_s = 0.0
         self._warnings = [*config.warnings]
         room = session.context - self._prompt_tokens
@@ -58,6 +57,11 @@ class Stream(Iterator[Piece]):
         self._thoughts = (
             tokenizer.thoughts_after(session._sequence.tokens) if chat else Thoughts(None)
         )
+        session.make_pending()
+        session.find_kept()
+        self._cached = session.num_processed
+        self._recomputed = session.take_recomputed()
+        self.restored_tokens = session.take_restored()
         session.begin_answer(self)
 
     def __next__(self) -> Piece:

@@ -113,7 +113,7 @@ def test_all_options_reach_the_model(capfd, monkeypatch):
         "ask Q? -m some/model --revision v1 --device cpu -t 2 --device-memory 0 --host-memory 1GiB "
         "--disk-memory 2GiB --spill-dir d --context 999 --epsilon 0.1 --kv-bits 4 --weight-bits 8 "
         "-n 5 --temperature 0.5 --top-k 3 --seed 1 --top-p 0.9 --min-p 0.1 "
-        "--repetition-penalty 1.2 --stop END --think off --draft off"
+        "--repetition-penalty 1.2 --stop END --think off --draft off --prefix-cache 3GiB"
     )
     code = main.main(given.split())
     assert code == 0
@@ -130,6 +130,7 @@ def test_all_options_reach_the_model(capfd, monkeypatch):
         "spill_dir": "d",
         "threads": 2,
         "draft": False,
+        "prefix_cache": 3 * 2**30,
     }
     generation = {k: v for k, v in asked().items() if k != "prompt"}
     assert generation == {

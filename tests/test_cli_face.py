@@ -13,7 +13,7 @@ PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
     *("Session", "__version__", "default_spill_dir", "demo_material", "errors", "format_size"),
     *("instruction_set", "kernel_backend", "measure_disk", "measure_memory", "parse_size"),
-    *("read_document", "state_dir", "sweep_scratch", "volume_warnings"),
+    *("prefix_dir", "read_document", "state_dir", "sweep_scratch", "volume_warnings"),
     *("Citation", "CitationChecker", "PageRanges", "Part", "join_documents", "split_document"),
     *("Calibration", "calibrate"),
 ]

@@ -165,7 +165,7 @@ def test_every_option_reads_its_variable_and_its_key(capfd, monkeypatch, alone):
         **{"model": "m", "revision": "r", "device": "cpu", "threads": "3", "spill_dir": "d"},
         **{"device_memory": "1GiB", "host_memory": "1GiB", "disk_memory": "0", "context": "9"},
         **{"overflow": "error", "mode": "exact", "epsilon": "0.5", "kv_bits": "8"},
-        **{"draft": "off"},
+        **{"draft": "off", "prefix_cache": "off"},
         **{"weight_bits": "4", "max_new_tokens": "7", "temperature": "0.5", "top_k": "5"},
         **{"top_p": "0.5", "min_p": "0.5", "repetition_penalty": "1.5", "stop": "s", "seed": "6"},
         **{"think": "on", "json": "true", "quiet": "true", "verbose": "true"},

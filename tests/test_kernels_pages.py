@@ -306,3 +306,43 @@ def test_few_bits_are_worse_than_many():
     # Each bit quarters the mean square error of a uniform quantiser; a little less at few levels.
     for coarse, fine in itertools.pairwise(errors):
         assert 3 < coarse / fine < 6
+
+
+def arrangements(layout: PageLayout) -> list[PageLayout]:
+    """All layouts of the same numbers that a plan may choose."""
+    means = (False,) if layout.is_full else (False, True)
+    bits = {layout.near_bits, *range(min(4, layout.key_bits - 1) + 1)}
+    return [
+        dataclasses.replace(
+            layout,
+            near_bits=near_bits,
+            near_resident=near_resident,
+            value_means=value_means,
+            least_record_bytes=least,
+        )
+        for near_bits in ([layout.near_bits] if layout.is_full else sorted(bits))
+        for near_resident in (True, False)
+        for value_means in means
+        for least in (0, 65536)
+    ]
+
+
+def test_repacked_pages_are_those_that_would_have_been_sealed(layout, kernels):
+    k, v = tokens_for(layout)
+    sealed = pages.seal(k, v, layout)
+    for wanted in arrangements(layout):
+        near, records = pages.repack(*sealed, layout, wanted)
+        expected_near, expected_records = pages.seal(k, v, wanted)
+        assert torch.equal(near, expected_near) and torch.equal(records, expected_records), wanted
+        back = pages.repack(near, records, wanted, layout)
+        assert torch.equal(back[0], sealed[0]) and torch.equal(back[1], sealed[1]), wanted
+
+
+@pytest.mark.parametrize(
+    "other", [{"key_bits": 6}, {"value_bits": 5}, {"rotate": True}, {"head_dim": 32}]
+)
+def test_pages_of_other_numbers_are_not_repacked(other):
+    layout = LAYOUTS["usual"]
+    sealed = pages.seal(*tokens_for(layout), layout)
+    with pytest.raises(ValueError, match="other numbers"):
+        pages.repack(*sealed, layout, dataclasses.replace(layout, **other))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.private_dir import state_dir
     from .offload.scratch import sweep as sweep_scratch
     from .offload.session import Session
-    from .offload.spill_dir import default_spill_dir, volume_warnings
+    from .offload.spill_dir import default_spill_dir, prefix_dir, volume_warnings
 
     __version__: str
 
@@ -66,6 +66,7 @@ __all__ = [
     "measure_disk",
     "measure_memory",
     "parse_size",
+    "prefix_dir",
     "read_document",
     "split_document",
     "state_dir",
@@ -105,6 +106,7 @@ _HOMES = {
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
     "parse_size": (".offload.budget", "parse_size"),
+    "prefix_dir": (".offload.spill_dir", "prefix_dir"),
     "read_document": (".offload.documents.reading", "read_document"),
     "split_document": (".offload.documents.split", "split_document"),
     "state_dir": (".offload.private_dir", "state_dir"),

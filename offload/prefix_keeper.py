@@ -1,0 +1,273 @@
+"""Keeps the pages of a text that is being read, and finds those of one that was read before.
+
+    span file   all sealed pages of one span of tokens, of every layer
+    end file    what it takes to go on from the end of a cell: the pages sealed since the last whole
+                span, that cell raw, and the raw sink
+
+A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of what else a page's bits
+depend on: the model, its options, and what computes. Only what prefill computed is kept, since its
+bits do not depend on how a text was cut; what was decoded has others. Pages are kept in the layout
+that exact mode has with near planes in memory, so one file serves every mode and budget.
+
+Knows the folder by its store, and pages by the engine's; nothing here may fail a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+
+import torch
+
+from ..kernels import dispatch
+from ..kernels.pages import repack
+from .engine import Engine
+from .prefix_file import BadPrefixFile, head_of, read_prefix_file, token_bytes
+from .prefix_store import END_SUFFIX, SPAN_SUFFIX, PrefixStore, PrefixStoreFull
+from .sequence import Sequence
+
+_LEAST_TOKENS = 2048  # fewer are read again as quickly
+_END_TOKENS = 4096  # between two ends that are kept while a text is read
+_NEAR_CELLS = 2  # who can go on this close to the end of a text needs no other way
+
+
+def kernels_fingerprint(device: torch.device) -> list:
+    """What prefill's bits depend on besides the model: where, and by which code, it runs."""
+    found = [version("ebbtide"), torch.__version__, device.type]
+    if device.type == "cuda":
+        found.append(torch.cuda.get_device_name(device))
+    if dispatch.compiled_for(torch.empty(0, device=device)) is not None:
+        return [*found, dispatch.instruction_set(), dispatch.INTERFACE]
+    return [*found, "reference", torch.get_num_threads()]
+
+
+class PrefixKeeper:
+    """For the sequences of one engine. model: what tells its weights from others, weight bits
+    included."""
+
+    def __init__(self, store: PrefixStore, engine: Engine, model: str):
+        self._store, self._engine = store, engine
+        geometry, config = engine.geometry, engine.config
+        self._cells = geometry.cell_tokens
+        self._least_cells = -(-_LEAST_TOKENS // self._cells)
+        self._span_cells = geometry.span_tokens // geometry.cell_tokens
+        self._cell_records = geometry.cell_tokens // geometry.layout.record_tokens
+        self._layout = replace(geometry.layout, value_means=False, near_resident=True)
+        self._layouts = geometry.layouts(config.num_layers)
+        depends_on = [
+            *(model, repr(config), repr(self._layout), geometry.cell_tokens, geometry.span_tokens),
+            *kernels_fingerprint(engine.device),
+        ]
+        self._fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
+        self._gives_up = False
+        self.warnings: list[str] = []
+
+    # ---- names -------------------------------------------------------------------------------
+
+    def _names(self, tokens, num_cells: int) -> list[str]:
+        """One for each cell that ends within the tokens, and for their beginning."""
+        name = hashlib.sha256(f"ebbtide prefix {self._fingerprint}".encode()).digest()
+        names = [name.hex()]
+        for cell in range(num_cells):
+            part = tokens[cell * self._cells : (cell + 1) * self._cells]
+            name = hashlib.sha256(name + token_bytes(part)).digest()
+            names.append(name.hex())
+        return names
+
+    def _chain(self, names: list[str], boundary: int) -> list[str]:
+        """The files that the end at cell `boundary` builds on, first to last, itself included."""
+        spans = (boundary - 1) // self._span_cells
+        files = [names[(s + 1) * self._span_cells] + SPAN_SUFFIX for s in range(spans)]
+        return [*files, names[boundary] + END_SUFFIX]
+
+    def _head(self, kind: str, tokens, first: int, stop: int) -> bytes:
+        """Of a file about cells first .. stop - 1."""
+        fields = {
+            "fingerprint": self._fingerprint,
+            "kind": kind,
+            "first_token": first * self._cells,
+        }
+        return head_of(fields, tokens[first * self._cells : stop * self._cells])
+
+    # ---- keeping -----------------------------------------------------------------------------
+
+    def keep(self, sequence: Sequence) -> None:
+        """Write what is not kept yet of what prefill has just read. Called between two sweeps.
+
+        Never raises: what cannot be kept is a warning, and nothing more is tried.
+        """
+        if self._gives_up or len(sequence.tokens) < _LEAST_TOKENS:
+            return
+        try:
+            self._keep(sequence)
+        except (OSError, PrefixStoreFull) as error:
+            self._gives_up = True
+            reason = getattr(error, "strerror", None) or error
+            self.warnings.append(
+                f"What was read is not kept on disk for the next time: {reason}. "
+                "See 'ebbtide cache', --prefix-cache and --spill-dir."
+            )
+
+    def _keep(self, sequence: Sequence) -> None:
+        newest = (min(sequence.prefilled, sequence.length) - 1) // self._cells
+        if newest < 1:
+            return
+        names = self._names(sequence.tokens, newest)
+        needed = {name + suffix for name in names for suffix in (SPAN_SUFFIX, END_SUFFIX)}
+        # Cell newest - 2 and those before it are sealed, once the first token of `newest` is there.
+        for span in range((newest - 1) // self._span_cells):
+            self._keep_span(sequence, span, names, needed)
+        last = (len(sequence.tokens) - 1) // self._cells
+        for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
+            if self._wants_end(boundary, last, sequence.kept_cells):
+                self._keep_end(sequence, boundary, names, needed)
+                if boundary != last - 1:  # of the last two both are kept, or none
+                    sequence.kept_cells = boundary
+
+    def _wants_end(self, boundary: int, last: int, kept: int) -> bool:
+        """Whether one may want to go on from there: now and then, and near the end of a text, which
+        a question may follow that differs the next time."""
+        if boundary < self._least_cells:
+            return False
+        if boundary % max(1, _END_TOKENS // self._cells) == 0:
+            return True
+        return boundary >= last - 1 and last - kept >= _NEAR_CELLS
+
+    def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set) -> None:
+        stop = (span + 1) * self._span_cells
+        name = names[stop] + SPAN_SUFFIX
+        if self._store.has(name):
+            return
+        head = self._head("span", sequence.tokens, span * self._span_cells, stop)
+        sizes = self._sealed_sizes(self._span_cells)
+        parts = self._sealed(sequence, span, self._span_cells)
+        self._write(name, head, parts, sizes, needed)
+
+    def _keep_end(self, sequence: Sequence, boundary: int, names: list[str], needed: set) -> None:
+        name = names[boundary] + END_SUFFIX
+        if self._store.has(name):
+            return
+        span, num_cells = divmod(boundary - 1, self._span_cells)
+        head = self._head("end", sequence.tokens, span * self._span_cells, boundary)
+
+        def parts() -> Iterator[torch.Tensor]:
+            yield from self._sealed(sequence, span, num_cells)
+            yield from self._raw(sequence, boundary - 1)
+
+        sizes = [*self._sealed_sizes(num_cells), *self._raw_sizes]
+        self._write(name, head, parts(), sizes, needed)
+        self._store.touch(self._chain(names, boundary))
+
+    def _write(self, name: str, head: bytes, parts, sizes: list[int], needed: set) -> None:
+        num_bytes = len(head) + sum(sizes) + 4 * len(sizes)
+        self._store.write(name, head, parts, num_bytes, needed)
+
+    def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> Iterator[torch.Tensor]:
+        """Near planes and records of a span's first cells, layer by layer."""
+        count = num_cells * self._cell_records
+        if not count:
+            return
+        for layer, layout in enumerate(self._layouts):
+            with self._engine.store.look_at(sequence.table, layer, span) as pages:
+                near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
+                yield from repack(near, records, layout, self._layout)
+
+    def _raw(self, sequence: Sequence, cell: int) -> Iterator[torch.Tensor]:
+        """Views of a cell's raw keys and values and of the sink's, layer by layer."""
+        raw = sequence.raw
+        for layer in range(self._engine.config.num_layers):
+            yield from raw.cell(layer, cell)
+            yield raw.sink_keys[layer]
+            yield raw.sink_values[layer]
+
+    def _sealed_sizes(self, num_cells: int) -> list[int]:
+        count = num_cells * self._cell_records
+        sizes = [count * self._layout.near_record_bytes, count * self._layout.record_bytes]
+        return sizes * len(self._layouts) if count else []
+
+    @cached_property
+    def _raw_sizes(self) -> list[int]:
+        layout = self._layout
+        token = layout.kv_heads * layout.head_dim * layout.raw_dtype.itemsize
+        sizes = [self._cells * token] * 2 + [layout.page_tokens * token] * 2
+        return sizes * len(self._layouts)
+
+    # ---- finding -----------------------------------------------------------------------------
+
+    def restore(
+        self, sequence: Sequence, most: int, on_progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Take in as much as is kept of the sequence's first `most` tokens, if that is more than it
+        has processed. on_progress(length) is called now and then; what it raises stops the
+        restoring, and the sequence is as it was or empty.
+        """
+        num_cells = most // self._cells
+        least = sequence.length // self._cells + self._least_cells
+        if sequence.prefilled < sequence.length or num_cells < least:
+            return
+        names = self._names(sequence.tokens, num_cells)
+        for boundary in range(num_cells, least - 1, -1):
+            chain = self._chain(names, boundary)
+            if self._store.has(chain[-1]) and all(map(self._store.has, chain)):
+                if self._take_in(sequence, boundary, chain, on_progress):
+                    self._store.touch(chain)
+                    return
+
+    def _take_in(self, sequence: Sequence, boundary: int, chain: list[str], on_progress) -> bool:
+        """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
+        done = False
+        name = chain[0]
+        try:
+            for span, name in enumerate(chain):
+                stop = min((span + 1) * self._span_cells, boundary)
+                is_end = name is chain[-1]
+                head = self._head(
+                    "end" if is_end else "span",
+                    sequence.tokens,
+                    span * self._span_cells,
+                    boundary if is_end else stop,
+                )
+                self._read(sequence, name, head, span, boundary if is_end else None)
+                if on_progress is not None:
+                    on_progress(min(stop, boundary) * self._cells)
+            sequence.length = sequence.prefilled = boundary * self._cells
+            sequence.oldest_raw_cell = boundary - 1
+            sequence.kept_cells = boundary
+            done = True
+        except (OSError, BadPrefixFile, FloatingPointError) as error:
+            self._store.remove(name)
+            reason = getattr(error, "strerror", None) or error
+            self.warnings.append(
+                f"Kept pages could not be used, and their text is read again: {reason} "
+                f"({self._store.path(name)}, which is removed)."
+            )
+        finally:
+            if not done:
+                self._engine.rewind(sequence, 0)
+        return done
+
+    def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
+        """Append what a file has beyond the table's records; of an end file, the raw cell too."""
+        num_cells = self._span_cells if end is None else end - 1 - span * self._span_cells
+        sealed = self._sealed_sizes(num_cells)
+        sizes = sealed + ([] if end is None else self._raw_sizes)
+        room = torch.empty(max(sizes), dtype=torch.uint8)
+        table, store = sequence.table, self._engine.store
+        count = num_cells * self._cell_records
+        first = span * self._span_cells * self._cell_records
+        with read_prefix_file(self._store.path(name), head, sizes) as file:
+            for layer, layout in enumerate(self._layouts if count else ()):
+                near = file.take(room).view(count, -1).clone()
+                records = file.take(room).view(count, -1)
+                known = table.num_records(layer) - first
+                if known < count:
+                    near, records = repack(near, records, self._layout, layout)
+                    new = slice(max(0, known), count)
+                    store.write(table, layer, first + new.start, near[new], records[new])
+            if end is not None:
+                for view in self._raw(sequence, end - 1):
+                    part = file.take(room).view(view.dtype).view(view.shape)
+                    view.copy_(part)

@@ -1,0 +1,140 @@
+"""The folder of kept pages: files by name, a cap on all of them, and the oldest go first.
+
+Files are never changed, and each is useful with those before it alone, so there is no index that
+could be wrong: what is there is what is kept. Several processes may share the folder; a file that
+another one removed is not there, and that is all. Knows no pages and no tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from .errors import InputError
+from .prefix_file import UNFINISHED_SUFFIX, write_prefix_file
+from .private_dir import make_private
+
+SPAN_SUFFIX, END_SUFFIX = ".span", ".end"
+_AUTO_SHARE, _AUTO_MOST_BYTES = 0.05, 16 << 30
+_KEPT_FREE_BYTES = 5 << 30  # of the volume, whatever the cap
+_TRIMMED_SHARE = 0.9  # of the cap, so that not every file removes another
+_ABANDONED_AFTER_S = 24 * 3600  # an unfinished file that old belongs to no process that goes on
+_ADVICE = "choose another folder with --spill-dir, or --prefix-cache off"
+
+
+class PrefixStoreFull(Exception):
+    """There is no room for a file, though everything that may go has gone."""
+
+
+class PrefixStore:
+    """folder: made private if absent. cap_bytes: the most that all files together may take; None: a
+    twentieth of the volume, at most 16 GiB. Five GiB of the volume stay free.
+
+    Raises InputError for a folder that cannot be used.
+    """
+
+    def __init__(self, folder: Path, cap_bytes: int | None):
+        try:
+            self.folder = make_private(folder, _ADVICE)
+            total = shutil.disk_usage(folder).total
+        except OSError as error:
+            raise InputError(
+                f"pages cannot be kept in {folder}: {error.strerror or error}; {_ADVICE}"
+            ) from None
+        if cap_bytes is None:
+            cap_bytes = min(_AUTO_MOST_BYTES, int(total * _AUTO_SHARE))
+        self.cap_bytes = cap_bytes
+        self._used_bytes: int | None = None  # found at the first write, and counted from then on
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def write(
+        self, name: str, head: bytes, parts: Iterable[torch.Tensor], num_bytes: int, needed: set
+    ) -> None:
+        """Keep a file of num_bytes, at the cost of the oldest that are not `needed` (names).
+
+        Raises OSError, and PrefixStoreFull, before anything goes, where there is no room for it.
+        """
+        self._make_room(num_bytes, needed)
+        try:
+            self._write(name, head, parts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise PrefixStoreFull(f"the volume of {self.folder} is full") from error
+        self._used_bytes = (self._used_bytes or 0) + num_bytes
+
+    def _write(self, name: str, head: bytes, parts: Iterable[torch.Tensor]) -> None:
+        with write_prefix_file(self.path(name), head) as file:
+            for part in parts:
+                file.add(part)
+
+    def touch(self, names: Sequence[str]) -> None:
+        """They were used. The first are to go last."""
+        now = time.time_ns()
+        for index, name in enumerate(names):
+            stamp = now - index  # a nanosecond apart is order enough
+            with contextlib.suppress(OSError):
+                os.utime(self.path(name), ns=(stamp, stamp))
+
+    def remove(self, name: str) -> None:
+        """May be gone already, or stay where the system does not let it go."""
+        with contextlib.suppress(OSError):
+            self.path(name).unlink()
+        self._used_bytes = None
+
+    def _make_room(self, num_bytes: int, needed: Collection[str]) -> None:
+        if num_bytes > self.cap_bytes:
+            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes} bytes")
+        if self._used_bytes is None:
+            self._used_bytes = sum(size for _, size, _ in self._files())
+        over = self._used_bytes + num_bytes - self.cap_bytes
+        free = shutil.disk_usage(self.folder).free
+        short = num_bytes + _KEPT_FREE_BYTES - free
+        if over <= 0 and short <= 0:
+            return
+        over += int(self.cap_bytes * (1 - _TRIMMED_SHARE)) if over > 0 else 0
+        self._trim(max(over, short), needed)
+        used = sum(size for _, size, _ in self._files())
+        self._used_bytes = used
+        if used + num_bytes > self.cap_bytes:
+            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes} bytes")
+        if num_bytes + _KEPT_FREE_BYTES > shutil.disk_usage(self.folder).free:
+            raise PrefixStoreFull(f"less than 5 GiB would stay free on the volume of {self.folder}")
+
+    def _trim(self, num_bytes: int, needed: Collection[str]) -> None:
+        """Removes the oldest files that are not needed until so many bytes are gone."""
+        for path, size, _ in sorted(self._files(), key=lambda file: file[2]):
+            if num_bytes <= 0:
+                return
+            if path.name in needed or path.name.endswith(UNFINISHED_SUFFIX):
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink()
+                num_bytes -= size
+
+    def _files(self) -> list[tuple[Path, int, int]]:
+        """Path, bytes and time of each; unfinished ones of dead processes go."""
+        found = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(OSError):
+                stat = entry.stat(follow_symlinks=False)
+                if entry.name.endswith(UNFINISHED_SUFFIX):
+                    if time.time() - stat.st_mtime > _ABANDONED_AFTER_S:
+                        os.unlink(entry.path)
+                        continue
+                elif not entry.name.endswith((SPAN_SUFFIX, END_SUFFIX)):
+                    continue
+                found.append((Path(entry.path), stat.st_size, stat.st_mtime_ns))
+        return found

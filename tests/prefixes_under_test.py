@@ -1,0 +1,57 @@
+"""What the tests of kept pages share: a small model that keeps what it reads, and texts for it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from sessions_under_test import IDS
+from small_llm import keep_in_memory, open_small
+
+from ebbtide.offload import prefix_keeper
+from ebbtide.offload.prefix_store import PrefixStore
+from ebbtide.offload.spill_dir import prefix_dir
+
+CELL = 64
+TEXT = IDS * 2  # 1,200 tokens: 18 cells of 64
+MORE = torch.randint(0, 256, (300,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+@pytest.fixture(autouse=True)
+def short_texts_count(monkeypatch):
+    """What is worth keeping is a matter of thousands of tokens; tests read hundreds."""
+    monkeypatch.setattr(prefix_keeper, "_LEAST_TOKENS", 4 * CELL)
+    monkeypatch.setattr(prefix_keeper, "_END_TOKENS", 8 * CELL)
+    monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
+
+
+def opened(folder, place, cap: int | None = 1 << 30, share: float = 1.0, **options):
+    """A small LLM that keeps what it reads. share: of the far planes in memory."""
+    llm = open_small(folder, place, **options)
+    llm._context = 2048
+    keep_in_memory(llm, 2048, share, sequences=1, text=True)
+    if cap is not None:
+        llm._prefixes = PrefixStore(prefix_dir(place), cap)
+    return llm
+
+
+def answer(llm, ids, **generation):
+    return llm.generate(ids, **{"max_new_tokens": 12, **generation})
+
+
+def cached(output) -> int:
+    return output.usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def last_logits(llm, ids) -> torch.Tensor:
+    """Of the last token, through a session's own path; and how many tokens were restored."""
+    with llm.open_session(2048, sequences=1) as session:
+        session.append(ids, process=False)
+        session.find_kept()
+        restored = session.take_restored()
+        return session.last_logits().clone(), restored
+
+
+def kept(place) -> list[str]:
+    return sorted(os.listdir(prefix_dir(place)))
