@@ -3,11 +3,13 @@
     span file   all sealed pages of one span of tokens, of every layer
     end file    what it takes to go on from the end of a cell: the pages sealed since the last whole
                 span, that cell raw, and the raw sink
+    rows file   the raw rows behind an end, of which a text may use as many as it has in common
 
 A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of what else a page's bits
-depend on: the model, its options, and what computes. Only what prefill computed is kept, since its
-bits do not depend on how a text was cut; what was decoded has others. Pages are kept in the layout
-that exact mode has with near planes in memory, so one file serves every mode and budget.
+depend on: the model, its options, and what computes. The tokens are in the file too. Only what
+prefill computed is kept, since its bits do not depend on how a text was cut; what was decoded has
+others. Pages are kept in the layout that exact mode has with near planes in memory, so one file
+serves every mode and budget.
 
 Knows the folder by its store, and pages by the engine's; nothing here may fail a request.
 """
@@ -17,7 +19,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from importlib.metadata import version
 
 import torch
@@ -26,7 +27,14 @@ from ..kernels import dispatch
 from ..kernels.pages import repack
 from .engine import Engine
 from .prefix_file import BadPrefixFile, head_of, read_prefix_file, token_bytes
-from .prefix_store import END_SUFFIX, SPAN_SUFFIX, PrefixStore, PrefixStoreFull
+from .prefix_store import (
+    END_SUFFIX,
+    ROWS_SUFFIX,
+    SPAN_SUFFIX,
+    SUFFIXES,
+    PrefixStore,
+    PrefixStoreFull,
+)
 from .sequence import Sequence
 
 _LEAST_TOKENS = 2048  # fewer are read again as quickly
@@ -83,14 +91,11 @@ class PrefixKeeper:
         files = [names[(s + 1) * self._span_cells] + SPAN_SUFFIX for s in range(spans)]
         return [*files, names[boundary] + END_SUFFIX]
 
-    def _head(self, kind: str, tokens, first: int, stop: int) -> bytes:
-        """Of a file about cells first .. stop - 1."""
-        fields = {
-            "fingerprint": self._fingerprint,
-            "kind": kind,
-            "first_token": first * self._cells,
-        }
-        return head_of(fields, tokens[first * self._cells : stop * self._cells])
+    def _head(self, suffix: str, tokens, num_cells: int) -> bytes:
+        """Of a file that has the first cells before it. All tokens are there to be compared, for
+        keys and values depend on all of them."""
+        fields = {"fingerprint": self._fingerprint, "kind": suffix, "num_cells": num_cells}
+        return head_of(fields, tokens[: num_cells * self._cells])
 
     # ---- keeping -----------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class PrefixKeeper:
         if newest < 1:
             return
         names = self._names(sequence.tokens, newest)
-        needed = {name + suffix for name in names for suffix in (SPAN_SUFFIX, END_SUFFIX)}
+        needed = {name + suffix for name in names for suffix in SUFFIXES}
         # Cell newest - 2 and those before it are sealed, once the first token of `newest` is there.
         for span in range((newest - 1) // self._span_cells):
             self._keep_span(sequence, span, names, needed)
@@ -124,6 +129,8 @@ class PrefixKeeper:
         for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
             if self._wants_end(boundary, last, sequence.kept_cells):
                 self._keep_end(sequence, boundary, names, needed)
+                if boundary >= last - 1:
+                    self._keep_rows(sequence, boundary, names, needed)
                 if boundary != last - 1:  # of the last two both are kept, or none
                     sequence.kept_cells = boundary
 
@@ -141,7 +148,7 @@ class PrefixKeeper:
         name = names[stop] + SPAN_SUFFIX
         if self._store.has(name):
             return
-        head = self._head("span", sequence.tokens, span * self._span_cells, stop)
+        head = self._head(SPAN_SUFFIX, sequence.tokens, stop)
         sizes = self._sealed_sizes(self._span_cells)
         parts = self._sealed(sequence, span, self._span_cells)
         self._write(name, head, parts, sizes, needed)
@@ -151,15 +158,31 @@ class PrefixKeeper:
         if self._store.has(name):
             return
         span, num_cells = divmod(boundary - 1, self._span_cells)
-        head = self._head("end", sequence.tokens, span * self._span_cells, boundary)
+        head = self._head(END_SUFFIX, sequence.tokens, boundary)
 
         def parts() -> Iterator[torch.Tensor]:
             yield from self._sealed(sequence, span, num_cells)
             yield from self._raw(sequence, boundary - 1)
 
-        sizes = [*self._sealed_sizes(num_cells), *self._raw_sizes]
+        sizes = [*self._sealed_sizes(num_cells), *self._raw_sizes(has_sink=True)]
         self._write(name, head, parts(), sizes, needed)
         self._store.touch(self._chain(names, boundary))
+
+    def _keep_rows(self, sequence: Sequence, cell: int, names: list[str], needed: set) -> None:
+        """What is processed of a cell; what another text had there, if it is kept, stays."""
+        name = names[cell] + ROWS_SUFFIX
+        if self._store.has(name):
+            return
+        head = self._head(ROWS_SUFFIX, sequence.tokens, cell)
+
+        def parts() -> Iterator[torch.Tensor]:
+            tokens = torch.full((self._cells,), -1, dtype=torch.int32)
+            rows = sequence.tokens[cell * self._cells : sequence.length][: self._cells]
+            tokens[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
+            yield tokens
+            yield from self._raw(sequence, cell, has_sink=False)
+
+        self._write(name, head, parts(), self._rows_sizes, needed)
 
     def _write(self, name: str, head: bytes, parts, sizes: list[int], needed: set) -> None:
         num_bytes = len(head) + sum(sizes) + 4 * len(sizes)
@@ -175,25 +198,31 @@ class PrefixKeeper:
                 near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
                 yield from repack(near, records, layout, self._layout)
 
-    def _raw(self, sequence: Sequence, cell: int) -> Iterator[torch.Tensor]:
-        """Views of a cell's raw keys and values and of the sink's, layer by layer."""
+    def _raw(
+        self, sequence: Sequence, cell: int, *, has_sink: bool = True
+    ) -> Iterator[torch.Tensor]:
+        """Views of a cell's raw keys and values, and of the sink's, layer by layer."""
         raw = sequence.raw
         for layer in range(self._engine.config.num_layers):
             yield from raw.cell(layer, cell)
-            yield raw.sink_keys[layer]
-            yield raw.sink_values[layer]
+            if has_sink:
+                yield raw.sink_keys[layer]
+                yield raw.sink_values[layer]
 
     def _sealed_sizes(self, num_cells: int) -> list[int]:
         count = num_cells * self._cell_records
         sizes = [count * self._layout.near_record_bytes, count * self._layout.record_bytes]
         return sizes * len(self._layouts) if count else []
 
-    @cached_property
-    def _raw_sizes(self) -> list[int]:
+    def _raw_sizes(self, *, has_sink: bool) -> list[int]:
         layout = self._layout
         token = layout.kv_heads * layout.head_dim * layout.raw_dtype.itemsize
-        sizes = [self._cells * token] * 2 + [layout.page_tokens * token] * 2
+        sizes = [self._cells * token] * 2 + [layout.page_tokens * token] * 2 * has_sink
         return sizes * len(self._layouts)
+
+    @property
+    def _rows_sizes(self) -> list[int]:
+        return [4 * self._cells, *self._raw_sizes(has_sink=False)]
 
     # ---- finding -----------------------------------------------------------------------------
 
@@ -213,7 +242,10 @@ class PrefixKeeper:
             chain = self._chain(names, boundary)
             if self._store.has(chain[-1]) and all(map(self._store.has, chain)):
                 if self._take_in(sequence, boundary, chain, on_progress):
-                    self._store.touch(chain)
+                    rows = names[boundary] + ROWS_SUFFIX
+                    self._store.touch([*chain, rows])
+                    if self._store.has(rows):
+                        self._take_rows(sequence, rows, most)
                     return
 
     def _take_in(self, sequence: Sequence, boundary: int, chain: list[str], on_progress) -> bool:
@@ -224,12 +256,8 @@ class PrefixKeeper:
             for span, name in enumerate(chain):
                 stop = min((span + 1) * self._span_cells, boundary)
                 is_end = name is chain[-1]
-                head = self._head(
-                    "end" if is_end else "span",
-                    sequence.tokens,
-                    span * self._span_cells,
-                    boundary if is_end else stop,
-                )
+                suffix, num_cells = (END_SUFFIX, boundary) if is_end else (SPAN_SUFFIX, stop)
+                head = self._head(suffix, sequence.tokens, num_cells)
                 self._read(sequence, name, head, span, boundary if is_end else None)
                 if on_progress is not None:
                     on_progress(min(stop, boundary) * self._cells)
@@ -238,22 +266,44 @@ class PrefixKeeper:
             sequence.kept_cells = boundary
             done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
-            self._store.remove(name)
-            reason = getattr(error, "strerror", None) or error
-            self.warnings.append(
-                f"Kept pages could not be used, and their text is read again: {reason} "
-                f"({self._store.path(name)}, which is removed)."
-            )
+            self._give_up_on(name, error)
         finally:
             if not done:
                 self._engine.rewind(sequence, 0)
         return done
 
+    def _give_up_on(self, name: str, error: Exception) -> None:
+        self._store.remove(name)
+        reason = getattr(error, "strerror", None) or error
+        self.warnings.append(
+            f"Kept pages could not be used, and their text is read again: {reason} "
+            f"({self._store.path(name)}, which is removed)."
+        )
+
+    def _take_rows(self, sequence: Sequence, name: str, most: int) -> None:
+        """Go on behind the rows that the sequence, at the end of a cell, has in common with those
+        that are kept. Rows behind its length are garbage, whatever becomes of them here."""
+        cell = sequence.length // self._cells
+        head, sizes = self._head(ROWS_SUFFIX, sequence.tokens, cell), self._rows_sizes
+        room = torch.empty(max(sizes), dtype=torch.uint8)
+        try:
+            with read_prefix_file(self._store.path(name), head, sizes) as file:
+                kept = file.take(room).view(torch.int32).tolist()
+                count = _num_common(kept, sequence.tokens[sequence.length : most])
+                if not count:
+                    return
+                sequence.will_write(cell)
+                self._take_raw(file, room, self._raw(sequence, cell, has_sink=False))
+        except (OSError, BadPrefixFile) as error:
+            self._give_up_on(name, error)
+            return
+        sequence.length = sequence.prefilled = sequence.length + count
+
     def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""
         num_cells = self._span_cells if end is None else end - 1 - span * self._span_cells
         sealed = self._sealed_sizes(num_cells)
-        sizes = sealed + ([] if end is None else self._raw_sizes)
+        sizes = sealed + ([] if end is None else self._raw_sizes(has_sink=True))
         room = torch.empty(max(sizes), dtype=torch.uint8)
         table, store = sequence.table, self._engine.store
         count = num_cells * self._cell_records
@@ -268,6 +318,18 @@ class PrefixKeeper:
                     new = slice(max(0, known), count)
                     store.write(table, layer, first + new.start, near[new], records[new])
             if end is not None:
-                for view in self._raw(sequence, end - 1):
-                    part = file.take(room).view(view.dtype).view(view.shape)
-                    view.copy_(part)
+                self._take_raw(file, room, self._raw(sequence, end - 1))
+
+    def _take_raw(self, file, room: torch.Tensor, views: Iterator[torch.Tensor]) -> None:
+        for view in views:
+            view.copy_(file.take(room).view(view.dtype).view(view.shape))
+
+
+def _num_common(first, second) -> int:
+    """How many items two sequences begin with alike."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

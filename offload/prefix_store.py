@@ -21,7 +21,7 @@ from .errors import InputError
 from .prefix_file import UNFINISHED_SUFFIX, write_prefix_file
 from .private_dir import make_private
 
-SPAN_SUFFIX, END_SUFFIX = ".span", ".end"
+SUFFIXES = SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = ".span", ".end", ".rows"
 _AUTO_SHARE, _AUTO_MOST_BYTES = 0.05, 16 << 30
 _KEPT_FREE_BYTES = 5 << 30  # of the volume, whatever the cap
 _TRIMMED_SHARE = 0.9  # of the cap, so that not every file removes another
@@ -134,7 +134,7 @@ class PrefixStore:
                     if time.time() - stat.st_mtime > _ABANDONED_AFTER_S:
                         os.unlink(entry.path)
                         continue
-                elif not entry.name.endswith((SPAN_SUFFIX, END_SUFFIX)):
+                elif not entry.name.endswith(SUFFIXES):
                     continue
                 found.append((Path(entry.path), stat.st_size, stat.st_mtime_ns))
         return found

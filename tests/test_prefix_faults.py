@@ -310,13 +310,15 @@ def test_the_cap_holds_and_the_oldest_go(folder, tmp_path):
             return sum(os.path.getsize(prefix_dir(tmp_path) / name) for name in kept(tmp_path))
 
         last_logits(llm, texts[1])
-        assert last_logits(llm, texts[0])[1] == 18 * CELL  # used again: the second is the oldest
+        assert (
+            last_logits(llm, texts[0])[1] == len(TEXT) - 1
+        )  # used again: the second is the oldest
         last_logits(llm, texts[2])
         assert used() <= 2.6 * one
-        assert last_logits(llm, texts[0])[1] == 18 * CELL
+        assert last_logits(llm, texts[0])[1] == len(TEXT) - 1
         assert last_logits(llm, texts[2])[1]
         # Of the oldest the last pages went first: what is left of it can be used.
-        assert last_logits(llm, texts[1])[1] < (len(texts[1]) - 1) // CELL * CELL
+        assert last_logits(llm, texts[1])[1] < len(texts[1]) - 1
 
 
 def test_a_text_larger_than_the_cap_keeps_its_beginning(folder, tmp_path):
@@ -407,4 +409,4 @@ def test_kills_while_files_are_written(folder, tmp_path, expected):
     assert done is not None and done.returncode == 0
     with opened(folder, tmp_path) as llm:
         logits, restored = last_logits(llm, TEXT)
-    assert torch.equal(logits, expected) and restored == 18 * CELL
+    assert torch.equal(logits, expected) and restored == len(TEXT) - 1

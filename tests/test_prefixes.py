@@ -49,7 +49,7 @@ def test_a_text_that_was_read_is_not_read_again(folder, tmp_path, codec):
         logits, restored = last_logits(llm, TEXT)
     assert first.token_ids == again.token_ids == expected.token_ids
     assert torch.equal(logits, expected_logits)
-    assert cached(again) == restored == (len(TEXT) - 1) // CELL * CELL
+    assert cached(again) == restored == len(TEXT) - 1
     assert again.usage["recomputed_tokens"] == 0 and not again.warnings
 
 
@@ -100,18 +100,22 @@ def test_near_planes_may_lie_with_the_far_ones(folder, tmp_path):
         assert restored and torch.equal(logits, expected)
 
 
-@pytest.mark.parametrize("common", [1, 8, 9, 17])
-def test_another_end_finds_what_is_common(folder, tmp_path, common):
-    """Two texts that part in the middle of cell `common`: the ends that were kept are 8, 16, 17."""
-    other = TEXT[: common * CELL + 30] + MORE
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("common", [1, 8, 9, 17, 18])
+def test_another_end_finds_what_is_common(folder, tmp_path, monkeypatch, common, backend):
+    """Two texts that part in cell `common`. Kept are the ends 8 and 16, and 17 and 18 with rows."""
+    monkeypatch.setenv("EBBTIDE_KERNELS", backend)
+    parting = common * CELL + 30
+    other = [*TEXT[:parting], 255 - TEXT[parting], *MORE]
     with opened(folder, tmp_path, cap=None) as llm:
         expected, _ = last_logits(llm, other)
     with opened(folder, tmp_path) as llm:
         last_logits(llm, TEXT)
         logits, restored = last_logits(llm, other)
-        assert restored == {1: 0, 8: 8, 9: 8, 17: 17}[common] * CELL
+        rows = 30 if common > 16 else 0
+        assert restored == {1: 0, 8: 8, 9: 8, 17: 17, 18: 18}[common] * CELL + rows
         assert torch.equal(logits, expected)
-        assert last_logits(llm, other)[1] == (len(other) - 1) // CELL * CELL
+        assert last_logits(llm, other)[1] == len(other) - 1
 
 
 def test_text_in_pieces_is_kept_and_found(folder, tmp_path):
@@ -124,7 +128,7 @@ def test_text_in_pieces_is_kept_and_found(folder, tmp_path):
             assert torch.equal(session.last_logits(), expected)
     with opened(folder, tmp_path) as llm:
         logits, restored = last_logits(llm, TEXT)
-    assert restored == 18 * CELL and torch.equal(logits, expected)
+    assert restored == len(TEXT) - 1 and torch.equal(logits, expected)
 
 
 def test_a_session_that_goes_on_takes_in_the_rest(folder, tmp_path):
@@ -139,7 +143,7 @@ def test_a_session_that_goes_on_takes_in_the_rest(folder, tmp_path):
                 session._prefill()
                 session.append(TEXT[begun * CELL :], process=False)
                 session.find_kept()
-                assert session.take_restored() == (18 - begun) * CELL
+                assert session.take_restored() == len(TEXT) - 1 - begun * CELL
                 assert torch.equal(session.last_logits(), expected)
                 session._runtime.store.check_integrity(deep=True)
 
@@ -176,9 +180,9 @@ def test_a_named_session_counts_what_it_reads_again(folder, tmp_path, monkeypatc
         held = len(session.tokens)
     with opened(folder, tmp_path) as llm, llm.session("book") as session:
         output = session.generate(MORE[:20], max_new_tokens=4)
-        assert cached(output) == 18 * CELL
+        assert cached(output) == len(TEXT)
         # The last token of the first answer was shown, and never processed.
-        assert output.usage["recomputed_tokens"] == held - 1 - 18 * CELL
+        assert output.usage["recomputed_tokens"] == held - 1 - len(TEXT)
 
 
 def test_forks_share_what_was_restored(folder, tmp_path):
