@@ -96,7 +96,12 @@ def _ask_all(run: Run, llm: Any, documents: list[Any], asked: list[str], told: l
     found = []
     began_s = time.monotonic()
     with _read(run, llm, documents, prompts, options) as session:
-        read = {"tokens": session.num_processed, "seconds": time.monotonic() - began_s}
+        restored = session.take_restored()
+        run.tell_restored(restored)
+        read = {
+            "tokens": session.num_processed - restored,
+            "seconds": time.monotonic() - began_s,
+        }
         for question, prompt in zip(asked, prompts, strict=True):
             run.terminal.note(f"Q: {question}")
             with session.fork() as branch:

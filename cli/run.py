@@ -216,11 +216,8 @@ class Run:
             llm.on_progress = self._recorded(progress, heard, title)
             try:
                 heard.stream = (llm if source is None else source).stream(prompt, **generation)
-                if restored := getattr(heard.stream, "restored_tokens", 0):
-                    progress.clear()
-                    self.terminal.note(
-                        f"{restored:,} tokens were read before; their pages came from disk."
-                    )
+                progress.clear()
+                self.tell_restored(heard.stream.restored_tokens)
                 for piece in heard.stream:
                     heard.add(piece)
                     if self.recorder is not None:
@@ -260,6 +257,12 @@ class Run:
             progress(report)
 
         return both
+
+    def tell_restored(self, num_tokens: int) -> None:
+        if num_tokens:
+            self.terminal.note(
+                f"{num_tokens:,} tokens were read before; their pages came from disk."
+            )
 
     def finish(self, llm: Any, output: Any, warnings: Sequence[str] = ()) -> None:
         """After the answer: the object for --json, and whether the answer was cut. warnings: told

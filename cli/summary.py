@@ -109,6 +109,7 @@ class Summary:
             self.parts,
             plan,
             speeds.recall(self.llm, self.run.settings),
+            self.run.settings.prefix_cache if self.run.settings.disk_memory else 0,
         )
 
     def write(self, out: OutputFile | None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ _PLACES = {"device": "GPU memory", "host": "RAM", "disk": "disk"}
 class SummaryPlan:
     """num_tokens: of the prompt, read whole. most_answer: tokens the answer may have. parts: of
     map-reduce, else empty. plan: the Plan of one context, the longest. largest: the most tokens one
-    context may reach. speeds: tokens per second of an earlier run, or None.
+    context may reach. speeds: tokens per second of an earlier run, or None. prefix_cache: bytes
+    that may be kept for the next time, or "auto".
     """
 
     documents: list[Any]
@@ -30,6 +31,7 @@ class SummaryPlan:
     parts: list[Any]
     plan: Any
     speeds: dict[str, float] | None
+    prefix_cache: int | str
 
     @property
     def num_contexts(self) -> int:
@@ -50,6 +52,11 @@ class SummaryPlan:
     def disk_write_bytes(self) -> int:
         """Of the whole run: each part's pages are written once."""
         return self.kv_bytes().get("disk", 0) * self.num_contexts
+
+    def kept_bytes(self) -> int:
+        """About as much stays on disk for the next time, at most: every part's pages."""
+        found = sum(self.kv_bytes().values()) * self.num_contexts
+        return found if self.prefix_cache == "auto" else min(found, int(self.prefix_cache))
 
     def seconds(self) -> float | None:
         """From an earlier run's speeds, reading and writing as much as there may be."""
@@ -92,6 +99,8 @@ class SummaryPlan:
         each = " for each part" if self.parts else ""
         out.append(f"keys and values{each}: {', '.join(where) or 'none'}")
         out.append(f"written to disk: {format_size(self.disk_write_bytes())} in all")
+        if kept := self.kept_bytes():
+            out.append(f"kept on disk for the next time: up to about {format_size(kept)}")
         out.append(self._time())
         return out
 
@@ -117,6 +126,7 @@ class SummaryPlan:
             "parts": [{"label": part.label, "num_tokens": part.num_tokens} for part in self.parts],
             "kv_bytes": self.kv_bytes(),
             "disk_write_bytes": self.disk_write_bytes(),
+            "kept_bytes": self.kept_bytes(),
             "eta_s": self.seconds(),
             "plan": self.plan.to_dict(),
         }

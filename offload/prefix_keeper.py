@@ -17,6 +17,7 @@ Knows the folder by its store, and pages by the engine's; nothing here may fail 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -47,8 +48,10 @@ def kernels_fingerprint(device: torch.device) -> list:
     found = [version("ebbtide"), torch.__version__, device.type]
     if device.type == "cuda":
         found.append(torch.cuda.get_device_name(device))
-    if dispatch.compiled_for(torch.empty(0, device=device)) is not None:
-        return [*found, dispatch.instruction_set(), dispatch.INTERFACE]
+    native = dispatch.compiled_for(torch.empty(0, device=device))
+    if native is not None:
+        built = os.stat(native.__file__)  # a version may be built more than once
+        return [*found, dispatch.instruction_set(), built.st_size, built.st_mtime_ns]
     return [*found, "reference", torch.get_num_threads()]
 
 

@@ -70,6 +70,7 @@ class FakeStream:
         self.session = session
         self.output: Any = None
         self.closed = False
+        self.restored_tokens = int(os.environ.get("FAKE_RESTORED", "0"))
         self._pieces = self._run()
 
     def __iter__(self):
@@ -192,6 +193,9 @@ class FakeSession:
     @property
     def num_processed(self) -> int:
         return len(self.tokens)
+
+    def take_restored(self) -> int:
+        return int(os.environ.get("FAKE_RESTORED", "0"))
 
     def __enter__(self) -> FakeSession:
         return self

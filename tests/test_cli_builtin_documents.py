@@ -76,6 +76,39 @@ def test_questions_together_get_the_answers_they_get_alone(home):
     assert read_twice[0] <= new < read_twice[0] + 600
 
 
+def test_a_book_is_read_once(home, tmp_path):
+    """Other processes find its pages, in other modes and from another folder; not if told so."""
+    ask = ("ask", str(home / "book.pdf"), "-t", "1", "-n", "16")
+    other = "What is on page 12?"
+    expected = [
+        run(home, *ask[:1], q, *ask[1:], "--prefix-cache", "off") for q in (QUESTION, other)
+    ]
+    assert [x["usage"]["prompt_tokens_details"]["cached_tokens"] for x in expected] == [0, 0]
+
+    place = tmp_path / "else"
+    place.mkdir()
+
+    def cached(*args) -> int:
+        found = run(place, *args)
+        texts = [x["token_ids"] for x in found.get("answers", [found])]
+        assert texts in ([expected[0]["token_ids"]], [x["token_ids"] for x in expected])
+        usage = found["usage"]
+        assert usage["recomputed_tokens"] == 0 and not found["warnings"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    total = expected[0]["usage"]["prompt_tokens"]
+    first = (*ask[:1], QUESTION, *ask[1:])
+    assert cached(*first) == 0
+    assert cached(*first) == cached(*first, "--host-memory", "2GiB") == total - 1
+    assert cached(*first, "--kv-bits", "6") == 0
+    # Of a document with several questions whole cells are read before the first.
+    assert cached(*ask, "-Q", QUESTION, "-Q", other) >= total - 600
+    kept = run(place, "cache", "du")["kinds"]["prefixes"]
+    assert kept["bytes"] > 1e6 and str(place) in kept["folder"]
+    assert run(place, "cache", "purge", "prefixes", "-y")["bytes"] == kept["bytes"]
+    assert cached(*first) == 0
+
+
 def test_a_summary_in_parts_goes_on_after_a_kill(home):
     whole = run(home, *PARTS)
     parts = whole["map_reduce"]["parts"]

@@ -34,6 +34,8 @@ def home(tmp_path, monkeypatch):
         "state/jobs/abc/part-1.json": 20,
         "state/history": 10,
         "cache/spill/notes.txt": 7,
+        "cache/prefixes/0a.span": 40,
+        "cache/prefixes/0b.end": 5,
         "hub/models--org--name/blobs/x": 1000,
         "hub/.locks/y": 1,
     }.items():
@@ -58,6 +60,7 @@ EVERYTHING = {
     "conversations/trip": 150,
     "sessions/book": 30,
     "jobs/abc": 20,
+    "prefixes": 45,
     "history": 10,
     "models/org/name": 1000,
 }
@@ -87,8 +90,18 @@ def test_links_are_not_followed(capfd, home):
 @pytest.mark.parametrize(
     ("what", "left"),
     [
-        (["conversations"], {"sessions/book", "jobs/abc", "history", "models/org/name"}),
-        (["conversations/trip", "history"], {"sessions/book", "jobs/abc", "models/org/name"}),
+        (
+            ["conversations"],
+            {"sessions/book", "jobs/abc", "prefixes", "history", "models/org/name"},
+        ),
+        (
+            ["conversations/trip", "history"],
+            {"sessions/book", "jobs/abc", "prefixes", "models/org/name"},
+        ),
+        (
+            ["prefixes"],
+            {"conversations/trip", "sessions/book", "jobs/abc", "history", "models/org/name"},
+        ),
         ([], {"models/org/name"}),
     ],
 )
@@ -134,16 +147,19 @@ def test_gc_removes_what_dead_processes_left(capfd, home):
     dead_number, dead = create_named(spill)
     os.write(dead_number, b"x" * 300)
     os.close(dead_number)
-    old, new = home / "state/sessions/.trip.x.part", home / "state/jobs/abc/y.part"
-    for path in (old, new):
+    olds = home / "state/sessions/.trip.x.part", home / "cache/prefixes/.0a.x.part"
+    news = home / "state/jobs/abc/y.part", home / "cache/prefixes/.0b.y.part"
+    for path in (*olds, *news):
         path.write_bytes(b"x" * 11)
     long_ago = time.time() - 2 * 24 * 3600
-    os.utime(old, (long_ago, long_ago))
+    for path in olds:
+        os.utime(path, (long_ago, long_ago))
     try:
         found = cache(capfd, "gc")
-        assert (found["removed"], found["bytes"]) == (2, 311)
+        assert (found["removed"], found["bytes"]) == (3, 322)
         assert Path(alive).exists() and not Path(dead).exists()
-        assert new.exists() and not old.exists()
+        assert all(p.exists() for p in news) and not any(p.exists() for p in olds)
+        assert (home / "cache/prefixes/0a.span").exists()
     finally:
         os.close(number)
     assert {k: v for k, v in labels(capfd).items() if k.startswith(("conv", "sess"))} == {
@@ -165,6 +181,7 @@ def test_what_cannot_be_removed_is_a_storage_error(home, monkeypatch):
 
 def test_an_empty_home(capfd, home, monkeypatch):
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(home / "other"))
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(home / "other cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "no hub"))
     assert labels(capfd) == {}
     assert cache(capfd, "du")["total_bytes"] == 0

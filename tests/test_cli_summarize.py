@@ -189,6 +189,7 @@ def test_the_plan_comes_first_and_alone_when_asked_for(capfd):
     found = capfd.readouterr()
     assert "book.pdf: pdf, 3 pages" in found.out and "whole in one context" in found.out
     assert "keys and values: " in found.out and "written to disk: 0 B" in found.out
+    assert "kept on disk for the next time: up to about" in found.out
     assert "time: " in found.out and not Path("out").exists() and not kept()
     assert [name for name, _ in fake.FakeLLM.calls] == ["open", "plan_for"]
     assert main.main(["summarize", "book.pdf", "-m", "x"]) == 0
@@ -209,6 +210,10 @@ def test_a_plan_as_json_counts_parts_and_knows_the_time_from_the_last_run(capfd)
     # The fake reads 10 tokens a second.
     read = sum(part["num_tokens"] for part in found["parts"])
     assert found["eta_s"] >= read / 10 and not kept()
+    assert found["kept_bytes"] == sum(found["kv_bytes"].values()) * len(found["parts"]) > 0
+    for off in (["--prefix-cache", "off"], ["--disk-memory", "0"]):
+        assert main.main([*args, *off]) == 0
+        assert json.loads(capfd.readouterr().out)["kept_bytes"] == 0
 
 
 def test_a_plan_says_what_does_not_fit(capfd):
