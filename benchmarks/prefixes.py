@@ -61,8 +61,7 @@ def run(given, question: list[int], *, keeps: bool, filled: bool = False):
             sequence = session._sequence
             fill(session._engine, sequence, given.tokens)
             for index, token in enumerate(ids):
-                sequence.tokens[index] = token
-            sequence.prefilled = sequence.length
+                sequence.tokens[index] = sequence.processed[index] = token
             session._runtime.store.flush()
             began = time.perf_counter()
             session._prefixes.keep(sequence)

@@ -40,5 +40,5 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
             codes.copy_(torch.randint(0, 256, codes.shape, dtype=torch.uint8))
             engine.store.write(sequence.table, layer, first, near[:count], records[:count])
     sequence.tokens.extend([1] * depth)
-    sequence.length = depth
+    sequence.prefilled(depth)
     sequence.will_write((depth - 1) // geometry.cell_tokens)

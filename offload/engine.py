@@ -131,8 +131,8 @@ class Engine:
         other = Sequence(self.store.fork(sequence.table), self.new_raw(), self.geometry.cell_tokens)
         other.raw.copy_from(sequence.raw)
         other.tokens = sequence.tokens[:]
-        other.length, other.oldest_raw_cell = sequence.length, sequence.oldest_raw_cell
-        other.prefilled, other.kept_cells = sequence.prefilled, sequence.kept_cells
+        other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
+        other.kept_tokens = sequence.kept_tokens
         return other
 
     def rewind(self, sequence: Sequence, length: int) -> None:
@@ -143,8 +143,8 @@ class Engine:
             length = 0
         if length == 0:
             sequence.oldest_raw_cell = 0
-        sequence.length, sequence.prefilled = length, min(sequence.prefilled, length)
-        sequence.kept_cells = min(sequence.kept_cells, length // self.geometry.cell_tokens)
+        del sequence.processed[length:]
+        sequence.kept_tokens = min(sequence.kept_tokens, length)
         sealed_cells = max(0, length // self.geometry.cell_tokens - 1)
         self.store.truncate(sequence.table, sealed_cells * self._cell_records)
 
@@ -198,10 +198,7 @@ class Engine:
                     sequence, layer, sweep, stop, needs_all=on_rows is not None or not final
                 )
             cells = self.geometry.cell_tokens
-            is_prefilled = sequence.prefilled == sequence.length
-            sequence.length = end.cell * cells + end.rows.stop
-            if is_prefilled:
-                sequence.prefilled = sequence.length
+            sequence.prefilled(end.cell * cells + end.rows.stop)
             last = end.x[end.rows.stop - 1 : end.rows.stop]
             if on_rows is not None:
                 for part in sweep:
@@ -219,7 +216,7 @@ class Engine:
         residual = None if self.whole_token is None else self.whole_token.run(sequence, x)
         if residual is None:
             residual = self._decode_by_layers(sequence, x)
-        sequence.length += 1
+        sequence.decoded()
         return residual
 
     def room_to_verify(self, sequence: Sequence) -> int:
@@ -262,7 +259,7 @@ class Engine:
     def take_in(self, sequence: Sequence) -> None:
         """Make the first token behind the sequence's end, which was verified, part of it."""
         notes = sequence.verified.popleft() if sequence.verified else []
-        sequence.length += 1
+        sequence.decoded()
         for noted in notes:
             self.selected.note(sequence, noted)
 

@@ -97,6 +97,7 @@ class LLM:
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._prefixes = self._choose_prefix_store(options)
+        self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
         self._context = context
         self.admission = Admission(
             facts,
@@ -105,7 +106,7 @@ class LLM:
             resolve(budget, self._spill_dir, free_device_bytes(self.device)),
             self.device,
             self._spill_dir,
-            mode or Mode(options.mode, selector_options={"epsilon": options.epsilon}),
+            self._mode,
             options.draft,
             store_options,
         )
@@ -506,7 +507,7 @@ class LLM:
         if self._prefixes is None:
             return None
         model = f"{self.fingerprint} {self.admission.facts.weight_bits}"
-        return PrefixKeeper(self._prefixes, runtime.engine, model)
+        return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode)
 
 
 def _log_download(size) -> None:

@@ -6,10 +6,11 @@
     rows file   the raw rows behind an end, of which a text may use as many as it has in common
 
 A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of what else a page's bits
-depend on: the model, its options, and what computes. The tokens are in the file too. Only what
-prefill computed is kept, since its bits do not depend on how a text was cut; what was decoded has
-others. Pages are kept in the layout that exact mode has with near planes in memory, so one file
-serves every mode and budget.
+depend on: the model, its options, and what computes. The tokens are in the file too. Decoding gives
+a token's keys and values other bits than prefill does, which do not depend on how a text was cut;
+so a decoded token counts as another one (its complement), and only a session that knows which of
+its tokens were decoded finds them. Pages are kept in the layout that exact mode has with near
+planes in memory, so one file serves every mode and budget.
 
 Knows the folder by its store, and pages by the engine's; nothing here may fail a request.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,6 +29,7 @@ import torch
 from ..kernels import dispatch
 from ..kernels.pages import repack
 from .engine import Engine
+from .mode import Mode
 from .prefix_file import BadPrefixFile, head_of, read_prefix_file, token_bytes
 from .prefix_store import (
     END_SUFFIX,
@@ -40,7 +43,9 @@ from .sequence import Sequence
 
 _LEAST_TOKENS = 2048  # fewer are read again as quickly
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
-_NEAR_CELLS = 2  # who can go on this close to the end of a text needs no other way
+_NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
+_NO_TOKEN = -(2**31)
+_NEAR_ROWS = 64  # the same at the end of a session
 
 
 def kernels_fingerprint(device: torch.device) -> list:
@@ -57,10 +62,13 @@ def kernels_fingerprint(device: torch.device) -> list:
 
 class PrefixKeeper:
     """For the sequences of one engine. model: what tells its weights from others, weight bits
-    included."""
+    included. mode: of decoding."""
 
-    def __init__(self, store: PrefixStore, engine: Engine, model: str):
+    def __init__(self, store: PrefixStore, engine: Engine, model: str, mode: Mode):
         self._store, self._engine = store, engine
+        # What is attended in deadline mode depends on the disk's load: nobody could find it again.
+        self._is_repeatable = mode.name != "deadline"
+        self._mode = f"{mode.name} {mode.selector} {sorted(mode.selector_options.items())}"
         geometry, config = engine.geometry, engine.config
         self._cells = geometry.cell_tokens
         self._least_cells = -(-_LEAST_TOKENS // self._cells)
@@ -84,9 +92,13 @@ class PrefixKeeper:
         names = [name.hex()]
         for cell in range(num_cells):
             part = tokens[cell * self._cells : (cell + 1) * self._cells]
-            name = hashlib.sha256(name + token_bytes(part)).digest()
+            name = hashlib.sha256(name + token_bytes(part) + self._decoded_by(part)).digest()
             names.append(name.hex())
         return names
+
+    def _decoded_by(self, tokens: array) -> bytes:
+        """The mode that some of the tokens were decoded in; nothing where none was."""
+        return self._mode.encode() if min(tokens, default=0) < 0 else b""
 
     def _chain(self, names: list[str], boundary: int) -> list[str]:
         """The files that the end at cell `boundary` builds on, first to last, itself included."""
@@ -97,20 +109,31 @@ class PrefixKeeper:
     def _head(self, suffix: str, tokens, num_cells: int) -> bytes:
         """Of a file that has the first cells before it. All tokens are there to be compared, for
         keys and values depend on all of them."""
-        fields = {"fingerprint": self._fingerprint, "kind": suffix, "num_cells": num_cells}
-        return head_of(fields, tokens[: num_cells * self._cells])
+        tokens = tokens[: num_cells * self._cells]
+        fields = {
+            "fingerprint": self._fingerprint,
+            "kind": suffix,
+            "num_cells": num_cells,
+            "decoded_by": self._decoded_by(tokens).decode(),
+        }
+        return head_of(fields, tokens)
 
     # ---- keeping -----------------------------------------------------------------------------
 
-    def keep(self, sequence: Sequence) -> None:
-        """Write what is not kept yet of what prefill has just read. Called between two sweeps.
+    def keep(self, sequence: Sequence, *, decoded: bool, is_last: bool = False) -> None:
+        """Write what is not kept yet of what was processed. Called between two sweeps of prefill.
 
-        Never raises: what cannot be kept is a warning, and nothing more is tried.
+        decoded: whether somebody will remember which tokens were decoded; else what follows the
+        first is not kept. is_last: nothing will follow. Never raises: what cannot be kept is a
+        warning, and nothing more is tried.
         """
         if self._gives_up or len(sequence.tokens) < _LEAST_TOKENS:
             return
+        length = sequence.length
+        if not (decoded and self._is_repeatable):
+            length = sequence.num_prefilled
         try:
-            self._keep(sequence)
+            self._keep(sequence, length, is_last and length == sequence.length)
         except (OSError, PrefixStoreFull) as error:
             self._gives_up = True
             reason = getattr(error, "strerror", None) or error
@@ -119,39 +142,48 @@ class PrefixKeeper:
                 "See 'ebbtide cache', --prefix-cache and --spill-dir."
             )
 
-    def _keep(self, sequence: Sequence) -> None:
-        newest = (min(sequence.prefilled, sequence.length) - 1) // self._cells
+    def _keep(self, sequence: Sequence, length: int, is_last: bool) -> None:
+        """Of the first `length` tokens."""
+        newest = (length - 1) // self._cells
         if newest < 1:
             return
-        names = self._names(sequence.tokens, newest)
+        names = self._names(sequence.processed, newest)
         needed = {name + suffix for name in names for suffix in SUFFIXES}
         # Cell newest - 2 and those before it are sealed, once the first token of `newest` is there.
         for span in range((newest - 1) // self._span_cells):
             self._keep_span(sequence, span, names, needed)
+        if is_last:
+            if newest >= self._least_cells and length - sequence.kept_tokens >= _NEAR_ROWS:
+                self._keep_end(sequence, newest, names, needed)
+                self._keep_rows(sequence, newest, names, needed, replaces=True)
+            return
         last = (len(sequence.tokens) - 1) // self._cells
         for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
-            if self._wants_end(boundary, last, sequence.kept_cells):
+            if self._wants_end(boundary, last, sequence.kept_tokens):
                 self._keep_end(sequence, boundary, names, needed)
                 if boundary >= last - 1:
                     self._keep_rows(sequence, boundary, names, needed)
-                if boundary != last - 1:  # of the last two both are kept, or none
-                    sequence.kept_cells = boundary
+                if boundary == last:
+                    sequence.kept_tokens = length
+                elif boundary < last - 1:  # of the last two both are kept, or none
+                    sequence.kept_tokens = boundary * self._cells
 
-    def _wants_end(self, boundary: int, last: int, kept: int) -> bool:
-        """Whether one may want to go on from there: now and then, and near the end of a text, which
-        a question may follow that differs the next time."""
+    def _wants_end(self, boundary: int, last: int, kept_tokens: int) -> bool:
+        """Whether one may want to go on from there: now and then, where no sealed pages belong to
+        an end, and near the end of a text, which a question may follow that differs the next time.
+        """
         if boundary < self._least_cells:
             return False
-        if boundary % max(1, _END_TOKENS // self._cells) == 0:
+        if (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0:
             return True
-        return boundary >= last - 1 and last - kept >= _NEAR_CELLS
+        return boundary >= last - 1 and last * self._cells - kept_tokens >= _NEAR_TOKENS
 
     def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set) -> None:
         stop = (span + 1) * self._span_cells
         name = names[stop] + SPAN_SUFFIX
         if self._store.has(name):
             return
-        head = self._head(SPAN_SUFFIX, sequence.tokens, stop)
+        head = self._head(SPAN_SUFFIX, sequence.processed, stop)
         sizes = self._sealed_sizes(self._span_cells)
         parts = self._sealed(sequence, span, self._span_cells)
         self._write(name, head, parts, sizes, needed)
@@ -161,7 +193,7 @@ class PrefixKeeper:
         if self._store.has(name):
             return
         span, num_cells = divmod(boundary - 1, self._span_cells)
-        head = self._head(END_SUFFIX, sequence.tokens, boundary)
+        head = self._head(END_SUFFIX, sequence.processed, boundary)
 
         def parts() -> Iterator[torch.Tensor]:
             yield from self._sealed(sequence, span, num_cells)
@@ -171,16 +203,24 @@ class PrefixKeeper:
         self._write(name, head, parts(), sizes, needed)
         self._store.touch(self._chain(names, boundary))
 
-    def _keep_rows(self, sequence: Sequence, cell: int, names: list[str], needed: set) -> None:
-        """What is processed of a cell; what another text had there, if it is kept, stays."""
+    def _keep_rows(
+        self,
+        sequence: Sequence,
+        cell: int,
+        names: list[str],
+        needed: set,
+        *,
+        replaces: bool = False,
+    ) -> None:
+        """What is processed of a cell. What another text had there stays, unless replaced."""
         name = names[cell] + ROWS_SUFFIX
-        if self._store.has(name):
+        if self._store.has(name) and not replaces:
             return
-        head = self._head(ROWS_SUFFIX, sequence.tokens, cell)
+        head = self._head(ROWS_SUFFIX, sequence.processed, cell)
 
         def parts() -> Iterator[torch.Tensor]:
-            tokens = torch.full((self._cells,), -1, dtype=torch.int32)
-            rows = sequence.tokens[cell * self._cells : sequence.length][: self._cells]
+            tokens = torch.full((self._cells,), _NO_TOKEN, dtype=torch.int32)
+            rows = sequence.processed[cell * self._cells :][: self._cells]
             tokens[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
             yield tokens
             yield from self._raw(sequence, cell, has_sink=False)
@@ -230,28 +270,36 @@ class PrefixKeeper:
     # ---- finding -----------------------------------------------------------------------------
 
     def restore(
-        self, sequence: Sequence, most: int, on_progress: Callable[[int], None] | None = None
+        self,
+        sequence: Sequence,
+        wanted: array,
+        on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Take in as much as is kept of the sequence's first `most` tokens, if that is more than it
-        has processed. on_progress(length) is called now and then; what it raises stops the
-        restoring, and the sequence is as it was or empty.
+        """Take in as much as is kept of some tokens, if that is much more than the sequence has
+        processed of them. wanted: its first tokens, as `Sequence.processed` has them.
+
+        on_progress(length) is called now and then; what it raises stops the restoring, and the
+        sequence is as it was or empty.
         """
-        num_cells = most // self._cells
+        num_cells = len(wanted) // self._cells
         least = sequence.length // self._cells + self._least_cells
-        if sequence.prefilled < sequence.length or num_cells < least:
+        if num_cells < least:
             return
-        names = self._names(sequence.tokens, num_cells)
+        names = self._names(wanted, num_cells)
         for boundary in range(num_cells, least - 1, -1):
             chain = self._chain(names, boundary)
             if self._store.has(chain[-1]) and all(map(self._store.has, chain)):
-                if self._take_in(sequence, boundary, chain, on_progress):
+                if self._take_in(sequence, wanted, boundary, chain, on_progress):
                     rows = names[boundary] + ROWS_SUFFIX
                     self._store.touch([*chain, rows])
                     if self._store.has(rows):
-                        self._take_rows(sequence, rows, most)
+                        self._take_rows(sequence, wanted, rows)
+                    sequence.kept_tokens = sequence.length
                     return
 
-    def _take_in(self, sequence: Sequence, boundary: int, chain: list[str], on_progress) -> bool:
+    def _take_in(
+        self, sequence: Sequence, wanted: array, boundary: int, chain: list[str], on_progress
+    ) -> bool:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
         done = False
         name = chain[0]
@@ -260,13 +308,12 @@ class PrefixKeeper:
                 stop = min((span + 1) * self._span_cells, boundary)
                 is_end = name is chain[-1]
                 suffix, num_cells = (END_SUFFIX, boundary) if is_end else (SPAN_SUFFIX, stop)
-                head = self._head(suffix, sequence.tokens, num_cells)
+                head = self._head(suffix, wanted, num_cells)
                 self._read(sequence, name, head, span, boundary if is_end else None)
                 if on_progress is not None:
                     on_progress(min(stop, boundary) * self._cells)
-            sequence.length = sequence.prefilled = boundary * self._cells
+            sequence.processed[:] = wanted[: boundary * self._cells]
             sequence.oldest_raw_cell = boundary - 1
-            sequence.kept_cells = boundary
             done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
             self._give_up_on(name, error)
@@ -283,24 +330,25 @@ class PrefixKeeper:
             f"({self._store.path(name)}, which is removed)."
         )
 
-    def _take_rows(self, sequence: Sequence, name: str, most: int) -> None:
+    def _take_rows(self, sequence: Sequence, wanted: array, name: str) -> None:
         """Go on behind the rows that the sequence, at the end of a cell, has in common with those
         that are kept. Rows behind its length are garbage, whatever becomes of them here."""
         cell = sequence.length // self._cells
-        head, sizes = self._head(ROWS_SUFFIX, sequence.tokens, cell), self._rows_sizes
+        head, sizes = self._head(ROWS_SUFFIX, wanted, cell), self._rows_sizes
         room = torch.empty(max(sizes), dtype=torch.uint8)
         try:
             with read_prefix_file(self._store.path(name), head, sizes) as file:
                 kept = file.take(room).view(torch.int32).tolist()
-                count = _num_common(kept, sequence.tokens[sequence.length : most])
-                if not count:
+                new = wanted[sequence.length :]
+                new = new[: _num_common(kept, new)]
+                if not new:
                     return
                 sequence.will_write(cell)
                 self._take_raw(file, room, self._raw(sequence, cell, has_sink=False))
         except (OSError, BadPrefixFile) as error:
             self._give_up_on(name, error)
             return
-        sequence.length = sequence.prefilled = sequence.length + count
+        sequence.processed.extend(new)
 
     def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""

@@ -99,7 +99,7 @@ class RawPages:
 
 
 class Sequence:
-    """Tokens and their KV. `length` tokens are processed; `tokens` may hold more, which wait.
+    """Tokens and their KV. The first `length` are processed; `tokens` may hold more, which wait.
 
     Invariants
       1. Every processed token lies in exactly one of: a sealed page of the table, or a raw cell.
@@ -113,9 +113,10 @@ class Sequence:
         self.cell_tokens = cell_tokens
         self.trail = Trail()
         self.tokens = array("i")
-        self.length = 0
-        self.prefilled = 0  # the first tokens that prefill processed, and nothing else did
-        self.kept_cells = 0  # where one could go on by the prefix store, as far as is known
+        # The processed ones; of those that were decoded, not prefilled, the complement: their keys
+        # and values have other bits.
+        self.processed = array("i")
+        self.kept_tokens = 0  # where one could go on by the prefix store, as far as is known
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
         # Of tokens that were verified and are not taken in: what is to be counted if they are.
         self.verified: deque[list] = deque()
@@ -125,8 +126,27 @@ class Sequence:
         processes lies behind this one's end, in cells that `will_write` was told of."""
         other = copy(self)
         other.trail = trail
-        other.tokens = self.tokens[:]
+        other.tokens, other.processed = self.tokens[:], self.processed[:]
         return other
+
+    @property
+    def length(self) -> int:
+        return len(self.processed)
+
+    @property
+    def num_prefilled(self) -> int:
+        """Of the first tokens, those that prefill processed, up to the first that was decoded."""
+        if min(self.processed, default=0) >= 0:
+            return self.length
+        return next(i for i, token in enumerate(self.processed) if token < 0)
+
+    def prefilled(self, length: int) -> None:
+        """Tokens up to `length` were processed by prefill."""
+        self.processed.extend(self.tokens[self.length : length])
+
+    def decoded(self) -> None:
+        """One more token was processed by decoding it."""
+        self.processed.append(~self.tokens[self.length])
 
     def pending(self) -> array:
         """Tokens that were appended but not processed yet."""

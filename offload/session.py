@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from array import array
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
@@ -70,6 +71,8 @@ class Session:
         self._open = True
         self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
+        # Tokens as they were processed, as far as that is known of those that are not: see _wanted.
+        self._computed = array("i")
         self._file: SessionFile | None = None
         self._kept = KeptTokens()  # what the file holds
 
@@ -232,12 +235,13 @@ class Session:
         self._llm.encode(kept.tokens)
         self._admit(len(kept.tokens))
         self._extend(kept.tokens)
-        self._turns = kept.turns[:]
+        self._turns, self._computed = kept.turns[:], kept.computed()
         self._known = kept.num_processed
         self._file, self._kept = file, kept
 
     def _save_file(self) -> None:
-        kept = KeptTokens(self.tokens, self._turns[:], max(self._sequence.length, self._known))
+        num_processed = max(self._sequence.length, self._known)
+        kept = KeptTokens.of(self._wanted(), self._turns[:], num_processed)
         assert self._file is not None
         self._file.save(kept)
         self._kept = kept
@@ -257,6 +261,8 @@ class Session:
         try:
             if self._file is not None and self._kept.tokens != self.tokens:
                 self._save_file()
+            if self._file is not None and self._prefixes is not None:
+                self._prefixes.keep(self._sequence, decoded=True, is_last=True)
         finally:
             if self._file is not None:
                 self._file.close()
@@ -333,6 +339,7 @@ class Session:
         processed again.
         """
         sequence = self._sequence
+        self._computed = self._wanted()
         self._snapshots = [s for s in self._snapshots if s.length <= length]
         best = self._snapshots[-1] if self._snapshots else None
         if best is not None and not sequence.can_resume_at(length):
@@ -359,7 +366,7 @@ class Session:
 
         def report(length: int) -> None:
             if self._prefixes is not None:
-                self._prefixes.keep(sequence)
+                self._prefixes.keep(sequence, decoded=self._file is not None)
             self._report("prefill", length - start, total, began)
 
         if self._drafts is not None:
@@ -377,12 +384,13 @@ class Session:
         if self._prefixes is None:
             return
         most = len(sequence.tokens) - 1 if most is None else most
+        wanted = self._wanted()[:most]
         began = time.perf_counter()
         try:
             with self._llm.running():
                 self._prefixes.restore(
                     sequence,
-                    most,
+                    wanted,
                     lambda length: self._report("restore", length, most, began),
                 )
         finally:
@@ -392,6 +400,17 @@ class Session:
             if sequence.length < before:  # it failed half-way, and nothing is left
                 self._snapshots.clear()
                 self._known = max(self._known, before)
+
+    def _wanted(self) -> array:
+        """All tokens as `Sequence.processed` has them: as they were or will be processed. Pending
+        ones count as they were processed before, if they were."""
+        sequence, before = self._sequence, self._computed
+        wanted = sequence.processed + sequence.tokens[sequence.length :]
+        for index in range(sequence.length, min(len(before), len(wanted))):
+            if before[index] not in (wanted[index], ~wanted[index]):
+                break  # from here on it is another text
+            wanted[index] = before[index]
+        return wanted
 
     def _report(self, phase: str, done: int, total: int, began: float) -> None:
         elapsed = time.perf_counter() - began

@@ -11,8 +11,11 @@ import json
 import os
 import re
 import tempfile
+from array import array
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from .errors import InputError, StorageError
 from .private_dir import state_dir
@@ -27,12 +30,30 @@ _TOKENIZER_FILES = (
 @dataclass
 class KeptTokens:
     """tokens: ids; turns: where each answer's prompt began; num_processed: of the first tokens,
-    how many had been processed when this was written.
+    how many had been processed when this was written; decoded: [first, stop) of those that were
+    decoded, not prefilled.
     """
 
     tokens: list[int] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     num_processed: int = 0
+    decoded: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, computed: array, turns: list[int], num_processed: int) -> KeptTokens:
+        """computed: tokens as `Sequence.processed` has them."""
+        ids = np.frombuffer(computed, dtype=np.intc)
+        edges = np.flatnonzero(np.diff(ids < 0, prepend=False, append=False)).tolist()
+        decoded = [list(pair) for pair in zip(edges[::2], edges[1::2], strict=True)]
+        return cls(np.where(ids < 0, ~ids, ids).tolist(), turns, num_processed, decoded)
+
+    def computed(self) -> array:
+        """The inverse."""
+        ids = array("i", self.tokens)
+        for first, stop in self.decoded:
+            for index in range(first, stop):
+                ids[index] = ~ids[index]
+        return ids
 
 
 class SessionFile:
@@ -142,4 +163,11 @@ def _checked(found: dict) -> tuple[str, KeptTokens]:
             raise TypeError
     if num_processed > len(tokens) or any(turn > len(tokens) for turn in turns):
         raise ValueError
-    return found["fingerprint"], KeptTokens(tokens, turns, num_processed)
+    decoded, reached = found.get("decoded", []), 0  # earlier versions did not write it
+    for first, stop in decoded:
+        if type(first) is not int or type(stop) is not int:
+            raise TypeError
+        if not reached <= first < stop <= len(tokens):
+            raise ValueError
+        reached = stop
+    return found["fingerprint"], KeptTokens(tokens, turns, num_processed, decoded)

@@ -23,6 +23,7 @@ def short_texts_count(monkeypatch):
     """What is worth keeping is a matter of thousands of tokens; tests read hundreds."""
     monkeypatch.setattr(prefix_keeper, "_LEAST_TOKENS", 4 * CELL)
     monkeypatch.setattr(prefix_keeper, "_END_TOKENS", 8 * CELL)
+    monkeypatch.setattr(prefix_keeper, "_NEAR_TOKENS", 2 * CELL)
     monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
 
 

@@ -296,7 +296,7 @@ def test_what_is_kept_after_a_failure_is_found(folder, tmp_path, expected, monke
     with opened(folder, tmp_path) as llm:
         assert torch.equal(last_logits(llm, TEXT)[0], expected)
         logits, restored = last_logits(llm, TEXT)
-    assert torch.equal(logits, expected) and restored == 8 * CELL
+    assert torch.equal(logits, expected) and restored == 9 * CELL
 
 
 def test_the_cap_holds_and_the_oldest_go(folder, tmp_path):
@@ -332,7 +332,7 @@ def test_a_text_larger_than_the_cap_keeps_its_beginning(folder, tmp_path):
         output = answer(llm, TEXT)
         assert "is not kept" in output.warnings[0] and "may hold" in output.warnings[0]
         assert sum(p.stat().st_size for p in prefix_dir(tmp_path).iterdir()) <= cap
-        assert last_logits(llm, TEXT)[1] in (8 * CELL, 16 * CELL)
+        assert last_logits(llm, TEXT)[1] == 9 * CELL
 
 
 def test_a_volume_that_is_nearly_full_gets_nothing(folder, tmp_path, monkeypatch):
@@ -377,6 +377,7 @@ import prefixes_under_test as under
 from ebbtide.offload import prefix_file, prefix_keeper, prefix_store
 
 prefix_keeper._LEAST_TOKENS, prefix_keeper._END_TOKENS = 4 * under.CELL, 8 * under.CELL
+prefix_keeper._NEAR_TOKENS = 2 * under.CELL
 prefix_store._KEPT_FREE_BYTES = 0
 left = {number}
 

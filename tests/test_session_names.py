@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from array import array
 
 import platformdirs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import open_small
 
@@ -15,7 +18,7 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
-from ebbtide.offload.session_file import tokenizer_fingerprint
+from ebbtide.offload.session_file import KeptTokens, tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -114,6 +117,10 @@ def test_a_tokenizer_is_known_by_its_files(tmp_path):
         '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":2}',
         '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[5],"num_processed":0}',
         '{"schema":1,"fingerprint":"x","tokens":7,"turns":[],"num_processed":0}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":0,"decoded":7}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":0,"decoded":[[0]]}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":0,"decoded":[[0,2]]}',
+        '{"schema":1,"fingerprint":"x","tokens":[1],"turns":[],"num_processed":0,"decoded":[[1,1]]}',
     ],
 )
 def test_a_damaged_session_is_named(llm, state, text):
@@ -152,3 +159,12 @@ def test_a_state_folder_that_cannot_be(llm, tmp_path, state):
     state.parent.write_text("a file where the folder should be")
     with pytest.raises(InputError, match="state"):
         llm.session("book")
+
+
+@given(computed=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40))
+def test_what_was_decoded_is_kept_with_the_tokens(computed):
+    kept = KeptTokens.of(array("i", computed), [], 0)
+    assert kept.tokens == [max(token, ~token) for token in computed]
+    assert kept.computed().tolist() == computed
+    edges = [edge for pair in kept.decoded for edge in pair]
+    assert edges == sorted(set(edges))
