@@ -34,7 +34,9 @@ class FakePlan:
     largest_context: int = 4096
     model_context: int = 4096
     device: Any = None
-    host: dict = field(default_factory=lambda: {"weights": 1000, "near planes": 0})
+    host: dict = field(
+        default_factory=lambda: {"weights": 1000, "near planes": 0, "far planes": 3000}
+    )
     disk: dict = field(default_factory=dict)
     decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
     far_spans: dict = field(default_factory=lambda: {"host": 2, "disk": 2})
