@@ -64,7 +64,7 @@ def run(given, question: list[int], *, keeps: bool, filled: bool = False):
                 sequence.tokens[index] = sequence.processed[index] = token
             session._runtime.store.flush()
             began = time.perf_counter()
-            session._prefixes.keep(sequence)
+            session._prefixes.keep(sequence, decoded=False)
             return time.perf_counter() - began, 0, 0.0
         session.append(ids, process=False)
         began = time.perf_counter()

@@ -133,6 +133,7 @@ class Run:
                 )
             self.warn_of(llm.warnings)
             yield llm
+        self.warn_of(llm.warnings)  # of what could not be kept at the end
 
     def plan(self, **changes: Any) -> Any:
         """The Plan for the settings; loads no weights.

@@ -145,8 +145,7 @@ class Engine:
             sequence.oldest_raw_cell = 0
         del sequence.processed[length:]
         sequence.kept_tokens = min(sequence.kept_tokens, length)
-        sealed_cells = max(0, length // self.geometry.cell_tokens - 1)
-        self.store.truncate(sequence.table, sealed_cells * self._cell_records)
+        self.store.truncate(sequence.table, self._sealed_records(length))
 
     def close_sequence(self, sequence: Sequence) -> None:
         self.store.close_table(sequence.table)
@@ -164,6 +163,10 @@ class Engine:
             layout.raw_dtype,
             self.device,
         )
+
+    def _sealed_records(self, length: int) -> int:
+        """The most that each layer's table may hold of a text of `length` tokens."""
+        return max(0, length // self.geometry.cell_tokens - 1) * self._cell_records
 
     @property
     def _cell_records(self) -> int:
@@ -188,6 +191,8 @@ class Engine:
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
+        # An interrupted sweep may have sealed cells of tokens that are others now.
+        self.store.truncate(sequence.table, self._sealed_records(sequence.length))
         while sequence.length < stop:
             sweep = self._next_sweep(sequence, stop)
             end = sweep[-1]

@@ -458,7 +458,13 @@ class LLM:
         if self._spill_dir is None or options.prefix_cache == 0:
             return None
         cap = options.prefix_cache
-        return PrefixStore(prefix_dir(options.spill_dir), None if isinstance(cap, str) else cap)
+        try:
+            return PrefixStore(prefix_dir(options.spill_dir), None if isinstance(cap, str) else cap)
+        except InputError as error:
+            if cap != "auto":
+                raise
+            self._warn(f"What is read is not kept for the next time: {error}")
+            return None
 
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""
@@ -507,7 +513,11 @@ class LLM:
         if self._prefixes is None:
             return None
         model = f"{self.fingerprint} {self.admission.facts.weight_bits}"
-        return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode)
+        return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode, self._warn)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
 
 
 def _log_download(size) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,9 @@ def write_prefix_file(path: Path, head: bytes) -> Iterator[_Writer]:
             _let_go(raw.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        # Gone, if the interruption came with the renaming. On some systems it cannot go yet.
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
 
 

@@ -21,6 +21,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -29,6 +30,7 @@ import torch
 from ..kernels import dispatch
 from ..kernels.pages import repack
 from .engine import Engine
+from .errors import StorageError
 from .mode import Mode
 from .prefix_file import BadPrefixFile, head_of, read_prefix_file, token_bytes
 from .prefix_store import (
@@ -45,12 +47,14 @@ _LEAST_TOKENS = 2048  # fewer are read again as quickly
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
 _NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
 _NO_TOKEN = -(2**31)
+_MARK_BYTES = 32
 _NEAR_ROWS = 64  # the same at the end of a session
 
 
 def kernels_fingerprint(device: torch.device) -> list:
     """What prefill's bits depend on besides the model: where, and by which code, it runs."""
     found = [version("ebbtide"), torch.__version__, device.type]
+    found.append(torch.backends.cpu.get_cpu_capability())
     if device.type == "cuda":
         found.append(torch.cuda.get_device_name(device))
     native = dispatch.compiled_for(torch.empty(0, device=device))
@@ -62,10 +66,17 @@ def kernels_fingerprint(device: torch.device) -> list:
 
 class PrefixKeeper:
     """For the sequences of one engine. model: what tells its weights from others, weight bits
-    included. mode: of decoding."""
+    included. mode: of decoding. warn: takes what a user should know."""
 
-    def __init__(self, store: PrefixStore, engine: Engine, model: str, mode: Mode):
-        self._store, self._engine = store, engine
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: Engine,
+        model: str,
+        mode: Mode,
+        warn: Callable[[str], None],
+    ):
+        self._store, self._engine, self._warn = store, engine, warn
         # What is attended in deadline mode depends on the disk's load: nobody could find it again.
         self._is_repeatable = mode.name != "deadline"
         self._mode = f"{mode.name} {mode.selector} {sorted(mode.selector_options.items())}"
@@ -82,7 +93,6 @@ class PrefixKeeper:
         ]
         self._fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
         self._gives_up = False
-        self.warnings: list[str] = []
 
     # ---- names -------------------------------------------------------------------------------
 
@@ -134,10 +144,10 @@ class PrefixKeeper:
             length = sequence.num_prefilled
         try:
             self._keep(sequence, length, is_last and length == sequence.length)
-        except (OSError, PrefixStoreFull) as error:
+        except (OSError, PrefixStoreFull, StorageError) as error:
             self._gives_up = True
             reason = getattr(error, "strerror", None) or error
-            self.warnings.append(
+            self._warn(
                 f"What was read is not kept on disk for the next time: {reason}. "
                 "See 'ebbtide cache', --prefix-cache and --spill-dir."
             )
@@ -153,16 +163,18 @@ class PrefixKeeper:
         for span in range((newest - 1) // self._span_cells):
             self._keep_span(sequence, span, names, needed)
         if is_last:
-            if newest >= self._least_cells and length - sequence.kept_tokens >= _NEAR_ROWS:
+            # After going back to the end of a cell, or an interruption, others are in the ring.
+            is_there = newest > sequence.oldest_raw_cell and newest >= self._least_cells
+            if is_there and length - sequence.kept_tokens >= _NEAR_ROWS:
                 self._keep_end(sequence, newest, names, needed)
-                self._keep_rows(sequence, newest, names, needed, replaces=True)
+                self._keep_rows(sequence, newest, length, names, needed, replaces=True)
             return
         last = (len(sequence.tokens) - 1) // self._cells
         for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
             if self._wants_end(boundary, last, sequence.kept_tokens):
                 self._keep_end(sequence, boundary, names, needed)
                 if boundary >= last - 1:
-                    self._keep_rows(sequence, boundary, names, needed)
+                    self._keep_rows(sequence, boundary, length, names, needed)
                 if boundary == last:
                     sequence.kept_tokens = length
                 elif boundary < last - 1:  # of the last two both are kept, or none
@@ -207,12 +219,14 @@ class PrefixKeeper:
         self,
         sequence: Sequence,
         cell: int,
+        length: int,
         names: list[str],
         needed: set,
         *,
         replaces: bool = False,
     ) -> None:
-        """What is processed of a cell. What another text had there stays, unless replaced."""
+        """What the first `length` tokens have in a cell. What another text had there stays, unless
+        it is replaced."""
         name = names[cell] + ROWS_SUFFIX
         if self._store.has(name) and not replaces:
             return
@@ -220,16 +234,18 @@ class PrefixKeeper:
 
         def parts() -> Iterator[torch.Tensor]:
             tokens = torch.full((self._cells,), _NO_TOKEN, dtype=torch.int32)
-            rows = sequence.processed[cell * self._cells :][: self._cells]
+            rows = sequence.processed[cell * self._cells : length][: self._cells]
             tokens[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
             yield tokens
+            yield self._mode_mark(rows)
             yield from self._raw(sequence, cell, has_sink=False)
 
         self._write(name, head, parts(), self._rows_sizes, needed)
 
     def _write(self, name: str, head: bytes, parts, sizes: list[int], needed: set) -> None:
         num_bytes = len(head) + sum(sizes) + 4 * len(sizes)
-        self._store.write(name, head, parts, num_bytes, needed)
+        with closing(parts):  # it may hold pages
+            self._store.write(name, head, parts, num_bytes, needed)
 
     def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> Iterator[torch.Tensor]:
         """Near planes and records of a span's first cells, layer by layer."""
@@ -265,7 +281,12 @@ class PrefixKeeper:
 
     @property
     def _rows_sizes(self) -> list[int]:
-        return [4 * self._cells, *self._raw_sizes(has_sink=False)]
+        return [4 * self._cells, _MARK_BYTES, *self._raw_sizes(has_sink=False)]
+
+    def _mode_mark(self, tokens: array) -> torch.Tensor:
+        """(_MARK_BYTES,) uint8, of the mode that some of the tokens were decoded in."""
+        mark = hashlib.sha256(self._decoded_by(tokens)).digest()
+        return torch.frombuffer(bytearray(mark[:_MARK_BYTES]), dtype=torch.uint8)
 
     # ---- finding -----------------------------------------------------------------------------
 
@@ -282,11 +303,12 @@ class PrefixKeeper:
         sequence is as it was or empty.
         """
         num_cells = len(wanted) // self._cells
-        least = sequence.length // self._cells + self._least_cells
-        if num_cells < least:
+        if num_cells < sequence.length // self._cells + self._least_cells:
             return
         names = self._names(wanted, num_cells)
-        for boundary in range(num_cells, least - 1, -1):
+        for boundary in range(num_cells, self._least_cells - 1, -1):
+            if boundary < sequence.length // self._cells + self._least_cells:
+                return
             chain = self._chain(names, boundary)
             if self._store.has(chain[-1]) and all(map(self._store.has, chain)):
                 if self._take_in(sequence, wanted, boundary, chain, on_progress):
@@ -303,6 +325,7 @@ class PrefixKeeper:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
         done = False
         name = chain[0]
+        del sequence.processed[:]  # nothing is whole until all is there
         try:
             for span, name in enumerate(chain):
                 stop = min((span + 1) * self._span_cells, boundary)
@@ -316,18 +339,22 @@ class PrefixKeeper:
             sequence.oldest_raw_cell = boundary - 1
             done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
-            self._give_up_on(name, error)
+            self._tell_unusable(name, error)
         finally:
             if not done:
                 self._engine.rewind(sequence, 0)
         return done
 
-    def _give_up_on(self, name: str, error: Exception) -> None:
-        self._store.remove(name)
-        reason = getattr(error, "strerror", None) or error
-        self.warnings.append(
-            f"Kept pages could not be used, and their text is read again: {reason} "
-            f"({self._store.path(name)}, which is removed)."
+    def _tell_unusable(self, name: str, error: Exception) -> None:
+        """Of a file that another process removed meanwhile there is nothing to say."""
+        if isinstance(error, FileNotFoundError):
+            return
+        reason, where = getattr(error, "strerror", None) or error, str(self._store.path(name))
+        if isinstance(error, BadPrefixFile):
+            self._store.remove(name)
+            where += ", which is removed"
+        self._warn(
+            f"Kept pages could not be used, and their text is read again: {reason} ({where})."
         )
 
     def _take_rows(self, sequence: Sequence, wanted: array, name: str) -> None:
@@ -339,14 +366,17 @@ class PrefixKeeper:
         try:
             with read_prefix_file(self._store.path(name), head, sizes) as file:
                 kept = file.take(room).view(torch.int32).tolist()
+                mark = bytes(file.take(room).tolist())
                 new = wanted[sequence.length :]
                 new = new[: _num_common(kept, new)]
+                if mark != bytes(self._mode_mark(new).tolist()):  # what was decoded is another's
+                    new = new[: _num_not_decoded(new)]
                 if not new:
                     return
                 sequence.will_write(cell)
                 self._take_raw(file, room, self._raw(sequence, cell, has_sink=False))
         except (OSError, BadPrefixFile) as error:
-            self._give_up_on(name, error)
+            self._tell_unusable(name, error)
             return
         sequence.processed.extend(new)
 
@@ -374,6 +404,10 @@ class PrefixKeeper:
     def _take_raw(self, file, room: torch.Tensor, views: Iterator[torch.Tensor]) -> None:
         for view in views:
             view.copy_(file.take(room).view(view.dtype).view(view.shape))
+
+
+def _num_not_decoded(tokens: array) -> int:
+    return next((i for i, token in enumerate(tokens) if token < 0), len(tokens))
 
 
 def _num_common(first, second) -> int:

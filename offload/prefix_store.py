@@ -24,7 +24,7 @@ from .private_dir import make_private
 SUFFIXES = SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = ".span", ".end", ".rows"
 _AUTO_SHARE, _AUTO_MOST_BYTES = 0.05, 16 << 30
 _KEPT_FREE_BYTES = 5 << 30  # of the volume, whatever the cap
-_TRIMMED_SHARE = 0.9  # of the cap, so that not every file removes another
+_SPARE_SHARE = 0.1  # of the cap, so that not every file removes another
 _ABANDONED_AFTER_S = 24 * 3600  # an unfinished file that old belongs to no process that goes on
 _ADVICE = "choose another folder with --spill-dir, or --prefix-cache off"
 
@@ -51,13 +51,12 @@ class PrefixStore:
         if cap_bytes is None:
             cap_bytes = min(_AUTO_MOST_BYTES, int(total * _AUTO_SHARE))
         self.cap_bytes = cap_bytes
-        self._used_bytes: int | None = None  # found at the first write, and counted from then on
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        return self.path(name).exists()
+        return os.path.exists(self.path(name))  # False, too, where the system does not say
 
     def write(
         self, name: str, head: bytes, parts: Iterable[torch.Tensor], num_bytes: int, needed: set
@@ -73,7 +72,6 @@ class PrefixStore:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise PrefixStoreFull(f"the volume of {self.folder} is full") from error
-        self._used_bytes = (self._used_bytes or 0) + num_bytes
 
     def _write(self, name: str, head: bytes, parts: Iterable[torch.Tensor]) -> None:
         with write_prefix_file(self.path(name), head) as file:
@@ -84,7 +82,7 @@ class PrefixStore:
         """They were used. The first are to go last."""
         now = time.time_ns()
         for index, name in enumerate(names):
-            stamp = now - index  # a nanosecond apart is order enough
+            stamp = now - index * 1_000_000  # a millisecond apart: some systems round times
             with contextlib.suppress(OSError):
                 os.utime(self.path(name), ns=(stamp, stamp))
 
@@ -92,37 +90,32 @@ class PrefixStore:
         """May be gone already, or stay where the system does not let it go."""
         with contextlib.suppress(OSError):
             self.path(name).unlink()
-        self._used_bytes = None
 
     def _make_room(self, num_bytes: int, needed: Collection[str]) -> None:
-        if num_bytes > self.cap_bytes:
-            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes} bytes")
-        if self._used_bytes is None:
-            self._used_bytes = sum(size for _, size, _ in self._files())
-        over = self._used_bytes + num_bytes - self.cap_bytes
-        free = shutil.disk_usage(self.folder).free
-        short = num_bytes + _KEPT_FREE_BYTES - free
-        if over <= 0 and short <= 0:
-            return
-        over += int(self.cap_bytes * (1 - _TRIMMED_SHARE)) if over > 0 else 0
-        self._trim(max(over, short), needed)
-        used = sum(size for _, size, _ in self._files())
-        self._used_bytes = used
-        if used + num_bytes > self.cap_bytes:
-            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes} bytes")
-        if num_bytes + _KEPT_FREE_BYTES > shutil.disk_usage(self.folder).free:
+        """Removes the oldest files that are not needed, if that helps. Other processes write too,
+        so what there is is looked up each time."""
+        files = self._files()
+        over = sum(size for _, size, _ in files) + num_bytes - self.cap_bytes
+        short = num_bytes + _KEPT_FREE_BYTES - shutil.disk_usage(self.folder).free
+        may_go = [
+            file
+            for file in sorted(files, key=lambda file: file[2])
+            if file[0].name not in needed and file[0].suffix != UNFINISHED_SUFFIX
+        ]
+        room = sum(size for _, size, _ in may_go)
+        if over > room:
+            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes:,} bytes")
+        if short > room:
             raise PrefixStoreFull(f"less than 5 GiB would stay free on the volume of {self.folder}")
-
-    def _trim(self, num_bytes: int, needed: Collection[str]) -> None:
-        """Removes the oldest files that are not needed until so many bytes are gone."""
-        for path, size, _ in sorted(self._files(), key=lambda file: file[2]):
-            if num_bytes <= 0:
+        if over > 0:
+            over += int(self.cap_bytes * _SPARE_SHARE)
+        to_go = max(over, short)
+        for path, size, _ in may_go:
+            if to_go <= 0:
                 return
-            if path.name in needed or path.name.endswith(UNFINISHED_SUFFIX):
-                continue
             with contextlib.suppress(OSError):
                 path.unlink()
-                num_bytes -= size
+                to_go -= size
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Path, bytes and time of each; unfinished ones of dead processes go."""

@@ -124,7 +124,7 @@ class Session:
             self._changed()
             if length < sequence.length:
                 self._rewind(length)
-            del sequence.tokens[length:]
+            del sequence.tokens[length:], self._computed[length:]
             self._known = min(self._known, length)
             if sequence.length == length and self._snapshots:
                 newest = self._snapshots[-1]
@@ -298,18 +298,16 @@ class Session:
     def begin_answer(self, stream: Stream) -> None:
         self._answer = weakref.ref(stream)
 
-    def end_answer(self) -> list[str]:
-        """The stream has ended. Returns warnings: what could not be saved or kept."""
-        self._answer = None
-        warnings = []
-        if self._prefixes is not None:
-            warnings, self._prefixes.warnings = self._prefixes.warnings, []
+    def end_answer(self, stream: Stream) -> list[str]:
+        """A stream has ended. Returns warnings: that the session could not be saved."""
+        if self._unfinished() in (None, stream):
+            self._answer = None
         if self._file is not None and self._open:
             try:
                 self._save_file()
             except StorageError as error:
-                warnings.append(str(error))
-        return warnings
+                return [str(error)]
+        return []
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if is_messages(prompt):
@@ -384,7 +382,8 @@ class Session:
         if self._prefixes is None:
             return
         most = len(sequence.tokens) - 1 if most is None else most
-        wanted = self._wanted()[:most]
+        self._computed = self._wanted()
+        wanted = self._computed[:most]
         began = time.perf_counter()
         try:
             with self._llm.running():

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from array import array
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -118,7 +119,8 @@ class SessionFile:
                     os.fsync(file.fileno())
                 os.replace(temporary, self.path)
             except BaseException:
-                os.unlink(temporary)
+                with suppress(OSError):  # gone, if the interruption came with the renaming
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise StorageError(

@@ -31,7 +31,7 @@ class Stream(Iterator[Piece]):
         self, session: Session, config: GenerationConfig, *, closes_session: bool, chat: bool
     ):
         """chat: whether messages are answered; thoughts are told from answers only there."""
-        self._fields: tuple[dict, dict] | None = None
+        self._fields: tuple[dict, dict] | None = ({}, {})  # there is nothing to end yet
         self._session, self._config, self._closes = session, config, closes_session
         self._llm = session._llm
         self.token_ids: list[int] = []
@@ -62,6 +62,7 @@ class Stream(Iterator[Piece]):
         self._cached = session.num_processed
         self._recomputed = session.take_recomputed()
         self.restored_tokens = session.take_restored()
+        self._fields = None
         session.begin_answer(self)
 
     def __next__(self) -> Piece:
@@ -133,7 +134,7 @@ class Stream(Iterator[Piece]):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._guesses = self._guesses or self._count_guesses()
         self._fields = self._session.usage.memory(), self._session.usage.kv()
-        self._warnings += self._session.end_answer()
+        self._warnings += self._session.end_answer(self)
         if self._closes:
             self._session.close()
 

@@ -4,6 +4,7 @@ text again, and never an answer.
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import random
@@ -14,6 +15,7 @@ import threading
 import time
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from prefixes_under_test import (
     short_texts_count,  # noqa: F401 - a fixture
 )
 
+from ebbtide import LLM
 from ebbtide.offload import prefix_file, prefix_store
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.prefix_file import (
@@ -206,6 +209,26 @@ def test_a_disk_that_cannot_be_read(folder, tmp_path, expected, monkeypatch, wha
         assert torch.equal(logits, expected) and restored == 0
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_system_that_does_not_say_loses_no_file(folder, tmp_path, expected, monkeypatch, error):
+    files = read_once(folder, tmp_path)
+
+    def fails(real):
+        def call(path, *args, **kwargs):
+            if str(path).endswith(prefix_store.SUFFIXES):
+                raise OSError(error, os.strerror(error))
+            return real(path, *args, **kwargs)
+
+        return call
+
+    for module, name in ((os, "stat"), (builtins, "open")):
+        with monkeypatch.context() as patch, opened(folder, tmp_path) as llm:
+            patch.setattr(module, name, fails(getattr(module, name)))
+            logits, restored = last_logits(llm, TEXT)
+            assert torch.equal(logits, expected) and restored == 0
+    assert {path.name for path in files} == set(kept(tmp_path))
+
+
 def test_files_that_vanish_while_they_are_read(folder, tmp_path, expected):
     """Another process makes room, at any time."""
     read_once(folder, tmp_path)
@@ -335,11 +358,27 @@ def test_a_text_larger_than_the_cap_keeps_its_beginning(folder, tmp_path):
         assert last_logits(llm, TEXT)[1] == 9 * CELL
 
 
-def test_a_volume_that_is_nearly_full_gets_nothing(folder, tmp_path, monkeypatch):
+def test_what_cannot_help_does_not_go(folder, tmp_path, monkeypatch):
+    """A volume that is nearly full, and a cap that the text alone exceeds."""
+    with opened(folder, tmp_path) as llm:
+        answer(llm, [*MORE, *TEXT])
+        before = set(kept(tmp_path))
+        llm._prefixes.cap_bytes = 10_000
+        assert "may hold" in answer(llm, TEXT).warnings[0]
+        assert set(kept(tmp_path)) == before
     monkeypatch.setattr(prefix_store, "_KEPT_FREE_BYTES", 1 << 60)
     with opened(folder, tmp_path) as llm:
-        output = answer(llm, TEXT)
-    assert "stay free" in output.warnings[0] and not kept(tmp_path)
+        assert "stay free" in answer(llm, TEXT).warnings[0]
+    assert set(kept(tmp_path)) == before
+
+
+def test_the_cap_is_one_for_all_processes(tmp_path):
+    cap, size = 1_000_000, 30_000
+    stores = [PrefixStore(prefix_dir(tmp_path), cap) for _ in range(2)]
+    for i in range(80):
+        part = torch.zeros(size - 6, dtype=torch.uint8)
+        stores[i % 2].write(f"{i:064x}.span", b"h\n", [part], size, set())
+        assert sum(path.stat().st_size for path in prefix_dir(tmp_path).iterdir()) <= cap
 
 
 def test_unfinished_files_of_the_dead_go(folder, tmp_path):
@@ -359,6 +398,25 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path):
     prefix_dir(tmp_path).symlink_to(tmp_path / "else")
     with pytest.raises(InputError, match="is a link"):
         PrefixStore(prefix_dir(tmp_path), None)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have no owners there")
+def test_a_folder_of_somebody_else(folder, tmp_path, monkeypatch):
+    """Who asked for it is told; by default nothing is kept."""
+    PrefixStore(prefix_dir(tmp_path), None)
+    real = os.lstat
+
+    def lstat(path, *args, **kwargs):
+        found = real(path, *args, **kwargs)
+        if str(path) == str(prefix_dir(tmp_path)):
+            found = SimpleNamespace(st_mode=found.st_mode, st_uid=found.st_uid + 1)
+        return found
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(InputError, match="another user"):
+        LLM.open(folder, spill_dir=tmp_path, prefix_cache="1GiB")
+    with LLM.open(folder, spill_dir=tmp_path, prefix_cache="auto") as llm:
+        assert [w for w in llm.warnings if "another user" in w and "is not kept" in w]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -7,7 +7,6 @@ import stat
 from dataclasses import replace
 from types import SimpleNamespace
 
-import platformdirs
 import pytest
 import torch
 from prefixes_under_test import (  # short_texts_count: a fixture
@@ -149,26 +148,6 @@ def test_a_session_that_goes_on_takes_in_the_rest(folder, tmp_path):
                 session._runtime.store.check_integrity(deep=True)
 
 
-def test_what_was_decoded_is_nobody_elses(folder, tmp_path, state):
-    """Its bits are not those that reading the same tokens gives."""
-    for name in (None, "book"):
-        place = tmp_path / str(name)
-        place.mkdir()
-        with opened(folder, place) as llm, llm.session(name) as session:
-            first = session.generate(TEXT[:500], max_new_tokens=70)
-            before = kept(place)
-            session.generate(MORE, max_new_tokens=2)
-            # Without a name nobody will know what was decoded.
-            assert (kept(place) == before) == (name is None) and before
-            held = session.tokens
-        with opened(folder, place, cap=None) as llm:
-            expected, _ = last_logits(llm, held)
-        with opened(folder, place) as llm:
-            logits, restored = last_logits(llm, held)
-        assert restored <= 500 and len(first.token_ids) == 70
-        assert torch.equal(logits, expected)
-
-
 def test_going_back_too_far_finds_the_text_again(folder, tmp_path):
     with opened(folder, tmp_path) as llm, llm.open_session(2048, sequences=4) as session:
         session.generate(TEXT, max_new_tokens=4)
@@ -176,76 +155,6 @@ def test_going_back_too_far_finds_the_text_again(folder, tmp_path):
         output = session.generate(MORE[:20], max_new_tokens=4)
         assert cached(output) == 9 * CELL
         assert output.usage["recomputed_tokens"] == 1000 - 9 * CELL
-
-
-@pytest.fixture
-def state(tmp_path, monkeypatch):
-    monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(tmp_path / "state"))
-
-
-def test_a_named_session_goes_on_where_it_was(folder, tmp_path, state):
-    """Its answers were decoded: their pages are found too, and go on to the bit."""
-    with opened(folder, tmp_path) as llm, llm.session("book") as session:
-        session.generate(TEXT, max_new_tokens=100)
-        session.generate(MORE[:20], max_new_tokens=30)
-        held, before = session.tokens, len(session.tokens)
-        with session.fork() as branch:
-            expected = branch.generate(MORE[:30], max_new_tokens=12).token_ids
-    for processed_before, share in ((before - 1, 1.0), (before, 0.3)):
-        with opened(folder, tmp_path, share=share) as llm, llm.session("book") as session:
-            assert session.tokens == held
-            with session.fork() as branch:  # knows no name, and reads all again
-                other = branch.generate(MORE[:30], max_new_tokens=12)
-            assert cached(other) == 0
-            output = session.generate(MORE[:30], max_new_tokens=12)
-            # The last token of an answer is shown, and processed with what comes next.
-            assert cached(output) == before - 1
-            assert output.usage["recomputed_tokens"] == processed_before - cached(output)
-            assert output.token_ids == expected
-            session.undo()
-
-
-def test_a_session_may_go_back_to_what_it_decoded(folder, tmp_path, state):
-    with opened(folder, tmp_path) as llm, llm.session("book") as session:
-        session.generate(TEXT[:500], max_new_tokens=150)
-        session.generate(MORE, max_new_tokens=200)
-        at = len(session.tokens) - 190  # the cells beside it are sealed, and no snapshot is there
-        session.truncate(at)
-        output = session.generate(MORE[:20], max_new_tokens=4)
-        assert 650 < cached(output) <= at
-        assert output.usage["recomputed_tokens"] == at - cached(output)
-
-
-@pytest.mark.parametrize("mode", [BOUNDED, Mode("bounded", selector_options={"epsilon": 0.3})])
-def test_what_another_mode_decoded_is_read_again(folder, tmp_path, state, mode):
-    with opened(folder, tmp_path, mode=BOUNDED) as llm, llm.session("book") as session:
-        session.generate(TEXT, max_new_tokens=100)
-        held = len(session.tokens)
-    with opened(folder, tmp_path, mode=mode) as llm, llm.session("book") as session:
-        found = cached(session.generate(MORE[:20], max_new_tokens=4))
-        assert found == (held - 1 if mode is BOUNDED else len(TEXT))
-    if mode is BOUNDED:  # else all has been read by now
-        with opened(folder, tmp_path) as llm, llm.session("book") as session:
-            assert cached(session.generate(MORE[:20], max_new_tokens=4)) == len(TEXT)
-
-
-def test_what_deadline_mode_decoded_is_not_kept(folder, tmp_path, state):
-    mode = Mode("deadline", selector_options={"epsilon": 0.1})
-    for found in (0, len(TEXT)):
-        with opened(folder, tmp_path, mode=mode) as llm, llm.session("book") as session:
-            assert cached(session.generate(None if found else TEXT, max_new_tokens=100)) == found
-
-
-def test_a_session_that_is_only_opened_forgets_nothing(folder, tmp_path, state):
-    with opened(folder, tmp_path) as llm:
-        with llm.session("book") as session:
-            session.generate(TEXT, max_new_tokens=100)
-            held = len(session.tokens)
-        for _ in range(2):
-            with llm.session("book") as session:
-                session.save()
-        with llm.session("book") as session:
-            assert cached(session.generate(MORE[:20], max_new_tokens=4)) == held - 1
 
 
 def test_forks_share_what_was_restored(folder, tmp_path):
