@@ -74,14 +74,28 @@ def test_a_session_may_go_back_to_what_it_decoded(folder, tmp_path, state):
         assert output.usage["recomputed_tokens"] == at - cached(output)
 
 
+def test_a_text_that_repeats_an_answer_is_a_text(folder, tmp_path, state):
+    with opened(folder, tmp_path) as llm, llm.session("book") as session:
+        session.generate(TEXT[:500], max_new_tokens=150)
+        session.generate(MORE, max_new_tokens=200)
+        held = session.tokens
+        session.truncate(510)
+        session.append(held[510:], process=False)
+        session.find_kept()
+        assert session.take_restored()
+        assert min(session._sequence.processed[510:], default=0) >= 0
+
+
 @pytest.mark.parametrize("mode", [BOUNDED, Mode("bounded", selector_options={"epsilon": 0.3})])
 def test_what_another_mode_decoded_is_read_again(folder, tmp_path, state, mode):
     with opened(folder, tmp_path, mode=BOUNDED) as llm, llm.session("book") as session:
         session.generate(TEXT, max_new_tokens=100)
         held = len(session.tokens)
+    before = set(kept(tmp_path))
     with opened(folder, tmp_path, mode=mode) as llm, llm.session("book") as session:
         found = cached(session.generate(MORE[:20], max_new_tokens=4))
         assert found == (held - 1 if mode is BOUNDED else len(TEXT))
+    assert before <= set(kept(tmp_path))
     if mode is BOUNDED:  # else all has been read by now
         with opened(folder, tmp_path) as llm, llm.session("book") as session:
             assert cached(session.generate(MORE[:20], max_new_tokens=4)) == len(TEXT)
@@ -263,19 +277,20 @@ def test_an_interrupted_sweep_poisons_nothing(folder, tmp_path, state, monkeypat
         assert restored and torch.equal(logits, expected)
 
 
-def test_an_interruption_of_the_way_back(folder, tmp_path):
+@pytest.mark.parametrize("begun", [3, 4])
+def test_an_interruption_of_the_way_back(folder, tmp_path, begun):
     """A file is damaged, and what was taken in is to be dropped, when somebody loses patience."""
     with opened(folder, tmp_path, cap=None) as llm:
-        expected, _ = last_logits(llm, TEXT[: 3 * CELL] + MORE)
+        expected, _ = last_logits(llm, TEXT[: begun * CELL] + MORE)
     with opened(folder, tmp_path) as llm:
         last_logits(llm, TEXT)
     for path in prefix_dir(tmp_path).glob("*.end"):
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with opened(folder, tmp_path) as llm, llm.open_session(2048, sequences=1) as session:
-        session.append(TEXT[: 3 * CELL], process=False)
+        session.append(TEXT[: begun * CELL], process=False)
         session._prefill()
-        session.append(TEXT[3 * CELL :], process=False)
+        session.append(TEXT[begun * CELL :], process=False)
         real = session._engine.rewind
 
         def interrupted(*args):
@@ -285,7 +300,7 @@ def test_an_interruption_of_the_way_back(folder, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             session.find_kept()
         session._engine.rewind = real
-        session.truncate(3 * CELL)
+        session.truncate(begun * CELL)
         session.append(MORE, process=False)
         assert torch.equal(session.last_logits(), expected)
 
@@ -301,11 +316,13 @@ def test_rows_that_another_mode_decoded(folder, tmp_path, state, monkeypatch, na
         for name in kept(tmp_path):  # somebody made room
             (prefix_dir(tmp_path) / name).unlink()
         session.generate(MORE[:10], max_new_tokens=20)
-    with opened(folder, tmp_path) as llm, llm.session("book") as session:
-        session.append(MORE[:10], process=False)
-        session.find_kept()
-        assert session.take_restored() in (0, len(text))
-        assert min(session._sequence.processed, default=0) >= 0
+    for other in (Mode(), Mode("deadline", selector_options={"epsilon": 0.3})):
+        with opened(folder, tmp_path, mode=other) as llm, llm.session("book") as session:
+            session.append(MORE[:10], process=False)
+            session.find_kept()
+            assert session.take_restored() in (0, len(text))
+            assert min(session._sequence.processed, default=0) >= 0
+            session.truncate(len(session.tokens) - 10)
 
 
 # ---- what else may happen ------------------------------------------------------------------------
