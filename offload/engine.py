@@ -143,6 +143,7 @@ class Engine:
             length = 0
         if length == 0:
             sequence.oldest_raw_cell = 0
+        sequence.remembered = sequence.as_computed()
         del sequence.processed[length:]
         sequence.kept_tokens = min(sequence.kept_tokens, length)
         self.store.truncate(sequence.table, self._sealed_records(length))

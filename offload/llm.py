@@ -7,7 +7,6 @@ what needs it. Ties the parts together and computes nothing itself.
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,12 +34,13 @@ from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
 from .prefix_keeper import PrefixKeeper
-from .prefix_store import PrefixStore
+from .prefix_store import PrefixStore, open_prefix_store
+from .prompt import Prompt, check_room, is_messages
 from .runtime import Runtime
-from .session import Prompt, Session, check_room, is_messages
+from .session import Session
 from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
-from .spill_dir import default_spill_dir, dir_error, prefix_dir, volume_warnings
+from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
 from .text import Tokenizer
 
@@ -441,30 +441,15 @@ class LLM:
     def _choose_spill_dir(self, given, budget: Budget) -> Path | None:
         if budget.disk_memory == 0:
             return None
-        folder = Path(given).expanduser() if given is not None else default_spill_dir()
-        if not folder.is_dir():
-            raise InputError(
-                f"--spill-dir {folder} is not a folder. Create it or name another one."
-            )
-        try:  # said now, not when memory has filled up after minutes of reading
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise dir_error(folder, error) from error
+        folder = writable_spill_dir(given)
         self._warnings += volume_warnings(folder)
         return folder
 
     def _choose_prefix_store(self, options: Options) -> PrefixStore | None:
         """After the spill folder was chosen. A disk that may not be used holds nothing."""
-        if self._spill_dir is None or options.prefix_cache == 0:
+        if self._spill_dir is None:
             return None
-        cap = options.prefix_cache
-        try:
-            return PrefixStore(prefix_dir(options.spill_dir), None if isinstance(cap, str) else cap)
-        except InputError as error:
-            if cap != "auto":
-                raise
-            self._warn(f"What is read is not kept for the next time: {error}")
-            return None
+        return open_prefix_store(prefix_dir(options.spill_dir), options.prefix_cache, self._warn)
 
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""

@@ -325,6 +325,7 @@ class PrefixKeeper:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
         done = False
         name = chain[0]
+        sequence.remembered = sequence.as_computed()
         del sequence.processed[:]  # nothing is whole until all is there
         try:
             for span, name in enumerate(chain):

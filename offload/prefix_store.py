@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,22 @@ _ADVICE = "choose another folder with --spill-dir, or --prefix-cache off"
 
 class PrefixStoreFull(Exception):
     """There is no room for a file, though everything that may go has gone."""
+
+
+def open_prefix_store(
+    folder: Path, cap: int | str, warn: Callable[[str], None]
+) -> PrefixStore | None:
+    """As `LLM.open(prefix_cache=...)` has it: bytes, or "auto"; None for 0. A folder that cannot be
+    used is an InputError for who asked for a size, else a warning."""
+    if cap == 0:
+        return None
+    try:
+        return PrefixStore(folder, None if isinstance(cap, str) else cap)
+    except InputError as error:
+        if cap != "auto":
+            raise
+        warn(f"What is read is not kept for the next time: {error}")
+        return None
 
 
 class PrefixStore:

@@ -116,6 +116,7 @@ class Sequence:
         # The processed ones; of those that were decoded, not prefilled, the complement: their keys
         # and values have other bits.
         self.processed = array("i")
+        self.remembered = array("i")  # the same of before, where tokens are not processed now
         self.kept_tokens = 0  # where one could go on by the prefix store, as far as is known
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
         # Of tokens that were verified and are not taken in: what is to be counted if they are.
@@ -127,6 +128,7 @@ class Sequence:
         other = copy(self)
         other.trail = trail
         other.tokens, other.processed = self.tokens[:], self.processed[:]
+        other.remembered = array("i")
         return other
 
     @property
@@ -139,6 +141,16 @@ class Sequence:
         if min(self.processed, default=0) >= 0:
             return self.length
         return next(i for i, token in enumerate(self.processed) if token < 0)
+
+    def as_computed(self) -> array:
+        """All tokens as `processed` has them: as they were or will be. Pending ones count as they
+        were processed before, as far as that is known."""
+        computed, before = self.processed + self.pending(), self.remembered
+        for index in range(self.length, min(len(before), len(computed))):
+            if before[index] not in (computed[index], ~computed[index]):
+                break  # from here on it is another text
+            computed[index] = before[index]
+        return computed
 
     def prefilled(self, length: int) -> None:
         """Tokens up to `length` were processed by prefill."""

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import time
 import weakref
-from array import array
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 import torch
 
 from .drafts import Drafts
-from .errors import ContextOverflow, InputError, StorageError
+from .errors import InputError, StorageError
 from .output import Output, Progress
 from .prefix_keeper import PrefixKeeper
+from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
 from .sequence import RawPages
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
 from .stream import Stream
 
-Prompt = str | Sequence_[int] | Sequence_[dict]
 _MOST_SNAPSHOTS = 2
 
 
@@ -71,8 +70,6 @@ class Session:
         self._open = True
         self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
-        # Tokens as they were processed, as far as that is known of those that are not: see _wanted.
-        self._computed = array("i")
         self._file: SessionFile | None = None
         self._kept = KeptTokens()  # what the file holds
 
@@ -124,7 +121,7 @@ class Session:
             self._changed()
             if length < sequence.length:
                 self._rewind(length)
-            del sequence.tokens[length:], self._computed[length:]
+            del sequence.tokens[length:], sequence.remembered[length:]
             self._known = min(self._known, length)
             if sequence.length == length and self._snapshots:
                 newest = self._snapshots[-1]
@@ -235,13 +232,13 @@ class Session:
         self._llm.encode(kept.tokens)
         self._admit(len(kept.tokens))
         self._extend(kept.tokens)
-        self._turns, self._computed = kept.turns[:], kept.computed()
+        self._turns, self._sequence.remembered = kept.turns[:], kept.computed()
         self._known = kept.num_processed
         self._file, self._kept = file, kept
 
     def _save_file(self) -> None:
         num_processed = max(self._sequence.length, self._known)
-        kept = KeptTokens.of(self._wanted(), self._turns[:], num_processed)
+        kept = KeptTokens.of(self._sequence.as_computed(), self._turns[:], num_processed)
         assert self._file is not None
         self._file.save(kept)
         self._kept = kept
@@ -337,7 +334,6 @@ class Session:
         processed again.
         """
         sequence = self._sequence
-        self._computed = self._wanted()
         self._snapshots = [s for s in self._snapshots if s.length <= length]
         best = self._snapshots[-1] if self._snapshots else None
         if best is not None and not sequence.can_resume_at(length):
@@ -382,8 +378,7 @@ class Session:
         if self._prefixes is None:
             return
         most = len(sequence.tokens) - 1 if most is None else most
-        self._computed = self._wanted()
-        wanted = self._computed[:most]
+        wanted = sequence.as_computed()[:most]
         began = time.perf_counter()
         try:
             with self._llm.running():
@@ -399,17 +394,6 @@ class Session:
             if sequence.length < before:  # it failed half-way, and nothing is left
                 self._snapshots.clear()
                 self._known = max(self._known, before)
-
-    def _wanted(self) -> array:
-        """All tokens as `Sequence.processed` has them: as they were or will be processed. Pending
-        ones count as they were processed before, if they were."""
-        sequence, before = self._sequence, self._computed
-        wanted = sequence.processed + sequence.tokens[sequence.length :]
-        for index in range(sequence.length, min(len(before), len(wanted))):
-            if before[index] not in (wanted[index], ~wanted[index]):
-                break  # from here on it is another text
-            wanted[index] = before[index]
-        return wanted
 
     def _report(self, phase: str, done: int, total: int, began: float) -> None:
         elapsed = time.perf_counter() - began
@@ -507,24 +491,3 @@ class Session:
         another thread reads or answers.
         """
         return self.usage.tiers()
-
-
-def check_room(num_tokens: int, context: int, model_context: int) -> None:
-    """Raises ContextOverflow when a context cannot hold so many tokens."""
-    if num_tokens <= context:
-        return
-    advice = (
-        "Shorten the document or use a model with a longer context."
-        if context >= model_context
-        else f"Raise --context (the model allows {model_context:,})."
-    )
-    raise ContextOverflow(
-        f"prompt and answer need at least {num_tokens:,} tokens, and the context holds "
-        f"{context:,}. {advice}",
-        needed_tokens=num_tokens,
-        available_tokens=context,
-    )
-
-
-def is_messages(prompt) -> bool:
-    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,21 @@ def default_spill_dir() -> Path:
         return make_private(path, _ADVICE)
     except OSError as error:
         raise dir_error(path, error) from error
+
+
+def writable_spill_dir(given: str | Path | None) -> Path:
+    """The folder that was named, or the default one. Raises InputError for what is no folder, and
+    what `dir_error` makes of one that cannot be written: now, not when memory has filled up after
+    minutes of reading.
+    """
+    folder = default_spill_dir() if given is None else Path(given).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"--spill-dir {folder} is not a folder. Create it or name another one.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise dir_error(folder, error) from error
+    return folder
 
 
 def prefix_dir(spill_dir: str | Path | None = None) -> Path:

@@ -81,7 +81,7 @@ def test_a_text_that_repeats_an_answer_is_a_text(folder, tmp_path, state):
         held = session.tokens
         session.truncate(510)
         session.append(held[510:], process=False)
-        wanted = session._wanted()
+        wanted = session._sequence.as_computed()
         assert max(wanted[500:510]) < 0 <= min(wanted[510:])
 
 

@@ -1,0 +1,30 @@
+"""What is asked: text, token ids or messages, and whether a context has room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import ContextOverflow
+
+Prompt = str | Sequence[int] | Sequence[dict]
+
+
+def check_room(num_tokens: int, context: int, model_context: int) -> None:
+    """Raises ContextOverflow when a context cannot hold so many tokens."""
+    if num_tokens <= context:
+        return
+    advice = (
+        "Shorten the document or use a model with a longer context."
+        if context >= model_context
+        else f"Raise --context (the model allows {model_context:,})."
+    )
+    raise ContextOverflow(
+        f"prompt and answer need at least {num_tokens:,} tokens, and the context holds "
+        f"{context:,}. {advice}",
+        needed_tokens=num_tokens,
+        available_tokens=context,
+    )
+
+
+def is_messages(prompt) -> bool:
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
