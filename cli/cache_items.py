@@ -90,7 +90,7 @@ def find_items(spill_dir: str | None) -> list[Item]:
     for kind, path in (("history", state / "history"), ("speeds", state / "speeds.json")):
         if path.exists():
             found.append(_item(kind, "", [path]))
-    if kept := _inside(ebbtide.prefix_dir(spill_dir)):
+    if kept := ebbtide.prefix_files(spill_dir):
         found.append(_item("prefixes", "", kept))
     with contextlib.suppress(errors.EbbtideError):
         for path in _inside(_spill_folder(spill_dir)):
@@ -130,7 +130,7 @@ def sweep(spill_dir: str | None) -> tuple[int, int]:
         *state.glob("*.part"),
         *state.glob("sessions/.*.part"),
         *state.glob("jobs/*/*.part"),
-        *ebbtide.prefix_dir(spill_dir).glob(".*.part"),
+        *(path for path in ebbtide.prefix_files(spill_dir) if path.suffix == ".part"),
     ]:
         with contextlib.suppress(OSError):
             found = path.stat()

@@ -308,7 +308,10 @@ def _load(d: Dialogue, rest: str) -> None:
         d.session = d.open_session()
         raise
     found.model, d.documents, d.asked, d.dropped = before.model, [], [], None
-    d.run.terminal.note(f"{rest}: {len(found.turns)} messages, read again while you type.")
+    d.run.terminal.note(
+        f"{rest}: {len(found.turns)} messages; what is not kept of their pages is read again while "
+        "you type."
+    )
     if found.turns:
         d.read_ahead("the conversation so far")
 

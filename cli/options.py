@@ -96,7 +96,7 @@ SHARED = (
         "spill_dir",
         ("--spill-dir",),
         _MEMORY,
-        "Folder on a fast disk for pages. Default: your cache folder.",
+        "Folder on a fast disk for pages, and for those that are kept. Default: your cache folder.",
         values.plain,
         "DIR",
     ),
@@ -104,8 +104,8 @@ SHARED = (
         "prefix_cache",
         ("--prefix-cache",),
         _MEMORY,
-        "Disk space for the pages of what was read, which serve whenever it is read again: a size, "
-        "auto, or off.",
+        "Disk space, beside --disk-memory, for the pages of what ask, chat and summarize read, for "
+        "whenever it is read again: a size, auto, or off.",
         values.cache_size,
         "SIZE",
         "auto",

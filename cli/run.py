@@ -132,6 +132,9 @@ class Run:
                     "Choose another with -m MODEL."
                 )
             self.warn_of(llm.warnings)
+            if options["prefix_cache"] != 0:
+                where = ebbtide.prefix_dir(options["spill_dir"])
+                self.terminal.detail(f"Pages of what is read are kept in {where}.")
             yield llm
         self.warn_of(llm.warnings)  # of what could not be kept at the end
 

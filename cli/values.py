@@ -24,7 +24,9 @@ def size(text: str) -> int | str:
 
 def cache_size(text: str) -> int | str:
     """The same, or 0 for "off"."""
-    return 0 if text.strip().lower() == "off" else size(text)
+    import ebbtide
+
+    return ebbtide.parse_cache_size(text)
 
 
 def whole(minimum: int, maximum: int | None = None) -> Parser:

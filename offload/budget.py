@@ -20,6 +20,7 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 _ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and 0 to switch the tier off"
+_CACHE_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and off (or 0) to keep none"
 
 # What `auto` leaves to the rest of the machine.
 _HOST_HEADROOM_BYTES, _HOST_HEADROOM_SHARE = 3 << 29, 0.15
@@ -27,9 +28,9 @@ _DEVICE_HEADROOM_BYTES, _DEVICE_HEADROOM_SHARE = 512 << 20, 0.10
 _DISK_SHARE, _DISK_KEPT_FREE_BYTES = 0.10, 5 << 30
 
 
-def parse_size(text: str) -> int | str:
+def parse_size(text: str, allowed: str = _ALLOWED) -> int | str:
     """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes. Raises
-    ValueError.
+    ValueError, which ends with what is allowed.
     """
     word = text.strip()
     if word.lower() == "auto":
@@ -39,24 +40,24 @@ def parse_size(text: str) -> int | str:
     match = _SIZE.fullmatch(word)
     if match is None:
         if re.fullmatch(r"\d+(\.\d+)?", word):
-            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({_ALLOWED})")
-        raise ValueError(f"{text!r} is not a size; {_ALLOWED}")
+            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({allowed})")
+        raise ValueError(f"{text!r} is not a size; {allowed}")
     number, unit = match.groups()
     if unit.upper() not in _UNITS:
         hint = f"did you mean {number}{unit.upper()}iB? " if unit.upper() in set("KMGT") else ""
-        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}({_ALLOWED})")
+        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}({allowed})")
     num_bytes = float(number) * _UNITS[unit.upper()]
     if not num_bytes < 2**63:  # a string of digits can be longer than a float holds
-        raise ValueError(f"{text!r} is more than any machine has; {_ALLOWED}")
+        raise ValueError(f"{text!r} is more than any machine has; {allowed}")
     return int(num_bytes)
 
 
 def parse_cache_size(value: int | str) -> int | str:
     """Bytes, 0 for "off", or "auto". Raises ValueError."""
     if isinstance(value, str):
-        return 0 if value.strip().lower() == "off" else parse_size(value)
+        return 0 if value.strip().lower() == "off" else parse_size(value, _CACHE_ALLOWED)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a size; {_ALLOWED}")
+        raise ValueError(f"{value!r} is not a size; {_CACHE_ALLOWED}")
     return value
 
 

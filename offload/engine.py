@@ -128,6 +128,7 @@ class Engine:
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A sequence that shares all sealed pages and owns a copy of the raw ones."""
+        self.settle(sequence)
         other = Sequence(self.store.fork(sequence.table), self.new_raw(), self.geometry.cell_tokens)
         other.raw.copy_from(sequence.raw)
         other.tokens = sequence.tokens[:]
@@ -141,12 +142,34 @@ class Engine:
         """
         if not sequence.can_resume_at(length):
             length = 0
+        self.begin_anew(sequence, length)
         if length == 0:
             sequence.oldest_raw_cell = 0
+        self.settle(sequence)
+
+    def rewind_to(self, sequence: Sequence, length: int, raw: RawPages, oldest_raw_cell: int):
+        """The same, where the raw cells are gone, and a copy of them was made at that length."""
+        processed = sequence.processed[:length]
+        self.begin_anew(sequence)
+        sequence.raw.copy_from(raw)
+        sequence.oldest_raw_cell = oldest_raw_cell
+        sequence.processed[:] = processed
+        self.settle(sequence)
+
+    def begin_anew(self, sequence: Sequence, length: int = 0) -> None:
+        """What follows changes raw cells or the table: until it is done, whatever interrupts it,
+        only the first `length` tokens count as processed."""
+        sequence.is_settled = False
         sequence.remembered = sequence.as_computed()
         del sequence.processed[length:]
         sequence.kept_tokens = min(sequence.kept_tokens, length)
-        self.store.truncate(sequence.table, self._sealed_records(length))
+
+    def settle(self, sequence: Sequence) -> None:
+        """Drop what lies in the table beyond the processed tokens: something was interrupted, and
+        the tokens that it was sealed for may be others by now."""
+        if not sequence.is_settled:
+            self.store.truncate(sequence.table, self._sealed_records(sequence.length))
+            sequence.is_settled = True
 
     def close_sequence(self, sequence: Sequence) -> None:
         self.store.close_table(sequence.table)
@@ -192,11 +215,11 @@ class Engine:
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
-        # An interrupted sweep may have sealed cells of tokens that are others now.
-        self.store.truncate(sequence.table, self._sealed_records(sequence.length))
+        self.settle(sequence)
         while sequence.length < stop:
             sweep = self._next_sweep(sequence, stop)
             end = sweep[-1]
+            sequence.is_settled = False
             sequence.will_write(end.cell)
             for layer in range(self.config.num_layers):
                 final = layer == self.config.num_layers - 1
@@ -205,6 +228,7 @@ class Engine:
                 )
             cells = self.geometry.cell_tokens
             sequence.prefilled(end.cell * cells + end.rows.stop)
+            sequence.is_settled = True
             last = end.x[end.rows.stop - 1 : end.rows.stop]
             if on_rows is not None:
                 for part in sweep:
@@ -216,6 +240,7 @@ class Engine:
     @torch.inference_mode()
     def decode(self, sequence: Sequence) -> torch.Tensor:
         """Process the one pending token; returns its residual (1, hidden_size)."""
+        self.settle(sequence)
         position = sequence.length
         x = self.weights.embed(sequence.tokens[position : position + 1])
         sequence.will_write(position // self.geometry.cell_tokens)
@@ -239,6 +264,7 @@ class Engine:
         The sequence stays as it is, but that the tokens' keys and values lie behind its end:
         `take_in` makes them part of it, one by one.
         """
+        self.settle(sequence)
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
         x = self.weights.embed(tokens)

@@ -244,8 +244,9 @@ class LLM:
         `open`, else the largest that fits.
 
         name: its tokens are kept in the user's state folder, and found again by the next session of
-        that name, also in another process. Tokens only: the first answer reads them again, and
-        counts them in `recomputed_tokens`. Raises InputError for a name that is in use elsewhere or
+        that name, also in another process. Their pages are too where there is a prefix_cache; what
+        is not found the first answer reads again, and counts in `recomputed_tokens`. Raises
+        InputError for a name that is in use elsewhere or
         belongs to a model with another tokenizer.
         """
         context = context or self._context
@@ -448,6 +449,8 @@ class LLM:
     def _choose_prefix_store(self, options: Options) -> PrefixStore | None:
         """After the spill folder was chosen. A disk that may not be used holds nothing."""
         if self._spill_dir is None:
+            if options.prefix_cache not in (0, "auto"):
+                self._warn("Nothing is kept for the next time (prefix_cache): the disk is off.")
             return None
         return open_prefix_store(prefix_dir(options.spill_dir), options.prefix_cache, self._warn)
 

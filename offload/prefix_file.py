@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from .extent_file import crcs_of
+from .spill_dir import UNFINISHED_SUFFIX
 
 _SCHEMA = 1
-UNFINISHED_SUFFIX = ".part"
 
 
 class BadPrefixFile(Exception):
@@ -39,6 +39,11 @@ def head_of(fields: dict, tokens: array) -> bytes:
     of type "i"."""
     line = json.dumps({"schema": _SCHEMA, **fields}, sort_keys=True, separators=(",", ":"))
     return f"{line}\n".encode("ascii") + token_bytes(tokens)
+
+
+def file_bytes(head: bytes, sizes: Sequence[int]) -> int:
+    """How long a file is whose parts have these sizes."""
+    return len(head) + sum(sizes) + 4 * len(sizes)
 
 
 def token_bytes(tokens: array) -> bytes:
@@ -95,8 +100,7 @@ def read_prefix_file(path: Path, head: bytes, sizes: Sequence[int]) -> Iterator[
     for a part that came back other than it was written.
     """
     with open(path, "rb", buffering=0) as file:
-        crcs_bytes = 4 * len(sizes)
-        expected = len(head) + sum(sizes) + crcs_bytes
+        crcs_bytes, expected = 4 * len(sizes), file_bytes(head, sizes)
         found = os.fstat(file.fileno()).st_size
         if found != expected:
             raise BadPrefixFile(f"it has {found} bytes, and {expected} were written")

@@ -17,10 +17,11 @@ Knows the folder by its store, and pages by the engine's; nothing here may fail 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -32,26 +33,23 @@ from ..kernels.pages import repack
 from .engine import Engine
 from .errors import StorageError
 from .mode import Mode
-from .prefix_file import BadPrefixFile, head_of, read_prefix_file, token_bytes
-from .prefix_store import (
-    END_SUFFIX,
-    ROWS_SUFFIX,
-    SPAN_SUFFIX,
-    SUFFIXES,
-    PrefixStore,
-    PrefixStoreFull,
-)
+from .prefix_file import BadPrefixFile, file_bytes, head_of, read_prefix_file, token_bytes
+from .prefix_store import PrefixStore, PrefixStoreFull
 from .sequence import Sequence
+from .spill_dir import PREFIX_SUFFIXES
 
-_LEAST_TOKENS = 2048  # fewer are read again as quickly
+SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = PREFIX_SUFFIXES
+_LEAST_TOKENS = 2048  # of a text, and to be gained by looking: fewer are read again as quickly
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
 _NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
 _NO_TOKEN = -(2**31)
+_Parts = Generator[torch.Tensor, None, None]  # of a file, of whatever shape
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE}
 _MARK_BYTES = 32
-_NEAR_ROWS = 64  # the same at the end of a session
+_NEAR_ROWS = 64  # tokens that a session which is closed may lose
 
 
-def kernels_fingerprint(device: torch.device) -> list:
+def _kernels_fingerprint(device: torch.device) -> list[str | int]:
     """What prefill's bits depend on besides the model: where, and by which code, it runs."""
     found = [version("ebbtide"), torch.__version__, device.type]
     found.append(torch.backends.cpu.get_cpu_capability())
@@ -89,10 +87,11 @@ class PrefixKeeper:
         self._layouts = geometry.layouts(config.num_layers)
         depends_on = [
             *(model, repr(config), repr(self._layout), geometry.cell_tokens, geometry.span_tokens),
-            *kernels_fingerprint(engine.device),
+            *_kernels_fingerprint(engine.device),
         ]
         self._fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
         self._gives_up = False
+        self._unusable: set[str] = set()  # names of files that failed
 
     # ---- names -------------------------------------------------------------------------------
 
@@ -115,6 +114,21 @@ class PrefixKeeper:
         spans = (boundary - 1) // self._span_cells
         files = [names[(s + 1) * self._span_cells] + SPAN_SUFFIX for s in range(spans)]
         return [*files, names[boundary] + END_SUFFIX]
+
+    def _all_files(self, names: list[str], boundary: int) -> list[str]:
+        """The same with the ends before it that are kept now and then: each file behind those that
+        it builds on."""
+        files = []
+        for cell in range(1, boundary + 1):
+            if cell % self._span_cells == 0 and cell < boundary:
+                files.append(names[cell] + SPAN_SUFFIX)
+            if cell == boundary or self._is_regular(cell):
+                files.append(names[cell] + END_SUFFIX)
+        return files
+
+    def _is_regular(self, boundary: int) -> bool:
+        """Whether an end is kept there, wherever the text ends: no sealed pages belong to it."""
+        return (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0
 
     def _head(self, suffix: str, tokens, num_cells: int) -> bytes:
         """Of a file that has the first cells before it. All tokens are there to be compared, for
@@ -148,8 +162,9 @@ class PrefixKeeper:
             self._gives_up = True
             reason = getattr(error, "strerror", None) or error
             self._warn(
-                f"What was read is not kept on disk for the next time: {reason}. "
-                "See 'ebbtide cache', --prefix-cache and --spill-dir."
+                f"Not all of what was read is kept on disk for the next time: {reason}. Make room "
+                "('ebbtide cache'), name another folder (--spill-dir) or another size "
+                "(--prefix-cache; off keeps nothing)."
             )
 
     def _keep(self, sequence: Sequence, length: int, is_last: bool) -> None:
@@ -158,7 +173,7 @@ class PrefixKeeper:
         if newest < 1:
             return
         names = self._names(sequence.processed, newest)
-        needed = {name + suffix for name in names for suffix in SUFFIXES}
+        needed = {name + suffix for name in names for suffix in PREFIX_SUFFIXES}
         # Cell newest - 2 and those before it are sealed, once the first token of `newest` is there.
         for span in range((newest - 1) // self._span_cells):
             self._keep_span(sequence, span, names, needed)
@@ -181,16 +196,15 @@ class PrefixKeeper:
                     sequence.kept_tokens = boundary * self._cells
 
     def _wants_end(self, boundary: int, last: int, kept_tokens: int) -> bool:
-        """Whether one may want to go on from there: now and then, where no sealed pages belong to
-        an end, and near the end of a text, which a question may follow that differs the next time.
-        """
+        """Whether one may want to go on from there: now and then, and near the end of a text, which
+        a question may follow that differs the next time."""
         if boundary < self._least_cells:
             return False
-        if (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0:
+        if self._is_regular(boundary):
             return True
         return boundary >= last - 1 and last * self._cells - kept_tokens >= _NEAR_TOKENS
 
-    def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set) -> None:
+    def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set[str]) -> None:
         stop = (span + 1) * self._span_cells
         name = names[stop] + SPAN_SUFFIX
         if self._store.has(name):
@@ -200,20 +214,22 @@ class PrefixKeeper:
         parts = self._sealed(sequence, span, self._span_cells)
         self._write(name, head, parts, sizes, needed)
 
-    def _keep_end(self, sequence: Sequence, boundary: int, names: list[str], needed: set) -> None:
+    def _keep_end(
+        self, sequence: Sequence, boundary: int, names: list[str], needed: set[str]
+    ) -> None:
         name = names[boundary] + END_SUFFIX
         if self._store.has(name):
             return
         span, num_cells = divmod(boundary - 1, self._span_cells)
         head = self._head(END_SUFFIX, sequence.processed, boundary)
 
-        def parts() -> Iterator[torch.Tensor]:
+        def parts() -> _Parts:
             yield from self._sealed(sequence, span, num_cells)
             yield from self._raw(sequence, boundary - 1)
 
         sizes = [*self._sealed_sizes(num_cells), *self._raw_sizes(has_sink=True)]
         self._write(name, head, parts(), sizes, needed)
-        self._store.touch(self._chain(names, boundary))
+        self._store.touch(self._all_files(names, boundary))
 
     def _keep_rows(
         self,
@@ -221,7 +237,7 @@ class PrefixKeeper:
         cell: int,
         length: int,
         names: list[str],
-        needed: set,
+        needed: set[str],
         *,
         replaces: bool = False,
     ) -> None:
@@ -232,7 +248,7 @@ class PrefixKeeper:
             return
         head = self._head(ROWS_SUFFIX, sequence.processed, cell)
 
-        def parts() -> Iterator[torch.Tensor]:
+        def parts() -> _Parts:
             tokens = torch.full((self._cells,), _NO_TOKEN, dtype=torch.int32)
             rows = sequence.processed[cell * self._cells : length][: self._cells]
             tokens[: len(rows)] = torch.tensor(rows, dtype=torch.int32)
@@ -242,12 +258,18 @@ class PrefixKeeper:
 
         self._write(name, head, parts(), self._rows_sizes, needed)
 
-    def _write(self, name: str, head: bytes, parts, sizes: list[int], needed: set) -> None:
-        num_bytes = len(head) + sum(sizes) + 4 * len(sizes)
+    def _write(
+        self,
+        name: str,
+        head: bytes,
+        parts: _Parts,
+        sizes: list[int],
+        needed: set[str],
+    ) -> None:
         with closing(parts):  # it may hold pages
-            self._store.write(name, head, parts, num_bytes, needed)
+            self._store.write(name, head, parts, file_bytes(head, sizes), needed)
 
-    def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> Iterator[torch.Tensor]:
+    def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> _Parts:
         """Near planes and records of a span's first cells, layer by layer."""
         count = num_cells * self._cell_records
         if not count:
@@ -257,9 +279,7 @@ class PrefixKeeper:
                 near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
                 yield from repack(near, records, layout, self._layout)
 
-    def _raw(
-        self, sequence: Sequence, cell: int, *, has_sink: bool = True
-    ) -> Iterator[torch.Tensor]:
+    def _raw(self, sequence: Sequence, cell: int, *, has_sink: bool = True) -> _Parts:
         """Views of a cell's raw keys and values, and of the sink's, layer by layer."""
         raw = sequence.raw
         for layer in range(self._engine.config.num_layers):
@@ -302,6 +322,7 @@ class PrefixKeeper:
         on_progress(length) is called now and then; what it raises stops the restoring, and the
         sequence is as it was or empty.
         """
+        self._engine.settle(sequence)
         num_cells = len(wanted) // self._cells
         if num_cells < sequence.length // self._cells + self._least_cells:
             return
@@ -310,10 +331,12 @@ class PrefixKeeper:
             if boundary < sequence.length // self._cells + self._least_cells:
                 return
             chain = self._chain(names, boundary)
-            if self._store.has(chain[-1]) and all(map(self._store.has, chain)):
+            if not self._store.has(chain[-1]) or self._unusable.intersection(chain):
+                continue
+            if all(map(self._store.has, chain)):
                 if self._take_in(sequence, wanted, boundary, chain, on_progress):
                     rows = names[boundary] + ROWS_SUFFIX
-                    self._store.touch([*chain, rows])
+                    self._store.touch([*self._all_files(names, boundary), rows])
                     if self._store.has(rows):
                         self._take_rows(sequence, wanted, rows)
                     sequence.kept_tokens = sequence.length
@@ -325,8 +348,7 @@ class PrefixKeeper:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
         done = False
         name = chain[0]
-        sequence.remembered = sequence.as_computed()
-        del sequence.processed[:]  # nothing is whole until all is there
+        self._engine.begin_anew(sequence)
         try:
             for span, name in enumerate(chain):
                 stop = min((span + 1) * self._span_cells, boundary)
@@ -336,9 +358,9 @@ class PrefixKeeper:
                 self._read(sequence, name, head, span, boundary if is_end else None)
                 if on_progress is not None:
                     on_progress(min(stop, boundary) * self._cells)
-            sequence.processed[:] = wanted[: boundary * self._cells]
             sequence.oldest_raw_cell = boundary - 1
-            done = True
+            sequence.processed[:] = wanted[: boundary * self._cells]
+            sequence.is_settled = done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
             self._tell_unusable(name, error)
         finally:
@@ -347,15 +369,18 @@ class PrefixKeeper:
         return done
 
     def _tell_unusable(self, name: str, error: Exception) -> None:
-        """Of a file that another process removed meanwhile there is nothing to say."""
+        """Of a file that another process removed meanwhile there is nothing to say. It is removed,
+        to be written again, unless what is amiss may pass."""
+        self._unusable.add(name)
         if isinstance(error, FileNotFoundError):
             return
         reason, where = getattr(error, "strerror", None) or error, str(self._store.path(name))
-        if isinstance(error, BadPrefixFile):
-            self._store.remove(name)
+        passes = isinstance(error, FloatingPointError) or getattr(error, "errno", 0) in _PASSING
+        if not passes and self._store.remove(name):
             where += ", which is removed"
         self._warn(
-            f"Kept pages could not be used, and their text is read again: {reason} ({where})."
+            "Some of the pages that are kept could not be used, and their text is read again: "
+            f"{reason} ({where})."
         )
 
     def _take_rows(self, sequence: Sequence, wanted: array, name: str) -> None:
@@ -403,6 +428,7 @@ class PrefixKeeper:
                 self._take_raw(file, room, self._raw(sequence, end - 1))
 
     def _take_raw(self, file, room: torch.Tensor, views: Iterator[torch.Tensor]) -> None:
+        """Fill views with a file's next parts, by way of `room`."""
         for view in views:
             view.copy_(file.take(room).view(view.dtype).view(view.shape))
 

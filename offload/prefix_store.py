@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
+from .budget import format_size
 from .errors import InputError
-from .prefix_file import UNFINISHED_SUFFIX, write_prefix_file
+from .prefix_file import write_prefix_file
 from .private_dir import make_private
+from .spill_dir import PREFIX_SUFFIXES, UNFINISHED_SUFFIX
 
-SUFFIXES = SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = ".span", ".end", ".rows"
 _AUTO_SHARE, _AUTO_MOST_BYTES = 0.05, 16 << 30
 _KEPT_FREE_BYTES = 5 << 30  # of the volume, whatever the cap
 _SPARE_SHARE = 0.1  # of the cap, so that not every file removes another
@@ -67,6 +68,8 @@ class PrefixStore:
         if cap_bytes is None:
             cap_bytes = min(_AUTO_MOST_BYTES, int(total * _AUTO_SHARE))
         self.cap_bytes = cap_bytes
+        with contextlib.suppress(PrefixStoreFull, OSError):  # the cap may have been larger
+            self._make_room(0, (), keeps_free=False)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -75,7 +78,12 @@ class PrefixStore:
         return os.path.exists(self.path(name))  # False, too, where the system does not say
 
     def write(
-        self, name: str, head: bytes, parts: Iterable[torch.Tensor], num_bytes: int, needed: set
+        self,
+        name: str,
+        head: bytes,
+        parts: Iterable[torch.Tensor],
+        num_bytes: int,
+        needed: Collection[str],
     ) -> None:
         """Keep a file of num_bytes, at the cost of the oldest that are not `needed` (names).
 
@@ -102,17 +110,23 @@ class PrefixStore:
             with contextlib.suppress(OSError):
                 os.utime(self.path(name), ns=(stamp, stamp))
 
-    def remove(self, name: str) -> None:
-        """May be gone already, or stay where the system does not let it go."""
-        with contextlib.suppress(OSError):
+    def remove(self, name: str) -> bool:
+        """Whether the system let it go."""
+        try:
             self.path(name).unlink()
+        except OSError:
+            return False
+        return True
 
-    def _make_room(self, num_bytes: int, needed: Collection[str]) -> None:
+    def _make_room(
+        self, num_bytes: int, needed: Collection[str], *, keeps_free: bool = True
+    ) -> None:
         """Removes the oldest files that are not needed, if that helps. Other processes write too,
         so what there is is looked up each time."""
         files = self._files()
         over = sum(size for _, size, _ in files) + num_bytes - self.cap_bytes
         short = num_bytes + _KEPT_FREE_BYTES - shutil.disk_usage(self.folder).free
+        short *= keeps_free
         may_go = [
             file
             for file in sorted(files, key=lambda file: file[2])
@@ -120,7 +134,7 @@ class PrefixStore:
         ]
         room = sum(size for _, size, _ in may_go)
         if over > room:
-            raise PrefixStoreFull(f"{self.folder} may hold {self.cap_bytes:,} bytes")
+            raise PrefixStoreFull(f"all that is kept may take {format_size(self.cap_bytes)}")
         if short > room:
             raise PrefixStoreFull(f"less than 5 GiB would stay free on the volume of {self.folder}")
         if over > 0:
@@ -143,7 +157,7 @@ class PrefixStore:
                     if time.time() - stat.st_mtime > _ABANDONED_AFTER_S:
                         os.unlink(entry.path)
                         continue
-                elif not entry.name.endswith(SUFFIXES):
+                elif not entry.name.endswith(PREFIX_SUFFIXES):
                     continue
                 found.append((Path(entry.path), stat.st_size, stat.st_mtime_ns))
         return found

@@ -119,6 +119,8 @@ class Sequence:
         self.remembered = array("i")  # the same of before, where tokens are not processed now
         self.kept_tokens = 0  # where one could go on by the prefix store, as far as is known
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
+        # Whether the table holds no more than it should: not while something may be interrupted.
+        self.is_settled = True
         # Of tokens that were verified and are not taken in: what is to be counted if they are.
         self.verified: deque[list] = deque()
 

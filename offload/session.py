@@ -108,7 +108,8 @@ class Session:
 
     def truncate(self, length: int) -> None:
         """Forget everything from token `length` on. Recent tokens cost nothing; going back further
-        restores what an answer began with, or processes all again (counted as recomputed tokens).
+        restores what an answer began with, or what is kept on disk, and processes the rest again
+        (counted as recomputed tokens).
         """
         self._check_free()
         self._truncate(length)
@@ -236,9 +237,12 @@ class Session:
         self._known = kept.num_processed
         self._file, self._kept = file, kept
 
-    def _save_file(self) -> None:
+    def _to_keep(self) -> KeptTokens:
         num_processed = max(self._sequence.length, self._known)
-        kept = KeptTokens.of(self._sequence.as_computed(), self._turns[:], num_processed)
+        return KeptTokens.of(self._sequence.as_computed(), self._turns[:], num_processed)
+
+    def _save_file(self) -> None:
+        kept = self._to_keep()
         assert self._file is not None
         self._file.save(kept)
         self._kept = kept
@@ -256,7 +260,7 @@ class Session:
             stream.close()
         self._open = False
         try:
-            if self._file is not None and self._kept.tokens != self.tokens:
+            if self._file is not None and self._kept != self._to_keep():
                 self._save_file()
             if self._file is not None and self._prefixes is not None:
                 self._prefixes.keep(self._sequence, decoded=True, is_last=True)
@@ -337,9 +341,7 @@ class Session:
         self._snapshots = [s for s in self._snapshots if s.length <= length]
         best = self._snapshots[-1] if self._snapshots else None
         if best is not None and not sequence.can_resume_at(length):
-            sequence.raw.copy_from(best.raw)
-            sequence.oldest_raw_cell = best.oldest_raw_cell
-            self._engine.rewind(sequence, best.length)
+            self._engine.rewind_to(sequence, best.length, best.raw, best.oldest_raw_cell)
         else:
             self._engine.rewind(sequence, length)
         self._known = max(self._known, length)

@@ -23,6 +23,8 @@ NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "9p", "afs", "ceph"),
     *("fuse.sshfs", "fuse.rclone", "fuse.s3fs", "glusterfs", "fuse.glusterfs", "lustre", "davfs"),
 }
+PREFIX_SUFFIXES = ".span", ".end", ".rows"  # of the files in it; see prefix_keeper
+UNFINISHED_SUFFIX = ".part"
 _PREFIX_FOLDER = "ebbtide-prefixes"  # in a folder that the user names, which may hold other things
 _ADVICE = "choose another folder with --spill-dir"
 # What a user can mend by naming another folder; everything else is the machine's failure.
@@ -78,6 +80,15 @@ def prefix_dir(spill_dir: str | Path | None = None) -> Path:
     if spill_dir is not None:
         return Path(spill_dir).expanduser() / _PREFIX_FOLDER
     return Path(user_cache_dir("ebbtide")) / "prefixes"
+
+
+def prefix_files(spill_dir: str | Path | None = None) -> list[Path]:
+    """Kept pages, and what was never finished of them: our files, in a folder that is no link."""
+    folder = prefix_dir(spill_dir)
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    ours = (*PREFIX_SUFFIXES, UNFINISHED_SUFFIX)
+    return [path for path in folder.iterdir() if path.name.endswith(ours) and not path.is_dir()]
 
 
 def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:

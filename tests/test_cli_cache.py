@@ -87,6 +87,22 @@ def test_links_are_not_followed(capfd, home):
     assert (outside / "precious").exists() and not (home / "state" / "jobs" / "link").is_symlink()
 
 
+def test_a_linked_folder_of_pages_is_nobodys_to_empty(capfd, home):
+    if not hasattr(os, "symlink"):
+        pytest.skip("the system has no links")
+    folder = home / "cache" / "prefixes"
+    (folder / "thesis.txt").write_text("precious")
+    (folder / "sub.end").mkdir()
+    cache(capfd, "purge", "prefixes", "--yes")
+    assert sorted(os.listdir(folder)) == ["sub.end", "thesis.txt"]
+    (folder / "0c.end").write_text("x")
+    folder.rename(home / "elsewhere")
+    os.symlink(home / "elsewhere", folder)
+    assert "prefixes" not in labels(capfd)
+    cache(capfd, "purge", "--yes")
+    assert (home / "elsewhere" / "0c.end").exists()
+
+
 @pytest.mark.parametrize(
     ("what", "left"),
     [

@@ -193,6 +193,9 @@ def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
     alone.write_text("kv-bits = 5\n")
     assert main.main(["config", "show"]) == 2
     assert f"kv-bits in {alone}: '5' is not allowed" in capfd.readouterr().err
+    assert main.main(["config", "show", "--prefix-cache", "banana"]) == 2
+    assert "'banana' is not a size; allowed are sizes such as" in (err := capfd.readouterr().err)
+    assert "off (or 0) to keep none" in " ".join(err.split())
     monkeypatch.setenv("EBBTIDE_KV_BITS", "7")
     assert main.main(["config", "show"]) == 2
     assert "EBBTIDE_KV_BITS: '7' is not allowed; choose from" in capfd.readouterr().err

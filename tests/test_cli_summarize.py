@@ -210,7 +210,8 @@ def test_a_plan_as_json_counts_parts_and_knows_the_time_from_the_last_run(capfd)
     # The fake reads 10 tokens a second.
     read = sum(part["num_tokens"] for part in found["parts"])
     assert found["eta_s"] >= read / 10 and not kept()
-    assert found["kept_bytes"] == sum(found["kv_bytes"].values()) * len(found["parts"]) > 0
+    pages = sum(found["kv_bytes"].values()) * len(found["parts"])
+    assert pages < found["kept_bytes"] < 1.5 * pages
     for off in (["--prefix-cache", "off"], ["--disk-memory", "0"]):
         assert main.main([*args, *off]) == 0
         assert json.loads(capfd.readouterr().out)["kept_bytes"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import random
+from dataclasses import replace
 
 import platformdirs
 import pytest
@@ -26,6 +27,7 @@ from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import StorageError
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.pager import PageStore
+from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.spill_dir import prefix_dir
 
 BOUNDED = Mode("bounded", selector_options={"epsilon": 0.1})
@@ -249,31 +251,92 @@ def test_an_end_whose_cell_was_written_over_is_not_kept(folder, tmp_path, state)
         assert not [name for name in kept(place) if not name.endswith(".span")]
 
 
-def test_an_interrupted_sweep_poisons_nothing(folder, tmp_path, state, monkeypatch):
-    with opened(folder, tmp_path, cap=None) as llm:
-        expected, _ = last_logits(llm, TEXT)
-        others = [*TEXT[: 14 * CELL], *MORE]
-        expected_others, _ = last_logits(llm, others)
-    real = Engine._sweep_layer
+class Interrupted:
+    """KeyboardInterrupt in the middle of a sweep, once."""
 
-    def interrupted(self, sequence, layer, *args, **kwargs):
-        real(self, sequence, layer, *args, **kwargs)
-        if sequence.length >= 14 * CELL and layer == 1:
-            raise KeyboardInterrupt
+    def __init__(self, monkeypatch):
+        real = Engine._sweep_layer
 
-    with opened(folder, tmp_path) as llm, llm.session("book") as session:
-        monkeypatch.setattr(Engine, "_sweep_layer", interrupted)
+        def sweep(engine, sequence, layer, *args, **kwargs):
+            real(engine, sequence, layer, *args, **kwargs)
+            if self.at is not None and sequence.length >= self.at and layer == 1:
+                self.at = None
+                raise KeyboardInterrupt
+
+        self.at: int | None = None
+        monkeypatch.setattr(Engine, "_sweep_layer", sweep)
+
+    def run(self, at: int, what) -> None:
+        self.at = at
         with pytest.raises(KeyboardInterrupt):
+            what()
+
+
+def with_sweeps(llm, cells: int):
+    plan = llm.admission.plan
+    llm.admission.plan = lambda *a, **k: replace(plan(*a, **k), sweep_cells=cells)
+    return llm
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+def test_an_interrupted_sweep_poisons_nothing(folder, tmp_path, state, monkeypatch, cells):
+    """It may have sealed pages of tokens that are others by the time the session goes on."""
+    interrupted = Interrupted(monkeypatch)
+    others = [*TEXT[: 8 * CELL], *MORE, *TEXT]
+    with opened(folder, tmp_path, cap=None) as llm:
+        expected = {name: last_logits(llm, text)[0] for name, text in (("a", TEXT), ("b", others))}
+        answers = llm.generate(TEXT[: 8 * CELL], max_new_tokens=150).token_ids
+    with opened(folder, tmp_path) as llm:
+        last_logits(llm, others)
+
+    # Other tokens are read, with what is kept of them and without.
+    for cap in (1 << 30, None):
+        with with_sweeps(opened(folder, tmp_path, cap=cap), cells) as llm:
+            with llm.open_session(2048, sequences=1) as session:
+                interrupted.run(0, lambda s=session: s.append(TEXT))
+                session.truncate(0)
+                session.append(others, process=False)
+                session.find_kept()
+                assert torch.equal(session.last_logits(), expected["b"])
+
+    # An answer is made again from a snapshot, without reading.
+    with with_sweeps(opened(folder, tmp_path, cap=None, draft=False), cells) as llm:
+        with llm.session() as session:
+            session.generate(TEXT[: 8 * CELL], max_new_tokens=1)
+            session.truncate(8 * CELL)
+            interrupted.run(8 * CELL, lambda s=session: s.generate(MORE, max_new_tokens=1))
+            session.truncate(8 * CELL)
+            assert session.generate(None, max_new_tokens=150).token_ids == answers
+
+    # A session with a name is closed.
+    with pytest.raises(KeyboardInterrupt):
+        with with_sweeps(opened(folder, tmp_path), cells) as llm, llm.session("book") as session:
+            interrupted.at = 12 * CELL
             session.generate(TEXT, max_new_tokens=4)
-        monkeypatch.setattr(Engine, "_sweep_layer", real)
-        # What the sweep sealed was of tokens that are others now.
-        session.truncate(14 * CELL)
-        session.append(MORE, process=False)
-        assert torch.equal(session.last_logits(), expected_others)
-        session.truncate(14 * CELL)
     with opened(folder, tmp_path) as llm:
         logits, restored = last_logits(llm, TEXT)
-        assert restored and torch.equal(logits, expected)
+        assert restored and torch.equal(logits, expected["a"])
+
+
+def test_an_interruption_while_a_snapshot_is_restored(folder, tmp_path, state, monkeypatch):
+    real = RawPages.copy_from
+    with opened(folder, tmp_path) as llm, llm.session("book") as session:
+        session.generate(TEXT[:500], max_new_tokens=1)
+        session.generate(TEXT[500:1100], max_new_tokens=150)
+        held = session.tokens
+
+        def copy_from(self, other):
+            real(self, other)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RawPages, "copy_from", copy_from)
+        with pytest.raises(KeyboardInterrupt):
+            session.truncate(500)
+        monkeypatch.setattr(RawPages, "copy_from", real)
+    with opened(folder, tmp_path, cap=None) as alone:
+        with opened(folder, tmp_path) as llm, llm.session("book") as session:
+            assert session.tokens == held
+            assert_goes_on(session, alone)
 
 
 @pytest.mark.parametrize("begun", [3, 4])
@@ -388,7 +451,7 @@ def test_warnings_reach_who_asks_forks(folder, tmp_path, monkeypatch):
         root.append(TEXT)
         with root.fork() as branch:
             output = branch.generate(MORE[:5], max_new_tokens=3)
-    assert [w for w in output.warnings if "is not kept" in w]
+    assert [w for w in output.warnings if "Not all of what was read is kept" in w]
 
 
 def test_closing_survives_scratch_that_cannot_be_read(folder, tmp_path, state, monkeypatch):

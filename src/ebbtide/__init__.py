@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import instruction_set
     from .offload import errors
     from .offload.bandwidth import measure_disk, measure_memory
-    from .offload.budget import Budget, format_size, parse_size
+    from .offload.budget import Budget, format_size, parse_cache_size, parse_size
     from .offload.builtin import demo_material
     from .offload.calibration import Calibration, calibrate
     from .offload.documents.citations import Citation, CitationChecker
@@ -35,7 +35,12 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.private_dir import state_dir
     from .offload.scratch import sweep as sweep_scratch
     from .offload.session import Session
-    from .offload.spill_dir import default_spill_dir, prefix_dir, volume_warnings
+    from .offload.spill_dir import (
+        default_spill_dir,
+        prefix_dir,
+        prefix_files,
+        volume_warnings,
+    )
 
     __version__: str
 
@@ -65,8 +70,10 @@ __all__ = [
     "kernel_backend",
     "measure_disk",
     "measure_memory",
+    "parse_cache_size",
     "parse_size",
     "prefix_dir",
+    "prefix_files",
     "read_document",
     "split_document",
     "state_dir",
@@ -105,8 +112,10 @@ _HOMES = {
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
+    "parse_cache_size": (".offload.budget", "parse_cache_size"),
     "parse_size": (".offload.budget", "parse_size"),
     "prefix_dir": (".offload.spill_dir", "prefix_dir"),
+    "prefix_files": (".offload.spill_dir", "prefix_files"),
     "read_document": (".offload.documents.reading", "read_document"),
     "split_document": (".offload.documents.split", "split_document"),
     "state_dir": (".offload.private_dir", "state_dir"),
