@@ -282,7 +282,7 @@ def with_sweeps(llm, cells: int):
 def test_an_interrupted_sweep_poisons_nothing(folder, tmp_path, state, monkeypatch, cells):
     """It may have sealed pages of tokens that are others by the time the session goes on."""
     interrupted = Interrupted(monkeypatch)
-    others = [*TEXT[: 8 * CELL], *MORE, *TEXT]
+    others = [*MORE, *TEXT]
     with opened(folder, tmp_path, cap=None) as llm:
         expected = {name: last_logits(llm, text)[0] for name, text in (("a", TEXT), ("b", others))}
         answers = llm.generate(TEXT[: 8 * CELL], max_new_tokens=150).token_ids
