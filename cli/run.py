@@ -132,7 +132,7 @@ class Run:
                     "Choose another with -m MODEL."
                 )
             self.warn_of(llm.warnings)
-            if options["prefix_cache"] != 0:
+            if options["prefix_cache"] != 0 and self.settings.disk_memory != 0:
                 where = ebbtide.prefix_dir(options["spill_dir"])
                 self.terminal.detail(f"Pages of what is read are kept in {where}.")
             yield llm

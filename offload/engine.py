@@ -147,7 +147,9 @@ class Engine:
             sequence.oldest_raw_cell = 0
         self.settle(sequence)
 
-    def rewind_to(self, sequence: Sequence, length: int, raw: RawPages, oldest_raw_cell: int):
+    def rewind_to(
+        self, sequence: Sequence, length: int, raw: RawPages, oldest_raw_cell: int
+    ) -> None:
         """The same, where the raw cells are gone, and a copy of them was made at that length."""
         processed = sequence.processed[:length]
         self.begin_anew(sequence)

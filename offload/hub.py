@@ -13,6 +13,7 @@ when an id is asked for, not before.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -59,6 +60,11 @@ def builtin_folder() -> Path:
             "this installation lacks the built-in model; name a model, or install Ebbtide again"
         )
     return folder
+
+
+def log_download(size: DownloadSize) -> None:
+    """Said before a download begins. A program shows it by handling the logger "ebbtide"."""
+    logging.getLogger("ebbtide").info("Downloading %s.", size)
 
 
 def resolve_model(

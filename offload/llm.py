@@ -6,7 +6,6 @@ what needs it. Ties the parts together and computes nothing itself.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,14 +26,14 @@ from .fingerprint import model_fingerprint
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
-from .hub import resolve_model
+from .hub import log_download, resolve_model
 from .mode import Mode
 from .model_config import read_model_config
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
 from .prefix_keeper import PrefixKeeper
-from .prefix_store import PrefixStore, open_prefix_store
+from .prefix_store import open_prefix_store
 from .prompt import Prompt, check_room, is_messages
 from .runtime import Runtime
 from .session import Session
@@ -74,7 +73,7 @@ class LLM:
         self._is_open = True
         self.on_progress: Callable[[Progress], None] | None = None
         self.builtin = model is None
-        self.folder = resolve_model(model, revision, _log_download)
+        self.folder = resolve_model(model, revision, log_download)
         self.model_name = "ebb-nano (built in)" if self.builtin else str(model)
         self.device = choose_device(device)
         self.config = read_model_config(self.folder)
@@ -96,7 +95,11 @@ class LLM:
             {name: ref.dtype.itemsize for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
-        self._prefixes = self._choose_prefix_store(options)
+        self._prefixes = open_prefix_store(
+            None if self._spill_dir is None else prefix_dir(options.spill_dir),
+            options.prefix_cache,
+            self._warn,
+        )
         self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
         self._context = context
         self.admission = Admission(
@@ -140,11 +143,10 @@ class LLM:
 
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
         where pages that do not fit in memory go; None: the user's cache folder. draft: whether
-        tokens may be guessed and several verified at once; answers are the same. prefix_cache: how
-        much of the disk may hold the pages of texts that were read, to be found when they are read
-        again, by any process: a size, "auto" or 0. Checks the files and the plan, loads no weights
-        yet. Raises ModelError, InputError, and DoesNotFit when
-        `context` was given and cannot fit.
+        tokens may be guessed and several verified at once; answers are the same. prefix_cache: disk
+        space for pages of what was read, which serve when it is read again: a size, "auto" or 0.
+        Checks files and plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit
+        when `context` was given and cannot fit.
         """
         llm = cls(
             Options(
@@ -243,11 +245,10 @@ class LLM:
         """A conversation or document that stays; its context is `context`, else the one given to
         `open`, else the largest that fits.
 
-        name: its tokens are kept in the user's state folder, and found again by the next session of
-        that name, also in another process. Their pages are too where there is a prefix_cache; what
-        is not found the first answer reads again, and counts in `recomputed_tokens`. Raises
-        InputError for a name that is in use elsewhere or
-        belongs to a model with another tokenizer.
+        name: its tokens, and their pages where there is a prefix_cache, are kept and found by the
+        next session of that name, also in another process. The rest the first answer reads again,
+        and counts in `recomputed_tokens`. Raises InputError for a name in use elsewhere or of a
+        model with another tokenizer.
         """
         context = context or self._context
         reach = context or self.config.max_positions
@@ -446,14 +447,6 @@ class LLM:
         self._warnings += volume_warnings(folder)
         return folder
 
-    def _choose_prefix_store(self, options: Options) -> PrefixStore | None:
-        """After the spill folder was chosen. A disk that may not be used holds nothing."""
-        if self._spill_dir is None:
-            if options.prefix_cache not in (0, "auto"):
-                self._warn("Nothing is kept for the next time (prefix_cache): the disk is off.")
-            return None
-        return open_prefix_store(prefix_dir(options.spill_dir), options.prefix_cache, self._warn)
-
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""
         if self._context is not None:
@@ -489,7 +482,7 @@ class LLM:
                     runtime.open(context),
                     context,
                     keeps_snapshots=sequences > 1,
-                    prefixes=self._keeper(runtime),
+                    prefixes=self._prefixes and self._keeper(runtime),
                 )
             except BaseException:
                 runtime.close()
@@ -497,17 +490,10 @@ class LLM:
             self.adopt(session)
             return session
 
-    def _keeper(self, runtime: Runtime) -> PrefixKeeper | None:
-        if self._prefixes is None:
-            return None
+    def _keeper(self, runtime: Runtime) -> PrefixKeeper:
         model = f"{self.fingerprint} {self.admission.facts.weight_bits}"
         return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode, self._warn)
 
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-
-
-def _log_download(size) -> None:
-    """Said before a download begins. A program shows it by handling the logger "ebbtide"."""
-    logging.getLogger("ebbtide").info("Downloading %s.", size)

@@ -305,8 +305,8 @@ class PageStore:
         return self._planes.get(table.extent(layer, span), count)
 
     def look_at(self, table: PageTable, layer: int, span: int) -> Pages:
-        """The span's records where they are, for a `with` block that copies them elsewhere. What is
-        counted and foreseen is as if nobody had looked, but for bytes from disk."""
+        """The span's records where they are, for a `with` block that copies them elsewhere. Nothing
+        is foreseen from it, and reads from disk are counted as any others. Raises StorageError."""
         self._check(table)
         return self._planes.get_in_place(table.extent(layer, span), table.records_seen(layer, span))
 

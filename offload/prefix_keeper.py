@@ -42,11 +42,12 @@ SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = PREFIX_SUFFIXES
 _LEAST_TOKENS = 2048  # of a text, and to be gained by looking: fewer are read again as quickly
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
 _NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
-_NO_TOKEN = -(2**31)
-_Parts = Generator[torch.Tensor, None, None]  # of a file, of whatever shape
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE}
-_MARK_BYTES = 32
 _NEAR_ROWS = 64  # tokens that a session which is closed may lose
+_NO_TOKEN = -(2**31)  # behind the tokens of a rows file
+_MARK_BYTES = 32  # of a mode, in a rows file
+# Failures to open or read that say nothing about the file.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE}
+_Parts = Generator[torch.Tensor, None, None]  # of a file, of whatever shapes
 
 
 def _kernels_fingerprint(device: torch.device) -> list[str | int]:
@@ -95,7 +96,7 @@ class PrefixKeeper:
 
     # ---- names -------------------------------------------------------------------------------
 
-    def _names(self, tokens, num_cells: int) -> list[str]:
+    def _names(self, tokens: array, num_cells: int) -> list[str]:
         """One for each cell that ends within the tokens, and for their beginning."""
         name = hashlib.sha256(f"ebbtide prefix {self._fingerprint}".encode()).digest()
         names = [name.hex()]
@@ -130,7 +131,7 @@ class PrefixKeeper:
         """Whether an end is kept there, wherever the text ends: no sealed pages belong to it."""
         return (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0
 
-    def _head(self, suffix: str, tokens, num_cells: int) -> bytes:
+    def _head(self, suffix: str, tokens: array, num_cells: int) -> bytes:
         """Of a file that has the first cells before it. All tokens are there to be compared, for
         keys and values depend on all of them."""
         tokens = tokens[: num_cells * self._cells]

@@ -35,11 +35,16 @@ class PrefixStoreFull(Exception):
 
 
 def open_prefix_store(
-    folder: Path, cap: int | str, warn: Callable[[str], None]
+    folder: Path | None, cap: int | str, warn: Callable[[str], None]
 ) -> PrefixStore | None:
-    """As `LLM.open(prefix_cache=...)` has it: bytes, or "auto"; None for 0. A folder that cannot be
-    used is an InputError for who asked for a size, else a warning."""
+    """cap: bytes or "auto", as `LLM.open(prefix_cache=...)` has it. None for 0, and where the disk
+    may not be used (folder: None). A folder that cannot be used is an InputError for who asked for
+    a size, else a warning."""
     if cap == 0:
+        return None
+    if folder is None:
+        if cap != "auto":
+            warn("Nothing is kept for the next time (prefix_cache): the disk is off.")
         return None
     try:
         return PrefixStore(folder, None if isinstance(cap, str) else cap)
@@ -87,7 +92,8 @@ class PrefixStore:
     ) -> None:
         """Keep a file of num_bytes, at the cost of the oldest that are not `needed` (names).
 
-        Raises OSError, and PrefixStoreFull, before anything goes, where there is no room for it.
+        Raises OSError, and PrefixStoreFull where there is no room for it: before anything goes, as
+        far as that can be known.
         """
         self._make_room(num_bytes, needed)
         try:

@@ -30,7 +30,9 @@ _MAIN, _SPARE = 0, 1  # sequences
 
 
 class LlamaProgram:
-    def __init__(self, path: str, most_tokens: int):
+    """caches: the variants whose contexts are made, of `most_tokens` each."""
+
+    def __init__(self, path: str, most_tokens: int, caches=tuple(CACHES)):
         llama.llama_backend_init()
         self._model = llama.llama_model_load_from_file(
             path.encode(), llama.llama_model_default_params()
@@ -40,10 +42,9 @@ class LlamaProgram:
         self.variants = list(CACHES)
         self.prefill_variants = self.variants[:2]
         self._contexts = {
-            name: self._context(kind, flash, most_tokens + _SLACK_TOKENS)
-            for name, (kind, flash, _) in CACHES.items()
+            name: self.make_context(name, most_tokens + _SLACK_TOKENS) for name in caches
         }
-        self._lengths = dict.fromkeys(CACHES, 0)
+        self._lengths = dict.fromkeys(caches, 0)
 
     def facts(self) -> dict:
         model = self._model
@@ -61,7 +62,7 @@ class LlamaProgram:
 
     def fill(self, depth: int) -> None:
         for name, context in self._contexts.items():
-            self._fill(context, depth)
+            self.fill_context(context, depth)
             self._lengths[name] = depth
 
     def decode(self, variant: str, threads: int, tokens: int) -> None:
@@ -69,17 +70,25 @@ class LlamaProgram:
         llama.llama_set_n_threads(context, threads, threads)
         for _ in range(tokens):
             at = self._lengths[variant]
-            self._run(context, [(at * 7919 + 1) % self._vocab], at)
+            self.run(context, [(at * 7919 + 1) % self._vocab], at)
             self._lengths[variant] += 1
 
     def prefill(self, variant: str, threads: int) -> None:
         context = self._contexts[variant]
         llama.llama_set_n_threads(context, threads, threads)
         llama.llama_memory_clear(llama.llama_get_memory(context), False)
-        self._run(context, self._prompt(), 0)
+        self.run(context, self.prompt(), 0)
         self._lengths[variant] = PREFILL_TOKENS
 
-    def _context(self, kind: int, flash: bool, most_tokens: int):
+    def close(self) -> None:
+        """Free all contexts and the model."""
+        for context in self._contexts.values():
+            llama.llama_free(context)
+        llama.llama_model_free(self._model)
+
+    def make_context(self, cache: str, most_tokens: int):
+        """An empty context with one of CACHES; the caller frees it."""
+        kind, flash, _ = CACHES[cache]
         params = llama.llama_context_default_params()
         params.n_ctx = -(-most_tokens // 256) * 256
         params.n_batch = params.n_ubatch = PREFILL_TOKENS
@@ -91,14 +100,14 @@ class LlamaProgram:
         assert context, "llama.cpp cannot make a context"
         return context
 
-    def _fill(self, context, depth: int) -> None:
+    def fill_context(self, context, depth: int) -> None:
         memory = llama.llama_get_memory(context)
         llama.llama_memory_clear(memory, False)
         if depth == 0:
             return
         assert depth % PREFILL_TOKENS == 0, "depths are multiples of 256"
         llama.llama_set_n_threads(context, 2, 2)
-        self._run(context, self._prompt(), 0)
+        self.run(context, self.prompt(), 0)
         size = llama.llama_state_seq_get_size(context, _MAIN)
         state = (ctypes.c_uint8 * size)()
         size = llama.llama_state_seq_get_data(context, state, size, _MAIN)
@@ -111,10 +120,10 @@ class LlamaProgram:
         reached = llama.llama_memory_seq_pos_max(memory, _MAIN) + 1
         assert reached == depth, f"the cache holds {reached} tokens, not {depth}"
 
-    def _prompt(self) -> list[int]:
+    def prompt(self) -> list[int]:
         return [(i * 7919 + 1) % self._vocab for i in range(PREFILL_TOKENS)]
 
-    def _run(self, context, tokens: list[int], position: int) -> None:
+    def run(self, context, tokens: list[int], position: int) -> None:
         """Process tokens from `position` on; the last one's logits are computed."""
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)

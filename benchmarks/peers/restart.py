@@ -41,18 +41,11 @@ def llama(gguf: Path, scratch: Path, tokens: int, rounds: int) -> list[dict]:
     from llama_program import CACHES, LlamaProgram
 
     rows = []
-    for name, (kind, flash, _) in CACHES.items():
-        program = LlamaProgram.__new__(LlamaProgram)
-        llama_cpp.llama_backend_init()
-        program._model = llama_cpp.llama_model_load_from_file(
-            str(gguf).encode(), llama_cpp.llama_model_default_params()
-        )
-        program._vocab = llama_cpp.llama_vocab_n_tokens(
-            llama_cpp.llama_model_get_vocab(program._model)
-        )
+    for name in CACHES:
+        program = LlamaProgram(str(gguf), 0, caches=())
         path = scratch / "llama.state"
-        context = program._context(kind, flash, tokens + 256)
-        program._fill(context, tokens)
+        context = program.make_context(name, tokens + 256)
+        program.fill_context(context, tokens)
         ids = (llama_cpp.llama_token * tokens)()
         size = llama_cpp.llama_state_seq_save_file(context, str(path).encode(), 0, ids, tokens)
         assert size, "llama.cpp cannot save its state"
@@ -61,7 +54,7 @@ def llama(gguf: Path, scratch: Path, tokens: int, rounds: int) -> list[dict]:
         for way in ("cold", "warm"):
             loads, asks = [], []
             for _ in range(rounds):
-                context = program._context(kind, flash, tokens + 256)
+                context = program.make_context(name, tokens + 256)
                 llama_cpp.llama_set_n_threads(context, 2, 2)
                 if way == "cold":
                     forget(path)
@@ -72,13 +65,13 @@ def llama(gguf: Path, scratch: Path, tokens: int, rounds: int) -> list[dict]:
                 )
                 assert got == size and count.value == tokens, "llama.cpp cannot load its state"
                 loads.append(time.perf_counter() - began)
-                program._run(context, program._prompt()[:QUESTION], tokens)
+                program.run(context, program.prompt()[:QUESTION], tokens)
                 asks.append(time.perf_counter() - began)
                 llama_cpp.llama_free(context)
             row[f"{way}_s"] = statistics.median(loads)
             row[f"{way}_asked_s"] = statistics.median(asks)
         path.unlink()
-        llama_cpp.llama_model_free(program._model)
+        program.close()
         rows.append(row)
     return rows
 
