@@ -10,7 +10,8 @@ of its own; times end with the logits of its last token and leave out loading th
 the system's cache holds none of the kept files; *reading_files*: a loop that does nothing but read
 the same files, as cold. With --filled the text is not read: its pages are random, and what reading
 takes is not known. --share: of the far planes that memory has room for; the rest is written to disk
-once more. Needs a quiet machine. The last line is JSON.
+once more. *peak_bytes*: of the process, all runs included. Needs a quiet machine. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from random_state import fill, random_weight
 from ebbtide import LLM, Budget, prefix_dir
 from ebbtide.offload import weights
 from ebbtide.offload.options import Options
+from ebbtide.offload.output import peak_rss_bytes
 
 
 def opened(given, share: float, keeps: bool) -> LLM:
     options = Options(
         model=given.folder or None,
-        budget=Budget(host_memory="64GiB", disk_memory="64GiB"),
+        budget=Budget(host_memory=given.host_memory, disk_memory="64GiB"),
         kv_bits=given.kv_bits,
         weight_bits=given.weight_bits,
         spill_dir=given.scratch,
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--question", type=int, default=20, help="tokens that differ at the end")
     parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--host-memory", default="64GiB")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-bits", default="8")
     parser.add_argument("--weight-bits", default="4")
@@ -136,6 +139,7 @@ def main() -> None:
         row[f"{name}_s"] = statistics.median(r[0] for r in runs)
         row[f"{name}_finding_s"] = statistics.median(r[2] for r in runs)
         row["found_tokens"] = runs[0][1]
+    row["peak_bytes"] = peak_rss_bytes()
     row["reading_files_s"] = statistics.median(read_alone(given) for _ in range(given.rounds))
     for name, value in row.items():
         print(f"{name:24} {value:,.3f}" if name.endswith("_s") else f"{name:24} {value:,}")
