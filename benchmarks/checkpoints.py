@@ -55,18 +55,58 @@ SHAPES = {
 }
 
 
-def write(shape: Shape, folder: str | Path, *, positions: int | None = None, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class Hybrid:
+    """A model of which most layers keep a state. fields: of its config.json, besides `shape`'s."""
+
+    shape: Shape
+    architecture: str
+    fields: dict
+
+
+_GRANITE_H_KINDS = ["attention" if layer % 10 == 5 else "mamba" for layer in range(40)]
+HYBRIDS = {
+    "qwen3.5-0.8b": Hybrid(
+        Shape(24, 1024, 3584, 8, 2, 256, 248320, 1e7, 262144),
+        "Qwen3_5ForCausalLM",
+        {"linear_num_value_heads": 16, "full_attention_interval": 4},
+    ),
+    "granite-4-h-1b": Hybrid(
+        Shape(40, 1536, 4096, 12, 4, 128, 100352, 10000.0, 131072),
+        "GraniteMoeHybridForCausalLM",
+        {
+            "layer_types": _GRANITE_H_KINDS,
+            "shared_intermediate_size": 4096,
+            "num_local_experts": 0,
+            "mamba_n_heads": 48,
+            "mamba_d_state": 128,
+        },
+    ),
+    "lfm2-1.2b": Hybrid(
+        Shape(16, 2048, 12288, 32, 8, 64, 65536, 1e6, 128000),
+        "Lfm2ForCausalLM",
+        {"full_attn_idxs": [2, 5, 8, 10, 12, 14]},
+    ),
+}
+
+
+def write(
+    shape: Shape | Hybrid, folder: str | Path, *, positions: int | None = None, seed: int = 0
+) -> Path:
     """Write a bfloat16 checkpoint with tied embeddings to `folder` and return the folder.
 
     `positions` replaces the most tokens that config.json states. Holds all weights in memory once.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(shape, seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    hybrid = shape if isinstance(shape, Hybrid) else None
+    shape = shape if hybrid is None else hybrid.shape
+    if hybrid is None:
+        architecture = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]
+    else:
+        architecture = hybrid.architecture
     config = {
-        "architectures": [
-            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]
-        ],
+        "architectures": [architecture],
         **vars(shape),
         "max_position_embeddings": positions or shape.max_position_embeddings,
         "rms_norm_eps": 1e-5,
@@ -77,8 +117,11 @@ def write(shape: Shape, folder: str | Path, *, positions: int | None = None, see
         "torch_dtype": "bfloat16",
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **(hybrid.fields if hybrid is not None else {}),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tensors = _tensors(shape, seed) if hybrid is None else _hybrid_tensors(folder, seed)
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     _write_tokenizer(shape, folder)
     return folder
 
@@ -118,6 +161,23 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _hybrid_tensors(folder: Path, seed: int) -> dict[str, torch.Tensor]:
+    """Every tensor that Ebbtide asks for, by the name that it asks for it."""
+    from ebbtide.offload.model_config import read_model_config
+    from ebbtide.offload.skeleton import expected_shapes
+
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for name, shape in expected_shapes(read_model_config(folder)).items():
+        if len(shape) > 1:
+            tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
+        elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
+            tensor = torch.linspace(-5.0, 1.0, shape[0])
+        else:
+            tensor = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        tensors[name] = tensor.to(torch.bfloat16)
+    return tensors
+
+
 def _write_tokenizer(shape: Shape, folder: Path) -> None:
     """SmolLM2's tokenizer where it is at hand and its ids fit, else the built-in one."""
     if SMOLLM2_TOKENIZER.exists() and shape.vocab_size >= SHAPES["smollm2-135m"].vocab_size:
@@ -132,12 +192,13 @@ def _write_tokenizer(shape: Shape, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=SHAPES | HYBRIDS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--positions", type=int, help="the most tokens, in place of the model's")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    folder = write(SHAPES[given.shape], given.out, positions=given.positions, seed=given.seed)
+    shape = (SHAPES | HYBRIDS)[given.shape]
+    folder = write(shape, given.out, positions=given.positions, seed=given.seed)
     size = (folder / "model.safetensors").stat().st_size
     print(f"{folder}: {size:,} bytes of weights")
 

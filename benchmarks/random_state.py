@@ -22,9 +22,9 @@ def random_weight(w: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWei
 
 
 def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
-    """Make an empty sequence one of `depth` tokens, of which each layer's keys and values are
-    random. Far planes repeat a span's; near codes are drawn for every page, so that pages differ
-    to whoever chooses among them.
+    """Make an empty sequence one of `depth` tokens, of which each layer's keys and values, or its
+    state, are random. Far planes repeat a span's; near codes are drawn for every page, so that
+    pages differ to whoever chooses among them.
     """
     for buffer in ("keys", "values", "sink_keys", "sink_values"):
         getattr(sequence.raw, buffer).normal_()
@@ -32,7 +32,7 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
     shape = (geometry.span_tokens, layout.kv_heads, layout.head_dim)
     k, v = torch.randn((2, *shape))
     wanted = geometry.sealed_tokens(depth) // layout.record_tokens
-    for layer, layout in enumerate(geometry.layouts(engine.config.num_layers)):
+    for layer, layout in enumerate(geometry.layouts(len(engine.config.kv_layers))):
         near, records = seal(k, v, layout)
         codes = near.unflatten(1, (-1, layout.near_head_bytes))[..., : layout.near_codes_bytes]
         for first in range(0, wanted, len(records)):
@@ -40,5 +40,7 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
             codes.copy_(torch.randint(0, 256, codes.shape, dtype=torch.uint8))
             engine.store.write(sequence.table, layer, first, near[:count], records[:count])
     sequence.tokens.extend([1] * depth)
-    sequence.prefilled(depth)
+    if sequence.states is not None:
+        sequence.states.place(depth).normal_(std=0.1)
+    engine.take_processed(sequence, sequence.tokens)
     sequence.will_write((depth - 1) // geometry.cell_tokens)

@@ -32,6 +32,7 @@ _REQUEST_ITEMS = (  # of a Plan: what a request holds for itself; the rest is sh
     "hot pages",
     "selection",
     "raw tokens",
+    "recurrent states",
     "near planes",
     "far planes",
 )
@@ -62,7 +63,9 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        self._drafts = drafts and mode.name != "deadline" and rows_stand_alone(device)
+        # A state cannot be taken back, as tokens that were guessed wrong have to be.
+        can_verify = rows_stand_alone(device) and not facts.config.recurrent
+        self._drafts = drafts and mode.name != "deadline" and can_verify
         self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
         self._runtimes: list[Runtime] = []
 

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,17 +38,30 @@ class TensorRef:
 class Checkpoint:
     """The tensors of a model folder, by name.
 
+    shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
+    stacked: ends of names of tensors (experts, rows, columns) in the files, and of those that each
+    expert's rows are, {} standing for its number.
+
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
     wrong shape or dtype, and for folders that hold pickled weights only.
     """
 
-    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]):
+    def __init__(
+        self,
+        folder: Path,
+        shapes: dict[str, tuple[int, ...]],
+        renamed: Sequence[tuple[str, str]] = (),
+        stacked: Sequence[tuple[str, tuple[str, ...]]] = (),
+    ):
         self.folder = folder
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
         found: dict[str, TensorRef] = {}
         for path in _shards(folder):
             found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
+        found = {_renamed(name, renamed): ref for name, ref in found.items()}
+        for name in [name for name, ref in found.items() if len(ref.shape) == 3]:
+            found.update(_unstacked(name, found[name], stacked))
         missing = [name for name in shapes if name not in found]
         if missing:
             raise BadCheckpoint(
@@ -84,15 +97,7 @@ class Checkpoint:
 
     def row_range(self, name: str, start: int, stop: int) -> TensorRef:
         """The bytes of rows [start, stop) of a matrix."""
-        ref = self.refs[name]
-        row_bytes = ref.num_bytes // ref.shape[0]
-        return TensorRef(
-            ref.path,
-            ref.offset + start * row_bytes,
-            (stop - start) * row_bytes,
-            ref.dtype,
-            (stop - start, *ref.shape[1:]),
-        )
+        return _row_range(self.refs[name], start, stop)
 
     def read_into(self, ref: TensorRef, out: torch.Tensor) -> None:
         """Fill `out` (uint8, ref.num_bytes) from the file. A file that shrank is a BadCheckpoint,
@@ -149,6 +154,40 @@ def _text_name(name: str) -> str:
         if name.startswith(prefix):
             return plain + name[len(prefix) :]
     return name
+
+
+def _renamed(name: str, parts: Sequence[tuple[str, str]]) -> str:
+    for theirs, ours in parts:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _unstacked(
+    name: str, ref: TensorRef, stacked: Sequence[tuple[str, tuple[str, ...]]]
+) -> dict[str, TensorRef]:
+    """What a tensor of all experts holds, by the names of each one's own; nothing of another."""
+    found = {}
+    for end, names in stacked:
+        if not name.endswith(end) or ref.shape[1] % len(names):
+            continue
+        count, rows, columns = ref.shape
+        matrix, rows = replace(ref, shape=(count * rows, columns)), rows // len(names)
+        for index in range(count * len(names)):
+            expert, part = divmod(index, len(names))
+            own = name[: -len(end)] + names[part].format(expert)
+            found[own] = _row_range(matrix, index * rows, (index + 1) * rows)
+    return found
+
+
+def _row_range(ref: TensorRef, start: int, stop: int) -> TensorRef:
+    row_bytes = ref.num_bytes // ref.shape[0]
+    return TensorRef(
+        ref.path,
+        ref.offset + start * row_bytes,
+        (stop - start) * row_bytes,
+        ref.dtype,
+        (stop - start, *ref.shape[1:]),
+    )
 
 
 def _open(path: Path) -> int:

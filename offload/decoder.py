@@ -19,10 +19,17 @@ from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps
 from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
+from .recurrent import RecurrentLayers
 from .rope import layer_ropes
 from .rowwise import tiled
 from .sequence import RawPages
+from .states import LayerState
 from .weights import LayerTensors
+
+
+def gated(attended: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    """Attention's output rows times the sigmoid of their gate, where there is one."""
+    return attended if gate is None else attended * gate.sigmoid()
 
 
 class Decoder:
@@ -37,6 +44,7 @@ class Decoder:
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
         self._steps = LayerSteps(config, self.ropes)
+        self._recurrent = RecurrentLayers(config)
 
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
@@ -46,23 +54,24 @@ class Decoder:
 
         `w`: the layer's tensors; of them only the norm's and the query's are read.
         """
-        return self._queries(layer, w, self._attention_input(w, x), rows, position)
+        return self._queries(layer, w, self._mixer_input(w, x), rows, position)[0]
 
     def project(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Queries, as `queries` gives them, and keys and values, each (n, kv_heads, head_dim), of
-        residual rows x (n, hidden_size), the first of which is at `position`.
+        residual rows x (n, hidden_size), the first of which is at `position`; and the gate of the
+        output, (n, num_heads * head_dim), where there is one: see `gated`.
         """
         step = self._step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
-            return step.project(x, *angles, self.query_scale(position))
-        h = self._attention_input(w, x)
-        q = self._queries(layer, w, h, rows, position)
+            return *step.project(x, *angles, self.query_scale(position)), None
+        h = self._mixer_input(w, x)
+        q, gate = self._queries(layer, w, h, rows, position)
         k = self._heads(w, h, rows, "k")
         v = self._heads(w, h, rows, "v")
-        return q, self.ropes[layer].turn(k, position), v
+        return q, self.ropes[layer].turn(k, position), v, gate
 
     def project_row(
         self,
@@ -71,20 +80,36 @@ class Decoder:
         x: torch.Tensor,
         position: int,
         raw: RawPages,
+        kv: int,
         cell: int,
         row: int,
-    ) -> torch.Tensor:
-        """Queries of the residual row x (1, hidden_size) at `position`, whose keys and values go to
-        a row of a raw cell.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries and gate of the residual row x (1, hidden_size) at `position`, whose keys and
+        values go to a row of a raw cell. kv: the layer's number there.
         """
         step = self._step(layer, w, x)
         if step is None:
-            q, k, v = self.project(layer, w, x, slice(0, 1), position)
-            raw.write(layer, cell, row, k, v)
-            return q
-        places, scale = raw.places(layer, cell, row), self.query_scale(position)
+            q, k, v, gate = self.project(layer, w, x, slice(0, 1), position)
+            raw.write(kv, cell, row, k, v)
+            return q, gate
+        places, scale = raw.places(kv, cell, row), self.query_scale(position)
         angles = self.ropes[layer].angles(position, 1)
-        return step.project_into(x, *angles, scale, places, raw.keys.dtype)
+        return step.project_into(x, *angles, scale, places, raw.keys.dtype), None
+
+    def recur(
+        self,
+        layer: int,
+        w: LayerTensors,
+        x: torch.Tensor,
+        rows: slice,
+        before: LayerState,
+        after: LayerState,
+    ) -> torch.Tensor:
+        """What a layer that keeps a state makes of `rows` of the residual x (n, hidden_size), for
+        its output projection; other rows are zero. `after` becomes the state behind the last row.
+        """
+        recurrent = self._recurrent.of(layer, w)
+        return recurrent.run(self._mixer_input(w, x), rows, before, after)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
@@ -96,22 +121,25 @@ class Decoder:
         return bias.view(self.config.num_kv_heads, self.config.head_dim)
 
     def mix(
-        self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
+        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: torch.Tensor, rows: slice
     ) -> torch.Tensor:
-        """Residual rows after the layer: x plus the attention's output, then plus the MLP's."""
+        """Residual rows after the layer: x plus the output projection of what was attended to, or
+        of what `recur` gave, then plus the MLP's."""
         step = self._step(layer, w, x)
         if step is not None and self._steps.has_mlp(layer):
-            return step.mix(x, attended)
-        return self.add_mlp(layer, w, self.add_attention(layer, w, x, attended, rows), rows)
+            return step.mix(x, mixed)
+        return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows)
 
-    def add_attention(
-        self, layer: int, w: LayerTensors, x: torch.Tensor, attended: torch.Tensor, rows: slice
+    def add_mixed(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: torch.Tensor, rows: slice
     ) -> torch.Tensor:
-        """Residual rows x plus the attention's output."""
+        """Residual rows x plus the output projection."""
         step = self._step(layer, w, x)
         if step is not None:
-            return step.add_attention(x, attended)
-        o = tiled(attended, rows, w["self_attn.o_proj.weight"], w.get("self_attn.o_proj.bias"))
+            return step.add_attention(x, mixed)
+        recurrence = self.config.recurrence_of(layer)
+        name = "self_attn.o_proj" if recurrence is None else f"{recurrence.module}.out_proj"
+        o = tiled(mixed, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
         return self._add(x, self._norm(w, self.config.norms.after_attention, o))
 
     def add_mlp(self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -148,7 +176,7 @@ class Decoder:
         """The compiled step that serves x, or None."""
         return self._steps.of(layer, w) if x.shape[0] == 1 else None
 
-    def _attention_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+    def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         return self._norm(w, self.config.norms.before_attention, x)
 
     def _norm(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
@@ -163,16 +191,30 @@ class Decoder:
 
     def _heads(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
         """Queries (which = "q"), keys ("k") or values ("v") before RoPE: (n, heads, head_dim)."""
-        name, how = f"self_attn.{which}_proj", self.config.qk_norm if which != "v" else ""
-        out = tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return self._normed(w, self._project(w, h, rows, which), which)
+
+    def _project(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
+        name = f"self_attn.{which}_proj"
+        return tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def _normed(self, w: LayerTensors, out: torch.Tensor, which: str) -> torch.Tensor:
+        """Rows by heads, (n, heads, head_dim), normed as queries and keys are."""
+        how = self.config.qk_norm if which != "v" else ""
         if how == "all":
             out = self._norm(w, f"self_attn.{which}_norm", out)
-        out = out.view(h.shape[0], -1, self.config.head_dim)
+        out = out.view(len(out), -1, self.config.head_dim)
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
-    def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int) -> torch.Tensor:
+    def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int):
+        """As `queries` has them, and the gate of the output, if there is one."""
         c, n = self.config, h.shape[0]
-        heads, turned, start = self._heads(w, h, rows, "q"), [], 0
+        gate, turned, start = None, [], 0
+        if c.output_gate:
+            both = self._project(w, h, rows, "q").view(n, c.num_heads, 2, c.head_dim)
+            gate = both[:, :, 1].reshape(n, -1)
+            heads = self._normed(w, both[:, :, 0].reshape(n, -1), "q")
+        else:
+            heads = self._heads(w, h, rows, "q")
         while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by
             at = position + start
             stop = n if c.query_growth is None else min(n, start + self._same_scale(at))
@@ -180,7 +222,7 @@ class Decoder:
             turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
             start = stop
         q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
-        return q.view(c.num_kv_heads, c.groups * n, c.head_dim)
+        return q.view(c.num_kv_heads, c.groups * n, c.head_dim), gate
 
     def _same_scale(self, position: int) -> int:
         """How many positions from this one on have its `query_scale`, where queries grow."""

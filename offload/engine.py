@@ -13,6 +13,7 @@ Knows no text and no sampling; `session` does.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable
 from copy import copy
@@ -25,15 +26,17 @@ from ..kernels.pages import seal
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
-from .decoder import Decoder
+from .decoder import Decoder, gated
 from .errors import ModelError
 from .footprint import MOST_VERIFIED
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
+from .page_table import PageTable
 from .pager import PageStore
 from .selected_attention import Noted, SelectedAttention
-from .sequence import RawPages, Sequence
+from .sequence import RawPages, Sequence, raw_slots
+from .states import States
 from .weights import LayerTensors, WeightStore
 from .whole_token import make_whole_token
 
@@ -80,12 +83,18 @@ class Engine:
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
         self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
         self.decoder = Decoder(config, device)
+        self._num_kv_layers = len(config.kv_layers)
+        # Of each layer its number among those that attend, or among the others.
+        layers = range(config.num_layers)
+        recurs = [config.recurrence_of(layer) is not None for layer in layers]
+        self._kv = [None if recurs[layer] else layer - sum(recurs[:layer]) for layer in layers]
+        self._state = [sum(recurs[:layer]) for layer in layers]
         self.attention = TieredAttention(
-            geometry.layouts(config.num_layers),
+            geometry.layouts(self._num_kv_layers),
             geometry.cell_tokens,
             geometry.span_tokens,
             store,
-            self.decoder.ropes,
+            [self.decoder.ropes[layer] for layer in config.kv_layers],
             device,
             config.attention_softcap,
         )
@@ -124,51 +133,78 @@ class Engine:
     def open_sequence(self, expected_tokens: int) -> Sequence:
         """An empty sequence. expected_tokens: how long it may become, for the policy."""
         spans = -(-expected_tokens // self.geometry.span_tokens)
-        return Sequence(self.store.open_table(spans), self.new_raw(), self.geometry.cell_tokens)
+        return self._sequence(self.store.open_table(spans))
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A sequence that shares all sealed pages and owns a copy of the raw ones."""
         self.settle(sequence)
-        other = Sequence(self.store.fork(sequence.table), self.new_raw(), self.geometry.cell_tokens)
+        other = self._sequence(self.store.fork(sequence.table))
         other.raw.copy_from(sequence.raw)
+        if other.states is not None:
+            other.states.copy_from(sequence.states)
         other.tokens = sequence.tokens[:]
         other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
         other.kept_tokens = sequence.kept_tokens
         return other
 
     def rewind(self, sequence: Sequence, length: int) -> None:
-        """Make `length` the number of processed tokens; the tokens stay. Where the raw cells that
-        its neighbours saw are gone, it becomes 0: a sealed copy of them would give other bits.
+        """Make `length` the number of processed tokens, or less, see `Sequence.resume_point`; the
+        tokens stay. Where the raw cells that its neighbours saw are gone, it becomes 0: a sealed
+        copy of them would give other bits.
         """
-        if not sequence.can_resume_at(length):
-            length = 0
+        length = sequence.resume_point(length)
         self.begin_anew(sequence, length)
         if length == 0:
             sequence.oldest_raw_cell = 0
         self.settle(sequence)
 
     def rewind_to(
-        self, sequence: Sequence, length: int, raw: RawPages, oldest_raw_cell: int
+        self,
+        sequence: Sequence,
+        length: int,
+        raw: RawPages,
+        oldest_raw_cell: int,
+        state: torch.Tensor | None,
     ) -> None:
-        """The same, where the raw cells are gone, and a copy of them was made at that length."""
+        """The same, where the raw cells or the state are gone, and copies were made at that
+        length."""
         processed = sequence.processed[:length]
         self.begin_anew(sequence)
         sequence.raw.copy_from(raw)
         sequence.oldest_raw_cell = oldest_raw_cell
-        sequence.processed[:] = processed
+        if sequence.states is not None:
+            sequence.states.place(length).copy_(state)
+        self.take_processed(sequence, processed)
         self.settle(sequence)
+
+    def take_processed(self, sequence: Sequence, tokens: array) -> None:
+        """Raw cells, table and states are there for these tokens: they count as processed."""
+        sequence.processed[:] = tokens
+        if sequence.states is not None:
+            sequence.states.length = len(tokens)
 
     def begin_anew(self, sequence: Sequence, length: int = 0) -> None:
         """What follows changes raw cells or the table: until it is done, whatever interrupts it,
         only the first `length` tokens count as processed."""
         sequence.is_settled = False
         sequence.remembered = sequence.as_computed()
+        self._keep_processed(sequence, length)
+
+    @staticmethod
+    def _keep_processed(sequence: Sequence, length: int) -> None:
         del sequence.processed[length:]
         sequence.kept_tokens = min(sequence.kept_tokens, length)
+        if sequence.states is not None:
+            sequence.states.length = length
 
     def settle(self, sequence: Sequence) -> None:
         """Drop what lies in the table beyond the processed tokens: something was interrupted, and
         the tokens that it was sealed for may be others by now."""
+        states = sequence.states
+        if states is not None and states.length != sequence.length:
+            length = sequence.resume_point(min(states.length, sequence.length))
+            self._keep_processed(sequence, length)
+            sequence.is_settled = False
         if not sequence.is_settled:
             self.store.truncate(sequence.table, self._sealed_records(sequence.length))
             sequence.is_settled = True
@@ -178,10 +214,10 @@ class Engine:
 
     def new_raw(self) -> RawPages:
         """Empty raw pages, as a sequence or a snapshot of one needs them."""
-        layout, config = self.geometry.layout, self.config
+        layout = self.geometry.layout
         return RawPages(
-            config.num_layers,
-            max(2, self.sweep_cells + 1),
+            self._num_kv_layers,
+            raw_slots(self.sweep_cells),
             layout.kv_heads,
             self.geometry.cell_tokens,
             layout.head_dim,
@@ -189,6 +225,13 @@ class Engine:
             layout.raw_dtype,
             self.device,
         )
+
+    def _sequence(self, table: PageTable) -> Sequence:
+        states, recurrent = None, self.config.recurrent
+        if recurrent:
+            slots, cells = raw_slots(self.sweep_cells), self.geometry.cell_tokens
+            states = States(recurrent, slots, cells, self.device)
+        return Sequence(table, self.new_raw(), states, self.geometry.cell_tokens)
 
     def _sealed_records(self, length: int) -> int:
         """The most that each layer's table may hold of a text of `length` tokens."""
@@ -223,13 +266,14 @@ class Engine:
             end = sweep[-1]
             sequence.is_settled = False
             sequence.will_write(end.cell)
+            stops = [part.cell * self.geometry.cell_tokens + part.rows.stop for part in sweep]
+            if sequence.states is not None:
+                sequence.states.begin(stops)
             for layer in range(self.config.num_layers):
                 final = layer == self.config.num_layers - 1
-                self._sweep_layer(
-                    sequence, layer, sweep, stop, needs_all=on_rows is not None or not final
-                )
-            cells = self.geometry.cell_tokens
-            sequence.prefilled(end.cell * cells + end.rows.stop)
+                run = self._sweep_layer if self._kv[layer] is not None else self._sweep_recurrent
+                run(sequence, layer, sweep, stop, needs_all=on_rows is not None or not final)
+            sequence.prefilled(stops[-1])
             sequence.is_settled = True
             last = end.x[end.rows.stop - 1 : end.rows.stop]
             if on_rows is not None:
@@ -246,6 +290,8 @@ class Engine:
         position = sequence.length
         x = self.weights.embed(sequence.tokens[position : position + 1])
         sequence.will_write(position // self.geometry.cell_tokens)
+        if sequence.states is not None:
+            sequence.states.begin([position + 1])
         residual = None if self.whole_token is None else self.whole_token.run(sequence, x)
         if residual is None:
             residual = self._decode_by_layers(sequence, x)
@@ -273,19 +319,20 @@ class Engine:
         sequence.will_write(cell)
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
-            w = self.weights.layer(layer)
+            w, kv = self.weights.layer(layer), self._kv[layer]
             bias = self._page_bias(w)
             if row == 0:
-                self._seal(sequence, layer, cell - 2, bias)
-            q, k, v = self.decoder.project(layer, w, x, slice(0, count), position)
-            sequence.raw.write(layer, cell, row, k, v)
+                self._seal(sequence, kv, cell - 2, bias)
+            q, k, v, gate = self.decoder.project(layer, w, x, slice(0, count), position)
+            sequence.raw.write(kv, cell, row, k, v)
             query = Query(q, count, position, cell)
-            if self._selects(layer):
-                attended = self.selected.run_several(layer, sequence, query, bias, x, w, notes)
+            if self._selects(kv):
+                attended = self.selected.run_several(kv, sequence, query, bias, x, w, notes)
             else:
-                window = self._window(layer)
-                self._wish_ahead(sequence, layer, query, decodes=True)
-                attended = self.attention.run_several(layer, sequence, query, window, bias)
+                window = self._window(kv)
+                self._wish_ahead(sequence, kv, query, decodes=True)
+                attended = self.attention.run_several(kv, sequence, query, window, bias)
+            attended = gated(attended, gate)
             x = self.decoder.mix(layer, w, x, attended, slice(0, count))
         sequence.verified = deque(notes)
         return x
@@ -302,24 +349,41 @@ class Engine:
         position, rows = sequence.length, slice(0, 1)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
-            w = self.weights.layer(layer)
-            bias = self._page_bias(w)
-            if row == 0:
-                self._seal(sequence, layer, cell - 2, bias)
-            q = self.decoder.project_row(layer, w, x, position, sequence.raw, cell, row)
-            query = Query(q, 1, position, cell)
-            if self._selects(layer):
-                self._rehearse(sequence, layer + 1, x, position, early=True)
-                attended = self.selected.run(layer, sequence, query, bias, x, w)
-                between = self.decoder.add_attention(layer, w, x, attended, rows)
-                self._rehearse(sequence, layer + 1, between, position, early=False)
-                before, x = x, self.decoder.add_mlp(layer, w, between, rows)
-                if self._selects(layer + 1):
-                    self.selected.note_changes(layer + 1, sequence, before, between, x)
+            w, kv = self.weights.layer(layer), self._kv[layer]
+            selects = self._selects(kv)
+            following = self._following(layer) if selects or kv is None else None
+            if following is not None:
+                self._rehearse(sequence, following, x, position, early=True)
+            if kv is None:
+                state = sequence.states.of(0, self._state[layer])
+                mixed = self.decoder.recur(layer, w, x, rows, *state)
             else:
-                attended = self._attend(sequence, layer, [query], bias)[0]
-                x = self.decoder.mix(layer, w, x, attended, rows)
+                bias = self._page_bias(w)
+                if row == 0:
+                    self._seal(sequence, kv, cell - 2, bias)
+                q, gate = self.decoder.project_row(
+                    layer, w, x, position, sequence.raw, kv, cell, row
+                )
+                query = Query(q, 1, position, cell)
+                if selects:
+                    mixed = self.selected.run(kv, sequence, query, bias, x, w)
+                else:
+                    mixed = self._attend(sequence, kv, [query], bias)[0]
+                mixed = gated(mixed, gate)
+            if following is None:
+                x = self.decoder.mix(layer, w, x, mixed, rows)
+                continue
+            between = self.decoder.add_mixed(layer, w, x, mixed, rows)
+            self._rehearse(sequence, following, between, position, early=False)
+            before, x = x, self.decoder.add_mlp(layer, w, between, rows)
+            self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
+
+    def _following(self, layer: int) -> int | None:
+        """The next layer, if decode chooses among its pages."""
+        following = layer + 1
+        is_layer = following < self.config.num_layers
+        return following if is_layer and self._selects(self._kv[following]) else None
 
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
@@ -342,28 +406,45 @@ class Engine:
         self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
     ):
         """One layer for a whole sweep: keys and values first, then attention, then the MLP."""
-        w = self.weights.layer(layer)
+        w, kv = self.weights.layer(layer), self._kv[layer]
         bias = self._page_bias(w)
         projected = []
         for part in sweep:
             position = part.cell * self.geometry.cell_tokens
-            q, k, v = self.decoder.project(layer, w, part.x, part.rows, position)
-            self._seal(sequence, layer, part.cell - 2, bias)
+            q, k, v, gate = self.decoder.project(layer, w, part.x, part.rows, position)
+            self._seal(sequence, kv, part.cell - 2, bias)
             new = part.rows
-            sequence.raw.write(layer, part.cell, new.start, k[new], v[new])
-            projected.append((part, q, new))
+            sequence.raw.write(kv, part.cell, new.start, k[new], v[new])
+            projected.append((part, q, gate, new))
         if not needs_all:  # later tokens need the last layer's keys and values, not its output
-            part, q, new = projected[-1]
-            if part.cell * self.geometry.cell_tokens + new.stop < stop:
+            part, q, gate, new = projected[-1]
+            if not self._ends_at(part, stop):
                 return
-            projected = [(part, q, slice(new.stop - 1, new.stop))]
-        queries = [self._query(part.cell, q, rows) for part, q, rows in projected]
-        outs = self._attend(sequence, layer, queries, bias)
+            projected = [(part, q, gate, slice(new.stop - 1, new.stop))]
+        queries = [self._query(part.cell, q, rows) for part, q, _, rows in projected]
+        outs = self._attend(sequence, kv, queries, bias)
         cells = self.geometry.cell_tokens
-        for (part, _, rows), query, out in zip(projected, queries, outs, strict=True):
+        for (part, _, gate, rows), query, out in zip(projected, queries, outs, strict=True):
             attended = out.new_zeros(cells, out.shape[1])
             attended[query.position % cells :][: query.rows] = out
-            part.x = self.decoder.mix(layer, w, part.x, attended, rows)
+            part.x = self.decoder.mix(layer, w, part.x, gated(attended, gate), rows)
+
+    def _sweep_recurrent(
+        self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
+    ):
+        """The same for a layer that keeps a state: cell after cell."""
+        w = self.weights.layer(layer)
+        for index, part in enumerate(sweep):
+            state = sequence.states.of(index, self._state[layer])
+            mixed, rows = self.decoder.recur(layer, w, part.x, part.rows, *state), part.rows
+            if not needs_all:
+                if not self._ends_at(part, stop):
+                    continue
+                rows = slice(rows.stop - 1, rows.stop)
+            part.x = self.decoder.mix(layer, w, part.x, mixed, rows)
+
+    def _ends_at(self, part: _CellRows, stop: int) -> bool:
+        return part.cell * self.geometry.cell_tokens + part.rows.stop >= stop
 
     def _query(self, cell: int, q: torch.Tensor, rows: slice) -> Query:
         """Those of a cell's queries q (kv_heads, groups * cell_tokens, head_dim) that are attended
@@ -378,25 +459,24 @@ class Engine:
             q = q.reshape(kv_heads, -1, dim)
         return Query(q, count, cell * cells + first, cell)
 
-    def _attend(self, sequence, layer: int, queries: list[Query], bias) -> list[torch.Tensor]:
-        self._wish_ahead(sequence, layer, queries[0], decodes=queries[0].rows == 1)
-        return self.attention.run(layer, sequence, queries, self._window(layer), bias)
+    # From here on keys and values are spoken of: `kv` is a layer's number among those that attend.
 
-    def _wish_ahead(self, sequence, layer: int, query: Query, *, decodes: bool) -> None:
+    def _attend(self, sequence, kv: int, queries: list[Query], bias) -> list[torch.Tensor]:
+        self._wish_ahead(sequence, kv, queries[0], decodes=queries[0].rows == 1)
+        return self.attention.run(kv, sequence, queries, self._window(kv), bias)
+
+    def _wish_ahead(self, sequence, kv: int, query: Query, *, decodes: bool) -> None:
         """Ask for all pages of a layer and of the next one, unless that one selects from them.
         query: the first, of a cell or of one or more tokens that are decoded."""
         if self.overlap:
-            following = (layer + 1) % self.config.num_layers
-            self._wish(sequence, layer, query, decodes)
+            following = (kv + 1) % self._num_kv_layers
+            self._wish(sequence, kv, query, decodes)
             if not (decodes and self._selects(following)):
                 self._wish(sequence, following, query, decodes)
 
-    def _selects(self, layer: int) -> bool:
-        """Whether decode chooses among a layer's pages: a sliding window's few are all attended.
-        There is none behind the last layer."""
-        if self.selected is None or layer == self.config.num_layers:
-            return False
-        return self._window(layer) is None
+    def _selects(self, kv: int | None) -> bool:
+        """Whether decode chooses among a layer's pages: a sliding window's few are all attended."""
+        return self.selected is not None and kv is not None and self._window(kv) is None
 
     def _rehearse(
         self, sequence: Sequence, layer: int, x: torch.Tensor, position: int, *, early: bool
@@ -404,57 +484,55 @@ class Engine:
         """Ask for what a layer is expected to select, from the residual (1, hidden_size) of the
         layer before, as if no more than usual were added to it: at one of two points, see
         IssuePoint."""
-        selected = self.selected
-        if not self._selects(layer):
-            return
-        is_wanted = selected.wants_query(layer, sequence)
+        selected, kv = self.selected, self._kv[layer]
+        is_wanted = selected.wants_query(kv, sequence)
         w = self.weights.resident_layer(layer) if is_wanted else None
         if w is None:
             if early:
-                selected.expect(layer, sequence, None, None)
+                selected.expect(kv, sequence, None, None)
             return
-        is_due = selected.issue_point.is_early(layer) == early
+        is_due = selected.issue_point.is_early(kv) == early
         if is_due or (early and selected.issue_point.is_looking(position)):
-            expected = selected.expected(layer, x, early=early)
+            expected = selected.expected(kv, x, early=early)
             q = self.decoder.queries(layer, w, expected, slice(0, 1), position)
             if early:
-                selected.issue_point.guess(layer, q)
+                selected.issue_point.guess(kv, q)
             if is_due:
                 query = Query(q, 1, position, position // self.geometry.cell_tokens)
-                selected.expect(layer, sequence, query, self._page_bias(w))
+                selected.expect(kv, sequence, query, self._page_bias(w))
 
-    def _wish(self, sequence: Sequence, layer: int, query: Query, decodes: bool) -> None:
+    def _wish(self, sequence: Sequence, kv: int, query: Query, decodes: bool) -> None:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""
-        window = self._window(layer)
+        window = self._window(kv)
         if window is None:
-            self.store.prefetch(sequence.table, layer)
+            self.store.prefetch(sequence.table, kv)
         else:
             first = query.position if decodes else query.cell * self.geometry.cell_tokens
             spans = self.attention.spans_wanted(first, query.cell, window)
-            self.store.prefetch(sequence.table, layer, list(spans))
+            self.store.prefetch(sequence.table, kv, list(spans))
 
-    def _window(self, layer: int) -> int | None:
-        return self.config.windows[layer] if self.config.windows else None
+    def _window(self, kv: int) -> int | None:
+        return self.config.kv_windows[kv]
 
     def _page_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key bias that quantised pages leave out; full pages hold keys as they are."""
         return None if self.geometry.layout.is_full else self.decoder.key_bias(w)
 
-    def _seal(self, sequence: Sequence, layer: int, cell: int, bias: torch.Tensor | None) -> None:
+    def _seal(self, sequence: Sequence, kv: int, cell: int, bias: torch.Tensor | None) -> None:
         """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
         first = cell * self._cell_records
-        if cell < 0 or sequence.table.num_records(layer) > first:
+        if cell < 0 or sequence.table.num_records(kv) > first:
             return
-        k, v = (part.transpose(0, 1) for part in sequence.raw.cell(layer, cell))
+        k, v = (part.transpose(0, 1) for part in sequence.raw.cell(kv, cell))
         if bias is not None:
-            cells, rope = self.geometry.cell_tokens, self.decoder.ropes[layer]
+            cells, rope = self.geometry.cell_tokens, self.attention.ropes[kv]
             k = k.float() - rope.turn_bias(bias, cell * cells, cells)
         try:
-            near, records = seal(k, v, self.geometry.layout_of(layer))
+            near, records = seal(k, v, self.geometry.layout_of(kv))
         except FloatingPointError as error:
+            first = cell * self.geometry.cell_tokens
             raise ModelError(
-                f"layer {layer}: keys or values of tokens {cell * self.geometry.cell_tokens} "
-                "and on cannot be "
-                f"quantised ({error}). Use --kv-bits full."
+                f"layer {self.config.kv_layers[kv]}: keys or values of tokens {first} and on "
+                f"cannot be quantised ({error}). Use --kv-bits full."
             ) from error
-        self.store.write(sequence.table, layer, first, near, records)
+        self.store.write(sequence.table, kv, first, near, records)

@@ -1,9 +1,9 @@
 """The architectures that the decoder runs: what sets each apart from plain Llama.
 
-One entry in FAMILIES for each, and a function from config.json to ModelConfig fields. Everything
-the decoder can do is a field of ModelConfig, so a family that only mixes known features needs
-nothing else. Names of tensors follow Hugging Face (skeleton.py). docs/models.md is made from these
-entries.
+One entry in ATTENTION_FAMILIES for each, and a function from config.json to ModelConfig fields.
+Everything the decoder can do is a field of ModelConfig, so a family that only mixes known features
+needs nothing else. Hybrids have a file of their own. Names of tensors follow Hugging Face
+(skeleton.py). docs/models.md is made from these entries.
 """
 
 from __future__ import annotations
@@ -87,8 +87,17 @@ def _qwen_windows(get: Fields) -> tuple[int | None, ...]:
 
 
 def qwen3_moe(get: Fields, head_dim: int) -> dict:
+    return {
+        **qwen3(get, head_dim),
+        "experts": qwen3_experts(get),
+        # Unlike the dense models', its windows are every layer's.
+        "windows": get.windows(lambda layer: get.flag("use_sliding_window", False)),
+    }
+
+
+def qwen3_experts(get: Fields) -> tuple[Experts | None, ...]:
     experts = Experts(
-        _num_experts(get, 128),
+        num_experts(get, 128),
         get.number("num_experts_per_tok", 8),
         get.number("moe_intermediate_size", 768),
         get.flag("norm_topk_prob", False),
@@ -97,15 +106,10 @@ def qwen3_moe(get: Fields, head_dim: int) -> dict:
     if not isinstance(dense, list):
         raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
     routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
-    return {
-        **qwen3(get, head_dim),
-        "experts": tuple(_checked(get, experts) if here else None for here in routed),
-        # Unlike the dense models', its windows are every layer's.
-        "windows": get.windows(lambda layer: get.flag("use_sliding_window", False)),
-    }
+    return tuple(checked_experts(get, experts) if here else None for here in routed)
 
 
-def _num_experts(get: Fields, default: int) -> int:
+def num_experts(get: Fields, default: int) -> int:
     """num_experts; transformers 5 writes num_local_experts for it."""
     return get.number("num_experts", get.number("num_local_experts", default))
 
@@ -124,11 +128,11 @@ def mixtral(get: Fields, head_dim: int) -> dict:
     return {
         "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
         "windows": get.windows(lambda layer: True, default=None),
-        "experts": (_checked(get, experts),) * get.num_layers,
+        "experts": (checked_experts(get, experts),) * get.num_layers,
     }
 
 
-def _checked(get: Fields, experts: Experts) -> Experts:
+def checked_experts(get: Fields, experts: Experts) -> Experts:
     if experts.chosen > experts.count or experts.count > 1024:
         raise BadCheckpoint(
             f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen."
@@ -254,7 +258,7 @@ def olmoe(get: Fields, head_dim: int) -> dict:
     if get.raw.get("clip_qkv") is not None:
         raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
     experts = Experts(
-        _num_experts(get, 64),
+        num_experts(get, 64),
         get.number("num_experts_per_tok", 8),
         get.number("intermediate_size"),
         get.flag("norm_topk_prob", False),
@@ -262,7 +266,7 @@ def olmoe(get: Fields, head_dim: int) -> dict:
     return {
         **olmo2(get, head_dim),
         "norms": Norms(),
-        "experts": (_checked(get, experts),) * get.num_layers,
+        "experts": (checked_experts(get, experts),) * get.num_layers,
     }
 
 
@@ -330,7 +334,7 @@ _GEMMA3 = {
 _OLMO = {"rms_norm_eps": 1e-5}
 _GLM = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "max_position_embeddings": 131072}
 
-FAMILIES: dict[str, Family] = {
+ATTENTION_FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(
         "Llama 2, 3, 3.1, 3.2; SmolLM2; whatever is converted to the layout",
         "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them",
@@ -421,25 +425,4 @@ FAMILIES: dict[str, Family] = {
         {"rms_norm_eps": 1e-5},
     ),
     "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
-}
-
-_DELTA = "Gated DeltaNet layers"
-# Architectures that keep a state besides keys and values, and in what.
-HYBRIDS = {
-    "Qwen3NextForCausalLM": _DELTA,
-    "Qwen3_5ForCausalLM": _DELTA,
-    "Qwen3_5ForConditionalGeneration": _DELTA,
-    "Qwen3_5MoeForCausalLM": _DELTA,
-    "Qwen3_5MoeForConditionalGeneration": _DELTA,
-    "OlmoHybridForCausalLM": _DELTA,
-    "KimiLinearForCausalLM": "Kimi Delta Attention layers",
-    "GraniteMoeHybridForCausalLM": "Mamba-2 layers",
-    "FalconH1ForCausalLM": "Mamba-2 layers",
-    "BambaForCausalLM": "Mamba-2 layers",
-    "NemotronHForCausalLM": "Mamba-2 layers",
-    "JambaForCausalLM": "Mamba layers",
-    "Lfm2ForCausalLM": "short convolutions",
-    "Lfm2MoeForCausalLM": "short convolutions",
-    "RecurrentGemmaForCausalLM": "recurrent layers",
-    "MiniMaxForCausalLM": "lightning attention layers",
 }

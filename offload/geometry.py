@@ -135,8 +135,7 @@ def choose_finer_layers(config: ModelConfig) -> tuple[int, ...]:
 
     What they estimate wrong, all later layers build on; docs/design.md has the measurement.
     """
-    windows = config.windows or (None,) * config.num_layers
-    selecting = [layer for layer, window in enumerate(windows) if window is None]
+    selecting = [kv for kv, window in enumerate(config.kv_windows) if window is None]
     return tuple(selecting[:NUM_FINER_LAYERS])
 
 

@@ -47,7 +47,9 @@ class LayerSteps:
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native = native_for(*w.values())
-        if native is None:
+        # What the step does not know is done operation by operation.
+        is_known = self._config.recurrence_of(layer) is None and not self._config.output_gate
+        if native is None or not is_known:
             return None
         names = {name: f"self_attn.{name}_proj" for name in _PROJECTIONS}
         if self.has_mlp(layer):

@@ -80,7 +80,8 @@ class LLM:
         if dtype != "auto":
             self.config = replace(self.config, dtype=dtype)
         shapes = expected_shapes(self.config)
-        self._checkpoint = Checkpoint(self.folder, shapes)
+        config = self.config
+        self._checkpoint = Checkpoint(self.folder, shapes, config.renamed, config.stacked)
         self._tokenizer: Tokenizer | None = None
         self._generation = GenerationConfig.from_model_folder(self.folder)
         self._warnings += self._generation.warnings

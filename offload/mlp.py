@@ -1,5 +1,5 @@
 """The second half of a layer: a gated MLP for every row, or those of some experts that a router
-chose for the row.
+chose for the row, and perhaps one more that all rows share.
 
 Only chosen experts are multiplied, each once for all the rows of a cell that chose it. A row keeps
 its place in the tile that it is multiplied in (its own modulo ROW_TILE), because its bits may
@@ -16,7 +16,8 @@ from .model_config import Experts
 from .rowwise import tiled
 from .weights import LayerTensors
 
-_DENSE = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_DENSE = tuple(f"mlp.{name}" for name in _PROJECTIONS)
 
 
 def dense_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, names=_DENSE):
@@ -29,7 +30,7 @@ def dense_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, na
 
 def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts):
     """The chosen experts' outputs for `rows` of h (n, hidden_size), weighted and added in the order
-    of their numbers; other rows of the result are zero.
+    of their numbers, and behind them the shared one's; other rows of the result are zero.
     """
     weights, chosen = _route(tiled(h, rows, w[f"{experts.router}.weight"]), experts)
     asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
@@ -45,6 +46,11 @@ def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, e
         result = dense_mlp(w, gathered, slice(0, count), activation, names)
         share = (weights * hit).sum(-1, keepdim=True)[picked]
         out[picked] += result[places] * share
+    if experts.shared_size:
+        shared = dense_mlp(w, h, rows, activation, [f"{experts.shared}.{n}" for n in _PROJECTIONS])
+        if experts.shared_gate is not None:
+            shared *= tiled(h, rows, w[f"{experts.shared_gate}.weight"]).sigmoid()
+        out[rows] += shared[rows]
     return out
 
 

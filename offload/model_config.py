@@ -1,15 +1,17 @@
 """What a model is made of, read from its config.json.
 
 Understands the layout that hubs carry (`rope_scaling`, `rope_theta`, `torch_dtype`) and the one
-transformers 5 writes (`rope_parameters`, `dtype`). Which architectures there are, and what sets
-each apart, stands in families.py. Knows no weights and allocates nothing.
+transformers 5 writes (`rope_parameters`, `dtype`). Which architectures there are stands in
+architectures.py, what sets each apart in families.py. Knows no weights and allocates nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_POSITIONS, MOST_ROWS, Fields, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .rope_config import RopeConfig
@@ -40,7 +42,9 @@ class Experts:
 
     count: how many there are; chosen: how many a token goes through; normalised: whether the
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
-    standing for the expert's number.
+    standing for the expert's number. shared_size: of the expert that every token goes through
+    besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
+    for each token, how much of it counts, None: all.
     """
 
     count: int
@@ -51,6 +55,35 @@ class Experts:
     gate: str = "mlp.experts.{}.gate_proj"
     up: str = "mlp.experts.{}.up_proj"
     down: str = "mlp.experts.{}.down_proj"
+    shared_size: int = 0
+    shared: str = "mlp.shared_expert"
+    shared_gate: str | None = "mlp.shared_expert_gate"
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """What a layer has in place of attention: a state of fixed size, which every token changes.
+
+    module: the files' name for it. shape: None for a gated short convolution. conv_width: tokens
+    that its convolution sees, of `channels` numbers each. by_heads: a token's projections lie head
+    by head in two matrices, in_proj_qkvz and in_proj_ba. conv_bias, projection_bias: whether the
+    convolution and the projections have biases.
+    """
+
+    module: str
+    channels: int
+    conv_width: int
+    shape: RecurrentShape | None = None
+    by_heads: bool = False
+    conv_bias: bool = False
+    projection_bias: bool = False
+
+    @property
+    def state_numbers(self) -> tuple[int, int]:
+        """Of the convolution's last inputs, and of the matrices: float32 each."""
+        s = self.shape
+        matrices = 0 if s is None else s.heads * s.key_dim * s.value_dim
+        return (self.conv_width - 1) * self.channels, matrices
 
 
 @dataclass(frozen=True)
@@ -92,6 +125,10 @@ class ModelConfig:
     logits_softcap: float = 0.0
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
     experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
+    output_gate: bool = False  # of attention, beside each head's query in q_proj
+    recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer attends; empty: all do
+    renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
+    stacked: tuple[tuple[str, str], ...] = ()  # of all experts in one: in the files, of each here
 
     @property
     def groups(self) -> int:
@@ -100,6 +137,27 @@ class ModelConfig:
 
     def experts_of(self, layer: int) -> Experts | None:
         return self.experts[layer] if self.experts else None
+
+    def recurrence_of(self, layer: int) -> Recurrence | None:
+        return self.recurrences[layer] if self.recurrences else None
+
+    @cached_property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that attend. Keys, values and whatever belongs to them are numbered by the
+        places here."""
+        layers = range(self.num_layers)
+        return tuple(layer for layer in layers if self.recurrence_of(layer) is None)
+
+    @cached_property
+    def kv_windows(self) -> tuple[int | None, ...]:
+        """`windows` of the layers that attend."""
+        windows = self.windows or (None,) * self.num_layers
+        return tuple(windows[layer] for layer in self.kv_layers)
+
+    @cached_property
+    def recurrent(self) -> tuple[Recurrence, ...]:
+        """Of the layers that have one, in their order."""
+        return tuple(r for r in self.recurrences if r is not None)
 
     def fixed_for(self, context: int) -> ModelConfig:
         """The same with RoPE scalings that depend on the length of the text fixed for `context`
@@ -113,16 +171,16 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The model's configuration. Raises UnsupportedModel or BadCheckpoint, saying what and what to
     do.
     """
-    from .families import FAMILIES, HYBRIDS
+    from .architectures import FAMILIES, UNKNOWN_STATES
 
     path = folder / "config.json"
     raw = load_json(path)
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None
-    if isinstance(architecture, str) and architecture in HYBRIDS:
+    if isinstance(architecture, str) and architecture in UNKNOWN_STATES:
         raise UnsupportedModel(
-            f"{path}: {architecture} mixes attention with {HYBRIDS[architecture]}, which Ebbtide "
-            f"does not run yet. Supported: {', '.join(sorted(FAMILIES))}."
+            f"{path}: {architecture} mixes attention with {UNKNOWN_STATES[architecture]}, "
+            f"which Ebbtide does not run yet. Supported: {', '.join(sorted(FAMILIES))}."
         )
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UnsupportedModel(
@@ -142,6 +200,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)
     config = ModelConfig(**{**common, **family.fields(get, common["head_dim"])})
+    if not config.kv_layers:
+        raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")
     return replace(config, max_positions=_max_positions(get, config))
 
 

@@ -22,7 +22,8 @@ from .budget import Limits
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
 from .plan import Plan
-from .sequence import RawPages
+from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
+from .states import States
 
 WRITE_BUFFERS = 2
 # Reading goes on while a layer's other work is done: slots for a few milliseconds of it, but a
@@ -152,13 +153,14 @@ class _Filling:
         self.selects_drafts = selects_drafts
         self.config = facts.config
         self.layers = range(self.config.num_layers)
+        self.num_kv_layers = len(self.config.kv_layers)
         self.on_device = limits.device_bytes is not None
         # Where weights, raw tokens, near planes and activations lie.
         self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
         sealed = geometry.sealed_tokens(request.context)
-        self.layouts = geometry.layouts(len(self.layers))
+        self.layouts = geometry.layouts(self.num_kv_layers)
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
-        self.num_spans = geometry.num_spans(request.context) * len(self.layers)
+        self.num_spans = geometry.num_spans(request.context) * self.num_kv_layers
         self.selects = geometry.layout.value_means
         # Layers with a sliding window attend to all of it, as does what is verified: for those a
         # cache is of no use.
@@ -201,10 +203,9 @@ class _Filling:
         buffers = 2 * sizes[-1] if streamed else 0
         resident = sum(sizes[: len(sizes) - streamed])
         head = facts.head_bytes() if head_resident else 2 * facts.head_block_bytes()
-        slots = max(2, sweep + 1)
-        layout = geometry.layout
+        slots, layout = raw_slots(sweep), geometry.layout
         raw = RawPages.num_bytes(
-            config.num_layers,
+            self.num_kv_layers,
             slots,
             layout.kv_heads,
             geometry.cell_tokens,
@@ -215,14 +216,25 @@ class _Filling:
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())
+        states = {"recurrent states": self._state_bytes(slots)} if config.recurrent else {}
         return {
             "weights": resident + head,
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
+            **states,
             "near planes": self.near_bytes,
             "selection": selection_bytes(config, geometry, self.request.context),
             "workspace": max(work, facts.load_bytes),
         }
+
+    def _state_bytes(self, slots: int) -> int:
+        """Of all sequences, snapshots among them where there are several; and of convolutions as
+        they are used."""
+        recurrent, sequences = self.config.recurrent, self.request.sequences
+        snapshots = min(MOST_SNAPSHOTS, sequences - 1)
+        copies = (sequences - snapshots) * States.num_copies(slots) + snapshots
+        convolutions = 4 * sum(r.channels * r.conv_width for r in recurrent)
+        return copies * States.num_bytes(recurrent) + convolutions
 
     def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:
         """What always lies in host memory."""
@@ -309,7 +321,7 @@ class _Filling:
     @property
     def _spare_spans(self) -> int:
         """A fork copies the last span of each layer before it writes to it."""
-        return len(self.layers) * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
+        return self.num_kv_layers * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
 
     # ---- the plan ----------------------------------------------------------------------------
 
@@ -368,6 +380,7 @@ class _Filling:
         decode = {tier: 0 if bounded else count * span for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
+        decode[fast] += 2 * States.num_bytes(config.recurrent)  # read and written
         decode["disk"] += streamed_bytes
         spans_walked = sum(
             geometry.num_spans(end)
@@ -399,7 +412,7 @@ class _Filling:
             kv_far_bytes=self.num_spans * span,
             fixed_host_bytes=fixed,
             decode_bytes=decode,
-            prefill_far_bytes=spans_walked * span * config.num_layers,
+            prefill_far_bytes=spans_walked * span * self.num_kv_layers,
             shortage=shortage,
             selects=bounded,
             drafts=self._drafts(items["workspace"]),

@@ -4,6 +4,7 @@
     end file    what it takes to go on from the end of a cell: the pages sealed since the last whole
                 span, that cell raw, and the raw sink
     rows file   the raw rows behind an end, of which a text may use as many as it has in common
+                (where layers keep states: all or none, for a session that is resumed)
 
 A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of what else a page's bits
 depend on: the model, its options, and what computes. The tokens are in the file too. Decoding gives
@@ -21,7 +22,7 @@ import errno
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -37,6 +38,7 @@ from .prefix_file import BadPrefixFile, file_bytes, head_of, read_prefix_file, t
 from .prefix_store import PrefixStore, PrefixStoreFull
 from .sequence import Sequence
 from .spill_dir import PREFIX_SUFFIXES
+from .states import States
 
 SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = PREFIX_SUFFIXES
 _LEAST_TOKENS = 2048  # of a text, and to be gained by looking: fewer are read again as quickly
@@ -85,7 +87,7 @@ class PrefixKeeper:
         self._span_cells = geometry.span_tokens // geometry.cell_tokens
         self._cell_records = geometry.cell_tokens // geometry.layout.record_tokens
         self._layout = replace(geometry.layout, value_means=False, near_resident=True)
-        self._layouts = geometry.layouts(config.num_layers)
+        self._layouts = geometry.layouts(len(config.kv_layers))
         depends_on = [
             *(model, repr(config), repr(self._layout), geometry.cell_tokens, geometry.span_tokens),
             *_kernels_fingerprint(engine.device),
@@ -180,13 +182,13 @@ class PrefixKeeper:
             self._keep_span(sequence, span, names, needed)
         if is_last:
             # After going back to the end of a cell, or an interruption, others are in the ring.
-            is_there = newest > sequence.oldest_raw_cell and newest >= self._least_cells
+            is_there = newest >= max(self._first_end(sequence), self._least_cells)
             if is_there and length - sequence.kept_tokens >= _NEAR_ROWS:
                 self._keep_end(sequence, newest, names, needed)
                 self._keep_rows(sequence, newest, length, names, needed, replaces=True)
             return
         last = (len(sequence.tokens) - 1) // self._cells
-        for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
+        for boundary in range(self._first_end(sequence), newest + 1):
             if self._wants_end(boundary, last, sequence.kept_tokens):
                 self._keep_end(sequence, boundary, names, needed)
                 if boundary >= last - 1:
@@ -195,6 +197,12 @@ class PrefixKeeper:
                     sequence.kept_tokens = length
                 elif boundary < last - 1:  # of the last two both are kept, or none
                     sequence.kept_tokens = boundary * self._cells
+
+    def _first_end(self, sequence: Sequence) -> int:
+        """The first cell of which all that an end holds is there: the cell before it is raw, and
+        states are known."""
+        known = 0 if sequence.states is None else sequence.states.first_cell
+        return max(1, sequence.oldest_raw_cell + 1, known)
 
     def _wants_end(self, boundary: int, last: int, kept_tokens: int) -> bool:
         """Whether one may want to go on from there: now and then, and near the end of a text, which
@@ -227,8 +235,10 @@ class PrefixKeeper:
         def parts() -> _Parts:
             yield from self._sealed(sequence, span, num_cells)
             yield from self._raw(sequence, boundary - 1)
+            if sequence.states is not None:
+                yield sequence.states.newest(boundary * self._cells)
 
-        sizes = [*self._sealed_sizes(num_cells), *self._raw_sizes(has_sink=True)]
+        sizes = [*self._sealed_sizes(num_cells), *self._end_sizes]
         self._write(name, head, parts(), sizes, needed)
         self._store.touch(self._all_files(names, boundary))
 
@@ -245,7 +255,9 @@ class PrefixKeeper:
         """What the first `length` tokens have in a cell. What another text had there stays, unless
         it is replaced."""
         name = names[cell] + ROWS_SUFFIX
-        if self._store.has(name) and not replaces:
+        # What another text has in common is mostly less than all, and of no use to states.
+        is_wanted = sequence.states is None or replaces
+        if not is_wanted or (self._store.has(name) and not replaces):
             return
         head = self._head(ROWS_SUFFIX, sequence.processed, cell)
 
@@ -256,6 +268,8 @@ class PrefixKeeper:
             yield tokens
             yield self._mode_mark(rows)
             yield from self._raw(sequence, cell, has_sink=False)
+            if sequence.states is not None:
+                yield sequence.states.newest(length)
 
         self._write(name, head, parts(), self._rows_sizes, needed)
 
@@ -283,7 +297,7 @@ class PrefixKeeper:
     def _raw(self, sequence: Sequence, cell: int, *, has_sink: bool = True) -> _Parts:
         """Views of a cell's raw keys and values, and of the sink's, layer by layer."""
         raw = sequence.raw
-        for layer in range(self._engine.config.num_layers):
+        for layer in range(len(self._layouts)):
             yield from raw.cell(layer, cell)
             if has_sink:
                 yield raw.sink_keys[layer]
@@ -301,8 +315,18 @@ class PrefixKeeper:
         return sizes * len(self._layouts)
 
     @property
+    def _end_sizes(self) -> list[int]:
+        return [*self._raw_sizes(has_sink=True), *self._state_sizes]
+
+    @property
+    def _state_sizes(self) -> list[int]:
+        recurrent = self._engine.config.recurrent
+        return [States.num_bytes(recurrent)] if recurrent else []
+
+    @property
     def _rows_sizes(self) -> list[int]:
-        return [4 * self._cells, _MARK_BYTES, *self._raw_sizes(has_sink=False)]
+        sizes = self._raw_sizes(has_sink=False)
+        return [4 * self._cells, _MARK_BYTES, *sizes, *self._state_sizes]
 
     def _mode_mark(self, tokens: array) -> torch.Tensor:
         """(_MARK_BYTES,) uint8, of the mode that some of the tokens were decoded in."""
@@ -360,7 +384,7 @@ class PrefixKeeper:
                 if on_progress is not None:
                     on_progress(min(stop, boundary) * self._cells)
             sequence.oldest_raw_cell = boundary - 1
-            sequence.processed[:] = wanted[: boundary * self._cells]
+            self._engine.take_processed(sequence, wanted[: boundary * self._cells])
             sequence.is_settled = done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
             self._tell_unusable(name, error)
@@ -398,20 +422,25 @@ class PrefixKeeper:
                 new = new[: _num_common(kept, new)]
                 if mark != bytes(self._mode_mark(new).tolist()):  # what was decoded is another's
                     new = new[: _num_not_decoded(new)]
-                if not new:
+                is_whole = len(new) == self._cells or kept[len(new)] == _NO_TOKEN
+                if not new or (sequence.states is not None and not is_whole):
                     return
+                length = sequence.length + len(new)
                 sequence.will_write(cell)
-                self._take_raw(file, room, self._raw(sequence, cell, has_sink=False))
+                views = [*self._raw(sequence, cell, has_sink=False)]
+                if sequence.states is not None:
+                    views.append(sequence.states.newest(length))
+                self._take_raw(file, room, views)
         except (OSError, BadPrefixFile) as error:
             self._tell_unusable(name, error)
             return
-        sequence.processed.extend(new)
+        self._engine.take_processed(sequence, wanted[:length])
 
     def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""
         num_cells = self._span_cells if end is None else end - 1 - span * self._span_cells
         sealed = self._sealed_sizes(num_cells)
-        sizes = sealed + ([] if end is None else self._raw_sizes(has_sink=True))
+        sizes = sealed + ([] if end is None else self._end_sizes)
         room = torch.empty(max(sizes), dtype=torch.uint8)
         table, store = sequence.table, self._engine.store
         count = num_cells * self._cell_records
@@ -426,9 +455,12 @@ class PrefixKeeper:
                     new = slice(max(0, known), count)
                     store.write(table, layer, first + new.start, near[new], records[new])
             if end is not None:
-                self._take_raw(file, room, self._raw(sequence, end - 1))
+                views = [*self._raw(sequence, end - 1)]
+                if sequence.states is not None:
+                    views.append(sequence.states.place(end * self._cells))
+                self._take_raw(file, room, views)
 
-    def _take_raw(self, file, room: torch.Tensor, views: Iterator[torch.Tensor]) -> None:
+    def _take_raw(self, file, room: torch.Tensor, views: Iterable[torch.Tensor]) -> None:
         """Fill views with a file's next parts, by way of `room`."""
         for view in views:
             view.copy_(file.take(room).view(view.dtype).view(view.shape))

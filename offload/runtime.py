@@ -57,7 +57,8 @@ class Runtime:
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
         # A fork copies the last span of each layer before it writes to it.
-        spare = 2 * config.num_layers * (num_sequences > 1)
+        num_layers = len(config.kv_layers)
+        spare = 2 * num_layers * (num_sequences > 1)
         if not disk_spans:
             disk_spans, host_spans = 0, plan.far_spans["host"] + spare
         else:
@@ -71,9 +72,9 @@ class Runtime:
         if disk_spans:
             check_space(spill_dir, disk_spans * geometry.span_bytes, _KEEP_FREE_BYTES)
         self.store = PageStore(
-            config.num_layers,
+            num_layers,
             layout.record_bytes,
-            [of.near_record_bytes for of in geometry.layouts(config.num_layers)],
+            [of.near_record_bytes for of in geometry.layouts(num_layers)],
             per_span,
             frames,
             device,

@@ -19,6 +19,14 @@ import torch
 
 from ..kernels.raw_rows import store_rows
 from ..prefetch.trail import Trail
+from .states import States
+
+MOST_SNAPSHOTS = 2  # of a session: of raw cells and the newest state
+
+
+def raw_slots(sweep_cells: int) -> int:
+    """How many raw cells are kept, where prefill takes so many at once."""
+    return max(2, sweep_cells + 1)
 
 
 class RawPages:
@@ -105,11 +113,13 @@ class Sequence:
       1. Every processed token lies in exactly one of: a sealed page of the table, or a raw cell.
       2. The table holds all cells before cell(length - 1) - 1 for every layer, and never less.
       3. Rows of raw cells at or behind `length` are garbage that no mask lets through.
+
+    states: of the layers that have one in place of keys and values; None where all have those.
     """
 
-    def __init__(self, table, raw: RawPages, cell_tokens: int):
+    def __init__(self, table, raw: RawPages, states: States | None, cell_tokens: int):
         self.table = table
-        self.raw = raw
+        self.raw, self.states = raw, states
         self.cell_tokens = cell_tokens
         self.trail = Trail()
         self.tokens = array("i")
@@ -157,10 +167,16 @@ class Sequence:
     def prefilled(self, length: int) -> None:
         """Tokens up to `length` were processed by prefill."""
         self.processed.extend(self.tokens[self.length : length])
+        self._commit()
 
     def decoded(self) -> None:
         """One more token was processed by decoding it."""
         self.processed.append(~self.tokens[self.length])
+        self._commit()
+
+    def _commit(self) -> None:
+        if self.states is not None:
+            self.states.commit()
 
     def pending(self) -> array:
         """Tokens that were appended but not processed yet."""
@@ -170,7 +186,13 @@ class Sequence:
         """Raw cells up to `newest_cell` are about to be written; older ones leave the ring."""
         self.oldest_raw_cell = max(self.oldest_raw_cell, newest_cell - self.raw.num_slots + 1)
 
-    def can_resume_at(self, length: int) -> bool:
-        """Whether all that a query at position `length` sees is still there (see RawPages)."""
-        first_seen = max(0, length // self.cell_tokens - 1)
-        return length == 0 or first_seen >= self.oldest_raw_cell
+    def resume_point(self, length: int) -> int:
+        """The most of the first `length` tokens, all of them processed, behind which one can go on:
+        what a query there sees must still be there (see RawPages), and the states."""
+        cell = length // self.cell_tokens
+        is_there = max(0, cell - 1) >= self.oldest_raw_cell
+        if self.states is None:
+            return length if is_there else 0
+        if length == self.states.length:
+            return length
+        return cell * self.cell_tokens if is_there and cell >= self.states.first_cell else 0

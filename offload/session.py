@@ -20,21 +20,21 @@ from .output import Output, Progress
 from .prefix_keeper import PrefixKeeper
 from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
-from .sequence import RawPages
+from .sequence import MOST_SNAPSHOTS, RawPages
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
 from .stream import Stream
 
-_MOST_SNAPSHOTS = 2
-
 
 @dataclass
 class _Snapshot:
-    """The raw tail and the last logits after a prompt: from here an answer can be made again."""
+    """The raw tail, the state of recurrent layers and the last logits after a prompt: from here an
+    answer can be made again."""
 
     length: int
     oldest_raw_cell: int
     raw: RawPages
+    state: torch.Tensor | None
     logits: torch.Tensor
 
 
@@ -340,8 +340,10 @@ class Session:
         sequence = self._sequence
         self._snapshots = [s for s in self._snapshots if s.length <= length]
         best = self._snapshots[-1] if self._snapshots else None
-        if best is not None and not sequence.can_resume_at(length):
-            self._engine.rewind_to(sequence, best.length, best.raw, best.oldest_raw_cell)
+        if best is not None and best.length > sequence.resume_point(length):
+            self._engine.rewind_to(
+                sequence, best.length, best.raw, best.oldest_raw_cell, best.state
+            )
         else:
             self._engine.rewind(sequence, length)
         self._known = max(self._known, length)
@@ -461,11 +463,13 @@ class Session:
         sequence = self._sequence
         if self._snapshots and self._snapshots[-1].length == sequence.length:
             return
-        full = len(self._snapshots) >= _MOST_SNAPSHOTS
+        full, state = len(self._snapshots) >= MOST_SNAPSHOTS, None
         raw = self._snapshots.pop(0).raw if full else self._engine.new_raw()
         raw.copy_from(sequence.raw)
+        if sequence.states is not None:
+            state = sequence.states.newest(sequence.length).clone()
         self._snapshots.append(
-            _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, self._logits)
+            _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, state, self._logits)
         )
 
     def guesses(self) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class SessionUsage:
         now = self._runtime.store.stats.snapshot()
         spent, self._stats_before = now - self._stats_before, now
         table = self._sequence.table
-        records = sum(table.num_records(layer) for layer in range(engine.config.num_layers))
+        records = sum(table.num_records(layer) for layer in range(table.num_layers))
         return {
             "bits_per_element": plan.kv_bits_per_element,
             "pages": records * engine.geometry.layout.pages_per_record,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .model_config import Experts, ModelConfig
+from ..kernels.recurrence import RecurrentShape
+from .model_config import Experts, ModelConfig, Recurrence
 
 
 class _Weight(nn.Module):
@@ -32,7 +33,7 @@ class _Attention(nn.Module):
         if c.fused_qkv:
             self.qkv_proj = _Weight(q + 2 * kv, c.hidden_size, bias=c.qkv_bias)
         else:
-            self.q_proj = _Weight(q, c.hidden_size, bias=c.qkv_bias)
+            self.q_proj = _Weight(q * (1 + c.output_gate), c.hidden_size, bias=c.qkv_bias)
             self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
             self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
@@ -42,10 +43,39 @@ class _Attention(nn.Module):
             self.k_norm = _Weight(c.head_dim if each else kv)
 
 
-class _Mlp(nn.Module):
-    def __init__(self, c: ModelConfig):
+class _Recurrent(nn.Module):
+    def __init__(self, r: Recurrence, hidden_size: int):
         super().__init__()
-        inner = c.intermediate_size
+        shape = r.shape
+        conv = _Weight(r.channels, 1, r.conv_width, bias=r.conv_bias)
+        values = r.channels if shape is None else shape.values
+        self.out_proj = _Weight(hidden_size, values, bias=r.projection_bias)
+        if shape is None:
+            self.conv = conv
+            self.in_proj = _Weight(3 * r.channels, hidden_size, bias=r.projection_bias)
+            return
+        self.conv1d = conv
+        for name in ("A_log", "dt_bias") if shape.is_delta else ("A_log", "dt_bias", "D"):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape.heads)))
+        self.norm = _Weight(shape.value_dim if shape.is_delta else values)
+        for name, rows in _projections(r, shape):
+            self.add_module(name, _Weight(rows, hidden_size, bias=r.projection_bias))
+
+
+def _projections(r: Recurrence, shape: RecurrentShape) -> list[tuple[str, int]]:
+    """What a layer's input is multiplied with, and how many outputs each has."""
+    if not shape.is_delta:
+        return [("in_proj", shape.values + shape.channels + shape.heads)]
+    if r.by_heads:
+        both = ("in_proj_qkvz", shape.channels + shape.values), ("in_proj_ba", 2 * shape.heads)
+        return list(both)
+    sizes = {"qkv": shape.channels, "z": shape.values, "b": shape.heads, "a": shape.heads}
+    return [(f"in_proj_{name}", rows) for name, rows in sizes.items()]
+
+
+class _Mlp(nn.Module):
+    def __init__(self, c: ModelConfig, inner: int):
+        super().__init__()
         if c.fused_gate_up:
             self.gate_up_proj = _Weight(2 * inner, c.hidden_size, bias=c.mlp_bias)
         else:
@@ -55,21 +85,29 @@ class _Mlp(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, c: ModelConfig, experts: Experts | None):
+    def __init__(self, c: ModelConfig, experts: Experts | None, recurrence: Recurrence | None):
         super().__init__()
         names = (c.norms.before_attention, c.norms.after_attention)
         for name in (*names, c.norms.before_mlp, c.norms.after_mlp):
             if name is not None:
                 self.add_module(name, _Weight(c.hidden_size))
-        self.self_attn = _Attention(c)
-        if experts is None:
-            self.mlp = _Mlp(c)
+        if recurrence is None:
+            self.self_attn = _Attention(c)
         else:
-            _add_experts(self, experts, c.hidden_size)
+            self.add_module(recurrence.module, _Recurrent(recurrence, c.hidden_size))
+        if experts is None:
+            self.mlp = _Mlp(c, c.intermediate_size)
+        else:
+            _add_experts(self, experts, c)
 
 
-def _add_experts(layer: nn.Module, e: Experts, hidden_size: int) -> None:
+def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
+    hidden_size = c.hidden_size
     _add(layer, e.router, _Weight(e.count, hidden_size))
+    if e.shared_size:
+        _add(layer, e.shared, _Mlp(c, e.shared_size))
+        if e.shared_gate is not None:
+            _add(layer, e.shared_gate, _Weight(1, hidden_size))
     for number in range(e.count):
         _add(layer, e.gate.format(number), _Weight(e.intermediate_size, hidden_size))
         _add(layer, e.up.format(number), _Weight(e.intermediate_size, hidden_size))
@@ -107,13 +145,14 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the checkpoint must hold: Hugging Face name -> shape."""
     from accelerate import init_empty_weights
 
-    kinds = [config.experts_of(layer) for layer in range(config.num_layers)]
+    layers = range(config.num_layers)
+    kinds = [(config.experts_of(layer), config.recurrence_of(layer)) for layer in layers]
     # With buffers included every constructor works on the meta device: otherwise each tensor is
     # allocated first, and sizes that the machine does not have fail.
     with init_empty_weights(include_buffers=True):
         shapes = _shapes(Skeleton(config))
         # One layer of each kind: thousands of experts would take a second.
-        made = {kind: _shapes(_Layer(config, kind)) for kind in dict.fromkeys(kinds)}
+        made = {kind: _shapes(_Layer(config, *kind)) for kind in dict.fromkeys(kinds)}
     for layer, kind in enumerate(kinds):
         prefix = layer_prefix(layer)
         shapes |= {prefix + name: shape for name, shape in made[kind].items()}
@@ -132,10 +171,12 @@ def fused_parts(config: ModelConfig) -> dict[str, list[tuple[str, int, int]]]:
         kv = config.num_kv_heads * config.head_dim
         ends = {"q_proj": (0, q), "k_proj": (q, q + kv), "v_proj": (q + kv, q + 2 * kv)}
         parts["self_attn.qkv_proj"] = [(f"self_attn.{n}", *rows) for n, rows in ends.items()]
-    if config.fused_gate_up:
-        inner = config.intermediate_size
+    shared = {e.shared: e.shared_size for e in config.experts if e is not None and e.shared_size}
+    for mlp, inner in (
+        {"mlp": config.intermediate_size, **shared}.items() if config.fused_gate_up else ()
+    ):
         ends = {"gate_proj": (0, inner), "up_proj": (inner, 2 * inner)}
-        parts["mlp.gate_up_proj"] = [(f"mlp.{n}", *rows) for n, rows in ends.items()]
+        parts[f"{mlp}.gate_up_proj"] = [(f"{mlp}.{n}", *rows) for n, rows in ends.items()]
     return {
         f"{fused}.{kind}": [(f"{name}.{kind}", start, stop) for name, start, stop in pieces]
         for fused, pieces in parts.items()
@@ -154,8 +195,19 @@ def layer_of(name: str) -> int | None:
     return int(parts[2]) if parts[:2] == ["model", "layers"] else None
 
 
-def is_router(name: str) -> bool:
-    """Whether a tensor chooses among experts. Routers stay as they are when matrices are quantised:
-    they are small, and another choice of experts is another model.
+# What chooses among experts, and what says how much a token changes or counts.
+_DECIDING = (
+    ".gate.weight",
+    ".router.layer.weight",
+    "_gate.weight",
+    "_a.weight",
+    "_b.weight",
+    "_ba.weight",
+)
+
+
+def decides(name: str) -> bool:
+    """Whether a matrix stays as it is when others are quantised: it is small, and another choice of
+    experts, or another pace at which a state forgets, is another model.
     """
-    return name.endswith(".gate.weight")
+    return name.endswith(_DECIDING)

@@ -28,7 +28,7 @@ from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
 from .errors import BadCheckpoint, StorageError
 from .model_config import ModelConfig
-from .skeleton import fused_parts, is_router, layer_of, layer_prefix
+from .skeleton import decides, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
@@ -49,13 +49,13 @@ def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
 
 def kept_bits(name: str, bits: int | None) -> int | None:
     """How many bits the matrix `name` is kept in where weights have `bits`; None: as it is."""
-    return None if is_router(name) else bits
+    return None if decides(name) else bits
 
 
 def stored_bytes(name: str, shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
-    """Bytes of a tensor as kept: vectors in float32, matrices as they are or group-quantised."""
-    if len(shape) == 1:
-        return _aligned(shape[0] * 4)
+    """Bytes of a tensor as kept: matrices as they are or group-quantised, all else in float32."""
+    if len(shape) != 2:
+        return _aligned(math.prod(shape) * 4)
     bits = kept_bits(name, bits)
     if bits is None:
         return _aligned(shape[0] * shape[1] * item_bytes)
@@ -238,7 +238,7 @@ class WeightStore:
     def _prepare(self, name: str, arena: _Arena) -> Kept:
         """A tensor as it is kept, in the arena; see stored_bytes."""
         ref, bits = self.checkpoint.refs[name], kept_bits(name, self._bits)
-        if len(ref.shape) == 1:
+        if len(ref.shape) != 2:
             return arena.keep(self.checkpoint.read(name).float())
         if bits is None:
             return self.checkpoint.read(name, arena.take(ref.num_bytes))
@@ -325,7 +325,7 @@ class WeightStore:
         for name, offset, size in self._places(layer):
             ref = self.checkpoint.refs[name]
             tensor = buffer[offset : offset + size].view(ref.dtype).view(ref.shape)
-            tensors[name] = tensor.float() if tensor.dim() == 1 else tensor
+            tensors[name] = tensor if tensor.dim() == 2 else tensor.float()
         return tensors
 
 

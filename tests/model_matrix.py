@@ -49,13 +49,15 @@ def _longrope(original: int) -> dict[str, Any]:
 class Variant:
     """architecture: transformers' name without ForCausalLM. config: what differs from the small
     model of random_checkpoints.py. hub: fields that the hub's layout has besides, ... for one that
-    it has not. shows: what a test of this variant would notice.
+    it has not. shows: what a test of this variant would notice. recurrent: whether some layers keep
+    a state in place of keys and values.
     """
 
     architecture: str
     shows: str
     config: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)
+    recurrent: bool = False
 
 
 _LLAMA3 = rope(
@@ -74,6 +76,39 @@ _GEMMA2 = {
 }
 _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 _HUB_EXPERTS = {"num_experts": 8, "num_local_experts": ...}
+
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "rope_parameters": rope(1e6, partial_rotary_factor=0.5),
+}
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 16,
+    "mamba_d_head": 16,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
+_GRANITE_H = {
+    **_MAMBA,
+    "shared_intermediate_size": 80,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.5,
+}
+_LFM2 = {
+    "tie_word_embeddings": True,
+    "block_multiple_of": 16,
+    "norm_eps": 1e-5,
+    "rope_parameters": rope(1e6),
+}
+_HUB_LFM2 = {"block_ff_dim": 96, "tie_embedding": True}
 
 # Names say what a failing test is about.
 VARIANTS: dict[str, Variant] = {
@@ -225,13 +260,87 @@ VARIANTS: dict[str, Variant] = {
         },
         {"layer_types": _types("GGG")},
     ),
+    "qwen3-next": Variant(
+        "Qwen3Next",
+        "projections head by head, a shared expert",
+        {**_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 48},
+        {**_HUB_EXPERTS, "full_attention_interval": 3},
+        recurrent=True,
+    ),
+    "qwen3.5": Variant(
+        "Qwen3_5",
+        "Gated DeltaNet, gated attention",
+        {**_DELTA, "tie_word_embeddings": True},
+        {"layer_types": _DELTA["layer_types"]},
+        recurrent=True,
+    ),
+    "qwen3.5-shared-keys": Variant(
+        "Qwen3_5",
+        "heads that share keys; a shorter convolution",
+        {**_DELTA, "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2},
+        {"full_attention_interval": 3},
+        recurrent=True,
+    ),
+    "qwen3.5-moe": Variant(
+        "Qwen3_5Moe",
+        "experts in one tensor, a shared expert",
+        {**_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 48},
+        {**_HUB_EXPERTS, "full_attention_interval": 3},
+        recurrent=True,
+    ),
+    "lfm2": Variant(
+        "Lfm2",
+        "gated short convolutions, the last layer among them",
+        {**_LFM2, "layer_types": ["conv", "full_attention", "conv"]},
+        {**_HUB_LFM2, "full_attn_idxs": [1]},
+        recurrent=True,
+    ),
+    "lfm2-biases": Variant(
+        "Lfm2",
+        "biases of convolutions and of what stands around them",
+        {
+            **_LFM2,
+            "layer_types": ["conv", "conv", "full_attention"],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+        },
+        {**_HUB_LFM2, "layer_types": ["conv", "conv", "full_attention"]},
+        recurrent=True,
+    ),
+    "granite4-h": Variant(
+        "GraniteMoeHybrid",
+        "Mamba-2, no positions, four multipliers",
+        {**_GRANITE_H, "num_local_experts": 0},
+        {"layer_types": ["mamba", "attention", "mamba"]},
+        recurrent=True,
+    ),
+    "granite4-h-moe": Variant(
+        "GraniteMoeHybrid",
+        "experts beside a shared one; groups of heads; positions",
+        {
+            **_GRANITE_H,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "mamba_n_groups": 2,
+            "position_embedding_type": "rope",
+        },
+        {"layer_types": ["mamba", "attention", "mamba"]},
+        recurrent=True,
+    ),
+    "bamba": Variant(
+        "Bamba",
+        "Mamba-2, RoPE on half of each head",
+        {**_MAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 1.5)},
+        {"time_step_limit": [0.3, 1.5]},
+        recurrent=True,
+    ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
 }
 
 
 def page() -> str:
     """docs/models.md."""
-    from ebbtide.offload.families import FAMILIES, HYBRIDS
+    from ebbtide.offload.architectures import FAMILIES, UNKNOWN_STATES
 
     made = {name: [] for name in FAMILIES}
     for name, variant in VARIANTS.items():
@@ -244,15 +353,15 @@ def page() -> str:
         )
         lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
     lines.append(_NOT_YET)
-    lines += [f"* `{name}`: {what}" for name, what in HYBRIDS.items()]
+    lines += [f"* `{name}`: {what}" for name, what in UNKNOWN_STATES.items()]
     return "\n".join(lines) + "\n"
 
 
 _HEAD = """\
 # Models
 
-Made from `offload/families.py` and `tests/model_matrix.py` by `python tests/model_matrix.py`; a
-test says when this page is stale. "Checked" names the small random checkpoints of an architecture,
+Made from `offload/families.py`, `offload/hybrid_families.py` and `tests/model_matrix.py` by
+`python tests/model_matrix.py`; a test says when this page is stale. "Checked" names the small random checkpoints of an architecture,
 and what would show in them. Each is compared with transformers in float32: prefill in cells and
 decode token by token, full pages and pages of 8 bits, both layouts of config.json, texts longer
 than the windows, sessions resumed, forked and truncated.
@@ -266,9 +375,10 @@ text and are fixed when a session opens: for `--context`, else for what a reques
 number of new tokens needs, else for the model's limit; never for what happens to fit.
 
 Experts: every expert that the router chose for a token is multiplied, and no other. Routers stay in
-the file's own precision when weights are quantised.
+the file's own precision when weights are quantised, and so do the projections from which a state's
+decays and gains are made.
 
-Not yet: architectures that keep a state beside keys and values. They are refused by name:
+Not yet, and refused by name, are architectures with states of other kinds:
 """
 
 

@@ -21,7 +21,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ["llama3", "qwen2", "phi3-longrope-long", "gemma3", "mixtral", "exaone4", "granite"]
+FAMILIES = [
+    *("llama3", "qwen2", "phi3-longrope-long", "gemma3", "mixtral", "exaone4", "granite"),
+    *("qwen3.5-moe", "granite4-h-moe", "lfm2"),
+]
 _ODD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 7, 1 << 31, 1 << 40, 1 << 64, 10**400, 0.5, -0.0, 1e-300),
     *(1e308, float("nan"), float("inf"), "", "silu", "\u0000", "a" * 10_000, [], [0], [[]], {}),

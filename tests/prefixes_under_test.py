@@ -27,11 +27,14 @@ def short_texts_count(monkeypatch):
     monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
 
 
-def opened(folder, place, cap: int | None = 1 << 30, share: float = 1.0, **options):
-    """A small LLM that keeps what it reads. share: of the far planes in memory."""
+def opened(
+    folder, place, cap: int | None = 1 << 30, share: float = 1.0, sequences: int = 1, **options
+):
+    """A small LLM that keeps what it reads. share: of the far planes in memory, for a request of so
+    many sequences."""
     llm = open_small(folder, place, **options)
     llm._context = 2048
-    keep_in_memory(llm, 2048, share, sequences=1, text=True)
+    keep_in_memory(llm, 2048, share, sequences=sequences, text=True)
     if cap is not None:
         llm._prefixes = PrefixStore(prefix_dir(place), cap)
     return llm

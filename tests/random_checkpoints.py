@@ -75,7 +75,7 @@ def make(
     variant = VARIANTS[name]
     architecture = variant.architecture
     fields = {**_SMALL, "rope_parameters": rope(), **variant.config, **config}
-    text = "Text" if architecture == "Gemma3" else ""
+    text = "Text" if architecture in ("Gemma3", "Qwen3_5", "Qwen3_5Moe") else ""
     configuration = getattr(transformers, f"{architecture}{text}Config")(**fields)
     configuration.head_dim = fields["head_dim"]  # not an argument of each, but respected
     model = getattr(transformers, f"{architecture}ForCausalLM")(configuration)
@@ -93,8 +93,9 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
     """Random weights at the scales that the module's docstring promises."""
     import torch
 
-    # Gemma's norms multiply by 1 + w.
-    offset = 1.0 if model.config.model_type.startswith("gemma") else 0.0
+    # Gemma's norms multiply by 1 + w, and Qwen's since 3-Next, but for those behind a state.
+    kinds = ("gemma", "qwen3_next", "qwen3_5")
+    offset = 1.0 if model.config.model_type.startswith(kinds) else 0.0
 
     def normal(parameter: Any, std: float, mean: float = 0.0) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
@@ -102,7 +103,13 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             fan_in = parameter.shape[-1]
-            if name.endswith(("q_norm.weight", "k_norm.weight")):
+            if name.endswith(("linear_attn.norm.weight", "mamba.norm.weight", ".D")):
+                normal(parameter, 0.3, mean=1.0)
+            elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
+                parameter.copy_(torch.linspace(-5.0, 1.0, parameter.numel()))
+            elif name.endswith(
+                ("q_norm.weight", "k_norm.weight", "q_layernorm.weight", "k_layernorm.weight")
+            ):
                 normal(parameter, 0.3, mean=1.6 - offset)  # 1.6^2: the scores' standard deviation
             elif "norm" in name:
                 normal(parameter, 0.3, mean=1.0 - offset)

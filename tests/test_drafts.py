@@ -5,13 +5,13 @@ there is room for them.
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
+from interruptions import interrupted_after
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import open_spilling
 
@@ -140,34 +140,6 @@ TRACED = (
 )
 
 
-def interrupted_after(count: int, run) -> bool:
-    """Whether `run` was interrupted before the count-th line of TRACED, by a KeyboardInterrupt."""
-    codes, left = {function.__code__ for function in TRACED}, [count]
-
-    def trace(frame, event, arg):
-        if frame.f_code not in codes:
-            return None
-
-        def line(frame, event, arg):
-            if event == "line":
-                left[0] -= 1
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-            return line
-
-        return line
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @needs_kernels
 @pytest.mark.parametrize("mode", ["exact", "bounded"])
 def test_an_interruption_at_any_line_loses_nothing(checkpoint, tmp_path, always, mode):
@@ -186,7 +158,7 @@ def test_an_interruption_at_any_line_loses_nothing(checkpoint, tmp_path, always,
                         for piece in stream:
                             shown.extend(piece.token_ids)
 
-                    is_interrupted = interrupted_after(count, read)
+                    is_interrupted = interrupted_after(count, TRACED, read)
                     stream.close()  # which ends what may have been interrupted at its end
                     taken = stream.output.token_ids
                     assert taken[: len(shown)] == shown and len(taken) <= len(shown) + 1

@@ -14,8 +14,8 @@ from random_checkpoints import reference_logits
 from small_llm import TINY, open_small
 
 from ebbtide.kernels import dispatch
+from ebbtide.offload.architectures import FAMILIES
 from ebbtide.offload.decoder import Decoder
-from ebbtide.offload.families import FAMILIES
 
 NUM_TOKENS = 200  # six cells of 32, and four times a window
 PREFILLED = 140  # the rest goes through decode, and crosses two borders of cells
@@ -125,7 +125,7 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
         decoder = Decoder(llm.config, llm.device)
         for layer in range(llm.config.num_layers):
             w = llm.admission.weights.layer(layer)
-            q, _, _ = decoder.project(layer, w, x, slice(0, 32), 96)
+            q, *_ = decoder.project(layer, w, x, slice(0, 32), 96)
             needed = ("self_attn.q_", f"{llm.config.norms.before_attention}.")
             w = {name: tensor for name, tensor in w.items() if name.startswith(needed)}
             assert torch.equal(decoder.queries(layer, w, x, slice(0, 32), 96), q)

@@ -84,7 +84,7 @@ class EbbtideProgram:
 
     def _engine(self, kv_bits: str) -> Engine:
         geometry = choose_geometry(self._config, kv_bits)
-        layout, layers = geometry.layout, self._config.num_layers
+        layout, layers = geometry.layout, len(self._config.kv_layers)
         spans = geometry.num_spans(self._most + _SLACK_TOKENS) + 1
         frames = {tier: 0 for tier in Tier}
         frames[Tier.HOST] = layers * spans * geometry.records_per_span
@@ -111,7 +111,7 @@ class EbbtideProgram:
         """Both planes of a sealed token, in all layers; the raw cells come on top."""
         layout = engine.geometry.layout
         record = layout.record_bytes + layout.near_record_bytes * (not layout.is_full)
-        return record / layout.record_tokens * self._config.num_layers
+        return record / layout.record_tokens * len(self._config.kv_layers)
 
 
 def _num_bytes(tensor) -> int:

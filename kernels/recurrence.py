@@ -1,0 +1,169 @@
+"""What a layer computes that keeps a state of fixed size in place of keys and values: Gated
+DeltaNet (2412.06464), Mamba-2 (2405.21060) and gated short convolutions (LFM2).
+
+A state is what all tokens so far left: the last inputs of a short causal convolution, and for the
+first two a matrix for each head, to which every token adds a product of a key and a value:
+
+    Gated DeltaNet   S = decay S + k (x) gain (v - decay S^T k),   out = S^T q
+    Mamba-2          S = decay S + k (x) gain v,                   out = S^T q + skip v
+
+Tokens are taken one after the other, so that a token's bits depend on what was before it alone: not
+on how a text was cut. Knows rows, and neither weights' files nor sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import silu, softplus
+
+_NORM_EPS = 1e-6  # of a key's and a query's length, as flash-linear-attention has it
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """heads share key_heads keys and queries. conv_width: tokens that the convolution sees, the
+    newest included. is_delta: Gated DeltaNet, else Mamba-2. norm_heads: over how many heads' values
+    each root mean square is taken. step_limits: of Mamba-2's steps.
+
+    Rows of the convolution's input hold queries, keys and values (DeltaNet) or values, keys and
+    queries (Mamba-2, which calls them x, B and C), of all heads side by side.
+    """
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+    is_delta: bool
+    norm_heads: int
+    norm_eps: float
+    step_limits: tuple[float, float] = (0.0, float("inf"))
+
+    @property
+    def keys(self) -> int:
+        """Numbers of a row's keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution."""
+        return 2 * self.keys + self.values
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """Of one layer, float32. conv: (conv_width, channels); conv_bias: (channels,) or None;
+    step_bias, rate: (heads,), rate below 0; skip: (heads,), Mamba-2's alone, else None; norm:
+    (value_dim,) for all heads alike, or (heads * value_dim,)."""
+
+    conv: torch.Tensor
+    conv_bias: torch.Tensor | None
+    step_bias: torch.Tensor
+    rate: torch.Tensor
+    skip: torch.Tensor | None
+    norm: torch.Tensor
+
+
+def recur(
+    shape: RecurrentShape,
+    weights: RecurrentWeights,
+    mixed: torch.Tensor,
+    steps: torch.Tensor,
+    gains: torch.Tensor | None,
+    gate: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor],
+    after: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """The outputs (n, heads * value_dim) float32 of n tokens, gated and normed.
+
+    mixed: (n, channels), what goes into the convolution; steps: (n, heads), before their bias and
+    softplus; gains: (n, heads), before the sigmoid, DeltaNet's alone; gate: (n, heads * value_dim).
+    All float32; a row's numbers lie side by side. before, after: the states before the first and
+    behind the last token, each the convolution's last inputs (conv_width - 1, channels) and the
+    matrices (heads, key_dim, value_dim), float32, contiguous; `after` is written, and may be
+    `before`.
+    """
+    inputs, matrices = before[0].clone(), before[1].clone()
+    out = mixed.new_empty(len(mixed), shape.values)
+    for t in range(len(mixed)):  # one at a time: torch's bits depend on how many there are
+        row = silu(_convolve(mixed[t : t + 1], weights.conv, weights.conv_bias, inputs))[0]
+        gain = None if gains is None else gains[t].sigmoid()
+        out[t] = _step(shape, weights, row, steps[t], gain, gate[t], matrices)
+    after[0].copy_(inputs)
+    after[1].copy_(matrices)
+    return out
+
+
+def _step(
+    shape: RecurrentShape, weights: RecurrentWeights, row, step, gain, gate, matrices: torch.Tensor
+) -> torch.Tensor:
+    """The output (heads * value_dim,) of one token, `matrices` being changed. row: (channels,),
+    behind the convolution; gain: DeltaNet's."""
+    if shape.is_delta:
+        q, k, v = row.split([shape.keys, shape.keys, shape.values])
+    else:
+        v, k, q = row.split([shape.values, shape.keys, shape.keys])
+    q, k = (x.view(shape.key_heads, shape.key_dim) for x in (q, k))
+    v = v.view(shape.heads, shape.value_dim)
+    step = softplus(step + weights.step_bias)
+    if shape.is_delta:
+        q, k = _unit(q) * shape.key_dim**-0.5, _unit(k)
+    else:
+        step = gain = step.clamp(*shape.step_limits)
+    per_key = shape.heads // shape.key_heads
+    q, k = (x.repeat_interleave(per_key, 0)[:, :, None] for x in (q, k))
+    matrices *= (step * weights.rate).exp()[:, None, None]
+    new = v - (matrices * k).sum(1) if shape.is_delta else v
+    matrices += k * (new * gain[:, None])[:, None]
+    out = (matrices * q).sum(1)
+    if weights.skip is not None:
+        out += v * weights.skip[:, None]
+    return _gated_norm(shape, weights.norm, out, gate.view_as(out)).flatten()
+
+
+def short_conv(
+    mixed: torch.Tensor,
+    conv: torch.Tensor,
+    bias: torch.Tensor | None,
+    before: torch.Tensor,
+    after: torch.Tensor,
+) -> torch.Tensor:
+    """The outputs (n, channels) float32 of n tokens of a gated short convolution: c conv(b x).
+
+    mixed: (n, 3 * channels) float32: b, c and x; conv: (conv_width, channels); bias: (channels,) or
+    None; before, after: the convolution's last inputs (conv_width - 1, channels), as in `recur`.
+    """
+    b, c, x = mixed.chunk(3, -1)
+    after.copy_(before)
+    return c * _convolve(b * x, conv, bias, after)
+
+
+def _convolve(x, conv, bias, inputs: torch.Tensor) -> torch.Tensor:
+    """(n, channels): each channel's last conv_width inputs, weighed, oldest first. inputs: the
+    ones before x (n, channels); they become those before what follows."""
+    seen = torch.cat([inputs, x])
+    inputs.copy_(seen[len(x) :])
+    out = torch.zeros_like(x) if bias is None else bias.expand_as(x).clone()
+    for k in range(len(conv)):
+        out += seen[k : k + len(x)] * conv[k]
+    return out
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _NORM_EPS)
+
+
+def _gated_norm(shape: RecurrentShape, norm, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """(heads, value_dim). DeltaNet norms before it gates, Mamba-2 gates before it norms."""
+    if not shape.is_delta:
+        out = out * silu(gate)
+    parts = out.view(-1, shape.norm_heads * shape.value_dim)
+    parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + shape.norm_eps)
+    out = (parts.view(-1, len(norm)) * norm).view_as(out)
+    return out * silu(gate) if shape.is_delta else out

@@ -1,0 +1,20 @@
+"""Which architectures there are, by the names that config.json gives them."""
+
+from __future__ import annotations
+
+from .families import ATTENTION_FAMILIES
+from .hybrid_families import HYBRID_FAMILIES
+
+FAMILIES = {**ATTENTION_FAMILIES, **HYBRID_FAMILIES}
+
+# Architectures that keep a state which the decoder does not know, and in what.
+UNKNOWN_STATES = {
+    "OlmoHybridForCausalLM": "Gated DeltaNet layers of another make",
+    "KimiLinearForCausalLM": "Kimi Delta Attention layers",
+    "FalconH1ForCausalLM": "Mamba-2 beside attention in each layer",
+    "NemotronHForCausalLM": "layers that are Mamba-2 alone, or an MLP alone",
+    "JambaForCausalLM": "Mamba layers",
+    "Lfm2MoeForCausalLM": "experts that are chosen by sigmoids",
+    "RecurrentGemmaForCausalLM": "recurrent layers",
+    "MiniMaxForCausalLM": "lightning attention layers",
+}

@@ -1,0 +1,284 @@
+"""The architectures of which most layers keep a state in place of keys and values: what each is
+made of, from config.json. As families.py, which has those that attend in every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..kernels.recurrence import RecurrentShape
+from .config_fields import Fields
+from .errors import BadCheckpoint, UnsupportedModel
+from .families import Family, checked_experts, granite, num_experts, qwen3_experts
+from .model_config import Experts, Recurrence
+from .rope_config import read_rope
+
+_MOST_HEADS, _MOST_DIM, _MOST_CONV = 1024, 1024, 64
+
+
+def qwen3_next(get: Fields, head_dim: int) -> dict:
+    experts = _with_shared(get, qwen3_experts(get))
+    return {**qwen3_5(get, head_dim, by_heads=True), "experts": experts}
+
+
+def qwen3_5(get: Fields, head_dim: int, *, by_heads: bool = False) -> dict:
+    """Gated DeltaNet in three of four layers, and attention whose output is gated."""
+    every = get.number("full_attention_interval", 4)
+    shape = RecurrentShape(
+        get.number("linear_num_value_heads", 32, high=_MOST_HEADS),
+        get.number("linear_num_key_heads", 16, high=_MOST_HEADS),
+        get.number("linear_key_head_dim", 128, high=_MOST_DIM),
+        get.number("linear_value_head_dim", 128, high=_MOST_DIM),
+        get.number("linear_conv_kernel_dim", 4, low=2, high=_MOST_CONV),
+        is_delta=True,
+        norm_heads=1,
+        norm_eps=get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
+    )
+    recurrence = _checked(get, "linear_attn", shape, by_heads=by_heads)
+    attends = _attends(get, lambda layer: (layer + 1) % every == 0)
+    bias = get.flag("attention_bias", False)
+    return {
+        "ropes": (read_rope(get, head_dim, share=0.25),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "head",
+        "norm_offset": 1.0,
+        "output_gate": get.flag("attn_output_gate", True),
+        "recurrences": tuple(None if here else recurrence for here in attends),
+    }
+
+
+def qwen3_5_moe(get: Fields, head_dim: int) -> dict:
+    experts = Experts(
+        num_experts(get, 256),
+        get.number("num_experts_per_tok", 8),
+        get.number("moe_intermediate_size", 512),
+    )
+    experts = (checked_experts(get, experts),) * get.num_layers
+    return {**qwen3_5(get, head_dim), "experts": _with_shared(get, experts), "stacked": _STACKED}
+
+
+def _with_shared(get: Fields, experts: tuple[Experts | None, ...]) -> tuple[Experts | None, ...]:
+    """The same with the expert that every token goes through."""
+    size = get.number("shared_expert_intermediate_size", 512)
+    return tuple(e and replace(e, shared_size=size) for e in experts)
+
+
+def granite_hybrid(get: Fields, head_dim: int) -> dict:
+    """Mamba-2 in most layers. Every layer's MLP goes by the name of shared experts."""
+    kind = get.raw.get("position_embedding_type")
+    fields = granite(get, head_dim)
+    layers, inner = get.num_layers, get.number("shared_intermediate_size", 1024)
+    experts: tuple[Experts, ...] = ()
+    mlp = "mlp"
+    if get.number("num_local_experts", 8, low=0):
+        block = "block_sparse_moe"
+        routed = Experts(
+            get.number("num_local_experts", 8),
+            get.number("num_experts_per_tok", 2),
+            get.number("intermediate_size"),
+            router=f"{block}.router.layer",
+            gate=f"{block}.experts.{{}}.gate_proj",
+            up=f"{block}.experts.{{}}.up_proj",
+            down=f"{block}.experts.{{}}.down_proj",
+            shared_size=inner,
+            shared_gate=None,
+        )
+        experts, mlp = (checked_experts(get, routed),) * layers, routed.shared
+    return {
+        **fields,
+        "ropes": fields["ropes"] if kind == "rope" else (None,) * layers,
+        "intermediate_size": inner,
+        "fused_gate_up": True,
+        "experts": experts,
+        "recurrences": _mamba2(get, _attends(get, lambda layer: False)),
+        "renamed": (
+            (".shared_mlp.input_linear.", f".{mlp}.gate_up_proj."),
+            (".shared_mlp.output_linear.", f".{mlp}.down_proj."),
+        ),
+        "stacked": _GRANITE_STACKED,
+    }
+
+
+def bamba(get: Fields, head_dim: int) -> dict:
+    listed = get.raw.get("attn_layer_indices") or []
+    if not isinstance(listed, list):
+        raise BadCheckpoint(f"{get.path}: attn_layer_indices is {listed!r}; expected a list.")
+    bias = get.flag("attention_bias", False)
+    return {
+        "ropes": (read_rope(get, head_dim, share=0.5),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": get.flag("mlp_bias", False),
+        "recurrences": _mamba2(get, _attends(get, lambda layer: layer in listed)),
+        "renamed": (
+            (".feed_forward.", ".mlp."),
+            (".pre_ff_layernorm.", ".post_attention_layernorm."),
+            ("model.final_layernorm.", "model.norm."),
+        ),
+    }
+
+
+def _mamba2(get: Fields, attends: list[bool]) -> tuple[Recurrence | None, ...]:
+    heads = get.number("mamba_n_heads", 128, high=_MOST_HEADS)
+    groups = get.number("mamba_n_groups", 1, high=_MOST_HEADS)
+    inner = get.number("mamba_expand", 2, high=64) * get.number("hidden_size")
+    dim = get.raw.get("mamba_d_head", "auto")
+    dim = inner // heads if dim == "auto" else get.number("mamba_d_head", high=_MOST_DIM)
+    if dim * heads != inner:
+        raise BadCheckpoint(f"{get.path}: {heads} heads of {dim} do not make {inner} numbers.")
+    shape = RecurrentShape(
+        heads,
+        groups,
+        get.number("mamba_d_state", 256, high=_MOST_DIM),
+        dim,
+        get.number("mamba_d_conv", 4, low=2, high=_MOST_CONV),
+        is_delta=False,
+        norm_heads=max(1, heads // groups),
+        norm_eps=get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
+        step_limits=_step_limits(get),
+    )
+    recurrence = _checked(
+        get,
+        "mamba",
+        shape,
+        conv_bias=get.flag("mamba_conv_bias", True),
+        projection_bias=get.flag("mamba_proj_bias", False),
+    )
+    return tuple(None if here else recurrence for here in attends)
+
+
+def _step_limits(get: Fields) -> tuple[float, float]:
+    given = get.raw.get("time_step_limit") or [0.0, float("inf")]
+    if isinstance(given, list) and len(given) == 2:
+        # transformers 5 spells what JSON has no number for.
+        low, high = (x.get("__float__") if isinstance(x, dict) else x for x in given)
+        high = float("inf") if high == "Infinity" else high
+        if all(type(x) in (int, float) and x >= 0 for x in (low, high)):
+            return float(low), float(high)
+    raise BadCheckpoint(f"{get.path}: time_step_limit is {given!r}; expected two numbers.")
+
+
+def lfm2(get: Fields, head_dim: int) -> dict:
+    """Gated short convolutions in most layers."""
+    inner, hidden = get.number("block_ff_dim", get.raw.get("intermediate_size")), head_dim
+    hidden = get.number("hidden_size")
+    if get.flag("block_auto_adjust_ff_dim", True):
+        inner = int(get.number("block_ffn_dim_multiplier", 1.0, kind=float) * int(2 * inner / 3))
+        multiple = get.number("block_multiple_of", 256)
+        inner = -(-inner // multiple) * multiple
+    listed = get.raw.get("full_attn_idxs")
+    listed = range(get.num_layers) if listed is None else listed
+    if not isinstance(listed, list | range):
+        raise BadCheckpoint(f"{get.path}: full_attn_idxs is {listed!r}; expected a list.")
+    bias = get.flag("conv_bias", False)
+    width = get.number("conv_L_cache", 3, low=2, high=_MOST_CONV)
+    conv = Recurrence("conv", hidden, width, conv_bias=bias, projection_bias=bias)
+    attends = _attends(get, lambda layer: layer in listed)
+    return {
+        "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
+        "qk_norm": "head",
+        "norm_eps": get.number("norm_eps", 1e-5, kind=float, low=0.0, high=1.0),
+        "intermediate_size": inner,
+        "tied_embeddings": get.flag("tie_embedding", get.flag("tie_word_embeddings", True)),
+        "recurrences": tuple(None if here else conv for here in attends),
+        "renamed": _LFM2_NAMES,
+    }
+
+
+def _attends(get: Fields, rule) -> list[bool]:
+    """Whether each layer attends: where layer_types says so, or, without it, rule(layer)."""
+    kinds = get.per_layer("layer_types") or get.per_layer("layers_block_type")
+    if kinds is None:
+        return [rule(layer) for layer in range(get.num_layers)]
+    known = ("full_attention", "attention", "linear_attention", "mamba", "conv")
+    for kind in kinds:
+        if kind not in known:
+            raise UnsupportedModel(f"{get.path}: a layer of the type {kind!r} is not supported.")
+    return [kind in known[:2] for kind in kinds]
+
+
+def _checked(get: Fields, module: str, shape: RecurrentShape, **more) -> Recurrence:
+    if shape.heads % shape.key_heads or shape.heads % shape.norm_heads or shape.value_dim % 8:
+        raise BadCheckpoint(
+            f"{get.path}: {shape.heads} heads of {shape.value_dim} cannot share "
+            f"{shape.key_heads} keys."
+        )
+    return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
+
+
+_STACKED = (
+    (
+        "mlp.experts.gate_up_proj",
+        ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
+    ),
+    ("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
+)
+_GRANITE_STACKED = (
+    (
+        "block_sparse_moe.input_linear.weight",
+        (
+            "block_sparse_moe.experts.{}.gate_proj.weight",
+            "block_sparse_moe.experts.{}.up_proj.weight",
+        ),
+    ),
+    ("block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)),
+)
+_LFM2_NAMES = (
+    ("model.embedding_norm.", "model.norm."),
+    (".operator_norm.", ".input_layernorm."),
+    (".ffn_norm.", ".post_attention_layernorm."),
+    (".self_attn.out_proj.", ".self_attn.o_proj."),
+    (".q_layernorm.", ".q_norm."),
+    (".k_layernorm.", ".k_norm."),
+    (".feed_forward.w1.", ".mlp.gate_proj."),
+    (".feed_forward.w2.", ".mlp.down_proj."),
+    (".feed_forward.w3.", ".mlp.up_proj."),
+)
+_QWEN = {"head_dim": 256, "max_position_embeddings": 32768}
+_QWEN_MOE = {**_QWEN, "intermediate_size": 5632}
+
+HYBRID_FAMILIES: dict[str, Family] = {
+    "Qwen3NextForCausalLM": Family(
+        "Qwen3-Next",
+        "Gated DeltaNet in three of four layers; gated attention; routed experts and a shared one",
+        qwen3_next,
+        _QWEN_MOE,
+    ),
+    "Qwen3_5ForCausalLM": Family(
+        "Qwen3.5 (dense)",
+        "Gated DeltaNet in three of four layers; gated attention",
+        qwen3_5,
+        _QWEN,
+    ),
+    "Qwen3_5ForConditionalGeneration": Family(
+        "Qwen3.5 0.8B to 27B (the text part)",
+        "as Qwen3.5; the vision part is not loaded",
+        qwen3_5,
+        _QWEN,
+        text_config=True,
+    ),
+    "Qwen3_5MoeForCausalLM": Family(
+        "Qwen3.5 MoE", "Qwen3.5 with routed experts and a shared one", qwen3_5_moe, _QWEN_MOE
+    ),
+    "Qwen3_5MoeForConditionalGeneration": Family(
+        "Qwen3.5 35B-A3B and larger (the text part)",
+        "as Qwen3.5 MoE; the vision part is not loaded",
+        qwen3_5_moe,
+        _QWEN_MOE,
+        text_config=True,
+    ),
+    "Lfm2ForCausalLM": Family(
+        "LFM2 350M to 2.6B",
+        "gated short convolutions in most layers",
+        lfm2,
+        {"intermediate_size": 12288},
+    ),
+    "GraniteMoeHybridForCausalLM": Family(
+        "Granite 4 H",
+        "Mamba-2 in most layers, and no positions; multipliers; in some routed experts",
+        granite_hybrid,
+    ),
+    "BambaForCausalLM": Family(
+        "Bamba", "Mamba-2 in most layers; RoPE on half of each head", bamba, {"rms_norm_eps": 1e-5}
+    ),
+}
