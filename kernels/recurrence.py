@@ -1,0 +1,238 @@
+"""What a layer computes that keeps a state of fixed size in place of keys and values: Gated
+DeltaNet (2412.06464), Mamba-2 (2405.21060) and gated short convolutions (LFM2).
+
+A state is what all tokens so far left: the last inputs of a short causal convolution, and for the
+first two a matrix for each head, to which every token adds a product of a key and a value:
+
+    Gated DeltaNet   S = decay S + k (x) gain (v - decay S^T k),   out = S^T q
+    Mamba-2          S = decay S + k (x) gain v,                   out = S^T q + skip v
+
+Tokens are taken one after the other, so that a token depends on what was before it alone: not on
+how a text was cut. Knows rows, and neither weights' files nor sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import silu, softplus
+
+from . import dispatch
+
+_NORM_EPS = 1e-6  # of a key's and a query's length, as flash-linear-attention has it
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """heads share key_heads keys and queries. conv_width: tokens that the convolution sees, the
+    newest included. is_delta: Gated DeltaNet, else Mamba-2. norm_heads: over how many heads' values
+    each root mean square is taken. step_limits: of Mamba-2's steps.
+
+    Rows of the convolution's input hold queries, keys and values (DeltaNet) or values, keys and
+    queries (Mamba-2, which calls them x, B and C), of all heads side by side.
+    """
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+    is_delta: bool
+    norm_heads: int
+    norm_eps: float
+    step_limits: tuple[float, float] = (0.0, float("inf"))
+
+    @property
+    def keys(self) -> int:
+        """Numbers of a row's keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution."""
+        return 2 * self.keys + self.values
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """Of one layer, float32. conv: (conv_width, channels); conv_bias: (channels,) or None;
+    step_bias, rate: (heads,), rate below 0; skip: (heads,), Mamba-2's alone, else None; norm:
+    (value_dim,) for all heads alike, or (heads * value_dim,)."""
+
+    conv: torch.Tensor
+    conv_bias: torch.Tensor | None
+    step_bias: torch.Tensor
+    rate: torch.Tensor
+    skip: torch.Tensor | None
+    norm: torch.Tensor
+
+
+def recur(
+    shape: RecurrentShape,
+    weights: RecurrentWeights,
+    mixed: torch.Tensor,
+    steps: torch.Tensor,
+    gains: torch.Tensor | None,
+    gate: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor],
+    after: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """The outputs (n, heads * value_dim) float32 of n tokens, gated and normed.
+
+    mixed: (n, channels), what goes into the convolution; steps: (n, heads), before their bias and
+    softplus; gains: (n, heads), before the sigmoid, DeltaNet's alone; gate: (n, heads * value_dim).
+    All float32; a row's numbers lie side by side. before, after: the states before the first and
+    behind the last token, each the convolution's last inputs (conv_width - 1, channels) and the
+    matrices (heads, key_dim, value_dim), float32, contiguous; `after` is written, and may be
+    `before`.
+
+    In the compiled kernel a token's bits depend neither on the tokens that share its call, nor on
+    their number or the threads'.
+    """
+    native = dispatch.compiled_for_floats(mixed, steps, gate, *before, *after)
+    if native is not None:
+        return _compiled(native, shape, weights, (mixed, steps, gains, gate), before, after)
+    n, per_key = len(mixed), shape.heads // shape.key_heads
+    rows = silu(_convolve(mixed, weights.conv, weights.conv_bias, before[0], after[0]))
+    first, second, third = rows.split(
+        [shape.keys, shape.keys, shape.values]
+        if shape.is_delta
+        else [shape.values, shape.keys, shape.keys],
+        -1,
+    )
+    q, k, v = (first, second, third) if shape.is_delta else (third, second, first)
+    q, k = (x.view(n, shape.key_heads, shape.key_dim) for x in (q, k))
+    v = v.reshape(n, shape.heads, shape.value_dim)
+    steps = softplus(steps + weights.step_bias)
+    if shape.is_delta:
+        q = _unit(q) * shape.key_dim**-0.5
+        k, gains = _unit(k), gains.sigmoid()
+    else:
+        steps = gains = steps.clamp(*shape.step_limits)
+    decays = (steps * weights.rate).exp()
+    q, k = (x.repeat_interleave(per_key, 1) for x in (q, k))
+    matrices, out = before[1].clone(), torch.empty_like(v)
+    for t in range(n):
+        matrices *= decays[t, :, None, None]
+        new = v[t]
+        if shape.is_delta:
+            new = new - (matrices * k[t, :, :, None]).sum(1)
+        matrices += k[t, :, :, None] * (new * gains[t, :, None])[:, None]
+        out[t] = (matrices * q[t, :, :, None]).sum(1)
+    after[1].copy_(matrices)
+    if weights.skip is not None:
+        out += v * weights.skip[:, None]
+    return _gated_norm(shape, weights.norm, out.flatten(1), gate)
+
+
+def short_conv(
+    mixed: torch.Tensor,
+    conv: torch.Tensor,
+    bias: torch.Tensor | None,
+    before: torch.Tensor,
+    after: torch.Tensor,
+) -> torch.Tensor:
+    """The outputs (n, channels) float32 of n tokens of a gated short convolution: c conv(b x).
+
+    mixed: (n, 3 * channels) float32: b, c and x; conv: (conv_width, channels); bias: (channels,) or
+    None; before, after: the convolution's last inputs (conv_width - 1, channels), as in `recur`.
+
+    Compiled, its bits depend on as little as those of `recur`.
+    """
+    native = dispatch.compiled_for_floats(mixed, conv, before, after)
+    if native is not None:
+        out = torch.empty((len(mixed), conv.shape[1]))
+        native.short_conv(
+            _convolution(conv, bias, before, after),
+            *_rows(mixed, 3 * conv.shape[1]),
+            len(mixed),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+    b, c, x = mixed.chunk(3, -1)
+    return c * _convolve(b * x, conv, bias, before, after)
+
+
+def _compiled(
+    native, shape: RecurrentShape, weights: RecurrentWeights, tokens, before, after
+) -> torch.Tensor:
+    """`recur` in one call. The order of numbers is cpu/bind_recurrence.cpp's."""
+    mixed, steps, gains, gate = tokens
+    out = torch.empty((len(mixed), shape.values))
+    layer = [
+        *_convolution(weights.conv, weights.conv_bias, before[0], after[0]),
+        shape.heads,
+        shape.key_heads,
+        shape.key_dim,
+        shape.value_dim,
+        shape.norm_heads,
+        int(shape.is_delta),
+        *(_address(x) for x in (weights.step_bias, weights.rate, weights.skip, weights.norm)),
+        0 if len(weights.norm) == shape.value_dim else shape.value_dim,
+        _address(before[1]),
+        _address(after[1]),
+    ]
+    rows = [
+        *_rows(mixed, shape.channels),
+        *_rows(steps, shape.heads),
+        *(_rows(gains, shape.heads) if shape.is_delta else (0, 0)),
+        *_rows(gate, shape.values),
+    ]
+    native.recur(
+        layer,
+        shape.norm_eps,
+        *shape.step_limits,
+        rows,
+        len(mixed),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _convolution(conv, bias, before, after) -> list[int]:
+    return [*conv.shape, *(_address(x) for x in (conv, bias, before, after))]
+
+
+def _address(x: torch.Tensor | None) -> int:
+    if x is None:
+        return 0
+    assert x.is_contiguous() and x.dtype == torch.float32
+    return x.data_ptr()
+
+
+def _rows(x: torch.Tensor, width: int) -> tuple[int, int]:
+    """Where the rows begin, and the floats from one to the next."""
+    assert x.shape[1] == width and (x.stride(1) == 1 or width == 1)
+    return x.data_ptr(), x.stride(0)
+
+
+def _convolve(x, conv, bias, before, after) -> torch.Tensor:
+    """(n, channels): each channel's last conv_width inputs, weighed, oldest first."""
+    n, width = len(x), len(conv)
+    seen = torch.cat([before, x])
+    after.copy_(seen[n:])
+    out = torch.zeros_like(x) if bias is None else bias.expand_as(x).clone()
+    for k in range(width):
+        out += seen[k : k + n] * conv[k]
+    return out
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _NORM_EPS)
+
+
+def _gated_norm(shape: RecurrentShape, norm, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """DeltaNet norms before it gates, Mamba-2 gates before it norms."""
+    if not shape.is_delta:
+        out = out * silu(gate)
+    parts = out.view(-1, shape.heads // shape.norm_heads, shape.norm_heads * shape.value_dim)
+    parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + shape.norm_eps)
+    out = (parts.view(-1, shape.values // len(norm), len(norm)) * norm).view(-1, shape.values)
+    return out * silu(gate) if shape.is_delta else out
