@@ -94,7 +94,7 @@ def recur(
     In the compiled kernel a token's bits depend neither on the tokens that share its call, nor on
     their number or the threads'.
     """
-    native = dispatch.compiled_for_floats(mixed, steps, gate, *before, *after)
+    native = dispatch.compiled_for_floats(mixed)
     if native is not None:
         return _compiled(native, shape, weights, (mixed, steps, gains, gate), before, after)
     n, per_key = len(mixed), shape.heads // shape.key_heads
@@ -144,7 +144,7 @@ def short_conv(
 
     Compiled, its bits depend on as little as those of `recur`.
     """
-    native = dispatch.compiled_for_floats(mixed, conv, before, after)
+    native = dispatch.compiled_for_floats(mixed)
     if native is not None:
         out = torch.empty((len(mixed), conv.shape[1]))
         native.short_conv(
@@ -209,8 +209,9 @@ def _address(x: torch.Tensor | None) -> int:
 
 def _rows(x: torch.Tensor, width: int) -> tuple[int, int]:
     """Where the rows begin, and the floats from one to the next."""
-    assert x.shape[1] == width and (x.stride(1) == 1 or width == 1)
-    return x.data_ptr(), x.stride(0)
+    stride, within = x.stride()
+    assert x.shape[1] == width and (within == 1 or width == 1) and x.dtype == torch.float32
+    return x.data_ptr(), stride
 
 
 def _convolve(x, conv, bias, before, after) -> torch.Tensor:

@@ -202,7 +202,7 @@ struct Recurrence {
     // Where the tokens of the part that begins at a channel lie, one after the other.
     float *part(int64_t channel) const { return rows + channel * conv.tokens; }
 };
-constexpr int64_t RECUR_COLUMNS = 32;  // of a matrix, in one task: with up to 128 keys they take half of the first cache
+constexpr int64_t RECUR_COLUMNS = 128;  // of a matrix, in one task
 
 // A gated short convolution: c conv(b x).
 struct ShortConvolution {
