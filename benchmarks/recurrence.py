@@ -3,11 +3,10 @@
     python benchmarks/recurrence.py [--threads N] [--isa avx512vnni|avx2|...|reference]
 
 Prints the ceiling first: how fast this machine changes memory in place, bytes read and written
-together. Then, for the shapes of Qwen3.5 0.8B
-(Gated DeltaNet) and Granite 4 H 1B (Mamba-2), microseconds a token and layer, of calls of one token
-and of 256, and what one reading and one writing of the state would take. Single tokens go through
-as many layers in turn as no cache holds together, as decoding does. The last line is one JSON
-object.
+together. Then, for the shapes of Qwen3.5 0.8B (Gated DeltaNet) and Granite 4 H 1B (Mamba-2),
+microseconds a token and layer, of calls of one token and of 256, and what one reading and one
+writing of the state would take. Single tokens go through as many layers in turn as no cache holds
+together, as decoding does. The last line is one JSON object.
 """
 
 from __future__ import annotations
