@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import silu, softplus
 
+from . import dispatch
+
 _NORM_EPS = 1e-6  # of a key's and a query's length, as flash-linear-attention has it
 
 
@@ -89,6 +91,9 @@ def recur(
     matrices (heads, key_dim, value_dim), float32, contiguous; `after` is written, and may be
     `before`.
     """
+    native = dispatch.compiled_for_floats(mixed)
+    if native is not None:
+        return _compiled(native, shape, weights, (mixed, steps, gains, gate), before, after)
     inputs, matrices = before[0].clone(), before[1].clone()
     out = mixed.new_empty(len(mixed), shape.values)
     for t in range(len(mixed)):  # one at a time: torch's bits depend on how many there are
@@ -139,9 +144,75 @@ def short_conv(
     mixed: (n, 3 * channels) float32: b, c and x; conv: (conv_width, channels); bias: (channels,) or
     None; before, after: the convolution's last inputs (conv_width - 1, channels), as in `recur`.
     """
+    native = dispatch.compiled_for_floats(mixed)
+    if native is not None:
+        out = torch.empty((len(mixed), conv.shape[1]))
+        native.short_conv(
+            _convolution(conv, bias, before, after),
+            *_rows(mixed, 3 * conv.shape[1]),
+            len(mixed),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
     b, c, x = mixed.chunk(3, -1)
     after.copy_(before)
     return c * _convolve(b * x, conv, bias, after)
+
+
+def _compiled(
+    native, shape: RecurrentShape, weights: RecurrentWeights, tokens, before, after
+) -> torch.Tensor:
+    """`recur` in one call. The order of numbers is cpu/bind_recurrence.cpp's."""
+    mixed, steps, gains, gate = tokens
+    out = torch.empty((len(mixed), shape.values))
+    layer = [
+        *_convolution(weights.conv, weights.conv_bias, before[0], after[0]),
+        shape.heads,
+        shape.key_heads,
+        shape.key_dim,
+        shape.value_dim,
+        shape.norm_heads,
+        int(shape.is_delta),
+        *(_address(x) for x in (weights.step_bias, weights.rate, weights.skip, weights.norm)),
+        0 if len(weights.norm) == shape.value_dim else shape.value_dim,
+        _address(before[1]),
+        _address(after[1]),
+    ]
+    rows = [
+        *_rows(mixed, shape.channels),
+        *_rows(steps, shape.heads),
+        *(_rows(gains, shape.heads) if shape.is_delta else (0, 0)),
+        *_rows(gate, shape.values),
+    ]
+    native.recur(
+        layer,
+        shape.norm_eps,
+        *shape.step_limits,
+        rows,
+        len(mixed),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _convolution(conv, bias, before, after) -> list[int]:
+    return [*conv.shape, *(_address(x) for x in (conv, bias, before, after))]
+
+
+def _address(x: torch.Tensor | None) -> int:
+    if x is None:
+        return 0
+    assert x.is_contiguous() and x.dtype == torch.float32
+    return x.data_ptr()
+
+
+def _rows(x: torch.Tensor, width: int) -> tuple[int, int]:
+    """Where the rows begin, and the floats from one to the next."""
+    stride, within = x.stride()
+    assert x.shape[1] == width and (within == 1 or width == 1) and x.dtype == torch.float32
+    return x.data_ptr(), stride
 
 
 def _convolve(x, conv, bias, inputs: torch.Tensor) -> torch.Tensor:

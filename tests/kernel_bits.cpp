@@ -151,6 +151,45 @@ void joins(const Kernels &k) {
         }
 }
 
+// Layers with a state, in place. Decays and weights are made here, as each machine's library has its own exponentials.
+void recurrences(const Kernels &k) {
+    for (int64_t dim : {8, 24, 64, 136})
+        for (int64_t tokens : {1, 5})
+            for (bool is_delta : {true, false}) {
+                const int64_t heads = 4, key_heads = 2, key_dim = dim + 3, channels = 2 * key_heads * key_dim + heads * dim, width = 3;
+                const std::vector<float> mixed = floats(tokens * channels), taps = floats(width * channels), bias = floats(channels);
+                const std::vector<float> each = floats(tokens * heads), gate = floats(tokens * heads * dim), norm = floats(heads * dim);
+                std::vector<float> inputs = floats((width - 1) * channels), matrices = floats(heads * key_dim * dim);
+                std::vector<float> rows((size_t)(tokens * channels)), out((size_t)(tokens * heads * dim));
+                std::vector<float> scratch((size_t)(key_dim * RECUR_COLUMNS)), decays = floats(tokens * heads), weights(decays);
+                Recurrence r{};
+                r.conv = {width, channels, tokens, taps.data(), bias.data(), mixed.data(), channels, inputs.data(), inputs.data()};
+                r.heads = heads, r.key_heads = key_heads, r.key_dim = key_dim, r.value_dim = dim, r.norm_heads = 2;
+                r.is_delta = is_delta, r.norm_eps = 1e-5f, r.most_step = 1.0f;
+                r.step_bias = r.rate = r.skip = each.data();
+                r.norm = norm.data(), r.norm_stride = dim;
+                r.steps = r.gains = each.data(), r.gate = gate.data();
+                r.steps_stride = r.gains_stride = heads, r.gate_stride = heads * dim;
+                r.before = r.after = matrices.data();
+                r.rows = rows.data(), r.decays = decays.data(), r.weights = weights.data(), r.out = out.data();
+                for (int64_t part = 0; part < r.num_parts(); ++part) k.prepare_part(r, part);
+                decays = floats(tokens * heads), weights = floats(tokens * heads);
+                for (float &one : decays) one = std::fabs(one) / 2;
+                r.decays = decays.data(), r.weights = weights.data();
+                for (int64_t head = 0; head < heads; ++head)
+                    for (int64_t first = 0; first < dim; first += RECUR_COLUMNS) k.take_tokens(r, head, first, scratch.data());
+                k.gate_outputs(r, 0, tokens * heads / r.norm_heads);
+                Hash hash;
+                for (const std::vector<float> *x : {&rows, &inputs, &matrices, &out}) hash.add(*x);
+                std::vector<float> products((size_t)(tokens * dim)), convolved(products);
+                ShortConvolution s{{width, dim, tokens, taps.data(), nullptr, products.data(), dim, inputs.data(), inputs.data()},
+                                   mixed.data(), channels, products.data(), convolved.data()};
+                k.short_conv(s, 0, dim);
+                hash.add(convolved);
+                hash.print(is_delta ? "delta" : "mamba", dim, tokens);
+            }
+}
+
 // A prefill cell: masked and not, with and without a soft-cap.
 void prefill(const Kernels &k) {
     for (int64_t dim : {8, 40, 64, 128})
@@ -310,6 +349,7 @@ int main() {
     prefill(k);
     joins(k);
     raw_tokens(k);
+    recurrences(k);
     int64_t numbers[LAYOUT_NUMBERS];
     for (int read = 0; std::scanf("%ld", (long *)numbers + read) == 1;)
         if (++read == LAYOUT_NUMBERS) {

@@ -35,6 +35,7 @@ namespace {
 #include "matmul_groups.h"
 #include "matmul.h"
 #include "step.h"
+#include "recurrence.h"
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
@@ -42,7 +43,7 @@ const Kernels &EBBTIDE_TABLE() {
                                   attend_scratch, attend_chunk, merge_chunks, attend_span, prefill_floats, prefill_scratch,
                                   prefill_panels, pack_panel, attend_block, join_two, rope_scores, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, bound_record, page_shares, record_costs, leave_out, value_spread,
-                                  means_scratch, sum_means};
+                                  means_scratch, sum_means, prepare_part, take_tokens, gate_outputs, short_conv};
     return table;
 }
 }  // namespace ebbtide

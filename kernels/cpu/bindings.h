@@ -47,6 +47,7 @@ inline std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
 void bind_attend(nanobind::module_ &m);
 void bind_matmul(nanobind::module_ &m);
 void bind_reads(nanobind::module_ &m);
+void bind_recurrence(nanobind::module_ &m);
 void bind_rows(nanobind::module_ &m);
 void bind_select(nanobind::module_ &m);
 void bind_step(nanobind::module_ &m);

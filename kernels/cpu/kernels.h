@@ -162,6 +162,57 @@ constexpr int64_t MEANS_RECORDS = 64;  // of one sum: fixed, so that the bits ar
 
 enum Activation { SILU, GELU, GELU_TANH };  // in the order of ../step.py
 
+// A causal convolution of each channel's inputs with its taps.
+struct Convolution {
+    int64_t width, channels, tokens;
+    const float *taps, *bias;  // (width, channels), the oldest input's first; (channels), or null
+    const float *inputs;       // (tokens, channels), `stride` floats from row to row
+    int64_t stride;
+    const float *before;       // (width - 1, channels): the inputs before these
+    float *after;              // (width - 1, channels): the last of all; may be `before`
+
+    // The i-th input, those before these included: token t sees t .. t + width - 1.
+    const float *input(int64_t i) const { return i < width - 1 ? before + i * channels : inputs + (i - width + 1) * stride; }
+};
+constexpr int64_t MAX_CONV_WIDTH = 16;
+
+// Tokens that go through a layer which keeps a matrix for each head: ../recurrence.py. In three steps, each of independent tasks:
+// prepare_part, take_tokens, gate_outputs.
+struct Recurrence {
+    Convolution conv;
+    int64_t heads, key_heads, key_dim, value_dim, norm_heads;
+    bool is_delta;
+    float norm_eps, least_step, most_step;
+    const float *step_bias, *rate, *skip;      // (heads) each; skip may be null
+    const float *norm;                         // (value_dim) of each head, `norm_stride` floats apart
+    int64_t norm_stride;
+    const float *steps, *gains, *gate;         // rows of heads, heads, heads * value_dim
+    int64_t steps_stride, gains_stride, gate_stride;
+    const float *before;                       // (heads, key_dim, value_dim)
+    float *after;                              // the same; may be `before`
+    float *rows;                               // (channels * tokens), of each part side by side: what the convolution gives
+    float *decays, *weights;                   // (heads, tokens): by what a matrix shrinks, and what new values are worth
+    float *out;                                // (tokens, heads * value_dim)
+
+    // Parts are a head's queries, keys or values, and lie in a row in this order, or for Mamba-2 in the opposite one.
+    int64_t num_parts() const { return 2 * key_heads + heads; }
+    int64_t queries(int64_t key_head) const { return (is_delta ? 0 : heads * value_dim + key_heads * key_dim) + key_head * key_dim; }
+    int64_t keys(int64_t key_head) const { return (is_delta ? key_heads * key_dim : heads * value_dim) + key_head * key_dim; }
+    int64_t values(int64_t head) const { return (is_delta ? 2 * key_heads * key_dim : 0) + head * value_dim; }
+    // Where the tokens of the part that begins at a channel lie, one after the other.
+    float *part(int64_t channel) const { return rows + channel * conv.tokens; }
+};
+constexpr int64_t RECUR_COLUMNS = 128;  // of a matrix, in one task
+
+// A gated short convolution: c conv(b x).
+struct ShortConvolution {
+    Convolution conv;    // its inputs are `products`, side by side
+    const float *mixed;  // b, c and x of each token, `stride` floats from row to row
+    int64_t stride;
+    float *products;     // (tokens, channels): b x
+    float *out;          // (tokens, channels)
+};
+
 struct Kernels {
     const char *name;
     bool byte_products;  // codes are multiplied faster than floats by however many rows
@@ -227,6 +278,13 @@ struct Kernels {
     // MEANS_RECORDS records of one head; scratch holds means_scratch floats.
     int64_t (*means_scratch)(const Layout &, int64_t rows);
     void (*sum_means)(const Means &, int64_t head, int64_t chunk, float *scratch, float *out);
+    // One of num_parts; RECUR_COLUMNS of one head, with scratch for as many floats of each key; outputs begin .. end, counted
+    // by tokens and the heads that are normed together.
+    void (*prepare_part)(const Recurrence &, int64_t part);
+    void (*take_tokens)(const Recurrence &, int64_t head, int64_t first, float *scratch);
+    void (*gate_outputs)(const Recurrence &, int64_t begin, int64_t end);
+    // Channels begin .. end.
+    void (*short_conv)(const ShortConvolution &, int64_t begin, int64_t end);
 };
 
 const Kernels &kernels_portable();

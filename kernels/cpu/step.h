@@ -1,8 +1,23 @@
 // What stands between the products of a layer: norms and the gate of an MLP, for one row.
 // Included inside an anonymous namespace, after lanes.h.
 
-// x / rms(x) * (weight + offset), summed in an order that n alone fixes. out may be x.
-void rms_norm(const float *x, const float *weight, float offset, float eps, int64_t n, float *out) {
+// `count` numbers, or sixteen where there are more; the other lanes are zero.
+inline Lanes load_some(const float *p, int64_t count) {
+    if (count >= 16) return load(p);
+    float some[16] = {};
+    std::memcpy(some, p, (size_t)count * sizeof(float));
+    return load(some);
+}
+
+inline void store_some(float *p, Lanes a, int64_t count) {
+    if (count >= 16) return store(p, a);
+    float some[16];
+    store(some, a);
+    std::memcpy(p, some, (size_t)count * sizeof(float));
+}
+
+// The sum of n squares, in an order that n alone fixes.
+inline float sum_of_squares(const float *x, int64_t n) {
     Lanes parts[4] = {zero(), zero(), zero(), zero()};
     int64_t i = 0;
     for (; i + 64 <= n; i += 64)
@@ -13,10 +28,22 @@ void rms_norm(const float *x, const float *weight, float offset, float eps, int6
     for (; i + 16 <= n; i += 16) parts[0] = mul_add(load(x + i), load(x + i), parts[0]);
     float total = sum(add(add(parts[0], parts[1]), add(parts[2], parts[3])));
     for (; i < n; ++i) total += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt(total / (float)n + eps);
+    return total;
+}
+
+inline float inverse_rms(const float *x, float eps, int64_t n) { return 1.0f / std::sqrt(sum_of_squares(x, n) / (float)n + eps); }
+
+// x * factor * (weight + offset). out may be x.
+inline void weigh(const float *x, float factor, const float *weight, float offset, int64_t n, float *out) {
     const Lanes times = all(factor), more = all(offset);
-    for (i = 0; i + 16 <= n; i += 16) store(out + i, mul(mul(load(x + i), times), add(load(weight + i), more)));
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(out + i, mul(mul(load(x + i), times), add(load(weight + i), more)));
     for (; i < n; ++i) out[i] = x[i] * factor * (weight[i] + offset);
+}
+
+// x / rms(x) * (weight + offset). out may be x.
+void rms_norm(const float *x, const float *weight, float offset, float eps, int64_t n, float *out) {
+    weigh(x, inverse_rms(x, eps, n), weight, offset, n, out);
 }
 
 inline Lanes at_most_zero(Lanes x) { return sub(zero(), larger(sub(zero(), x), zero())); }
@@ -35,23 +62,18 @@ inline Lanes gelu_tanh(Lanes x) {
     return mul(x, sigmoid(mul(all(1.5957691216f), mul_add(all(0.044715f), cubed, x))));
 }
 
+// out = ACTIVATION(gate) * up. out may be either.
 template <Lanes (*ACTIVATION)(Lanes)>
-inline void gate_lanes(float *gate, const float *up, int64_t n) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store(gate + i, mul(ACTIVATION(load(gate + i)), load(up + i)));
-    if (i == n) return;
-    float rest_of_gate[16] = {}, rest_of_up[16] = {};
-    std::memcpy(rest_of_gate, gate + i, (size_t)(n - i) * sizeof(float));
-    std::memcpy(rest_of_up, up + i, (size_t)(n - i) * sizeof(float));
-    store(rest_of_gate, mul(ACTIVATION(load(rest_of_gate)), load(rest_of_up)));
-    std::memcpy(gate + i, rest_of_gate, (size_t)(n - i) * sizeof(float));
+inline void gate_lanes(const float *gate, const float *up, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += 16)
+        store_some(out + i, mul(ACTIVATION(load_some(gate + i, n - i)), load_some(up + i, n - i)), n - i);
 }
 
 // gate = activation(gate) * up
 void gate_with(Activation activation, float *gate, const float *up, int64_t n) {
     switch (activation) {
-        case SILU: return gate_lanes<silu>(gate, up, n);
-        case GELU_TANH: return gate_lanes<gelu_tanh>(gate, up, n);
+        case SILU: return gate_lanes<silu>(gate, up, n, gate);
+        case GELU_TANH: return gate_lanes<gelu_tanh>(gate, up, n, gate);
         case GELU:
             for (int64_t i = 0; i < n; ++i) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     }
