@@ -49,8 +49,8 @@ class LayerStep:
 
     norms: weights (n,) float32 by the names of NORMS, None where there is none; products: weights
     and biases (out,) float32 or None by the names of PRODUCTS; without the MLP's, `add_mlp` and
-    `mix` must not be called. rope_width, interleaved: of the rotation; a width of 0 turns nothing.
-    native: of `native_for`.
+    `mix` must not be called, without the queries', neither `project` nor `project_into`.
+    rope_width, interleaved: of the rotation; a width of 0 turns nothing. native: of `native_for`.
     """
 
     def __init__(
@@ -148,23 +148,33 @@ class LayerStep:
 
 
 class BlockProduct:
-    """Blocks of rows of one weight, such as an output head, ready for one row at a time. `linear`
+    """Weights of one row, such as blocks of an output head, ready for one row at a time. `linear`
     of the blocks one after the other gives the same bits.
 
-    norm: weight (in,) float32, offset and eps of a `norm.rms_norm` before them, or None.
+    norm: weight (in,) float32, offset and eps of a `norm.rms_norm` before them, or None. biases: of
+    each block, (out,) float32 or None.
     """
 
     def __init__(
-        self, native, blocks: list[Weight], norm: tuple[torch.Tensor, float, float] | None = None
+        self,
+        native,
+        blocks: list[Weight],
+        norm: tuple[torch.Tensor, float, float] | None = None,
+        biases: list[torch.Tensor | None] | None = None,
     ):
-        self._kept, self._num_outputs = (blocks, norm), sum(block.shape[0] for block in blocks)
-        numbers = [n for block in blocks for n in product_numbers(block, None)]
+        biases = [None] * len(blocks) if biases is None else biases
+        self._kept = blocks, norm, biases
+        self.num_outputs = [block.shape[0] for block in blocks]
+        numbers = []
+        for block, bias in zip(blocks, biases, strict=True):
+            numbers += product_numbers(block, bias)
         weight, offset, eps = norm or (None, 0.0, 0.0)
         self._native = native.BlockProduct(numbers, _address(weight), offset, eps)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """x (1, in) float32 times the weight, transposed: (1, out) float32."""
-        x, out = x.contiguous(), torch.empty(1, self._num_outputs)
+        """x (1, in) float32 times the weights, transposed: (1, out) float32, of all blocks side by
+        side."""
+        x, out = x.contiguous(), torch.empty(1, sum(self.num_outputs))
         self._native.run(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
 

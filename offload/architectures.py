@@ -14,7 +14,6 @@ UNKNOWN_STATES = {
     "FalconH1ForCausalLM": "Mamba-2 beside attention in each layer",
     "NemotronHForCausalLM": "layers that are Mamba-2 alone, or an MLP alone",
     "JambaForCausalLM": "Mamba layers",
-    "Lfm2MoeForCausalLM": "experts that are chosen by sigmoids",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
 }

@@ -63,7 +63,7 @@ class Decoder:
         residual rows x (n, hidden_size), the first of which is at `position`; and the gate of the
         output, (n, num_heads * head_dim), where there is one: see `gated`.
         """
-        step = self._step(layer, w, x)
+        step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
             return *step.project(x, *angles, self.query_scale(position)), None
@@ -87,7 +87,7 @@ class Decoder:
         """Queries and gate of the residual row x (1, hidden_size) at `position`, whose keys and
         values go to a row of a raw cell. kv: the layer's number there.
         """
-        step = self._step(layer, w, x)
+        step = self._projecting_step(layer, w, x)
         if step is None:
             q, k, v, gate = self.project(layer, w, x, slice(0, 1), position)
             raw.write(kv, cell, row, k, v)
@@ -108,8 +108,7 @@ class Decoder:
         """What a layer that keeps a state makes of `rows` of the residual x (n, hidden_size), for
         its output projection; other rows are zero. `after` becomes the state behind the last row.
         """
-        recurrent = self._recurrent.of(layer, w)
-        return recurrent.run(self._mixer_input(w, x), rows, before, after)
+        return self._recurrent.of(layer, w).run(x, rows, before, after)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
@@ -137,8 +136,7 @@ class Decoder:
         step = self._step(layer, w, x)
         if step is not None:
             return step.add_attention(x, mixed)
-        recurrence = self.config.recurrence_of(layer)
-        name = "self_attn.o_proj" if recurrence is None else f"{recurrence.module}.out_proj"
+        name = self.config.output_projection(layer)
         o = tiled(mixed, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
         return self._add(x, self._norm(w, self.config.norms.after_attention, o))
 
@@ -175,6 +173,9 @@ class Decoder:
     def _step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         """The compiled step that serves x, or None."""
         return self._steps.of(layer, w) if x.shape[0] == 1 else None
+
+    def _projecting_step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
+        return self._step(layer, w, x) if self._steps.has_projections(layer) else None
 
     def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         return self._norm(w, self.config.norms.before_attention, x)

@@ -122,9 +122,13 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     experts = [e for e in config.experts if e is not None]
     inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
     gathered = max((3 * config.hidden_size + 4 * e.count for e in experts), default=0)
+    # A row attends, or goes through a state: projections, and what comes of them.
+    mixing = 4 * heads + 8 * kv + 2 * longest
+    for r in config.recurrent:
+        values = r.channels if r.shape is None else r.shape.values
+        mixing = max(mixing, 3 * r.channels + 4 * values)
     once = (
-        cell * (4 * config.hidden_size + 4 * heads + 8 * kv + 3 * inner + gathered)
-        + cell * longest * 2
+        cell * (4 * config.hidden_size + mixing + 3 * inner + gathered)
         + 2 * kv * (geometry.span_tokens + raw_tokens)
         + cell * geometry.span_tokens * config.num_heads * config.qkv_bias  # of key biases' scores
         + _packed(config.head_dim) * config.num_kv_heads * (longest + 64)

@@ -185,6 +185,30 @@ def lfm2(get: Fields, head_dim: int) -> dict:
     }
 
 
+def lfm2_moe(get: Fields, head_dim: int) -> dict:
+    block = "feed_forward"
+    experts = Experts(
+        num_experts(get, 32),
+        get.number("num_experts_per_tok", 4),
+        get.number("moe_intermediate_size", 1792),
+        get.flag("norm_topk_prob", True),
+        router=f"{block}.gate",
+        gate=f"{block}.experts.{{}}.w1",
+        up=f"{block}.experts.{{}}.w3",
+        down=f"{block}.experts.{{}}.w2",
+        by_sigmoid=True,
+        bias=f"{block}.expert_bias" if get.flag("use_expert_bias", True) else None,
+        scaling=get.positive("routed_scaling_factor", 1.0),
+    )
+    dense, layers = get.number("num_dense_layers", 2, low=0), range(get.num_layers)
+    return {
+        **lfm2(Fields({**get.raw, "block_auto_adjust_ff_dim": False}, get.path), head_dim),
+        "experts": tuple(
+            None if layer < dense else checked_experts(get, experts) for layer in layers
+        ),
+    }
+
+
 def _attends(get: Fields, rule) -> list[bool]:
     """Whether each layer attends: where layer_types says so, or, without it, rule(layer)."""
     kinds = get.per_layer("layer_types") or get.per_layer("layers_block_type")
@@ -272,6 +296,9 @@ HYBRID_FAMILIES: dict[str, Family] = {
         "gated short convolutions in most layers",
         lfm2,
         {"intermediate_size": 12288},
+    ),
+    "Lfm2MoeForCausalLM": Family(
+        "LFM2 8B-A1B", "LFM2 with routed experts, chosen by sigmoids and a bias", lfm2_moe
     ),
     "GraniteMoeHybridForCausalLM": Family(
         "Granite 4 H",

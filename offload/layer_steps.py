@@ -11,7 +11,7 @@ from .model_config import ModelConfig
 from .rope import Rope
 from .weights import LayerTensors
 
-_PROJECTIONS = ("q", "k", "v", "o")
+_QKV = ("q", "k", "v")
 _MLP = ("gate", "up", "down")
 
 
@@ -42,24 +42,29 @@ class LayerSteps:
         return made[1]
 
     def has_mlp(self, layer: int) -> bool:
-        """Whether a layer's step includes what follows attention: experts are chosen elsewhere."""
+        """Whether a layer's step includes what follows the output projection: experts are chosen
+        elsewhere."""
         return self._config.experts_of(layer) is None
+
+    def has_projections(self, layer: int) -> bool:
+        """Whether it includes queries, keys and values."""
+        return self._config.recurrence_of(layer) is None and not self._config.output_gate
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native = native_for(*w.values())
-        # What the step does not know is done operation by operation.
-        is_known = self._config.recurrence_of(layer) is None and not self._config.output_gate
-        if native is None or not is_known:
+        if native is None:
             return None
-        names = {name: f"self_attn.{name}_proj" for name in _PROJECTIONS}
+        config, norms = self._config, {}
+        names = {"o": config.output_projection(layer)}
+        if self.has_projections(layer):
+            names |= {name: f"self_attn.{name}_proj" for name in _QKV}
         if self.has_mlp(layer):
             names |= {name: f"mlp.{name}_proj" for name in _MLP}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
-        config, norms = self._config, {}
         for role, name in vars(config.norms).items():
             if name is not None:
                 norms[role] = w[f"{name}.weight"]
-        if config.qk_norm:
+        if config.qk_norm and self.has_projections(layer):
             norms |= {name: w[f"self_attn.{name}_norm.weight"] for name in ("q", "k")}
         rope = self._ropes[layer]
         turns = rope.config is not None

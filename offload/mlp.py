@@ -17,6 +17,7 @@ from .rowwise import tiled
 from .weights import LayerTensors
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_LEAST_SUM = 1e-6  # added to that of sigmoids, which may all be small
 _DENSE = tuple(f"mlp.{name}" for name in _PROJECTIONS)
 
 
@@ -32,7 +33,9 @@ def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, e
     """The chosen experts' outputs for `rows` of h (n, hidden_size), weighted and added in the order
     of their numbers, and behind them the shared one's; other rows of the result are zero.
     """
-    weights, chosen = _route(tiled(h, rows, w[f"{experts.router}.weight"]), experts)
+    scores = tiled(h, rows, w[f"{experts.router}.weight"])
+    bias = None if experts.bias is None else w[experts.bias]
+    weights, chosen = _route(scores, experts, bias)
     asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
     asked[rows] = True
     out = torch.zeros_like(h)
@@ -54,13 +57,18 @@ def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, e
     return out
 
 
-def _route(scores: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.Tensor]:
+def _route(
+    scores: torch.Tensor, experts: Experts, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
-    shares, numbers = scores.softmax(-1).sort(stable=True, dim=-1, descending=True)
-    shares, numbers = shares[:, : experts.chosen], numbers[:, : experts.chosen]
+    shares = scores.sigmoid() if experts.by_sigmoid else scores.softmax(-1)
+    worth = shares if bias is None else shares + bias
+    numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]
+    shares = shares.gather(-1, numbers)
     if experts.normalised:
-        shares = shares / shares.sum(-1, keepdim=True)
-    return shares, numbers
+        least = _LEAST_SUM if experts.by_sigmoid else 0.0
+        shares = shares / (shares.sum(-1, keepdim=True) + least)
+    return (shares if experts.scaling == 1 else shares * experts.scaling), numbers
 
 
 def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:

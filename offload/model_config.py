@@ -42,7 +42,9 @@ class Experts:
 
     count: how many there are; chosen: how many a token goes through; normalised: whether the
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
-    standing for the expert's number. shared_size: of the expert that every token goes through
+    standing for the expert's number. by_sigmoid: scores are sigmoids, each on its own, not shares
+    of one whole; bias: the files' name of what is added to them for the choice alone; scaling: of
+    the chosen ones' weights. shared_size: of the expert that every token goes through
     besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
     for each token, how much of it counts, None: all.
     """
@@ -55,6 +57,9 @@ class Experts:
     gate: str = "mlp.experts.{}.gate_proj"
     up: str = "mlp.experts.{}.up_proj"
     down: str = "mlp.experts.{}.down_proj"
+    by_sigmoid: bool = False
+    bias: str | None = None
+    scaling: float = 1.0
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
     shared_gate: str | None = "mlp.shared_expert_gate"
@@ -140,6 +145,11 @@ class ModelConfig:
 
     def recurrence_of(self, layer: int) -> Recurrence | None:
         return self.recurrences[layer] if self.recurrences else None
+
+    def output_projection(self, layer: int) -> str:
+        """The name of what joins a layer's first half to the residual."""
+        recurrence = self.recurrence_of(layer)
+        return "self_attn.o_proj" if recurrence is None else f"{recurrence.module}.out_proj"
 
     @cached_property
     def kv_layers(self) -> tuple[int, ...]:

@@ -1,79 +1,104 @@
-"""The first half of a layer that keeps a state: its input's projections, and what the kernels make
-of them. The output projection is the decoder's. Knows no sequences: states come as arguments.
+"""The first half of a layer that keeps a state: norm, projections, and what the kernels make of
+them. The output projection is the decoder's. Knows no sequences: states come as arguments.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ..kernels.norm import rms_norm
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
+from ..kernels.step import BlockProduct, native_for
 from .model_config import ModelConfig, Recurrence
 from .rowwise import tiled
 from .states import LayerState
 from .weights import LayerTensors
 
+# In the order in which `_parts` takes them; a layer has one, two or four of them.
+_PROJECTIONS = tuple(
+    f"in_proj{part}.weight" for part in ("", "_qkvz", "_ba", "_qkv", "_z", "_b", "_a")
+)
+
 
 class RecurrentLayer:
-    """One layer with its tensors w."""
+    """One layer with its tensors w. A single row takes one call of the compiled kernels for all its
+    projections, where they serve."""
 
-    def __init__(self, recurrence: Recurrence, w: LayerTensors):
-        self._recurrence, self._w = recurrence, w
-        shape, name = recurrence.shape, "conv" if recurrence.shape is None else "conv1d"
-        conv = self._tensor(f"{name}.weight").view(recurrence.channels, recurrence.conv_width)
-        self._conv, self._conv_bias = conv.T.contiguous(), self._tensor(f"{name}.bias")
-        if shape is not None:
-            self._weights = RecurrentWeights(
-                self._conv,
-                self._conv_bias,
-                self._tensor("dt_bias"),
-                -self._tensor("A_log").exp(),
-                self._tensor("D"),
-                self._tensor("norm.weight"),
-            )
+    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
+        self._recurrence, self._module = recurrence, {}
+        prefix = f"{recurrence.module}."
+        for name, tensor in w.items():
+            if name.startswith(prefix):
+                self._module[name.removeprefix(prefix)] = tensor
+        norm = w[f"{config.norms.before_attention}.weight"]
+        self._norm = norm, config.norm_offset, config.norm_eps
+        self._weights = self._conv = self._product = None
+        conv, bias = self._convolution()
+        if recurrence.shape is None:
+            self._conv = conv, bias
+        else:
+            module = self._module
+            rate, norm = -module["A_log"].exp(), module["norm.weight"]
+            of_heads = module["dt_bias"], rate, module.get("D"), norm
+            self._weights = RecurrentWeights(conv, bias, *of_heads)
+        self._names = [n.removesuffix(".weight") for n in _PROJECTIONS if n in self._module]
+        weights = [self._module[f"{name}.weight"] for name in self._names]
+        native = native_for(*weights)
+        if native is not None:
+            biases = [self._module.get(f"{name}.bias") for name in self._names]
+            self._product = BlockProduct(native, weights, self._norm, biases)
 
     def run(
-        self, h: torch.Tensor, rows: slice, before: LayerState, after: LayerState
+        self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
-        """See Decoder.recur; h: the residual, normed."""
-        shape = self._recurrence.shape
+        """See Decoder.recur."""
+        shape, projected = self._recurrence.shape, self._project(x, rows)
         if shape is None:
-            mixed = self._project(h, rows, "in_proj")
-            new = short_conv(mixed, self._conv, self._conv_bias, before[0], after[0])
+            new = short_conv(projected[0], *self._conv, before[0], after[0])
         else:
-            parts = self._parts(h, rows, shape)
+            parts = self._parts(projected, shape)
             new = recur(shape, self._weights, *parts, before, after)
-        if len(h) == len(new):
+        if len(x) == len(new):
             return new
-        out = h.new_zeros(len(h), new.shape[1])
+        out = x.new_zeros(len(x), new.shape[1])
         out[rows] = new
         return out
 
-    def _parts(self, h: torch.Tensor, rows: slice, shape: RecurrentShape):
-        """What goes into the convolution, steps, gains and the gate, of `rows`."""
+    def _project(self, x: torch.Tensor, rows: slice) -> list[torch.Tensor]:
+        """What each of `_names` makes of `rows`."""
+        if len(x) == 1 and self._product is not None:
+            return list(self._product.run(x).split(self._product.num_outputs, -1))
+        h, outs = rms_norm(x, *self._norm), []
+        for name in self._names:
+            weight, bias = self._module[f"{name}.weight"], self._module.get(f"{name}.bias")
+            outs.append(tiled(h, rows, weight, bias)[rows])
+        return outs
+
+    def _parts(self, projected: list[torch.Tensor], shape: RecurrentShape):
+        """What goes into the convolution, steps, gains and the gate."""
         if not shape.is_delta:
-            sizes = [shape.values, shape.channels, shape.heads]
-            gate, mixed, steps = self._project(h, rows, "in_proj").split(sizes, -1)
+            gate, mixed, steps = projected[0].split([shape.values, shape.channels, shape.heads], -1)
             return mixed, steps, None, gate
         if not self._recurrence.by_heads:
-            names = ("in_proj_qkv", "in_proj_a", "in_proj_b", "in_proj_z")
-            return [self._project(h, rows, name) for name in names]
+            mixed, gate, gains, steps = projected
+            return mixed, steps, gains, gate
         each = shape.heads // shape.key_heads  # heads that share a key
         sizes = [shape.key_dim, shape.key_dim, each * shape.value_dim, each * shape.value_dim]
-        *mixed, gate = self._by_heads(h, rows, "in_proj_qkvz", sizes)
-        gains, steps = self._by_heads(h, rows, "in_proj_ba", [each, each])
+        *mixed, gate = _by_keys(projected[0], sizes)
+        gains, steps = _by_keys(projected[1], [each, each])
         return torch.cat(mixed, -1), steps, gains, gate
 
-    def _by_heads(self, h, rows: slice, name: str, sizes: list[int]) -> list[torch.Tensor]:
-        """A projection in which the parts of these sizes take turns, key by key: each part."""
-        out = self._project(h, rows, name)
-        parts = out.view(len(out), -1, sum(sizes)).split(sizes, -1)
-        return [part.flatten(1).contiguous() for part in parts]
+    def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weights (conv_width, channels) and biases (channels,)."""
+        r, name = self._recurrence, "conv" if self._recurrence.shape is None else "conv1d"
+        conv = self._module[f"{name}.weight"].view(r.channels, r.conv_width)
+        return conv.T.contiguous(), self._module.get(f"{name}.bias")
 
-    def _project(self, h: torch.Tensor, rows: slice, name: str) -> torch.Tensor:
-        return tiled(h, rows, self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias"))[rows]
 
-    def _tensor(self, name: str):
-        return self._w.get(f"{self._recurrence.module}.{name}")
+def _by_keys(out: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """Rows in which parts of these sizes take turns, key by key: each part."""
+    parts = out.view(len(out), -1, sum(sizes)).split(sizes, -1)
+    return [part.flatten(1).contiguous() for part in parts]
 
 
 class RecurrentLayers:
@@ -86,6 +111,6 @@ class RecurrentLayers:
     def of(self, layer: int, w: LayerTensors) -> RecurrentLayer:
         made = self._made.get(layer)
         if made is None or made[0] is not w:
-            layer_of = RecurrentLayer(self._config.recurrence_of(layer), w)
-            made = self._made[layer] = w, layer_of
+            recurrence = self._config.recurrence_of(layer)
+            made = self._made[layer] = w, RecurrentLayer(self._config, recurrence, w)
         return made[1]

@@ -104,6 +104,11 @@ class _Layer(nn.Module):
 def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
     hidden_size = c.hidden_size
     _add(layer, e.router, _Weight(e.count, hidden_size))
+    if e.bias is not None:
+        *way, name = e.bias.split(".")
+        layer.get_submodule(".".join(way)).register_parameter(
+            name, nn.Parameter(torch.empty(e.count))
+        )
     if e.shared_size:
         _add(layer, e.shared, _Mlp(c, e.shared_size))
         if e.shared_gate is not None:

@@ -307,6 +307,19 @@ VARIANTS: dict[str, Variant] = {
         {**_HUB_LFM2, "layer_types": ["conv", "conv", "full_attention"]},
         recurrent=True,
     ),
+    "lfm2-moe": Variant(
+        "Lfm2Moe",
+        "experts chosen by sigmoids and a bias, behind a dense layer",
+        {
+            **{k: v for k, v in _LFM2.items() if k != "block_multiple_of"},
+            **_EXPERTS,
+            "num_dense_layers": 1,
+            "routed_scaling_factor": 1.5,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+        {"tie_embedding": True, "layer_types": ["conv", "full_attention", "conv"]},
+        recurrent=True,
+    ),
     "granite4-h": Variant(
         "GraniteMoeHybrid",
         "Mamba-2, no positions, four multipliers",

@@ -101,6 +101,9 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
 
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                normal(buffer, 0.3)
         for name, parameter in model.named_parameters():
             fan_in = parameter.shape[-1]
             if name.endswith(("linear_attn.norm.weight", "mamba.norm.weight", ".D")):

@@ -90,19 +90,31 @@ def test_quantised_weights_are_the_reference_of_their_own_dequantisation(
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_the_text_part_of_a_larger_model_is_the_model_itself(checkpoint, tmp_path, prefix):
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("gemma3", "Gemma3ForConditionalGeneration"),
+        ("qwen3.5", "Qwen3_5ForConditionalGeneration"),
+        ("qwen3.5-moe", "Qwen3_5MoeForConditionalGeneration"),
+    ],
+)
+def test_the_text_part_of_a_larger_model_is_the_model_itself(
+    checkpoint, tmp_path, name, architecture, prefix
+):
     """Both ways in which files name it, beside tensors of other parts."""
     from safetensors.torch import load_file, save_file
 
-    folder, whole = checkpoint("gemma3"), tmp_path / "whole"
+    folder, whole = checkpoint(name, layout="transformers5"), tmp_path / "whole"
     whole.mkdir()
     tensors = load_file(folder / "model.safetensors")
     named = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
     named["vision_tower.patches.weight"] = torch.ones(3, 3, dtype=torch.float64)
+    named["mtp.layers.0.self_attn.q_proj.weight"] = torch.ones(3, 3)
     save_file(named, whole / "model.safetensors")
     text = json.loads((folder / "config.json").read_text())
-    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "torch_dtype": "float32"}
-    text.pop("torch_dtype")
+    outer = {"architectures": [architecture], "dtype": text.pop("dtype")}
+    if name != "gemma3":  # positions of images and texts are one in a text
+        text["rope_parameters"] |= {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
     (whole / "config.json").write_text(json.dumps({**outer, "text_config": text}))
     with open_small(folder, tmp_path, "full") as llm:
         expected = llm.logits(IDS[:100])

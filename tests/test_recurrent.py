@@ -58,7 +58,7 @@ def test_an_interrupted_reading_goes_on_to_the_bit(checkpoint, tmp_path, name, s
                 assert session._sequence.states.length == len(TEXT)
             if not is_interrupted:
                 break
-        assert at > 100
+        assert at > 50
     assert all(torch.equal(row, expected[-1]) for row in expected)
 
 
@@ -88,7 +88,7 @@ def test_an_interrupted_token_is_decoded_anew_to_the_bit(checkpoint, tmp_path, n
 
         expected, got = rows(False), rows(True)
     compared = [torch.equal(a, b) for a, b in zip(expected, got, strict=True) if b is not None]
-    assert all(compared) and len(compared) > 30
+    assert all(compared) and len(compared) > 20
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
