@@ -57,7 +57,8 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Hybrid:
-    """A model of which most layers keep a state. fields: of its config.json, besides `shape`'s."""
+    """A model of which most layers keep a state. fields: of its config.json, besides `shape`'s or
+    in place of them."""
 
     shape: Shape
     architecture: str
@@ -69,12 +70,18 @@ HYBRIDS = {
     "qwen3.5-0.8b": Hybrid(
         Shape(24, 1024, 3584, 8, 2, 256, 248320, 1e7, 262144),
         "Qwen3_5ForCausalLM",
-        {"linear_num_value_heads": 16, "full_attention_interval": 4},
+        {
+            "model_type": "qwen3_5_text",
+            "linear_num_value_heads": 16,
+            "full_attention_interval": 4,
+            "partial_rotary_factor": 0.25,
+        },
     ),
     "granite-4-h-1b": Hybrid(
         Shape(40, 1536, 4096, 12, 4, 128, 100352, 10000.0, 131072),
         "GraniteMoeHybridForCausalLM",
         {
+            "model_type": "granitemoehybrid",
             "layer_types": _GRANITE_H_KINDS,
             "shared_intermediate_size": 4096,
             "num_local_experts": 0,
@@ -85,7 +92,7 @@ HYBRIDS = {
     "lfm2-1.2b": Hybrid(
         Shape(16, 2048, 12288, 32, 8, 64, 65536, 1e6, 128000),
         "Lfm2ForCausalLM",
-        {"full_attn_idxs": [2, 5, 8, 10, 12, 14]},
+        {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8, 10, 12, 14]},
     ),
 }
 
@@ -162,12 +169,15 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
 
 
 def _hybrid_tensors(folder: Path, seed: int) -> dict[str, torch.Tensor]:
-    """Every tensor that Ebbtide asks for, by the name that it asks for it."""
+    """Every tensor that Ebbtide asks for, by its name in the files."""
     from ebbtide.offload.model_config import read_model_config
     from ebbtide.offload.skeleton import expected_shapes
 
     generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name, shape in expected_shapes(read_model_config(folder)).items():
+    config = read_model_config(folder)
+    for name, shape in expected_shapes(config).items():
+        for theirs, ours in config.renamed:
+            name = name.replace(ours, theirs)
         if len(shape) > 1:
             tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
         elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them

@@ -41,6 +41,6 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
             engine.store.write(sequence.table, layer, first, near[:count], records[:count])
     sequence.tokens.extend([1] * depth)
     if sequence.states is not None:
-        sequence.states.place(depth).normal_(std=0.1)
-    engine.take_processed(sequence, sequence.tokens)
+        sequence.states.name(sequence.states.room().normal_(std=0.1), depth)
+    sequence.prefilled(depth)
     sequence.will_write((depth - 1) // geometry.cell_tokens)

@@ -1,4 +1,5 @@
-"""The gate of an MLP: one product of a row, activated, times another (2002.05202)."""
+"""Gates: one product of a row, activated, times another (2002.05202), or times what attention
+gave."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import torch
 
 from . import dispatch
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of Activation in cpu/kernels.h
+# In the order of Activation in cpu/kernels.h.
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid")
 
 
 def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -30,7 +32,9 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """silu, gelu or gelu_tanh, by torch."""
+    """One of ACTIVATIONS, by torch."""
     if name == "silu":
         return torch.nn.functional.silu(x)
+    if name == "sigmoid":
+        return x.sigmoid()
     return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

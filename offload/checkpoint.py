@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .config_fields import load_json
+from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint, StorageError
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -168,9 +168,10 @@ def _unstacked(
     """What a tensor of all experts holds, by the names of each one's own; nothing of another."""
     found = {}
     for end, names in stacked:
-        if not name.endswith(end) or ref.shape[1] % len(names):
-            continue
         count, rows, columns = ref.shape
+        is_sound = 0 < count <= MOST_EXPERTS and rows and columns and rows % len(names) == 0
+        if not name.endswith(end) or not is_sound:
+            continue
         matrix, rows = replace(ref, shape=(count * rows, columns)), rows // len(names)
         for index in range(count * len(names)):
             expert, part = divmod(index, len(names))

@@ -15,6 +15,7 @@ from .errors import BadCheckpoint
 # No model comes near; what says more is damaged, and would overflow sizes in bytes.
 MOST_ROWS = 1 << 24
 MOST_POSITIONS = (1 << 31) - 1
+MOST_EXPERTS = 1024
 _MOST_LAYERS = 4096
 
 

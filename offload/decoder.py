@@ -9,17 +9,19 @@ follows, where they serve. Knows no pages and no tiers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ..kernels.add import add_scaled
 from ..kernels.attention import cap
+from ..kernels.gate import gate as gate_with
 from ..kernels.norm import rms_norm
 from ..kernels.step import LayerStep
-from .layer_steps import LayerSteps
+from .layer_steps import LayerSteps, Prepared
 from .mlp import dense_mlp, routed_mlp
 from .model_config import ModelConfig
-from .recurrent import RecurrentLayers
+from .recurrent import RecurrentLayer
 from .rope import layer_ropes
 from .rowwise import tiled
 from .sequence import RawPages
@@ -28,23 +30,31 @@ from .weights import LayerTensors
 
 
 def gated(attended: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """Attention's output rows times the sigmoid of their gate, where there is one."""
-    return attended if gate is None else attended * gate.sigmoid()
+    """Attention's output rows times the sigmoid of their gate, where there is one: in its place."""
+    return attended if gate is None else gate_with(gate, attended, "sigmoid")
 
 
 class Decoder:
     """Layer arithmetic of one model. `rows` says which rows of a cell are asked for.
 
-    config: its RoPE scalings are fixed. ropes: one for each layer.
+    config: its RoPE scalings are fixed. is_resident: whether a layer's tensors stay where they are.
+    ropes: one for each layer.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device):
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        is_resident: Callable[[int], bool] = lambda layer: True,
+    ):
         self.config = config
         self.ropes = layer_ropes(config.ropes, config.head_dim, device)
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
-        self._steps = LayerSteps(config, self.ropes)
-        self._recurrent = RecurrentLayers(config)
+        self._steps = LayerSteps(config, self.ropes, is_resident)
+        self._recurrent = Prepared(
+            lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
+        )
 
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int

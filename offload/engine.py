@@ -13,7 +13,6 @@ Knows no text and no sampling; `session` does.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable
 from copy import copy
@@ -82,7 +81,7 @@ class Engine:
     ):
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
         self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
-        self.decoder = Decoder(config, device)
+        self.decoder = Decoder(config, device, weights.is_resident)
         self._num_kv_layers = len(config.kv_layers)
         # Of each layer its number among those that attend, or among the others.
         layers = range(config.num_layers)
@@ -172,39 +171,26 @@ class Engine:
         self.begin_anew(sequence)
         sequence.raw.copy_from(raw)
         sequence.oldest_raw_cell = oldest_raw_cell
-        if sequence.states is not None:
-            sequence.states.place(length).copy_(state)
-        self.take_processed(sequence, processed)
+        states = sequence.states
+        if states is not None:
+            states.forget_behind(length)
+            if not states.knows(length):
+                copy = states.room()
+                states.name(copy.copy_(state), length)
+        sequence.processed[:] = processed
         self.settle(sequence)
-
-    def take_processed(self, sequence: Sequence, tokens: array) -> None:
-        """Raw cells, table and states are there for these tokens: they count as processed."""
-        sequence.processed[:] = tokens
-        if sequence.states is not None:
-            sequence.states.length = len(tokens)
 
     def begin_anew(self, sequence: Sequence, length: int = 0) -> None:
         """What follows changes raw cells or the table: until it is done, whatever interrupts it,
         only the first `length` tokens count as processed."""
         sequence.is_settled = False
         sequence.remembered = sequence.as_computed()
-        self._keep_processed(sequence, length)
-
-    @staticmethod
-    def _keep_processed(sequence: Sequence, length: int) -> None:
         del sequence.processed[length:]
         sequence.kept_tokens = min(sequence.kept_tokens, length)
-        if sequence.states is not None:
-            sequence.states.length = length
 
     def settle(self, sequence: Sequence) -> None:
         """Drop what lies in the table beyond the processed tokens: something was interrupted, and
         the tokens that it was sealed for may be others by now."""
-        states = sequence.states
-        if states is not None and states.length != sequence.length:
-            length = sequence.resume_point(min(states.length, sequence.length))
-            self._keep_processed(sequence, length)
-            sequence.is_settled = False
         if not sequence.is_settled:
             self.store.truncate(sequence.table, self._sealed_records(sequence.length))
             sequence.is_settled = True
@@ -229,8 +215,8 @@ class Engine:
     def _sequence(self, table: PageTable) -> Sequence:
         states, recurrent = None, self.config.recurrent
         if recurrent:
-            slots, cells = raw_slots(self.sweep_cells), self.geometry.cell_tokens
-            states = States(recurrent, slots, cells, self.device)
+            num_copies = States.num_copies(self.sweep_cells)
+            states = States(recurrent, num_copies, self.geometry.cell_tokens, self.device)
         return Sequence(table, self.new_raw(), states, self.geometry.cell_tokens)
 
     def _sealed_records(self, length: int) -> int:
@@ -268,11 +254,13 @@ class Engine:
             sequence.will_write(end.cell)
             stops = [part.cell * self.geometry.cell_tokens + part.rows.stop for part in sweep]
             if sequence.states is not None:
-                sequence.states.begin(stops)
+                sequence.states.begin(sequence.length, stops)
             for layer in range(self.config.num_layers):
                 final = layer == self.config.num_layers - 1
                 run = self._sweep_layer if self._kv[layer] is not None else self._sweep_recurrent
                 run(sequence, layer, sweep, stop, needs_all=on_rows is not None or not final)
+            if sequence.states is not None:
+                sequence.states.end()
             sequence.prefilled(stops[-1])
             sequence.is_settled = True
             last = end.x[end.rows.stop - 1 : end.rows.stop]
@@ -291,10 +279,12 @@ class Engine:
         x = self.weights.embed(sequence.tokens[position : position + 1])
         sequence.will_write(position // self.geometry.cell_tokens)
         if sequence.states is not None:
-            sequence.states.begin([position + 1])
+            sequence.states.begin(position, [position + 1])
         residual = None if self.whole_token is None else self.whole_token.run(sequence, x)
         if residual is None:
             residual = self._decode_by_layers(sequence, x)
+        if sequence.states is not None:
+            sequence.states.end()
         sequence.decoded()
         return residual
 

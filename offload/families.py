@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .config_fields import MOST_POSITIONS, Fields
+from .config_fields import MOST_EXPERTS, MOST_POSITIONS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .model_config import Experts, Norms
 from .rope_config import read_rope
@@ -95,9 +95,9 @@ def qwen3_moe(get: Fields, head_dim: int) -> dict:
     }
 
 
-def qwen3_experts(get: Fields) -> tuple[Experts | None, ...]:
+def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
     experts = Experts(
-        num_experts(get, 128),
+        num_experts(get, count),
         get.number("num_experts_per_tok", 8),
         get.number("moe_intermediate_size", 768),
         get.flag("norm_topk_prob", False),
@@ -133,7 +133,7 @@ def mixtral(get: Fields, head_dim: int) -> dict:
 
 
 def checked_experts(get: Fields, experts: Experts) -> Experts:
-    if experts.chosen > experts.count or experts.count > 1024:
+    if experts.chosen > experts.count or experts.count > MOST_EXPERTS:
         raise BadCheckpoint(
             f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen."
         )

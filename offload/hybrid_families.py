@@ -6,17 +6,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..kernels.recurrence import RecurrentShape
-from .config_fields import Fields
+from .config_fields import MOST_ROWS, Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, checked_experts, granite, num_experts, qwen3_experts
 from .model_config import Experts, Recurrence
 from .rope_config import read_rope
 
-_MOST_HEADS, _MOST_DIM, _MOST_CONV = 1024, 1024, 64
+_MOST_HEADS, _MOST_DIM = 1024, 1024
+_MOST_CONV = 16  # what the kernels take at most
 
 
 def qwen3_next(get: Fields, head_dim: int) -> dict:
-    experts = _with_shared(get, qwen3_experts(get))
+    experts = _with_shared(get, qwen3_experts(get, 512))
     return {**qwen3_5(get, head_dim, by_heads=True), "experts": experts}
 
 
@@ -124,7 +125,7 @@ def _mamba2(get: Fields, attends: list[bool]) -> tuple[Recurrence | None, ...]:
     inner = get.number("mamba_expand", 2, high=64) * get.number("hidden_size")
     dim = get.raw.get("mamba_d_head", "auto")
     dim = inner // heads if dim == "auto" else get.number("mamba_d_head", high=_MOST_DIM)
-    if dim * heads != inner:
+    if dim * heads != inner or dim > _MOST_DIM:
         raise BadCheckpoint(f"{get.path}: {heads} heads of {dim} do not make {inner} numbers.")
     shape = RecurrentShape(
         heads,
@@ -152,31 +153,38 @@ def _step_limits(get: Fields) -> tuple[float, float]:
     if isinstance(given, list) and len(given) == 2:
         # transformers 5 spells what JSON has no number for.
         low, high = (x.get("__float__") if isinstance(x, dict) else x for x in given)
-        high = float("inf") if high == "Infinity" else high
-        if all(type(x) in (int, float) and x >= 0 for x in (low, high)):
-            return float(low), float(high)
-    raise BadCheckpoint(f"{get.path}: time_step_limit is {given!r}; expected two numbers.")
+        is_open = high in ("Infinity", float("inf"))
+        if is_number(low) and low >= 0 and (is_open or (is_number(high) and high >= low)):
+            return float(low), float("inf") if is_open else float(high)
+    raise BadCheckpoint(
+        f"{get.path}: time_step_limit is {given!r}; expected two numbers, ascending."
+    )
 
 
 def lfm2(get: Fields, head_dim: int) -> dict:
     """Gated short convolutions in most layers."""
-    inner, hidden = get.number("block_ff_dim", get.raw.get("intermediate_size")), head_dim
-    hidden = get.number("hidden_size")
+    inner = get.number("block_ff_dim", get.raw.get("intermediate_size"))
     if get.flag("block_auto_adjust_ff_dim", True):
-        inner = int(get.number("block_ffn_dim_multiplier", 1.0, kind=float) * int(2 * inner / 3))
-        multiple = get.number("block_multiple_of", 256)
-        inner = -(-inner // multiple) * multiple
+        inner = int(2 * inner / 3)
+        if get.raw.get("block_ffn_dim_multiplier", 1.0) is not None:
+            times = get.number("block_ffn_dim_multiplier", 1.0, kind=float, low=1e-3, high=1e3)
+            multiple = get.number("block_multiple_of", 256)
+            inner = -(-int(times * inner) // multiple) * multiple
+    if not 0 < inner <= MOST_ROWS:
+        raise BadCheckpoint(f"{get.path}: an MLP of {inner} rows is no model's.")
     listed = get.raw.get("full_attn_idxs")
     listed = range(get.num_layers) if listed is None else listed
     if not isinstance(listed, list | range):
         raise BadCheckpoint(f"{get.path}: full_attn_idxs is {listed!r}; expected a list.")
     bias = get.flag("conv_bias", False)
     width = get.number("conv_L_cache", 3, low=2, high=_MOST_CONV)
-    conv = Recurrence("conv", hidden, width, conv_bias=bias, projection_bias=bias)
+    channels = get.number("hidden_size")
+    conv = Recurrence("conv", channels, width, conv_bias=bias, projection_bias=bias)
     attends = _attends(get, lambda layer: layer in listed)
     return {
         "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
         "qk_norm": "head",
+        "activation": "silu",  # whatever the file says
         "norm_eps": get.number("norm_eps", 1e-5, kind=float, low=0.0, high=1.0),
         "intermediate_size": inner,
         "tied_embeddings": get.flag("tie_embedding", get.flag("tie_word_embeddings", True)),
@@ -202,7 +210,7 @@ def lfm2_moe(get: Fields, head_dim: int) -> dict:
     )
     dense, layers = get.number("num_dense_layers", 2, low=0), range(get.num_layers)
     return {
-        **lfm2(Fields({**get.raw, "block_auto_adjust_ff_dim": False}, get.path), head_dim),
+        **lfm2(Fields({**get.raw, **_UNKNOWN_TO_LFM2_MOE}, get.path), head_dim),
         "experts": tuple(
             None if layer < dense else checked_experts(get, experts) for layer in layers
         ),
@@ -222,10 +230,15 @@ def _attends(get: Fields, rule) -> list[bool]:
 
 
 def _checked(get: Fields, module: str, shape: RecurrentShape, **more) -> Recurrence:
-    if shape.heads % shape.key_heads or shape.heads % shape.norm_heads or shape.value_dim % 8:
+    if shape.heads % shape.key_heads or shape.heads % shape.norm_heads:
         raise BadCheckpoint(
-            f"{get.path}: {shape.heads} heads of {shape.value_dim} cannot share "
-            f"{shape.key_heads} keys."
+            f"{get.path}: {shape.heads} heads cannot share {shape.key_heads} keys evenly."
+        )
+    activation = get.raw.get("hidden_act") or "silu"
+    if activation not in ("silu", "swish"):
+        raise UnsupportedModel(
+            f"{get.path}: hidden_act {activation!r} is not supported by this family, whose "
+            "convolutions have silu."
         )
     return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
 
@@ -258,15 +271,29 @@ _LFM2_NAMES = (
     (".feed_forward.w2.", ".mlp.down_proj."),
     (".feed_forward.w3.", ".mlp.up_proj."),
 )
-_QWEN = {"head_dim": 256, "max_position_embeddings": 32768}
-_QWEN_MOE = {**_QWEN, "intermediate_size": 5632}
+_UNKNOWN_TO_LFM2_MOE = {"block_auto_adjust_ff_dim": False, "block_ff_dim": None}
+_QWEN = {"head_dim": 256, "max_position_embeddings": 32768, "num_key_value_heads": 4}
+_QWEN_MOE = {**_QWEN, "num_key_value_heads": 2, "intermediate_size": 5632}
+_QWEN_NEXT = {
+    **_QWEN_MOE,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+}
+_LFM2 = {
+    "intermediate_size": 12288,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128000,
+}
+_LFM2_MOE = {**_LFM2, "intermediate_size": 7168}
+_BAMBA = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_position_embeddings": 262144}
 
 HYBRID_FAMILIES: dict[str, Family] = {
     "Qwen3NextForCausalLM": Family(
         "Qwen3-Next",
         "Gated DeltaNet in three of four layers; gated attention; routed experts and a shared one",
         qwen3_next,
-        _QWEN_MOE,
+        _QWEN_NEXT,
     ),
     "Qwen3_5ForCausalLM": Family(
         "Qwen3.5 (dense)",
@@ -295,10 +322,13 @@ HYBRID_FAMILIES: dict[str, Family] = {
         "LFM2 350M to 2.6B",
         "gated short convolutions in most layers",
         lfm2,
-        {"intermediate_size": 12288},
+        _LFM2,
     ),
     "Lfm2MoeForCausalLM": Family(
-        "LFM2 8B-A1B", "LFM2 with routed experts, chosen by sigmoids and a bias", lfm2_moe
+        "LFM2 8B-A1B",
+        "LFM2 with routed experts, chosen by sigmoids and a bias",
+        lfm2_moe,
+        _LFM2_MOE,
     ),
     "GraniteMoeHybridForCausalLM": Family(
         "Granite 4 H",
@@ -306,6 +336,6 @@ HYBRID_FAMILIES: dict[str, Family] = {
         granite_hybrid,
     ),
     "BambaForCausalLM": Family(
-        "Bamba", "Mamba-2 in most layers; RoPE on half of each head", bamba, {"rms_norm_eps": 1e-5}
+        "Bamba", "Mamba-2 in most layers; RoPE on half of each head", bamba, _BAMBA
     ),
 }

@@ -1,10 +1,13 @@
-"""Which layers the compiled decode step serves, and their prepared steps.
+"""What is prepared once for a layer's tensors, such as the compiled decode step where it serves.
 
-A resident layer is prepared once; a streamed one whenever it has been read again. What the step
-cannot do (another device, the reference kernels) is the decoder's to do operation by operation.
+What the step cannot do (another device, the reference kernels) is the decoder's to do operation by
+operation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from ..kernels.step import LayerStep, StepShape, native_for
 from .model_config import ModelConfig
@@ -15,10 +18,35 @@ _QKV = ("q", "k", "v")
 _MLP = ("gate", "up", "down")
 
 
-class LayerSteps:
-    """Of one model. ropes: one for each layer."""
+Made = TypeVar("Made")
 
-    def __init__(self, config: ModelConfig, ropes: list[Rope]):
+
+class Prepared(Generic[Made]):
+    """What `make(layer, tensors)` gives for each layer: a resident one's is made once, a streamed
+    one's whenever it has been read again, and let go of with the next."""
+
+    def __init__(
+        self, make: Callable[[int, LayerTensors], Made], is_resident: Callable[[int], bool]
+    ):
+        self._make, self._is_resident = make, is_resident
+        # The tensors are kept beside it: the same object is the same layer as before.
+        self._made: dict[int, tuple[LayerTensors, Made]] = {}
+        self._streamed: int | None = None
+
+    def of(self, layer: int, w: LayerTensors) -> Made:
+        made = self._made.get(layer)
+        if made is None or made[0] is not w:
+            if self._streamed is not None:
+                self._made.pop(self._streamed, None)
+            self._streamed = None if self._is_resident(layer) else layer
+            made = self._made[layer] = w, self._make(layer, w)
+        return made[1]
+
+
+class LayerSteps:
+    """Of one model. ropes: one for each layer. is_resident: see Prepared."""
+
+    def __init__(self, config: ModelConfig, ropes: list[Rope], is_resident: Callable[[int], bool]):
         self._config, self._ropes = config, ropes
         self._shape = StepShape(
             config.hidden_size,
@@ -31,15 +59,11 @@ class LayerSteps:
             config.norm_offset,
             config.residual_multiplier,
         )
-        # The tensors are kept beside the step: the same object is the same layer as before.
-        self._made: dict[int, tuple[LayerTensors, LayerStep | None]] = {}
+        self._steps: Prepared[LayerStep | None] = Prepared(self._make, is_resident)
 
     def of(self, layer: int, w: LayerTensors) -> LayerStep | None:
         """The step of a layer with tensors w, or None where none serves."""
-        made = self._made.get(layer)
-        if made is None or made[0] is not w:
-            made = self._made[layer] = w, self._make(layer, w)
-        return made[1]
+        return self._steps.of(layer, w)
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer's step includes what follows the output projection: experts are chosen

@@ -133,7 +133,8 @@ class ModelConfig:
     output_gate: bool = False  # of attention, beside each head's query in q_proj
     recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer attends; empty: all do
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
-    stacked: tuple[tuple[str, str], ...] = ()  # of all experts in one: in the files, of each here
+    # Ends of names of all experts' tensors in one, in the files; of each one's here.
+    stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def groups(self) -> int:
@@ -216,7 +217,10 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 # Fields whose null is an answer, and not an absence.
-_NULLS = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
+_NULLS = (
+    *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
+    "block_ffn_dim_multiplier",
+)
 
 
 def _text_part(raw: dict, path: Path) -> dict:

@@ -216,7 +216,7 @@ class _Filling:
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())
-        states = {"recurrent states": self._state_bytes(slots)} if config.recurrent else {}
+        states = {"recurrent states": self._state_bytes(sweep)} if config.recurrent else {}
         return {
             "weights": resident + head,
             "weights being streamed": buffers,
@@ -227,13 +227,14 @@ class _Filling:
             "workspace": max(work, facts.load_bytes),
         }
 
-    def _state_bytes(self, slots: int) -> int:
+    def _state_bytes(self, sweep: int) -> int:
         """Of all sequences, snapshots among them where there are several; and of convolutions as
         they are used."""
         recurrent, sequences = self.config.recurrent, self.request.sequences
         snapshots = min(MOST_SNAPSHOTS, sequences - 1)
-        copies = (sequences - snapshots) * States.num_copies(slots) + snapshots
-        convolutions = 4 * sum(r.channels * r.conv_width for r in recurrent)
+        copies = (sequences - snapshots) * States.num_copies(sweep) + snapshots
+        # As they lie in the files, in float32, and as the kernels take them.
+        convolutions = 2 * 4 * sum(r.channels * r.conv_width for r in recurrent)
         return copies * States.num_bytes(recurrent) + convolutions
 
     def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:

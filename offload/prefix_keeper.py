@@ -88,6 +88,13 @@ class PrefixKeeper:
         self._cell_records = geometry.cell_tokens // geometry.layout.record_tokens
         self._layout = replace(geometry.layout, value_means=False, near_resident=True)
         self._layouts = geometry.layouts(len(config.kv_layers))
+        # A state takes as much as the pages of thousands of tokens: of ends there are so many that
+        # all of theirs take no more than half of the pages.
+        state_bytes = States.num_bytes(config.recurrent)
+        self._state_sizes = [state_bytes] if config.recurrent else []
+        page_bytes = self._layout.near_record_bytes + self._layout.record_bytes
+        per_token = len(self._layouts) * page_bytes / self._layout.record_tokens
+        self._end_tokens = max(_END_TOKENS, int(2 * state_bytes / per_token))
         depends_on = [
             *(model, repr(config), repr(self._layout), geometry.cell_tokens, geometry.span_tokens),
             *_kernels_fingerprint(engine.device),
@@ -131,7 +138,8 @@ class PrefixKeeper:
 
     def _is_regular(self, boundary: int) -> bool:
         """Whether an end is kept there, wherever the text ends: no sealed pages belong to it."""
-        return (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0
+        is_place = (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0
+        return is_place and not self._state_sizes  # where those are known depends on the sweeps
 
     def _head(self, suffix: str, tokens: array, num_cells: int) -> bytes:
         """Of a file that has the first cells before it. All tokens are there to be compared, for
@@ -182,27 +190,30 @@ class PrefixKeeper:
             self._keep_span(sequence, span, names, needed)
         if is_last:
             # After going back to the end of a cell, or an interruption, others are in the ring.
-            is_there = newest >= max(self._first_end(sequence), self._least_cells)
+            is_there = newest >= self._least_cells and self._is_there(sequence, newest)
             if is_there and length - sequence.kept_tokens >= _NEAR_ROWS:
                 self._keep_end(sequence, newest, names, needed)
                 self._keep_rows(sequence, newest, length, names, needed, replaces=True)
             return
         last = (len(sequence.tokens) - 1) // self._cells
-        for boundary in range(self._first_end(sequence), newest + 1):
-            if self._wants_end(boundary, last, sequence.kept_tokens):
+        for boundary in range(max(1, sequence.oldest_raw_cell + 1), newest + 1):
+            is_wanted = self._wants_end(boundary, last, sequence.kept_tokens)
+            if is_wanted and self._is_there(sequence, boundary):
                 self._keep_end(sequence, boundary, names, needed)
                 if boundary >= last - 1:
                     self._keep_rows(sequence, boundary, length, names, needed)
-                if boundary == last:
+                if boundary == last and sequence.states is None:
                     sequence.kept_tokens = length
+                elif boundary == last:
+                    sequence.kept_tokens = boundary * self._cells
                 elif boundary < last - 1:  # of the last two both are kept, or none
                     sequence.kept_tokens = boundary * self._cells
 
-    def _first_end(self, sequence: Sequence) -> int:
-        """The first cell of which all that an end holds is there: the cell before it is raw, and
-        states are known."""
-        known = 0 if sequence.states is None else sequence.states.first_cell
-        return max(1, sequence.oldest_raw_cell + 1, known)
+    def _is_there(self, sequence: Sequence, boundary: int) -> bool:
+        """Whether all that an end holds is: the cell before it is raw, and the state known."""
+        states = sequence.states
+        is_known = states is None or states.knows(boundary * self._cells)
+        return boundary > sequence.oldest_raw_cell and is_known
 
     def _wants_end(self, boundary: int, last: int, kept_tokens: int) -> bool:
         """Whether one may want to go on from there: now and then, and near the end of a text, which
@@ -211,6 +222,8 @@ class PrefixKeeper:
             return False
         if self._is_regular(boundary):
             return True
+        if self._state_sizes and boundary < last - 1:
+            return boundary * self._cells - kept_tokens >= self._end_tokens
         return boundary >= last - 1 and last * self._cells - kept_tokens >= _NEAR_TOKENS
 
     def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set[str]) -> None:
@@ -236,7 +249,7 @@ class PrefixKeeper:
             yield from self._sealed(sequence, span, num_cells)
             yield from self._raw(sequence, boundary - 1)
             if sequence.states is not None:
-                yield sequence.states.newest(boundary * self._cells)
+                yield sequence.states.at(boundary * self._cells)
 
         sizes = [*self._sealed_sizes(num_cells), *self._end_sizes]
         self._write(name, head, parts(), sizes, needed)
@@ -269,7 +282,7 @@ class PrefixKeeper:
             yield self._mode_mark(rows)
             yield from self._raw(sequence, cell, has_sink=False)
             if sequence.states is not None:
-                yield sequence.states.newest(length)
+                yield sequence.states.at(length)
 
         self._write(name, head, parts(), self._rows_sizes, needed)
 
@@ -317,11 +330,6 @@ class PrefixKeeper:
     @property
     def _end_sizes(self) -> list[int]:
         return [*self._raw_sizes(has_sink=True), *self._state_sizes]
-
-    @property
-    def _state_sizes(self) -> list[int]:
-        recurrent = self._engine.config.recurrent
-        return [States.num_bytes(recurrent)] if recurrent else []
 
     @property
     def _rows_sizes(self) -> list[int]:
@@ -374,6 +382,8 @@ class PrefixKeeper:
         done = False
         name = chain[0]
         self._engine.begin_anew(sequence)
+        if sequence.states is not None:
+            sequence.states.forget_behind(0)
         try:
             for span, name in enumerate(chain):
                 stop = min((span + 1) * self._span_cells, boundary)
@@ -384,7 +394,7 @@ class PrefixKeeper:
                 if on_progress is not None:
                     on_progress(min(stop, boundary) * self._cells)
             sequence.oldest_raw_cell = boundary - 1
-            self._engine.take_processed(sequence, wanted[: boundary * self._cells])
+            sequence.processed[:] = wanted[: boundary * self._cells]
             sequence.is_settled = done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
             self._tell_unusable(name, error)
@@ -427,14 +437,12 @@ class PrefixKeeper:
                     return
                 length = sequence.length + len(new)
                 sequence.will_write(cell)
-                views = [*self._raw(sequence, cell, has_sink=False)]
-                if sequence.states is not None:
-                    views.append(sequence.states.newest(length))
-                self._take_raw(file, room, views)
+                self._take_raw(file, room, self._raw(sequence, cell, has_sink=False))
+                self._take_state(file, room, sequence, length)
         except (OSError, BadPrefixFile) as error:
             self._tell_unusable(name, error)
             return
-        self._engine.take_processed(sequence, wanted[:length])
+        sequence.processed.extend(new)
 
     def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""
@@ -455,10 +463,15 @@ class PrefixKeeper:
                     new = slice(max(0, known), count)
                     store.write(table, layer, first + new.start, near[new], records[new])
             if end is not None:
-                views = [*self._raw(sequence, end - 1)]
-                if sequence.states is not None:
-                    views.append(sequence.states.place(end * self._cells))
-                self._take_raw(file, room, views)
+                self._take_raw(file, room, self._raw(sequence, end - 1))
+                self._take_state(file, room, sequence, end * self._cells)
+
+    def _take_state(self, file, room: torch.Tensor, sequence: Sequence, length: int) -> None:
+        """The state behind `length` tokens, which is a file's next part, if there are any."""
+        if sequence.states is not None:
+            copy = sequence.states.room()
+            self._take_raw(file, room, [copy])
+            sequence.states.name(copy, length)
 
     def _take_raw(self, file, room: torch.Tensor, views: Iterable[torch.Tensor]) -> None:
         """Fill views with a file's next parts, by way of `room`."""

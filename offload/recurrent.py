@@ -41,6 +41,14 @@ class RecurrentLayer:
             rate, norm = -module["A_log"].exp(), module["norm.weight"]
             of_heads = module["dt_bias"], rate, module.get("D"), norm
             self._weights = RecurrentWeights(conv, bias, *of_heads)
+        self._orders: list[torch.Tensor] = []
+        if recurrence.by_heads:
+            shape = recurrence.shape
+            each = shape.heads // shape.key_heads  # heads that share a key
+            sizes = [shape.key_dim, shape.key_dim, each * shape.value_dim, each * shape.value_dim]
+            self._orders = [
+                _by_parts(shape.key_heads, of).to(conv.device) for of in (sizes, [each, each])
+            ]
         self._names = [n.removesuffix(".weight") for n in _PROJECTIONS if n in self._module]
         weights = [self._module[f"{name}.weight"] for name in self._names]
         native = native_for(*weights)
@@ -82,11 +90,13 @@ class RecurrentLayer:
         if not self._recurrence.by_heads:
             mixed, gate, gains, steps = projected
             return mixed, steps, gains, gate
-        each = shape.heads // shape.key_heads  # heads that share a key
-        sizes = [shape.key_dim, shape.key_dim, each * shape.value_dim, each * shape.value_dim]
-        *mixed, gate = _by_keys(projected[0], sizes)
-        gains, steps = _by_keys(projected[1], [each, each])
-        return torch.cat(mixed, -1), steps, gains, gate
+        both, of_heads = (
+            part.index_select(-1, order)
+            for part, order in zip(projected, self._orders, strict=True)
+        )
+        mixed, gate = both.split([shape.channels, shape.values], -1)
+        gains, steps = of_heads.split([shape.heads, shape.heads], -1)
+        return mixed, steps, gains, gate
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights (conv_width, channels) and biases (channels,)."""
@@ -95,22 +105,8 @@ class RecurrentLayer:
         return conv.T.contiguous(), self._module.get(f"{name}.bias")
 
 
-def _by_keys(out: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
-    """Rows in which parts of these sizes take turns, key by key: each part."""
-    parts = out.view(len(out), -1, sum(sizes)).split(sizes, -1)
-    return [part.flatten(1).contiguous() for part in parts]
-
-
-class RecurrentLayers:
-    """Of one model: a resident layer is prepared once, a streamed one whenever it is read again."""
-
-    def __init__(self, config: ModelConfig):
-        self._config = config
-        self._made: dict[int, tuple[LayerTensors, RecurrentLayer]] = {}
-
-    def of(self, layer: int, w: LayerTensors) -> RecurrentLayer:
-        made = self._made.get(layer)
-        if made is None or made[0] is not w:
-            recurrence = self._config.recurrence_of(layer)
-            made = self._made[layer] = w, RecurrentLayer(self._config, recurrence, w)
-        return made[1]
+def _by_parts(count: int, sizes: list[int]) -> torch.Tensor:
+    """Of outputs in which parts of these sizes take turns, `count` times: their numbers, part after
+    part."""
+    numbers = torch.arange(count * sum(sizes)).view(count, -1).split(sizes, -1)
+    return torch.cat([part.flatten() for part in numbers])

@@ -167,16 +167,10 @@ class Sequence:
     def prefilled(self, length: int) -> None:
         """Tokens up to `length` were processed by prefill."""
         self.processed.extend(self.tokens[self.length : length])
-        self._commit()
 
     def decoded(self) -> None:
         """One more token was processed by decoding it."""
         self.processed.append(~self.tokens[self.length])
-        self._commit()
-
-    def _commit(self) -> None:
-        if self.states is not None:
-            self.states.commit()
 
     def pending(self) -> array:
         """Tokens that were appended but not processed yet."""
@@ -189,10 +183,7 @@ class Sequence:
     def resume_point(self, length: int) -> int:
         """The most of the first `length` tokens, all of them processed, behind which one can go on:
         what a query there sees must still be there (see RawPages), and the states."""
-        cell = length // self.cell_tokens
-        is_there = max(0, cell - 1) >= self.oldest_raw_cell
-        if self.states is None:
-            return length if is_there else 0
-        if length == self.states.length:
-            return length
-        return cell * self.cell_tokens if is_there and cell >= self.states.first_cell else 0
+        oldest = self.oldest_raw_cell
+        if self.states is not None:
+            return self.states.newest_before(length, oldest + 1 if oldest else 0)
+        return length if max(0, length // self.cell_tokens - 1) >= oldest else 0

@@ -120,6 +120,7 @@ class Session:
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
         if length < len(sequence.tokens):
             self._changed()
+            self._forget_snapshots(length)
             if length < sequence.length:
                 self._rewind(length)
             del sequence.tokens[length:], sequence.remembered[length:]
@@ -338,7 +339,7 @@ class Session:
         processed again.
         """
         sequence = self._sequence
-        self._snapshots = [s for s in self._snapshots if s.length <= length]
+        self._forget_snapshots(length)
         best = self._snapshots[-1] if self._snapshots else None
         if best is not None and best.length > sequence.resume_point(length):
             self._engine.rewind_to(
@@ -347,6 +348,10 @@ class Session:
         else:
             self._engine.rewind(sequence, length)
         self._known = max(self._known, length)
+
+    def _forget_snapshots(self, length: int) -> None:
+        """What was taken behind more than the first `length` tokens is of another text."""
+        self._snapshots = [s for s in self._snapshots if s.length <= length]
 
     def _process_whole_cells(self) -> None:
         cell = self._sequence.cell_tokens
@@ -467,7 +472,7 @@ class Session:
         raw = self._snapshots.pop(0).raw if full else self._engine.new_raw()
         raw.copy_from(sequence.raw)
         if sequence.states is not None:
-            state = sequence.states.newest(sequence.length).clone()
+            state = sequence.states.at(sequence.length).clone()
         self._snapshots.append(
             _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, state, self._logits)
         )

@@ -1,14 +1,12 @@
 """What the recurrent layers of a sequence keep in place of keys and values: states of fixed size,
 of which every token changes all.
 
-A state cannot be taken back, so copies are kept where a run may have to begin again: at the starts
-of the newest cells, as far as these are raw. A run reads one copy and writes others; only when it
-is done do they count, so that whatever is interrupted has changed nothing.
+A state cannot be taken back, so there are a few copies, each of which stands behind so many tokens
+of the sequence. A run reads the one behind the processed tokens and writes others, and these are
+known only when the run is done: whatever is interrupted has changed nothing. Kept are the newest
+state, and those at the starts of the newest cells, to which one can go back.
 
-    boundary    0 ..... c-1      c   (tokens)
-    copies              at c-1   at c   newest
-
-Knows cells and numbers, and neither layers' arithmetic nor tokens.
+Knows numbers of tokens, and neither layers' arithmetic nor what the tokens are.
 """
 
 from __future__ import annotations
@@ -21,79 +19,110 @@ import torch
 from .model_config import Recurrence
 
 LayerState = tuple[torch.Tensor, torch.Tensor]  # see kernels.recurrence.recur
+_UNKNOWN = -1
 
 
 class States:
-    """A ring of copies: what stood at the start of cell c lies in slot c % num_slots, and the
-    newest state, somewhere in cell c, in the slot of cell c + 1; one more takes what a run writes
-    within a cell. num_slots: one more, at least, than the cells that a run goes through.
-    """
+    """Copies of all recurrent layers' states, flat float32. num_copies: of `num_copies`."""
 
-    def __init__(self, recurrences: Sequence[Recurrence], num_slots: int, cell_tokens: int, device):
+    def __init__(
+        self, recurrences: Sequence[Recurrence], num_copies: int, cell_tokens: int, device
+    ):
         self._shapes = [_shapes(r) for r in recurrences]
-        self._cell_tokens, self._num_slots = cell_tokens, num_slots
+        self._cell_tokens = cell_tokens
         size = sum(prod(shape) for shapes in self._shapes for shape in shapes)
-        self._copies = [torch.zeros(size, device=device) for _ in range(num_slots + 1)]
-        self._views = {copy.data_ptr(): self._split(copy) for copy in self._copies}
-        self.length = 0  # tokens behind which the newest state is
-        self.first_cell = 0  # at whose start a copy is known; from it on all are, as far as raw
-        # Of a run: where it reads, and where each part of it writes; how far it goes.
-        self._run: list[torch.Tensor] = []
-        self._stop = 0
+        self._copies = [torch.zeros(size, device=device) for _ in range(num_copies)]
+        self._views = [self._split(copy) for copy in self._copies]
+        self._lengths = [_UNKNOWN] * num_copies  # tokens that each copy stands behind
+        # Of a run: the copies that it reads and writes in turn, and where each part of it stops.
+        self._run: list[int] = []
+        self._stops: Sequence[int] = ()
+
+    @staticmethod
+    def num_copies(sweep_cells: int) -> int:
+        """How many it takes: what a run reads, and behind its last two cells what it writes, and
+        before these two where it goes through more."""
+        return 3 if sweep_cells <= 2 else 4
 
     @staticmethod
     def num_bytes(recurrences: Sequence[Recurrence]) -> int:
         """Of one copy."""
         return 4 * sum(sum(r.state_numbers) for r in recurrences)
 
-    @staticmethod
-    def num_copies(num_slots: int) -> int:
-        return num_slots + 1
-
     # ---- a run -------------------------------------------------------------------------------
 
-    def begin(self, stops: Sequence[int]) -> None:
-        """Tokens behind the newest state will be processed, up to each of the stops in turn: ends
-        of cells, but for the last."""
-        start = self.length
-        if start == 0:
-            self.first_cell = 0
-            self.newest(0).zero_()
-        self._run, self._stop = [self.newest(start)], stops[-1]
-        for stop in stops:
-            is_within = start % self._cell_tokens != 0
-            self._run.append(self._copies[-1] if is_within else self.newest(stop))
-            start = stop
+    def begin(self, start: int, stops: Sequence[int]) -> None:
+        """Tokens behind the first `start` will be processed, up to each of the stops in turn: ends
+        of cells, but for the last. What is known of a text that went on otherwise is forgotten.
+        """
+        self.forget_behind(start)
+        if start == 0 and not self.knows(0):
+            zeros = self._free(())
+            self._copies[zeros].zero_()
+            self._lengths[zeros] = 0
+        self._run, self._stops = [self._lengths.index(start)], stops
+        for part in range(len(stops)):
+            # Parts before the last three share a copy: nobody goes back to where they end.
+            if part == 0 or len(stops) - part <= 2:
+                self._run.append(self._free(self._run))
+            else:
+                self._run.append(self._run[-1])
 
     def of(self, part: int, number: int) -> tuple[LayerState, LayerState]:
         """Before and after a part of the run: of the recurrent layer with that number."""
         before, after = self._run[part : part + 2]
-        return self._views[before.data_ptr()][number], self._views[after.data_ptr()][number]
+        return self._views[before][number], self._views[after][number]
 
-    def commit(self) -> None:
-        """The run is done: what it wrote counts."""
-        copies = self._copies[:]
-        if self._run[1] is copies[-1]:
-            slot = next(i for i, copy in enumerate(copies) if copy is self._run[0])
-            copies[slot], copies[-1] = copies[-1], copies[slot]
-        self._copies, self.length = copies, self._stop  # at once, whatever interrupts
+    def end(self) -> None:
+        """The run is done, and what it wrote is known."""
+        for copy, stop in zip(self._run[1:], self._stops, strict=True):
+            self._lengths[copy] = stop
 
     # ---- copies ------------------------------------------------------------------------------
 
-    def newest(self, length: int) -> torch.Tensor:
-        """The state behind the first `length` tokens, flat float32: those of the newest one, or up
-        to the start of a cell."""
-        return self._copies[-(-length // self._cell_tokens) % self._num_slots]
+    def knows(self, length: int) -> bool:
+        """Whether there is a copy behind the first `length` tokens."""
+        return length in self._lengths
 
-    def place(self, length: int) -> torch.Tensor:
-        """The same, to be filled, where nothing is known of what was before."""
-        self.length, self.first_cell = 0, -(-length // self._cell_tokens)
-        return self.newest(length)
+    def at(self, length: int) -> torch.Tensor:
+        """The copy behind the first `length` tokens, flat float32."""
+        return self._copies[self._lengths.index(length)]
+
+    def newest_before(self, length: int, first_cell: int) -> int:
+        """The most of the first `length` tokens behind which there is a copy, that of `length` or
+        one at the start of a cell, not before `first_cell`; 0 without one."""
+        first = first_cell * self._cell_tokens
+        known = [n for n in self._lengths if first <= n <= length]
+        return max((n for n in known if n == length or n % self._cell_tokens == 0), default=0)
+
+    def forget_behind(self, length: int) -> None:
+        """Copies behind more than the first `length` tokens are of another text."""
+        self._lengths[:] = [n if n <= length else _UNKNOWN for n in self._lengths]
+
+    def room(self) -> torch.Tensor:
+        """A copy to be filled, flat float32, of which nothing is known until `name` says so."""
+        return self._copies[self._free(())]
+
+    def name(self, copy: torch.Tensor, length: int) -> None:
+        """What `room` gave stands behind the first `length` tokens now."""
+        self._lengths[next(i for i, one in enumerate(self._copies) if one is copy)] = length
 
     def copy_from(self, other: States) -> None:
         for mine, theirs in zip(self._copies, other._copies, strict=True):
             mine.copy_(theirs)
-        self.length, self.first_cell = other.length, other.first_cell
+        self._lengths[:] = other._lengths
+
+    def _free(self, taken: Sequence[int]) -> int:
+        """A copy that may be written over, none of `taken`: one that is not known, else one within
+        a cell, else the oldest."""
+
+        def worth(copy: int) -> tuple[bool, bool, int]:
+            length = self._lengths[copy]
+            return length != _UNKNOWN, length % self._cell_tokens == 0, length
+
+        free = min((i for i in range(len(self._copies)) if i not in taken), key=worth)
+        self._lengths[free] = _UNKNOWN
+        return free
 
     def _split(self, copy: torch.Tensor) -> list[LayerState]:
         views, at = [], 0

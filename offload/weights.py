@@ -168,6 +168,10 @@ class WeightStore:
         self._start_reading(self._streamed[(position + 1) % len(self._streamed)])
         return self._named(layer, tensors)
 
+    def is_resident(self, layer: int) -> bool:
+        """Whether a layer's tensors are in memory for good."""
+        return layer in self._resident
+
     def resident_layer(self, layer: int) -> LayerTensors | None:
         """A layer's tensors, if they are in memory for good; None for a streamed one."""
         return self._resident.get(layer)

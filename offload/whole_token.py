@@ -180,7 +180,8 @@ def make_whole_token(
     """selected: where records are selected, else None. Returns None where the compiled kernels do
     not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
-    if layout.rotate or config.recurrent or not attention.decode.serves_rows(config.groups):
+    by_layers = layout.rotate or config.recurrent or config.output_gate
+    if by_layers or not attention.decode.serves_rows(config.groups):
         return None
     choice = None if selected is None else selected.choice()
     if selected is not None and choice is None:

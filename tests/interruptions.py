@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 def interrupted_after(count: int, functions: Iterable[Callable], run: Callable[[], object]) -> bool:
     """Whether `run` was interrupted before the count-th line of the functions, by a
     KeyboardInterrupt."""
-    codes, left = {function.__code__ for function in functions}, [count]
+    codes, left = {inspect.unwrap(function).__code__ for function in functions}, [count]
 
     def trace(frame, event, arg):
         if frame.f_code not in codes:

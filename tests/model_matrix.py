@@ -267,6 +267,20 @@ VARIANTS: dict[str, Variant] = {
         {**_HUB_EXPERTS, "full_attention_interval": 3},
         recurrent=True,
     ),
+    "qwen3-next-dense": Variant(
+        "Qwen3Next",
+        "a dense layer among those with experts; biases",
+        {
+            **_EXPERTS,
+            **_DELTA,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "attention_bias": True,
+        },
+        {**_HUB_EXPERTS, "full_attention_interval": 3},
+        recurrent=True,
+    ),
     "qwen3.5": Variant(
         "Qwen3_5",
         "Gated DeltaNet, gated attention",
@@ -280,6 +294,12 @@ VARIANTS: dict[str, Variant] = {
         {**_DELTA, "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2},
         {"full_attention_interval": 3},
         recurrent=True,
+    ),
+    "qwen3.5-attention": Variant(
+        "Qwen3_5",
+        "gated attention in every layer",
+        {**_DELTA, "layer_types": ["full_attention"] * 3},
+        {"full_attention_interval": 1},
     ),
     "qwen3.5-moe": Variant(
         "Qwen3_5Moe",
@@ -320,6 +340,20 @@ VARIANTS: dict[str, Variant] = {
         {"tie_embedding": True, "layer_types": ["conv", "full_attention", "conv"]},
         recurrent=True,
     ),
+    "lfm2-moe-no-bias": Variant(
+        "Lfm2Moe",
+        "experts chosen by sigmoids alone",
+        {
+            **{k: v for k, v in _LFM2.items() if k != "block_multiple_of"},
+            **_EXPERTS,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+        {"tie_embedding": True, "layer_types": ["conv", "full_attention", "conv"]},
+        recurrent=True,
+    ),
     "granite4-h": Variant(
         "GraniteMoeHybrid",
         "Mamba-2, no positions, four multipliers",
@@ -345,6 +379,19 @@ VARIANTS: dict[str, Variant] = {
         "Mamba-2, RoPE on half of each head",
         {**_MAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 1.5)},
         {"time_step_limit": [0.3, 1.5]},
+        recurrent=True,
+    ),
+    "bamba-biases": Variant(
+        "Bamba",
+        "biases everywhere",
+        {
+            **_MAMBA,
+            "attn_layer_indices": [2],
+            "mamba_n_groups": 2,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
         recurrent=True,
     ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
@@ -388,8 +435,8 @@ text and are fixed when a session opens: for `--context`, else for what a reques
 number of new tokens needs, else for the model's limit; never for what happens to fit.
 
 Experts: every expert that the router chose for a token is multiplied, and no other. Routers stay in
-the file's own precision when weights are quantised, and so do the projections from which a state's
-decays and gains are made.
+the file's own precision when weights are quantised, and so do the projections from which Gated
+DeltaNet's decays and gains are made.
 
 Not yet, and refused by name, are architectures with states of other kinds:
 """

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import time
 
 import pytest
 import torch
@@ -62,6 +63,37 @@ def test_rows_are_read_alone(tmp_path):
     ref = checkpoint.row_range("a", 1, 2)
     assert (ref.shape, ref.num_bytes) == ((1, 3), 12)
     checkpoint.close()
+
+
+STACKED = (("all", ("{}.x", "{}.y")),)  # (experts, rows, columns): of x, then of y
+
+
+def stacked(folder, shape, shapes, num_bytes=48):
+    header = {"m.all": {"dtype": "F32", "shape": shape, "data_offsets": [0, num_bytes]}}
+    data = torch.arange(num_bytes // 4, dtype=torch.float32).numpy().tobytes()
+    write(folder, header, data)
+    checkpoint = Checkpoint(folder, shapes, (("m.", "model."),), STACKED)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
+    checkpoint.close()
+    return tensors
+
+
+def test_experts_in_one_tensor_are_each_ones_rows(tmp_path):
+    shapes = {f"model.{e}.{part}": (2, 1) for e in range(3) for part in "xy"}
+    tensors = stacked(tmp_path, [3, 4, 1], shapes)
+    numbers = torch.cat([tensors[name].flatten() for name in shapes])
+    assert numbers.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes"),
+    [([1, 0, 5], 0), ([3_000_000, 2, 0], 0), ([0, 2, 2], 0), ([4, 3, 1], 48), ([1 << 61, 2, 0], 0)],
+)
+def test_what_no_experts_are_is_none_of_theirs(tmp_path, shape, num_bytes):
+    began = time.process_time()
+    with pytest.raises(BadCheckpoint, match="lacks 1 of 1"):
+        stacked(tmp_path, shape, {"model.0.x": (2, 1)}, num_bytes)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,33 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import platformdirs
 import pytest
 import torch
 from interruptions import interrupted_after
+from model_matrix import VARIANTS
 from sessions_under_test import IDS
 from small_llm import TINY, open_small
 
+from ebbtide.offload import prefix_keeper
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.planner import Request, make_plan
+from ebbtide.offload.prefix_store import PrefixStore
 from ebbtide.offload.sequence import Sequence
+from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 
 HYBRIDS = ["qwen3.5", "granite4-h", "lfm2"]
 CELL = TINY["cell_tokens"]
 TEXT, ANSWER = IDS[:140], IDS[140:210]
 TRACED = [
-    *(Decoder.recur, Engine.prefill, Engine.decode, Engine.settle, Engine._keep_processed),
-    *(Sequence.decoded, Sequence.prefilled, Sequence._commit, Sequence.resume_point),
-    *(States.begin, States.commit, States.of, States.newest),
+    *(Decoder.recur, Engine.prefill, Engine.decode, Engine.settle, Engine.rewind),
+    *(Engine.rewind_to, Engine.begin_anew, Sequence.decoded, Sequence.prefilled),
+    *(Sequence.resume_point, States.begin, States.end, States.of, States._free, States.name),
 ]
 
 
@@ -55,7 +60,7 @@ def test_an_interrupted_reading_goes_on_to_the_bit(checkpoint, tmp_path, name, s
                 session.append(TEXT[20:], process=False)
                 is_interrupted = interrupted_after(at, TRACED, session.last_logits)
                 expected.append(session.last_logits().clone())
-                assert session._sequence.states.length == len(TEXT)
+                assert session._sequence.states.knows(len(TEXT))
             if not is_interrupted:
                 break
         assert at > 50
@@ -91,6 +96,78 @@ def test_an_interrupted_token_is_decoded_anew_to_the_bit(checkpoint, tmp_path, n
     assert all(compared) and len(compared) > 20
 
 
+@pytest.mark.parametrize("deed", ["again", "truncate", "close"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_whatever_follows_an_interruption(checkpoint, tmp_path, monkeypatch, name, deed):
+    """At every line of reading what ends an answer: asked again, taken back, or closed and
+    resumed by name from what was kept."""
+    monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(tmp_path / "state"))
+    for setting in ("_LEAST_TOKENS", "_NEAR_ROWS"):
+        monkeypatch.setattr(prefix_keeper, setting, CELL)
+    monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
+    with opened(checkpoint(name), tmp_path, sweep_cells=2) as llm:
+
+        def last(session) -> torch.Tensor:
+            session.find_kept()
+            return session.last_logits().clone()
+
+        def whole(tokens: list[int]) -> torch.Tensor:
+            with llm.open_session(1024, sequences=1) as session:
+                session.append(tokens, process=False)
+                return session.last_logits().clone()
+
+        llm._prefixes = None
+        expected = {n: whole(TEXT[:n]) for n in (len(TEXT), 120)}
+        llm._prefixes = PrefixStore(prefix_dir(tmp_path), 1 << 30)
+        for at in range(1, 5000, 2):
+            with llm.session("book") as session:
+                session.truncate(0)
+                session.append(TEXT[:40], process=False)
+                session.last_logits()
+                session.append(TEXT[40:], process=False)
+                is_interrupted = interrupted_after(at, TRACED, session.last_logits)
+                if deed == "again":
+                    assert torch.equal(last(session), expected[len(TEXT)])
+                elif deed == "truncate":
+                    session.truncate(120)
+                    assert torch.equal(last(session), expected[120])
+            if deed == "close":
+                with llm.session("book") as session:
+                    assert torch.equal(last(session), expected[len(TEXT)])
+            for file in prefix_dir(tmp_path).iterdir():
+                file.unlink()
+            if not is_interrupted:
+                break
+        assert at > 30
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_an_interrupted_way_back_forgets_what_was_taken_there(checkpoint, tmp_path, name):
+    """A snapshot behind tokens that are others by now must not come back."""
+    with opened(checkpoint(name), tmp_path) as llm, llm.session() as alone:
+        for at in range(1, 500):
+            with llm.session() as session:
+                session.generate(TEXT, max_new_tokens=80)
+                back = lambda s=session: s.truncate(len(TEXT))  # noqa: E731
+                is_interrupted = interrupted_after(at, TRACED, back)
+                session.truncate(100)
+                session.append(ANSWER, process=False)
+                got = session.last_logits().clone()
+                session.append(TEXT, process=False)
+                session.last_logits()
+                session.truncate(len(TEXT))
+                session.append(ANSWER[:3], process=False)
+                went_on = session.last_logits().clone()
+                held = session.tokens
+            if not is_interrupted:
+                break
+            for tokens, logits in ((TEXT[:100] + ANSWER, got), (held, went_on)):
+                alone.truncate(0)
+                alone.append(tokens, process=False)
+                assert torch.equal(alone.last_logits(), logits)
+        assert at > 5
+
+
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_going_back_costs_less_than_a_cell_as_long_as_cells_are_raw(checkpoint, tmp_path, name):
     with opened(checkpoint(name), tmp_path) as llm, llm.session() as session:
@@ -106,6 +183,21 @@ def test_going_back_costs_less_than_a_cell_as_long_as_cells_are_raw(checkpoint, 
         session.append(TEXT[len(TEXT) - 3 * CELL :], process=False)
         assert torch.equal(session.last_logits(), expected)
         assert session.take_recomputed() == len(TEXT) - 3 * CELL  # from the start
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_going_back_again_costs_no_more(checkpoint, tmp_path, name):
+    """Behind a snapshot that was gone back to."""
+    with opened(checkpoint(name), tmp_path) as llm, llm.session() as session:
+        session.generate(TEXT, max_new_tokens=10)
+        for _ in range(2):
+            session.truncate(len(TEXT))
+            session.generate(max_new_tokens=10)
+        session.take_recomputed()
+        session.truncate(len(TEXT) - 5)
+        session.append(ANSWER[:2], process=False)
+        session.last_logits()
+        assert session.take_recomputed() == len(TEXT) % CELL - 5
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
@@ -135,9 +227,9 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
             session._engine.sweep_cells = sweep_cells
             states = session._engine.open_sequence(1024).states
             held = sum(copy.nbytes for copy in states._copies) * min(2, sequences)
-            held += max(0, sequences - 2) * states.newest(0).nbytes  # snapshots
+            held += max(0, sequences - 2) * states._copies[0].nbytes  # snapshots
             recurrent = llm.config.recurrent
-            held += 4 * sum(r.channels * r.conv_width for r in recurrent)
+            held += 8 * sum(r.channels * r.conv_width for r in recurrent)
     assert plan.host["recurrent states"] == held
 
 
@@ -159,6 +251,10 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
         ("granite4-h", "mamba_n_groups", 3, "cannot share"),
         ("granite4-h", "time_step_limit", [1.0], "time_step_limit"),
         ("granite4-h", "time_step_limit", [float("nan"), 1.0], "time_step_limit"),
+        ("granite4-h", "time_step_limit", [1.5, 0.3], "ascending"),
+        ("granite4-h", "time_step_limit", [0, 10**400], "time_step_limit"),
+        ("granite4-h", "hidden_act", "gelu", "convolutions have silu"),
+        ("qwen3.5", "linear_conv_kernel_dim", 17, "linear_conv_kernel_dim"),
         ("lfm2", "conv_L_cache", 0, "conv_L_cache"),
         ("lfm2", "full_attn_idxs", 1, "full_attn_idxs"),
     ],
@@ -168,3 +264,38 @@ def test_what_is_wrong_in_a_configuration_is_named(checkpoint, tmp_path, name, f
     (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises((BadCheckpoint, UnsupportedModel), match=says):
         read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.recurrent])
+def test_a_field_that_is_left_out_means_what_it_means_to_transformers(checkpoint, tmp_path, name):
+    """Each field of a configuration is left out in turn; transformers fills it in."""
+    import transformers
+
+    text = "Text" if name.startswith("qwen3.5") else ""
+    kind = getattr(transformers, f"{VARIANTS[name].architecture}{text}Config")
+    folder = checkpoint(name, layout="transformers5")
+    written, whole = json.loads((folder / "config.json").read_text()), kind.from_pretrained(folder)
+    whole = {**json.loads(whole.to_json_string(use_diff=False)), "head_dim": 16}
+    whole |= {k: written[k] for k in ("architectures", "dtype")}
+
+    def understood(fields: dict):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        try:
+            return read_model_config(tmp_path)
+        except (BadCheckpoint, UnsupportedModel) as error:
+            return type(error)
+
+    num_compared = 0
+    for field in whole.keys() - {"architectures", "dtype", "head_dim", "model_type"}:
+        fields = {k: v for k, v in whole.items() if k != field}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        try:
+            filled = json.loads(kind.from_pretrained(tmp_path).to_json_string(use_diff=False))
+        except Exception:  # of any kind: it makes no model without the field
+            continue
+        filled |= {k: written[k] for k in ("architectures", "dtype")} | {"head_dim": 16}
+        # What every model says is not made up for it.
+        if not isinstance(found := understood(fields), type):
+            assert found == understood(filled), field
+            num_compared += 1
+    assert num_compared > 15

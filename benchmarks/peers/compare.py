@@ -1,7 +1,7 @@
 """Ebbtide beside llama.cpp and transformers: prefill, and decode at depths, on the same shapes.
 
-    python benchmarks/peers/compare.py [--shapes 135m,1b,3b] [--depths 0,2048,8192]
-                                       [--models FOLDER] [--guard COMMAND]
+    python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2]
+                                       [--depths 0,2048,8192] [--models FOLDER] [--guard COMMAND]
 
 Matrices have 4 bits in Ebbtide and llama.cpp (Q4_0), embedding and head 8 in both (Q8_0);
 transformers keeps 16. Every program is a process of its own and keeps its model loaded; they take
@@ -35,7 +35,14 @@ import psutil
 from ceiling import measure
 
 HERE = Path(__file__).resolve().parent
-SHAPES = {"135m": "smollm2-135m", "1b": "llama-3.2-1b", "3b": "llama-3.2-3b"}
+SHAPES = {
+    "135m": "smollm2-135m",
+    "1b": "llama-3.2-1b",
+    "3b": "llama-3.2-3b",
+    "qwen3.5": "qwen3.5-0.8b",
+    "granite-h": "granite-4-h-1b",
+    "lfm2": "lfm2-1.2b",
+}
 PREFILL_TOKENS = 256
 RUN_S = 0.4  # aimed at, for one decode run
 MOST_OTHERS = 0.03  # of the machine's processors
@@ -185,6 +192,8 @@ def row(best: Variant, kind: str, depth: int, config: dict, ceilings: dict) -> d
 
 
 def _matrix_elements(c: dict, with_head: bool) -> int:
+    if c["model_type"] != "llama":
+        return 0  # a hybrid's are not counted: bytes alone bound it here
     hidden, heads = c["hidden_size"], c["num_attention_heads"] + c["num_key_value_heads"]
     layer = 2 * heads * c["head_dim"] * hidden + 3 * hidden * c["intermediate_size"]
     return c["num_hidden_layers"] * layer + with_head * c["vocab_size"] * hidden

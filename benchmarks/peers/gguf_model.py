@@ -4,7 +4,8 @@
 
 Matrices are Q4_0, Q8_0 or F16; embedding and head (one tensor: they are tied) are Q8_0 where the
 matrices have fewer bits than that, as Ebbtide keeps its own. Codes are drawn at random in the
-format itself: speed depends on shapes alone. Reads config.json of FOLDER and nothing else of it.
+format itself: speed depends on shapes alone. Reads config.json of FOLDER and nothing else of it:
+of Llama, Qwen3.5, Granite 4 H or LFM2.
 """
 
 from __future__ import annotations
@@ -16,55 +17,135 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from ebbtide.offload.model_config import read_model_config
+
 GROUP = 32  # weights that share a scale in Q4_0 and Q8_0
+
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen3_5_text": "qwen35",
+    "granitemoehybrid": "granitehybrid",
+    "lfm2": "lfm2",
+}
 
 
 def write(folder: Path, out: Path, bits: int) -> Path:
     """Write the file, and return its path. bits: of the matrices; 4, 8 or 16."""
     c = json.loads((folder / "config.json").read_text())
     draw = _Draw(np.random.default_rng(0))
-    writer = GGUFWriter(str(out), "llama")
-    writer.add_block_count(c["num_hidden_layers"])
-    writer.add_context_length(c["max_position_embeddings"])
-    writer.add_embedding_length(c["hidden_size"])
-    writer.add_feed_forward_length(c["intermediate_size"])
-    writer.add_head_count(c["num_attention_heads"])
-    writer.add_head_count_kv(c["num_key_value_heads"])
-    writer.add_key_length(c["head_dim"])
-    writer.add_value_length(c["head_dim"])
-    writer.add_rope_dimension_count(c["head_dim"])
+    architecture = ARCHITECTURES[c["model_type"]]
+    writer = GGUFWriter(str(out), architecture)
+    config = read_model_config(folder)
+    hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_layers
+    attends = [layer in config.kv_layers for layer in range(layers)]
+    kv_heads = [config.num_kv_heads * here for here in attends]
+    has_positions = config.ropes[config.kv_layers[0]] is not None
+    writer.add_block_count(layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(wide)
+    writer.add_head_count(config.num_heads)
+    uniform = architecture in ("llama", "qwen35")
+    writer.add_head_count_kv(config.num_kv_heads if uniform else kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    share = config.ropes[config.kv_layers[0]].share if has_positions else 1.0
+    writer.add_rope_dimension_count(int(config.head_dim * share))
     writer.add_rope_freq_base(c["rope_theta"])
-    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_vocab_size(c["vocab_size"])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
+    if config.recurrent:
+        _add_recurrent_keys(writer, architecture, c, config.recurrent[0])
 
     def add(name: str, rows: int, columns: int, bits: int = bits) -> None:
         kind, data = draw.matrix(rows, columns, bits)
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
 
-    hidden, wide = c["hidden_size"], c["intermediate_size"]
-    q, kv = (c[f"num_{n}_heads"] * c["head_dim"] for n in ("attention", "key_value"))
-    add("token_embd", c["vocab_size"], hidden, max(bits, 8))
-    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
-    for layer in range(c["num_hidden_layers"]):
-        prefix = f"blk.{layer}."
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{prefix}{norm}.weight", np.ones(hidden, np.float32))
-        for name, rows, columns in (
-            ("attn_q", q, hidden),
-            ("attn_k", kv, hidden),
-            ("attn_v", kv, hidden),
-            ("attn_output", hidden, q),
+    def add_floats(name: str, *shape: int) -> None:
+        writer.add_tensor(name, np.ones(shape, np.float32) * (0.1 if "conv" in name else 1.0))
+
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    add("token_embd", config.vocab_size, hidden, max(bits, 8))
+    add_floats(f"{'token_embd' if architecture == 'lfm2' else 'output'}_norm.weight", hidden)
+    after = "post_attention_norm" if architecture == "qwen35" else "ffn_norm"
+    for layer in range(layers):
+        prefix, recurrence = f"blk.{layer}.", config.recurrence_of(layer)
+        for norm in ("attn_norm", after):
+            add_floats(f"{prefix}{norm}.weight", hidden)
+        matrices = [
             ("ffn_gate", wide, hidden),
             ("ffn_up", wide, hidden),
             ("ffn_down", hidden, wide),
-        ):
+        ]
+        if recurrence is None:
+            matrices += [
+                ("attn_q", q * (1 + config.output_gate), hidden),
+                ("attn_k", kv, hidden),
+                ("attn_v", kv, hidden),
+                ("attn_output", hidden, q),
+            ]
+            if config.qk_norm:
+                add_floats(f"{prefix}attn_q_norm.weight", config.head_dim)
+                add_floats(f"{prefix}attn_k_norm.weight", config.head_dim)
+        else:
+            matrices += _recurrent_matrices(recurrence, hidden)
+            for name, shape in _recurrent_floats(recurrence):
+                add_floats(prefix + name, *shape)
+        for name, rows, columns in matrices:
             add(prefix + name, rows, columns)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def _add_recurrent_keys(writer: GGUFWriter, architecture: str, c: dict, r) -> None:
+    """What a hybrid's file says besides. r: of its recurrent layers, which are alike."""
+    shape = r.shape
+    if shape is None:
+        writer.add_shortconv_l_cache(r.conv_width)
+        return
+    writer.add_ssm_conv_kernel(r.conv_width)
+    writer.add_ssm_inner_size(shape.values)
+    writer.add_ssm_state_size(shape.key_dim)
+    writer.add_ssm_time_step_rank(shape.heads)
+    writer.add_ssm_group_count(shape.key_heads)
+    if architecture == "qwen35":
+        writer.add_full_attention_interval(c["full_attention_interval"])
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+    else:
+        for add in (writer.add_logit_scale, writer.add_residual_scale, writer.add_embedding_scale):
+            add(1.0)
+        writer.add_attention_scale(c["head_dim"] ** -0.5)
+
+
+def _recurrent_matrices(r, hidden: int) -> list[tuple[str, int, int]]:
+    shape = r.shape
+    if shape is None:
+        return [
+            ("shortconv.in_proj", 3 * r.channels, hidden),
+            ("shortconv.out_proj", hidden, r.channels),
+        ]
+    out = ("ssm_out", hidden, shape.values)
+    if not shape.is_delta:
+        return [("ssm_in", shape.values + shape.channels + shape.heads, hidden), out]
+    small = [(f"ssm_{name}", shape.heads, hidden) for name in ("alpha", "beta")]
+    return [("attn_qkv", shape.channels, hidden), ("attn_gate", shape.values, hidden), *small, out]
+
+
+def _recurrent_floats(r) -> list[tuple[str, tuple[int, ...]]]:
+    shape = r.shape
+    if shape is None:
+        return [("shortconv.conv.weight", (r.channels, r.conv_width))]
+    floats = [("ssm_conv1d.weight", (r.channels, r.conv_width)), ("ssm_dt.bias", (shape.heads,))]
+    if shape.is_delta:
+        return [*floats, ("ssm_a", (shape.heads,)), ("ssm_norm.weight", (shape.value_dim,))]
+    norm = (shape.key_heads, shape.values // shape.key_heads)
+    of_heads = [("ssm_a", (shape.heads, 1)), ("ssm_d", (shape.heads, 1))]
+    return [*floats, *of_heads, ("ssm_norm.weight", norm), ("ssm_conv1d.bias", (r.channels,))]
 
 
 class _Draw:

@@ -107,6 +107,10 @@ class LlamaProgram:
             return
         assert depth % PREFILL_TOKENS == 0, "depths are multiples of 256"
         llama.llama_set_n_threads(context, 2, 2)
+        if llama.llama_model_is_hybrid(self._model):  # a state cannot be moved on
+            for start in range(0, depth, PREFILL_TOKENS):
+                self.run(context, self.prompt(), start)
+            return
         self.run(context, self.prompt(), 0)
         size = llama.llama_state_seq_get_size(context, _MAIN)
         state = (ctypes.c_uint8 * size)()

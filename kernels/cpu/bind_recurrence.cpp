@@ -67,7 +67,8 @@ void run(const Recurrence &r, int threads) {
         for (int64_t part = begin; part < end; ++part) kernels.prepare_part(r, part);
     });
     const int64_t blocks = (r.value_dim + RECUR_COLUMNS - 1) / RECUR_COLUMNS;
-    take_turns(r.heads * blocks, (n + 1) * matrices * 4, r.key_dim * RECUR_COLUMNS, threads, [&](int64_t i, float *scratch) {
+    const int64_t columns = r.value_dim < RECUR_COLUMNS ? (r.value_dim + 15) / 16 * 16 : RECUR_COLUMNS;
+    take_turns(r.heads * blocks, (n + 1) * matrices * 4, r.key_dim * columns, threads, [&](int64_t i, float *scratch) {
         kernels.take_tokens(r, i / blocks, i % blocks * RECUR_COLUMNS, scratch);
     });
     share_out(n * r.heads / r.norm_heads, 1, n * values * 16, threads,

@@ -48,9 +48,10 @@ inline void weigh_tokens(const Recurrence &r, int64_t head) {
         float step = softplus(r.steps[t * r.steps_stride + head] + r.step_bias[head]);
         if (!r.is_delta) step = step < r.least_step ? r.least_step : step > r.most_step ? r.most_step : step;
         r.weights[head * n + t] = r.is_delta ? 1 / (1 + std::exp(-r.gains[t * r.gains_stride + head])) : step;
-        // Below, products would be numbers so small that processors take a hundred times as long for them.
+        // What is left below is nothing beside what a token adds, and makes numbers so small that some processors take a hundred
+        // times as long for them.
         const float exponent = step * r.rate[head];
-        r.decays[head * n + t] = exponent < -87.0f ? 0.0f : std::exp(exponent);
+        r.decays[head * n + t] = exponent < -60.0f ? 0.0f : std::exp(exponent);
     }
 }
 

@@ -74,6 +74,7 @@ void gate_with(Activation activation, float *gate, const float *up, int64_t n) {
     switch (activation) {
         case SILU: return gate_lanes<silu>(gate, up, n, gate);
         case GELU_TANH: return gate_lanes<gelu_tanh>(gate, up, n, gate);
+        case SIGMOID: return gate_lanes<sigmoid>(gate, up, n, gate);
         case GELU:
             for (int64_t i = 0; i < n; ++i) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     }
