@@ -31,11 +31,10 @@ from .footprint import MOST_VERIFIED
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
-from .page_table import PageTable
 from .pager import PageStore
 from .selected_attention import Noted, SelectedAttention
-from .sequence import RawPages, Sequence, raw_slots
-from .states import States
+from .sequence import Sequence
+from .sequences import Sequences
 from .weights import LayerTensors, WeightStore
 from .whole_token import make_whole_token
 
@@ -80,7 +79,7 @@ class Engine:
         mode: Mode | None = None,
     ):
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
-        self.device, self.sweep_cells, self.overlap = device, sweep_cells, overlap
+        self.device, self.overlap = device, overlap
         self.decoder = Decoder(config, device, weights.is_resident)
         self._num_kv_layers = len(config.kv_layers)
         # Of each layer its number among those that attend, or among the others.
@@ -97,6 +96,7 @@ class Engine:
             device,
             config.attention_softcap,
         )
+        self.sequences = Sequences(config, store, geometry, device, sweep_cells)
         self.selected: SelectedAttention | None = None
         self.choose_pages(mode or Mode())
 
@@ -127,106 +127,6 @@ class Engine:
         other.choose_pages(mode, audits=False)
         return other
 
-    # ---- sequences ---------------------------------------------------------------------------
-
-    def open_sequence(self, expected_tokens: int) -> Sequence:
-        """An empty sequence. expected_tokens: how long it may become, for the policy."""
-        spans = -(-expected_tokens // self.geometry.span_tokens)
-        return self._sequence(self.store.open_table(spans))
-
-    def fork(self, sequence: Sequence) -> Sequence:
-        """A sequence that shares all sealed pages and owns a copy of the raw ones."""
-        self.settle(sequence)
-        other = self._sequence(self.store.fork(sequence.table))
-        other.raw.copy_from(sequence.raw)
-        if other.states is not None:
-            other.states.copy_from(sequence.states)
-        other.tokens = sequence.tokens[:]
-        other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
-        other.kept_tokens = sequence.kept_tokens
-        return other
-
-    def rewind(self, sequence: Sequence, length: int) -> None:
-        """Make `length` the number of processed tokens, or less, see `Sequence.resume_point`; the
-        tokens stay. Where the raw cells that its neighbours saw are gone, it becomes 0: a sealed
-        copy of them would give other bits.
-        """
-        length = sequence.resume_point(length)
-        self.begin_anew(sequence, length)
-        if length == 0:
-            sequence.oldest_raw_cell = 0
-        self.settle(sequence)
-
-    def rewind_to(
-        self,
-        sequence: Sequence,
-        length: int,
-        raw: RawPages,
-        oldest_raw_cell: int,
-        state: torch.Tensor | None,
-    ) -> None:
-        """The same, where the raw cells or the state are gone, and copies were made at that
-        length."""
-        processed = sequence.processed[:length]
-        self.begin_anew(sequence)
-        sequence.raw.copy_from(raw)
-        sequence.oldest_raw_cell = oldest_raw_cell
-        states = sequence.states
-        if states is not None:
-            states.forget_behind(length)
-            if not states.knows(length):
-                copy = states.room()
-                states.name(copy.copy_(state), length)
-        sequence.processed[:] = processed
-        self.settle(sequence)
-
-    def begin_anew(self, sequence: Sequence, length: int = 0) -> None:
-        """What follows changes raw cells or the table: until it is done, whatever interrupts it,
-        only the first `length` tokens count as processed."""
-        sequence.is_settled = False
-        sequence.remembered = sequence.as_computed()
-        del sequence.processed[length:]
-        sequence.kept_tokens = min(sequence.kept_tokens, length)
-
-    def settle(self, sequence: Sequence) -> None:
-        """Drop what lies in the table beyond the processed tokens: something was interrupted, and
-        the tokens that it was sealed for may be others by now."""
-        if not sequence.is_settled:
-            self.store.truncate(sequence.table, self._sealed_records(sequence.length))
-            sequence.is_settled = True
-
-    def close_sequence(self, sequence: Sequence) -> None:
-        self.store.close_table(sequence.table)
-
-    def new_raw(self) -> RawPages:
-        """Empty raw pages, as a sequence or a snapshot of one needs them."""
-        layout = self.geometry.layout
-        return RawPages(
-            self._num_kv_layers,
-            raw_slots(self.sweep_cells),
-            layout.kv_heads,
-            self.geometry.cell_tokens,
-            layout.head_dim,
-            layout.page_tokens,
-            layout.raw_dtype,
-            self.device,
-        )
-
-    def _sequence(self, table: PageTable) -> Sequence:
-        states, recurrent = None, self.config.recurrent
-        if recurrent:
-            num_copies = States.num_copies(self.sweep_cells)
-            states = States(recurrent, num_copies, self.geometry.cell_tokens, self.device)
-        return Sequence(table, self.new_raw(), states, self.geometry.cell_tokens)
-
-    def _sealed_records(self, length: int) -> int:
-        """The most that each layer's table may hold of a text of `length` tokens."""
-        return max(0, length // self.geometry.cell_tokens - 1) * self._cell_records
-
-    @property
-    def _cell_records(self) -> int:
-        return self.geometry.cell_tokens // self.geometry.layout.record_tokens
-
     # ---- running -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -246,7 +146,7 @@ class Engine:
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
-        self.settle(sequence)
+        self.sequences.settle(sequence)
         while sequence.length < stop:
             sweep = self._next_sweep(sequence, stop)
             end = sweep[-1]
@@ -274,7 +174,7 @@ class Engine:
     @torch.inference_mode()
     def decode(self, sequence: Sequence) -> torch.Tensor:
         """Process the one pending token; returns its residual (1, hidden_size)."""
-        self.settle(sequence)
+        self.sequences.settle(sequence)
         position = sequence.length
         x = self.weights.embed(sequence.tokens[position : position + 1])
         sequence.will_write(position // self.geometry.cell_tokens)
@@ -302,7 +202,7 @@ class Engine:
         The sequence stays as it is, but that the tokens' keys and values lie behind its end:
         `take_in` makes them part of it, one by one.
         """
-        self.settle(sequence)
+        self.sequences.settle(sequence)
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
         x = self.weights.embed(tokens)
@@ -382,7 +282,7 @@ class Engine:
 
     def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
         cells, sweep, start = self.geometry.cell_tokens, [], sequence.length
-        while start < stop and len(sweep) < self.sweep_cells:
+        while start < stop and len(sweep) < self.sequences.sweep_cells:
             cell = start // cells
             end = min((cell + 1) * cells, stop)
             rows = slice(start - cell * cells, end - cell * cells)
@@ -510,7 +410,7 @@ class Engine:
 
     def _seal(self, sequence: Sequence, kv: int, cell: int, bias: torch.Tensor | None) -> None:
         """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
-        first = cell * self._cell_records
+        first = cell * self.geometry.cell_records
         if cell < 0 or sequence.table.num_records(kv) > first:
             return
         k, v = (part.transpose(0, 1) for part in sequence.raw.cell(kv, cell))

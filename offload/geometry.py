@@ -79,6 +79,10 @@ class Geometry:
         return replace(self.layout, near_bits=FINER_NEAR_BITS, least_record_bytes=record_bytes)
 
     @property
+    def cell_records(self) -> int:
+        return self.cell_tokens // self.layout.record_tokens
+
+    @property
     def records_per_span(self) -> int:
         return self.span_tokens // self.layout.record_tokens
 

@@ -85,7 +85,7 @@ class PrefixKeeper:
         self._cells = geometry.cell_tokens
         self._least_cells = -(-_LEAST_TOKENS // self._cells)
         self._span_cells = geometry.span_tokens // geometry.cell_tokens
-        self._cell_records = geometry.cell_tokens // geometry.layout.record_tokens
+        self._cell_records = geometry.cell_records
         self._layout = replace(geometry.layout, value_means=False, near_resident=True)
         self._layouts = geometry.layouts(len(config.kv_layers))
         # A state takes as much as the pages of thousands of tokens: of ends there are so many that
@@ -355,7 +355,7 @@ class PrefixKeeper:
         on_progress(length) is called now and then; what it raises stops the restoring, and the
         sequence is as it was or empty.
         """
-        self._engine.settle(sequence)
+        self._engine.sequences.settle(sequence)
         num_cells = len(wanted) // self._cells
         if num_cells < sequence.length // self._cells + self._least_cells:
             return
@@ -381,7 +381,7 @@ class PrefixKeeper:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
         done = False
         name = chain[0]
-        self._engine.begin_anew(sequence)
+        self._engine.sequences.begin_anew(sequence)
         if sequence.states is not None:
             sequence.states.forget_behind(0)
         try:
@@ -400,7 +400,7 @@ class PrefixKeeper:
             self._tell_unusable(name, error)
         finally:
             if not done:
-                self._engine.rewind(sequence, 0)
+                self._engine.sequences.rewind(sequence, 0)
         return done
 
     def _tell_unusable(self, name: str, error: Exception) -> None:

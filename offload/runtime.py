@@ -113,15 +113,15 @@ class Runtime:
 
     def open(self, expected_tokens: int) -> Sequence:
         self._num_users += 1
-        return self.engine.open_sequence(expected_tokens)
+        return self.engine.sequences.open(expected_tokens)
 
     def fork(self, sequence: Sequence) -> Sequence:
         self._num_users += 1
-        return self.engine.fork(sequence)
+        return self.engine.sequences.fork(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Free a sequence's pages; the last one closes the store."""
-        self.engine.close_sequence(sequence)
+        self.engine.sequences.close(sequence)
         self._num_users -= 1
         if self._num_users == 0:
             self.close()

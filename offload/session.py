@@ -342,11 +342,11 @@ class Session:
         self._forget_snapshots(length)
         best = self._snapshots[-1] if self._snapshots else None
         if best is not None and best.length > sequence.resume_point(length):
-            self._engine.rewind_to(
+            self._engine.sequences.rewind_to(
                 sequence, best.length, best.raw, best.oldest_raw_cell, best.state
             )
         else:
-            self._engine.rewind(sequence, length)
+            self._engine.sequences.rewind(sequence, length)
         self._known = max(self._known, length)
 
     def _forget_snapshots(self, length: int) -> None:
@@ -469,7 +469,7 @@ class Session:
         if self._snapshots and self._snapshots[-1].length == sequence.length:
             return
         full, state = len(self._snapshots) >= MOST_SNAPSHOTS, None
-        raw = self._snapshots.pop(0).raw if full else self._engine.new_raw()
+        raw = self._snapshots.pop(0).raw if full else self._engine.sequences.new_raw()
         raw.copy_from(sequence.raw)
         if sequence.states is not None:
             state = sequence.states.at(sequence.length).clone()

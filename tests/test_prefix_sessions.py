@@ -356,15 +356,15 @@ def test_an_interruption_of_the_way_back(folder, tmp_path, begun):
         session.append(TEXT[: begun * CELL], process=False)
         session._prefill()
         session.append(TEXT[begun * CELL :], process=False)
-        real = session._engine.rewind
+        real = session._engine.sequences.rewind
 
         def interrupted(*args):
             raise KeyboardInterrupt
 
-        session._engine.rewind = interrupted
+        session._engine.sequences.rewind = interrupted
         with pytest.raises(KeyboardInterrupt):
             session.find_kept()
-        session._engine.rewind = real
+        session._engine.sequences.rewind = real
         session.truncate(begun * CELL)
         session.append(MORE, process=False)
         assert torch.equal(session.last_logits(), expected)

@@ -26,6 +26,7 @@ from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.planner import Request, make_plan
 from ebbtide.offload.prefix_store import PrefixStore
 from ebbtide.offload.sequence import Sequence
+from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 
@@ -33,8 +34,8 @@ HYBRIDS = ["qwen3.5", "granite4-h", "lfm2"]
 CELL = TINY["cell_tokens"]
 TEXT, ANSWER = IDS[:140], IDS[140:210]
 TRACED = [
-    *(Decoder.recur, Engine.prefill, Engine.decode, Engine.settle, Engine.rewind),
-    *(Engine.rewind_to, Engine.begin_anew, Sequence.decoded, Sequence.prefilled),
+    *(Decoder.recur, Engine.prefill, Engine.decode, Sequences.settle, Sequences.rewind),
+    *(Sequences.rewind_to, Sequences.begin_anew, Sequence.decoded, Sequence.prefilled),
     *(Sequence.resume_point, States.begin, States.end, States.of, States._free, States.name),
 ]
 
@@ -84,7 +85,7 @@ def test_an_interrupted_token_is_decoded_anew_to_the_bit(checkpoint, tmp_path, n
                     if interrupted:
                         at += 1
                         interrupted_after(at, TRACED, lambda: engine.decode(sequence))
-                        engine.settle(sequence)
+                        engine.sequences.settle(sequence)
                     if sequence.length < len(sequence.tokens):
                         found.append(engine.logits(engine.decode(sequence))[0].clone())
                     else:  # it was done, and what came of it is lost
@@ -224,8 +225,8 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
         request = Request(1024, sequences, sweep_cells=sweep_cells)
         plan = make_plan(llm.admission.facts, llm.geometry, llm.admission.limits, request)
         with llm.open_session(1024, sequences=sequences) as session:
-            session._engine.sweep_cells = sweep_cells
-            states = session._engine.open_sequence(1024).states
+            session._engine.sequences.sweep_cells = sweep_cells
+            states = session._engine.sequences.open(1024).states
             held = sum(copy.nbytes for copy in states._copies) * min(2, sequences)
             held += max(0, sequences - 2) * states._copies[0].nbytes  # snapshots
             recurrent = llm.config.recurrent

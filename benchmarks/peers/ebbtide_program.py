@@ -80,7 +80,7 @@ class EbbtideProgram:
         ids = [(i * 7919 + 1) % self._config.vocab_size for i in range(PREFILL_TOKENS)]
         sequence.tokens.extend(ids)
         engine.logits(engine.prefill(sequence))
-        engine.close_sequence(sequence)
+        engine.sequences.close(sequence)
 
     def _engine(self, kv_bits: str) -> Engine:
         geometry = choose_geometry(self._config, kv_bits)
@@ -101,7 +101,7 @@ class EbbtideProgram:
     def _sequence(self, name: str, depth: int):
         """A sequence of `depth` tokens, of which each layer's keys and values are random."""
         engine = self._engines[name]
-        sequence = engine.open_sequence(self._most + _SLACK_TOKENS)
+        sequence = engine.sequences.open(self._most + _SLACK_TOKENS)
         if depth == 0:
             return sequence
         fill(engine, sequence, depth)

@@ -3,7 +3,7 @@
     python benchmarks/peers/transformers_program.py FOLDER MOST_TOKENS
 
 Weights and cache have 16 bits, so this is no equal of 4-bit weights; it is what most people run. A
-deep cache is random numbers, given to the model as the cache of earlier tokens.
+deep cache is random numbers, given to the model as the cache of earlier tokens; a hybrid's is read.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ class TransformersProgram:
 
     @torch.inference_mode()
     def fill(self, depth: int) -> None:
-        c, self._cache, self._length = self._config, DynamicCache(), depth
-        if depth:
+        c = self._config
+        self._cache, self._length = DynamicCache(config=c), depth
+        kinds = set(getattr(c, "layer_types", None) or ())
+        if depth and kinds > {"full_attention"}:  # states are computed
+            self._length = 0
+            for start in range(0, depth, PREFILL_TOKENS):
+                self._run([(start + i) % c.vocab_size for i in range(PREFILL_TOKENS)])
+        elif depth:
             shape = (1, c.num_key_value_heads, depth, c.head_dim)
             for layer in range(c.num_hidden_layers):
                 part = torch.randn(shape, dtype=torch.bfloat16)

@@ -1,0 +1,125 @@
+"""Sequences of one page store: opened, forked, brought back to an earlier length, closed.
+
+Whatever changes raw cells or the table first says how many tokens count as processed until it is
+done, so that an interruption leaves less, and never something else. Computes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .geometry import Geometry
+from .model_config import ModelConfig
+from .page_table import PageTable
+from .pager import PageStore
+from .sequence import RawPages, Sequence, raw_slots
+from .states import States
+
+
+class Sequences:
+    """sweep_cells: how many cells prefill takes at once, at most."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        store: PageStore,
+        geometry: Geometry,
+        device: torch.device,
+        sweep_cells: int,
+    ):
+        self._config, self._store, self._geometry = config, store, geometry
+        self._device, self.sweep_cells = device, sweep_cells
+
+    def open(self, expected_tokens: int) -> Sequence:
+        """An empty sequence. expected_tokens: how long it may become, for the policy."""
+        spans = -(-expected_tokens // self._geometry.span_tokens)
+        return self._sequence(self._store.open_table(spans))
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A sequence that shares all sealed pages and owns a copy of the raw ones."""
+        self.settle(sequence)
+        other = self._sequence(self._store.fork(sequence.table))
+        other.raw.copy_from(sequence.raw)
+        if other.states is not None:
+            other.states.copy_from(sequence.states)
+        other.tokens = sequence.tokens[:]
+        other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
+        other.kept_tokens = sequence.kept_tokens
+        return other
+
+    def rewind(self, sequence: Sequence, length: int) -> None:
+        """Make `length` the number of processed tokens, or less, see `Sequence.resume_point`; the
+        tokens stay. Where the raw cells that its neighbours saw are gone, it becomes 0: a sealed
+        copy of them would give other bits.
+        """
+        length = sequence.resume_point(length)
+        self.begin_anew(sequence, length)
+        if length == 0:
+            sequence.oldest_raw_cell = 0
+        self.settle(sequence)
+
+    def rewind_to(
+        self,
+        sequence: Sequence,
+        length: int,
+        raw: RawPages,
+        oldest_raw_cell: int,
+        state: torch.Tensor | None,
+    ) -> None:
+        """The same, where the raw cells or the state are gone, and copies were made at that
+        length."""
+        processed = sequence.processed[:length]
+        self.begin_anew(sequence)
+        sequence.raw.copy_from(raw)
+        sequence.oldest_raw_cell = oldest_raw_cell
+        states = sequence.states
+        if states is not None:
+            states.forget_behind(length)
+            if not states.knows(length):
+                copy = states.room()
+                states.name(copy.copy_(state), length)
+        sequence.processed[:] = processed
+        self.settle(sequence)
+
+    def begin_anew(self, sequence: Sequence, length: int = 0) -> None:
+        """What follows changes raw cells or the table: until it is done, whatever interrupts it,
+        only the first `length` tokens count as processed."""
+        sequence.is_settled = False
+        sequence.remembered = sequence.as_computed()
+        del sequence.processed[length:]
+        sequence.kept_tokens = min(sequence.kept_tokens, length)
+
+    def settle(self, sequence: Sequence) -> None:
+        """Drop what lies in the table beyond the processed tokens: something was interrupted, and
+        the tokens that it was sealed for may be others by now."""
+        if not sequence.is_settled:
+            self._store.truncate(sequence.table, self._sealed_records(sequence.length))
+            sequence.is_settled = True
+
+    def close(self, sequence: Sequence) -> None:
+        self._store.close_table(sequence.table)
+
+    def new_raw(self) -> RawPages:
+        """Empty raw pages, as a sequence or a snapshot of one needs them."""
+        layout = self._geometry.layout
+        return RawPages(
+            len(self._config.kv_layers),
+            raw_slots(self.sweep_cells),
+            layout.kv_heads,
+            self._geometry.cell_tokens,
+            layout.head_dim,
+            layout.page_tokens,
+            layout.raw_dtype,
+            self._device,
+        )
+
+    def _sequence(self, table: PageTable) -> Sequence:
+        states, recurrent = None, self._config.recurrent
+        if recurrent:
+            num_copies = States.num_copies(self.sweep_cells)
+            states = States(recurrent, num_copies, self._geometry.cell_tokens, self._device)
+        return Sequence(table, self.new_raw(), states, self._geometry.cell_tokens)
+
+    def _sealed_records(self, length: int) -> int:
+        """The most that each layer's table may hold of a text of `length` tokens."""
+        return max(0, length // self._geometry.cell_tokens - 1) * self._geometry.cell_records
