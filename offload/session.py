@@ -107,9 +107,9 @@ class Session:
         self._process_whole_cells()
 
     def truncate(self, length: int) -> None:
-        """Forget everything from token `length` on. Recent tokens cost nothing; going back further
-        restores what an answer began with, or what is kept on disk, and processes the rest again
-        (counted as recomputed tokens).
+        """Forget everything from token `length` on. Recent tokens cost nothing (where layers keep
+        states, the rest of a cell); going back further restores what an answer began with, or what
+        is kept on disk, and processes the rest again (counted as recomputed tokens).
         """
         self._check_free()
         self._truncate(length)

@@ -64,7 +64,7 @@ class EbbtideProgram:
 
     def fill(self, depth: int) -> None:
         for name in PAGES:
-            self._engines[name].close_sequence(self._sequences[name])
+            self._engines[name].sequences.close(self._sequences[name])
             self._sequences[name] = self._sequence(name, depth)
 
     def decode(self, variant: str, threads: int, tokens: int) -> None:
