@@ -4,6 +4,8 @@ them. The output projection is the decoder's. Knows no sequences: states come as
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ..kernels.norm import rms_norm
@@ -45,9 +47,10 @@ class RecurrentLayer:
         if recurrence.by_heads:
             shape = recurrence.shape
             each = shape.heads // shape.key_heads  # heads that share a key
-            sizes = [shape.key_dim, shape.key_dim, each * shape.value_dim, each * shape.value_dim]
+            values = each * shape.value_dim
             self._orders = [
-                _by_parts(shape.key_heads, of).to(conv.device) for of in (sizes, [each, each])
+                _by_parts(shape.key_heads, sizes, conv.device)
+                for sizes in ((shape.key_dim, shape.key_dim, values, values), (each, each))
             ]
         self._names = [n.removesuffix(".weight") for n in _PROJECTIONS if n in self._module]
         weights = [self._module[f"{name}.weight"] for name in self._names]
@@ -105,8 +108,9 @@ class RecurrentLayer:
         return conv.T.contiguous(), self._module.get(f"{name}.bias")
 
 
-def _by_parts(count: int, sizes: list[int]) -> torch.Tensor:
+@functools.cache  # layers are alike
+def _by_parts(count: int, sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Of outputs in which parts of these sizes take turns, `count` times: their numbers, part after
     part."""
-    numbers = torch.arange(count * sum(sizes)).view(count, -1).split(sizes, -1)
+    numbers = torch.arange(count * sum(sizes), device=device).view(count, -1).split(sizes, -1)
     return torch.cat([part.flatten() for part in numbers])
