@@ -6,6 +6,8 @@ done, so that an interruption leaves less, and never something else. Computes no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from .geometry import Geometry
@@ -14,6 +16,18 @@ from .page_table import PageTable
 from .pager import PageStore
 from .sequence import RawPages, Sequence, raw_slots
 from .states import States
+
+
+@dataclass
+class Snapshot:
+    """What it takes to go on behind a sequence's first `length` tokens as long as their pages are
+    there: raw cells, the state of recurrent layers, and the last token's logits (vocab,)."""
+
+    length: int
+    oldest_raw_cell: int
+    raw: RawPages
+    state: torch.Tensor | None
+    logits: torch.Tensor
 
 
 class Sequences:
@@ -58,26 +72,28 @@ class Sequences:
             sequence.oldest_raw_cell = 0
         self.settle(sequence)
 
-    def rewind_to(
-        self,
-        sequence: Sequence,
-        length: int,
-        raw: RawPages,
-        oldest_raw_cell: int,
-        state: torch.Tensor | None,
-    ) -> None:
-        """The same, where the raw cells or the state are gone, and copies were made at that
-        length."""
+    def snapshot(
+        self, sequence: Sequence, logits: torch.Tensor, old: Snapshot | None = None
+    ) -> Snapshot:
+        """Of a sequence as it is, in the memory of an old one that nobody needs."""
+        length, state = sequence.length, None
+        raw = self.new_raw() if old is None else old.raw
+        raw.copy_from(sequence.raw)
+        if sequence.states is not None:
+            state = sequence.states.at(length).clone()
+        return Snapshot(length, sequence.oldest_raw_cell, raw, state, logits)
+
+    def rewind_to(self, sequence: Sequence, snapshot: Snapshot) -> None:
+        """The same, where the raw cells or the state are gone, and a snapshot was taken."""
+        length, states = snapshot.length, sequence.states
         processed = sequence.processed[:length]
         self.begin_anew(sequence)
-        sequence.raw.copy_from(raw)
-        sequence.oldest_raw_cell = oldest_raw_cell
-        states = sequence.states
+        sequence.raw.copy_from(snapshot.raw)
+        sequence.oldest_raw_cell = snapshot.oldest_raw_cell
         if states is not None:
             states.forget_behind(length)
             if not states.knows(length):
-                copy = states.room()
-                states.name(copy.copy_(state), length)
+                states.name(states.room().copy_(snapshot.state), length)
         sequence.processed[:] = processed
         self.settle(sequence)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
 
 import torch
 
@@ -20,22 +19,11 @@ from .output import Output, Progress
 from .prefix_keeper import PrefixKeeper
 from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
-from .sequence import MOST_SNAPSHOTS, RawPages
+from .sequence import MOST_SNAPSHOTS
+from .sequences import Snapshot
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
 from .stream import Stream
-
-
-@dataclass
-class _Snapshot:
-    """The raw tail, the state of recurrent layers and the last logits after a prompt: from here an
-    answer can be made again."""
-
-    length: int
-    oldest_raw_cell: int
-    raw: RawPages
-    state: torch.Tensor | None
-    logits: torch.Tensor
 
 
 class Session:
@@ -60,7 +48,7 @@ class Session:
         self._engine = runtime.engine
         self.context = context
         self._keeps_snapshots, self._prefixes = keeps_snapshots, prefixes
-        self._snapshots: list[_Snapshot] = []
+        self._snapshots: list[Snapshot] = []  # where answers began: they can be made again
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
         self._recomputed = 0  # tokens that were processed again, since the last answer
@@ -338,16 +326,15 @@ class Session:
         """Keep at most `length` processed tokens; those before `length` that go too will be
         processed again.
         """
-        sequence = self._sequence
+        sequence, sequences = self._sequence, self._engine.sequences
         self._forget_snapshots(length)
-        best = self._snapshots[-1] if self._snapshots else None
-        if best is not None and best.length > sequence.resume_point(length):
-            self._engine.sequences.rewind_to(
-                sequence, best.length, best.raw, best.oldest_raw_cell, best.state
-            )
+        # Should this be interrupted, what they were taken of is processed again, otherwise perhaps.
+        snapshots, self._snapshots = self._snapshots, []
+        if snapshots and snapshots[-1].length > sequence.resume_point(length):
+            sequences.rewind_to(sequence, snapshots[-1])
         else:
-            self._engine.sequences.rewind(sequence, length)
-        self._known = max(self._known, length)
+            sequences.rewind(sequence, length)
+        self._snapshots, self._known = snapshots, max(self._known, length)
 
     def _forget_snapshots(self, length: int) -> None:
         """What was taken behind more than the first `length` tokens is of another text."""
@@ -468,14 +455,9 @@ class Session:
         sequence = self._sequence
         if self._snapshots and self._snapshots[-1].length == sequence.length:
             return
-        full, state = len(self._snapshots) >= MOST_SNAPSHOTS, None
-        raw = self._snapshots.pop(0).raw if full else self._engine.sequences.new_raw()
-        raw.copy_from(sequence.raw)
-        if sequence.states is not None:
-            state = sequence.states.at(sequence.length).clone()
-        self._snapshots.append(
-            _Snapshot(sequence.length, sequence.oldest_raw_cell, raw, state, self._logits)
-        )
+        full = len(self._snapshots) >= MOST_SNAPSHOTS
+        old = self._snapshots.pop(0) if full else None
+        self._snapshots.append(self._engine.sequences.snapshot(sequence, self._logits, old))
 
     def guesses(self) -> tuple[int, int]:
         """Guesses of tokens that were accepted and rejected since the session began."""

@@ -67,8 +67,8 @@ def _projections(r: Recurrence, shape: RecurrentShape) -> list[tuple[str, int]]:
     if not shape.is_delta:
         return [("in_proj", shape.values + shape.channels + shape.heads)]
     if r.by_heads:
-        both = ("in_proj_qkvz", shape.channels + shape.values), ("in_proj_ba", 2 * shape.heads)
-        return list(both)
+        qkvz = shape.channels + shape.values
+        return [("in_proj_qkvz", qkvz), ("in_proj_ba", 2 * shape.heads)]
     sizes = {"qkv": shape.channels, "z": shape.values, "b": shape.heads, "a": shape.heads}
     return [(f"in_proj_{name}", rows) for name, rows in sizes.items()]
 

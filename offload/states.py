@@ -4,7 +4,7 @@ of which every token changes all.
 A state cannot be taken back, so there are a few copies, each of which stands behind so many tokens
 of the sequence. A run reads the one behind the processed tokens and writes others, and these are
 known only when the run is done: whatever is interrupted has changed nothing. Kept are the newest
-state, and those at the starts of the newest cells, to which one can go back.
+state and that at the start of its cell, to which one can go back, and older starts as room allows.
 
 Knows numbers of tokens, and neither layers' arithmetic nor what the tokens are.
 """

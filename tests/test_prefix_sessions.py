@@ -342,6 +342,32 @@ def test_an_interruption_while_a_snapshot_is_restored(folder, tmp_path, state, m
             assert_goes_on(session, alone)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen3.5"])
+def test_what_was_taken_before_an_interrupted_way_back_is_not_used(
+    checkpoint, tmp_path, monkeypatch, name
+):
+    """Tokens that were decoded are prefilled after it: raw cells of before have other bits."""
+    real, folder = RawPages.copy_from, checkpoint(name)
+    with opened(folder, tmp_path, cap=None, sequences=4, draft=False) as llm:
+        with llm.session() as session:
+            session.generate(TEXT[:500], max_new_tokens=100)
+            session.generate(MORE[:20], max_new_tokens=150)
+
+            def copy_from(self, other):
+                real(self, other)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(RawPages, "copy_from", copy_from)
+            with pytest.raises(KeyboardInterrupt):
+                session.truncate(620)
+            monkeypatch.setattr(RawPages, "copy_from", real)
+            session.truncate(620)
+            session.append(MORE, process=False)
+            session.last_logits()
+            session.truncate(620)
+            assert_goes_on(session, llm)
+
+
 @pytest.mark.parametrize("begun", [3, 4])
 def test_an_interruption_of_the_way_back(folder, tmp_path, begun):
     """A file is damaged, and what was taken in is to be dropped, when somebody loses patience."""

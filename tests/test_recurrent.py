@@ -221,17 +221,27 @@ def test_an_answer_is_made_again_without_reading_anything(checkpoint, tmp_path, 
 @pytest.mark.parametrize("sweep_cells", [1, 8])
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep_cells):
-    with opened(checkpoint(name), tmp_path) as llm:
+    """Of a session, the snapshots of its last two answers and a fork, where there may be these."""
+    with opened(checkpoint(name), tmp_path, sweep_cells=sweep_cells) as llm:
         request = Request(1024, sequences, sweep_cells=sweep_cells)
         plan = make_plan(llm.admission.facts, llm.geometry, llm.admission.limits, request)
         with llm.open_session(1024, sequences=sequences) as session:
-            session._engine.sequences.sweep_cells = sweep_cells
-            states = session._engine.sequences.open(1024).states
-            held = sum(copy.nbytes for copy in states._copies) * min(2, sequences)
-            held += max(0, sequences - 2) * states._copies[0].nbytes  # snapshots
-            recurrent = llm.config.recurrent
-            held += 8 * sum(r.channels * r.conv_width for r in recurrent)
-    assert plan.host["recurrent states"] == held
+            branches = [session]
+            for _ in range(3):
+                session.generate(ANSWER, max_new_tokens=2)
+            if sequences > 1:
+                branches.append(session.fork())
+            held = [copy for branch in branches for copy in branch._sequence.states._copies]
+            held += [snapshot.state for snapshot in session._snapshots]
+            num_bytes = sum(copy.nbytes for copy in held)
+            decoder, weights = session._engine.decoder, llm.admission.weights
+            for layer in set(range(llm.config.num_layers)) - set(llm.config.kv_layers):
+                w = weights.layer(layer)
+                of_kernels = decoder._recurrent.of(layer, w)._convolution()[0]
+                of_file = next(w[n] for n in w if n.endswith(("conv.weight", "conv1d.weight")))
+                assert of_kernels.data_ptr() != of_file.data_ptr()
+                num_bytes += of_kernels.nbytes + of_file.nbytes
+    assert plan.host["recurrent states"] == num_bytes
 
 
 def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path):

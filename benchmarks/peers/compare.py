@@ -172,9 +172,10 @@ def row(best: Variant, kind: str, depth: int, config: dict, ceilings: dict) -> d
     ceiling = ceilings[best.threads]
     per_run = 1 / PREFILL_TOKENS if kind == "prefill" else 1  # how often a token reads the weights
     bytes_moved = facts["weight_bytes"] * per_run + facts["kv_bytes_per_token"][best.name] * depth
-    flop = 2 * _matrix_elements(config, with_head=kind == "decode") + depth * _attention_flop(
-        config
-    )
+    flop = 0  # a hybrid's are not counted, nor is what lies between its products
+    if config["model_type"] == "llama":
+        elements = _matrix_elements(config, with_head=kind == "decode")
+        flop = 2 * elements + depth * _attention_flop(config)
     least_s = max(bytes_moved / ceiling["read_bytes_per_s"], flop / ceiling["flop_per_s"])
     return {
         "program": best.process.name,
@@ -192,8 +193,6 @@ def row(best: Variant, kind: str, depth: int, config: dict, ceilings: dict) -> d
 
 
 def _matrix_elements(c: dict, with_head: bool) -> int:
-    if c["model_type"] != "llama":
-        return 0  # a hybrid's are not counted: bytes alone bound it here
     hidden, heads = c["hidden_size"], c["num_attention_heads"] + c["num_key_value_heads"]
     layer = 2 * heads * c["head_dim"] * hidden + 3 * hidden * c["intermediate_size"]
     return c["num_hidden_layers"] * layer + with_head * c["vocab_size"] * hidden

@@ -50,6 +50,8 @@ class LlamaProgram:
         model = self._model
         head_dim = llama.llama_model_n_embd(model) // llama.llama_model_n_head(model)
         elements = 2 * llama.llama_model_n_layer(model) * llama.llama_model_n_head_kv(model)
+        if llama.llama_model_is_hybrid(model):
+            elements = 0  # it does not say how many layers attend
         return {
             # The embedding is the head as well, and is read once.
             "weight_bytes": llama.llama_model_size(model),
