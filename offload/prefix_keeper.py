@@ -202,12 +202,10 @@ class PrefixKeeper:
                 self._keep_end(sequence, boundary, names, needed)
                 if boundary >= last - 1:
                     self._keep_rows(sequence, boundary, length, names, needed)
-                if boundary == last and sequence.states is None:
-                    sequence.kept_tokens = length
-                elif boundary == last:
-                    sequence.kept_tokens = boundary * self._cells
-                elif boundary < last - 1:  # of the last two both are kept, or none
-                    sequence.kept_tokens = boundary * self._cells
+                # With rows behind the last end all of the text is kept; states have none there.
+                has_rows = boundary == last and sequence.states is None
+                if boundary != last - 1:  # of the last two both are kept, or none
+                    sequence.kept_tokens = length if has_rows else boundary * self._cells
 
     def _is_there(self, sequence: Sequence, boundary: int) -> bool:
         """Whether all that an end holds is: the cell before it is raw, and the state known."""

@@ -178,14 +178,6 @@ def test_short_convolutions(kernels, channels, width):
         assert_near(got, c.double() * want, width + 2)
 
 
-def assert_same(kernels: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    """To the bit; but torch takes the last few numbers of a tensor through other exponentials."""
-    if kernels == "reference":
-        assert_near(got, want.double(), 1000)
-    else:
-        assert torch.equal(got, want)
-
-
 def in_parts(shape, weights, rows, parts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and matrices of a text that is taken in calls of so many tokens, by turns in the
     state's place and in another."""
@@ -212,8 +204,8 @@ def test_a_token_depends_on_those_before_it_alone(kernels, shape):
             torch.set_num_threads(threads)
             for parts in ([37], [1, 5, 20, 11]):
                 got, state = in_parts(shape, weights, rows, parts)
-                assert_same(kernels, got, whole)
-                assert_same(kernels, state[1], behind[1])
+                assert torch.equal(got, whole)
+                assert torch.equal(state[1], behind[1])
                 assert torch.equal(state[0], behind[0])
     finally:
         torch.set_num_threads(1)
@@ -227,8 +219,8 @@ def test_any_cut(kernels, shape, parts):
     weights, rows = weights_of(shape, False, True), rows_of(shape, sum(parts), strided=True)
     whole, behind = in_parts(shape, weights, rows, [sum(parts)])
     got, state = in_parts(shape, weights, rows, parts)
-    assert_same(kernels, got, whole)
-    assert_same(kernels, state[1], behind[1])
+    assert torch.equal(got, whole)
+    assert torch.equal(state[1], behind[1])
     assert torch.equal(state[0], behind[0])
 
 

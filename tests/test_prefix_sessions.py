@@ -29,6 +29,7 @@ from ebbtide.offload.mode import Mode
 from ebbtide.offload.pager import PageStore
 from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.spill_dir import prefix_dir
+from ebbtide.offload.states import States
 
 BOUNDED = Mode("bounded", selector_options={"epsilon": 0.1})
 
@@ -414,6 +415,22 @@ def test_rows_that_another_mode_decoded(folder, tmp_path, state, monkeypatch, na
             assert session.take_restored() in (0, len(text))
             assert min(session._sequence.processed, default=0) >= 0
             session.truncate(len(session.tokens) - 10)
+
+
+def test_ends_with_states_are_as_far_apart_as_these_are_heavy(checkpoint, tmp_path, monkeypatch):
+    """All states within a text take no more than half of what its pages do."""
+    monkeypatch.setattr(prefix_keeper, "_END_TOKENS", CELL)
+    with opened(checkpoint("qwen3.5"), tmp_path) as llm:
+        last_logits(llm, TEXT)
+        state_bytes, layout = States.num_bytes(llm.config.recurrent), llm.geometry.layout
+        record_bytes = layout.near_record_bytes + layout.record_bytes
+        page_bytes = len(TEXT) * record_bytes / layout.record_tokens * len(llm.config.kv_layers)
+        num_ends = len([name for name in kept(tmp_path) if name.endswith(".end")]) - 2
+        assert 0 < num_ends * state_bytes <= page_bytes / 2 < (num_ends + 2) * state_bytes
+        logits, found = last_logits(llm, [*TEXT[: 17 * CELL + 9], *MORE])
+        assert found == 17 * CELL  # one of the last two, which are kept in any case
+    with opened(checkpoint("qwen3.5"), tmp_path, cap=None) as llm:
+        assert torch.equal(last_logits(llm, [*TEXT[: 17 * CELL + 9], *MORE])[0], logits)
 
 
 # ---- what else may happen ------------------------------------------------------------------------
