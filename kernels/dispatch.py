@@ -17,7 +17,7 @@ from .layout import RAW_DTYPES, PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 26
+INTERFACE = 27
 
 _missing = ""
 try:

@@ -10,6 +10,9 @@
                       w' = (code - 8) * scale, as llama.cpp's q4_0; 4.5 bits per weight in all
                       |w' - w| <= |scale| * 65 / 64 + 2**-21: a whole step only where a value of the
                       other sign is as great
+    weights, MXFP4    of 4 bits, as a file has them (OCP Microscaling Formats 1.0, E2M1)
+                      scale = 2**(e - 127); code = sign (8) + which of 0, 0.5, 1, 1.5, 2, 3, 4, 6
+                      kept is scale / 2, float16, for twice a value is a whole number
     activations       scale = greatest magnitude / 127, float32; code = round(x * (127 / greatest))
 
 A weight's outputs lie interleaved, sixteen at a time (a strip; zeros fill the last one): the
@@ -20,7 +23,7 @@ Knows no products: matmul.py does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +37,15 @@ STRIP = 16
 QUANTISED_BYTES = 1 << 20
 # Groups of activations that are all smaller are zero: 127 / greatest might overflow.
 _LEAST = 2.0**-100
+# By its code, twice an MXFP4 number.
+_TWICE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """A weight (out_features, in_features) in groups of 32 inputs. Made by `quantise_weight`."""
+    """A weight (out_features, in_features) in groups of 32 inputs. Made by `quantise_weight` or
+    `repack_mxfp4`.
+    """
 
     bits: int  # 8 or 4
     in_features: int
@@ -49,6 +56,7 @@ class QuantisedWeight:
     codes: torch.Tensor
     scales: torch.Tensor  # (strips, groups, 16 outputs) float16
     first: int = 0  # the first output's place in its strip, where this is a part of another weight
+    is_float: bool = False  # codes of 4 bits are MXFP4's
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,14 +89,20 @@ class QuantisedWeight:
             values = codes.to(torch.float32).unflatten(-1, (num_groups, GROUP))
         else:
             halves = codes.unflatten(-1, (num_groups, GROUP // 2))
-            values = torch.cat((halves & 15, halves >> 4), -1).to(torch.float32).sub_(8.0)
+            codes = torch.cat((halves & 15, halves >> 4), -1)
+            if self.is_float:
+                values = codes.new_tensor(_TWICE, dtype=torch.float32)[codes.to(torch.int32)]
+            else:
+                values = codes.to(torch.float32).sub_(8.0)
         values.mul_(part.scales.transpose(1, 2).to(torch.float32).unsqueeze(-1))
         values = values.flatten(2).flatten(0, 1)
         return values[part.first : part.first + part.out_features, : self.in_features]
 
     def _with(self, out_features: int, codes, scales, first: int | None = None) -> QuantisedWeight:
         first = self.first if first is None else first
-        return QuantisedWeight(self.bits, self.in_features, out_features, codes, scales, first)
+        return QuantisedWeight(
+            self.bits, self.in_features, out_features, codes, scales, first, self.is_float
+        )
 
 
 def quantised_shapes(
@@ -136,19 +150,90 @@ def quantise_weight(
     return QuantisedWeight(bits, in_features, out_features, codes, scales)
 
 
+def repack_mxfp4(
+    blocks: torch.Tensor, scales: torch.Tensor, empty: Callable[..., torch.Tensor] = torch.empty
+) -> QuantisedWeight:
+    """A weight (out, groups * 32) in MXFP4, as Hugging Face's files have it, to strips.
+
+    blocks (out, groups, 16) uint8: byte j of a group is the codes of its inputs 2 j (low half) and
+    2 j + 1. scales (out, groups) uint8: e of 2**(e - 127). Rows may lie apart: where gate and up
+    take turns, blocks[0::2] with scales[0::2] is a weight, and read where it lies. empty(shape,
+    dtype=, device=) gives the memory for the result.
+
+    Exact for scales of 2**-23 to 2**16. Smaller ones are zero in float16, and so is their group
+    then, of which no weight is above 6 * 2**-24. Raises FloatingPointError for a larger one or
+    255, which is not a number, whatever the codes are; ValueError for other shapes or dtypes.
+    """
+    if blocks.dim() != 3 or blocks.shape[2] != GROUP // 2 or scales.shape != blocks.shape[:2]:
+        raise ValueError(
+            f"MXFP4 is blocks (out, groups, {GROUP // 2}) and scales (out, groups); these are "
+            f"{tuple(blocks.shape)} and {tuple(scales.shape)}"
+        )
+    if blocks.dtype != torch.uint8 or scales.dtype != torch.uint8:
+        raise ValueError(f"MXFP4 is of bytes, not {blocks.dtype} and {scales.dtype}")
+    out_features, num_groups = scales.shape
+    in_features = num_groups * GROUP
+    of_codes, of_scales = quantised_shapes((out_features, in_features), 4)
+    codes = empty(of_codes, dtype=torch.int32, device=blocks.device)
+    halves = empty(of_scales, dtype=torch.float16, device=blocks.device)
+    native = dispatch.compiled_for(blocks, scales, codes, halves)
+    if native is not None and blocks.stride()[1:] == (GROUP // 2, 1) and scales.stride(1) == 1:
+        is_good = native.repack_mxfp4(
+            blocks.data_ptr(),
+            blocks.stride(0),
+            scales.data_ptr(),
+            scales.stride(0),
+            out_features,
+            num_groups,
+            codes.data_ptr(),
+            halves.data_ptr(),
+            torch.get_num_threads(),
+        )
+    else:
+        _repack(blocks, scales, codes, halves)
+        is_good = bool(torch.isfinite(halves).all())
+    if not is_good:
+        raise FloatingPointError("scales of MXFP4 weights are not numbers, or above 2**16")
+    return QuantisedWeight(4, in_features, out_features, codes, halves, is_float=True)
+
+
+def _repack(
+    blocks: torch.Tensor, exponents: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor
+) -> None:
+    powers = [2.0 ** (e - 128) for e in range(256)]
+    half_of = torch.tensor(powers, device=blocks.device).to(torch.float16)
+    pad = torch.nn.functional.pad
+    for strips, rows, missing in _strips_at_once(*exponents.shape):
+        block = pad(blocks[rows], (0, 0, 0, 0, 0, missing))
+        inputs = torch.stack((block & 15, block >> 4), -1).flatten(2)
+        bytes_ = inputs[..., : GROUP // 2] | (inputs[..., GROUP // 2 :] << 4)
+        scale = half_of[pad(exponents[rows], (0, 0, 0, missing)).to(torch.int32)]
+        codes[strips] = _interleaved(bytes_.flatten(1).view(torch.int32))
+        scales[strips] = _interleaved(scale)
+
+
 def _quantise(w: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> None:
     in_features, num_groups = w.shape[1], scales.shape[1]
     encode = _encode8 if bits == 8 else _encode4
-    step = max(1, QUANTISED_BYTES // (4 * STRIP * max(1, num_groups) * GROUP))
-    for start in range(0, len(codes), step):
-        strips = slice(start, min(start + step, len(codes)))
-        block = w[strips.start * STRIP : strips.stop * STRIP].to(torch.float32)
-        missing = (strips.stop - strips.start) * STRIP - len(block)
+    for strips, rows, missing in _strips_at_once(len(w), num_groups):
         padding = num_groups * GROUP - in_features
-        block = torch.nn.functional.pad(block, (0, padding, 0, missing))
+        block = torch.nn.functional.pad(w[rows].to(torch.float32), (0, padding, 0, missing))
         bytes_, scale = encode(block.unflatten(1, (num_groups, GROUP)))
-        codes[strips] = bytes_.view(torch.int32).unflatten(0, (-1, STRIP)).transpose(1, 2)
-        scales[strips] = scale.unflatten(0, (-1, STRIP)).transpose(1, 2)
+        codes[strips], scales[strips] = _interleaved(bytes_.view(torch.int32)), _interleaved(scale)
+
+
+def _strips_at_once(out_features: int, num_groups: int) -> Iterator[tuple[slice, slice, int]]:
+    """Some strips, the rows in them, and how many rows the last lacks, until all have been."""
+    step = max(1, QUANTISED_BYTES // (4 * STRIP * max(1, num_groups) * GROUP))
+    for start in range(0, out_features, step * STRIP):
+        rows = slice(start, min(start + step * STRIP, out_features))
+        strips = slice(start // STRIP, -(-rows.stop // STRIP))
+        yield strips, rows, strips.stop * STRIP - rows.stop
+
+
+def _interleaved(rows: torch.Tensor) -> torch.Tensor:
+    """(strips * STRIP, n) to (strips, n, STRIP)."""
+    return rows.unflatten(0, (-1, STRIP)).transpose(1, 2)
 
 
 def _encode8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from mxfp4_files import drawn_weight
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.gate import activate
@@ -234,13 +235,15 @@ def test_threads_change_no_bit(kernels, kind):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["float32", "8", "4"])
+@pytest.mark.parametrize("kind", ["float32", "8", "4", "mxfp4"])
 def test_a_product_of_blocks_is_that_of_each(kernels, kind):
     skip_without(kernels)
     whole = torch.randn((1000, HIDDEN), generator=torch.Generator().manual_seed(1))
     blocks = [whole[start : start + 401] for start in range(0, 1000, 401)]
     if kind.isdigit():
         blocks = [quantise_weight(block, int(kind)) for block in blocks]
+    if kind == "mxfp4":
+        blocks = [drawn_weight(tuple(block.shape)) for block in blocks]
     x, _ = rows()
     native = dispatch.compiled_for()
     got = BlockProduct(native, blocks).run(x)
@@ -249,7 +252,7 @@ def test_a_product_of_blocks_is_that_of_each(kernels, kind):
     normed = kernel_norm(x, *norm)
     got = BlockProduct(native, blocks, norm).run(x)
     assert torch.equal(got, torch.cat([linear(normed, block) for block in blocks], 1))
-    assert isinstance(blocks[0], QuantisedWeight) == kind.isdigit()
+    assert isinstance(blocks[0], QuantisedWeight) == (kind != "float32")
 
 
 @pytest.mark.parametrize("size", [1, 15, 64, 200, 1000])

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "repack.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -11,12 +12,6 @@ namespace ebbtide {
 namespace {
 
 constexpr uintptr_t LINE = 64;
-
-// Bytes of one output's weights, for sharing out.
-double output_bytes(const Matrix &m) {
-    static constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625};
-    return EACH[m.kind] * (double)m.in;
-}
 
 void multiply(int kind, uintptr_t weight, uintptr_t scales, int64_t first, int64_t in, int64_t outputs, uintptr_t x,
               int64_t x_stride, int64_t rows, uintptr_t out, int64_t out_stride, int threads) {
@@ -33,8 +28,7 @@ void multiply(int kind, uintptr_t weight, uintptr_t scales, int64_t first, int64
         given.bytes = aligned;
     }
     // What a thread is worth waking for is work: many rows on few weights are as good as the reverse.
-    const int64_t work = (int64_t)(output_bytes(m) * (double)(outputs * rows));
-    share_out(outputs, STRIP, work, threads, [&](int64_t begin, int64_t end) {
+    share_out(outputs, STRIP, weight_bytes(m) * rows, threads, [&](int64_t begin, int64_t end) {
         active->multiply(m, given, at<float>(out), out_stride, begin, end);
     });
 }
@@ -53,10 +47,22 @@ bool quantise_weight(int kind, uintptr_t weight, int64_t out, int64_t in, int64_
     return good;
 }
 
+bool repack_mxfp4(uintptr_t blocks, int64_t blocks_stride, uintptr_t scales, int64_t scales_stride, int64_t out, int64_t groups,
+                  uintptr_t codes, uintptr_t halves, int threads) {
+    const Mxfp4 w{out, groups, at<const uint8_t>(blocks), blocks_stride, at<const uint8_t>(scales), scales_stride};
+    std::atomic<bool> good{true};
+    nb::gil_scoped_release released;
+    share_out((out + STRIP - 1) / STRIP, 1, out * groups * GROUP, threads, [&](int64_t begin, int64_t end) {
+        if (!repack_strips(w, at<uint8_t>(codes), at<uint16_t>(halves), begin, end)) good = false;
+    });
+    return good;
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_ &m) {
     m.def("quantise_weight", &quantise_weight, "False when a number is not finite or float16 cannot hold a scale.");
+    m.def("repack_mxfp4", &repack_mxfp4, "False when float16 cannot hold a scale.");
     m.def("multiply", &multiply);
     m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");
     m.def("row_bytes", &row_bytes);

@@ -16,16 +16,16 @@ namespace ebbtide {
 //
 // An output's bits depend on its own row of x and its own row of the weight alone: not on begin and end, nor on how many
 // rows there are.
-enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4 };
-constexpr int64_t GROUP = 32;  // inputs that share a scale in INT8 and INT4 weights, and in rows of bytes
-constexpr int64_t STRIP = 16;  // outputs that lie interleaved in INT8 and INT4 weights; ../quantised.py packs them
+enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_FLOAT4 };  // FLOAT4: MXFP4
+constexpr int64_t GROUP = 32;  // inputs that share a scale in weights of 8 and 4 bits, and in rows of bytes
+constexpr int64_t STRIP = 16;  // outputs that lie interleaved in weights of 8 and 4 bits; ../quantised.py packs them
 
-// A weight. Where an INT8 or INT4 one is a part of another, its first output may lie within a strip.
+// A weight. Where one of 8 or 4 bits is a part of another, its first output may lie within a strip.
 struct Matrix {
     WeightKind kind;
     int64_t in, out;         // inputs and outputs
-    const void *weight;      // F32, BF16, F16: (out, in). INT8, INT4: from the strip that holds the first output on
-    const uint16_t *scales;  // INT8, INT4: float16 (strips, groups, STRIP); else null
+    const void *weight;      // F32, BF16, F16: (out, in); else from the strip that holds the first output on
+    const uint16_t *scales;  // 8 and 4 bits: float16 (strips, groups, STRIP); else null
     int64_t first;           // the first output's place in its strip; 0 for F32, BF16, F16
 };
 
@@ -41,10 +41,14 @@ struct Rows {
     int64_t count;
     const float *x;        // F32, BF16, F16: the rows' floats
     int64_t stride;        // floats from row to row of x
-    const uint8_t *bytes;  // INT8, INT4: what quantise_rows wrote, row_bytes(in) for each row
+    const uint8_t *bytes;  // 8 and 4 bits: what quantise_rows wrote, row_bytes(in) for each row
 };
 
-inline bool takes_bytes(WeightKind kind) { return kind == WEIGHT_INT8 || kind == WEIGHT_INT4; }
+inline bool takes_bytes(WeightKind kind) { return kind >= WEIGHT_INT8; }
+inline int64_t weight_bytes(const Matrix &m) {  // with scales; for sharing out
+    constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625, 0.5625};
+    return (int64_t)(EACH[m.kind] * (double)(m.in * m.out));
+}
 inline int64_t num_groups(int64_t in) { return (in + GROUP - 1) / GROUP; }
 // Of one row of bytes, which consists of groups: 32 codes (int8), their scale (float32), -8 times their sum (int32).
 constexpr int64_t ROW_GROUP_BYTES = GROUP + 8;

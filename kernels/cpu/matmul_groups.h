@@ -4,14 +4,40 @@
 //
 //     codes of a strip    (groups, vectors, 16 outputs, 4 inputs) bytes
 //         8 bits    8 vectors; vector v holds inputs 4 v .. 4 v + 3 as int8
-//         4 bits    4 vectors; vector v holds inputs 4 v .. 4 v + 3 in the low halves, 16 more in the high ones, code + 8
+//         4 bits    4 vectors; vector v holds inputs 4 v .. 4 v + 3 in the low halves, 16 more in the high ones: code + 8,
+//                   or of MXFP4 the file's code, which says a number
 //     scales of a strip   (groups, 16 outputs) float16
 //
 // Included inside an anonymous namespace, after lanes.h, half.h and quantise.h.
 
 // Group8 and Group4: whole[r] is the product of a group's codes and those of ROWS rows' groups, `stride` bytes apart.
-// Codes of 4 bits are multiplied as 0 .. 15, and eight times the sum of the row's codes comes off.
+// Codes of 4 bits are multiplied as 0 .. 15, and eight times the sum of the row's codes comes off; those of MXFP4 are looked
+// up, and multiplied as 0 .. 24, of which twelve times that sum comes off, or with signs where these cost nothing.
+struct Table {
+    alignas(16) int8_t bytes[16];
+};
+// By its code, twice an MXFP4 number, and `more`.
+constexpr Table twice_and(int more) {
+    constexpr int TWICE[] = {0, 1, 2, 3, 4, 6, 8, 12};  // a code's 8 is the sign
+    Table table{};
+    for (int i = 0; i < 8; ++i) table.bytes[i] = (int8_t)(more + TWICE[i]), table.bytes[i + 8] = (int8_t)(more - TWICE[i]);
+    return table;
+}
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+// Bytes for codes of 4 bits, OFFSET too much.
+struct Int4 {
+    static constexpr int OFFSET = 8;
+    static __m512i bytes(__m512i codes) { return codes; }
+};
+struct Float4 {
+    static constexpr int OFFSET = 12;
+    static constexpr Table TABLE = twice_and(OFFSET);
+    static __m512i bytes(__m512i codes) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)TABLE.bytes)), codes);
+    }
+};
 
 // dpbusd wants one side unsigned: the weights are, by OFFSET too much.
 template <int OFFSET, int ROWS>
@@ -20,6 +46,7 @@ inline void unsigned_dots(const __m512i *v, const RowGroup *row, int64_t stride,
         const RowGroup *x = apart(row, r * stride);
         __m512i total = _mm512_set1_epi32(x->less_eight);
         if (OFFSET == 128) total = _mm512_slli_epi32(total, 4);
+        if (OFFSET == 12) total = _mm512_add_epi32(total, _mm512_srai_epi32(total, 1));
         for (int i = 0; i < 8; ++i) total = _mm512_dpbusd_epi32(total, v[i], _mm512_set1_epi32(x->fours[i]));
         whole[r] = {_mm512_cvtepi32_ps(total)};
     }
@@ -33,6 +60,7 @@ struct Group8 {
         unsigned_dots<128, ROWS>(v, row, stride, whole);
     }
 };
+template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
     template <int ROWS>
@@ -41,10 +69,10 @@ struct Group4 {
         __m512i v[8];
         for (int i = 0; i < 4; ++i) {
             const __m512i both = _mm512_loadu_si512(codes + 64 * i);
-            v[i] = _mm512_and_si512(both, low);
-            v[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+            v[i] = Code::bytes(_mm512_and_si512(both, low));
+            v[i + 4] = Code::bytes(_mm512_and_si512(_mm512_srli_epi16(both, 4), low));
         }
-        unsigned_dots<8, ROWS>(v, row, stride, whole);
+        unsigned_dots<Code::OFFSET, ROWS>(v, row, stride, whole);
     }
 };
 #elif defined(__AVX2__)
@@ -58,16 +86,35 @@ inline Lanes to_lanes(__m256i a, __m256i b) {
 }
 inline __m256i load_half(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+// Bytes for codes of 4 bits, OFFSET too much.
+struct Int4 {
+    static constexpr int OFFSET = 8;
+    static __m256i bytes(__m256i codes) { return codes; }
+};
+struct Float4 {
+    static constexpr int OFFSET = 12;
+    static constexpr Table TABLE = twice_and(OFFSET);
+    static __m256i bytes(__m256i codes) {
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)TABLE.bytes)), codes);
+    }
+};
+
+// -OFFSET times the sum of the row's codes.
+template <int OFFSET>
+inline __m256i less(const RowGroup *row) {
+    const __m256i eight = _mm256_set1_epi32(row->less_eight);
+    return OFFSET == 128  ? _mm256_slli_epi32(eight, 4)
+           : OFFSET == 12 ? _mm256_add_epi32(eight, _mm256_srai_epi32(eight, 1))
+                          : eight;
+}
+
 #if defined(__AVXVNNI__)
 // Half of a group's inputs at a time, whose codes, OFFSET too much, fill eight of sixteen registers: load(i, h) gives half h of
 // vector i.
 template <int OFFSET, int ROWS, typename Load>
 inline void unsigned_dots(const RowGroup *row, int64_t stride, Lanes *whole, const Load &load) {
     __m256i total[ROWS][2];
-    for (int r = 0; r < ROWS; ++r) {
-        const __m256i start = _mm256_set1_epi32(apart(row, r * stride)->less_eight);
-        total[r][0] = total[r][1] = OFFSET == 128 ? _mm256_slli_epi32(start, 4) : start;
-    }
+    for (int r = 0; r < ROWS; ++r) total[r][0] = total[r][1] = less<OFFSET>(apart(row, r * stride));
     for (int first = 0; first < 8; first += 4) {
         __m256i v[4][2];
         for (int i = 0; i < 4; ++i)
@@ -89,13 +136,14 @@ struct Group8 {
         });
     }
 };
+template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
-        unsigned_dots<8, ROWS>(row, stride, whole, [&](int i, int h) {
+        unsigned_dots<Code::OFFSET, ROWS>(row, stride, whole, [&](int i, int h) {
             const __m256i both = load_half(codes + 64 * (i % 4) + 32 * h);
-            return _mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+            return Code::bytes(_mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15)));
         });
     }
 };
@@ -121,8 +169,11 @@ struct Group8 {
         }
     }
 };
+template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    // Pairs of products that are within 16 bits together: eight of 15 * 127, four of 24 * 127.
+    static constexpr int PAIRS = Code::OFFSET == 8 ? 8 : 4;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -133,16 +184,19 @@ struct Group4 {
             __m256i v[8];
             for (int i = 0; i < 4; ++i) {
                 const __m256i both = load_half(codes + 64 * i + 32 * h);
-                v[i] = _mm256_and_si256(both, low);
-                v[i + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+                v[i] = Code::bytes(_mm256_and_si256(both, low));
+                v[i + 4] = Code::bytes(_mm256_and_si256(_mm256_srli_epi16(both, 4), low));
             }
             for (int r = 0; r < ROWS; ++r) {
                 const RowGroup *x = apart(row, r * stride);
-                // Eight pairs of products, 15 * 127 each at most, are within 16 bits.
-                __m256i pairs = _mm256_maddubs_epi16(v[0], _mm256_set1_epi32(x->fours[0]));
-                for (int i = 1; i < 8; ++i)
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(v[i], _mm256_set1_epi32(x->fours[i])));
-                half[h][r] = _mm256_add_epi32(_mm256_madd_epi16(pairs, ones), _mm256_set1_epi32(x->less_eight));
+                __m256i total = less<Code::OFFSET>(x);
+                for (int first = 0; first < 8; first += PAIRS) {
+                    __m256i pairs = _mm256_maddubs_epi16(v[first], _mm256_set1_epi32(x->fours[first]));
+                    for (int i = first + 1; i < first + PAIRS; ++i)
+                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(v[i], _mm256_set1_epi32(x->fours[i])));
+                    total = _mm256_add_epi32(_mm256_madd_epi16(pairs, ones), total);
+                }
+                half[h][r] = total;
             }
         }
         for (int r = 0; r < ROWS; ++r) whole[r] = to_lanes(half[0][r], half[1][r]);
@@ -191,6 +245,17 @@ struct Group8 {
         }
     }
 };
+// Bytes for codes of 4 bits, and what a sum of their products begins with.
+struct Int4 {
+    static int8x16_t bytes(uint8x16_t codes) { return vreinterpretq_s8_u8(codes); }
+    static int32_t start(const RowGroup *row) { return row->less_eight; }
+};
+struct Float4 {
+    static constexpr Table TABLE = twice_and(0);
+    static int8x16_t bytes(uint8x16_t codes) { return vqtbl1q_s8(vld1q_s8(TABLE.bytes), codes); }
+    static int32_t start(const RowGroup *) { return 0; }
+};
+template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
     template <int ROWS>
@@ -199,12 +264,12 @@ struct Group4 {
             int8x16_t w[8];
             EBBTIDE_UNROLLED for (int i = 0; i < 4; ++i) {
                 const uint8x16_t both = vld1q_u8(codes + 64 * i + 16 * n);
-                w[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-                w[i + 4] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+                w[i] = Code::bytes(vandq_u8(both, vdupq_n_u8(15)));
+                w[i + 4] = Code::bytes(vshrq_n_u8(both, 4));
             }
             for (int r = 0; r < ROWS; ++r) {
                 const RowGroup *x = apart(row, r * stride);
-                whole[r].v[n] = vcvtq_f32_s32(add_group(vdupq_n_s32(x->less_eight), w, x));
+                whole[r].v[n] = vcvtq_f32_s32(add_group(vdupq_n_s32(Code::start(x)), w, x));
             }
         }
     }
@@ -225,6 +290,17 @@ struct Group8 {
         }
     }
 };
+// A byte for a code of 4 bits, and what a sum of their products begins with.
+struct Int4 {
+    static int32_t byte(int code) { return code; }
+    static int32_t start(const RowGroup *row) { return row->less_eight; }
+};
+struct Float4 {
+    static constexpr Table TABLE = twice_and(0);
+    static int32_t byte(int code) { return TABLE.bytes[code]; }
+    static int32_t start(const RowGroup *) { return 0; }
+};
+template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
     template <int ROWS>
@@ -233,10 +309,10 @@ struct Group4 {
             const RowGroup *group = apart(row, r * stride);
             const int8_t *x = (const int8_t *)group->fours;
             for (int i = 0; i < 16; ++i) {
-                int32_t total = group->less_eight;
+                int32_t total = Code::start(group);
                 for (int j = 0; j < 16; ++j) {
                     const uint8_t both = codes[(j / 4 * 16 + i) * 4 + j % 4];
-                    total += (both & 15) * x[j] + (both >> 4) * x[j + 16];
+                    total += Code::byte(both & 15) * x[j] + Code::byte(both >> 4) * x[j + 16];
                 }
                 whole[r].v[i] = (float)total;
             }

@@ -69,11 +69,6 @@ private:
     int64_t in_;
 };
 
-int64_t weight_bytes(const Matrix &m) {
-    static constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625};
-    return (int64_t)(EACH[m.kind] * (double)(m.in * m.out));
-}
-
 // Products that take the same row, as one range of outputs that threads share.
 struct Target {
     const Product *product;
