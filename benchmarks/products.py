@@ -27,7 +27,8 @@ from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
 BUFFER_BYTES = 256 << 20  # far above any cache
 ROWS = (2, 4, 8, 32, 256)
 OUTPUTS = 2048  # where there are several rows
-KINDS = ("int4", "int8", "bfloat16", "float16", "float32")
+KINDS = ("int4", "mxfp4", "int8", "bfloat16", "float16", "float32")
+BITS = {"int4": 4, "mxfp4": 4, "int8": 8}  # in groups; half a bit more are scales
 
 
 def now() -> float:
@@ -51,20 +52,20 @@ def best_s(call, least_s: float = 0.3) -> float:
 
 def make_weight(kind: str, outputs: int, inputs: int):
     """A weight of random codes, and its bytes; quantising as many real ones would take minutes."""
-    if not kind.startswith("int"):
+    if kind not in BITS:
         weight = torch.empty((outputs, inputs), dtype=getattr(torch, kind)).uniform_(-1, 1)
         return weight, weight.nbytes
-    bits = int(kind[3:])
+    bits = BITS[kind]
     of_codes, of_scales = quantised_shapes((outputs, inputs), bits)
     codes = torch.empty(of_codes, dtype=torch.int32).random_()
     scales = torch.full(of_scales, 0.01, dtype=torch.float16)
-    weight = QuantisedWeight(bits, inputs, outputs, codes, scales)
+    weight = QuantisedWeight(bits, inputs, outputs, codes, scales, is_float=kind == "mxfp4")
     return weight, weight.num_bytes
 
 
 def vector_rate(kind: str, inputs: int, read) -> dict[str, float]:
     """Bytes of weights per second, and that next to what reading reaches at the same time."""
-    bits = {"int4": 4.5, "int8": 8.5, "float32": 32}.get(kind, 16)
+    bits = BITS[kind] + 0.5 if kind in BITS else 32 if kind == "float32" else 16
     outputs = int(BUFFER_BYTES / 2 / (inputs * bits / 8)) // 64 * 64
     weight, num_bytes = make_weight(kind, outputs, inputs)
     x = torch.randn(1, inputs)
