@@ -222,7 +222,7 @@ class Tokenizer:
         conversation begins with the session's text, the session's ids stay as they are and the rest
         is encoded behind them. Where a template has changed earlier turns (trimmed an answer,
         dropped its thoughts, printed another date), they stay up to the last control token before
-        the change.
+        the change, or up to one that it has put in place of another.
         """
         rendered, guard = self._render(messages, add_generation_prompt, think, template_vars)
         text = self._control.with_aliases(rendered, guard)
@@ -293,7 +293,8 @@ class Tokenizer:
         self, session: list[int], text: str, at_control_token: bool = False
     ) -> tuple[int, int]:
         """(num_tokens, num_chars): how much of the session `text`, a rendering with aliases, begins
-        with. All of it; or else, or where at_control_token is set, up to a control token."""
+        with. All of it; or else, or where at_control_token is set, up to a control token: behind
+        the last that both have, or before the first that is another."""
         num_chars, best, start = 0, (0, 0), 0
         while start < len(session):
             end = start
@@ -310,6 +311,9 @@ class Tokenizer:
                 break
             alias = self._alias_of[session[end]]
             if not text.startswith(alias, num_chars):
+                # An answer stays when the template ends it otherwise than the model did.
+                if text.startswith(tuple(self._alias_of.values()), num_chars):
+                    best = (end, num_chars)
                 return best
             num_chars += len(alias)
             start = end + 1

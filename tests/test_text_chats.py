@@ -139,6 +139,24 @@ def test_what_a_template_changes_is_encoded_anew(tmp_path, template, answer):
     assert ids[:num_common] == session[:num_common]
 
 
+def test_an_answer_that_the_template_ends_otherwise_stays(tmp_path):
+    """Its tokens stay; what ended it is the template's."""
+    template = CHATML.replace("'<|im_end|>\n'", "('<|bos|>' if m.role == 'assistant' else '')")
+    tokenizer = Tokenizer.load(byte_level(tmp_path, template=template, merges=[("t", "h")]))
+    sampled = [*tokenizer.encode("t"), *tokenizer.encode("he end")]
+    end = id_of(tokenizer, "<|im_end|>")
+    session = session_with(tokenizer, [USER], [*sampled, end])
+    ids, num_common = tokenizer.continue_chat(session, turns("the end"))
+    assert num_common == len(session) - 1
+    assert ids[num_common] == id_of(tokenizer, "<|bos|>")
+    fresh = tokenizer.chat_ids(turns("the end"))
+    assert tokenizer.decode(ids, False) == tokenizer.decode(fresh, False)
+    # Half of the answer is another answer.
+    ids, num_common = tokenizer.continue_chat(session, turns("the"))
+    assert ids == tokenizer.chat_ids(turns("the"))
+    assert num_common == len(session) - len(sampled) - 1
+
+
 def test_a_changed_beginning_is_encoded_anew(tmp_path):
     template = "{{ '<|im_start|>' + strftime_now('%j') + '<|im_end|>' }}" + CHATML
     tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
