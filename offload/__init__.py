@@ -6,6 +6,7 @@ pages      geometry, page_table, policy, pager, planes, tier, record_reader, hot
 disk       scratch, spill_dir, disk, extent_file, reads, io_threads, staging, transfer
 attention  attention, decode_attention, selected_attention, selection_steps, whole_token
 running    engine, runtime, sequence, session, stream, sampler, drafts, scoring, calibration
-text       text, template, sandbox, control_text, detokenizer, thinking, documents/
+text       text, template, sandbox, control_text, detokenizer, answer_reader, thinking, harmony,
+           documents/
 face       llm, options, mode, generation, output, errors
 """

@@ -319,13 +319,14 @@ class LLM:
 
     @property
     def generation(self) -> GenerationConfig:
-        """The model's own settings. An answer ends at the tokenizer's EOS too: files that are made
-        for chat often name it there alone.
+        """The model's own settings. An answer ends where the tokenizer says too: files that are
+        made for chat often name its EOS there alone.
         """
-        eos, known = self.tokenizer.eos_token_id, self._generation.eos_token_ids
-        if eos is None or eos in known:
+        known = self._generation.eos_token_ids
+        more = tuple(i for i in self.tokenizer.end_ids if i not in known)
+        if not more:
             return self._generation
-        return replace(self._generation, eos_token_ids=(*known, eos))
+        return replace(self._generation, eos_token_ids=(*known, *more))
 
     def encode(
         self, prompt: Prompt, *, begins: bool = True, think: bool | None = None

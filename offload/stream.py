@@ -13,7 +13,6 @@ from .generation import GenerationConfig
 from .output import Output, Piece
 from .sampler import Sampler
 from .stop_strings import StopStrings
-from .thinking import Thoughts
 
 if TYPE_CHECKING:
     from .session import Session
@@ -53,10 +52,7 @@ class Stream(Iterator[Piece]):
             )
         self._sampler: Sampler | None = None  # None until the first step
         tokenizer, self._stops = self._llm.tokenizer, StopStrings(config.stop_strings)
-        self._decoded = tokenizer.answer_stream() if chat else tokenizer.stream()
-        self._thoughts = (
-            tokenizer.thoughts_after(session._sequence.tokens) if chat else Thoughts(None)
-        )
+        self._reader = tokenizer.answer_reader(session._sequence.tokens if chat else None)
         session.make_pending()
         session.find_kept()
         self._cached = session.num_processed
@@ -94,16 +90,16 @@ class Stream(Iterator[Piece]):
         if len(self.token_ids) == 1:
             self._ttft_s = time.perf_counter() - self._began
         is_eos = token in config.eos_token_ids
-        thought, text = self._thoughts.push("" if is_eos else self._decoded.push(token))
+        thought, text = ("", "") if is_eos else self._reader.push(token)
         text = self._stops.push(text)
         if is_eos or self._stops.matched is not None:
             self._finish = "stop"
         elif len(self.token_ids) >= self._most:
             self._finish = "length"
         if self._finish is not None and self._stops.matched is None:
-            rests = self._thoughts.push(self._decoded.finish()), self._thoughts.finish()
-            thought += "".join(rest[0] for rest in rests)
-            text += self._stops.push("".join(rest[1] for rest in rests)) + self._stops.finish()
+            last_thought, rest = self._reader.finish()
+            thought += last_thought
+            text += self._stops.push(rest) + self._stops.finish()
         self.text += text
         self.thought += thought
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
@@ -134,7 +130,7 @@ class Stream(Iterator[Piece]):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._guesses = self._guesses or self._count_guesses()
         self._fields = self._session.usage.memory(), self._session.usage.kv()
-        self._warnings += self._session.end_answer(self)
+        self._warnings += [*self._reader.warnings, *self._session.end_answer(self)]
         if self._closes:
             self._session.close()
 

@@ -20,9 +20,11 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from .answer_reader import AnswerReader, MarkedReader
 from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer, TextStream
 from .errors import InputError
+from .harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
 from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
 from .thinking import Thoughts, is_open, marks_of
@@ -101,8 +103,8 @@ class Tokenizer:
 
     @cached_property
     def knows_thinking(self) -> bool:
-        """Whether `think` makes a difference to this chat template."""
-        return self.template.knows(*THINK_VARIABLES)
+        """Whether `think` makes a difference to chats."""
+        return bool(self.harmony_marks) or self.template.knows(*THINK_VARIABLES)
 
     def _warn_once(self, warning: str) -> None:
         if warning not in self.warnings:
@@ -196,7 +198,8 @@ class Tokenizer:
         **template_vars: Any,
     ) -> list[int]:
         """The ids of a conversation, through the chat template. think: True or False for templates
-        that know enable_thinking or thinking. InputError where the template refuses."""
+        that know enable_thinking or thinking, and for answers in channels. InputError where the
+        template refuses."""
         rendered, guard = self._render(messages, add_generation_prompt, think, template_vars)
         return self._ids_of_rendered(rendered, guard)
 
@@ -260,6 +263,10 @@ class Tokenizer:
                 **guarded[1],
             },
         )
+        if prompt and think is False and self.harmony_marks:
+            # Such templates have no switch; an answer that has begun is not thought about.
+            if rendered.endswith(GENERATION_PROMPT):
+                rendered += WITHOUT_THOUGHTS
         check_text(rendered, f"what the chat template of {self.name} makes")
         return rendered, guard
 
@@ -359,20 +366,37 @@ class Tokenizer:
         """What stands around a thought in an answer to a chat, or None."""
         return marks_of(self.template_source)
 
-    def answer_stream(self) -> TextStream:
-        """As `stream`, for the answer to a chat: marks of thoughts are text even where they are
-        special tokens.
-        """
-        marks = {self._backend.token_to_id(mark) for mark in self.thought_marks or ()}
-        return TextStream(self._detokenizer, self.special_ids - marks)
+    @cached_property
+    def harmony_marks(self) -> dict[int, Mark]:
+        """What the control tokens of answers in channels do; empty for a model that has none."""
+        source, found = self.template_source, {}
+        if Mark.CHANNEL.value in source and Mark.MESSAGE.value in source:
+            ids = ((self._backend.token_to_id(mark.value), mark) for mark in Mark)
+            found = {i: mark for i, mark in ids if i in self.special_ids}
+        return found if set(NEEDED) <= set(found.values()) else {}
 
-    def thoughts_after(self, prompt_ids: Sequence[int]) -> Thoughts:
-        """What tells thought from answer behind a chat's prompt."""
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer by themselves."""
+        last = (i for i, mark in self.harmony_marks.items() if mark in LAST)
+        ends = (self.eos_token_id, *last)
+        return tuple(dict.fromkeys(i for i in ends if i is not None))
+
+    def answer_reader(self, prompt_ids: Sequence[int] | None) -> AnswerReader:
+        """What tells thought from answer behind a chat's prompt; None: behind plain text, which
+        knows no thoughts."""
+        if prompt_ids is None:
+            return MarkedReader(self.stream(), Thoughts(None))
+        if self.harmony_marks:
+            return HarmonyReader(self.harmony_marks, self.stream, prompt_ids)
         marks = self.thought_marks
         if marks is None:
-            return Thoughts(None)
+            return MarkedReader(self.stream(), Thoughts(None))
         end = self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False)
-        return Thoughts(marks, is_open(end, marks))
+        # Marks of thoughts are text even where they are special tokens.
+        shown = {self._backend.token_to_id(mark) for mark in marks}
+        decoded = TextStream(self._detokenizer, self.special_ids - shown)
+        return MarkedReader(decoded, Thoughts(marks, is_open(end, marks)))
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""

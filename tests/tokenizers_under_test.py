@@ -17,11 +17,41 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As gpt-oss answers: its template, without tools.
+HARMONY = (
+    "{{ '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') + '<|end|>' }}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if '<|channel|>final<|message|>' in m.content %}{{ raise_exception('tags') }}{% endif %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+HARMONY_TOKENS = (
+    *("<|return|>", "<|constrain|>", "<|channel|>", "<|start|>"),
+    *("<|end|>", "<|message|>", "<|call|>", "<|endoftext|>"),
+)
 USER = {"role": "user", "content": "hi"}
 
 
 def byte_level(folder, *, added=(), template=CHATML, merges=(), **config):
     """A byte-level BPE like Qwen's: 256 bytes, a few merges, control tokens behind them."""
+    backend = _byte_level_backend(merges)
+    backend.add_special_tokens(["<|bos|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens(["<think>", "</think>", "<unused>", *added])
+    config = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", **config}
+    return write(folder, backend, template=template, **config)
+
+
+def harmony(folder, *, template=HARMONY, merges=()):
+    """The same with the control tokens of gpt-oss, whose answers come in channels."""
+    backend = _byte_level_backend(merges)
+    backend.add_special_tokens(list(HARMONY_TOKENS))
+    config = {"eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+    return write(folder, backend, template=template, **config)
+
+
+def _byte_level_backend(merges):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: at for at, char in enumerate(alphabet)}
     for left, right in merges:
@@ -29,10 +59,7 @@ def byte_level(folder, *, added=(), template=CHATML, merges=(), **config):
     backend = Backend(models.BPE(vocab, list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|bos|>", "<|im_start|>", "<|im_end|>"])
-    backend.add_tokens(["<think>", "</think>", "<unused>", *added])
-    config = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", **config}
-    return write(folder, backend, template=template, **config)
+    return backend
 
 
 def byte_fallback(folder, *, template=None, first_only=False, **config):
