@@ -128,7 +128,8 @@ def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options:
         llm.on_progress = progress
         try:
             session.append(
-                [{"role": "user", "content": join_documents(documents, "").rstrip("\n")}]
+                [{"role": "user", "content": join_documents(documents, "").rstrip("\n")}],
+                think=options.get("think"),
             )
         except BaseException:
             session.close()

@@ -15,13 +15,23 @@ class _Stopped(BaseException):
 
 
 class BackgroundReading:
-    """Begins at once. progress: the latest report, None before the first. error: what ended it."""
+    """Begins at once. progress: the latest report, None before the first. error: what ended it.
+    think: as the answer will have it.
+    """
 
-    def __init__(self, llm: Any, session: Any, messages: list[dict[str, str]], title: str):
+    def __init__(
+        self,
+        llm: Any,
+        session: Any,
+        messages: list[dict[str, str]],
+        title: str,
+        think: bool | str | None = None,
+    ):
         self.title = title
         self.progress: Any = None
         self.error: Exception | None = None
-        self._llm, self._session, self._messages = llm, session, messages
+        self._llm, self._session = llm, session
+        self._messages, self._think = messages, think
         self._is_stopping = False
         self._thread = threading.Thread(target=self._read, name="ebbtide-reading", daemon=True)
         self._thread.start()
@@ -38,7 +48,7 @@ class BackgroundReading:
     def _read(self) -> None:
         self._llm.on_progress = self._note
         try:
-            self._session.prepare(self._messages)
+            self._session.prepare(self._messages, think=self._think)
         except _Stopped:
             pass
         except Exception as error:

@@ -169,7 +169,8 @@ class Dialogue:
         """Read the conversation, and messages that may follow, while the user types."""
         self.stop_reading()
         messages = [*self.conversation.messages, *more]
-        self.reading = BackgroundReading(self.llm, self.session, messages, title)
+        think = self.run.settings.think
+        self.reading = BackgroundReading(self.llm, self.session, messages, title, think)
 
     def stop_reading(self) -> None:
         """The session is free afterwards. What was read stays read."""

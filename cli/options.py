@@ -243,9 +243,9 @@ SHARED = (
         "think",
         ("--think",),
         ANSWER_PANEL,
-        "on or off: let a reasoning model think first.",
-        values.switch_word,
-        "on|off",
+        "Whether a reasoning model thinks first, or how much, if its template knows levels.",
+        values.think_word,
+        "on|off|low|medium|high",
     ),
     Option("json", ("--json",), _SCREEN, "Print one JSON object on one line."),
     Option("quiet", ("--quiet", "-q"), _SCREEN, "No notes and no progress; warnings stay."),
@@ -282,7 +282,7 @@ class Settings:
     repetition_penalty: float | None = None
     stop: list[str] | None = None
     seed: int | None = None
-    think: bool | None = None
+    think: bool | str | None = None
     json: bool = False
     quiet: bool = False
     verbose: bool = False

@@ -104,6 +104,12 @@ def switch_word(text: str) -> bool:
     return choice("on", "off")(text) == "on"
 
 
+def think_word(text: str) -> bool | str:
+    """on or off, or a level."""
+    word = choice("on", "off", "low", "medium", "high")(text)
+    return word == "on" if word in ("on", "off") else word
+
+
 def plain(text: str) -> str:
     """Any text that is not empty and was valid in the terminal's encoding."""
     if not text.strip():

@@ -25,6 +25,7 @@ from .errors import BadCheckpoint, InputError
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1000
+THINK_LEVELS = ("low", "medium", "high")
 MIN_TEMPERATURE = 1e-6  # below it logits / temperature overflows float32; it is greedy by then
 FROM_MODEL = (
     "max_new_tokens do_sample temperature top_k top_p min_p repetition_penalty stop_strings".split()
@@ -48,7 +49,8 @@ class GenerationConfig:
     stop_strings: tuple[str, ...] = ()  # the answer ends before the first of them
     seed: int | None = None  # None: a new one each time
     eos_token_ids: tuple[int, ...] = ()
-    think: bool | None = None  # None: as the chat template does by itself
+    # None: as the chat template does by itself; one of THINK_LEVELS: so much, where it knows them
+    think: bool | str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,13 +175,10 @@ def _number(low: float, high: float):
     return check
 
 
-def _switch(optional: bool = False):
-    def check(name: str, value: Any) -> bool | None:
-        if isinstance(value, bool) or (value is None and optional):
-            return value
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
         raise _refuse(name, value, "True or False")
-
-    return check
+    return value
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -196,6 +195,13 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
+def _think(name: str, value: Any) -> bool | str | None:
+    is_level = isinstance(value, str) and value in THINK_LEVELS
+    if not (value is None or isinstance(value, bool) or is_level):
+        raise _refuse(name, value, f"True, False or one of {', '.join(THINK_LEVELS)}")
+    return value
+
+
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     allowed = "a token id, or a list of them"
     ids = (value,) if isinstance(value, (int, float, str)) else value
@@ -210,7 +216,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
 
 _CHECKS = {
     "max_new_tokens": _whole(1, 2**31 - 1, optional=True),
-    "do_sample": _switch(),
+    "do_sample": _switch,
     "temperature": _number(0, math.inf),
     "top_k": _whole(0, 2**31 - 1),
     "top_p": _number(0, 1),
@@ -219,5 +225,5 @@ _CHECKS = {
     "stop_strings": _texts,
     "seed": _whole(0, 2**64 - 1, optional=True),
     "eos_token_ids": _ids,
-    "think": _switch(optional=True),
+    "think": _think,
 }

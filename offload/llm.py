@@ -41,7 +41,7 @@ from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
-from .text import Tokenizer
+from .text import Think, Tokenizer
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 
@@ -328,9 +328,7 @@ class LLM:
             return self._generation
         return replace(self._generation, eos_token_ids=(*known, *more))
 
-    def encode(
-        self, prompt: Prompt, *, begins: bool = True, think: bool | None = None
-    ) -> list[int]:
+    def encode(self, prompt: Prompt, *, begins: bool = True, think: Think = None) -> list[int]:
         """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS
         belongs.
         """

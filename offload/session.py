@@ -24,6 +24,7 @@ from .sequences import Snapshot
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
 from .stream import Stream
+from .text import Think
 
 
 class Session:
@@ -68,27 +69,28 @@ class Session:
         """All token ids: prompts and answers, as they were given and sampled."""
         return self._sequence.tokens.tolist()
 
-    def append(self, prompt: Prompt, *, process: bool = True) -> None:
+    def append(self, prompt: Prompt, *, process: bool = True, think: Think = None) -> None:
         """Add text (as it is), token ids or, to an empty session, messages. Nothing is answered.
 
-        Cells that became full are processed now, the rest when an answer needs it. Raises
-        ContextOverflow before anything is added.
+        Cells that became full are processed now, the rest when an answer needs it. think: as the
+        answers to messages will have it, which some templates write first. Raises ContextOverflow
+        before anything is added.
         """
         self._check_free()
-        ids = self._encode(prompt)
+        ids = self._encode(prompt, think)
         self._admit(len(self._sequence.tokens) + len(ids))
         self._extend(ids)
         if process:
             self._process_whole_cells()
 
-    def prepare(self, messages: Sequence_[dict]) -> None:
+    def prepare(self, messages: Sequence_[dict], *, think: Think = None) -> None:
         """Make messages, a whole conversation, the session's tokens, and process their full cells:
         an answer to them, or to more after them, begins sooner. What the session holds already is
-        kept. Raises ContextOverflow before anything changes.
+        kept. think: see `append`. Raises ContextOverflow before anything changes.
         """
         self._check_free()
         ids, common = self._llm.tokenizer.continue_chat(
-            self.tokens, messages, add_generation_prompt=False
+            self.tokens, messages, add_generation_prompt=False, think=think
         )
         self._admit(len(ids))
         self._replace_from(common, ids)
@@ -299,13 +301,13 @@ class Session:
                 return [str(error)]
         return []
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt, think: Think = None) -> list[int]:
         if is_messages(prompt):
             if len(self._sequence.tokens):
                 raise InputError(
                     "messages can be appended to an empty session only; use stream or generate"
                 )
-            return self._llm.encode(prompt)
+            return self._llm.encode(prompt, think=think)
         return self._llm.encode(prompt, begins=not len(self._sequence.tokens))
 
     def _admit(self, num_tokens: int) -> None:

@@ -32,7 +32,9 @@ from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
 
+Think = bool | str | None  # off or on, a level, or as the template does by itself
 THINK_VARIABLES = ("enable_thinking", "thinking")
+LEVEL_VARIABLE = "reasoning_effort"
 
 
 class Tokenizer:
@@ -194,12 +196,12 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        think: bool | None = None,
+        think: Think = None,
         **template_vars: Any,
     ) -> list[int]:
         """The ids of a conversation, through the chat template. think: True or False for templates
-        that know enable_thinking or thinking, and for answers in channels. InputError where the
-        template refuses."""
+        that know enable_thinking or thinking, and for answers in channels; "low", "medium" or
+        "high" for those that know reasoning_effort. InputError where the template refuses."""
         rendered, guard = self._render(messages, add_generation_prompt, think, template_vars)
         return self._ids_of_rendered(rendered, guard)
 
@@ -215,7 +217,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        think: bool | None = None,
+        think: Think = None,
         **template_vars: Any,
     ) -> tuple[list[int], int]:
         """The ids of a conversation whose beginning may have been processed: (ids, num_common), the
@@ -242,16 +244,14 @@ class Tokenizer:
         return ids, _num_common(ids, session)
 
     def _render(
-        self, messages: Any, prompt: bool, think: bool | None, variables: Mapping[str, Any]
+        self, messages: Any, prompt: bool, think: Think, variables: Mapping[str, Any]
     ) -> tuple[str, str]:
         """(rendered, guard): the template's text of guarded messages."""
         checked = check_messages(messages)
         variables = {key: plain_data(value, key) for key, value in variables.items()}
         guard = self._control.guard_for([checked, variables])
         guarded = self._control.break_up_all([checked, variables], guard)
-        thinking = {} if think is None else dict.fromkeys(THINK_VARIABLES, think)
-        if thinking and not self.knows_thinking:
-            self._warn_once(f"{self.name}'s chat template has no switch for thinking: no effect.")
+        thinking = self._think_variables(think)
         rendered = self.template.render(
             guarded[0],
             add_generation_prompt=prompt,
@@ -269,6 +269,18 @@ class Tokenizer:
                 rendered += WITHOUT_THOUGHTS
         check_text(rendered, f"what the chat template of {self.name} makes")
         return rendered, guard
+
+    def _think_variables(self, think: Think) -> dict[str, Any]:
+        if think is None:
+            return {}
+        is_level = isinstance(think, str)
+        known, missing = self.knows_thinking, "switch for thinking"
+        if is_level:
+            known, missing = self.template.knows(LEVEL_VARIABLE), "levels of thinking"
+        if not known:
+            self._warn_once(f"{self.name}'s chat template has no {missing}: no effect.")
+        variables: dict[str, Any] = dict.fromkeys(THINK_VARIABLES, think is not False)
+        return {**variables, LEVEL_VARIABLE: think} if is_level else variables
 
     def _ids_of_rendered(self, rendered: str, guard: str) -> list[int]:
         ids = self._backend_ids(self._control.with_aliases(rendered, guard))

@@ -205,11 +205,11 @@ class FakeSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def append(self, prompt: Any) -> None:
+    def append(self, prompt: Any, *, think: Any = None) -> None:
         self.llm.calls.append(("append", prompt))
         self.tokens += prompt if isinstance(prompt[0:1], list) else [0]
 
-    def prepare(self, messages: Any) -> None:
+    def prepare(self, messages: Any, *, think: Any = None) -> None:
         """Reads a word at a time, as slowly as answers come."""
         self.llm.calls.append(("prepare", [dict(m) for m in messages]))
         words = text_of(messages).split()

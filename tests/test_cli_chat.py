@@ -537,8 +537,21 @@ def test_documents_are_read_while_the_user_types(capfd):
     assert asked()[-1]["content"] == f"{read[2]}\n\nwhat"
 
 
+def test_what_is_read_ahead_is_thought_about_as_the_answer(monkeypatch):
+    """Some templates write first how much is thought: all would be read again."""
+    given = []
+    monkeypatch.setattr(
+        fake.FakeSession, "prepare", lambda self, messages, *, think: given.append(think)
+    )
+    Path("a.txt").write_text("the text")
+    talk("/read a.txt", "/set think=high", "/read a.txt", "what")
+    assert given == [None, "high"]
+    ((_, options),) = [call for call in fake.FakeLLM.calls if call[0] == "stream"]
+    assert options["think"] == "high"
+
+
 def test_an_error_of_the_reading_is_told(capfd, monkeypatch):
-    def refuse(self, messages):
+    def refuse(self, messages, *, think):
         raise errors.ContextOverflow("too long", needed_tokens=2, available_tokens=1)
 
     monkeypatch.setattr(fake.FakeSession, "prepare", refuse)

@@ -112,7 +112,8 @@ def test_no_text_breaks_a_parser(text):
         ("kv_bits", "6", ["5", "16", "6.0"]),
         ("weight_bits", "full", ["6"]),
         ("device", "CPU", ["gpu"]),
-        ("think", "on", ["yes", "true"]),
+        ("think", "on", ["yes", "true", "max"]),
+        ("think", "LOW", ["1"]),
         ("mode", "deadline", ["quick", "bound"]),
         ("overflow", "error", ["drop", "map"]),
         ("seed", "0", ["-1", str(2**64)]),
@@ -229,6 +230,8 @@ def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):
 def test_on_and_off_may_be_booleans_in_the_file(capfd, alone):
     alone.write_text("think = false\n")
     assert shown(capfd)["think"]["value"] is False
+    alone.write_text("think = 'low'\n")
+    assert shown(capfd)["think"]["value"] == "low"
 
 
 def test_a_file_that_is_a_folder(tmp_path):

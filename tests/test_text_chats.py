@@ -50,6 +50,19 @@ def test_a_switch_that_the_template_lacks_is_said_to(tmp_path, chatml):
     assert len(plain.warnings) == 1 and "no switch for thinking" in plain.warnings[0]
 
 
+def test_levels_of_thinking_reach_templates_that_know_them(tmp_path, chatml):
+    template = "{{ reasoning_effort or 'none' }}{{ enable_thinking }}"
+    tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
+    assert tokenizer.chat_text([USER], think="low") == "lowTrue"
+    assert tokenizer.chat_text([USER], think=False) == "noneFalse"
+    assert tokenizer.chat_text([USER]) == "none"
+    assert tokenizer.warnings == []
+    for knows in ("", "{{ thinking }}"):
+        plain = Tokenizer.load(byte_level(tmp_path, template=CHATML + knows))
+        assert plain.chat_text([USER], think="high").endswith("True" if knows else "\n")
+        assert ["no levels of thinking" in warning for warning in plain.warnings] == [True]
+
+
 def test_the_date_stays_that_of_loading(tmp_path):
     template = "{{ strftime_now('%Y-%m-%d') }}"
     tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
