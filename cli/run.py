@@ -282,12 +282,15 @@ class Run:
     def why_cut(self, output: Any, more: str) -> str:
         """Which limit ended an answer of finish_reason "length"; `more` is what raises the first.
 
-        The other one is the context: of the model, of --context or of the memory.
+        The other one is the context: of the model, of --context or of the memory. An answer that
+        has not begun is no riddle: its tokens went into thoughts.
         """
         num_tokens = len(output.token_ids)
+        only_thought = getattr(output, "thought", "") and not output.text.strip()
+        ended = "model was still thinking" if only_thought else "answer stopped"
         if self._most_tokens is not None and num_tokens >= self._most_tokens:
-            return f"The answer stopped after {num_tokens:,} tokens; {more} allows more."
-        return f"The context is full: the answer stopped after {num_tokens:,} tokens."
+            return f"The {ended} after {num_tokens:,} tokens; {more} allows more."
+        return f"The context is full: the {ended} after {num_tokens:,} tokens."
 
     def warn_of(self, texts: list[str]) -> None:
         for text in texts:

@@ -3,8 +3,11 @@ answer holds is lost or taken for control."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +16,13 @@ from random_checkpoints import make
 from small_llm import open_small
 from tokenizers_under_test import DATA, HARMONY, HARMONY_TOKENS, USER, harmony, id_of
 
+from ebbtide.cli import main, settings_file
+from ebbtide.cli.chat_commands import COMMANDS
+from ebbtide.cli.conversation import Conversation
+from ebbtide.cli.dialogue import Dialogue
+from ebbtide.cli.options import Settings
+from ebbtide.cli.run import Run
+from ebbtide.cli.signals import Signals
 from ebbtide.offload.text import Tokenizer
 
 GPT_OSS = DATA / "templates" / "openai-gpt-oss-120b.jinja"
@@ -208,6 +218,16 @@ def test_other_models_answer_in_no_channels(tokenizer, chatml, tmp_path):
     assert not without.harmony_marks
 
 
+@pytest.mark.skipif(not GPT_OSS.is_file(), reason="../shared/data/templates is not here")
+def test_no_other_real_template_has_channels(tmp_path):
+    """Even where the tokenizer would have the tokens."""
+    tokenizer = Tokenizer.load(harmony(tmp_path))
+    for path in GPT_OSS.parent.glob("*.jinja"):
+        vars(tokenizer).pop("harmony_marks", None)
+        tokenizer.template_source = path.read_text(encoding="utf-8")
+        assert bool(tokenizer.harmony_marks) == (path == GPT_OSS), path
+
+
 def test_both_tokens_that_end_an_answer_are_known(tokenizer):
     ends = [id_of(tokenizer, "<|return|>"), id_of(tokenizer, "<|call|>")]
     assert sorted(tokenizer.end_ids) == sorted(ends)
@@ -300,6 +320,12 @@ def folder(tmp_path_factory):
     ends = [id_of(Tokenizer.load(folder), token) for token in ("<|return|>", "<|endoftext|>")]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_tokenizer(folder):
+    """The scripted model's."""
+    return Tokenizer.load(folder)
 
 
 @pytest.fixture
@@ -399,3 +425,75 @@ def test_a_conversation_goes_on_without_its_thoughts(llm, script):
     assert [m["content"] for m in messages[1::2]] == ["Yes.", "No.", "x"]
     # The first answer is read again behind <|channel|>, the second stays.
     assert cached == [0, len(prompts[0]) + 1, len(prompts[1]) + len("No.")]
+
+
+# At the terminal
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch):
+    """`command(*words)`: what `ebbtide` returns for them, with the scripted model."""
+    monkeypatch.setattr(main, "_install_signals", lambda process: None)
+    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.chdir(tmp_path)
+    limits = ["--spill-dir", str(tmp_path), "--prefix-cache", "off", "--host-memory", "4GiB"]
+    return lambda *words: main.main([*words, "-m", str(folder), "--draft", "off", *limits])
+
+
+TOLD = (
+    f"{THINKS}<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{FINAL}Yes.<|return|>"
+)
+
+
+@pytest.mark.parametrize("words", [["chat", "-p", "hi"], ["ask", "hi", "a.txt"]])
+def test_commands_print_the_answer_alone(capfd, own_tokenizer, script, command, words):
+    Path("a.txt").write_text("the text")
+    script += ids_of(own_tokenizer, TOLD)
+    assert command(*words) == 0
+    out, err = capfd.readouterr()
+    assert out == "I look.\n\nYes.\n" and "hm" not in err
+    script += ids_of(own_tokenizer, TOLD)
+    assert command(*words, "-v") == 0
+    out, err = capfd.readouterr()
+    assert out == "I look.\n\nYes.\n" and "hm\n" in err
+    script += ids_of(own_tokenizer, TOLD)
+    assert command(*words, "--json") == 0
+    fields = json.loads(capfd.readouterr().out)
+    assert (fields["thought"], fields["text"]) == ("hm", "I look.\n\nYes.")
+
+
+def test_without_thoughts_there_are_none_to_show(capfd, own_tokenizer, script, command):
+    script += ids_of(own_tokenizer, "Yes.<|return|>")
+    assert command("chat", "-p", "hi", "--think", "off", "--json") == 0
+    fields = json.loads(capfd.readouterr().out)
+    assert fields["text"] == "Yes." and "thought" not in fields
+
+
+def test_tokens_that_went_into_thoughts_are_told(capfd, own_tokenizer, script, command):
+    script += ids_of(own_tokenizer, "<|channel|>analysis<|message|>hm")
+    num_tokens = len(script)
+    assert command("chat", "-p", "hi", "-n", str(num_tokens)) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"still thinking after {num_tokens} tokens; -n allows more" in " ".join(err.split())
+
+
+def test_a_call_is_told_of(capfd, own_tokenizer, script, command):
+    call = f"{THINKS}<|channel|>commentary to=functions.f <|constrain|>json<|message|>{{}}<|call|>"
+    script += ids_of(own_tokenizer, call)
+    assert command("chat", "-p", "hi") == 0
+    out, err = capfd.readouterr()
+    assert out == "{}\n" and "The model called functions.f" in " ".join(err.split())
+
+
+def test_a_chat_keeps_answers_and_shows_thoughts_when_asked(capfd, own_tokenizer, script, llm):
+    run = Run(Settings(), Signals())
+    talk = Dialogue(run, llm, Conversation(), remember=False)
+    for question in ("hi", "and now?"):
+        script += ids_of(own_tokenizer, TOLD)
+        talk.ask(question)
+    assert [m["content"] for m in talk.conversation.messages[1::2]] == ["I look.\n\nYes."] * 2
+    assert capfd.readouterr().out == "I look.\n\nYes.\n" * 2
+    COMMANDS["thought"].do(talk, "")
+    assert "hm" in capfd.readouterr().err
