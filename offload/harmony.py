@@ -18,7 +18,7 @@ Reads token ids, not strings: an answer about the format spells it in letters, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from .detokenizer import TextStream
@@ -107,18 +107,12 @@ class _Header:
 
 
 class HarmonyReader:
-    """An AnswerReader. marks: what each control token does. new_text: a new decoder, which leaves
-    out control tokens; one for each piece between marks. prompt_ids: what is answered; may end
-    inside a header or a message.
+    """An AnswerReader. marks: what each control token does. decoded: leaves out control tokens.
+    prompt_ids: what is answered; may end inside a header or a message.
     """
 
-    def __init__(
-        self,
-        marks: Mapping[int, Mark],
-        new_text: Callable[[], TextStream],
-        prompt_ids: Sequence[int],
-    ):
-        self._marks, self._new_text = marks, new_text
+    def __init__(self, marks: Mapping[int, Mark], decoded: TextStream, prompt_ids: Sequence[int]):
+        self._marks, self._decoded = marks, decoded
         self._header: _Header | None = _Header()  # None: in the content of a message
         self._kind = _Kind.ANSWER  # of that content
         self._begin_answer()
@@ -130,7 +124,7 @@ class HarmonyReader:
 
     def _begin_answer(self) -> None:
         """Nothing has been said yet."""
-        self._decoded = self._new_text()
+        self._decoded.finish()
         self._num_messages = 0
         self._spoken: dict[_Kind, int] = {}  # the last message of each kind that said something
         self._tools: list[str] = []
@@ -147,7 +141,6 @@ class HarmonyReader:
         if mark is None:
             return self._add(self._decoded.push(token_id))
         said = [self._add(self._decoded.finish())]  # half a character stays half
-        self._decoded = self._new_text()
         # <|start|> and the role may have been left out before <|channel|>.
         if mark in _BREAKS or (mark is Mark.CHANNEL and self._header is None):
             said.append(self._end_message())

@@ -400,7 +400,7 @@ class Tokenizer:
         if prompt_ids is None:
             return MarkedReader(self.stream(), Thoughts(None))
         if self.harmony_marks:
-            return HarmonyReader(self.harmony_marks, self.stream, prompt_ids)
+            return HarmonyReader(self.harmony_marks, self.stream(), prompt_ids)
         marks = self.thought_marks
         if marks is None:
             return MarkedReader(self.stream(), Thoughts(None))
