@@ -1,6 +1,6 @@
 """Writes checkpoints of a real model's shape with random weights, for benchmarks without a hub.
 
-    python benchmarks/checkpoints.py smollm2-135m OUT [--positions N] [--seed N]
+    python benchmarks/checkpoints.py smollm2-135m OUT [--positions N] [--layers N] [--seed N]
 
 Speed and memory depend on shapes alone, so random weights measure as real ones do; what such a
 model says is noise. Needs no transformers. The tokenizer of SmolLM2 is copied from
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,9 +56,9 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Hybrid:
-    """A model of which most layers keep a state. fields: of its config.json, besides `shape`'s or
-    in place of them."""
+class Other:
+    """A model of another family. fields: of its config.json, besides `shape`'s or in place of
+    them."""
 
     shape: Shape
     architecture: str
@@ -66,8 +66,8 @@ class Hybrid:
 
 
 _GRANITE_H_KINDS = ["attention" if layer % 10 == 5 else "mamba" for layer in range(40)]
-HYBRIDS = {
-    "qwen3.5-0.8b": Hybrid(
+OTHERS = {
+    "qwen3.5-0.8b": Other(
         Shape(24, 1024, 3584, 8, 2, 256, 248320, 1e7, 262144),
         "Qwen3_5ForCausalLM",
         {
@@ -77,7 +77,7 @@ HYBRIDS = {
             "partial_rotary_factor": 0.25,
         },
     ),
-    "granite-4-h-1b": Hybrid(
+    "granite-4-h-1b": Other(
         Shape(40, 1536, 4096, 12, 4, 128, 100352, 10000.0, 131072),
         "GraniteMoeHybridForCausalLM",
         {
@@ -89,29 +89,51 @@ HYBRIDS = {
             "mamba_d_state": 128,
         },
     ),
-    "lfm2-1.2b": Hybrid(
+    "lfm2-1.2b": Other(
         Shape(16, 2048, 12288, 32, 8, 64, 65536, 1e6, 128000),
         "Lfm2ForCausalLM",
         {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8, 10, 12, 14]},
+    ),
+    "gpt-oss-20b": Other(
+        Shape(24, 2880, 2880, 64, 8, 64, 201088, 150000.0, 131072),
+        "GptOssForCausalLM",
+        {
+            "model_type": "gpt_oss",
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "attention_bias": True,
+            "sliding_window": 128,
+            "tie_word_embeddings": False,
+            "quantization_config": {"quant_method": "mxfp4"},
+        },
     ),
 }
 
 
 def write(
-    shape: Shape | Hybrid, folder: str | Path, *, positions: int | None = None, seed: int = 0
+    shape: Shape | Other,
+    folder: str | Path,
+    *,
+    positions: int | None = None,
+    layers: int | None = None,
+    seed: int = 0,
 ) -> Path:
-    """Write a bfloat16 checkpoint with tied embeddings to `folder` and return the folder.
+    """Write a bfloat16 checkpoint to `folder` and return the folder. Embeddings are tied unless
+    the family's are not, and gpt-oss's experts in MXFP4.
 
-    `positions` replaces the most tokens that config.json states. Holds all weights in memory once.
+    `positions` and `layers` replace what config.json states of them. Holds the weights of a file in
+    memory once; families other than Llama and Qwen2 have a file for each layer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    hybrid = shape if isinstance(shape, Hybrid) else None
-    shape = shape if hybrid is None else hybrid.shape
-    if hybrid is None:
+    other = shape if isinstance(shape, Other) else None
+    shape = shape if other is None else other.shape
+    if layers is not None:
+        shape = replace(shape, num_hidden_layers=layers)
+    if other is None:
         architecture = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.model_type]
     else:
-        architecture = hybrid.architecture
+        architecture = other.architecture
     config = {
         "architectures": [architecture],
         **vars(shape),
@@ -124,11 +146,13 @@ def write(
         "torch_dtype": "bfloat16",
         "bos_token_id": 1,
         "eos_token_id": 2,
-        **(hybrid.fields if hybrid is not None else {}),
+        **(other.fields if other is not None else {}),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    tensors = _tensors(shape, seed) if hybrid is None else _hybrid_tensors(folder, seed)
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    if other is None:
+        _save(folder / "model.safetensors", _tensors(shape, seed))
+    else:
+        _write_expected(folder, seed)
     _write_tokenizer(shape, folder)
     return folder
 
@@ -168,24 +192,66 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _hybrid_tensors(folder: Path, seed: int) -> dict[str, torch.Tensor]:
+def _write_expected(folder: Path, seed: int) -> None:
     """Every tensor that Ebbtide asks for, by its name in the files."""
     from ebbtide.offload.model_config import read_model_config
-    from ebbtide.offload.skeleton import expected_shapes
+    from ebbtide.offload.skeleton import expected_shapes, layer_of
 
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    config = read_model_config(folder)
+    generator = torch.Generator().manual_seed(seed)
+    config, files, places = read_model_config(folder), {}, {}
     for name, shape in expected_shapes(config).items():
-        for theirs, ours in config.renamed:
-            name = name.replace(ours, theirs)
-        if len(shape) > 1:
-            tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
-        elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
-            tensor = torch.linspace(-5.0, 1.0, shape[0])
+        files.setdefault(layer_of(name), {})[name] = shape
+    for number, shapes in enumerate(files.values()):
+        tensors = {}
+        if config.stacked and config.stacked[0].by_columns:
+            tensors, shapes = _experts_in_mxfp4(shapes, generator)
+        for name, shape in shapes.items():
+            for theirs, ours in config.renamed:
+                name = name.replace(ours, theirs)
+            if len(shape) > 1:
+                tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
+            elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
+                tensor = torch.linspace(-5.0, 1.0, shape[0])
+            else:
+                tensor = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+            tensors[name] = tensor.to(torch.bfloat16)
+        file = f"model-{number:05}.safetensors"
+        _save(folder / file, tensors)
+        places |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def _experts_in_mxfp4(
+    shapes: dict[str, tuple[int, ...]], generator: torch.Generator
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
+    """gpt-oss's experts of a layer, all in one tensor of each kind; and the other shapes."""
+    experts, rest = {}, {}
+    for name, shape in shapes.items():
+        before, _, number_and_kind = name.partition(".experts.")
+        if not number_and_kind:
+            rest[name] = shape
+            continue
+        number, projection, kind = number_and_kind.split(".")
+        stacked = f"{before}.experts.{projection}"
+        count = int(number) + 1
+        if kind == "bias":
+            experts[f"{stacked}_bias"] = (count, *shape)
         else:
-            tensor = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        tensors[name] = tensor.to(torch.bfloat16)
-    return tensors
+            experts[f"{stacked}_blocks"] = (count, shape[0], shape[1] // 32, 16)
+            experts[f"{stacked}_scales"] = (count, shape[0], shape[1] // 32)
+    tensors = {}
+    for name, shape in experts.items():
+        if name.endswith("_bias"):
+            tensors[name] = torch.zeros(shape, dtype=torch.bfloat16)
+        elif name.endswith("_scales"):  # numbers of some 3: a deviation of 1 / sqrt(2880)
+            tensors[name] = torch.full(shape, 127 - 7, dtype=torch.uint8)
+        else:
+            tensors[name] = torch.empty(shape, dtype=torch.uint8).random_(generator=generator)
+    return tensors, rest
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, str(path), metadata={"format": "pt"})
 
 
 def _write_tokenizer(shape: Shape, folder: Path) -> None:
@@ -202,14 +268,17 @@ def _write_tokenizer(shape: Shape, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", choices=SHAPES | HYBRIDS)
+    parser.add_argument("shape", choices=SHAPES | OTHERS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--positions", type=int, help="the most tokens, in place of the model's")
+    parser.add_argument("--layers", type=int, help="how many, in place of the model's")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    shape = (SHAPES | HYBRIDS)[given.shape]
-    folder = write(shape, given.out, positions=given.positions, seed=given.seed)
-    size = (folder / "model.safetensors").stat().st_size
+    shape = (SHAPES | OTHERS)[given.shape]
+    folder = write(
+        shape, given.out, positions=given.positions, layers=given.layers, seed=given.seed
+    )
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     print(f"{folder}: {size:,} bytes of weights")
 
 

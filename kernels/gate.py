@@ -1,5 +1,5 @@
 """Gates: one product of a row, activated, times another (2002.05202), or times what attention
-gave."""
+gave. With `clamped_swiglu` (gpt-oss) both are bounded first, and the other is one more."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 from . import dispatch
 
 # In the order of Activation in cpu/kernels.h.
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu")
+
+
+# Of clamped_swiglu; the compiled kernel has them too.
+_BOUND, _STEEPNESS = 7.0, 1.702
 
 
 def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-    """activation(x) * up, in x's place. x, up: (rows, n) float32, contiguous.
+    """activation(x) * up, or what `clamped_swiglu` stands for, in x's place.
+
+    x, up: (rows, n) float32, contiguous.
 
     In the compiled kernel a row's bits depend on neither the other rows nor their number.
     """
     native = dispatch.compiled_for_floats(x, up)
     if native is None:
-        return torch.mul(activate(x, activation), up, out=x)
+        return torch.mul(*factors(x, up, activation), out=x)
     assert x.is_contiguous() and up.is_contiguous() and x.shape == up.shape
     native.gate_with(
         ACTIVATIONS.index(activation),
@@ -31,8 +37,17 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     return x
 
 
-def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """One of ACTIVATIONS, by torch."""
+def factors(
+    x: torch.Tensor, up: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `gate` multiplies, by torch."""
+    if activation != "clamped_swiglu":
+        return _activate(x, activation), up
+    x = x.clamp(max=_BOUND)
+    return x * (_STEEPNESS * x).sigmoid(), up.clamp(-_BOUND, _BOUND) + 1
+
+
+def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
     if name == "silu":
         return torch.nn.functional.silu(x)
     if name == "sigmoid":

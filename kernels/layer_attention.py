@@ -38,10 +38,21 @@ class Raw(NamedTuple):
     """Raw tokens as runs; each run is five numbers: the addresses of its first key and its first
     value of head 0, the bytes from head to head, those from layer to layer (`token_step` alone
     looks at them), and its tokens.
+
+    null_scores: (kv_heads, num_rows) float32 contiguous, the score of something without a value
+    that each row sees besides, or None. It is learnt (gpt-oss, whose files call it a sink), so that
+    a head may attend to nothing; no soft-cap bounds it.
     """
 
     dtype: torch.dtype
     runs: list[int]
+    null_scores: torch.Tensor | None = None
+
+    @property
+    def numbers(self) -> tuple[int, list[int], int]:
+        """As compiled kernels take them."""
+        null_scores = 0 if self.null_scores is None else self.null_scores.data_ptr()
+        return dispatch.raw_kind(self.dtype), self.runs, null_scores
 
 
 def empty_parts(count: int, q: torch.Tensor) -> Partial:
@@ -77,8 +88,7 @@ def attend_raw(q: torch.Tensor, raw: Raw, softcap: float, part: Partial) -> None
         kv_heads,
         num_rows,
         dim,
-        dispatch.raw_kind(raw.dtype),
-        raw.runs,
+        *raw.numbers,
         softcap,
         *(one.data_ptr() for one in part),
         torch.get_num_threads(),
@@ -118,8 +128,7 @@ def attend_layer(
         q.shape[1],
         *_numbers(records, layout),
         softcap,
-        dispatch.raw_kind(raw.dtype),
-        raw.runs,
+        *raw.numbers,
         out.data_ptr(),
         torch.get_num_threads(),
     )

@@ -151,14 +151,17 @@ def quantise_weight(
 
 
 def repack_mxfp4(
-    blocks: torch.Tensor, scales: torch.Tensor, empty: Callable[..., torch.Tensor] = torch.empty
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    empty: Callable[..., torch.Tensor] = torch.empty,
+    threads: int | None = None,
 ) -> QuantisedWeight:
     """A weight (out, groups * 32) in MXFP4, as Hugging Face's files have it, to strips.
 
     blocks (out, groups, 16) uint8: byte j of a group is the codes of its inputs 2 j (low half) and
     2 j + 1. scales (out, groups) uint8: e of 2**(e - 127). Rows may lie apart: where gate and up
     take turns, blocks[0::2] with scales[0::2] is a weight, and read where it lies. empty(shape,
-    dtype=, device=) gives the memory for the result.
+    dtype=, device=) gives the memory for the result. threads: None: as many as torch has.
 
     Exact for scales of 2**-23 to 2**16. Smaller ones are zero in float16, and so is their group
     then, of which no weight is above 6 * 2**-24. Raises FloatingPointError for a larger one or
@@ -187,7 +190,7 @@ def repack_mxfp4(
             num_groups,
             codes.data_ptr(),
             halves.data_ptr(),
-            torch.get_num_threads(),
+            torch.get_num_threads() if threads is None else threads,
         )
     else:
         _repack(blocks, scales, codes, halves)

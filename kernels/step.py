@@ -179,6 +179,31 @@ class BlockProduct:
         return out
 
 
+def expert_numbers(
+    products: list[tuple[Weight, torch.Tensor | None]],
+) -> list[int]:
+    """A gated MLP as `add_expert` takes it: weights and biases, (out,) float32 or None, of gate and
+    up, or of both in one, their rows in turn; and of down. They must be kept alive."""
+    return [number for product in products for number in product_numbers(*product)]
+
+
+def add_expert(
+    native, numbers: list[int], x: torch.Tensor, share: float, activation: str, out: torch.Tensor
+) -> None:
+    """Adds share times the output of a gated MLP for the row x (1, in) float32 to out (1, hidden)
+    float32, both contiguous: to the bit what products of several rows, `gate` and a sum of products
+    give one of them."""
+    assert x.is_contiguous() and out.is_contiguous()
+    native.add_expert(
+        numbers,
+        x.data_ptr(),
+        share,
+        ACTIVATIONS.index(activation),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def native_for(*tensors: Weight | None):
     """The compiled kernels, where they serve all these tensors; else None."""
     flat: list[torch.Tensor] = []

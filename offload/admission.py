@@ -21,7 +21,7 @@ from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
 from .output import Progress
-from .plan import Plan
+from .plan import Loaded, Plan
 from .planner import Request, fewest_hot_records, make_plan
 from .runtime import Runtime
 from .weights import WeightStore
@@ -66,7 +66,7 @@ class Admission:
         # A state cannot be taken back, as tokens that were guessed wrong have to be.
         can_verify = rows_stand_alone(device) and not facts.config.recurrent
         self._drafts = drafts and mode.name != "deadline" and can_verify
-        self._loaded: tuple[int, bool] | None = None  # layers streamed, head resident
+        self._loaded: Loaded | None = None
         self._runtimes: list[Runtime] = []
 
     @property
@@ -85,7 +85,9 @@ class Admission:
         """
         most, cell = self.facts.config.max_positions, self.geometry.cell_tokens
         short = self.plan(min(most, 4 * cell), sequences)
-        loaded = self._loaded or (short.layers_streamed, short.head_resident)
+        loaded = self._loaded or short.loaded
+        if loaded.expert_slots:  # a longer text may take the room of some experts
+            loaded = loaded._replace(expert_slots=-(-loaded.expert_slots // 2))
         largest = self.plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
         return max(1, min(most, largest))
 
@@ -111,7 +113,7 @@ class Admission:
                 plan.fits
                 and plan.near_resident
                 # Below some limit weights stream, and leave their room to pages.
-                and plan.layers_streamed == whole.layers_streamed
+                and plan.loaded == whole.loaded
                 and in_memory > share * plan.num_spans
             )
 
@@ -182,8 +184,7 @@ class Admission:
         )
 
     def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
-        wanted = (plan.layers_streamed, plan.head_resident)
-        if self.weights is not None and self._loaded == wanted:
+        if self.weights is not None and self._loaded == plan.loaded:
             return
         self.close()  # loading may be interrupted
         began = time.perf_counter()
@@ -200,8 +201,9 @@ class Admission:
             self._device,
             bits=self.facts.weight_bits,
             num_streamed=plan.layers_streamed,
+            expert_slots=plan.expert_slots,
             head_resident=plan.head_resident,
             spill_dir=self._spill_dir,
             on_load=on_load,
         )
-        self._loaded, self.load_s = wanted, time.perf_counter() - began
+        self._loaded, self.load_s = plan.loaded, time.perf_counter() - began

@@ -82,9 +82,12 @@ class TieredAttention:
         ropes: list[Rope],
         device,
         softcap: float = 0.0,
+        null_scores: list[torch.Tensor | None] | None = None,
     ):
         self.layouts = layouts  # of each layer; their bits differ, not their shapes
         self.softcap = softcap  # see kernels.attention
+        # Of each layer: (num_heads,), or None; see kernels.layer_attention.
+        self.null_scores = null_scores or [None] * len(layouts)
         self.cell_tokens = cell_tokens
         self.span_tokens = span_tokens
         self.store = store
@@ -97,7 +100,9 @@ class TieredAttention:
             (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
         )
         self._raw_masks: dict[tuple, torch.Tensor] = {}
-        self.decode = DecodeAttention(layouts, cell_tokens, span_tokens, store, softcap)
+        self.decode = DecodeAttention(
+            layouts, cell_tokens, span_tokens, store, softcap, self.null_scores
+        )
 
     def run(
         self,
@@ -303,7 +308,8 @@ class TieredAttention:
         return keys[None, :] > positions[:, None] - window
 
     def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
-        """A query's partial over the keys that are raw: the sink, the previous cell, its own."""
+        """A query's partial over the keys that are raw: the sink, the previous cell, its own; its
+        null scores included."""
         if query.rows == 1 and self.decode.serves(query.q):
             return self.decode.raw_partial(layer, sequence, query.q, query.position, window)
         raw, parts, used = sequence.raw, [], 0
@@ -317,7 +323,13 @@ class TieredAttention:
                 read_rows(rows, tile[:, used:stop])
             used = stop
         k, v = self._raw_tile[:, :, :used]
-        return attend(query.q, k, v, self._raw_mask(query, window), self.softcap)
+        partial = attend(query.q, k, v, self._raw_mask(query, window), self.softcap)
+        scores = self.null_scores[layer]
+        if scores is None:
+            return partial
+        scores = scores.view(len(query.q), -1).repeat_interleave(query.rows, 1)
+        null = Partial(scores, torch.ones_like(scores), torch.zeros_like(query.q))
+        return merge_into(partial, null)
 
     def _raw_mask(self, query: Query, window: int | None) -> torch.Tensor:
         """Which raw keys a query's rows see, (rows, keys). Some are kept: the layers of a model ask

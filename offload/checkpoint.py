@@ -8,8 +8,10 @@ nobody planned. Never unpickles anything. Does not know what the tensors are for
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,29 +20,38 @@ import torch
 
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint, StorageError
+from .model_config import Stacked
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MXFP4 = torch.float4_e2m1fn_x2  # matrices in groups of 32 inputs, of four bits each and a scale
+_MXFP4_GROUP = 32
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_seeking = threading.Lock()
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """Where one tensor's bytes lie."""
+    """Where one tensor's bytes lie.
+
+    is_transposed: a matrix whose columns lie side by side. scales: of one in MXFP4, its exponents,
+    (rows, groups) uint8; its bytes are the codes, (rows, groups, 16) uint8 then.
+    """
 
     path: Path
     offset: int
     num_bytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    is_transposed: bool = False
+    scales: TensorRef | None = None
 
 
 class Checkpoint:
     """The tensors of a model folder, by name.
 
     shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
-    stacked: ends of names of tensors (experts, rows, columns) in the files, and of those that each
-    expert's rows are, {} standing for its number.
+    stacked: tensors of all experts in the files.
 
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
     wrong shape or dtype, and for folders that hold pickled weights only.
@@ -51,17 +62,18 @@ class Checkpoint:
         folder: Path,
         shapes: dict[str, tuple[int, ...]],
         renamed: Sequence[tuple[str, str]] = (),
-        stacked: Sequence[tuple[str, tuple[str, ...]]] = (),
+        stacked: Sequence[Stacked] = (),
     ):
         self.folder = folder
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
+        self._opening = threading.Lock()
         found: dict[str, TensorRef] = {}
         for path in _shards(folder):
             found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
         found = {_renamed(name, renamed): ref for name, ref in found.items()}
-        for name in [name for name, ref in found.items() if len(ref.shape) == 3]:
-            found.update(_unstacked(name, found[name], stacked))
+        for name in list(found):
+            found.update(_unstacked(name, found, stacked))
         missing = [name for name in shapes if name not in found]
         if missing:
             raise BadCheckpoint(
@@ -75,6 +87,11 @@ class Checkpoint:
                     f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks "
                     f"for {list(shape)}."
                 )
+            if ref.dtype == torch.uint8:
+                raise BadCheckpoint(
+                    f"{ref.path}: {name} holds bytes (U8), quantised in a way that Ebbtide does "
+                    "not know. Use the unquantised model."
+                )
             self.refs[name] = ref
 
     def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
@@ -83,12 +100,25 @@ class Checkpoint:
         return self.read_ref(ref, buffer)
 
     def read_ref(self, ref: TensorRef, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        """What lies at a place, as `read` gives it."""
+        """What lies at a place, as `read` gives it; not of MXFP4."""
         if buffer is None:
             buffer = torch.empty(ref.num_bytes, dtype=torch.uint8)
         part = buffer[: ref.num_bytes]
+        if ref.is_transposed:
+            plain = replace(ref, shape=ref.shape[::-1], is_transposed=False)
+            return part.view(ref.dtype).view(ref.shape).copy_(self.read_ref(plain).t())
         self.read_into(ref, part)
         return part.view(ref.dtype).view(ref.shape)
+
+    def read_mxfp4(self, name: str, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and exponents of a matrix, as TensorRef has them, at the start of `buffer`
+        (uint8)."""
+        ref = self.refs[name]
+        codes = buffer[: ref.num_bytes]
+        exponents = buffer[ref.num_bytes :][: ref.scales.num_bytes]
+        self.read_into(ref, codes)
+        self.read_into(ref.scales, exponents)
+        return codes.view(*ref.scales.shape, -1), exponents.view(ref.scales.shape)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Some rows of a matrix, one small read each: (len(rows), columns)."""
@@ -107,11 +137,12 @@ class Checkpoint:
 
     def fill(self, path: Path, offset: int, view: memoryview) -> None:
         """Fill the view from a byte of a file on."""
-        if path not in self._files:
-            self._files[path] = _open(path)
+        with self._opening:
+            if path not in self._files:
+                self._files[path] = _open(path)
         descriptor, done = self._files[path], 0
         while done < len(view):
-            count = _read_at(descriptor, view[done:], path, offset + done)
+            count = read_at(descriptor, view[done:], path, offset + done)
             if count == 0:
                 raise BadCheckpoint(
                     f"{path} ends before its tensors do; it was truncated. Download it again."
@@ -163,21 +194,58 @@ def _renamed(name: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def _unstacked(
-    name: str, ref: TensorRef, stacked: Sequence[tuple[str, tuple[str, ...]]]
+    name: str, found: dict[str, TensorRef], stacked: Sequence[Stacked]
 ) -> dict[str, TensorRef]:
     """What a tensor of all experts holds, by the names of each one's own; nothing of another."""
-    found = {}
-    for end, names in stacked:
-        count, rows, columns = ref.shape
-        is_sound = 0 < count <= MOST_EXPERTS and rows and columns and rows % len(names) == 0
-        if not name.endswith(end) or not is_sound:
+    parts = {}
+    for kind in stacked:
+        whole, is_packed = name, kind.by_columns and name.endswith(kind.end + "_blocks")
+        if is_packed:
+            whole = name.removesuffix("_blocks")
+            ref = _mxfp4(found[name], found.get(whole + "_scales"))
+        else:
+            ref = found[name]
+        if not whole.endswith(kind.end) or ref is None or not 2 <= len(ref.shape) <= 3:
             continue
-        matrix, rows = replace(ref, shape=(count * rows, columns)), rows // len(names)
-        for index in range(count * len(names)):
+        count, names, own = ref.shape[0], kind.names, ref.shape[1:]
+        is_turned = kind.by_columns and not is_packed
+        if is_turned:
+            own = own[::-1]
+        if not 0 < count <= MOST_EXPERTS or not math.prod(own) or own[0] % len(names):
+            continue
+        size, each = count * len(names), (own[0] // len(names), *own[1:])
+        for index in range(size):
             expert, part = divmod(index, len(names))
-            own = name[: -len(end)] + names[part].format(expert)
-            found[own] = _row_range(matrix, index * rows, (index + 1) * rows)
-    return found
+            of_expert = whole[: -len(kind.end)] + names[part].format(expert)
+            parts[of_expert] = _share(ref, index, size, each, is_turned)
+    return parts
+
+
+def _share(
+    ref: TensorRef, index: int, count: int, shape: tuple[int, ...], is_transposed: bool = False
+) -> TensorRef:
+    """One of `count` equal shares of a tensor's bytes, a tensor of its own."""
+    num_bytes, scales = ref.num_bytes // count, ref.scales
+    return replace(
+        ref,
+        offset=ref.offset + index * num_bytes,
+        num_bytes=num_bytes,
+        shape=shape,
+        is_transposed=is_transposed,
+        scales=scales and _share(scales, index, count, (shape[0], shape[1] // _MXFP4_GROUP)),
+    )
+
+
+def _mxfp4(codes: TensorRef, scales: TensorRef | None) -> TensorRef | None:
+    """Matrices (count, rows, columns) in MXFP4, of their codes (count, rows, groups, 16) and scales
+    (count, rows, groups); None where they are none."""
+    if scales is None or len(scales.shape) != 3:
+        return None
+    are_bytes = codes.dtype == scales.dtype == torch.uint8
+    if not are_bytes or codes.shape != (*scales.shape, _MXFP4_GROUP // 2):
+        return None
+    shape = (*scales.shape[:-1], scales.shape[-1] * _MXFP4_GROUP)
+    return replace(codes, dtype=MXFP4, shape=shape, scales=scales)
 
 
 def _row_range(ref: TensorRef, start: int, stop: int) -> TensorRef:
@@ -198,14 +266,15 @@ def _open(path: Path) -> int:
         raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
 
 
-def _read_at(descriptor: int, view: memoryview, path: Path, offset: int) -> int:
-    """Fill `view` from a byte of a file on, as far as one call gets; the bytes read."""
+def read_at(descriptor: int, view: memoryview, path: Path | str, offset: int) -> int:
+    """Fill `view` from a byte of a file on, as far as one call gets; the bytes read. path: for
+    messages. Several threads may read."""
     try:
         if hasattr(os, "preadv"):
             return os.preadv(descriptor, [view], offset)
-        # Windows: one reader at a time, see WeightStore
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        chunk = os.read(descriptor, len(view))
+        with _seeking:  # Windows
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            chunk = os.read(descriptor, len(view))
         view[: len(chunk)] = chunk
         return len(chunk)
     except OSError as error:

@@ -31,9 +31,16 @@ class DecodeAttention:
     """Of one model over a page store."""
 
     def __init__(
-        self, layouts: list[PageLayout], cell_tokens: int, span_tokens: int, store, softcap: float
+        self,
+        layouts: list[PageLayout],
+        cell_tokens: int,
+        span_tokens: int,
+        store,
+        softcap: float,
+        null_scores: list[torch.Tensor | None],
     ):
         self._layouts, self._store, self._softcap = layouts, store, softcap
+        self._null_scores = null_scores
         self._page_tokens = layouts[0].page_tokens
         self._cell_tokens, self._span_tokens = cell_tokens, span_tokens
 
@@ -199,4 +206,4 @@ class DecodeAttention:
         if cell and first < cell * cells:
             runs += raw.run(layer, cell - 1, max(0, first - (cell - 1) * cells), cells)
         runs += raw.run(layer, cell, max(0, first - cell * cells), row + 1)
-        return Raw(raw.keys.dtype, runs)
+        return Raw(raw.keys.dtype, runs, self._null_scores[layer])

@@ -19,7 +19,7 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.norm import rms_norm
 from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps, Prepared
-from .mlp import dense_mlp, routed_mlp
+from .mlp import dense_mlp, routed_mlps
 from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
@@ -156,12 +156,21 @@ class Decoder:
         if step is not None and self._steps.has_mlp(layer):
             return step.add_mlp(x)
         c = self.config
-        h, experts = self._norm(w, c.norms.before_mlp, x), c.experts_of(layer)
-        if experts is None:
-            out = dense_mlp(w, h, rows, c.activation)
-        else:
-            out = routed_mlp(w, h, rows, c.activation, experts)
+        if c.experts_of(layer) is not None:
+            return self.add_routed(layer, w, [(x, rows)])[0]
+        out = dense_mlp(w, self._norm(w, c.norms.before_mlp, x), rows, c.activation)
         return self._add(x, self._norm(w, c.norms.after_mlp, out))
+
+    def add_routed(
+        self, layer: int, w: LayerTensors, cells: list[tuple[torch.Tensor, slice]]
+    ) -> list[torch.Tensor]:
+        """`add_mlp` of several cells of a layer with routed experts, to the bit: each expert is
+        brought once."""
+        c = self.config
+        inputs = [(self._norm(w, c.norms.before_mlp, x), rows) for x, rows in cells]
+        outs = routed_mlps(w, inputs, c.activation, c.experts_of(layer))
+        after = (self._norm(w, c.norms.after_mlp, out) for out in outs)
+        return [self._add(x, out) for (x, _), out in zip(cells, after, strict=True)]
 
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""

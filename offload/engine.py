@@ -95,6 +95,7 @@ class Engine:
             [self.decoder.ropes[layer] for layer in config.kv_layers],
             device,
             config.attention_softcap,
+            weights.null_scores,
         )
         self.sequences = Sequences(config, store, geometry, device, sweep_cells)
         self.selected: SelectedAttention | None = None
@@ -317,13 +318,14 @@ class Engine:
         for (part, _, gate, rows), query, out in zip(projected, queries, outs, strict=True):
             attended = out.new_zeros(cells, out.shape[1])
             attended[query.position % cells :][: query.rows] = out
-            part.x = self.decoder.mix(layer, w, part.x, gated(attended, gate), rows)
+            self._mix(layer, w, part, gated(attended, gate), rows)
+        self._end_layer(layer, w, [(part, rows) for part, _, _, rows in projected])
 
     def _sweep_recurrent(
         self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
     ):
         """The same for a layer that keeps a state: cell after cell."""
-        w = self.weights.layer(layer)
+        w, going_on = self.weights.layer(layer), []
         for index, part in enumerate(sweep):
             state = sequence.states.of(index, self._state[layer])
             mixed, rows = self.decoder.recur(layer, w, part.x, part.rows, *state), part.rows
@@ -331,7 +333,23 @@ class Engine:
                 if not self._ends_at(part, stop):
                     continue
                 rows = slice(rows.stop - 1, rows.stop)
-            part.x = self.decoder.mix(layer, w, part.x, mixed, rows)
+            self._mix(layer, w, part, mixed, rows)
+            going_on.append((part, rows))
+        self._end_layer(layer, w, going_on)
+
+    def _mix(self, layer: int, w: LayerTensors, part: _CellRows, mixed, rows: slice) -> None:
+        """The second half of a layer; with routed experts `_end_layer` is a part of it."""
+        routed = self.config.experts_of(layer) is not None
+        mix = self.decoder.add_mixed if routed else self.decoder.mix
+        part.x = mix(layer, w, part.x, mixed, rows)
+
+    def _end_layer(self, layer: int, w: LayerTensors, parts: list[tuple[_CellRows, slice]]) -> None:
+        """Routed experts, once for all cells of a sweep."""
+        if self.config.experts_of(layer) is None or not parts:
+            return
+        cells = [(part.x, rows) for part, rows in parts]
+        for (part, _), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
+            part.x = x
 
     def _ends_at(self, part: _CellRows, stop: int) -> bool:
         return part.cell * self.geometry.cell_tokens + part.rows.stop >= stop

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .config_fields import MOST_EXPERTS, MOST_POSITIONS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .model_config import Experts, Norms
+from .model_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
 
@@ -24,6 +24,7 @@ class Family:
     title: what people call it; features: what sets it apart, for docs/models.md. fields(get,
     head_dim): ModelConfig fields, `ropes` always among them. defaults: what config.json means where
     it leaves a field out. text_config: whether the text model is a part of the configuration.
+    quantised: the quant_method of files that can be read as they are.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Family:
     fields: Callable[[Fields, int], dict]
     defaults: dict = field(default_factory=dict)
     text_config: bool = False
+    quantised: str | None = None
 
 
 def llama(get: Fields, head_dim: int) -> dict:
@@ -318,6 +320,52 @@ def seed_oss(get: Fields, head_dim: int) -> dict:
     }
 
 
+def gpt_oss(get: Fields, head_dim: int) -> dict:
+    """Experts come in MXFP4, in which they were trained, or converted to ordinary numbers."""
+    for name, value in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)):
+        if get.positive(name, value) != value:
+            raise UnsupportedModel(f"{get.path}: {name} is not {value}, which it is for gpt-oss.")
+    experts = Experts(
+        num_experts(get, 128),
+        get.number("num_experts_per_tok", get.number("experts_per_token", 4)),
+        get.number("intermediate_size"),
+        router="mlp.router",
+        down="mlp.experts.{}.down_proj",
+        gate_up="mlp.experts.{}.gate_up_proj",
+        biases=True,
+    )
+    bias = get.flag("attention_bias", True)
+    return {
+        "ropes": (read_rope(get, head_dim, theta=150000.0),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "null_scores": True,
+        "activation": "clamped_swiglu",  # whatever the file says: silu
+        "windows": get.windows(lambda layer: layer % 2 == 0, default=128),
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+        "stacked": _GPT_OSS_STACKED,
+    }
+
+
+_GPT_OSS_STACKED = (
+    Stacked("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_up_proj.weight",), by_columns=True),
+    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",), by_columns=True),
+    Stacked("mlp.experts.gate_up_proj_bias", ("mlp.experts.{}.gate_up_proj.bias",)),
+    Stacked("mlp.experts.down_proj_bias", ("mlp.experts.{}.down_proj.bias",)),
+)
+_GPT_OSS = {
+    "head_dim": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+}
 _GEMMA = {"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}
 _GEMMA3 = {
     **_GEMMA,
@@ -423,6 +471,14 @@ ATTENTION_FAMILIES: dict[str, Family] = {
         "norms after attention and MLP; local layers turn, global ones have no positions",
         exaone4,
         {"rms_norm_eps": 1e-5},
+    ),
+    "GptOssForCausalLM": Family(
+        "gpt-oss 20B, 120B",
+        "routed experts in MXFP4, with biases and bounded gates; every other layer local; heads "
+        "that may attend to nothing",
+        gpt_oss,
+        _GPT_OSS,
+        quantised="mxfp4",
     ),
     "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
 }

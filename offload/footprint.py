@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+
+from .checkpoint import MXFP4
+from .expert_cache import READERS
 from .geometry import Geometry
-from .model_config import DTYPE_BYTES, ModelConfig
-from .skeleton import layer_of
-from .weights import HEAD_BLOCK_ROWS, stored_bytes
+from .kept_tensors import converts, stored_bytes
+from .model_config import ModelConfig
+from .skeleton import expert_names, layer_of
+from .weights import HEAD_BLOCK_ROWS
 
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.
@@ -23,23 +28,28 @@ _SCORE_COPIES = 12  # of a number per page and query head, while pages are chose
 class Facts:
     """The model as the planner sees it: sizes by tensor name, nothing else.
 
-    item_bytes: of a tensor's elements in the files, which may differ from config.json's dtype;
-    what is not named there has that dtype.
+    dtypes: of tensors in the files, which may differ from config.json's; what is not named there
+    has that one.
     """
 
     name: str
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     weight_bits: int | None
-    item_bytes: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
-    def _item(self, name: str) -> int:
-        return self.item_bytes.get(name, DTYPE_BYTES[self.config.dtype])
+    def _dtype(self, name: str) -> torch.dtype:
+        return self.dtypes.get(name, getattr(torch, self.config.dtype))
 
     @property
-    def _head_item(self) -> int:
+    def _head_dtype(self) -> torch.dtype:
         tied = self.config.tied_embeddings
-        return self._item("model.embed_tokens.weight" if tied else "lm_head.weight")
+        return self._dtype("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+    @property
+    def converts(self) -> bool:
+        """Whether layers are kept otherwise than they lie in the files."""
+        return converts(self.config, self.weight_bits)
 
     @cached_property
     def _layers(self) -> list[tuple[int, int]]:
@@ -48,7 +58,7 @@ class Facts:
         for name, shape in self.shapes.items():
             layer = layer_of(name)
             if layer is not None:
-                size = stored_bytes(name, shape, self._item(name), self.weight_bits)
+                size = stored_bytes(name, shape, self._dtype(name), self.weight_bits)
                 sizes[layer][0] += size
                 experts = self.config.experts_of(layer)
                 if experts is not None and ".experts." in name:
@@ -61,6 +71,61 @@ class Facts:
         """Bytes of every layer's tensors as they are kept, smallest first."""
         return [kept for kept, _ in self._layers]
 
+    @cached_property
+    def _experts(self) -> dict[tuple[int, int], int]:
+        """Bytes of every routed expert, (layer, number), as it is kept."""
+
+        def size(name: str) -> int:
+            return stored_bytes(name, self.shapes[name], self._dtype(name), self.weight_bits)
+
+        return {e: sum(map(size, names)) for e, names in expert_names(self.config).items()}
+
+    @property
+    def num_experts(self) -> int:
+        """Of all layers."""
+        return len(self._experts)
+
+    @property
+    def experts_bytes(self) -> int:
+        """Of all of them."""
+        return sum(self._experts.values())
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of the largest one."""
+        return max(self._experts.values(), default=0)
+
+    @property
+    def chosen_bytes(self) -> int:
+        """Of those that a token goes through."""
+        chosen = {layer: self.config.experts_of(layer) for layer, _ in self._experts}
+        return sum(
+            size * chosen[layer].chosen // chosen[layer].count
+            for (layer, _), size in self._experts.items()
+        )
+
+    @cached_property
+    def _expert_matrices(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        names = [name for names in expert_names(self.config).values() for name in names]
+        found = [(name, self.shapes[name], self._dtype(name)) for name in names]
+        return [of for of in found if len(of[1]) == 2]
+
+    @property
+    def keeps_experts(self) -> bool:
+        """Whether experts are converted once, to a scratch file."""
+        return self.converts and any(of[2] != MXFP4 for of in self._expert_matrices)
+
+    @property
+    def expert_staging_bytes(self) -> int:
+        """What reading several experts at once takes besides their slots."""
+        if self.keeps_experts or not self.converts:
+            return 0
+        largest = max(
+            stored_bytes(name, shape, dtype, self.weight_bits)
+            for name, shape, dtype in self._expert_matrices
+        )
+        return READERS * largest
+
     def multiplied_bytes(self, num_layers: int) -> int:
         """Bytes of the `num_layers` smallest layers that one token is multiplied with: of experts,
         those that a router chooses.
@@ -70,19 +135,20 @@ class Facts:
     def head_bytes(self) -> int:
         shape = (self.config.vocab_size, self.config.hidden_size)
         bits = None if self.weight_bits is None else 8
-        return stored_bytes("lm_head.weight", shape, self._head_item, bits)
+        return stored_bytes("lm_head.weight", shape, self._head_dtype, bits)
 
     def head_block_bytes(self) -> int:
         rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
-        return rows * self.config.hidden_size * self._head_item
+        return rows * self.config.hidden_size * self._head_dtype.itemsize
 
     @cached_property
     def load_bytes(self) -> int:
         """The most that loading takes above what stays: the largest tensor as it lies in the file,
-        and what quantising a few of its rows takes.
+        twice where it is turned as well, and what quantising a few of its rows takes.
         """
+        times = 1 + any(kind.by_columns for kind in self.config.stacked)
         matrices = [
-            shape[0] * shape[1] * self._item(name)
+            times * shape[0] * shape[1] * self._dtype(name).itemsize
             for name, shape in self.shapes.items()
             if len(shape) == 2 and layer_of(name) is not None
         ]
@@ -118,10 +184,12 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     merges = 2 + max(1, (config.max_positions // geometry.span_tokens).bit_length())
     # Key biases' factors are as many as a query's elements.
     per_cell = config.hidden_size + heads * (2 + merges + config.qkv_bias)
-    # Routed rows are gathered, multiplied and put back beside the residual's.
+    # Routed rows are gathered, multiplied and put back beside the residual's: all cells at once.
     experts = [e for e in config.experts if e is not None]
+    if experts:
+        per_cell += 3 * config.hidden_size + 4 * max(e.count for e in experts)
     inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
-    gathered = max((3 * config.hidden_size + 4 * e.count for e in experts), default=0)
+    gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 4 * heads + 8 * kv + 2 * longest
     for r in config.recurrent:

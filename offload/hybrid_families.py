@@ -9,7 +9,7 @@ from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_ROWS, Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, checked_experts, granite, num_experts, qwen3_experts
-from .model_config import Experts, Recurrence
+from .model_config import Experts, Recurrence, Stacked
 from .rope_config import read_rope
 
 _MOST_HEADS, _MOST_DIM = 1024, 1024
@@ -244,21 +244,23 @@ def _checked(get: Fields, module: str, shape: RecurrentShape, **more) -> Recurre
 
 
 _STACKED = (
-    (
+    Stacked(
         "mlp.experts.gate_up_proj",
         ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
     ),
-    ("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
+    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
 )
 _GRANITE_STACKED = (
-    (
+    Stacked(
         "block_sparse_moe.input_linear.weight",
         (
             "block_sparse_moe.experts.{}.gate_proj.weight",
             "block_sparse_moe.experts.{}.up_proj.weight",
         ),
     ),
-    ("block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)),
+    Stacked(
+        "block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)
+    ),
 )
 _LFM2_NAMES = (
     ("model.embedding_norm.", "model.norm."),

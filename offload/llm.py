@@ -93,7 +93,7 @@ class LLM:
             self.config,
             shapes,
             choose_weight_bits(options.weight_bits, shapes),
-            {name: ref.dtype.itemsize for name, ref in self._checkpoint.refs.items()},
+            {name: ref.dtype for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._prefixes = open_prefix_store(

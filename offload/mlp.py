@@ -1,9 +1,10 @@
 """The second half of a layer: a gated MLP for every row, or those of some experts that a router
 chose for the row, and perhaps one more that all rows share.
 
-Only chosen experts are multiplied, each once for all the rows of a cell that chose it. A row keeps
-its place in the tile that it is multiplied in (its own modulo ROW_TILE), because its bits may
-depend on that; which rows stand beside it changes nothing. Knows no norms and no residual.
+Only chosen experts are multiplied, each once for all the rows of a cell that chose it; a row alone
+takes one call of the compiled kernels for each, where they serve. A row keeps its place in the tile
+that it is multiplied in (its own modulo ROW_TILE), because its bits may depend on that; which rows
+stand beside it changes nothing. Knows no norms and no residual.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import torch
 
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
+from ..kernels.step import add_expert, expert_numbers, native_for
 from .model_config import Experts
 from .rowwise import tiled
 from .weights import LayerTensors
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_FEW_ROWS = 16
 _LEAST_SUM = 1e-6  # added to that of sigmoids, which may all be small
 _DENSE = tuple(f"mlp.{name}" for name in _PROJECTIONS)
 
@@ -33,28 +36,119 @@ def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, e
     """The chosen experts' outputs for `rows` of h (n, hidden_size), weighted and added in the order
     of their numbers, and behind them the shared one's; other rows of the result are zero.
     """
-    scores = tiled(h, rows, w[f"{experts.router}.weight"])
-    bias = None if experts.bias is None else w[experts.bias]
-    weights, chosen = _route(scores, experts, bias)
-    asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
-    asked[rows] = True
-    out = torch.zeros_like(h)
-    for number in chosen[rows].unique().tolist():
-        hit = (chosen == number) & asked
+    return routed_mlps(w, [(h, rows)], activation, experts)[0]
+
+
+def routed_mlps(
+    w: LayerTensors,
+    cells: list[tuple[torch.Tensor, slice]],
+    activation: str,
+    experts: Experts,
+) -> list[torch.Tensor]:
+    """`routed_mlp` of several cells, to the bit; each expert is brought once for all of them."""
+    routed = [_Routed(w, h, rows, experts) for h, rows in cells]
+    h = cells[0][0]
+    native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 else None
+    if native is not None:
+        return [_one_row(native, w, h.contiguous(), activation, experts, routed[0])]
+    # A few rows are verified: what they chose the next ones may choose again.
+    is_few = sum(cell.h.shape[0] for cell in routed) <= _FEW_ROWS
+    numbers = sorted(set().union(*(cell.numbers() for cell in routed)))
+    for number, own in w.experts(numbers, keeps=is_few):
+        for cell in routed:
+            cell.add(own, activation, experts, number)
+    for cell in routed:
+        cell.add_shared(w, activation, experts)
+    return [cell.out for cell in routed]
+
+
+class _Routed:
+    """The rows of a cell, which experts each chose, and what comes of it: `out`."""
+
+    def __init__(self, w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
+        router = experts.router
+        scores = tiled(h, rows, w[f"{router}.weight"], w.get(f"{router}.bias"))
+        bias = None if experts.bias is None else w[experts.bias]
+        self.h, self._rows = h, rows
+        self.weights, self.chosen = _route(scores, experts, bias)
+        self.out = torch.zeros_like(h)
+        self._asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
+        self._asked[rows] = True
+
+    def numbers(self) -> list[int]:
+        """The experts that some row chose."""
+        return self.chosen[self._rows].unique().tolist()
+
+    def add(self, own: LayerTensors, activation: str, experts: Experts, number: int) -> None:
+        """What an expert with tensors `own` gives to the rows that chose it."""
+        hit = (self.chosen == number) & self._asked
         picked = hit.any(-1)
-        names = [n.format(number) for n in (experts.gate, experts.up, experts.down)]
+        if not picked.any():
+            return
         places, count = _places(picked)
-        gathered = h.new_zeros(count, h.shape[1])
-        gathered[places] = h[picked]
-        result = dense_mlp(w, gathered, slice(0, count), activation, names)
-        share = (weights * hit).sum(-1, keepdim=True)[picked]
-        out[picked] += result[places] * share
-    if experts.shared_size:
-        shared = dense_mlp(w, h, rows, activation, [f"{experts.shared}.{n}" for n in _PROJECTIONS])
+        gathered = self.h.new_zeros(count, self.h.shape[1])
+        gathered[places] = self.h[picked]
+        result = _expert(own, gathered, activation, experts, number)
+        share = (self.weights * hit).sum(-1, keepdim=True)[picked]
+        self.out[picked] += result[places] * share
+
+    def add_shared(self, w: LayerTensors, activation: str, experts: Experts) -> None:
+        """What the shared expert gives, if there is one."""
+        if not experts.shared_size:
+            return
+        h, rows = self.h, self._rows
+        shared = dense_mlp(w, h, rows, activation, _shared(experts))
         if experts.shared_gate is not None:
-            shared *= tiled(h, rows, w[f"{experts.shared_gate}.weight"]).sigmoid()
-        out[rows] += shared[rows]
+            shared *= _shared_share(w, h, rows, experts)
+        self.out[rows] += shared[rows]
+
+
+def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):
+    """The same for one row, an expert in one call."""
+    chosen, weights = routed.chosen[0].tolist(), routed.weights[0].tolist()
+    shares, out = dict(sorted(zip(chosen, weights, strict=True))), routed.out
+    for number, own in w.experts(list(shares), keeps=True):
+        paths = [path.format(number) for path in (*experts.inward, experts.down)]
+        add_expert(native, _numbers(own, paths), h, shares[number], activation, out)
+    if experts.shared_size:
+        share = 1.0
+        if experts.shared_gate is not None:
+            share = _shared_share(w, h, slice(0, 1), experts).item()
+        add_expert(native, _numbers(w, _shared(experts)), h, share, activation, out)
     return out
+
+
+def _numbers(w: LayerTensors, paths: list[str]) -> list[int]:
+    """A gated MLP's tensors as kernels.step has them, found once."""
+    numbers = w.expert_numbers.get(paths[-1])
+    if numbers is None:
+        products = [(w[f"{path}.weight"], w.get(f"{path}.bias")) for path in paths]
+        numbers = w.expert_numbers[paths[-1]] = expert_numbers(products)
+    return numbers
+
+
+def _shared_share(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts) -> torch.Tensor:
+    """How much of the shared expert counts for each row, (n, 1)."""
+    scores = tiled(h, rows, w[f"{experts.shared_gate}.weight"])
+    # The kernel's sigmoid: torch's of a few numbers has other bits than of many.
+    return gate_with(scores, torch.ones_like(scores), "sigmoid")
+
+
+def _shared(experts: Experts) -> list[str]:
+    return [f"{experts.shared}.{name}" for name in _PROJECTIONS]
+
+
+def _expert(w: LayerTensors, h: torch.Tensor, activation: str, experts: Experts, number: int):
+    """The output of one expert for all rows of h (n, hidden_size)."""
+    rows = slice(0, len(h))
+    if experts.gate_up is None:
+        names = [n.format(number) for n in (experts.gate, experts.up, experts.down)]
+        return dense_mlp(w, h, rows, activation, names)
+    name, down = experts.gate_up.format(number), experts.down.format(number)
+    both = tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+    gate, up = (both[:, i::2].contiguous() for i in (0, 1))
+    inner = gate_with(gate, up, activation)
+    return tiled(inner, rows, w[f"{down}.weight"], w.get(f"{down}.bias"))
 
 
 def _route(

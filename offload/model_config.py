@@ -46,7 +46,8 @@ class Experts:
     of one whole; bias: the files' name of what is added to them for the choice alone; scaling: of
     the chosen ones' weights. shared_size: of the expert that every token goes through
     besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
-    for each token, how much of it counts, None: all.
+    for each token, how much of it counts, None: all. gate_up: gate and up in one, their rows in
+    turn, in place of both; biases: whether router and experts have them.
     """
 
     count: int
@@ -63,6 +64,30 @@ class Experts:
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
     shared_gate: str | None = "mlp.shared_expert_gate"
+    gate_up: str | None = None
+    biases: bool = False
+
+    @property
+    def inward(self) -> dict[str, int]:
+        """What an expert's input is multiplied with: names, and how many outputs each has."""
+        if self.gate_up is not None:
+            return {self.gate_up: 2 * self.intermediate_size}
+        return dict.fromkeys((self.gate, self.up), self.intermediate_size)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor in which the files hold one of every expert.
+
+    end: of its name; names: ends of those of an expert's own, {} standing for its number, which
+    share its rows evenly. by_columns: each expert's rows are inputs, its columns outputs; or the
+    files hold it in MXFP4, outputs by inputs, its codes and scales by names that go on with _blocks
+    and _scales.
+    """
+
+    end: str
+    names: tuple[str, ...]
+    by_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +158,8 @@ class ModelConfig:
     output_gate: bool = False  # of attention, beside each head's query in q_proj
     recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer attends; empty: all do
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
-    # Ends of names of all experts' tensors in one, in the files; of each one's here.
-    stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stacked: tuple[Stacked, ...] = ()
+    null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
 
     @property
     def groups(self) -> int:
@@ -201,12 +226,12 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = FAMILIES[architecture]
     if family.text_config:
         raw = _text_part(raw, path)
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
+    method = raw.get("quantization_config")
+    method = method.get("quant_method") if isinstance(method, dict) else method
+    if method and method != family.quantised:
         raise UnsupportedModel(
-            f"{path}: the checkpoint is already quantised ({method}). Use the unquantised model; "
-            "--weight-bits 8 or 4 quantises it while loading."
+            f"{path}: the checkpoint is already quantised ({method!r:.60}). Use the unquantised "
+            "model; --weight-bits 8 or 4 quantises it while loading."
         )
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)

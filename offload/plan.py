@@ -6,9 +6,19 @@ Made by planner.py; computes nothing but sums.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 from .budget import format_size
 from .errors import ContextOverflow, DoesNotFit
+
+
+class Loaded(NamedTuple):
+    """How a model's weights lie. expert_slots: room for routed experts; 0: all are with their
+    layers."""
+
+    layers_streamed: int
+    head_resident: bool
+    expert_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,13 @@ class Plan:
     selects: bool = False  # pages: then decode_bytes has no far planes
     # How tokens are guessed: by what was said before ("lookup"), by few pages too ("selection").
     drafts: str | None = None
+    # Where not all routed experts are in memory: room for how many, of how many. 0: all are.
+    expert_slots: int = 0
+    num_experts: int = 0
+
+    @property
+    def loaded(self) -> Loaded:
+        return Loaded(self.layers_streamed, self.head_resident, self.expert_slots)
 
     @property
     def decode_ceiling_tokens_per_s(self) -> float | None:
@@ -128,6 +145,11 @@ class Plan:
             head = "" if self.head_resident else " and the output head"
             lines.append(
                 f"  weights {self.layers_streamed} layers{head} stream from disk for each step"
+            )
+        if self.expert_slots:
+            lines.append(
+                f"  experts {self.expert_slots} of {self.num_experts} in memory; others are read "
+                "from disk when they are chosen"
             )
         ceiling = self.decode_ceiling_tokens_per_s
         if ceiling:

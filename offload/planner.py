@@ -15,13 +15,15 @@ guessing tokens by few pages, if that moves few others out of memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
 
 from .budget import Limits
+from .expert_cache import PASSING_SLOTS, fewest_slots
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
-from .plan import Plan
+from .plan import Loaded, Plan
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
 from .states import States
 
@@ -56,16 +58,16 @@ class Request:
     """What a plan is for.
 
     context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
-    choose. text: whether prompts come as text. loaded: (layers streamed, head resident) of weights
-    that are loaded already. output_bytes: of what the caller gets, such as logits. drafts:
-    whether tokens may be guessed, as far as there is memory for that.
+    choose. text: whether prompts come as text. loaded: how weights lie that are loaded already.
+    output_bytes: of what the caller gets, such as logits. drafts: whether tokens may be guessed, as
+    far as there is memory for that.
     """
 
     context: int
     sequences: int = 1
     sweep_cells: int = 0
     text: bool = True
-    loaded: tuple[int, bool] | None = None
+    loaded: Loaded | None = None
     output_bytes: int = 0
     drafts: bool = False
 
@@ -170,19 +172,22 @@ class _Filling:
 
     def plan(self) -> Plan:
         sweep = self.request.sweep_cells or 1
-        streamed, head_resident = self._choose_streaming(sweep)
-        spills = self._far(sweep, streamed, head_resident)["disk"] > 0
-        if not self.request.sweep_cells and (spills or streamed):
+        held = self._choose_loaded(sweep)
+        spills = self._far(sweep, held)["disk"] > 0
+        if not self.request.sweep_cells and (spills or held.layers_streamed or held.expert_slots):
             # Reading once for several cells pays for their activations, as long as those stay
             # small.
-            needed = self._fast(1, streamed, head_resident)
+            room = self.fast_bytes - self._fast(1, held)
+            if self.request.loaded is None:  # experts take what room there is, and may leave some
+                room += held.expert_slots * self.facts.expert_bytes
             for cells in (8, 4, 2):
-                extra = self._fast(cells, streamed, head_resident) - needed
-                room = self.fast_bytes - needed
-                if extra <= room // 4 and self._fits(cells, streamed, head_resident):
-                    sweep = cells
+                extra = self._fast(cells, held) - self._fast(1, held)
+                others = self._choose_loaded(cells)
+                same = others == held._replace(expert_slots=others.expert_slots)
+                if extra <= room // 4 and same and self._fits(cells, others):
+                    sweep, held = cells, others
                     break
-        return self._result(sweep, streamed, head_resident)
+        return self._result(sweep, held)
 
     def _drafts(self, workspace: int) -> str | None:
         """How tokens may be guessed: by what was said before only where no more memory is needed
@@ -196,13 +201,19 @@ class _Filling:
 
     # ---- sizes -------------------------------------------------------------------------------
 
-    def _items(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
+    def _items(self, sweep: int, held: Loaded) -> dict[str, int]:
         """What lies in the fast tier, far planes aside."""
         facts, geometry, config = self.facts, self.geometry, self.config
         sizes = facts.layer_sizes
+        streamed = held.layers_streamed
         buffers = 2 * sizes[-1] if streamed else 0
         resident = sum(sizes[: len(sizes) - streamed])
-        head = facts.head_bytes() if head_resident else 2 * facts.head_block_bytes()
+        experts = {}
+        if held.expert_slots:
+            resident -= facts.experts_bytes
+            experts["routed experts"] = held.expert_slots * facts.expert_bytes
+            buffers = facts.expert_staging_bytes
+        head = facts.head_bytes() if held.head_resident else 2 * facts.head_block_bytes()
         slots, layout = raw_slots(sweep), geometry.layout
         raw = RawPages.num_bytes(
             self.num_kv_layers,
@@ -219,6 +230,7 @@ class _Filling:
         states = {"recurrent states": self._state_bytes(sweep)} if config.recurrent else {}
         return {
             "weights": resident + head,
+            **experts,
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             **states,
@@ -237,7 +249,7 @@ class _Filling:
         convolutions = 2 * 4 * sum(r.channels * r.conv_width for r in recurrent)
         return copies * States.num_bytes(recurrent) + convolutions
 
-    def _host_only(self, spills: bool, streamed: int) -> dict[str, int]:
+    def _host_only(self, spills: bool, held: Loaded) -> dict[str, int]:
         """What always lies in host memory."""
         span = self.geometry.span_bytes
         text = self.request.context * (
@@ -252,53 +264,98 @@ class _Filling:
             else 0,
             "hot pages": self.fewest_hot * self.geometry.layout.record_bytes if spills else 0,
             # On the way to a device, streamed layers pass through host memory.
-            "weights in flight": 2 * self.facts.layer_sizes[-1] * bool(streamed and self.on_device),
+            "weights in flight": 2
+            * self.facts.layer_sizes[-1]
+            * bool(held.layers_streamed and self.on_device),
         }
 
-    def _fast(self, sweep: int, streamed: int, head_resident: bool) -> int:
+    def _fast(self, sweep: int, held: Loaded) -> int:
         """Bytes of the fast tier that are needed before any far plane."""
-        total = sum(self._items(sweep, streamed, head_resident).values())
-        return total if self.on_device else total + sum(self._host_only(True, streamed).values())
+        total = sum(self._items(sweep, held).values())
+        return total if self.on_device else total + sum(self._host_only(True, held).values())
 
-    def _choose_streaming(self, sweep: int) -> tuple[int, bool]:
-        """The fewest streamed layers that leave room for the rest, far planes included where the
-        disk does not take them; the head streams last.
+    def _choose_loaded(self, sweep: int) -> Loaded:
+        """All weights, if they leave room for the rest, far planes included where the disk does not
+        take them; else as many routed experts as do; else the fewest streamed layers. The head
+        streams last.
         """
         if self.request.loaded is not None:
             return self.request.loaded
         nearest = None  # what to name the shortage of, when nothing fits
         for head_resident in (True, False):
-            for streamed in range(len(self.layers) + 1):
-                if self._fast(sweep, streamed, head_resident) > self.fast_bytes:
+            for held in self._ways_to_hold(sweep, head_resident):
+                if self._fast(sweep, held) > self.fast_bytes:
                     continue
-                if self._fits(sweep, streamed, head_resident):
-                    return streamed, head_resident
-                nearest = nearest or (streamed, head_resident)
+                if self._fits(sweep, held):
+                    return held
+                nearest = nearest or held
         if nearest is not None and self.limits.disk_bytes > 0:
             return nearest
-        return len(self.layers), False
+        return Loaded(len(self.layers), False)
 
-    def _fits(self, sweep: int, streamed: int, head_resident: bool) -> bool:
-        far = self._far(sweep, streamed, head_resident)
-        return self._shortage(*self._tiers(sweep, streamed, head_resident, far)) is None
+    def _ways_to_hold(self, sweep: int, head_resident: bool) -> Iterator[Loaded]:
+        """Best first."""
+        yield Loaded(0, head_resident)
+        slots = self._expert_slots(sweep, head_resident)
+        if slots:
+            yield Loaded(0, head_resident, slots)
+        for streamed in range(1, len(self.layers) + 1):
+            yield Loaded(streamed, head_resident)
 
-    def _far(self, sweep: int, streamed: int, head_resident: bool) -> dict[str, int]:
+    def _expert_slots(self, sweep: int, head_resident: bool) -> int:
+        """How many slots for routed experts to have; 0: there is no room for as few as it takes.
+
+        Far planes come first: a token reads all of them, and of experts those that it chooses.
+        Where pages are selected and do not all fit, half of what is left is for either.
+        """
+        chosen = max((e.chosen for e in self.config.experts if e is not None), default=0)
+        fewest = fewest_slots(chosen)
+        if not chosen or self.on_device or fewest > self.facts.num_experts:
+            return 0
+
+        def fits(slots: int) -> bool:
+            held = Loaded(0, head_resident, slots)
+            return self._fast(sweep, held) <= self.fast_bytes and self._fits(sweep, held)
+
+        def spills(slots: int) -> bool:
+            return self._far(sweep, Loaded(0, head_resident, slots))["disk"] > 0
+
+        if not fits(fewest):
+            return 0
+        if not spills(fewest):
+            return self._most(fewest, lambda slots: fits(slots) and not spills(slots))
+        chooses = self.selects and not self.selects_drafts
+        most = self._most(fewest, fits) if chooses else fewest
+        return (fewest + most) // 2
+
+    def _most(self, fewest: int, is_good: Callable[[int], bool]) -> int:
+        """The most slots that are good, where fewer are; `fewest` are."""
+        low, high = fewest, self.facts.num_experts + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if is_good(middle) else (low, middle)
+        return low
+
+    def _fits(self, sweep: int, held: Loaded) -> bool:
+        return self._shortage(*self._tiers(sweep, held, self._far(sweep, held))) is None
+
+    def _far(self, sweep: int, held: Loaded) -> dict[str, int]:
         """Spans of far planes per tier; what no tier holds counts as disk."""
-        items = sum(self._items(sweep, streamed, head_resident).values())
+        items = sum(self._items(sweep, held).values())
         left, span, far = self.num_spans, self.geometry.span_bytes, {}
         if self.on_device:
             far["device"] = min(left, max(0, self.fast_bytes - items) // span)
             left -= far["device"]
             items = 0
         for spills in (False, True):  # staging is needed only if something spills
-            room = self.limits.host_bytes - items - sum(self._host_only(spills, streamed).values())
+            room = self.limits.host_bytes - items - sum(self._host_only(spills, held).values())
             room -= 0 if spills else self._spare_spans * span
             # What spills is a span at least: its forks' copies have no room in memory then.
             far["host"] = min(max(0, left - spills), max(0, room) // span)
             if far["host"] == left:
                 break
             if spills and self.caches:  # memory is for hot pages, as far as the disk has room
-                spare = self._scratch_bytes(streamed) + self._spare_spans * span
+                spare = self._scratch_bytes(held) + self._spare_spans * span
                 on_disk = max(0, self.limits.disk_bytes - spare) // span
                 far["host"] = min(far["host"], max(0, left - on_disk))
         far["disk"] = left - far["host"]
@@ -313,11 +370,13 @@ class _Filling:
         hot = self.fewest_hot + room // self.geometry.layout.record_bytes
         return max(self.fewest_hot, min(most, hot))
 
-    def _scratch_bytes(self, streamed: int) -> int:
+    def _scratch_bytes(self, held: Loaded) -> int:
         """Of weights on disk, in the form in which they are used."""
-        if self.facts.weight_bits is None:
+        if held.expert_slots:
+            return self.facts.experts_bytes if self.facts.keeps_experts else 0
+        if not self.facts.converts:
             return 0
-        return sum(self.facts.layer_sizes[len(self.layers) - streamed :])
+        return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
 
     @property
     def _spare_spans(self) -> int:
@@ -326,11 +385,11 @@ class _Filling:
 
     # ---- the plan ----------------------------------------------------------------------------
 
-    def _tiers(self, sweep: int, streamed: int, head_resident: bool, far: dict[str, int]):
+    def _tiers(self, sweep: int, held: Loaded, far: dict[str, int]):
         """Items by name of device (or None), host and disk."""
-        items, span = self._items(sweep, streamed, head_resident), self.geometry.span_bytes
+        items, span = self._items(sweep, held), self.geometry.span_bytes
         spills = far["disk"] > 0
-        host = self._host_only(spills, streamed)
+        host = self._host_only(spills, held)
         if not self.on_device:
             host |= items
         host["far planes"] = (far["host"] + (0 if spills else self._spare_spans)) * span
@@ -340,7 +399,7 @@ class _Filling:
         device = {**items, "far planes": far["device"] * span} if self.on_device else None
         disk = {
             "far planes": (far["disk"] + (self._spare_spans if spills else 0)) * span,
-            "weights": self._scratch_bytes(streamed),
+            "weights": self._scratch_bytes(held),
         }
         return device, host, disk
 
@@ -359,12 +418,12 @@ class _Filling:
         needed = sum(host.values()) - host["staging"] - host["hot pages"] + sum(disk.values())
         return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
 
-    def _result(self, sweep: int, streamed: int, head_resident: bool) -> Plan:
+    def _result(self, sweep: int, held: Loaded) -> Plan:
         facts, geometry, config, limits = self.facts, self.geometry, self.config, self.limits
-        items = self._items(sweep, streamed, head_resident)
-        far = self._far(sweep, streamed, head_resident)
+        items, far = self._items(sweep, held), self._far(sweep, held)
+        streamed, head_resident = held.layers_streamed, held.head_resident
         span, layouts = geometry.span_bytes, self.layouts
-        device, host, disk = self._tiers(sweep, streamed, head_resident, far)
+        device, host, disk = self._tiers(sweep, held, far)
         fixed = sum(host.values()) - host["far planes"]
         budget = {
             "device": limits.device_bytes,
@@ -382,6 +441,11 @@ class _Filling:
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
         decode[fast] += 2 * States.num_bytes(config.recurrent)  # read and written
+        if held.expert_slots:  # as if every expert were as likely
+            missing = 1 - (held.expert_slots - PASSING_SLOTS) / facts.num_experts
+            from_disk = int(missing * facts.chosen_bytes)
+            decode[fast] -= from_disk
+            decode["disk"] += from_disk
         decode["disk"] += streamed_bytes
         spans_walked = sum(
             geometry.num_spans(end)
@@ -401,6 +465,8 @@ class _Filling:
             kv_bits_per_element=mean(of.bits_per_element for of in layouts),
             layers_streamed=streamed,
             head_resident=head_resident,
+            expert_slots=held.expert_slots,
+            num_experts=facts.num_experts,
             near_resident=geometry.layout.near_resident,
             sweep_cells=sweep,
             staging_slots=staging_slots(span, self.num_spans),

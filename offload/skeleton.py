@@ -37,6 +37,8 @@ class _Attention(nn.Module):
             self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
             self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
+        if c.null_scores:
+            self.sinks = nn.Parameter(torch.empty(c.num_heads))
         if c.qk_norm:
             each = c.qk_norm == "head"
             self.q_norm = _Weight(c.head_dim if each else q)
@@ -103,7 +105,7 @@ class _Layer(nn.Module):
 
 def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
     hidden_size = c.hidden_size
-    _add(layer, e.router, _Weight(e.count, hidden_size))
+    _add(layer, e.router, _Weight(e.count, hidden_size, bias=e.biases))
     if e.bias is not None:
         *way, name = e.bias.split(".")
         layer.get_submodule(".".join(way)).register_parameter(
@@ -114,9 +116,10 @@ def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
         if e.shared_gate is not None:
             _add(layer, e.shared_gate, _Weight(1, hidden_size))
     for number in range(e.count):
-        _add(layer, e.gate.format(number), _Weight(e.intermediate_size, hidden_size))
-        _add(layer, e.up.format(number), _Weight(e.intermediate_size, hidden_size))
-        _add(layer, e.down.format(number), _Weight(hidden_size, e.intermediate_size))
+        for name, inner in e.inward.items():
+            _add(layer, name.format(number), _Weight(inner, hidden_size, bias=e.biases))
+        down = _Weight(hidden_size, e.intermediate_size, bias=e.biases)
+        _add(layer, e.down.format(number), down)
 
 
 def _add(module: nn.Module, path: str, leaf: nn.Module) -> None:
@@ -189,6 +192,19 @@ def fused_parts(config: ModelConfig) -> dict[str, list[tuple[str, int, int]]]:
     }
 
 
+def expert_names(config: ModelConfig) -> dict[tuple[int, int], list[str]]:
+    """The tensors of each routed expert, (layer, number): names in the checkpoint."""
+    found = {}
+    for layer in range(config.num_layers):
+        experts = config.experts_of(layer)
+        for number in range(experts.count if experts is not None else 0):
+            paths = [path.format(number) for path in (*experts.inward, experts.down)]
+            kinds = ("weight", "bias") if experts.biases else ("weight",)
+            names = [f"{layer_prefix(layer)}{path}.{kind}" for path in paths for kind in kinds]
+            found[layer, number] = names
+    return found
+
+
 def layer_prefix(layer: int) -> str:
     """What the names of one layer's tensors begin with."""
     return f"model.layers.{layer}."
@@ -203,6 +219,7 @@ def layer_of(name: str) -> int | None:
 # What chooses among experts, and what says how much a token changes or counts.
 _DECIDING = (
     ".gate.weight",
+    ".router.weight",
     ".router.layer.weight",
     "_gate.weight",
     "_a.weight",

@@ -3,39 +3,67 @@ budget.
 
     resident layer    tensors that stay
     streamed layer    read by pread into one of two buffers while the layer before it computes
+    expert            where not all fit: read once a router has chosen it, see expert_cache
 
 Streamed layers are spread evenly among resident ones, so that reading hides behind computing.
-Group-quantised weights are quantised once: into memory, or into a scratch file that streaming then
-reads. A product does not depend on where its weight came from. Does not know what the tensors are
-multiplied with.
+Weights that are not kept as the files have them are converted once: into memory, or into a scratch
+file that streaming then reads. A product does not depend on where its weight came from. Does not
+know what the tensors are multiplied with.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..kernels.matmul import linear
 from ..kernels.norm import rms_norm
-from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes
+from ..kernels.quantised import QuantisedWeight
 from ..kernels.step import BlockProduct, native_for
-from .checkpoint import Checkpoint, RowReader
-from .errors import BadCheckpoint, StorageError
+from .checkpoint import MXFP4, Checkpoint, RowReader, TensorRef
+from .expert_cache import Expert, ExpertCache
+from .kept_tensors import (
+    Arena,
+    Kept,
+    Scratch,
+    TensorLoader,
+    aligned,
+    converts,
+    stored_bytes,
+)
 from .model_config import ModelConfig
-from .skeleton import decides, fused_parts, layer_of, layer_prefix
+from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
-_ALIGNMENT = 64
 _EMBEDDINGS = "model.embed_tokens.weight"
-Kept = torch.Tensor | QuantisedWeight
-LayerTensors = dict[str, Kept]
+
+
+class LayerTensors(dict[str, Kept]):
+    """A layer's tensors by their names within it.
+
+    bring: gives those of its routed experts, as ExpertCache.bring does, where they are not among
+    these. expert_numbers: of experts that were used, by names; see kernels.step.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.expert_numbers: dict[str, list[int]] = {}
+
+    bring: Callable[..., Iterator[tuple[int, dict[str, Kept]]]] | None = None
+
+    def experts(
+        self, numbers: Sequence[int], *, keeps: bool
+    ) -> Iterator[tuple[int, dict[str, Kept]]]:
+        """The tensors of some experts, wherever they are; see ExpertCache.bring."""
+        if self.bring is not None:
+            return self.bring(numbers, keeps=keeps)
+        return ((number, self) for number in numbers)
 
 
 def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
@@ -47,28 +75,13 @@ def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
     ]
 
 
-def kept_bits(name: str, bits: int | None) -> int | None:
-    """How many bits the matrix `name` is kept in where weights have `bits`; None: as it is."""
-    return None if decides(name) else bits
-
-
-def stored_bytes(name: str, shape: tuple[int, ...], item_bytes: int, bits: int | None) -> int:
-    """Bytes of a tensor as kept: matrices as they are or group-quantised, all else in float32."""
-    if len(shape) != 2:
-        return _aligned(math.prod(shape) * 4)
-    bits = kept_bits(name, bits)
-    if bits is None:
-        return _aligned(shape[0] * shape[1] * item_bytes)
-    codes, scales = quantised_shapes(shape, bits)
-    return _aligned(math.prod(codes) * 4) + _aligned(math.prod(scales) * 2)
-
-
 class WeightStore:
     """Loads, keeps and streams the tensors of one checkpoint.
 
-    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. head_resident:
-    whether the output head stays in memory. on_load(done_bytes, total_bytes) reports loading.
-    Raises BadCheckpoint, StorageError.
+    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. expert_slots: room
+    for routed experts, where not all of them are resident; then every layer is but for them, and
+    the device is the CPU. 0: all are. head_resident: whether the output head stays in memory.
+    on_load(done_bytes, total_bytes) reports loading. Raises BadCheckpoint, StorageError.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class WeightStore:
         *,
         bits: int | None = None,
         num_streamed: int = 0,
+        expert_slots: int = 0,
         head_resident: bool = True,
         spill_dir: Path | None = None,
         on_load: Callable[[int, int], None] | None = None,
@@ -90,14 +104,19 @@ class WeightStore:
         self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
         self._streamed = streamed_layers(config.num_layers, num_streamed)
         self._fused = fused_parts(config)
+        self._expert_names = expert_names(config) if expert_slots else {}
+        apart = {name for names in self._expert_names.values() for name in names}
         self._names: list[list[str]] = [[] for _ in range(config.num_layers)]
         for name in checkpoint.refs:
             layer = layer_of(name)
-            if layer is not None:
+            if layer is not None and name not in apart:
                 self._names[layer].append(name)
-        self.bytes_streamed = 0
-        self._scratch: _Scratch | None = None
-        self._staging: torch.Tensor | None = None  # while loading
+        self._bytes_streamed = 0
+        # Of each layer that attends, if it has some: (num_heads,) float32.
+        self.null_scores = [self._read_null_scores(layer) for layer in config.kv_layers]
+        self._scratch: Scratch | None = None
+        self._experts: ExpertCache | None = None
+        self._of_thread = threading.local()  # a loader of its own for each that reads experts
         self._reader = ThreadPoolExecutor(1, "ebbtide-weights") if self._streamed else None
         self._buffers: list[torch.Tensor] = []
         self._reading: dict[int, Future] = {}
@@ -105,32 +124,44 @@ class WeightStore:
         # By layer, see kernels.effect: found by whoever selects pages, and good for all requests.
         self.output_norms: dict[int, torch.Tensor] = {}
         try:
-            self._load(on_load or (lambda done, total: None), head_resident, spill_dir)
+            self._load(
+                on_load or (lambda done, total: None), expert_slots, head_resident, spill_dir
+            )
         except BaseException:
             self.close()
             raise
 
-    def _load(self, on_load, head_resident: bool, spill_dir: Path | None) -> None:
-        names = [name for layer in self._names for name in layer]
-        total = sum(self.checkpoint.refs[name].num_bytes for name in names)
+    def _load(
+        self, on_load, expert_slots: int, head_resident: bool, spill_dir: Path | None
+    ) -> None:
+        refs = self.checkpoint.refs
+        keeps_experts = self._keeps_experts()
+        groups = [*self._names, *(self._expert_names.values() if keeps_experts else ())]
+        total = sum(refs[name].num_bytes for group in groups for name in group)
         done = 0
-        # What is quantised is read here, one after the other, and a layer is kept in one piece.
-        # Memory taken and freed between tensors that stay does not go back to the system: at 4 bits
-        # loading took three times the weights.
-        self._staging = aligned_bytes(self._staging_bytes(names, head_resident))
-        if self._streamed and self._bits is not None:
-            self._scratch = _Scratch(spill_dir)
+        to_convert = [refs[name] for group in groups for name in group]
+        if head_resident and self._head_bits is not None:
+            to_convert.append(self.checkpoint.row_range(self._head_name, *self._head_ranges()[0]))
+        loader = TensorLoader(self.checkpoint, self._bits, to_convert)
+        if keeps_experts or (self._streamed and converts(self.config, self._bits)):
+            self._scratch = Scratch(spill_dir)
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
             if not streamed or self._scratch is not None:
-                arena = _Arena(sum(map(self._kept_bytes, self._names[layer])))
-                tensors = {n: self._prepare(n, arena) for n in self._names[layer]}
+                tensors = self._loaded(loader, self._names[layer])
                 if streamed:
-                    self._scratch.add(layer, _flat(tensors))
+                    self._scratch.add(layer, tensors)
                 else:
                     self._resident[layer] = self._named(layer, self._to_device(tensors))
-            done += sum(self.checkpoint.refs[n].num_bytes for n in self._names[layer])
+            done += sum(refs[n].num_bytes for n in self._names[layer])
             on_load(done, total)
+        if self._expert_names:
+            if keeps_experts:
+                for expert, names in self._expert_names.items():
+                    self._scratch.add(expert, self._loaded(loader, names))
+                    done += sum(refs[n].num_bytes for n in names)
+                    on_load(done, total)
+            self._open_cache(expert_slots)
         if self._streamed:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
             self._buffers = [aligned_bytes(size) for _ in range(2)]
@@ -139,14 +170,13 @@ class WeightStore:
         self._head = self._head_product = None
         if head_resident:
             self._head = [
-                self._head_block(*rows, arena=self._head_arena(*rows)).to(self.device)
+                self._head_block(loader, *rows, self._head_arena(*rows)).to(self.device)
                 for rows in self._head_ranges()
             ]
             native, config = native_for(*self._head), self.config
             if native is not None:
                 norm = self._final_norm, config.norm_offset, config.norm_eps
                 self._head_product = BlockProduct(native, self._head, norm)
-        self._staging = None
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -208,13 +238,21 @@ class WeightStore:
             if self._head is not None:
                 block = self._head[i]
             else:
-                block = self._head_block(*rows).to(self.device)
-                self.bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
+                block = self._head_block(self._head_loader(), *rows).to(self.device)
+                self._bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
             out[:, rows[0] : rows[1]] = linear(hidden, block)
         return out
 
+    @property
+    def bytes_streamed(self) -> int:
+        """Read since the weights were loaded."""
+        cache = self._experts
+        return self._bytes_streamed + (0 if cache is None else cache.misses * self._expert_bytes())
+
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
+        if self._experts is not None:
+            self._experts.close()
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
@@ -226,44 +264,29 @@ class WeightStore:
 
     # ---- loading -----------------------------------------------------------------------------
 
-    def _named(self, layer: int, tensors: LayerTensors) -> LayerTensors:
+    def _read_null_scores(self, layer: int) -> torch.Tensor | None:
+        name = f"{layer_prefix(layer)}self_attn.sinks"
+        if name not in self.checkpoint.refs:
+            return None
+        return self.checkpoint.read(name).float().to(self.device)
+
+    def _named(self, layer: int, tensors: dict[str, Kept]) -> LayerTensors:
         """Tensors by their names within the layer; of several in one, each under its own name."""
-        prefix, named = len(layer_prefix(layer)), {}
+        prefix, named = len(layer_prefix(layer)), LayerTensors()
         for name, tensor in tensors.items():
             name = name[prefix:]
             for part, start, stop in self._fused.get(name, [(name, 0, tensor.shape[0])]):
                 named[part] = _rows_of(tensor, start, stop)
         return named
 
+    def _loaded(self, loader: TensorLoader, names: list[str]) -> dict[str, Kept]:
+        """Tensors in one piece of fresh memory."""
+        arena = Arena.of(sum(map(self._kept_bytes, names)))
+        return {name: loader.load(name, arena) for name in names}
+
     def _kept_bytes(self, name: str) -> int:
         ref = self.checkpoint.refs[name]
-        return stored_bytes(name, ref.shape, ref.dtype.itemsize, self._bits)
-
-    def _prepare(self, name: str, arena: _Arena) -> Kept:
-        """A tensor as it is kept, in the arena; see stored_bytes."""
-        ref, bits = self.checkpoint.refs[name], kept_bits(name, self._bits)
-        if len(ref.shape) != 2:
-            return arena.keep(self.checkpoint.read(name).float())
-        if bits is None:
-            return self.checkpoint.read(name, arena.take(ref.num_bytes))
-        return self._quantise(name, self.checkpoint.read(name, self._staging), bits, arena.empty)
-
-    def _staging_bytes(self, names: list[str], head_resident: bool) -> int:
-        """Of the largest tensor, or block of the head, that will be quantised."""
-        if self._bits is None:
-            return 0
-        sizes = [self.checkpoint.refs[name].num_bytes for name in names]
-        if head_resident:
-            ranges = self._head_ranges()
-            sizes.append(self.checkpoint.row_range(self._head_name, *ranges[0]).num_bytes)
-        return max(sizes)
-
-    @staticmethod
-    def _quantise(name: str, tensor: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWeight:
-        try:
-            return quantise_weight(tensor, bits, empty)
-        except FloatingPointError as error:
-            raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
+        return stored_bytes(name, ref.shape, ref.dtype, self._bits)
 
     def _to_device(self, tensors: LayerTensors) -> LayerTensors:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -272,19 +295,61 @@ class WeightStore:
         size = self.config.vocab_size
         return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
 
-    def _head_arena(self, start: int, stop: int) -> _Arena:
+    def _head_arena(self, start: int, stop: int) -> Arena:
         """Room for a block of the head that stays."""
         ref = self.checkpoint.row_range(self._head_name, start, stop)
-        return _Arena(stored_bytes(self._head_name, ref.shape, ref.dtype.itemsize, self._head_bits))
+        return Arena.of(stored_bytes(self._head_name, ref.shape, ref.dtype, self._head_bits))
 
-    def _head_block(self, start: int, stop: int, arena: _Arena | None = None) -> Kept:
+    def _head_loader(self) -> TensorLoader:
+        """For blocks of a head that is not resident."""
+        ref = self.checkpoint.row_range(self._head_name, *self._head_ranges()[0])
+        return TensorLoader(self.checkpoint, self._head_bits, [ref])
+
+    def _head_block(
+        self, loader: TensorLoader, start: int, stop: int, arena: Arena | None = None
+    ) -> Kept:
         """Rows of the head, in the arena if there is one."""
         ref = self.checkpoint.row_range(self._head_name, start, stop)
         if self._head_bits is None:
             return self.checkpoint.read_ref(ref, arena and arena.take(ref.num_bytes))
-        block = self.checkpoint.read_ref(ref, self._staging)
         empty = torch.empty if arena is None else arena.empty
-        return self._quantise(self._head_name, block, self._head_bits, empty)
+        return loader.quantise(self._head_name, ref, self._head_bits, empty)
+
+    # ---- experts -----------------------------------------------------------------------------
+
+    def _keeps_experts(self) -> bool:
+        """Whether experts are converted once, to the scratch file: what comes in four bits is so
+        each time that it is read, which takes a part of the reading."""
+        names = [name for names in self._expert_names.values() for name in names]
+        return any(self._is_converted(self.checkpoint.refs[name]) for name in names)
+
+    def _is_converted(self, ref: TensorRef) -> bool:
+        quantised = self._bits is not None and ref.dtype != MXFP4
+        return len(ref.shape) == 2 and (ref.is_transposed or quantised)
+
+    def _expert_bytes(self) -> int:
+        """Of the largest expert as it is kept."""
+        return max(sum(map(self._kept_bytes, names)) for names in self._expert_names.values())
+
+    def _open_cache(self, num_slots: int) -> None:
+        routed = {layer for layer, _ in self._expert_names}
+        self._experts = ExpertCache(self._read_expert, self._expert_bytes(), num_slots, len(routed))
+        for layer in routed:
+            self._resident[layer].bring = partial(self._experts.bring, layer)
+
+    def _read_expert(self, expert: Expert, buffer: torch.Tensor) -> LayerTensors:
+        """An expert's tensors, in a buffer."""
+        if self._scratch is not None:
+            self._scratch.read(expert, buffer)
+            return self._named(expert[0], self._scratch.views(expert, buffer))
+        names, arena = self._expert_names[expert], Arena(buffer)
+        loader = getattr(self._of_thread, "loader", None)
+        if loader is None:
+            refs = [self.checkpoint.refs[n] for some in self._expert_names.values() for n in some]
+            # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
+            loader = TensorLoader(self.checkpoint, self._bits, refs, threads=1)
+            self._of_thread.loader = loader
+        return self._named(expert[0], {name: loader.load(name, arena) for name in names})
 
     # ---- streaming ---------------------------------------------------------------------------
 
@@ -302,11 +367,11 @@ class WeightStore:
     def _read_layer(self, layer: int, buffer: torch.Tensor) -> torch.Tensor:
         if self._scratch is not None:
             self._scratch.read(layer, buffer)
-            self.bytes_streamed += self._layer_bytes(layer)
+            self._bytes_streamed += self._layer_bytes(layer)
             return buffer
         for name, offset, size in self._places(layer):
             self.checkpoint.read_into(self.checkpoint.refs[name], buffer[offset : offset + size])
-            self.bytes_streamed += size
+            self._bytes_streamed += size
         return buffer
 
     def _places(self, layer: int) -> Iterator[tuple[str, int, int]]:
@@ -315,12 +380,12 @@ class WeightStore:
         for name in self._names[layer]:
             size = self.checkpoint.refs[name].num_bytes
             yield name, offset, size
-            offset += _aligned(size)
+            offset += aligned(size)
 
     def _layer_bytes(self, layer: int) -> int:
         if self._scratch is not None:
             return self._scratch.num_bytes(layer)
-        return max(offset + _aligned(size) for _, offset, size in self._places(layer))
+        return max(offset + aligned(size) for _, offset, size in self._places(layer))
 
     def _views(self, layer: int, buffer: torch.Tensor) -> LayerTensors:
         if self._scratch is not None:
@@ -333,103 +398,8 @@ class WeightStore:
         return tensors
 
 
-class _Arena:
-    """Memory for the tensors of one layer, in one piece."""
-
-    def __init__(self, num_bytes: int):
-        self._buffer, self._used = aligned_bytes(num_bytes), 0
-
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """The next bytes, uint8."""
-        start, self._used = self._used, self._used + _aligned(num_bytes)
-        return self._buffer[start : start + num_bytes]
-
-    def empty(self, shape: tuple[int, ...], *, dtype: torch.dtype, device=None) -> torch.Tensor:
-        """As torch.empty, here."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        return self.take(num_bytes).view(dtype).view(shape)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor, here."""
-        return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-
-
-class _Scratch:
-    """Quantised layers in an unlinked temporary file, as they lie in memory."""
-
-    def __init__(self, folder: Path | None):
-        self._file = tempfile.TemporaryFile(dir=folder)
-        self._layers: dict[int, tuple[int, list]] = {}
-
-    def add(self, layer: int, tensors: list[tuple[str, object, list[torch.Tensor]]]) -> None:
-        start, places, offset = self._file.seek(0, os.SEEK_END), [], 0
-        try:
-            for name, rebuild, parts in tensors:
-                described = []
-                for part in parts:
-                    data = part.contiguous().reshape(-1).view(torch.uint8)
-                    self._file.write(data.numpy())
-                    self._file.write(bytes(_aligned(len(data)) - len(data)))
-                    described.append((offset, len(data), part.dtype, part.shape))
-                    offset += _aligned(len(data))
-                places.append((name, rebuild, described))
-            self._file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"the weights' scratch file could not be written: {error}"
-            ) from error
-        self._layers[layer] = (start, places)
-
-    def num_bytes(self, layer: int) -> int:
-        offset, size, _, _ = self._layers[layer][1][-1][2][-1]
-        return offset + _aligned(size)
-
-    def read(self, layer: int, buffer: torch.Tensor) -> None:
-        view = memoryview(buffer.numpy())[: self.num_bytes(layer)]
-        try:
-            self._file.seek(self._layers[layer][0])
-            done = self._file.readinto(view)
-        except OSError as error:
-            raise StorageError(f"the weights' scratch file could not be read: {error}") from error
-        if done != len(view):
-            raise StorageError("the weights' scratch file is shorter than what was written")
-
-    def views(self, layer: int, buffer: torch.Tensor) -> LayerTensors:
-        tensors: LayerTensors = {}
-        for name, rebuild, described in self._layers[layer][1]:
-            parts = [
-                buffer[offset : offset + size].view(dtype).view(shape)
-                for offset, size, dtype, shape in described
-            ]
-            tensors[name] = rebuild(parts)
-        return tensors
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _flat(tensors: LayerTensors) -> list[tuple[str, object, list[torch.Tensor]]]:
-    """Each tensor as plain ones and the function that puts them together again."""
-    flat = []
-    for name, tensor in tensors.items():
-        if isinstance(tensor, QuantisedWeight):
-            flat.append((name, _rebuilder(tensor), [tensor.codes, tensor.scales]))
-        else:
-            flat.append((name, lambda parts: parts[0], [tensor]))
-    return flat
-
-
 def _rows_of(tensor: Kept, start: int, stop: int) -> Kept:
     """Rows start..stop of a tensor, sharing its memory."""
     if stop - start == tensor.shape[0]:
         return tensor
     return tensor.part(start, stop) if isinstance(tensor, QuantisedWeight) else tensor[start:stop]
-
-
-def _rebuilder(tensor: QuantisedWeight):
-    bits, shape, first = tensor.bits, tensor.shape, tensor.first
-    return lambda parts: QuantisedWeight(bits, shape[1], shape[0], parts[0], parts[1], first)
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -70,7 +70,7 @@ void rows_and_norms(const Kernels &k) {
             hash.add(to);
             k.rms_norm(x.data(), weight.data(), 1.0f, 1e-5f, n, out.data());
             hash.add(out);
-            for (Activation activation : {SILU, GELU_TANH}) {
+            for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU}) {
                 out = floats(n, values);
                 k.gate_with(activation, out.data(), weight.data(), n);
                 hash.add(out);
@@ -236,7 +236,8 @@ void raw_tokens(const Kernels &k) {
                 runs.push_back({held[2 * i].data(), held[2 * i + 1].data(), counts[i] * dim * width, counts[i]});
             }
             const std::vector<float> q = floats(heads * rows * dim);
-            const RawAttend a{kind, heads, dim, rows, q.data(), 0.0f, runs.data(), 2};
+            const std::vector<float> null_scores = floats(heads * rows);
+            const RawAttend a{kind, heads, dim, rows, q.data(), 0.0f, runs.data(), 2, null_scores.data()};
             std::vector<float> work((size_t)k.raw_scratch(a)), top((size_t)rows), total(top), out((size_t)(rows * dim));
             for (int64_t head = 0; head < heads; ++head) {
                 k.attend_raw(a, head, work.data(), top.data(), total.data(), out.data());

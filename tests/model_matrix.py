@@ -260,6 +260,31 @@ VARIANTS: dict[str, Variant] = {
         },
         {"layer_types": _types("GGG")},
     ),
+    "gpt-oss": Variant(
+        "GptOss",
+        "scores without a value, experts with biases and bounded gates",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "sliding_window": WINDOW,
+            "layer_types": _types("LGL"),
+            "rope_parameters": {**_yarn(64, truncate=False), "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+        {"layer_types": _types("LGL")},
+    ),
+    "gpt-oss-global": Variant(
+        "GptOss",
+        "no biases of projections, no local layers; one expert for a token",
+        {
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "sliding_window": WINDOW,
+            "layer_types": _types("GGG"),
+            "attention_bias": False,
+            "rope_parameters": rope(150000.0),
+        },
+        {"layer_types": _types("GGG"), "rope_scaling": {"rope_type": "default"}},
+    ),
     "qwen3-next": Variant(
         "Qwen3Next",
         "projections head by head, a shared expert",
@@ -434,9 +459,11 @@ RoPE scalings: linear, llama3, yarn, dynamic, longrope. The last two depend on t
 text and are fixed when a session opens: for `--context`, else for what a request with a known
 number of new tokens needs, else for the model's limit; never for what happens to fit.
 
-Experts: every expert that the router chose for a token is multiplied, and no other. Routers stay in
-the file's own precision when weights are quantised, and so do the projections from which Gated
-DeltaNet's decays and gains are made.
+Experts: every expert that the router chose for a token is multiplied, and no other. Where not all
+of them fit in memory, those that are chosen are read. gpt-oss's are kept as its files have them, in
+MXFP4; other checkpoints that are quantised already are refused. Routers stay in the file's own
+precision when weights are quantised, and so do the projections from which Gated DeltaNet's decays
+and gains are made.
 
 Not yet, and refused by name, are architectures with states of other kinds:
 """

@@ -119,6 +119,8 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
             elif name.endswith("k_proj.bias") and large_key_biases:
                 normal(parameter, 1.0)
                 parameter[::5] *= 20.0  # a few channels carry most of it, as in Qwen2
+            elif name.endswith("sinks"):
+                normal(parameter, 1.0, mean=2.0)
             elif name.endswith("bias"):
                 normal(parameter, 0.3)
             elif name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -12,10 +12,12 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
+from ebbtide.offload.expert_cache import fewest_slots
 from ebbtide.offload.geometry import Geometry, choose_finer_layers
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.options import Options
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.scoring import output_bytes
 
 PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
@@ -117,3 +119,19 @@ def keep_in_memory(
             llm.admission.limits = replace(llm.admission.limits, disk_bytes=room)
             plan = llm.admission.plan(context, sequences, **request).raise_if_unfit()
             assert plan.far_spans["host"] and plan.far_spans["disk"]
+
+
+def hold(llm, loaded: Loaded, **more) -> None:
+    """Weights lie so from now on, whatever the budget. more: of each Request."""
+    original = llm.admission.plan
+
+    def plan(context, sequences=1, **request):
+        return original(context, sequences, **{**request, "loaded": loaded, **more})
+
+    llm.admission.plan = plan
+
+
+def hold_few_experts(llm, **more) -> None:
+    """As few routed experts in memory as a token needs. more: of each Request."""
+    slots = fewest_slots(max(e.chosen for e in llm.config.experts if e is not None))
+    hold(llm, Loaded(0, True, slots), **more)

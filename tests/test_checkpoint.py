@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_llm import open_small
+from small_llm import hold, open_small
 
 from ebbtide.offload.checkpoint import Checkpoint, TensorRef, _unstacked
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.model_config import Stacked, read_model_config
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.skeleton import expected_shapes
 
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -64,7 +65,7 @@ def test_rows_are_read_alone(tmp_path):
     checkpoint.close()
 
 
-STACKED = (("all", ("{}.x", "{}.y")),)  # (experts, rows, columns): of x, then of y
+STACKED = (Stacked("all", ("{}.x", "{}.y")),)  # (experts, rows, columns): of x, then of y
 
 
 def stacked(folder, shape, shapes, num_bytes=48):
@@ -93,7 +94,7 @@ def test_what_no_experts_are_is_none_of_theirs(tmp_path, shape, num_bytes):
     with pytest.raises(BadCheckpoint, match="lacks 1 of 1"):
         stacked(tmp_path, shape, {"model.0.x": (2, 1)}, num_bytes)
     ref = TensorRef(tmp_path, 0, num_bytes, torch.float32, tuple(shape))
-    assert _unstacked("m.all", ref, STACKED) == {}
+    assert _unstacked("m.all", {"m.all": ref}, STACKED) == {}
 
 
 @pytest.mark.parametrize(
@@ -232,8 +233,7 @@ def test_a_file_cut_after_it_was_opened_is_an_error_and_not_a_crash(checkpoint, 
     folder = copy_of(checkpoint("llama2"), tmp_path / "model")
     path = folder / "model.safetensors"
     with open_small(folder, tmp_path) as llm:
-        original = llm.admission.plan
-        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
+        hold(llm, Loaded(*streamed))
         if streamed[0]:
             with llm.session() as session:
                 session.append([1, 2, 3])

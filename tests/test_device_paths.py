@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_llm import keep_in_memory, open_small, small_geometry
+from small_llm import hold, keep_in_memory, open_small, small_geometry
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.options import Options
+from ebbtide.offload.plan import Loaded
 
 IDS = torch.randint(0, 256, (1000,), generator=torch.Generator().manual_seed(6)).tolist()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
@@ -49,10 +50,7 @@ def test_cuda_gives_the_logits_of_the_cpu(checkpoint, tmp_path, name, streamed):
             spill_dir=tmp_path,
         )
         with LLM(options, geometry=small_geometry(folder)) as llm:
-            original = llm.admission.plan
-            llm.admission.plan = lambda c, s=1, o=original, **k: o(
-                c, s, **{**k, "loaded": streamed}
-            )
+            hold(llm, Loaded(*streamed))
             results.append(llm.logits(IDS, prefill_tokens=940))
     expected, got = results
     assert (got - expected).abs().max() <= 5e-3 * expected.abs().max()

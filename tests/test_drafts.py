@@ -23,6 +23,7 @@ from ebbtide.offload.errors import InputError, StorageError
 from ebbtide.offload.generation import GenerationConfig
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.runtime import Runtime
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.selected_attention import SelectedAttention
@@ -333,10 +334,10 @@ def test_pages_are_selected_for_guesses_where_they_are_on_disk(checkpoint, tmp_p
 @needs_kernels
 def test_a_head_that_streams_is_not_drafted_with(checkpoint, tmp_path):
     with opened(checkpoint("llama2"), tmp_path) as llm:
-        for loaded in ((0, True), (0, False)):
+        for loaded in (Loaded(0, True), Loaded(0, False)):
             plan = llm.admission.plan(CONTEXT, 4, loaded=loaded)
             assert plan.fits and plan.far_spans["disk"]
-            assert (plan.drafts == "selection") == loaded[1]
+            assert (plan.drafts == "selection") == loaded.head_resident
 
 
 @needs_kernels

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_llm import CELL_TOKENS, PAGE_TOKENS, TINY, keep_in_memory, open_small
+from small_llm import CELL_TOKENS, PAGE_TOKENS, TINY, hold, keep_in_memory, open_small
 
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.scoring import output_bytes
 
 NUM_TOKENS = 1000
@@ -84,8 +85,7 @@ def test_sweeps_of_several_cells_do_not_matter(folder, in_memory, tmp_path, swee
 def test_streamed_weights_do_not_matter(folder, in_memory, tmp_path, streamed):
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, NUM_TOKENS, 1.0)
-        original = llm.admission.plan
-        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": streamed})
+        hold(llm, Loaded(*streamed))
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         assert llm.admission.weights.bytes_streamed > 0
     assert torch.equal(logits, in_memory)
@@ -96,10 +96,7 @@ def test_streamed_quantised_weights_do_not_matter(folder, tmp_path, bits):
     results = []
     for streamed in ((0, True), (2, False)):
         with open_small(folder, tmp_path, weight_bits=bits) as llm:
-            original = llm.admission.plan
-            llm.admission.plan = lambda c, s=1, o=original, w=streamed, **k: o(
-                c, s, **{**k, "loaded": w}
-            )
+            hold(llm, Loaded(*streamed))
             results.append(llm.logits(IDS[:150], prefill_tokens=100))
     assert torch.equal(*results)
 
@@ -107,8 +104,7 @@ def test_streamed_quantised_weights_do_not_matter(folder, tmp_path, bits):
 def test_near_planes_that_lie_with_their_far_planes_do_not_matter(folder, in_memory, tmp_path):
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, NUM_TOKENS, 0.0)
-        original = llm.admission.plan  # weights stay, so that near planes are what gives way
-        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (0, True)})
+        hold(llm, Loaded(0, True))  # weights stay, so that near planes are what gives way
         output = output_bytes(llm.config.vocab_size, NUM_TOKENS)
         while llm.admission.plan(NUM_TOKENS, text=False, output_bytes=output).near_resident:
             limits = llm.admission.limits

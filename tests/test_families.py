@@ -16,6 +16,7 @@ from small_llm import TINY, open_small
 from ebbtide.kernels import dispatch
 from ebbtide.offload.architectures import FAMILIES
 from ebbtide.offload.decoder import Decoder
+from ebbtide.offload.plan import Loaded
 
 NUM_TOKENS = 200  # six cells of 32, and four times a window
 PREFILLED = 140  # the rest goes through decode, and crosses two borders of cells
@@ -48,7 +49,7 @@ def test_logits_are_those_of_transformers(checkpoint, tmp_path, name):
 
 def keep_nothing(llm) -> None:
     """Every layer and the head are streamed, and every page goes to disk."""
-    original, streamed = llm.admission.plan, (llm.config.num_layers, False)
+    original, streamed = llm.admission.plan, Loaded(llm.config.num_layers, False)
 
     def plan(context, sequences=1, **request):
         plan = original(context, sequences, **{**request, "loaded": streamed})

@@ -45,10 +45,13 @@ def records_of(layout, near, records, visible, bias=None) -> Records:
     return Records(*at, PER_SPAN, visible, bias)
 
 
-def softmax64(q, k, v, bias, softcap) -> torch.Tensor:
+def softmax64(q, k, v, bias, softcap, null_scores=None) -> torch.Tensor:
     scores = q.double() @ k.double().transpose(1, 2) + bias.double()
     if softcap:
         scores = softcap * (scores / softcap).tanh()
+    if null_scores is not None:
+        scores = torch.cat((scores, null_scores.double().unsqueeze(-1)), -1)
+        v = torch.cat((v, torch.zeros_like(v[:, :1])), 1)
     return scores.softmax(-1) @ v.double()
 
 
@@ -85,6 +88,36 @@ def test_a_layers_attention_is_softmax(kernels, name, rows, dtype, num_records):
         )
         within = tolerance(kernels, layout)
         torch.testing.assert_close(got.double(), want, atol=within, rtol=within)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["usual", "80", "full bf16"])
+@pytest.mark.parametrize("low_to_high", [(-2.0, 3.0), (-200.0, -100.0), (30.0, 60.0)])
+def test_a_null_score_takes_its_share_and_gives_nothing(kernels, name, low_to_high):
+    layout = LAYOUTS[name]
+    near, records, k, v = sealed(layout, 5)
+    raw, raw_k, raw_v, _held = raw_tokens(layout, torch.bfloat16)
+    q = queries(layout, 4)
+    scores = torch.linspace(*low_to_high, q.shape[0] * 4).view(q.shape[:2])
+    for softcap in (0.0, 5.0):  # which bounds no null score
+        for visible in ((0, k.shape[1]), (0, 0)):
+            listed = records_of(layout, near, records, visible)
+            got = attend_layer(q, q, listed, layout, raw._replace(null_scores=scores), softcap)
+            seen, tokens = slice(*visible), visible[1] + raw_k.shape[1]
+            want = softmax64(
+                q,
+                torch.cat((k[:, seen], raw_k), 1),
+                torch.cat((v[:, seen], raw_v), 1),
+                torch.zeros(*q.shape[:2], tokens),
+                softcap,
+                scores,
+            )
+            within = tolerance(kernels, layout)
+            torch.testing.assert_close(got.double(), want, atol=within, rtol=within)
+    pieces = _in_pieces(q, near, records, layout, raw._replace(null_scores=scores), (0, 0))
+    listed = records_of(layout, near, records, (0, 0))
+    whole = attend_layer(q, q, listed, layout, raw._replace(null_scores=scores))
+    assert torch.equal(pieces, whole)
 
 
 @compiled

@@ -14,7 +14,7 @@ import torch
 from mxfp4_files import drawn_weight
 
 from ebbtide.kernels import dispatch
-from ebbtide.kernels.gate import activate
+from ebbtide.kernels.gate import factors
 from ebbtide.kernels.matmul import linear
 from ebbtide.kernels.norm import rms_norm as kernel_norm
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
@@ -127,8 +127,9 @@ class Layer:
 
     def add_mlp(self, x, dtype) -> torch.Tensor:
         h = self._norm("before_mlp", x)
-        gate = activate(self._multiply("gate", h, dtype), self.shape.activation)
-        down = self._multiply("down", gate * self._multiply("up", h, dtype), dtype)
+        gate, up = self._multiply("gate", h, dtype), self._multiply("up", h, dtype)
+        inner = torch.mul(*factors(gate, up, self.shape.activation))
+        down = self._multiply("down", inner, dtype)
         return x + self._norm("after_mlp", down) * self.shape.residual_multiplier
 
     def run(self, x, attended) -> list[torch.Tensor]:

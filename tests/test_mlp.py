@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instruction_sets import COMPILED
 
 from ebbtide.kernels import matmul
 from ebbtide.kernels.matmul import ROW_TILE
@@ -15,18 +16,20 @@ from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload import mlp
 from ebbtide.offload.mlp import routed_mlp
 from ebbtide.offload.model_config import Experts
+from ebbtide.offload.skeleton import decides
+from ebbtide.offload.weights import LayerTensors
 
 HIDDEN, INNER, ROWS = 48, 40, 96
 EXPERTS = Experts(count=6, chosen=2, intermediate_size=INNER, normalised=True)
 
 
-def tensors(experts: Experts, seed: int = 0) -> dict[str, torch.Tensor]:
+def tensors(experts: Experts, seed: int = 0) -> LayerTensors:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
 
-    w = {f"{experts.router}.weight": normal(experts.count, HIDDEN) * 3}
+    w = LayerTensors({f"{experts.router}.weight": normal(experts.count, HIDDEN) * 3})
     for number in range(experts.count):
         w[f"{experts.gate.format(number)}.weight"] = normal(INNER, HIDDEN)
         w[f"{experts.up.format(number)}.weight"] = normal(INNER, HIDDEN)
@@ -67,6 +70,7 @@ def test_the_chosen_experts_are_weighted_and_added(chosen, normalised):
 
 
 def test_no_other_expert_is_multiplied(monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
     used, names = [], {}
     w, h = tensors(EXPERTS), rows_of()
     names = {id(tensor): name for name, tensor in w.items()}
@@ -83,6 +87,55 @@ def test_no_other_expert_is_multiplied(monkeypatch):
         f"mlp.experts.{n}.{part}_proj.weight" for n in best for part in ("gate", "up", "down")
     ]
     assert used == ["mlp.gate.weight", *wanted]
+
+
+@pytest.mark.parametrize("kernels", COMPILED, indirect=True)
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("kind", ["plain", "shared", "in turn, with biases"])
+@pytest.mark.parametrize("activation", ["silu", "clamped_swiglu"])
+def test_a_row_alone_has_the_bits_that_it_has_among_others(kernels, bits, kind, activation):
+    """It takes one call for each expert: what is decoded is what is verified."""
+    more = {"shared": {"shared_size": INNER}}.get(kind, {})
+    if kind.startswith("in turn"):
+        more = {"gate_up": "mlp.experts.{}.gate_up_proj", "biases": True, "router": "mlp.router"}
+    experts = Experts(count=6, chosen=3, intermediate_size=INNER, normalised=True, **more)
+    w, h = all_tensors(experts), rows_of() * 3
+    if bits is not None:
+        matrices = [n for n, t in w.items() if t.dim() == 2 and not decides(f"x.{n}")]
+        w = LayerTensors(w | {n: quantise_weight(w[n], bits) for n in matrices})
+    whole = routed_mlp(w, h, slice(0, ROWS), activation, experts)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        alone = [routed_mlp(w, h[i : i + 1], slice(0, 1), activation, experts) for i in range(ROWS)]
+        torch.set_num_threads(1)
+        assert torch.equal(torch.cat(alone), whole)
+    assert len(w.expert_numbers) == 6 + (kind == "shared")
+
+
+def all_tensors(experts: Experts) -> LayerTensors:
+    """As `tensors`, of any kind of experts."""
+    generator = torch.Generator().manual_seed(9)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+
+    w = LayerTensors({f"{experts.router}.weight": normal(experts.count, HIDDEN) * 3})
+    sizes = {}
+    for number in range(experts.count):
+        sizes |= {path.format(number): (size, HIDDEN) for path, size in experts.inward.items()}
+        sizes[experts.down.format(number)] = HIDDEN, experts.intermediate_size
+    if experts.shared_size:
+        for name in ("gate_proj", "up_proj"):
+            sizes[f"{experts.shared}.{name}"] = experts.shared_size, HIDDEN
+        sizes[f"{experts.shared}.down_proj"] = HIDDEN, experts.shared_size
+        w[f"{experts.shared_gate}.weight"] = normal(1, HIDDEN)
+    for path, size in sizes.items():
+        w[f"{path}.weight"] = normal(*size)
+        if experts.biases:
+            w[f"{path}.bias"] = normal(size[0])
+    if experts.biases:
+        w[f"{experts.router}.bias"] = normal(experts.count)
+    return w
 
 
 @given(st.data())
@@ -120,7 +173,9 @@ def test_quantised_experts_are_their_own_dequantisation(bits, monkeypatch):
     monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
     monkeypatch.setattr(matmul, "rounded_rows", lambda x: x)
     w, h = tensors(EXPERTS), rows_of()
-    coarse = {n: t if "gate.w" in n else quantise_weight(t, bits) for n, t in w.items()}
+    coarse = LayerTensors(
+        {n: t if "gate.w" in n else quantise_weight(t, bits) for n, t in w.items()}
+    )
     exact = {
         n: t if isinstance(t, torch.Tensor) else t.rows(0, t.shape[0]) for n, t in coarse.items()
     }

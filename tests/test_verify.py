@@ -14,6 +14,7 @@ from small_llm import open_spilling
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.plan import Loaded
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -123,10 +124,13 @@ def test_quantised_and_streamed_weights(checkpoint, tmp_path, weight_bits):
         with llm.session() as session:
             assert torch.equal(verified(llm, session, 7), expected)
         limits = llm.admission.limits
-        streams = llm.admission.plan(NUM_TOKENS, 4, loaded=(2, False))
+        streams = llm.admission.plan(NUM_TOKENS, 4, loaded=Loaded(2, False))
         llm.admission.limits = replace(limits, host_bytes=sum(streams.host.values()))
         llm.admission.close()
-        with mock.patch.object(llm.admission, "_loaded", (2, False)), llm.session() as session:
+        with (
+            mock.patch.object(llm.admission, "_loaded", Loaded(2, False)),
+            llm.session() as session,
+        ):
             assert session._runtime.plan.layers_streamed == 2
             assert torch.equal(verified(llm, session, 7), expected)
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_llm import open_small
+from small_llm import hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
+from ebbtide.offload import kept_tensors
 from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.errors import StorageError
+from ebbtide.offload.kept_tensors import stored_bytes
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.skeleton import expected_shapes, layer_prefix
-from ebbtide.offload.weights import WeightStore, stored_bytes, streamed_layers
+from ebbtide.offload.weights import WeightStore, streamed_layers
 
 _ALIGNMENT = 64
 
@@ -66,7 +68,11 @@ def test_streamed_layers_are_as_many_as_asked_and_evenly_spread(num_layers, data
 @pytest.mark.parametrize("bits", [8, 4])
 def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
     real = quantise_weight(torch.randn(shape), bits)
-    assert 0 <= stored_bytes("a.weight", shape, 2, bits) - num_bytes(real) < 2 * _ALIGNMENT
+    assert (
+        0
+        <= stored_bytes("a.weight", shape, torch.bfloat16, bits) - num_bytes(real)
+        < 2 * _ALIGNMENT
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -83,6 +89,22 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, b
         real = sum(map(num_bytes, kept))
         slack = 2 * _ALIGNMENT * len(kept)
         assert real <= llm.plan.host["weights"] <= real + slack
+
+
+@pytest.mark.parametrize("bits", ["full", "8"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-dense", "gpt-oss"])
+def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bits):
+    with open_small(checkpoint(name), tmp_path, weight_bits=bits) as llm:
+        hold_few_experts(llm)
+        llm.logits([1, 2, 3])
+        store, plan = llm.admission.weights, llm.plan
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        real = sum(map(num_bytes, kept))
+        assert real <= plan.host["weights"] <= real + 2 * _ALIGNMENT * len(kept)
+        slots = store._experts._slots + store._experts._passing
+        assert sum(slot.buffer.nbytes for slot in slots) == plan.host["routed experts"]
+        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.fileno()).st_size
+        assert scratch == plan.disk["weights"]
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -183,12 +205,12 @@ def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch
 def test_one_tensor_at_a_time_is_read_while_quantising(checkpoint, tmp_path, monkeypatch):
     """Loading peaks at a tensor above what is kept: each is quantised before the next is read."""
     events = []
-    read, quantise = Checkpoint.read, WeightStore._quantise
-    monkeypatch.setattr(Checkpoint, "read", lambda s, *a: events.append("read") or read(s, *a))
+    read, quantise = Checkpoint.read_ref, kept_tensors.quantise_weight
+    monkeypatch.setattr(Checkpoint, "read_ref", lambda s, *a: events.append("read") or read(s, *a))
     monkeypatch.setattr(
-        WeightStore,
-        "_quantise",
-        staticmethod(lambda *args: events.append("quantise") or quantise(*args)),
+        kept_tensors,
+        "quantise_weight",
+        lambda *args: events.append("quantise") or quantise(*args),
     )
     with loaded(checkpoint("llama2"), tmp_path, bits=8) as store:
         config = store.config

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from model_matrix import VARIANTS
-from small_llm import TINY, keep_in_memory, open_small
+from small_llm import TINY, hold, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload import engine
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.record_reader import RecordReader
 from ebbtide.offload.whole_token import WholeToken
 from ebbtide.prefetch.top_p import CRITERIA
@@ -265,8 +266,7 @@ def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_p
     run_bounded(folder, tmp_path, mode=Mode("bounded", selector="window", selector_options={}))
     with open_small(folder, tmp_path, **TINY) as llm:
         keep_in_memory(llm, NUM_TOKENS, 1.0)
-        original = llm.admission.plan
-        llm.admission.plan = lambda c, s=1, **k: original(c, s, **{**k, "loaded": (1, True)})
+        hold(llm, Loaded(1, True))
         llm.logits(IDS, prefill_tokens=PREFILLED)
     assert not served
 

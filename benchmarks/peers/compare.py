@@ -1,6 +1,6 @@
 """Ebbtide beside llama.cpp and transformers: prefill, and decode at depths, on the same shapes.
 
-    python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2]
+    python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2,gpt-oss]
                                        [--depths 0,2048,8192] [--models FOLDER] [--guard COMMAND]
 
 Matrices have 4 bits in Ebbtide and llama.cpp (Q4_0), embedding and head 8 in both (Q8_0);
@@ -42,7 +42,9 @@ SHAPES = {
     "qwen3.5": "qwen3.5-0.8b",
     "granite-h": "granite-4-h-1b",
     "lfm2": "lfm2-1.2b",
+    "gpt-oss": "gpt-oss-20b",
 }
+LAYERS = {"gpt-oss-20b": 6}  # of 24: all programs keep their models in memory at once
 PREFILL_TOKENS = 256
 RUN_S = 0.4  # aimed at, for one decode run
 MOST_OTHERS = 0.03  # of the machine's processors
@@ -207,7 +209,8 @@ def make_models(shape: str, folder: Path) -> tuple[Path, Path]:
     """The checkpoint folder and the GGUF file of a shape, made where they are missing."""
     checkpoint, gguf = folder / shape, folder / f"{shape}.gguf"
     if not (checkpoint / "tokenizer.json").exists():
-        _run(HERE.parent / "checkpoints.py", shape, checkpoint, "--positions", 65536)
+        layers = ("--layers", LAYERS[shape]) if shape in LAYERS else ()
+        _run(HERE.parent / "checkpoints.py", shape, checkpoint, "--positions", 65536, *layers)
     if not gguf.exists():
         _run(HERE / "gguf_model.py", checkpoint, gguf)
     return checkpoint, gguf

@@ -5,7 +5,7 @@
 Matrices are Q4_0, Q8_0 or F16; embedding and head (one tensor: they are tied) are Q8_0 where the
 matrices have fewer bits than that, as Ebbtide keeps its own. Codes are drawn at random in the
 format itself: speed depends on shapes alone. Reads config.json of FOLDER and nothing else of it:
-of Llama, Qwen3.5, Granite 4 H or LFM2.
+of Llama, Qwen3.5, Granite 4 H, LFM2 or gpt-oss, whose experts are MXFP4.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from ebbtide.offload.model_config import read_model_config
 
@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "qwen3_5_text": "qwen35",
     "granitemoehybrid": "granitehybrid",
     "lfm2": "lfm2",
+    "gpt_oss": "gpt-oss",
 }
 
 
@@ -46,7 +47,7 @@ def write(folder: Path, out: Path, bits: int) -> Path:
     writer.add_embedding_length(hidden)
     writer.add_feed_forward_length(wide)
     writer.add_head_count(config.num_heads)
-    uniform = architecture in ("llama", "qwen35")
+    uniform = architecture in ("llama", "qwen35", "gpt-oss")
     writer.add_head_count_kv(config.num_kv_heads if uniform else kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
@@ -56,6 +57,16 @@ def write(folder: Path, out: Path, bits: int) -> Path:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
+    experts = config.experts_of(0)
+    if experts is not None:
+        writer.add_expert_count(experts.count)
+        writer.add_expert_used_count(experts.chosen)
+        writer.add_expert_feed_forward_length(experts.intermediate_size)
+        writer.add_sliding_window(config.windows[0])
+        scaling = config.ropes[0].parameters
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     if config.recurrent:
         _add_recurrent_keys(writer, architecture, c, config.recurrent[0])
 
@@ -68,17 +79,24 @@ def write(folder: Path, out: Path, bits: int) -> Path:
 
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     add("token_embd", config.vocab_size, hidden, max(bits, 8))
+    if not config.tied_embeddings:
+        add("output", config.vocab_size, hidden, max(bits, 8))
     add_floats(f"{'token_embd' if architecture == 'lfm2' else 'output'}_norm.weight", hidden)
-    after = "post_attention_norm" if architecture == "qwen35" else "ffn_norm"
+    with_post_norm = ("qwen35", "gpt-oss")
+    after = "post_attention_norm" if architecture in with_post_norm else "ffn_norm"
     for layer in range(layers):
         prefix, recurrence = f"blk.{layer}.", config.recurrence_of(layer)
         for norm in ("attn_norm", after):
             add_floats(f"{prefix}{norm}.weight", hidden)
-        matrices = [
-            ("ffn_gate", wide, hidden),
-            ("ffn_up", wide, hidden),
-            ("ffn_down", hidden, wide),
-        ]
+        matrices = []
+        if experts is None:
+            matrices += [
+                ("ffn_gate", wide, hidden),
+                ("ffn_up", wide, hidden),
+                ("ffn_down", hidden, wide),
+            ]
+        else:
+            _add_experts(writer, draw, prefix, config, experts)
         if recurrence is None:
             matrices += [
                 ("attn_q", q * (1 + config.output_gate), hidden),
@@ -148,6 +166,26 @@ def _recurrent_floats(r) -> list[tuple[str, tuple[int, ...]]]:
     return [*floats, *of_heads, ("ssm_norm.weight", norm), ("ssm_conv1d.bias", (r.channels,))]
 
 
+def _add_experts(writer: GGUFWriter, draw: _Draw, prefix: str, config, experts) -> None:
+    """gpt-oss's: everything of a layer that has biases, and experts in MXFP4."""
+    hidden, inner, count = config.hidden_size, experts.intermediate_size, experts.count
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    router = draw.matrix(count, hidden, 16)[1].astype(np.float32)
+    writer.add_tensor(f"{prefix}ffn_gate_inp.weight", router)
+    biases = {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": hidden, "ffn_gate_inp": count}
+    for name, size in biases.items():
+        writer.add_tensor(f"{prefix}{name}.bias", np.zeros(size, np.float32))
+    writer.add_tensor(f"{prefix}attn_sinks.weight", np.ones(config.num_heads, np.float32))
+    for name, rows, columns in (
+        ("ffn_gate_exps", inner, hidden),
+        ("ffn_up_exps", inner, hidden),
+        ("ffn_down_exps", hidden, inner),
+    ):
+        data = draw.mxfp4(count, rows, columns)
+        writer.add_tensor(f"{prefix}{name}.weight", data, raw_dtype=GGMLQuantizationType.MXFP4)
+        writer.add_tensor(f"{prefix}{name}.bias", np.zeros((count, rows), np.float32))
+
+
 class _Draw:
     """Random matrices, already in GGUF's formats."""
 
@@ -167,6 +205,13 @@ class _Draw:
         blocks[..., :2] = scale.view(np.uint8)
         kind = GGMLQuantizationType.Q4_0 if bits == 4 else GGMLQuantizationType.Q8_0
         return kind, blocks.reshape(rows, -1)
+
+    def mxfp4(self, count: int, rows: int, columns: int) -> np.ndarray:
+        """A byte for the exponent, then the codes of 32 weights."""
+        blocks = np.empty((count, rows, columns // GROUP, 1 + GROUP // 2), np.uint8)
+        blocks[..., 1:] = self._generator.integers(0, 256, blocks[..., 1:].shape, np.uint8)
+        blocks[..., 0] = 127 - 7
+        return blocks.reshape(count, rows, -1)
 
 
 def main() -> None:

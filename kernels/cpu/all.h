@@ -18,6 +18,7 @@ namespace {
 #include "lanes.h"
 #include "planes.h"
 #include "pages.h"
+#include "partials.h"
 #include "runs.h"
 #include "codes.h"
 #include "tiles.h"

@@ -51,9 +51,9 @@ void attend_spans(uintptr_t q, int64_t rows, uintptr_t near, uintptr_t records, 
 
 // The partial of raw tokens, one for each head.
 void attend_raw(uintptr_t q, int64_t kv_heads, int64_t rows, int64_t dim, int kind, const std::vector<int64_t> &runs,
-                float softcap, uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
+                uintptr_t null_scores, float softcap, uintptr_t highest, uintptr_t total, uintptr_t out, int threads) {
     const std::vector<RawRun> held = runs_of(runs);
-    const RawAttend a{(RawKind)kind, kv_heads, dim, rows, at<const float>(q), softcap, held.data(), (int64_t)held.size()};
+    const RawAttend a = raw_attend(kind, kv_heads, dim, rows, q, softcap, held, null_scores);
     nb::gil_scoped_release released;
     const Kernels &kernels = *active;
     int64_t tokens = 0;
@@ -67,14 +67,13 @@ void attend_raw(uintptr_t q, int64_t kv_heads, int64_t rows, int64_t dim, int ki
 // Everything: sealed spans, raw tokens, and their join, divided by its total.
 void attend_all(uintptr_t q, uintptr_t page_q, int64_t rows, uintptr_t near, uintptr_t records,
                 const std::vector<int64_t> &numbers, int64_t num_records, int64_t records_per_span, int64_t visible_from,
-                int64_t visible_to, uintptr_t bias, float softcap, int kind, const std::vector<int64_t> &runs, uintptr_t out,
-                int threads) {
+                int64_t visible_to, uintptr_t bias, float softcap, int kind, const std::vector<int64_t> &runs,
+                uintptr_t null_scores, uintptr_t out, int threads) {
     const Layout l = layout_of(numbers);
     const std::vector<RawRun> held = runs_of(runs);
     const LayerAttend a{over_records(l, page_q, rows, near, records, num_records, visible_from, visible_to, bias, softcap),
                         num_records, records_per_span,
-                        {(RawKind)kind, l.kv_heads, l.head_dim, rows, at<const float>(q), softcap, held.data(),
-                         (int64_t)held.size()}};
+                        raw_attend(kind, l.kv_heads, l.head_dim, rows, q, softcap, held, null_scores)};
     nb::gil_scoped_release released;
     attend_layer(*active, a, at<float>(out), threads);
 }

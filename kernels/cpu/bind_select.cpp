@@ -42,11 +42,11 @@ int64_t choose(uintptr_t shares, uintptr_t unevenness, uintptr_t effect, int64_t
 }
 
 void stand_raw(uintptr_t q, int64_t rows, const std::vector<int64_t> &numbers, int kind, const std::vector<int64_t> &runs,
-               float softcap, uintptr_t output_norms, uintptr_t x, int64_t hidden, uintptr_t highest, uintptr_t total, uintptr_t out,
-               uintptr_t log_mass, uintptr_t effect, int threads) {
+               uintptr_t null_scores, float softcap, uintptr_t output_norms, uintptr_t x, int64_t hidden, uintptr_t highest,
+               uintptr_t total, uintptr_t out, uintptr_t log_mass, uintptr_t effect, int threads) {
     const Layout l = layout_of(numbers);
     const std::vector<RawRun> held = runs_of(runs);
-    const Standing s{{(RawKind)kind, l.kv_heads, l.head_dim, rows, at<const float>(q), softcap, held.data(), (int64_t)held.size()},
+    const Standing s{raw_attend(kind, l.kv_heads, l.head_dim, rows, q, softcap, held, null_scores),
                      at<const float>(output_norms), at<const float>(x), hidden};
     nb::gil_scoped_release released;
     stand(*active, s, at<float>(highest), at<float>(total), at<float>(out), at<float>(log_mass), at<float>(effect), threads);
@@ -71,12 +71,12 @@ void left_out(uintptr_t shares, uintptr_t unevenness, int64_t rows, uintptr_t ne
 class HeldSelection {
 public:
     int64_t choose(uintptr_t q, uintptr_t page_q, int64_t rows, uintptr_t near, int64_t num_records, const std::vector<int64_t> &numbers,
-                   float softcap, uintptr_t bias, int kind, const std::vector<int64_t> &runs, uintptr_t output_norms, uintptr_t x,
-                   int64_t hidden, double epsilon, bool by_unevenness, bool by_effect, uintptr_t chosen, int threads) {
+                   float softcap, uintptr_t bias, int kind, const std::vector<int64_t> &runs, uintptr_t null_scores,
+                   uintptr_t output_norms, uintptr_t x, int64_t hidden, double epsilon, bool by_unevenness, bool by_effect, uintptr_t chosen, int threads) {
         const Layout l = layout_of(numbers);
         runs_ = runs_of(runs);
-        given_ = {{{(RawKind)kind, l.kv_heads, l.head_dim, rows, at<const float>(q), softcap, runs_.data(), (int64_t)runs_.size()},
-                   at<const float>(output_norms), at<const float>(x), hidden},
+        given_ = {{raw_attend(kind, l.kv_heads, l.head_dim, rows, q, softcap, runs_, null_scores), at<const float>(output_norms),
+                   at<const float>(x), hidden},
                   {l, rows, 0, 0, 0, at<const float>(page_q), at<const float>(bias), softcap, at<const uint8_t *const>(near), nullptr},
                   num_records, l.page_tokens};
         is_estimated_ = false;

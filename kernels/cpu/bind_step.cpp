@@ -56,6 +56,30 @@ private:
     std::vector<Product> blocks_;
 };
 
+// out += share * the output of one routed expert, of the row x. numbers: products as ../step.py gives them, gate and up or both in
+// one, then down.
+void add_expert(const std::vector<int64_t> &numbers, uintptr_t x, double share, int activation, uintptr_t out, int threads) {
+    Reader reader{numbers};
+    std::vector<Product> products;
+    while (reader.next < numbers.size()) products.push_back(reader.product());
+    if (products.size() != 2 && products.size() != 3) throw std::invalid_argument("this is not an expert");
+    const Product &down = products.back();
+    const int64_t inner = down.matrix.in, hidden = down.matrix.out;
+    if (products[0].matrix.out != (products.size() == 3 ? inner : 2 * inner)) throw std::invalid_argument("this is not an expert");
+    Row row(at<const float>(x), products[0].matrix.in);
+    float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden ? inner : hidden);
+    if (products.size() == 3)
+        multiply_gate(products[0], products[1], row, (Activation)activation, gate, up, threads);
+    else
+        multiply_gate_in_turn(products[0], row, (Activation)activation, gate, up, Scratch::of(scratch.normed, 2 * inner), threads);
+    Row gated(gate, inner);
+    const Target target{&down, up};
+    multiply_each(gated, &target, 1, threads);
+    const float weight = (float)share;
+    float *to = at<float>(out);
+    for (int64_t i = 0; i < hidden; ++i) to[i] += up[i] * weight;
+}
+
 Angles angles_at(uintptr_t cosines, uintptr_t sines) { return {at<const float>(cosines), at<const float>(sines)}; }
 
 void project(const LayerStep &step, uintptr_t x, uintptr_t cosines, uintptr_t sines, double scale, uintptr_t q, uintptr_t k,
@@ -162,6 +186,7 @@ void bind_step(nb::module_ &m) {
         .def("add_attention", &add_attention, Released())
         .def("add_mlp", &add_mlp, Released())
         .def("mix", &mix, Released());
+    m.def("add_expert", &add_expert, Released());
     nb::class_<BlockProduct>(m, "BlockProduct")
         .def(nb::init<const std::vector<int64_t> &, uintptr_t, double, double>())
         .def("run", &BlockProduct::run, Released());

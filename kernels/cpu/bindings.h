@@ -44,6 +44,13 @@ inline std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
     return runs;
 }
 
+// Raw tokens as ../layer_attention.py gives them; `runs` must outlive the result.
+inline RawAttend raw_attend(int kind, int64_t kv_heads, int64_t dim, int64_t rows, uintptr_t q, float softcap,
+                            const std::vector<RawRun> &runs, uintptr_t null_scores) {
+    return {(RawKind)kind, kv_heads, dim, rows, at<const float>(q), softcap, runs.data(), (int64_t)runs.size(),
+            at<const float>(null_scores)};
+}
+
 void bind_attend(nanobind::module_ &m);
 void bind_matmul(nanobind::module_ &m);
 void bind_reads(nanobind::module_ &m);

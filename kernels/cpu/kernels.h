@@ -100,6 +100,7 @@ struct RawAttend {
     float softcap;
     const RawRun *runs;
     int64_t num_runs;
+    const float *null_scores = nullptr;  // (kv_heads, rows): of what each row sees besides, without a value; or null
 };
 
 // Sums of cosines and sines of turning angles at consecutive positions, for rows of factors.
@@ -164,7 +165,7 @@ struct Means {
 };
 constexpr int64_t MEANS_RECORDS = 64;  // of one sum: fixed, so that the bits are
 
-enum Activation { SILU, GELU, GELU_TANH, SIGMOID };  // in the order of ../gate.py
+enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU };  // in the order of ../gate.py
 
 // A causal convolution of each channel's inputs with its taps.
 struct Convolution {

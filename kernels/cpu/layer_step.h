@@ -74,7 +74,7 @@ public:
         const int64_t inner = down.matrix.in;
         float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden_ ? inner : hidden_);
         Row row(normed(NORM_BEFORE_MLP, x), hidden_);
-        multiply_gate(row, gate, up, threads);
+        multiply_gate(products_[GATE], products_[UP], row, activation_, gate, up, threads);
         Row gated(gate, inner);
         const Target target{&down, up};
         multiply_each(gated, &target, 1, threads);
@@ -112,22 +112,6 @@ private:
         float *out = Scratch::of(scratch.normed, hidden_);
         active->rms_norm(x, norms_[which], offset_, eps_, hidden_, out);
         return out;
-    }
-
-    // gate = activation(gate product) * (up product): each part of the range does both of its own outputs.
-    void multiply_gate(Row &row, float *gate, float *up, int threads) const {
-        const Product &g = products_[GATE], &u = products_[UP];
-        const Rows &for_gate = row.for_kind(g.matrix.kind), &for_up = row.for_kind(u.matrix.kind);
-        const int64_t bytes = weight_bytes(g.matrix) + weight_bytes(u.matrix);
-        share_out(g.matrix.out, STRIP, bytes, threads, [&](int64_t begin, int64_t end) {
-            active->multiply(g.matrix, for_gate, gate, g.matrix.out, begin, end);
-            active->multiply(u.matrix, for_up, up, u.matrix.out, begin, end);
-            if (g.bias)
-                for (int64_t i = begin; i < end; ++i) gate[i] += g.bias[i];
-            if (u.bias)
-                for (int64_t i = begin; i < end; ++i) up[i] += u.bias[i];
-            active->gate_with(activation_, gate + begin, up + begin, end - begin);
-        });
     }
 
     void join(const float *x, const float *added, float *out) const {

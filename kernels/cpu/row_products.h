@@ -69,6 +69,13 @@ private:
     int64_t in_;
 };
 
+// Outputs begin .. end of a product, bias included.
+inline void multiply_part(const Product &p, const Rows &row, float *out, int64_t begin, int64_t end) {
+    active->multiply(p.matrix, row, out, p.matrix.out, begin, end);
+    if (p.bias)
+        for (int64_t i = begin; i < end; ++i) out[i] += p.bias[i];
+}
+
 // Products that take the same row, as one range of outputs that threads share.
 struct Target {
     const Product *product;
@@ -90,13 +97,31 @@ void multiply_each(Row &row, const Target *targets, int count, int threads) {
             const int64_t stop = start + (p.matrix.out + STRIP - 1) / STRIP * STRIP;
             const int64_t from = begin > start ? begin - start : 0;
             const int64_t to = (end < stop ? end - start : p.matrix.out) < p.matrix.out ? end - start : p.matrix.out;
-            if (from < to) {
-                float *out = targets[t].out;
-                active->multiply(p.matrix, row.for_kind(p.matrix.kind), out, p.matrix.out, from, to);
-                if (p.bias)
-                    for (int64_t i = from; i < to; ++i) out[i] += p.bias[i];
-            }
+            if (from < to) multiply_part(p, row.for_kind(p.matrix.kind), targets[t].out, from, to);
             start = stop;
         }
+    });
+}
+
+// gate = activation(gate product) * (up product): each part of the range does both of its own outputs.
+void multiply_gate(const Product &g, const Product &u, Row &row, Activation activation, float *gate, float *up, int threads) {
+    const Rows &for_gate = row.for_kind(g.matrix.kind), &for_up = row.for_kind(u.matrix.kind);
+    share_out(g.matrix.out, STRIP, weight_bytes(g.matrix) + weight_bytes(u.matrix), threads, [&](int64_t begin, int64_t end) {
+        multiply_part(g, for_gate, gate, begin, end);
+        multiply_part(u, for_up, up, begin, end);
+        active->gate_with(activation, gate + begin, up + begin, end - begin);
+    });
+}
+
+// The same where one product has the outputs of both, in turn; `both` is worked in.
+void multiply_gate_in_turn(const Product &p, Row &row, Activation activation, float *gate, float *up, float *both, int threads) {
+    const Rows &rows = row.for_kind(p.matrix.kind);
+    share_out(p.matrix.out, STRIP, weight_bytes(p.matrix), threads, [&](int64_t begin, int64_t end) {
+        multiply_part(p, rows, both, begin, end);
+        for (int64_t i = begin / 2; i < end / 2; ++i) {
+            gate[i] = both[2 * i];
+            up[i] = both[2 * i + 1];
+        }
+        active->gate_with(activation, gate + begin / 2, up + begin / 2, (end - begin) / 2);
     });
 }

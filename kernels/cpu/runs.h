@@ -315,4 +315,10 @@ void attend_raw(const RawAttend &a, int64_t head, float *scratch, float *highest
     }
     attend_runs(a.kind, a.head_dim, a.rows, a.q + head * a.rows * a.head_dim, runs, a.num_runs, nullptr, 0, a.softcap, scratch,
                 highest, total, out);
+    if (!a.null_scores) return;
+    float nothing[MAX_DIM] = {0};
+    for (int64_t r = 0; r < a.rows; ++r) {
+        float score = a.null_scores[head * a.rows + r], one = 1;
+        join({highest + r, total + r, out + r * a.head_dim}, {&score, &one, nothing}, 1, a.head_dim);
+    }
 }

@@ -69,12 +69,24 @@ inline void gate_lanes(const float *gate, const float *up, int64_t n, float *out
         store_some(out + i, mul(ACTIVATION(load_some(gate + i, n - i)), load_some(up + i, n - i)), n - i);
 }
 
-// gate = activation(gate) * up
+// gate = g sigmoid(1.702 g) (u + 1), where g is the gate, at most 7, and u is up, from -7 to 7. A NaN stays one: `larger` gives its
+// second argument then.
+inline void clamped_swiglu(float *gate, const float *up, int64_t n) {
+    const Lanes least = all(-7.0f), one = all(1.0f), steep = all(1.702f);
+    for (int64_t i = 0; i < n; i += 16) {
+        const Lanes g = sub(zero(), larger(least, sub(zero(), load_some(gate + i, n - i))));
+        const Lanes u = sub(zero(), larger(least, sub(zero(), larger(least, load_some(up + i, n - i)))));
+        store_some(gate + i, mul(mul(g, sigmoid(mul(g, steep))), add(u, one)), n - i);
+    }
+}
+
+// gate = activation(gate) * up, or as said above
 void gate_with(Activation activation, float *gate, const float *up, int64_t n) {
     switch (activation) {
         case SILU: return gate_lanes<silu>(gate, up, n, gate);
         case GELU_TANH: return gate_lanes<gelu_tanh>(gate, up, n, gate);
         case SIGMOID: return gate_lanes<sigmoid>(gate, up, n, gate);
+        case CLAMPED_SWIGLU: return clamped_swiglu(gate, up, n);
         case GELU:
             for (int64_t i = 0; i < n; ++i) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     }

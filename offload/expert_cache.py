@@ -1,0 +1,141 @@
+"""Routed experts of which not all fit in memory: those used last stay, the others are read when a
+router has chosen them, all that a layer lacks at once.
+
+    slot       room for one expert of any layer
+    cache      slots of experts that stay until there is no room: the least recently used goes first
+    passing    a few slots that take turns, for a cell of prefill, which goes through most experts
+               of each layer: kept, they would push out one another before any is used again. As
+               long as there is room each layer keeps its share, which spreads reading evenly
+
+Which experts are at hand changes time alone. Knows neither files nor what is computed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import torch
+
+from .kept_tensors import Kept
+from .tier import aligned_bytes
+
+# How many are read at once: disks serve several reads faster than one.
+READERS = 4
+PASSING_SLOTS = READERS + 1
+
+Expert = tuple[int, int]  # layer, number
+Fill = Callable[[Expert, torch.Tensor], dict[str, Kept]]
+
+
+def fewest_slots(chosen: int) -> int:
+    """How many slots a model needs whose routers choose so many experts."""
+    return PASSING_SLOTS + chosen
+
+
+@dataclass
+class _Slot:
+    """coming gives which expert it holds, and its tensors; None: it never held one."""
+
+    buffer: torch.Tensor
+    coming: Future[tuple[Expert, dict[str, Kept]]] | None = None
+
+    def settle(self) -> None:
+        """Wait until nothing writes to it."""
+        if self.coming is not None:
+            wait([self.coming])
+
+    def has_failed(self) -> bool:
+        return self.coming.done() and self.coming.exception() is not None
+
+
+class ExpertCache:
+    """num_slots, of slot_bytes each. fill(expert, buffer) reads an expert into a slot and gives its
+    tensors by their names within the layer; called in several threads. num_layers: those that have
+    routed experts.
+
+    One thread asks at a time. An interruption leaves nothing to repair: a slot belongs to an expert
+    once its reading has begun, and is free as long as it belongs to none.
+    """
+
+    def __init__(self, fill: Fill, slot_bytes: int, num_slots: int, num_layers: int):
+        assert num_slots > PASSING_SLOTS, "an expert has no slot to stay in"
+        self._fill = fill
+        memory = aligned_bytes(num_slots * slot_bytes).view(num_slots, slot_bytes)
+        slots = [_Slot(buffer) for buffer in memory]
+        self._passing, self._slots = slots[:PASSING_SLOTS], slots[PASSING_SLOTS:]
+        self._layer_share = -(-len(self._slots) // num_layers)
+        self._held: OrderedDict[Expert, _Slot] = OrderedDict()  # the least recently used first
+        self._pool = ThreadPoolExecutor(READERS, "ebbtide-experts")
+        self.hits = self.misses = 0
+
+    def bring(
+        self, layer: int, numbers: Sequence[int], *, keeps: bool
+    ) -> Iterator[tuple[int, dict[str, Kept]]]:
+        """The tensors of a layer's experts, in the order of `numbers`; each is good until the next
+        is asked for. keeps: whether those that are read push out the least recently used ones.
+        Raises what reading raises.
+        """
+        wanted = [(layer, number) for number in numbers]
+        for expert in wanted:
+            if expert in self._held and self._held[expert].has_failed():
+                del self._held[expert]  # when nobody waited for it any more
+        lacking = deque(expert for expert in wanted if expert not in self._held)
+        self.hits += len(wanted) - len(lacking)
+        self.misses += len(lacking)
+        for expert in wanted:
+            if expert in self._held:
+                self._held.move_to_end(expert)
+        needed = set(wanted)  # of those that are held: they must not go before their turn
+        passing: dict[Expert, _Slot] = {}
+        for expert in wanted:
+            while lacking and self._begin(lacking[0], needed, passing, keeps):
+                lacking.popleft()
+            slot = passing.get(expert) or self._held[expert]
+            try:
+                found, tensors = slot.coming.result()
+            except BaseException:
+                self._held.pop(expert, None)
+                raise
+            assert found == expert, "a slot holds another expert"
+            yield expert[1], tensors
+            needed.discard(expert)
+            passing.pop(expert, None)
+
+    def close(self) -> None:
+        """Stop reading. May be called again."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
+
+    def _begin(
+        self, expert: Expert, needed: set[Expert], passing: dict[Expert, _Slot], keeps: bool
+    ) -> bool:
+        """Read an expert, if there is room for it now."""
+        slot = self._room(expert[0], needed, keeps)
+        if slot is not None:
+            self._read(expert, slot)
+            self._held[expert] = slot
+            return True
+        used = {id(slot) for slot in passing.values()}
+        slot = next((slot for slot in self._passing if id(slot) not in used), None)
+        if slot is None:
+            return False
+        self._read(expert, slot)
+        passing[expert] = slot
+        return True
+
+    def _room(self, layer: int, needed: set[Expert], keeps: bool) -> _Slot | None:
+        """A slot in which an expert of a layer may stay."""
+        if len(self._held) < len(self._slots):
+            if not keeps and sum(held[0] == layer for held in self._held) >= self._layer_share:
+                return None
+            used = {id(slot) for slot in self._held.values()}
+            return next(slot for slot in self._slots if id(slot) not in used)
+        victim = next((held for held in self._held if held not in needed), None) if keeps else None
+        return None if victim is None else self._held.pop(victim)
+
+    def _read(self, expert: Expert, slot: _Slot) -> None:
+        slot.settle()
+        slot.coming = self._pool.submit(lambda: (expert, self._fill(expert, slot.buffer)))

@@ -1,0 +1,184 @@
+"""Routed experts that are read when they are chosen: each is the right one, whatever was held,
+passed by, failed or was interrupted before; and a model that holds few of them gives the bits of
+one that holds all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_llm import TINY, hold_few_experts, open_small
+
+from ebbtide.offload.errors import StorageError
+from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache
+
+LAYERS, EXPERTS, CHOSEN = 3, 8, 3
+SLOT_BYTES = 64
+
+
+def number_of(expert) -> int:
+    return expert[0] * EXPERTS + expert[1]
+
+
+def fill(expert, buffer):
+    """A slot's bytes say whose they are."""
+    buffer.fill_(number_of(expert))
+    return {"w": buffer}
+
+
+def cache_of(num_stay: int, fill=fill) -> ExpertCache:
+    return ExpertCache(fill, SLOT_BYTES, PASSING_SLOTS + num_stay, LAYERS)
+
+
+def check(cache, layer: int, numbers, keeps: bool) -> None:
+    given = []
+    for number, tensors in cache.bring(layer, numbers, keeps=keeps):
+        assert set(tensors["w"].tolist()) == {number_of((layer, number))}
+        given.append(number)
+    assert given == list(numbers)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, LAYERS - 1),
+        st.sets(st.integers(0, EXPERTS - 1), min_size=1),
+        st.booleans(),  # keeps
+        st.integers(0, EXPERTS),  # how many are taken before an interruption
+        st.sets(st.integers(0, EXPERTS - 1), max_size=2),  # whose reads fail
+    ),
+    max_size=12,
+)
+
+
+@given(st.integers(1, 12), STEPS)
+@settings(max_examples=60)
+def test_whatever_came_before_each_slot_holds_what_was_asked_for(num_stay, steps):
+    failing = set()  # reads that go on after an interruption may fail or not
+
+    def fill_or_fail(expert, buffer):
+        if expert in failing:
+            buffer.fill_(255)  # half written
+            raise StorageError("a read failed")
+        return fill(expert, buffer)
+
+    cache, may_fail = cache_of(num_stay, fill_or_fail), False
+    try:
+        for layer, numbers, keeps, taken, fail in steps:
+            failing, may_fail = {(layer, number) for number in fail}, may_fail or bool(fail)
+            given = cache.bring(layer, sorted(numbers), keeps=keeps)
+            try:
+                for number, tensors in itertools.islice(given, taken):
+                    assert set(tensors["w"].tolist()) == {number_of((layer, number))}
+            except StorageError:
+                assert may_fail
+            given.close()
+        failing = set()
+        for layer in range(LAYERS):
+            for slot in cache._slots + cache._passing:
+                slot.settle()  # a read that failed while nobody waited is done again
+            check(cache, layer, range(EXPERTS), keeps=False)
+        assert len(cache._held) <= num_stay
+        assert len({id(slot) for slot in cache._held.values()}) == len(cache._held)
+    finally:
+        cache.close()
+
+
+def test_the_least_recently_used_expert_goes():
+    cache, held = cache_of(4), OrderedDict()
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        layer = int(torch.randint(0, LAYERS, (1,), generator=generator))
+        number = int(torch.randint(0, EXPERTS, (1,), generator=generator))
+        before = cache.hits
+        check(cache, layer, [number], keeps=True)
+        assert (cache.hits > before) == ((layer, number) in held)
+        held[layer, number] = None
+        held.move_to_end((layer, number))
+        if len(held) > 4:
+            held.popitem(last=False)
+    cache.close()
+
+
+def test_a_cell_of_prefill_leaves_its_share_to_each_layer_and_pushes_nothing_out():
+    cache = cache_of(2 * LAYERS)
+    for _ in range(2):
+        for layer in range(LAYERS):
+            check(cache, layer, range(EXPERTS), keeps=False)
+    # The first two of each layer were kept, and served the second time.
+    assert cache.hits == 2 * LAYERS
+    check(cache, 0, [6, 7], keeps=True)
+    held = set(cache._held)
+    check(cache, 1, range(EXPERTS), keeps=False)
+    assert set(cache._held) == held
+    cache.close()
+
+
+def test_all_that_a_layer_lacks_is_read_at_once():
+    arrived = threading.Barrier(CHOSEN, timeout=20)
+
+    def together(expert, buffer):
+        arrived.wait()
+        return fill(expert, buffer)
+
+    cache = cache_of(CHOSEN, together)
+    check(cache, 1, range(CHOSEN), keeps=True)
+    cache.close()
+
+
+IDS = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(4)).tolist()
+
+
+@pytest.mark.parametrize("bits", ["full", "8", "4"])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "qwen3-moe-dense", "gpt-oss", "qwen3.5-moe", "lfm2-moe"]
+)
+def test_few_experts_in_memory_change_no_bit(checkpoint, tmp_path, name, bits):
+    folder = checkpoint(name)
+    with open_small(folder, tmp_path, "8", weight_bits=bits, **TINY) as llm:
+        expected = llm.logits(IDS, prefill_tokens=140)
+        assert llm.plan.expert_slots == 0
+    with open_small(folder, tmp_path, "8", weight_bits=bits, **TINY) as llm:
+        hold_few_experts(llm, sweep_cells=3)
+        assert torch.equal(llm.logits(IDS, prefill_tokens=140), expected)
+        store = llm.admission.weights
+        assert store._experts.misses > 0 and store.bytes_streamed > 0
+        assert torch.equal(llm.logits(IDS, prefill_tokens=140), expected)
+
+
+def test_an_expert_is_read_once_for_the_cells_of_a_sweep(checkpoint, tmp_path):
+    read = []
+    for cells in (1, 4):
+        with open_small(checkpoint("mixtral"), tmp_path, "8", **TINY) as llm:
+            hold_few_experts(llm, sweep_cells=cells)
+            llm.logits(IDS[:128])
+            read.append(llm.admission.weights._experts.misses)
+    assert read[1] < read[0] / 2
+
+
+def test_after_a_read_that_failed_the_next_run_is_right(checkpoint, tmp_path, monkeypatch):
+    with open_small(checkpoint("mixtral"), tmp_path, "8", weight_bits="8", **TINY) as llm:
+        hold_few_experts(llm)
+        expected = llm.logits(IDS[:100], prefill_tokens=80)
+        cache, count = llm.admission.weights._experts, 0
+        original = cache._fill
+
+        def fill_or_fail(expert, buffer):
+            nonlocal count
+            count += 1
+            if count % 7 == 0:
+                buffer.fill_(255)
+                raise StorageError("a read failed")
+            return original(expert, buffer)
+
+        with monkeypatch.context() as failing:
+            failing.setattr(cache, "_fill", fill_or_fail)
+            for _ in range(3):
+                with pytest.raises(StorageError, match="a read failed"):
+                    llm.logits(IDS[:100], prefill_tokens=80)
+        assert torch.equal(llm.logits(IDS[:100], prefill_tokens=80), expected)
