@@ -378,6 +378,13 @@ class _Filling:
             return 0
         return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
 
+    def _attended_share(self) -> float:
+        """Of all spans, those that a token attends to where none are selected: of a layer with a
+        window its last ones."""
+        spans, tokens = self.geometry.num_spans(self.request.context), self.geometry.span_tokens
+        seen = [spans if w is None else min(spans, w // tokens + 2) for w in self.config.kv_windows]
+        return sum(seen) / max(1, self.num_spans)
+
     @property
     def _spare_spans(self) -> int:
         """A fork copies the last span of each layer before it writes to it."""
@@ -437,7 +444,8 @@ class _Filling:
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
         bounded = self.selects and not self.selects_drafts
-        decode = {tier: 0 if bounded else count * span for tier, count in far.items()}
+        attended = 0.0 if bounded else self._attended_share()
+        decode = {tier: int(attended * count * span) for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.head_bytes() if head_resident else 0
         decode[fast] += 2 * States.num_bytes(config.recurrent)  # read and written

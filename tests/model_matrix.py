@@ -274,7 +274,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "gpt-oss-global": Variant(
         "GptOss",
-        "no biases of projections, no local layers; one expert for a token",
+        "no biases of projections, no local layers; experts of which one is chosen",
         {
             "num_local_experts": 2,
             "num_experts_per_tok": 1,

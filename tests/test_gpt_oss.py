@@ -132,8 +132,8 @@ def test_damaged_experts_are_named(folders, tmp_path, name, make, says):
     ("fields", "says"),
     [
         ({"swiglu_limit": 5.0}, "swiglu_limit is not 7.0"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "already quantised .'fp8'"),
-        ({"quantization_config": "mxfp4x"}, "already quantised .'mxfp4x'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "already quantised .fp8"),
+        ({"quantization_config": "mxfp4x"}, "already quantised .mxfp4x"),
         ({"num_experts_per_tok": 9}, "9 of 6 experts cannot be chosen"),
     ],
 )

@@ -247,6 +247,17 @@ def test_where_windows_are_attended_whole_memory_keeps_far_planes():
     assert plan.hot_records == plan.num_spans * geometry.records_per_span // 10
 
 
+def test_a_token_reads_of_a_layer_with_a_window_its_last_spans():
+    limits, reads = Limits(None, 1 << 34, 0, 50 * MiB), []
+    for windows in ((None,) * 4, (4096, None, 4096, None)):
+        config = replace(MODELS["small"], windows=windows)
+        geometry = choose_geometry(config, "8")
+        plan = make_plan(facts_of(config), geometry, limits, Request(60_000))
+        reads.append(plan.decode_bytes["host"] // geometry.span_bytes)
+    spans = geometry.num_spans(60_000)
+    assert reads[0] - reads[1] == 2 * (spans - 4096 // geometry.span_tokens - 2)
+
+
 def test_all_far_planes_lie_in_memory_where_they_fit():
     plan, _ = selecting_plan(1024)
     assert (plan.far_spans["disk"], plan.hot_records) == (0, 0)

@@ -1,0 +1,161 @@
+"""A mixture of experts in less memory than its weights take: loading, prefill and decode by budget.
+
+    python benchmarks/experts.py FOLDER [--host-memory 14GiB 8GiB 4GiB] [--tokens 512] [--decode 24]
+                                 [--whole-layers] [--cached]
+
+Experts that are not in memory are read when a router has chosen them. --whole-layers streams layers
+with all their experts instead, as dense models are streamed, for comparison. The system's cache of
+the model's files is emptied all the while, as if there were no memory for it; --cached leaves it.
+With random weights routers choose nearly evenly, which is the worst case for what is kept.
+
+Prints for each budget: seconds to load, tokens/s of prefill, ms and MB from disk of a decoded token
+(medians, after a quarter of them), the share of chosen experts that were in memory, and the peak of
+the resident set. Each run is a process of its own. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else torch's threads spin while they wait
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from ebbtide import LLM, Budget
+from ebbtide.offload.bandwidth import measure_disk, measure_memory
+from ebbtide.offload.options import Options
+from ebbtide.offload.output import peak_rss_bytes
+from ebbtide.offload.plan import Loaded
+
+
+class NoFileCache:
+    """While entered, the system keeps none of a folder's files in memory for long."""
+
+    def __init__(self, folder: Path):
+        self._files = [os.open(path, os.O_RDONLY) for path in folder.glob("*.safetensors")]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._empty, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _empty(self) -> None:
+        while not self._ended.wait(0.02):
+            for file in self._files:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def one(given: argparse.Namespace, host_memory: str) -> dict:
+    """One budget, in this process."""
+    context = given.tokens + given.decode + 1
+    budget = Budget(host_memory=host_memory, disk_memory="64GiB")
+    llm = LLM(Options(model=str(given.folder), budget=budget, context=context, draft=False))
+    if given.whole_layers:
+        _stream_layers(llm, context)
+    began = time.perf_counter()
+    session = llm.open_session(context, sequences=1)
+    loaded_s = time.perf_counter() - began
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, llm.config.vocab_size, (given.tokens,), generator=generator).tolist()
+    began = time.perf_counter()
+    session.append(ids, process=False)
+    session.last_logits()
+    prefill_s = time.perf_counter() - began
+    store, times, read = llm.admission.weights, [], []
+    cache = store._experts
+    before = (cache.hits, cache.misses) if cache is not None else (0, 0)
+    for token in ids[: given.decode]:
+        began, streamed = time.perf_counter(), store.bytes_streamed
+        session.append([token], process=False)
+        session.last_logits()
+        times.append(time.perf_counter() - began)
+        read.append(store.bytes_streamed - streamed)
+    steady = slice(given.decode // 4, None)
+    found = {
+        "host_memory": host_memory,
+        "expert_slots": llm.plan.expert_slots,
+        "num_experts": llm.plan.num_experts,
+        "layers_streamed": llm.plan.layers_streamed,
+        "sweep_cells": llm.plan.sweep_cells,
+        "load_s": loaded_s,
+        "prefill_tokens_per_s": given.tokens / prefill_s,
+        "decode_ms": 1e3 * statistics.median(times[steady]),
+        "disk_mb": statistics.median(read[steady]) / 1e6,
+        "budget_bytes": llm.plan.budget_bytes["host"],
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    if cache is not None:
+        hits, misses = cache.hits - before[0], cache.misses - before[1]
+        found["hit_rate"] = hits / (hits + misses)
+    return found
+
+
+def _stream_layers(llm: LLM, context: int) -> None:
+    """As few as the budget allows."""
+    original = llm.admission.plan
+    for layers in range(llm.config.num_layers + 1):
+        loaded = Loaded(layers, True)
+        if original(context, 1, loaded=loaded).fits:
+            break
+    llm.admission.plan = lambda context, sequences=1, **request: original(
+        context, sequences, **{**request, "loaded": loaded}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--host-memory", nargs="+", default=["14GiB", "8GiB", "4GiB"])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=24)
+    parser.add_argument("--whole-layers", action="store_true", help="stream them, experts and all")
+    parser.add_argument("--cached", action="store_true", help="leave files in the system's cache")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        if given.cached:
+            print(json.dumps(one(given, given.host_memory[0])))
+        else:
+            with NoFileCache(given.folder):
+                print(json.dumps(one(given, given.host_memory[0])))
+        return
+    bandwidth = {
+        "memory": measure_memory().all_threads_bytes_per_s,
+        "disk": measure_disk(given.folder).sequential_bytes_per_s,
+    }
+    print(" ".join(f"{name} {speed / 1e9:.1f} GB/s" for name, speed in bandwidth.items()))
+    flags = [flag for flag in ("--whole-layers", "--cached") if flag in sys.argv]
+    rows = []
+    for budget in given.host_memory:
+        command = [sys.executable, __file__, str(given.folder), "--one", "--host-memory", budget]
+        command += ["--tokens", str(given.tokens), "--decode", str(given.decode), *flags]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(
+            f"{budget:>8}: {row['expert_slots'] or row['num_experts']:4} of {row['num_experts']} "
+            f"experts in memory, {row['layers_streamed']} layers streamed; load "
+            f"{row['load_s']:.1f} s; prefill {row['prefill_tokens_per_s']:.1f} tokens/s; decode "
+            f"{row['decode_ms']:.0f} ms, {row['disk_mb']:.0f} MB from disk, hit rate "
+            f"{row.get('hit_rate', 1):.2f}; peak {row['peak_rss_bytes'] / 2**20:,.0f} MiB of "
+            f"{row['budget_bytes'] / 2**20:,.0f}",
+            flush=True,
+        )
+    print(json.dumps({"bandwidth": bandwidth, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
