@@ -2,9 +2,9 @@
 chose for the row, and perhaps one more that all rows share.
 
 Only chosen experts are multiplied, each once for all the rows of a cell that chose it; a row alone
-takes one call of the compiled kernels for each, where they serve. A row keeps its place in the tile
-that it is multiplied in (its own modulo ROW_TILE), because its bits may depend on that; which rows
-stand beside it changes nothing. Knows no norms and no residual.
+takes one call of the compiled kernels for each, where they serve. By the reference a row keeps its
+place in the tile that it is multiplied in (its own modulo ROW_TILE), because its bits may depend on
+that; which rows stand beside it changes nothing. Knows no norms and no residual.
 """
 
 from __future__ import annotations
@@ -85,11 +85,15 @@ class _Routed:
         picked = hit.any(-1)
         if not picked.any():
             return
+        share = (self.weights * hit).sum(-1, keepdim=True)[picked]
+        if native_for(self.h) is not None:  # whose rows have the same bits in any place
+            result = _expert(own, self.h[picked], activation, experts, number)
+            self.out[picked] += result * share
+            return
         places, count = _places(picked)
         gathered = self.h.new_zeros(count, self.h.shape[1])
         gathered[places] = self.h[picked]
         result = _expert(own, gathered, activation, experts, number)
-        share = (self.weights * hit).sum(-1, keepdim=True)[picked]
         self.out[picked] += result[places] * share
 
     def add_shared(self, w: LayerTensors, activation: str, experts: Experts) -> None:
@@ -167,12 +171,10 @@ def _route(
 
 def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Where picked rows (n,) bool go in a buffer of whole tiles, and how many rows that has: row i
-    goes to the first tile whose place i % ROW_TILE is free. Where there are no whole tiles, rows
-    are multiplied whose bits depend on no place: one, or a few by the compiled kernels.
+    goes to the first tile whose place i % ROW_TILE is free. A row alone is one.
     """
-    if len(picked) % ROW_TILE:
-        count = int(picked.sum())
-        return torch.arange(count, device=picked.device), count
+    if len(picked) == 1:
+        return torch.zeros(1, dtype=torch.long, device=picked.device), 1
     grid = picked.view(-1, ROW_TILE)
     tile = grid.long().cumsum(0) - 1
     places = tile * ROW_TILE + torch.arange(ROW_TILE, device=picked.device)

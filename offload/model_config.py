@@ -230,8 +230,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     method = method.get("quant_method") if isinstance(method, dict) else method
     if method and method != family.quantised:
         raise UnsupportedModel(
-            f"{path}: the checkpoint is already quantised ({str(method)[:60]}). Use the unquantised "
-            "model; --weight-bits 8 or 4 quantises it while loading."
+            f"{path}: the checkpoint is already quantised ({str(method)[:60]}). "
+            "Use the unquantised model; --weight-bits 8 or 4 quantises it while loading."
         )
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)

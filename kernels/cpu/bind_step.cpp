@@ -65,13 +65,16 @@ void add_expert(const std::vector<int64_t> &numbers, uintptr_t x, double share, 
     if (products.size() != 2 && products.size() != 3) throw std::invalid_argument("this is not an expert");
     const Product &down = products.back();
     const int64_t inner = down.matrix.in, hidden = down.matrix.out;
-    if (products[0].matrix.out != (products.size() == 3 ? inner : 2 * inner)) throw std::invalid_argument("this is not an expert");
+    const bool is_in_turn = products.size() == 2;
+    if (products[0].matrix.out != (is_in_turn ? 2 * inner : inner) || products[products.size() - 2].matrix.out != products[0].matrix.out ||
+        products[products.size() - 2].matrix.in != products[0].matrix.in)
+        throw std::invalid_argument("this is not an expert");
     Row row(at<const float>(x), products[0].matrix.in);
     float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden ? inner : hidden);
-    if (products.size() == 3)
-        multiply_gate(products[0], products[1], row, (Activation)activation, gate, up, threads);
-    else
+    if (is_in_turn)
         multiply_gate_in_turn(products[0], row, (Activation)activation, gate, up, Scratch::of(scratch.normed, 2 * inner), threads);
+    else
+        multiply_gate(products[0], products[1], row, (Activation)activation, gate, up, threads);
     Row gated(gate, inner);
     const Target target{&down, up};
     multiply_each(gated, &target, 1, threads);
