@@ -124,15 +124,16 @@ def _with_drafts(
     plan: Plan, facts: Facts, geometry: Geometry, limits: Limits, request: Request
 ) -> Plan | None:
     """The plan with what is needed to guess tokens by few pages, where it fits and is worth it:
-    not where few are read anyway."""
+    not where few are read anyway, or where a guess reads as many weights as a token."""
     on_disk = plan.far_spans["disk"]
-    reads_pages = plan.fits and plan.near_resident and on_disk and not plan.layers_streamed
+    reads_weights = plan.layers_streamed or plan.expert_slots
+    reads_pages = plan.fits and plan.near_resident and on_disk and not reads_weights
     may_select = geometry.may_select(facts.config) and not plan.selects
     if not (request.drafts and reads_pages and may_select):
         return None
     geometry = geometry.selecting(facts.config)
     drafting = _Filling(facts, geometry, limits, request, selects_drafts=True).plan()
-    in_memory = drafting.head_resident and not drafting.layers_streamed
+    in_memory = drafting.loaded == Loaded(0, True)
     # Where guesses are wrong, all that had to leave memory for them is read for each token.
     worth_it = 0 < drafting.far_spans["disk"] <= _MOST_MOVED_OUT * on_disk
     return drafting if drafting.fits and in_memory and worth_it else None
