@@ -32,6 +32,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.bandwidth import measure_disk, measure_memory
+from ebbtide.offload.expert_cache import PASSING_SLOTS
 from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
 from ebbtide.offload.plan import Loaded
@@ -86,7 +87,9 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     steady = slice(given.decode // 4, None)
     found = {
         "host_memory": host_memory,
-        "expert_slots": llm.plan.expert_slots,
+        "experts_held": llm.plan.expert_slots - PASSING_SLOTS
+        if llm.plan.expert_slots
+        else llm.plan.num_experts,
         "num_experts": llm.plan.num_experts,
         "layers_streamed": llm.plan.layers_streamed,
         "sweep_cells": llm.plan.sweep_cells,
@@ -146,7 +149,7 @@ def main() -> None:
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
         print(
-            f"{budget:>8}: {row['expert_slots'] or row['num_experts']:4} of {row['num_experts']} "
+            f"{budget:>8}: {row['experts_held']:4} of {row['num_experts']} "
             f"experts in memory, {row['layers_streamed']} layers streamed; load "
             f"{row['load_s']:.1f} s; prefill {row['prefill_tokens_per_s']:.1f} tokens/s; decode "
             f"{row['decode_ms']:.0f} ms, {row['disk_mb']:.0f} MB from disk, hit rate "

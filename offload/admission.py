@@ -21,8 +21,8 @@ from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
 from .output import Progress
-from .plan import Loaded, Plan
-from .planner import Request, fewest_hot_records, make_plan
+from .plan import Loaded, Plan, Request
+from .planner import fewest_hot_records, make_plan
 from .runtime import Runtime
 from .weights import WeightStore
 
@@ -87,7 +87,8 @@ class Admission:
         short = self.plan(min(most, 4 * cell), sequences)
         loaded = self._loaded or short.loaded
         if loaded.expert_slots:  # a longer text may take the room of some experts
-            loaded = loaded._replace(expert_slots=-(-loaded.expert_slots // 2))
+            few = max(self.facts.fewest_expert_slots, loaded.expert_slots // 2)
+            loaded = loaded._replace(expert_slots=few)
         largest = self.plan(min(most, 4 * cell), sequences, loaded=loaded).largest_context
         return max(1, min(most, largest))
 
@@ -113,7 +114,7 @@ class Admission:
                 plan.fits
                 and plan.near_resident
                 # Below some limit weights stream, and leave their room to pages.
-                and plan.loaded == whole.loaded
+                and _ways(plan.loaded) == _ways(whole.loaded)
                 and in_memory > share * plan.num_spans
             )
 
@@ -138,6 +139,8 @@ class Admission:
         called while weights load. request: see Request. Raises DoesNotFit.
         """
         plan = self.plan(context, sequences, loaded=self._loaded, **request)
+        if not plan.fits and self._loaded is not None and self._loaded.expert_slots:
+            plan = self.plan(context, sequences, loaded=self._loaded, shrinks=True, **request)
         if not plan.fits and self._loaded is not None and not self._open_runtimes():
             plan = self.plan(context, sequences, **request)
         plan.raise_if_unfit()
@@ -186,6 +189,11 @@ class Admission:
     def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
         if self.weights is not None and self._loaded == plan.loaded:
             return
+        if self.weights is not None and _ways(self._loaded) == _ways(plan.loaded):
+            if plan.expert_slots < self._loaded.expert_slots:
+                self.weights.shrink_experts(plan.expert_slots)
+                self._loaded = plan.loaded
+                return
         self.close()  # loading may be interrupted
         began = time.perf_counter()
 
@@ -207,3 +215,8 @@ class Admission:
             on_load=on_load,
         )
         self._loaded, self.load_s = plan.loaded, time.perf_counter() - began
+
+
+def _ways(loaded: Loaded) -> Loaded:
+    """How weights are held, however many experts are in memory."""
+    return loaded._replace(expert_slots=min(1, loaded.expert_slots))

@@ -12,10 +12,10 @@ Which experts are at hand changes time alone. Knows neither files nor what is co
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -35,20 +35,44 @@ def fewest_slots(chosen: int) -> int:
     return PASSING_SLOTS + chosen
 
 
-@dataclass
-class _Slot:
-    """coming gives which expert it holds, and its tensors; None: it never held one."""
+class _Reading:
+    """An expert on its way into a slot."""
 
-    buffer: torch.Tensor
-    coming: Future[tuple[Expert, dict[str, Kept]]] | None = None
+    def __init__(self, expert: Expert):
+        self.expert = expert
+        self._done = threading.Event()
+        self._tensors: dict[str, Kept] | None = None
+        self._error: BaseException | None = None
 
-    def settle(self) -> None:
-        """Wait until nothing writes to it."""
-        if self.coming is not None:
-            wait([self.coming])
+    def run(self, fill: Fill, buffer: torch.Tensor) -> None:
+        try:
+            self._tensors = fill(self.expert, buffer)
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def result(self) -> dict[str, Kept]:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._tensors
 
     def has_failed(self) -> bool:
-        return self.coming.done() and self.coming.exception() is not None
+        return self._done.is_set() and self._error is not None
+
+
+class _Slot:
+    """reading: the last that was begun; only that one may write, one at a time."""
+
+    def __init__(self, num_bytes: int):
+        self.buffer = aligned_bytes(num_bytes)
+        self.reading: _Reading | None = None
+        self._writing = threading.Lock()
+
+    def fill(self, fill: Fill, reading: _Reading) -> None:
+        with self._writing:
+            if self.reading is reading:  # nobody has taken the slot for another expert
+                reading.run(fill, self.buffer)
 
 
 class ExpertCache:
@@ -57,16 +81,16 @@ class ExpertCache:
     routed experts.
 
     One thread asks at a time. An interruption leaves nothing to repair: a slot belongs to an expert
-    once its reading has begun, and is free as long as it belongs to none.
+    once its reading is under way, and is free as long as it belongs to none; whoever takes a free
+    slot takes it from a reading that nobody waits for.
     """
 
     def __init__(self, fill: Fill, slot_bytes: int, num_slots: int, num_layers: int):
         assert num_slots > PASSING_SLOTS, "an expert has no slot to stay in"
-        self._fill = fill
-        memory = aligned_bytes(num_slots * slot_bytes).view(num_slots, slot_bytes)
-        slots = [_Slot(buffer) for buffer in memory]
+        self._fill, self._num_layers = fill, num_layers
+        # Each in memory of its own, which is given back when others need it.
+        slots = [_Slot(slot_bytes) for _ in range(num_slots)]
         self._passing, self._slots = slots[:PASSING_SLOTS], slots[PASSING_SLOTS:]
-        self._layer_share = -(-len(self._slots) // num_layers)
         self._held: OrderedDict[Expert, _Slot] = OrderedDict()  # the least recently used first
         self._pool = ThreadPoolExecutor(READERS, "ebbtide-experts")
         self.hits = self.misses = 0
@@ -80,7 +104,7 @@ class ExpertCache:
         """
         wanted = [(layer, number) for number in numbers]
         for expert in wanted:
-            if expert in self._held and self._held[expert].has_failed():
+            if expert in self._held and self._held[expert].reading.has_failed():
                 del self._held[expert]  # when nobody waited for it any more
         lacking = deque(expert for expert in wanted if expert not in self._held)
         self.hits += len(wanted) - len(lacking)
@@ -93,21 +117,33 @@ class ExpertCache:
         for expert in wanted:
             while lacking and self._begin(lacking[0], needed, passing, keeps):
                 lacking.popleft()
-            slot = passing.get(expert) or self._held[expert]
+            reading = (passing.get(expert) or self._held[expert]).reading
+            assert reading.expert == expert, "a slot holds another expert"
             try:
-                found, tensors = slot.coming.result()
+                tensors = reading.result()
             except BaseException:
                 self._held.pop(expert, None)
                 raise
-            assert found == expert, "a slot holds another expert"
             yield expert[1], tensors
             needed.discard(expert)
             passing.pop(expert, None)
 
+    def shrink(self, num_slots: int) -> None:
+        """Give the memory of all but so many slots back; the least recently used experts go."""
+        keep = num_slots - PASSING_SLOTS
+        assert 0 < keep <= len(self._slots)
+        while len(self._held) > keep:
+            self._held.popitem(last=False)
+        held = list(self._held.values())
+        used = {id(slot) for slot in held}
+        free = [slot for slot in self._slots if id(slot) not in used]
+        self._slots = held + free[: keep - len(held)]
+
     def close(self) -> None:
-        """Stop reading. May be called again."""
+        """Stop reading, and let go of all memory. May be called again."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._held.clear()
+        self._slots, self._passing = [], []
 
     def _begin(
         self, expert: Expert, needed: set[Expert], passing: dict[Expert, _Slot], keeps: bool
@@ -129,7 +165,8 @@ class ExpertCache:
     def _room(self, layer: int, needed: set[Expert], keeps: bool) -> _Slot | None:
         """A slot in which an expert of a layer may stay."""
         if len(self._held) < len(self._slots):
-            if not keeps and sum(held[0] == layer for held in self._held) >= self._layer_share:
+            layer_share = -(-len(self._slots) // self._num_layers)
+            if not keeps and sum(held[0] == layer for held in self._held) >= layer_share:
                 return None
             used = {id(slot) for slot in self._held.values()}
             return next(slot for slot in self._slots if id(slot) not in used)
@@ -137,5 +174,5 @@ class ExpertCache:
         return None if victim is None else self._held.pop(victim)
 
     def _read(self, expert: Expert, slot: _Slot) -> None:
-        slot.settle()
-        slot.coming = self._pool.submit(lambda: (expert, self._fill(expert, slot.buffer)))
+        reading = slot.reading = _Reading(expert)
+        self._pool.submit(slot.fill, self._fill, reading)

@@ -7,10 +7,9 @@ from functools import cached_property
 
 import torch
 
-from .checkpoint import MXFP4
-from .expert_cache import READERS
+from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
-from .kept_tensors import converts, stored_bytes
+from .kept_tensors import converts, keeps_experts, stored_bytes
 from .model_config import ModelConfig
 from .skeleton import expert_names, layer_of
 from .weights import HEAD_BLOCK_ROWS
@@ -86,6 +85,12 @@ class Facts:
         return len(self._experts)
 
     @property
+    def fewest_expert_slots(self) -> int:
+        """That the model runs with; 0 where no layer has routed experts."""
+        chosen = max((e.chosen for e in self.config.experts if e is not None), default=0)
+        return fewest_slots(chosen) if chosen else 0
+
+    @property
     def experts_bytes(self) -> int:
         """Of all of them."""
         return sum(self._experts.values())
@@ -113,7 +118,8 @@ class Facts:
     @property
     def keeps_experts(self) -> bool:
         """Whether experts are converted once, to a scratch file."""
-        return self.converts and any(of[2] != MXFP4 for of in self._expert_matrices)
+        dtypes = [dtype for _, _, dtype in self._expert_matrices]
+        return keeps_experts(self.config, self.weight_bits, dtypes)
 
     @property
     def expert_staging_bytes(self) -> int:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +33,14 @@ Kept = torch.Tensor | QuantisedWeight
 def converts(config: ModelConfig, bits: int | None) -> bool:
     """Whether layers are kept otherwise than they lie in the files, where weights have `bits`."""
     return bits is not None or any(kind.by_columns for kind in config.stacked)
+
+
+def keeps_experts(config: ModelConfig, bits: int | None, dtypes: Iterable[torch.dtype]) -> bool:
+    """Whether routed experts whose matrices have such dtypes in the files are converted once, to a
+    scratch file, where they are read one by one. What comes in four bits is converted each time
+    that it is read, which takes a part of the reading.
+    """
+    return converts(config, bits) and any(dtype != MXFP4 for dtype in dtypes)
 
 
 def kept_bits(name: str, dtype: torch.dtype, bits: int | None) -> int | None:
@@ -107,17 +114,23 @@ class TensorLoader:
         if len(ref.shape) != 2:
             return arena.keep(self._checkpoint.read(name).float())
         if ref.dtype == MXFP4:
-            with _naming(name):
-                packed = self._checkpoint.read_mxfp4(name, self._staging)
+            packed = self._checkpoint.read_mxfp4(name, self._staging)
+            try:
                 return repack_mxfp4(*packed, arena.empty, self._threads)
+            except FloatingPointError as error:
+                raise BadCheckpoint(
+                    f"{ref.path}: {name}: {error}. The file is damaged; download it again."
+                ) from error
         if bits is None:
             return self._checkpoint.read(name, arena.take(ref.num_bytes))
         return self.quantise(name, ref, bits, arena.empty)
 
     def quantise(self, name: str, ref: TensorRef, bits: int, empty=torch.empty) -> QuantisedWeight:
         """What lies at a place, a matrix of that name or a part of it."""
-        with _naming(name):
+        try:
             return quantise_weight(self._checkpoint.read_ref(ref, self._staging), bits, empty)
+        except FloatingPointError as error:
+            raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
 
 
 def staging_bytes(ref: TensorRef, bits: int | None) -> int:
@@ -125,15 +138,6 @@ def staging_bytes(ref: TensorRef, bits: int | None) -> int:
     if ref.dtype == MXFP4:
         return ref.num_bytes + ref.scales.num_bytes
     return 0 if bits is None else ref.num_bytes
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Says which tensor could not be quantised."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
 
 
 class Scratch:
@@ -201,7 +205,8 @@ def _flat(tensors: dict[str, Kept]) -> list[tuple[str, object, list[torch.Tensor
 
 
 def _rebuilder(tensor: QuantisedWeight):
-    kept = replace(tensor, codes=tensor.codes[:0], scales=tensor.scales[:0])
+    # Of its own memory nothing stays: not even an empty view, which would keep all of it.
+    kept = replace(tensor, codes=tensor.codes.new_empty(0), scales=tensor.scales.new_empty(0))
     return lambda parts: replace(kept, codes=parts[0], scales=parts[1])
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .budget import format_size
 from .errors import ContextOverflow, DoesNotFit
+from .expert_cache import PASSING_SLOTS
 
 
 class Loaded(NamedTuple):
@@ -19,6 +20,26 @@ class Loaded(NamedTuple):
     layers_streamed: int
     head_resident: bool
     expert_slots: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is for.
+
+    context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
+    choose. text: whether prompts come as text. loaded: how weights lie that are loaded already;
+    shrinks: experts among them may give up room. output_bytes: of what the caller gets, such as
+    logits. drafts: whether tokens may be guessed, as far as there is memory for that.
+    """
+
+    context: int
+    sequences: int = 1
+    sweep_cells: int = 0
+    text: bool = True
+    loaded: Loaded | None = None
+    shrinks: bool = False
+    output_bytes: int = 0
+    drafts: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,8 +169,8 @@ class Plan:
             )
         if self.expert_slots:
             lines.append(
-                f"  experts {self.expert_slots} of {self.num_experts} in memory; others are read "
-                "from disk when they are chosen"
+                f"  experts {self.expert_slots - PASSING_SLOTS} of {self.num_experts} in memory; "
+                "others are read from disk when they are chosen"
             )
         ceiling = self.decode_ceiling_tokens_per_s
         if ceiling:

@@ -16,14 +16,14 @@ guessing tokens by few pages, if that moves few others out of memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean as mean
 
 from .budget import Limits
-from .expert_cache import PASSING_SLOTS, fewest_slots
+from .expert_cache import PASSING_SLOTS
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
-from .plan import Loaded, Plan
+from .plan import Loaded, Plan, Request
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
 from .states import States
 
@@ -51,25 +51,6 @@ def fewest_hot_records(geometry: Geometry, num_spans: int, *, for_drafts: bool =
 def staging_slots(span_bytes: int, num_spans: int) -> int:
     """How many spans may be on their way from disk at once; num_spans: of all layers."""
     return max(_FEWEST_SLOTS, min(_STAGING_BYTES // span_bytes, int(_STAGING_SHARE * num_spans)))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is for.
-
-    context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
-    choose. text: whether prompts come as text. loaded: how weights lie that are loaded already.
-    output_bytes: of what the caller gets, such as logits. drafts: whether tokens may be guessed, as
-    far as there is memory for that.
-    """
-
-    context: int
-    sequences: int = 1
-    sweep_cells: int = 0
-    text: bool = True
-    loaded: Loaded | None = None
-    output_bytes: int = 0
-    drafts: bool = False
 
 
 def make_plan(
@@ -280,8 +261,12 @@ class _Filling:
         take them; else as many routed experts as do; else the fewest streamed layers. The head
         streams last.
         """
-        if self.request.loaded is not None:
-            return self.request.loaded
+        loaded = self.request.loaded
+        if loaded is not None:
+            if not (self.request.shrinks and loaded.expert_slots):
+                return loaded
+            slots = self._expert_slots(sweep, loaded.head_resident, loaded.expert_slots)
+            return loaded._replace(expert_slots=slots or self.facts.fewest_expert_slots)
         nearest = None  # what to name the shortage of, when nothing fits
         for head_resident in (True, False):
             for held in self._ways_to_hold(sweep, head_resident):
@@ -297,21 +282,21 @@ class _Filling:
     def _ways_to_hold(self, sweep: int, head_resident: bool) -> Iterator[Loaded]:
         """Best first."""
         yield Loaded(0, head_resident)
-        slots = self._expert_slots(sweep, head_resident)
+        slots = self._expert_slots(sweep, head_resident, self.facts.num_experts)
         if slots:
             yield Loaded(0, head_resident, slots)
         for streamed in range(1, len(self.layers) + 1):
             yield Loaded(streamed, head_resident)
 
-    def _expert_slots(self, sweep: int, head_resident: bool) -> int:
-        """How many slots for routed experts to have; 0: there is no room for as few as it takes.
+    def _expert_slots(self, sweep: int, head_resident: bool, most: int) -> int:
+        """How many slots for routed experts to have, `most` at most; 0: there is no room for as few
+        as it takes.
 
         Far planes come first: a token reads all of them, and of experts those that it chooses.
         Where pages are selected and do not all fit, half of what is left is for either.
         """
-        chosen = max((e.chosen for e in self.config.experts if e is not None), default=0)
-        fewest = fewest_slots(chosen)
-        if not chosen or self.on_device or fewest > self.facts.num_experts:
+        fewest = self.facts.fewest_expert_slots
+        if not fewest or self.on_device or fewest > most:
             return 0
 
         def fits(slots: int) -> bool:
@@ -324,14 +309,15 @@ class _Filling:
         if not fits(fewest):
             return 0
         if not spills(fewest):
-            return self._most(fewest, lambda slots: fits(slots) and not spills(slots))
+            return self._most(fewest, most, lambda slots: fits(slots) and not spills(slots))
         chooses = self.selects and not self.selects_drafts
-        most = self._most(fewest, fits) if chooses else fewest
+        most = self._most(fewest, most, fits) if chooses else fewest
         return (fewest + most) // 2
 
-    def _most(self, fewest: int, is_good: Callable[[int], bool]) -> int:
+    @staticmethod
+    def _most(fewest: int, most: int, is_good: Callable[[int], bool]) -> int:
         """The most slots that are good, where fewer are; `fewest` are."""
-        low, high = fewest, self.facts.num_experts + 1
+        low, high = fewest, most + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if is_good(middle) else (low, middle)

@@ -25,7 +25,7 @@ from ..kernels.matmul import linear
 from ..kernels.norm import rms_norm
 from ..kernels.quantised import QuantisedWeight
 from ..kernels.step import BlockProduct, native_for
-from .checkpoint import MXFP4, Checkpoint, RowReader, TensorRef
+from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
 from .kept_tensors import (
     Arena,
@@ -34,6 +34,7 @@ from .kept_tensors import (
     TensorLoader,
     aligned,
     converts,
+    keeps_experts,
     stored_bytes,
 )
 from .model_config import ModelConfig
@@ -112,8 +113,6 @@ class WeightStore:
             if layer is not None and name not in apart:
                 self._names[layer].append(name)
         self._bytes_streamed = 0
-        # Of each layer that attends, if it has some: (num_heads,) float32.
-        self.null_scores = [self._read_null_scores(layer) for layer in config.kv_layers]
         self._scratch: Scratch | None = None
         self._experts: ExpertCache | None = None
         self._of_thread = threading.local()  # a loader of its own for each that reads experts
@@ -124,6 +123,8 @@ class WeightStore:
         # By layer, see kernels.effect: found by whoever selects pages, and good for all requests.
         self.output_norms: dict[int, torch.Tensor] = {}
         try:
+            # Of each layer that attends, if it has some: (num_heads,) float32.
+            self.null_scores = [self._read_null_scores(layer) for layer in config.kv_layers]
             self._load(
                 on_load or (lambda done, total: None), expert_slots, head_resident, spill_dir
             )
@@ -252,7 +253,9 @@ class WeightStore:
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
         if self._experts is not None:
+            self._bytes_streamed = self.bytes_streamed
             self._experts.close()
+            self._experts = None
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
@@ -288,7 +291,7 @@ class WeightStore:
         ref = self.checkpoint.refs[name]
         return stored_bytes(name, ref.shape, ref.dtype, self._bits)
 
-    def _to_device(self, tensors: LayerTensors) -> LayerTensors:
+    def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def _head_ranges(self) -> list[tuple[int, int]]:
@@ -318,18 +321,17 @@ class WeightStore:
     # ---- experts -----------------------------------------------------------------------------
 
     def _keeps_experts(self) -> bool:
-        """Whether experts are converted once, to the scratch file: what comes in four bits is so
-        each time that it is read, which takes a part of the reading."""
-        names = [name for names in self._expert_names.values() for name in names]
-        return any(self._is_converted(self.checkpoint.refs[name]) for name in names)
-
-    def _is_converted(self, ref: TensorRef) -> bool:
-        quantised = self._bits is not None and ref.dtype != MXFP4
-        return len(ref.shape) == 2 and (ref.is_transposed or quantised)
+        refs = [self.checkpoint.refs[n] for names in self._expert_names.values() for n in names]
+        dtypes = [ref.dtype for ref in refs if len(ref.shape) == 2]
+        return keeps_experts(self.config, self._bits, dtypes)
 
     def _expert_bytes(self) -> int:
         """Of the largest expert as it is kept."""
         return max(sum(map(self._kept_bytes, names)) for names in self._expert_names.values())
+
+    def shrink_experts(self, num_slots: int) -> None:
+        """Give the memory of some slots for routed experts back; so many stay."""
+        self._experts.shrink(num_slots)
 
     def _open_cache(self, num_slots: int) -> None:
         routed = {layer for layer, _ in self._expert_names}
@@ -387,10 +389,10 @@ class WeightStore:
             return self._scratch.num_bytes(layer)
         return max(offset + aligned(size) for _, offset, size in self._places(layer))
 
-    def _views(self, layer: int, buffer: torch.Tensor) -> LayerTensors:
+    def _views(self, layer: int, buffer: torch.Tensor) -> dict[str, Kept]:
         if self._scratch is not None:
             return self._scratch.views(layer, buffer)
-        tensors: LayerTensors = {}
+        tensors: dict[str, Kept] = {}
         for name, offset, size in self._places(layer):
             ref = self.checkpoint.refs[name]
             tensor = buffer[offset : offset + size].view(ref.dtype).view(ref.shape)

@@ -5,9 +5,14 @@ one that holds all.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import threading
+import time
+import weakref
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +21,8 @@ from hypothesis import strategies as st
 from small_llm import TINY, hold_few_experts, open_small
 
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache
+from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache, fewest_slots
+from ebbtide.offload.plan import Loaded
 
 LAYERS, EXPERTS, CHOSEN = 3, 8, 3
 SLOT_BYTES = 64
@@ -80,8 +86,10 @@ def test_whatever_came_before_each_slot_holds_what_was_asked_for(num_stay, steps
             given.close()
         failing = set()
         for layer in range(LAYERS):
+            cache._pool.submit(time.sleep, 0).result()  # what was queued has begun
             for slot in cache._slots + cache._passing:
-                slot.settle()  # a read that failed while nobody waited is done again
+                with slot._writing:  # a read that failed while nobody waited is done again
+                    pass
             check(cache, layer, range(EXPERTS), keeps=False)
         assert len(cache._held) <= num_stay
         assert len({id(slot) for slot in cache._held.values()}) == len(cache._held)
@@ -117,6 +125,72 @@ def test_a_cell_of_prefill_leaves_its_share_to_each_layer_and_pushes_nothing_out
     check(cache, 1, range(EXPERTS), keeps=False)
     assert set(cache._held) == held
     cache.close()
+
+
+def test_a_reading_that_was_begun_and_forgotten_writes_into_no_others_slot(monkeypatch):
+    """Ctrl-C may fall behind the beginning of a reading and before anybody knows of it."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(expert, buffer):
+        if expert == (0, 0):
+            begun.set()
+            go.wait(20)
+        return fill(expert, buffer)
+
+    cache = cache_of(1, slow)
+    submit = cache._pool.submit
+
+    def interrupted(*args):
+        submit(*args)
+        begun.wait(20)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._pool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check(cache, 0, [0], keeps=True)
+    threading.Timer(0.05, go.set).start()
+    for _ in range(2):  # read, and held
+        check(cache, 0, [1], keeps=True)
+    assert cache.hits == 1
+    cache.close()
+
+
+def test_a_slot_taken_before_a_reading_has_begun_is_left_alone():
+    held, go = [], threading.Event()
+
+    def slow(expert, buffer):
+        held.append(expert)
+        go.wait(20)
+        return fill(expert, buffer)
+
+    cache = cache_of(1, slow)
+    for _ in range(4):  # all readers are busy elsewhere
+        cache._pool.submit(go.wait, 20)
+    slot = cache._slots[0]
+    cache._read((0, 0), slot)
+    cache._read((0, 1), slot)
+    go.set()
+    assert set(slot.reading.result()["w"].tolist()) == {1}
+    assert held == [(0, 1)]
+    cache.close()
+
+
+def test_what_is_given_back_and_closed_holds_no_memory():
+    cache = cache_of(8)
+    check(cache, 0, range(8), keeps=True)
+    slots = [weakref.ref(slot) for slot in cache._slots + cache._passing]
+    gc.disable()
+    try:
+        cache.shrink(PASSING_SLOTS + 3)
+        assert sum(slot() is not None for slot in slots) == PASSING_SLOTS + 3
+        check(cache, 0, [5, 6, 7], keeps=True)  # the last ones stayed
+        assert cache.hits == 3
+        check(cache, 1, range(8), keeps=True)
+        cache.close()
+        assert not any(slot() for slot in slots)
+    finally:
+        gc.enable()
 
 
 def test_all_that_a_layer_lacks_is_read_at_once():
@@ -182,3 +256,62 @@ def test_after_a_read_that_failed_the_next_run_is_right(checkpoint, tmp_path, mo
                 with pytest.raises(StorageError, match="a read failed"):
                     llm.logits(IDS[:100], prefill_tokens=80)
         assert torch.equal(llm.logits(IDS[:100], prefill_tokens=80), expected)
+
+
+@pytest.fixture
+def many(checkpoint):
+    """A model that is mostly experts, 72 of them."""
+    return checkpoint("mixtral", num_local_experts=24, intermediate_size=256)
+
+
+def limit_to(llm, context: int, slots: int, sequences: int = 1) -> None:
+    """Memory for so many slots besides what a request takes."""
+    loaded = Loaded(0, True, slots)
+    plan = llm.admission.plan(context, sequences, loaded=loaded, sweep_cells=1)
+    host = sum(plan.host.values())
+    llm.admission.limits = replace(llm.admission.limits, host_bytes=host)
+
+
+@pytest.mark.parametrize("bits", ["full", "8"])
+def test_more_sessions_take_room_from_experts(many, tmp_path, bits):
+    with open_small(many, tmp_path, "8", weight_bits=bits, **TINY) as llm:
+        expected = llm.logits(IDS[:64])[-1]
+    with (
+        open_small(many, tmp_path, "8", weight_bits=bits, **TINY) as llm,
+        contextlib.ExitStack() as stack,
+    ):
+        llm._context = 400
+        limit_to(llm, 400, 60, sequences=4)
+        first = stack.enter_context(llm.session())
+        first.append(IDS[:64])
+        store, slots = llm.admission.weights, llm.plan.expert_slots
+        # Pages would go to disk before experts give way.
+        no_disk = replace(llm.admission.limits, disk_bytes=llm.plan.disk["weights"])
+        llm.admission.limits = no_disk
+        cache, sessions = store._experts, [first]
+        while len(cache._slots) + PASSING_SLOTS == slots and len(sessions) < 20:
+            sessions.append(stack.enter_context(llm.session()))
+            sessions[-1].append(IDS[:64])
+            assert torch.equal(sessions[-1].last_logits(), expected)
+        assert llm.admission.weights is store
+        assert fewest_slots(2) <= len(cache._slots) + PASSING_SLOTS < slots
+        assert torch.equal(first.last_logits(), expected)
+
+
+def test_a_context_that_is_promised_fits(many, tmp_path):
+    with open_small(many, tmp_path, "8", **TINY) as llm:
+        for slots in (7, 8, 9, 11, 14, 20, 40, 70):
+            limit_to(llm, 256, slots, sequences=4)
+            natural = llm.admission.natural_context(4)
+            plan = llm.admission.plan(natural, 4)
+            assert natural >= 128 and plan.fits
+            assert plan.expert_slots and not plan.layers_streamed
+
+
+def test_pages_go_to_disk_where_a_share_of_them_is_asked_for(many, tmp_path):
+    with open_small(many, tmp_path, "8", **TINY) as llm:
+        limit_to(llm, 1000, 40)
+        assert llm.admission.plan(1000).expert_slots
+        llm.admission.keep_in_memory(0.25, 1000)
+        kept = llm.admission.plan(1000)
+        assert kept.expert_slots and 0 < kept.far_spans["host"] <= 0.25 * kept.num_spans

@@ -17,7 +17,8 @@ from ebbtide.offload.budget import Limits
 from ebbtide.offload.geometry import Geometry, choose_finer_layers, choose_geometry
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.page_table import Tier
-from ebbtide.offload.planner import Request, make_plan
+from ebbtide.offload.plan import Request
+from ebbtide.offload.planner import make_plan
 
 NUM_TOKENS, PREFILLED = 1000, 950
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(9)).tolist()

@@ -22,7 +22,8 @@ from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import Experts, ModelConfig
 from ebbtide.offload.page_table import Tier
-from ebbtide.offload.planner import Request, make_plan
+from ebbtide.offload.plan import Request
+from ebbtide.offload.planner import make_plan
 from ebbtide.offload.rope_config import RopeConfig
 from ebbtide.offload.skeleton import expected_shapes
 

@@ -23,7 +23,8 @@ from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.planner import Request, make_plan
+from ebbtide.offload.plan import Request
+from ebbtide.offload.planner import make_plan
 from ebbtide.offload.prefix_store import PrefixStore
 from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.sequences import Sequences

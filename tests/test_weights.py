@@ -228,6 +228,17 @@ def test_the_scratch_file_has_no_name(checkpoint, tmp_path):
     assert file.closed and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_in_the_scratch_file_is_not_in_memory(checkpoint, tmp_path, bits):
+    with loaded(checkpoint("llama2"), tmp_path, bits=bits, num_streamed=3) as store:
+        groups = store._scratch._groups.values()
+        made = [rebuild for _, places in groups for _, rebuild, _ in places if rebuild.__closure__]
+        kept = [cell.cell_contents for rebuild in made for cell in rebuild.__closure__]
+        assert len(kept) == 3 * 7  # matrices
+        assert all(w.codes.untyped_storage().nbytes() == 0 for w in kept)
+        assert all(w.scales.untyped_storage().nbytes() == 0 for w in kept)
+
+
 def test_a_scratch_file_that_shrank_is_a_storage_error(checkpoint, tmp_path):
     with loaded(checkpoint("llama2"), tmp_path, bits=8, num_streamed=2) as store:
         store._scratch._file.truncate(1000)
