@@ -1,5 +1,6 @@
 """Gates: one product of a row, activated, times another (2002.05202), or times what attention
-gave. With `clamped_swiglu` (gpt-oss) both are bounded first, and the other is one more."""
+gave. With `clamped_swiglu` both are bounded first, and the other is one more; its source is the
+code of OpenAI's gpt-oss model (`swiglu_limit` 7, `alpha` 1.702)."""
 
 from __future__ import annotations
 
@@ -9,9 +10,7 @@ from . import dispatch
 
 # In the order of Activation in cpu/kernels.h.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu")
-
-
-# Of clamped_swiglu; the compiled kernel has them too.
+# Of the last one; the compiled kernel has them too.
 _BOUND, _STEEPNESS = 7.0, 1.702
 
 

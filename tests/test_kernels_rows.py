@@ -38,6 +38,22 @@ def test_gates(kernels, activation, size, threads):
         assert torch.equal(alone, got[[0, 5, 299]])
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gates_of_numbers_at_their_edges(kernels, activation):
+    """Finite products are right, and what is no number stays none."""
+    edges = torch.tensor([torch.nan, 7, -7, torch.inf, -torch.inf, 1.5, 0])
+    x, up = torch.cartesian_prod(edges, edges).T.contiguous()[:, None]
+    want = torch.mul(*factors(x.double(), up.double(), activation))
+    got = gate(x.clone(), up, activation)
+    no_numbers = x.isnan() | up.isnan()
+    if activation == "sigmoid" and kernels != "reference":
+        no_numbers = up.isnan()  # exponentials are of bounded numbers, which a NaN becomes, too
+    assert got[no_numbers].isnan().all()
+    torch.testing.assert_close(
+        got.double()[want.isfinite()], want[want.isfinite()], atol=1e-5, rtol=2e-6
+    )
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("dim", "width"), [(64, 64), (80, 80), (64, 16), (10, 6), (32, 0)])
 @pytest.mark.parametrize("heads_first", [False, True])
