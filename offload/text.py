@@ -106,7 +106,11 @@ class Tokenizer:
     @cached_property
     def knows_thinking(self) -> bool:
         """Whether `think` makes a difference to chats."""
-        return bool(self.harmony_marks) or self.template.knows(*THINK_VARIABLES)
+        return bool(self.harmony_marks) or self._has_switch
+
+    @property
+    def _has_switch(self) -> bool:
+        return self.template.knows(*THINK_VARIABLES)
 
     def _warn_once(self, warning: str) -> None:
         if warning not in self.warnings:
@@ -267,6 +271,10 @@ class Tokenizer:
             # Such templates have no switch; an answer that has begun is not thought about.
             if rendered.endswith(GENERATION_PROMPT):
                 rendered += WITHOUT_THOUGHTS
+            elif not self._has_switch:
+                self._warn_once(
+                    f"{self.name}'s chat template always leaves room for thoughts: no effect."
+                )
         check_text(rendered, f"what the chat template of {self.name} makes")
         return rendered, guard
 
@@ -274,11 +282,11 @@ class Tokenizer:
         if think is None:
             return {}
         is_level = isinstance(think, str)
-        known, missing = self.knows_thinking, "switch for thinking"
-        if is_level:
-            known, missing = self.template.knows(LEVEL_VARIABLE), "levels of thinking"
-        if not known:
-            self._warn_once(f"{self.name}'s chat template has no {missing}: no effect.")
+        if is_level and not self.template.knows(LEVEL_VARIABLE):
+            effect = "it is on" if self._has_switch else "no effect"
+            self._warn_once(f"{self.name}'s chat template has no levels of thinking: {effect}.")
+        elif not is_level and not self.knows_thinking:
+            self._warn_once(f"{self.name}'s chat template has no switch for thinking: no effect.")
         variables: dict[str, Any] = dict.fromkeys(THINK_VARIABLES, think is not False)
         return {**variables, LEVEL_VARIABLE: think} if is_level else variables
 
