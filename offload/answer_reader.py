@@ -11,15 +11,23 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .detokenizer import TextStream
+from .stop_strings import StopStrings
 from .thinking import Thoughts
 
 
 class AnswerReader(Protocol):
-    """Reads one answer. However its text was cut into tokens, the pieces join to the same."""
+    """Reads one answer. However its text was cut into tokens, the pieces join to the same. It is
+    made with StopStrings, which are looked for in each message of the answer, and in no thought.
+    """
 
     @property
     def warnings(self) -> Sequence[str]:
         """What a user should know of the answer so far, in whole sentences."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer has ended by what it says: nothing more of it is read."""
         ...
 
     def push(self, token_id: int) -> tuple[str, str]:
@@ -27,7 +35,7 @@ class AnswerReader(Protocol):
         ...
 
     def finish(self) -> tuple[str, str]:
-        """What was held back, at the end of the answer."""
+        """What was held back, at the end of the answer. It may be over only then, too."""
         ...
 
 
@@ -36,12 +44,23 @@ class MarkedReader:
 
     warnings = ()
 
-    def __init__(self, decoded: TextStream, thoughts: Thoughts):
-        self._decoded, self._thoughts = decoded, thoughts
+    def __init__(self, decoded: TextStream, thoughts: Thoughts, stops: StopStrings):
+        self._decoded, self._thoughts, self._stops = decoded, thoughts, stops
+
+    @property
+    def is_over(self) -> bool:
+        return self._stops.matched is not None
 
     def push(self, token_id: int) -> tuple[str, str]:
-        return self._thoughts.push(self._decoded.push(token_id))
+        return self._until_stop(self._thoughts.push(self._decoded.push(token_id)))
 
     def finish(self) -> tuple[str, str]:
-        last, rest = self._thoughts.push(self._decoded.finish()), self._thoughts.finish()
-        return last[0] + rest[0], last[1] + rest[1]
+        if self.is_over:
+            return "", ""
+        thought, answer = self._until_stop(self._thoughts.push(self._decoded.finish()))
+        last_thought, last = self._until_stop(self._thoughts.finish())
+        return thought + last_thought, answer + last + self._stops.finish()
+
+    def _until_stop(self, said: tuple[str, str]) -> tuple[str, str]:
+        thought, answer = said
+        return thought, self._stops.push(answer)

@@ -11,17 +11,20 @@ An answer is one message or several. A header says who speaks, in which channel,
     <|start|>assistant<|channel|>final<|message|>the answer<|return|>
 
 What is said in analysis is thought, all else is for the user. No tools are offered: a message to
-one is shown, and a warning names the tool. Headers that are damaged cost no text.
+one is shown, and a warning names the tool. Where the model goes on to speak for others (user,
+system, developer), its answer is over. Headers that are damaged cost no text.
 
 Reads token ids, not strings: an answer about the format spells it in letters, and that is text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from .detokenizer import TextStream
+from .stop_strings import StopStrings
 
 
 class Mark(Enum):
@@ -45,10 +48,14 @@ _BREAKS = (Mark.START, Mark.END, *LAST)
 GENERATION_PROMPT = "<|start|>assistant"
 WITHOUT_THOUGHTS = "<|channel|>final<|message|>"
 
-_ROLES = ("assistant", "user", "system", "developer", "tool")
+_OTHERS = ("user", "system", "developer")  # for whom a model does not speak
+_ROLES = ("assistant", "tool", *_OTHERS)
 _CHANNELS = ("analysis", "commentary", "final")
+_FORMATS = ("json", "code")  # of calls
 _TO = "to="
 _PEOPLE = ("all", "user", "assistant")  # may be spoken to, and are no tools
+# A word of its own, or behind a name that runs into it ("analysisto=python").
+_RECIPIENT = re.compile(rf"(?<!\S)(?:{'|'.join(_ROLES + _CHANNELS)})?{_TO}(\S*)")
 
 
 class _Kind(Enum):
@@ -78,6 +85,12 @@ class _Header:
             self._channel += text
 
     @property
+    def is_of_others(self) -> bool:
+        """Whether the model has begun to speak for somebody else."""
+        role = next(iter(self._before.split(maxsplit=1)), "")
+        return role in _OTHERS and not self._has_role
+
+    @property
     def is_text(self) -> bool:
         """Whether the model answered without a header: neither a channel nor a recipient comes."""
         begun = self._before.lstrip()
@@ -92,33 +105,37 @@ class _Header:
     @property
     def tool(self) -> str | None:
         """The tool that is spoken to."""
-        words = f"{self._before} {self._channel or ''}".split()
-        names = [word.partition(_TO)[2] for word in words if _TO in word]
+        names = _RECIPIENT.findall(f"{self._before} {self._channel or ''}")
         return next((name for name in names if name and name not in _PEOPLE), None)
 
     def unread(self) -> str:
-        """What is no header, where <|message|> never came. Any of it may be cut short."""
+        """What is no header, where none should be any longer or <|message|> never came."""
         if self._channel is not None:
-            text = _without_first(self._channel, _CHANNELS)
-        else:
-            text = self._before if self._has_role else _without_first(self._before, _ROLES)
-        is_header = self.tool is not None or _TO.startswith(text.strip())
-        return "" if is_header else text
+            return _behind_header(self._channel, _CHANNELS)
+        return _behind_header(self._before, () if self._has_role else _ROLES)
 
 
 class HarmonyReader:
     """An AnswerReader. marks: what each control token does. decoded: leaves out control tokens.
-    prompt_ids: what is answered; may end inside a header or a message.
+    prompt_ids: what is answered; may end inside a header or a message. stops: see AnswerReader.
     """
 
-    def __init__(self, marks: Mapping[int, Mark], decoded: TextStream, prompt_ids: Sequence[int]):
+    def __init__(
+        self,
+        marks: Mapping[int, Mark],
+        decoded: TextStream,
+        prompt_ids: Sequence[int],
+        stops: StopStrings,
+    ):
         self._marks, self._decoded = marks, decoded
+        self._stops = StopStrings(())  # not for what stands in the prompt
         self._header: _Header | None = _Header()  # None: in the content of a message
         self._kind = _Kind.ANSWER  # of that content
         self._begin_answer()
         for token_id in _last_message(prompt_ids, marks):
             self.push(token_id)
         self._begin_answer()
+        self._stops = stops
         if self._header is not None and not self._header.has_channel:
             self._header = _Header(has_role=True)
 
@@ -127,22 +144,34 @@ class HarmonyReader:
         self._decoded.finish()
         self._num_messages = 0
         self._spoken: dict[_Kind, int] = {}  # the last message of each kind that said something
-        self._tools: list[str] = []
+        self._calls: dict[str, bool] = {}  # the tools that were called, whether with any text
+        self._tool: str | None = None  # that is spoken to
+        self._is_with_others = False
 
     @property
     def warnings(self) -> Sequence[str]:
         return [
-            f"The model called {tool}, though it was offered no tools; the call is shown as it is."
-            for tool in dict.fromkeys(self._tools)
+            f"The model called {tool}, though it was offered no tools; "
+            + ("the call is shown as it is." if is_shown else "the call came without content.")
+            for tool, is_shown in self._calls.items()
         ]
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_with_others or self._stops.matched is not None
 
     def push(self, token_id: int) -> tuple[str, str]:
         mark = self._marks.get(token_id)
         if mark is None:
             return self._add(self._decoded.push(token_id))
         said = [self._add(self._decoded.finish())]  # half a character stays half
-        # <|start|> and the role may have been left out before <|channel|>.
-        if mark in _BREAKS or (mark is Mark.CHANNEL and self._header is None):
+        header = self._header
+        if header is not None and header.is_of_others and mark in (Mark.CHANNEL, Mark.MESSAGE):
+            self._is_with_others, self._header = True, None
+        # <|start|> and the role may have been left out before <|channel|>, or text stands there.
+        elif mark in _BREAKS or (
+            mark is Mark.CHANNEL and (header is None or header.has_channel or header.unread())
+        ):
             said.append(self._end_message())
             self._header = _Header()
         if self._header is not None:
@@ -155,13 +184,14 @@ class HarmonyReader:
         return _joined(said)
 
     def finish(self) -> tuple[str, str]:
-        return _joined([self._add(self._decoded.finish()), self._end_message()])
+        said = [self._add(self._decoded.finish()), self._end_message()]
+        return _joined([*said, ("", self._stops.finish())])
 
     def _begin_message(self, header: _Header) -> None:
-        self._kind, self._header = header.kind, None
+        self._kind, self._header, self._tool = header.kind, None, header.tool
         self._num_messages += 1
-        if header.tool is not None:
-            self._tools.append(header.tool)
+        if self._tool is not None:
+            self._calls.setdefault(self._tool, False)
 
     def _end_message(self) -> tuple[str, str]:
         """What a header that led to no content holds besides."""
@@ -180,19 +210,34 @@ class HarmonyReader:
         return self._end_message()
 
     def _say(self, text: str) -> tuple[str, str]:
-        if not text:
+        if not text or self.is_over:
             return "", ""
+        if self._tool is not None:
+            self._calls[self._tool] = True
         # Messages are paragraphs of one thought, or of one answer.
-        if self._spoken.setdefault(self._kind, self._num_messages) != self._num_messages:
-            text = "\n\n" + text
+        is_next = self._spoken.setdefault(self._kind, self._num_messages) != self._num_messages
         self._spoken[self._kind] = self._num_messages
-        return (text, "") if self._kind is _Kind.THOUGHT else ("", text)
+        between = "\n\n" if is_next else ""
+        if self._kind is _Kind.THOUGHT:
+            return between + text, ""
+        if between:  # nobody has said that: no stop string begins in it, ends in it or spans it
+            between = self._stops.finish() + between
+        return "", between + self._stops.push(text)
 
 
-def _without_first(text: str, names: Sequence[str]) -> str:
-    """What follows a name, or its beginning; the whole text where it does not begin with one."""
-    first, *rest = text.split(maxsplit=1) or [""]
-    return "".join(rest) if any(name.startswith(first) for name in names) else text
+def _behind_header(text: str, names: Sequence[str]) -> str:
+    """What follows a name, a recipient and a format, which may all lack, and the last of which may
+    be cut short; the whole text where it does not begin with any."""
+    # Tools have names of their own; they are known by the recipient that follows.
+    name = rf"(?:{'|'.join(names)})(?=\s|{_TO}|$)|\S+(?=\s+{_TO})" if names else ""
+    format = f"(?:{'|'.join(_FORMATS)})(?!\\S)"
+    header = re.match(rf"\s*({name})?\s*({_TO}\S*\s*(?:{format})?)?\s*", text)
+    assert header is not None
+    rest = text[header.end() :]
+    expected = _FORMATS if header[2] else (_TO,) if header[1] else (*names, _TO)
+    if not rest or any(word.startswith(rest) for word in expected):
+        return ""
+    return rest if header[0].strip() else text
 
 
 def _last_message(ids: Sequence[int], marks: Mapping[int, Mark]) -> Sequence[int]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from .generation import GenerationConfig
 from .output import Output, Piece
 from .sampler import Sampler
-from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from .session import Session
@@ -51,8 +50,9 @@ class Stream(Iterator[Piece]):
                 "the answer may have."
             )
         self._sampler: Sampler | None = None  # None until the first step
-        tokenizer, self._stops = self._llm.tokenizer, StopStrings(config.stop_strings)
-        self._reader = tokenizer.answer_reader(session._sequence.tokens if chat else None)
+        self._reader = self._llm.tokenizer.answer_reader(
+            session._sequence.tokens if chat else None, config.stop_strings
+        )
         session.make_pending()
         session.find_kept()
         self._cached = session.num_processed
@@ -91,22 +91,27 @@ class Stream(Iterator[Piece]):
             self._ttft_s = time.perf_counter() - self._began
         is_eos = token in config.eos_token_ids
         thought, text = ("", "") if is_eos else self._reader.push(token)
-        text = self._stops.push(text)
-        if is_eos or self._stops.matched is not None:
+        if is_eos or self._reader.is_over:
             self._finish = "stop"
         elif len(self.token_ids) >= self._most:
             self._finish = "length"
-        if self._finish is not None and self._stops.matched is None:
-            last_thought, rest = self._reader.finish()
-            thought += last_thought
-            text += self._stops.push(rest) + self._stops.finish()
-        self.text += text
-        self.thought += thought
+        self._take(thought, text)
+        if self._finish is not None:
+            last_thought, last = self._take(*self._reader.finish())
+            thought, text = thought + last_thought, text + last
+            if self._reader.is_over:
+                self._finish = "stop"
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
         return Piece(text, [token], self._finish, thought)
 
+    def _take(self, thought: str, text: str) -> tuple[str, str]:
+        self.thought += thought
+        self.text += text
+        return thought, text
+
     def close(self) -> None:
-        """Stop. The answer so far stays in `output`, as "cancelled", and in the session."""
+        """Stop. The answer so far stays in `output`, as "cancelled", and in the session; what was
+        held back of it is there too, though no piece had it."""
         self._finish = self._finish or "cancelled"
         self._end()
 
@@ -126,6 +131,8 @@ class Stream(Iterator[Piece]):
     def _end(self) -> None:
         if self._fields is not None:
             return
+        if self._finish == "cancelled":
+            self._take(*self._reader.finish())
         if self._prompt_tokens + len(self.token_ids) > len(self._session._sequence.tokens):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._guesses = self._guesses or self._count_guesses()

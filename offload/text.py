@@ -402,21 +402,22 @@ class Tokenizer:
         ends = (self.eos_token_id, *last)
         return tuple(dict.fromkeys(i for i in ends if i is not None))
 
-    def answer_reader(self, prompt_ids: Sequence[int] | None) -> AnswerReader:
-        """What tells thought from answer behind a chat's prompt; None: behind plain text, which
-        knows no thoughts."""
-        if prompt_ids is None:
-            return MarkedReader(self.stream(), Thoughts(None))
-        if self.harmony_marks:
-            return HarmonyReader(self.harmony_marks, self.stream(), prompt_ids)
+    def answer_reader(
+        self, prompt_ids: Sequence[int] | None, stop_strings: Iterable[str] = ()
+    ) -> AnswerReader:
+        """What tells thought from answer behind a chat's prompt, up to the first stop string; None:
+        behind plain text, which knows no thoughts."""
+        stops = StopStrings(stop_strings)
+        if prompt_ids is not None and self.harmony_marks:
+            return HarmonyReader(self.harmony_marks, self.stream(), prompt_ids, stops)
         marks = self.thought_marks
-        if marks is None:
-            return MarkedReader(self.stream(), Thoughts(None))
+        if prompt_ids is None or marks is None:
+            return MarkedReader(self.stream(), Thoughts(None), stops)
         end = self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False)
         # Marks of thoughts are text even where they are special tokens.
         shown = {self._backend.token_to_id(mark) for mark in marks}
         decoded = TextStream(self._detokenizer, self.special_ids - shown)
-        return MarkedReader(decoded, Thoughts(marks, is_open(end, marks)))
+        return MarkedReader(decoded, Thoughts(marks, is_open(end, marks)), stops)
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""

@@ -11,6 +11,13 @@ import torch
 from hypothesis import settings
 from instruction_sets import COMPILED
 from random_checkpoints import checkpoint  # noqa: F401 - a fixture
+from scripted_harmony import (  # noqa: F401 - fixtures
+    script,
+    scripted,
+    scripted_folder,
+    scripted_llm,
+    scripted_tokenizer,
+)
 from sessions_under_test import few_pages, folder, llm  # noqa: F401 - fixtures
 from tokenizers_under_test import chatml, llama, real, real_folder, small  # noqa: F401 - fixtures
 

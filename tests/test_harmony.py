@@ -3,33 +3,18 @@ answer holds is lost or taken for control."""
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from random_checkpoints import make
-from small_llm import open_small
+from scripted_harmony import FINAL, MARKS, THINKS, ids_of
 from tokenizers_under_test import DATA, HARMONY, HARMONY_TOKENS, USER, harmony, id_of
 
-from ebbtide.cli import main, settings_file
-from ebbtide.cli.chat_commands import COMMANDS
-from ebbtide.cli.conversation import Conversation
-from ebbtide.cli.dialogue import Dialogue
-from ebbtide.cli.options import Settings
-from ebbtide.cli.run import Run
-from ebbtide.cli.signals import Signals
 from ebbtide.offload.text import Tokenizer
 
 GPT_OSS = DATA / "templates" / "openai-gpt-oss-120b.jinja"
 MERGES = [("t", "h"), ("th", "e"), ("Ã", "©")]  # the last one: the two bytes of é
-MARKS = re.compile("(" + "|".join(map(re.escape, HARMONY_TOKENS)) + ")")
-THINKS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
-FINAL = "<|channel|>final<|message|>"
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +22,15 @@ def tokenizer(tmp_path_factory):
     return Tokenizer.load(harmony(tmp_path_factory.mktemp("harmony"), merges=MERGES))
 
 
-def ids_of(tokenizer, sampled: str) -> list[int]:
-    """What a model samples: control tokens where they are spelled, and text."""
-    ids = []
-    for part in MARKS.split(sampled):
-        ids += [id_of(tokenizer, part)] if part in HARMONY_TOKENS else tokenizer.encode(part)
-    return ids
-
-
 def read(tokenizer, ids, prompt="<|start|>assistant") -> tuple[str, str, list[str]]:
     """(thought, answer, warnings)"""
     reader = tokenizer.answer_reader(ids_of(tokenizer, prompt))
-    said = [*map(reader.push, ids), reader.finish()]
+    said = []
+    for token_id in ids:
+        if reader.is_over:
+            break
+        said.append(reader.push(token_id))
+    said.append(reader.finish())
     return "".join(s[0] for s in said), "".join(s[1] for s in said), list(reader.warnings)
 
 
@@ -83,6 +65,22 @@ def read(tokenizer, ids, prompt="<|start|>assistant") -> tuple[str, str, list[st
         ("<|channel|>final the words<|end|>", "", "the words"),
         ("<|channel|>the words<|end|>", "", "the words"),
         ("<|channel|>analysis the words<|end|>", "the words", ""),
+        ("<|channel|>final the words<|channel|>analysis<|message|>hm", "hm", "the words"),
+        ("<|start|>assistant the words<|channel|>final<|message|>a", "", "the words\n\na"),
+        ("<|start|>the words<|channel|>final<|message|>a", "", "the words\n\na"),
+        ("<|start|>functions.f to=assistant<|channel|>commentary<|message|>a", "", "a"),
+        # What only looks like a part of one.
+        ("<|channel|>final auto=true<|end|>", "", "auto=true"),
+        ("<|channel|>commentary photo=5<|message|>a", "", "a"),
+        ("<|channel|>final json<|end|>", "", "json"),
+        (f"{FINAL}a<|end|>a nice day", "", "a\n\na nice day"),
+        (f"{FINAL}a<|end|>as I said", "", "a\n\nas I said"),
+        (f"{FINAL}a<|end|>assistants do", "", "a\n\nassistants do"),
+        ("<|channel|>f is a letter<|end|>", "", "f is a letter"),
+        # Somebody else speaks.
+        (f"{FINAL}a<|end|><|start|>user<|message|>b<|end|><|start|>assistant{FINAL}c", "", "a"),
+        (f"{THINKS}{FINAL}a<|end|><|start|>developer<|channel|>final<|message|>b", "hm", "a"),
+        (f"{FINAL}a<|end|>system to=functions.f<|message|>b", "", "a"),
         # An answer without any.
         ("Yes, to= is text. ", "", "Yes, to= is text. "),
         ("\n to", "", ""),
@@ -131,10 +129,23 @@ def test_a_call_is_shown_and_the_tool_is_named(tokenizer, sampled, tools):
         ]
 
 
-@pytest.mark.parametrize("sampled", ["to=functions.f", "<|channel|>commentary to=functions.f js"])
-def test_a_call_that_is_cut_is_not_silent(tokenizer, sampled):
+@pytest.mark.parametrize(
+    ("sampled", "shown"),
+    [
+        ("to=functions.f", ""),
+        ("<|channel|>commentary to=functions.f js", ""),
+        ("<|channel|>commentary to=functions.f code<|end|>", ""),
+        ("<|channel|>commentary to=functions.f<|message|><|call|>", ""),
+        ("<|channel|>commentaryto=functions.f <|constrain|>json{}", "json{}"),
+        ("<|channel|>commentary to=functions.f <|constrain|>json {}<|end|>", "{}"),
+        ("to=functions.f a call", "a call"),
+    ],
+)
+def test_a_call_that_is_cut_is_not_silent(tokenizer, sampled, shown):
     thought, answer, warnings = read(tokenizer, ids_of(tokenizer, sampled))
-    assert (thought, answer, len(warnings)) == ("", "", 1)
+    assert (thought, answer, len(warnings)) == ("", shown, 1)
+    assert "called functions.f," in warnings[0]
+    assert ("the call is shown" if shown else "without content") in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -318,192 +329,3 @@ def test_what_was_read_ahead_is_kept(speaker):
     assert held[-1] == id_of(speaker, "<|return|>")
     ids, num_common = speaker.continue_chat(held, turns("Yes."))
     assert (ids, num_common) == (speaker.chat_ids(turns("Yes.")), len(held) - 1)
-
-
-# Whole answers
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random model: what it samples is scripted."""
-    folder = harmony(make("llama2", tmp_path_factory.mktemp("speaking")))
-    ends = [id_of(Tokenizer.load(folder), token) for token in ("<|return|>", "<|endoftext|>")]
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def own_tokenizer(folder):
-    """The scripted model's."""
-    return Tokenizer.load(folder)
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A list: the tokens that the next answers sample."""
-    tokens = []
-
-    class Scripted:
-        def __init__(self, config):
-            pass
-
-        def choose(self, logits, seen):
-            return tokens.pop(0)
-
-    monkeypatch.setattr("ebbtide.offload.stream.Sampler", Scripted)
-    return tokens
-
-
-@pytest.fixture
-def llm(folder, tmp_path):
-    with open_small(folder, tmp_path, draft=False) as opened:
-        opened._context = 1024
-        yield opened
-
-
-@pytest.mark.parametrize(
-    ("sampled", "thought", "answer", "reason"),
-    [
-        (f"{THINKS}{FINAL}Yes.<|return|>", "hm", "Yes.", "stop"),
-        (f"{THINKS}{FINAL}Yes.<|endoftext|>", "hm", "Yes.", "stop"),
-        (f"{THINKS}{FINAL}Yes", "hm", "Yes", "length"),
-        ("<|channel|>analysis<|message|>hm", "hm", "", "length"),
-        ("<|channel|>ana", "", "", "length"),
-        (
-            f"{THINKS}<|channel|>commentary to=functions.f json<|message|>{{}}<|call|>",
-            "hm",
-            "{}",
-            "stop",
-        ),
-    ],
-)
-def test_answers_are_split(llm, script, sampled, thought, answer, reason):
-    script += ids_of(llm.tokenizer, sampled)
-    num_tokens = len(script)
-    stream = llm.stream([USER], max_new_tokens=num_tokens)
-    pieces = list(stream)
-    output = stream.output
-    assert (output.thought, output.text, output.finish_reason) == (thought, answer, reason)
-    assert len(output.token_ids) == num_tokens
-    assert "".join(piece.text for piece in pieces) == answer
-    assert "".join(piece.thought for piece in pieces) == thought
-    assert not any(token in piece.text for piece in pieces for token in HARMONY_TOKENS)
-    assert ("functions.f" in " ".join(output.warnings)) == ("to=" in sampled)
-
-
-def test_what_was_read_ahead_serves_an_answer_that_thinks_as_much(llm, script):
-    document = {"role": "user", "content": "x" * 300}
-    for read in (
-        lambda session: session.prepare([document], think="high"),
-        lambda session: session.append([document], think="high"),
-    ):
-        with llm.session() as session:
-            read(session)
-            processed = session.num_processed
-            assert processed >= 256
-            script += ids_of(llm.tokenizer, f"{FINAL}Yes.<|return|>")
-            output = session.generate([document], think="high")
-            assert output.text == "Yes."
-            assert output.usage["prompt_tokens_details"]["cached_tokens"] >= processed
-            assert output.usage["recomputed_tokens"] == 0
-
-
-def test_stop_strings_are_looked_for_in_the_answer(llm, script):
-    script += ids_of(llm.tokenizer, f"<|channel|>analysis<|message|>END<|end|>{FINAL}Yes END no")
-    output = llm.chat([USER], stop="END", max_new_tokens=100)
-    assert (output.thought, output.text, output.finish_reason) == ("END", "Yes ", "stop")
-
-
-def test_raw_text_has_no_channels(llm, script):
-    script += ids_of(llm.tokenizer, f"{THINKS}{FINAL}Yes.<|return|>")
-    output = llm.generate("raw", max_new_tokens=100)
-    assert (output.thought, output.text) == ("", "analysishmassistantfinalYes.")
-
-
-def test_a_conversation_goes_on_without_its_thoughts(llm, script):
-    """Its tokens are those of a fresh one; of what both have nothing is processed again."""
-    messages, prompts, cached = [USER], [], []
-    with llm.session() as session:
-        for think, sampled in ((None, f"{THINKS}{FINAL}Yes."), (False, "No."), (None, f"{FINAL}x")):
-            prompts.append(llm.tokenizer.chat_ids(messages, think=think))
-            script += ids_of(llm.tokenizer, sampled + "<|return|>")
-            output = session.generate(messages, think=think)
-            assert session.tokens == [*prompts[-1], *output.token_ids]
-            cached.append(output.usage["prompt_tokens_details"]["cached_tokens"])
-            assert output.usage["recomputed_tokens"] == 0
-            messages += turns(output.text)[1:]
-    assert [m["content"] for m in messages[1::2]] == ["Yes.", "No.", "x"]
-    # The first answer is read again behind <|channel|>, the second stays.
-    assert cached == [0, len(prompts[0]) + 1, len(prompts[1]) + len("No.")]
-
-
-# At the terminal
-
-
-@pytest.fixture
-def command(folder, tmp_path, monkeypatch):
-    """`command(*words)`: what `ebbtide` returns for them, with the scripted model."""
-    monkeypatch.setattr(main, "_install_signals", lambda process: None)
-    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    monkeypatch.chdir(tmp_path)
-    limits = ["--spill-dir", str(tmp_path), "--prefix-cache", "off", "--host-memory", "4GiB"]
-    return lambda *words: main.main([*words, "-m", str(folder), "--draft", "off", *limits])
-
-
-TOLD = (
-    f"{THINKS}<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{FINAL}Yes.<|return|>"
-)
-
-
-@pytest.mark.parametrize("words", [["chat", "-p", "hi"], ["ask", "hi", "a.txt"]])
-def test_commands_print_the_answer_alone(capfd, own_tokenizer, script, command, words):
-    Path("a.txt").write_text("the text")
-    script += ids_of(own_tokenizer, TOLD)
-    assert command(*words) == 0
-    out, err = capfd.readouterr()
-    assert out == "I look.\n\nYes.\n" and "hm" not in err
-    script += ids_of(own_tokenizer, TOLD)
-    assert command(*words, "-v") == 0
-    out, err = capfd.readouterr()
-    assert out == "I look.\n\nYes.\n" and "hm\n" in err
-    script += ids_of(own_tokenizer, TOLD)
-    assert command(*words, "--json") == 0
-    fields = json.loads(capfd.readouterr().out)
-    assert (fields["thought"], fields["text"]) == ("hm", "I look.\n\nYes.")
-
-
-def test_without_thoughts_there_are_none_to_show(capfd, own_tokenizer, script, command):
-    script += ids_of(own_tokenizer, "Yes.<|return|>")
-    assert command("chat", "-p", "hi", "--think", "off", "--json") == 0
-    fields = json.loads(capfd.readouterr().out)
-    assert fields["text"] == "Yes." and "thought" not in fields
-
-
-def test_tokens_that_went_into_thoughts_are_told(capfd, own_tokenizer, script, command):
-    script += ids_of(own_tokenizer, "<|channel|>analysis<|message|>hm")
-    num_tokens = len(script)
-    assert command("chat", "-p", "hi", "-n", str(num_tokens)) == 0
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert f"still thinking after {num_tokens} tokens; -n allows more" in " ".join(err.split())
-
-
-def test_a_call_is_told_of(capfd, own_tokenizer, script, command):
-    call = f"{THINKS}<|channel|>commentary to=functions.f <|constrain|>json<|message|>{{}}<|call|>"
-    script += ids_of(own_tokenizer, call)
-    assert command("chat", "-p", "hi") == 0
-    out, err = capfd.readouterr()
-    assert out == "{}\n" and "The model called functions.f" in " ".join(err.split())
-
-
-def test_a_chat_keeps_answers_and_shows_thoughts_when_asked(capfd, own_tokenizer, script, llm):
-    run = Run(Settings(), Signals())
-    talk = Dialogue(run, llm, Conversation(), remember=False)
-    for question in ("hi", "and now?"):
-        script += ids_of(own_tokenizer, TOLD)
-        talk.ask(question)
-    assert [m["content"] for m in talk.conversation.messages[1::2]] == ["I look.\n\nYes."] * 2
-    assert capfd.readouterr().out == "I look.\n\nYes.\n" * 2
-    COMMANDS["thought"].do(talk, "")
-    assert "hm" in capfd.readouterr().err
