@@ -52,6 +52,7 @@ class Session:
         self._snapshots: list[Snapshot] = []  # where answers began: they can be made again
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
+        self._is_chat = False  # whether the newest tokens are of messages, or of answers to them
         self._recomputed = 0  # tokens that were processed again, since the last answer
         self._restored = 0  # tokens that came from the prefix store, since the last answer
         self._known = 0  # tokens before it were processed once, though they may not be now
@@ -80,6 +81,7 @@ class Session:
         ids = self._encode(prompt, think)
         self._admit(len(self._sequence.tokens) + len(ids))
         self._extend(ids)
+        self._is_chat = is_messages(prompt)
         if process:
             self._process_whole_cells()
 
@@ -94,6 +96,7 @@ class Session:
         )
         self._admit(len(ids))
         self._replace_from(common, ids)
+        self._is_chat = True
         self._process_whole_cells()
 
     def truncate(self, length: int) -> None:
@@ -121,7 +124,8 @@ class Session:
             self._turns = [turn for turn in self._turns if turn < length]
 
     def undo(self) -> None:
-        """Forget the last question and its answer. Raises InputError when there is none."""
+        """Forget the last question and its answer: what is left of the answer before is what the
+        chat template kept of it. Raises InputError when there is none."""
         self._check_free()
         if not self._turns:
             raise InputError("there is nothing to undo")
@@ -140,6 +144,7 @@ class Session:
             keeps_snapshots=False,
         )
         other._logits, other._turns = self._logits, self._turns[:]
+        other._is_chat = self._is_chat
         llm.adopt(other)
         return other
 
@@ -160,15 +165,17 @@ class Session:
         """
         self._check_free()
         config = self._llm.generation.resolve(**generation)
-        ids, turn = None, len(self._sequence.tokens)
+        held = self.tokens
         if is_messages(prompt):
-            held = self.tokens
-            ids, common = self._llm.tokenizer.continue_chat(held, prompt, think=config.think)
+            tokenizer, think = self._llm.tokenizer, config.think
+            ids, common = tokenizer.continue_chat(held, prompt, think=think)
             turn = common
-        elif prompt is not None:
-            ids = self.tokens + self._encode(prompt)
+            if common < min(len(held), len(ids)):
+                # The template changed an earlier answer; undo leaves what it made of that.
+                turn = max(common, tokenizer.num_answered(ids, prompt, think))
         else:
-            ids = self.tokens
+            ids = held + ([] if prompt is None else self._encode(prompt))
+            turn = common = len(held)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
         most = config.max_new_tokens
@@ -176,11 +183,13 @@ class Session:
             self._admit(len(ids) + min(1, most))
         else:
             self._admit(len(ids) + 1)
-        self._replace_from(turn, ids)
+        self._replace_from(common, ids)
+        if prompt is not None:
+            self._is_chat = is_messages(prompt)
         made_again = is_messages(prompt) and turn == len(ids) and self._turns
         if not made_again:  # else undo goes back to before the same question
             self._turns.append(turn)
-        return Stream(self, config, closes_session=False, chat=is_messages(prompt))
+        return Stream(self, config, closes_session=False, chat=self._is_chat)
 
     # ---- a name ------------------------------------------------------------------------------
 

@@ -247,6 +247,20 @@ class Tokenizer:
             ids = self._ids_of_rendered(rendered, guard)
         return ids, _num_common(ids, session)
 
+    def num_answered(
+        self, ids: list[int], messages: Sequence[Mapping[str, Any]], think: Think = None
+    ) -> int:
+        """How many ids of a conversation stand before what was said since its last answer; 0 where
+        the template does not tell."""
+        answers = [i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant"]
+        if not answers:
+            return 0
+        before = messages[: answers[-1] + 1]
+        try:
+            return self.continue_chat(ids, before, add_generation_prompt=False, think=think)[1]
+        except InputError:
+            return 0
+
     def _render(
         self, messages: Any, prompt: bool, think: Think, variables: Mapping[str, Any]
     ) -> tuple[str, str]:

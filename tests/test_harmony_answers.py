@@ -129,6 +129,34 @@ def test_an_answer_ends_where_somebody_else_would_speak(scripted_llm, script):
         assert session.tokens == [*fresh, *output.token_ids]
 
 
+def test_messages_that_were_appended_are_answered_in_channels(scripted_llm, script):
+    def answer(session):
+        script.extend(ids_of(scripted_llm.tokenizer, f"{THINKS}{FINAL}Yes.<|return|>"))
+        output = session.generate(max_new_tokens=100)
+        return output.thought, output.text
+
+    with scripted_llm.session() as session:
+        session.append([USER])
+        with session.fork() as branch:
+            assert answer(branch) == ("hm", "Yes.")
+        assert answer(session) == ("hm", "Yes.")
+        session.append("raw")
+        assert answer(session) == ("", "analysishmassistantfinalYes.")
+
+
+def test_undo_leaves_the_answer_before_as_the_template_kept_it(scripted_llm, script):
+    with scripted_llm.session() as session:
+        for messages in ([USER], answered("Yes.")):
+            script += ids_of(scripted_llm.tokenizer, f"{THINKS}{FINAL}Yes.<|return|>")
+            session.generate(messages)
+        session.undo()
+        kept = answered("Yes.")[:2]
+        ids = scripted_llm.tokenizer.chat_ids(kept, add_generation_prompt=False)
+        assert session.tokens == ids[:-1]  # what ends it depends on what follows
+        session.undo()
+        assert session.tokens == []
+
+
 def test_raw_text_has_no_channels(scripted_llm, script):
     script += ids_of(scripted_llm.tokenizer, f"{THINKS}{FINAL}Yes.<|return|>")
     output = scripted_llm.generate("raw", max_new_tokens=100)

@@ -172,6 +172,20 @@ def test_an_answer_that_the_template_ends_otherwise_stays(tmp_path):
     assert num_common == len(session) - len(sampled) - 1
 
 
+def test_where_the_last_question_begins_is_known(tmp_path):
+    """Behind an answer of which the template dropped the thoughts, too."""
+    template = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    template += "{% if not add_generation_prompt %}{{ refuse }}{% endif %}"
+    tokenizer = Tokenizer.load(byte_level(tmp_path / "a", template=template))
+    messages = turns("<think>x</think>the end")
+    before = tokenizer.chat_ids(messages[:2], add_generation_prompt=False)
+    assert tokenizer.num_answered(tokenizer.chat_ids(messages), messages) == len(before)
+    assert tokenizer.num_answered(tokenizer.chat_ids([USER]), [USER]) == 0
+    refuses = template.replace("refuse", "raise_exception('no')")
+    tokenizer = Tokenizer.load(byte_level(tmp_path / "b", template=refuses))
+    assert tokenizer.num_answered(tokenizer.chat_ids(messages), messages) == 0
+
+
 def test_a_changed_beginning_is_encoded_anew(tmp_path):
     template = "{{ '<|im_start|>' + strftime_now('%j') + '<|im_end|>' }}" + CHATML
     tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
