@@ -52,6 +52,11 @@ class Heard:
         }
 
 
+def is_blank(output: Any) -> bool:
+    """Whether nothing was answered, whatever was thought."""
+    return not output.text.strip()
+
+
 def output_fields(llm: Any, output: Any) -> dict[str, Any]:
     """The object that `--json` prints for an answer."""
     return {

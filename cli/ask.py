@@ -108,8 +108,7 @@ def _ask_all(run: Run, llm: Any, documents: list[Any], asked: list[str], told: l
                 title = f"question {len(found) + 1} of {len(asked)}"
                 output = run.answer(llm, prompt, options, source=branch, title=title)
             run.terminal.end_answer()
-            if output.finish_reason == "length":
-                run.terminal.note(run.why_cut(output, "-n"))
+            run.tell_end(output)
             found.append({"question": question, **output_fields(llm, output)})
     if run.terminal.as_json:
         run.terminal.result(_together(found, told, read))
@@ -141,7 +140,9 @@ def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options:
 
 def _together(found: list[dict[str, Any]], told: list[str], read: dict) -> dict[str, Any]:
     """read: what was read for all questions, before the first; counted once and not as cached."""
-    fields = {key: value for key, value in found[-1].items() if key != "question"}
+    own = ("question", "thought")
+    fields = {key: value for key, value in found[-1].items() if key not in own}
+    thoughts = [answer["thought"] for answer in found if "thought" in answer]
     usage = summed_usage(found, blank_fields(None)["usage"])
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     cached -= min(cached, read["tokens"])
@@ -166,4 +167,5 @@ def _together(found: list[dict[str, Any]], told: list[str], read: dict) -> dict[
         "timings": timings,
         "warnings": list(warnings),
         "answers": found,
+        **({"thought": "\n".join(thoughts)} if thoughts else {}),
     }

@@ -12,6 +12,7 @@ import typer
 from ebbtide import errors
 
 from . import values
+from .answer import is_blank
 from .conversation import Conversation, latest_name
 from .dialogue import Dialogue, open_session
 from .documents import waiting_for_input
@@ -156,6 +157,7 @@ def _answer_once(
             source = open_session(run, llm, conversation)
         output = run.answer(llm, conversation.messages, run.generation(), source=source)
         run.terminal.end_answer()
-        conversation.add("assistant", output.text)
-        conversation.save()
+        if not is_blank(output):  # else it is as if nothing had been asked
+            conversation.add("assistant", output.text)
+            conversation.save()
         run.finish(llm, output)

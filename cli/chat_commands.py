@@ -127,7 +127,7 @@ def _compact(d: Dialogue, rest: str) -> None:
     whole.messages = list(d.conversation.messages)
     held = len(d.session.tokens)
     d.conversation.add("user", _COMPACT)
-    if not d.answer():
+    if not d.answer("/compact"):
         d.conversation.pop_question()
         return
     whole.save()

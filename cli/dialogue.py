@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ebbtide import errors
 
+from .answer import is_blank
 from .background import BackgroundReading
 from .chat_commands import COMMANDS, Leave
 from .conversation import LAST, Conversation, kept_conversations
@@ -246,8 +247,10 @@ class Dialogue:
         """
         return "\n\n".join(f"# {d.name}\n\n" + d.text.strip("\n") for d in self.documents)
 
-    def answer(self) -> bool:
-        """Streams an answer to the messages and adds it. False when nothing came of it."""
+    def answer(self, again: str = "/retry") -> bool:
+        """Streams an answer to the messages and adds it. False when nothing came of it; `again` is
+        what asks once more.
+        """
         run, signals = self.run, self.run.signals
         text, output = "", None
         try:
@@ -262,7 +265,7 @@ class Dialogue:
             self._recover()
             run.terminal.end_answer()
             run.terminal.note(
-                "Stopped." if text else "Stopped before the answer; /retry asks it again."
+                "Stopped." if text.strip() else f"Stopped before the answer; {again} asks it again."
             )
         except (errors.ContextOverflow, errors.DoesNotFit, errors.InputError) as error:
             run.terminal.end_answer()
@@ -271,7 +274,9 @@ class Dialogue:
         run.terminal.end_answer()
         if output is not None:
             self.note_output(output)
-        elif not text:
+            if is_blank(output):
+                run.terminal.note(f"{again} asks it again.")
+        if not text.strip():
             return False
         self.conversation.add("assistant", text)
         self.keep()
@@ -292,8 +297,8 @@ class Dialogue:
         note = self.run.terminal.note
         if output.usage["recomputed_tokens"]:
             note(f"({output.usage['recomputed_tokens']:,} tokens were read again.)")
-        if output.finish_reason == "length":
-            note(self.run.why_cut(output, "/set max-new-tokens=N"))
+        if output.finish_reason == "length" or is_blank(output):
+            note(self.run.why_cut(output, "/set max-new-tokens=N", "/set think=off"))
         held, most = len(self.session.tokens), self.session.context
         was_full, self._is_full = self._is_full, held >= _NEARLY_FULL * most
         if self._is_full and not was_full:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ebbtide import errors
 
-from .answer import output_fields
+from .answer import is_blank, output_fields
 from .job import Job, job_key
 from .run import Run
 from .summary_task import SummaryTask
@@ -44,11 +44,12 @@ class Steps:
         """The fields of the Output for a prompt, as `--json` prints them.
 
         most_tokens: of the answer; what -n said is in it already, and may be too much for a part.
+        Raises ModelError where nothing is answered: no summary is made of that, and none kept.
         """
         options = self.run.generation() | {"max_new_tokens": most_tokens}
         name = "answer-" + job_key([text, options])
         found = self.job.load(name)
-        if found is not None:
+        if found is not None and found["text"].strip():
             self.num_reused += 1
             shown = found["text"] if through is None else through(found["text"])
             if show:
@@ -56,6 +57,9 @@ class Steps:
             return found
         prompt = [{"role": "user", "content": text}]
         output = self.run.answer(self.llm, prompt, options, show=show, through=through, title=title)
+        if is_blank(output):
+            where = f"{title}: " if title else ""
+            raise errors.ModelError(where + self.run.why_cut(output, "-n", "--think off"))
         found = output_fields(self.llm, output)
         self.made.append(found)
         self.job.save(name, found)

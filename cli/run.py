@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from .answer import Heard, blank_fields, output_fields, summary_line
+from .answer import Heard, blank_fields, is_blank, output_fields, summary_line
 from .options import BY_NAME, Settings
 from .progress import ProgressDisplay
 from .recorder import Recorder
@@ -234,9 +234,13 @@ class Run:
                     else:
                         progress(heard.progress(self._most_tokens))
                     self.signals.check()
-            except BaseException:
+            except BaseException as error:
                 heard.close()
                 self.when_cancelled = heard.fields()
+                rest = self.when_cancelled["text"].removeprefix(heard.text)
+                if rest and show and through is None and isinstance(error, KeyboardInterrupt):
+                    progress.clear()
+                    self.terminal.answer(rest)  # a conversation that goes on keeps it
                 raise
             finally:
                 llm.on_progress = None
@@ -269,28 +273,37 @@ class Run:
             )
 
     def finish(self, llm: Any, output: Any, warnings: Sequence[str] = ()) -> None:
-        """After the answer: the object for --json, and whether the answer was cut. warnings: told
+        """After the answer: the object for --json, and whether the answer is whole. warnings: told
         already, and part of the object.
         """
         if self.terminal.as_json:
             fields = output_fields(llm, output)
             fields["warnings"] = [*warnings, *fields["warnings"]]
             self.terminal.result(fields)
-        if output.finish_reason == "length":
-            self.terminal.note(self.why_cut(output, "-n"))
+        self.tell_end(output)
 
-    def why_cut(self, output: Any, more: str) -> str:
-        """Which limit ended an answer of finish_reason "length"; `more` is what raises the first.
+    def tell_end(self, output: Any) -> None:
+        """That an answer is not whole, and why."""
+        if output.finish_reason == "length" or is_blank(output):
+            self.terminal.note(self.why_cut(output, "-n", "--think off"))
 
-        The other one is the context: of the model, of --context or of the memory. An answer that
+    def why_cut(self, output: Any, more: str, unthinking: str) -> str:
+        """Which limit ended an answer of finish_reason "length", or why there is none; `more` is
+        what raises the first limit, `unthinking` what leaves thoughts out.
+
+        The other limit is the context: of the model, of --context or of the memory. An answer that
         has not begun is no riddle: its tokens went into thoughts.
         """
         num_tokens = len(output.token_ids)
-        only_thought = getattr(output, "thought", "") and not output.text.strip()
+        only_thought = bool(getattr(output, "thought", "")) and is_blank(output)
+        hint = f" {unthinking} leaves thoughts out." if only_thought else ""
+        if output.finish_reason != "length":
+            spent = f": all of its {num_tokens:,} tokens went into thoughts" if only_thought else ""
+            return f"The model gave no answer{spent}.{hint}"
         ended = "model was still thinking" if only_thought else "answer stopped"
         if self._most_tokens is not None and num_tokens >= self._most_tokens:
-            return f"The {ended} after {num_tokens:,} tokens; {more} allows more."
-        return f"The context is full: the {ended} after {num_tokens:,} tokens."
+            return f"The {ended} after {num_tokens:,} tokens; {more} allows more.{hint}"
+        return f"The context is full: the {ended} after {num_tokens:,} tokens.{hint}"
 
     def warn_of(self, texts: list[str]) -> None:
         for text in texts:

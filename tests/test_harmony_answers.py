@@ -4,6 +4,7 @@ of them, and what a conversation keeps."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from scripted_harmony import FINAL, THINKS, ids_of
 from tokenizers_under_test import HARMONY_TOKENS, USER
 
 from ebbtide.cli.chat_commands import COMMANDS
-from ebbtide.cli.conversation import Conversation
+from ebbtide.cli.conversation import Conversation, session_path
 from ebbtide.cli.dialogue import Dialogue
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
@@ -236,3 +237,96 @@ def test_a_chat_keeps_answers_and_shows_thoughts_when_asked(
     assert capfd.readouterr().out == "I look.\n\nYes.\n" * 2
     COMMANDS["thought"].do(talk, "")
     assert "hm" in capfd.readouterr().err
+
+
+def test_thoughts_without_an_answer_are_told(
+    capfd, monkeypatch, tmp_path, scripted_tokenizer, script, scripted
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    script += ids_of(scripted_tokenizer, f"{ONLY_THOUGHT}<|return|>")
+    num_tokens = len(script)
+    assert scripted("chat", "-p", "hi", "--session", "trip") == 0
+    out, err = capfd.readouterr()
+    told = f"gave no answer: all of its {num_tokens} tokens went into thoughts. --think off"
+    assert out == "" and told in " ".join(err.split())
+    assert not session_path("trip").exists()
+    script += ids_of(scripted_tokenizer, f"{FINAL}Yes.<|return|>")
+    assert scripted("chat", "-p", "hi", "--session", "trip") == 0
+    assert Conversation.load("trip").messages == answered("Yes.")[:2]
+
+
+def test_several_questions_have_their_thoughts_together(
+    capfd, scripted_tokenizer, script, scripted
+):
+    Path("a.txt").write_text("the text")
+    script += ids_of(scripted_tokenizer, TOLD + f"{FINAL}No.<|return|>")
+    assert scripted("ask", "-Q", "Is it?", "-Q", "Is it not?", "a.txt", "--json") == 0
+    fields = json.loads(capfd.readouterr().out)
+    assert (fields["thought"], fields["text"]) == ("hm", "I look.\n\nYes.\nNo.")
+    assert ["thought" in answer for answer in fields["answers"]] == [True, False]
+
+
+@pytest.mark.parametrize("ends", ["", "<|return|>"])
+def test_a_chat_keeps_no_thoughts_in_place_of_an_answer(
+    capfd, scripted_tokenizer, script, scripted_llm, ends
+):
+    thinking = ids_of(scripted_tokenizer, ONLY_THOUGHT + ends)
+    run = Run(Settings(max_new_tokens=len(thinking)), Signals())
+    talk = Dialogue(run, scripted_llm, Conversation(), remember=False)
+
+    def told():
+        return " ".join(capfd.readouterr().err.split())
+
+    script += thinking
+    talk.ask("hi")
+    assert (talk.conversation.messages, talk.dropped) == ([], "hi")
+    reason = "gave no answer" if ends else "still thinking"
+    assert re.search(f"{reason}.*/set think=off.*/retry asks it again", told())
+    script += ids_of(scripted_tokenizer, f"{FINAL}Yes.<|return|>")
+    COMMANDS["retry"].do(talk, "")
+    kept = answered("Yes.")[:2]
+    assert talk.conversation.messages == kept
+    for name in ("compact", "regen"):
+        script += thinking
+        told()
+        COMMANDS[name].do(talk, "")
+        assert talk.conversation.messages == kept
+        assert reason in told()
+
+
+def test_what_an_interrupted_answer_held_is_shown(capfd, scripted_tokenizer, script, scripted_llm):
+    talk = Dialogue(Run(Settings(), Signals()), scripted_llm, Conversation(), remember=False)
+    script += [*ids_of(scripted_tokenizer, "<|channel|>final the words"), KeyboardInterrupt()]
+    talk.ask("hi")
+    assert talk.conversation.messages == answered("the words")[:2]
+    assert capfd.readouterr().out == "the words\n"
+
+
+def test_a_summary_that_was_only_thought_replaces_no_file(
+    capfd, scripted_tokenizer, script, scripted
+):
+    Path("a.txt").write_text("the text")
+    Path("out.md").write_text("the old one")
+    script += ids_of(scripted_tokenizer, ONLY_THOUGHT)
+    num_tokens = len(script)
+    assert scripted("summarize", "a.txt", "-o", "out.md", "-n", str(num_tokens)) == 2
+    out, err = capfd.readouterr()
+    told = f"still thinking after {num_tokens} tokens; -n allows more. --think off"
+    assert out == "" and told in " ".join(err.split())
+    assert Path("out.md").read_text() == "the old one"
+
+
+def test_a_part_that_was_only_thought_about_is_asked_again(
+    capfd, monkeypatch, tmp_path, scripted_tokenizer, script, scripted
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    Path("a.txt").write_text("One sentence of many. " * 70)
+    words = ["summarize", "a.txt", "-o", "out.md", "--overflow", "map-reduce", "--context", "2000"]
+    script += ids_of(scripted_tokenizer, f"{FINAL}One.<|return|>{ONLY_THOUGHT}<|return|>")
+    assert scripted(*words) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert "part 2 of 2" in err and "gave no answer" in err
+    assert not Path("out.md").exists()
+    script += ids_of(scripted_tokenizer, f"{FINAL}Two.<|return|>{FINAL}Both.<|return|>")
+    assert (scripted(*words), script) == (0, [])
+    assert Path("out.md").read_text() == "Both.\n"
