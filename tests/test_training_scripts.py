@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ try:
     import facts
     import haystack
     import model as network
+    import selection
     import story
     import teller
     import tokenizer as tokenizers_
@@ -171,6 +173,33 @@ def test_an_untrained_network_tells_places_by_more_than_two_tokens():
     assert right > 18
 
 
+def test_the_first_layer_looks_near():
+    """Also in a network that was born without: pairs that turn quickly come round again."""
+    torch.manual_seed(0)
+    shape = network.Shape(vocab=1024)
+    model = network.Model(shape)
+    birth.copy_from_birth(model)
+    ids = torch.randint(6, shape.vocab, (1, 16384))
+    cos, sin = network.turns(torch.arange(16384)[None], shape)
+
+    def far():
+        """What each head gives, in the mean, to tokens more than 256 before the present one."""
+        layer = model.layers[0]
+        with torch.no_grad():
+            x = layer.input_layernorm(model.embed_tokens(ids))
+            q = layer.self_attn.queries(x, cos, sin)[0, :, -1000::50]
+            keys = layer.self_attn.keys_values(x, cos, sin)[0][0].repeat_interleave(2, 0)
+        before = torch.arange(len(ids[0]))[-1000::50, None] - torch.arange(len(ids[0]))
+        scores = (q @ keys.transpose(1, 2) * shape.head_dim**-0.5).masked_fill(before < 0, -1e9)
+        return (scores.softmax(-1) * (before > 256)).sum(-1).mean(1)
+
+    assert far().max() < 0.1
+    birth.look_near(model, 0.0)
+    assert far().min() > 0.5
+    birth.look_near(model)
+    assert far().max() < 0.1
+
+
 def _attention_parts(tokens, scale):
     torch.manual_seed(tokens)
     q = (torch.randn(2, 6, tokens, 64) * scale).bfloat16()
@@ -213,6 +242,80 @@ def test_the_last_layer_computes_only_what_is_wanted():
     torch.testing.assert_close(some, everything[wanted], rtol=1e-4, atol=1e-5)
 
 
+def _selecting(tokens, spread):
+    """Queries of the last cell's last tokens, keys, values, and what the criterion weighs by."""
+    torch.manual_seed(tokens)
+    q, keys, values = torch.randn(4, 9, 32), torch.randn(2, tokens, 32), torch.randn(2, tokens, 32)
+    at = torch.arange(tokens - 40, tokens, 5)[:9]
+    heads = selection.Heads(torch.rand(4) + 0.5, torch.rand(len(at)) + 1, bits=2)
+    return [q[:, : len(at)] * spread, keys, values], at, heads
+
+
+def _dense(q, keys, values, at):
+    keys, values = (x.repeat_interleave(len(q) // len(x), 0) for x in (keys, values))
+    scores = q @ keys.transpose(1, 2)
+    scores = scores.masked_fill(torch.arange(keys.shape[1]) > at[:, None], -torch.inf)
+    return scores.softmax(-1) @ values
+
+
+def test_a_selection_of_everything_is_attention_and_its_gradients():
+    parts, at, heads = _selecting(1536, spread=1.0)
+    results = []
+    for dense in (True, False):
+        given = [part.clone().requires_grad_() for part in parts]
+        if dense:
+            out = _dense(*given, at)
+        else:
+            out, kept = selection.attend(*given, at, heads, selection.Choice(0.0, 0.1))
+            assert (kept.read == 1).all()
+        upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
+        results.append([out, *torch.autograd.grad((out * upstream).sum(), given)])
+    # Keys that are attended in full are exact, whatever their first bits say.
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+
+
+def test_pages_that_are_not_selected_count_by_their_means():
+    (q, keys, values), at, heads = _selecting(1536, spread=1.0)
+    keys = keys[:, :: selection.PAGE].repeat_interleave(selection.PAGE, 1)  # nothing is misplaced
+    out, kept = selection.attend(q, keys, values, at, heads, selection.Choice(0.01, 0.1))
+    assert (kept.read == 0).all() and (kept.wrong < 1e-3).all()
+    torch.testing.assert_close(out, _dense(q, keys, values, at), rtol=1e-3, atol=1e-4)
+
+
+def test_a_smaller_epsilon_selects_more_and_is_less_wrong():
+    parts, at, heads = _selecting(4096, spread=2.0)
+    dense = _dense(*parts, at)
+    read, wrong = [], []
+    for epsilon in (0.4, 0.1, 0.02):
+        out, kept = selection.attend(*parts, at, heads, selection.Choice(epsilon, 0.1))
+        read.append(kept.read.mean().item())
+        wrong.append((out - dense).norm().item())
+    assert read == sorted(read) and read[0] < read[-1] and wrong == sorted(wrong, reverse=True)
+
+
+def test_the_bounded_stream_that_reads_everything_is_the_dense_one():
+    torch.manual_seed(0)
+    model = network.Model(network.SHAPES["tiny"])
+    for layer in model.layers:
+        layer.self_attn.o_proj.weight.data *= 100
+    ids, positions = torch.randint(6, 1024, (1536,)), torch.arange(1536)
+    counted = torch.zeros(1536, dtype=torch.bool)
+    counted[1024:1500] = torch.rand(476) < 0.3
+    tokens = selection.draw_rows(counted, random.Random(0), 10**9)
+    assert torch.equal(tokens, counted.nonzero()[:, 0])
+    entered = []
+    with torch.no_grad():
+        dense = model.hidden(ids[None], positions[None], counted[None], entered)
+        entered = [x[0] for x in entered]
+        for epsilon, same in ((0.0, True), (1.0, False)):
+            choice = selection.Choice(epsilon, 0.1)
+            found, kept = selection.hidden(model, ids, positions, entered, tokens, choice)
+            assert len(kept) == len(model.layers)
+            # float32, in another order of sums.
+            assert torch.allclose(found, dense, rtol=1e-3, atol=1e-3) == same
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with a corpus and a tokenizer for the tiny network."""
@@ -232,11 +335,47 @@ def work(tmp_path_factory):
     return folder
 
 
-def trainer(work, fresh, dtype="float32"):
+def trainer(work, fresh, dtype="float32", bounded=False, start=None):
     arguments = {"minutes": 1e9, "compile": False, "seed": 1, "workers": 0, "device": "cpu"}
+    arguments |= {"bounded": bounded, "start": start}
     return train.Trainer(
         argparse.Namespace(work=work, size="tiny", dtype=dtype, fresh=fresh, **arguments)
     )
+
+
+def test_bounded_answers_are_trained(work):
+    """From the same weights, less of bounded answers goes wrong after some steps."""
+    made = trainer(work, True, bounded=True)
+    made.recipe = replace(made.recipe, lengths=((1.0, {1024: 1.0}),))
+    made.bounded = replace(made.bounded, dense_tokens=512, tokens_per_row=1)
+    measured = [made.step() for _ in range(12)]
+    losses = [m["bounded_loss"] for m in measured if "bounded_loss" in m]
+    assert len(losses) > 4 and losses[-1] < losses[0]
+    assert all(m["kl"] >= 0 and 0 <= m["read_0"] <= 1 for m in measured if "kl" in m)
+
+
+def test_an_exported_network_is_turned_away_from_far_tokens(work, tmp_path):
+    made = trainer(work, fresh=True)
+    birth.look_near(made.model, 0.0)
+    made.save()
+    export.export(work, tmp_path / "before", query_scale=1.0)
+    export.export_near(tmp_path / "before", tmp_path / "after")
+    before, after = (export.load(tmp_path / name).state_dict() for name in ("before", "after"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == [f"layers.0.self_attn.{part}_proj.weight" for part in "qk"]
+    files = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("before", "after")]
+    assert files[0] == files[1]
+
+
+def test_training_starts_from_exported_weights(work, tmp_path):
+    made = trainer(work, fresh=True)
+    made.step()
+    made.save()
+    export.export(work, tmp_path / "model", query_scale=1.0)
+    started = trainer(work, fresh=True, start=tmp_path / "model")
+    exported = export.load(tmp_path / "model").state_dict()
+    for name, tensor in started.model.state_dict().items():
+        assert torch.equal(tensor, exported[name]), name
 
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(work):

@@ -1,7 +1,8 @@
 """What the network is born with: it finds the place that reads like the present one, and copies.
 
 Layer 0 writes into every token which tokens stood one, two, three and four before it, and, less
-exactly, which stood about six and about ten before. Layer 1 looks for the place whose past is the
+exactly, which stood about six and about ten before; slowly turning pairs keep it from looking at
+far places, where the quick ones come round again. Layer 1 looks for the place whose past is the
 present token with its past, and says what stands there. "The Leeds mill belongs to" is thus
 continued as the document does, and not as "the York mill belongs to". Training starts from this
 circuit instead of having to find it. Knows no text.
@@ -21,6 +22,10 @@ CONSTANT = 0.1
 BACK = (1.0, 2.0, 3.0, 4.0, 6.0, 10.0)
 PEAKS = (60.0, 60.0, 60.0, 60.0, 20.0, 20.0)
 COUNTS = (1.0, 0.9, 0.6, 0.5, 0.7, 0.5)
+# What each slow pair of layer 0 adds to the score of a token near by: far ones get less, down to
+# the negative of it. Pairs that tell neighbours from each other come round within 1,118 tokens. A
+# network that was trained without keeps more of its answers with less.
+NEARNESS, TRAINED_NEARNESS = 16.0, 4.0
 SHARPNESS, COPY = 10.0, 0.3  # of layer 1: how sharply it looks, what it adds of what it found
 # The last norm's weights: how surely the network says what it found. With 1 the first steps of
 # training have nothing to do but to raise it, and break the circuit meanwhile.
@@ -55,6 +60,31 @@ def copy_from_birth(model: Model) -> None:
     coder[:, room.token] = _directions(room.begin - 1, room.code, draw).T
     _look_back(model, room, coder)
     _look_for(model, room, coder, draw)
+    look_near(model)
+
+
+@torch.no_grad()
+def look_near(model: Model, nearness: float = NEARNESS) -> None:
+    """Turn the heads of layer 0 away from far tokens, also in a model that was born without.
+
+    Heads that look back by pairs that turn quickly look at every place where these come round: with
+    nine tenths of their attention, in 28,000 tokens. Two slower pairs, which see all near places
+    alike, cost such places half of `nearness` and mostly more, between them.
+    """
+    shape, layer = model.shape, model.layers[0]
+    dim, turning = shape.head_dim, _turning(shape)
+    slow = (turning <= 0.004) & (turning * shape.max_positions > 4)
+    # The direction in which all tokens are most nearly 1.
+    tokens = layer.input_layernorm(model.embed_tokens.weight).double()
+    squares = tokens.T @ tokens / len(tokens) + 1e-3 * torch.eye(shape.hidden).to(tokens)
+    constant = torch.linalg.solve(squares, tokens.mean(0))
+    constant = (constant / (tokens @ constant).mean()).float()
+    for projection, size in (
+        (layer.self_attn.q_proj, nearness * math.sqrt(dim)),
+        (layer.self_attn.k_proj, 1.0),
+    ):
+        heads = projection.weight.unflatten(0, (-1, 2, dim // 2))
+        heads[:, 0, slow], heads[:, 1, slow] = size * constant, 0.0
 
 
 def _directions(dims: int, count: int, draw: torch.Generator) -> torch.Tensor:

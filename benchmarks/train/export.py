@@ -2,12 +2,14 @@
 
     python benchmarks/train/export.py --work WORK --out FOLDER [--mean-with CHECKPOINT...]
         [--query-scale 1.15]
+    python benchmarks/train/export.py --look-near EXPORTED --out FOLDER
 
 The mean of the last weights and earlier ones keeps what a last leg of other lengths forgets. Query
 projections are multiplied by --query-scale: attention becomes sharper, which helps in long
 documents. Matrices are rounded to 8 bits: every 32 neighbouring inputs of an output share a scale
 that is a power of two. So bfloat16, in which they are written, holds them exactly: what stands in
-the file is the 8-bit model, and every program that reads Llama checkpoints reads it.
+the file is the 8-bit model, and every program that reads Llama checkpoints reads it. --look-near
+writes an exported model again, with layer 0 turned away from far tokens, as new ones are born.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from birth import TRAINED_NEARNESS, look_near
 from model import NORM_EPS, SHAPES, Model, Shape
 from safetensors.torch import load_file, save_file
 from tokenizer import BOS_ID, END_ID, PAD_ID
@@ -109,7 +112,19 @@ def averaged(checkpoints: list[Path]) -> tuple[str, dict[str, torch.Tensor]]:
 def export(work: Path, out: Path, query_scale: float, others: list[Path] | None = None) -> None:
     """others: checkpoints that the mean is taken with."""
     size, weights = averaged([work / "checkpoint.pt", *(others or [])])
-    shape = SHAPES[size]
+    _write(SHAPES[size], weights, query_scale, work / "tokenizer.json", out)
+
+
+def export_near(folder: Path, out: Path) -> None:
+    """An exported model again, after `look_near`."""
+    model = load(folder)
+    look_near(model, TRAINED_NEARNESS)
+    _write(model.shape, model.state_dict(), 1.0, folder / "tokenizer.json", out)
+
+
+def _write(
+    shape: Shape, weights: dict[str, torch.Tensor], query_scale: float, tokenizer: Path, out: Path
+) -> None:
     tensors = {}
     for name, tensor in weights.items():
         if name.endswith("q_proj.weight"):
@@ -119,7 +134,7 @@ def export(work: Path, out: Path, query_scale: float, others: list[Path] | None 
         tensors[f"model.{name}"] = tensor.to(torch.bfloat16).contiguous()
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(out / "model.safetensors"), metadata={"format": "pt"})
-    shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
+    shutil.copyfile(tokenizer, out / "tokenizer.json")
     for name, content in (
         ("config.json", config(shape)),
         ("generation_config.json", generation_config()),
@@ -150,12 +165,17 @@ def load(folder: Path) -> Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--work", type=Path)
+    source.add_argument("--look-near", type=Path, help="an exported model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--query-scale", type=float, default=1.0)
     parser.add_argument("--mean-with", type=Path, nargs="*", default=[], help="checkpoints")
     given = parser.parse_args()
-    export(given.work, given.out, given.query_scale, given.mean_with)
+    if given.look_near:
+        export_near(given.look_near, given.out)
+    else:
+        export(given.work, given.out, given.query_scale, given.mean_with)
     print(f"wrote {given.out}")
 
 

@@ -79,6 +79,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, keys, bias=False)
         self.o_proj = nn.Linear(queries, shape.hidden, bias=False)
 
+    def queries(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """(batch, heads, tokens, head_dim) of x (batch, tokens, hidden), turned."""
+        return rope(self._by_head(self.q_proj(x)), cos, sin)
+
+    def keys_values(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, kv_heads, tokens, head_dim) each; keys are turned."""
+        return rope(self._by_head(self.k_proj(x)), cos, sin), self._by_head(self.v_proj(x))
+
+    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -86,13 +99,8 @@ class Attention(nn.Module):
         sin: torch.Tensor,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        batch, tokens, _ = x.shape
-        q, k, v = (
-            projection(x).view(batch, tokens, -1, self.shape.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out = attend(rope(q, cos, sin), rope(k, cos, sin), v, wanted)
-        out = out.transpose(1, 2).reshape(batch, tokens, -1)
+        out = attend(self.queries(x, cos, sin), *self.keys_values(x, cos, sin), wanted)
+        out = out.transpose(1, 2).flatten(2)
         return self.o_proj(out if wanted is None else out[wanted])
 
 
@@ -145,17 +153,26 @@ class Model(nn.Module):
                 nn.init.normal_(parameter, 0, std)
 
     def hidden(
-        self, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor | None = None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+        entered: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(batch, tokens, hidden) of ids and positions (batch, tokens).
 
         With `wanted` (batch, tokens) of bool, (wanted tokens, hidden) of these alone: the last
-        layer computes no others, of which nothing but keys and values is needed.
+        layer computes no others, of which nothing but keys and values is needed. What enters each
+        layer (batch, tokens, hidden) is added to `entered`.
         """
         cos, sin = turns(positions, self.shape)
         x = self.embed_tokens(ids)
         for layer in self.layers[:-1]:
+            if entered is not None:
+                entered.append(x)
             x = layer(x, cos, sin)
+        if entered is not None:
+            entered.append(x)
         return self.norm(self.layers[-1](x, cos, sin, wanted))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,22 +15,25 @@ import json
 import os
 import random
 import time
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import corpus
 import evaluate
+import selection
 import torch
 import torch.nn.functional as F
 from birth import copy_from_birth
 from examples import ANSWER
+from export import load
 from feed import Feed
 from model import SHAPES, Model
 from tokenizers import Tokenizer
 
 STEADY_SHARE = 0.35  # of the time; then the learning rate falls to nearly nothing
-WARM_UP_STEPS = 100
+WARM_UP_STEPS, SELECTING_WARM_UP_STEPS = 100, 12
 SAVE_EVERY_S = 120
 
 
@@ -78,6 +81,32 @@ RECIPES = {
     "reader": Recipe(3e-4, 2e-4, 65536, LONG),
     "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, {256: 1.0}), (1.0, {256: 0.5, 1024: 0.5}))),
 }
+# A leg that teaches a trained network to be read in parts: from a third of the rate at most.
+SELECTING = Recipe(
+    6e-5, 4e-5, 4096, ((0.85, {4096: 0.65, 8192: 0.1, 28672: 0.25}), (1.0, {4096: 0.8, 28672: 0.2}))
+)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Rows longer than `dense_tokens` are read without a gradient, which is most of their time, and
+    some of their answers computed again as bounded mode computes them.
+
+    The loss of such an answer is its cross entropy, `kl_weight` times its divergence from the dense
+    one, and `wrong_weight` times what is wrong beyond `most_wrong` where a layer reads the share
+    `aim` of its records. One row in `tokens_per_row` tokens, and an epsilon for each step.
+    """
+
+    dense_tokens: int = 8192
+    tokens_per_row: int = 96
+    epsilons: tuple[float, float] = (0.06, 0.15)
+    aim: float = 0.04
+    most_wrong: float = 0.05
+    kl_weight: float = 1.0
+    wrong_weight: float = 0.3
+
+
+BOUNDED = Bounded()
 
 
 @dataclass
@@ -96,6 +125,9 @@ class Trainer:
         self.device = torch.device(given.device)
         self.dtype = getattr(torch, given.dtype)
         self.total_s, self.seed = given.minutes * 60, given.seed
+        self.bounded = BOUNDED if given.bounded else None
+        if self.bounded:
+            self.recipe = SELECTING if self.size == "nano" else self.recipe
         self.progress = Progress()
         self.model = Model(SHAPES[given.size])
         copy_from_birth(self.model)
@@ -103,6 +135,8 @@ class Trainer:
         self.optimisers = _optimisers(self.model, self.recipe)
         if (self.work / "checkpoint.pt").is_file() and not given.fresh:
             self._resume()
+        elif given.start is not None:
+            self.model.load_state_dict(load(given.start).state_dict())
         self.hidden = torch.compile(self.model.hidden) if given.compile else self.model.hidden
         self.corpus = corpus.read(self.work)
         self.tokenizer = Tokenizer.from_file(str(self.work / "tokenizer.json"))
@@ -137,7 +171,8 @@ class Trainer:
 
     def rate_scale(self) -> float:
         """What part of the recipe's learning rates the next step is taken with."""
-        warm = min(1.0, (self.progress.steps + 1) / WARM_UP_STEPS)
+        warm_up_steps = SELECTING_WARM_UP_STEPS if self.bounded else WARM_UP_STEPS
+        warm = min(1.0, (self.progress.steps + 1) / warm_up_steps)
         return warm * min(1.0, max(0.02, (1 - self.share()) / (1 - STEADY_SHARE)))
 
     def _batch_shape(self) -> tuple[int, int]:
@@ -160,14 +195,20 @@ class Trainer:
         batch = self.feed.batch(self.progress.steps, self._batch_shape)
         ids, targets, weights, positions = (part.to(self.device) for part in batch)
         counted = weights > 0  # only there anything is computed that nothing else needs
-        with self._computing():
-            logits = self.model.logits(self.hidden(ids, positions, counted))
+        whole = not self.bounded or ids.shape[1] <= self.bounded.dense_tokens
+        entered: list[torch.Tensor] | None = None if whole else []
+        with self._computing(), torch.set_grad_enabled(whole):
+            logits = self.model.logits(self.hidden(ids, positions, counted, entered))
         wanted, weight = targets[counted], weights[counted]
         losses = F.cross_entropy(logits.float(), wanted, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
         for optimiser in self.optimisers:
             optimiser.zero_grad()
-        loss.backward()
+        measured = {}
+        if whole:
+            loss.backward()
+        else:
+            measured = self._backward_bounded(ids, positions, entered, weights, targets, logits)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -181,7 +222,48 @@ class Trainer:
             "answer_loss": losses[answers].mean().item(),
             "answer_right": right.item(),
             "counted": counted.float().mean().item(),
+            **measured,
         }
+
+    def _backward_bounded(self, ids, positions, entered, weights, targets, logits) -> dict:
+        """Gradients of bounded answers, example by example; what was measured of them. Nothing
+        flows into what entered the layers: dense answers alone teach how a document is read."""
+        bounded, rng = self.bounded, random.Random(f"bounded {self.seed} {self.progress.steps}")
+        dense = (weights > 0).flatten().cumsum(0).view_as(weights) - 1  # which row of logits
+        low, high = bounded.epsilons
+        choice = selection.Choice(low * (high / low) ** rng.random(), bounded.aim)
+        sums: dict[str, float] = defaultdict(float)
+        drawn = [
+            selection.draw_rows(row == ANSWER, rng, len(row) // bounded.tokens_per_row)
+            for row in weights
+        ]
+        total = sum(map(len, drawn))
+        for example, tokens in enumerate(drawn):
+            if not len(tokens):
+                continue
+            with self._computing():
+                hidden, kept = selection.hidden(
+                    self.model,
+                    ids[example],
+                    positions[example],
+                    [x[example].detach() for x in entered],
+                    tokens,
+                    choice,
+                )
+                found = self.model.logits(hidden)
+            reference = logits[dense[example, tokens]].detach()
+            said = F.cross_entropy(found.float(), targets[example, tokens], reduction="sum")
+            apart = selection.divergence(reference, found).sum()
+            wrong = [(layer.wrong - bounded.most_wrong).clamp_min(0).sum() for layer in kept]
+            loss = said + bounded.kl_weight * apart + bounded.wrong_weight * sum(wrong)
+            (loss / total).backward()
+            sums["bounded_loss"] += said.item()
+            sums["kl"] += apart.item()
+            sums["same"] += (reference.argmax(-1) == found.argmax(-1)).sum().item()
+            for number, layer in enumerate(kept):
+                sums[f"wrong_{number}"] += layer.wrong.sum().item()
+                sums[f"read_{number}"] += layer.read.sum().item()
+        return {name: value / total for name, value in sums.items()}
 
     def log(self, entry: dict) -> None:
         entry = vars(self.progress) | {"share": round(self.share(), 4)} | entry
@@ -243,6 +325,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw examples")
+    parser.add_argument("--start", type=Path, help="exported model whose weights to begin with")
+    parser.add_argument("--bounded", action="store_true", help="with answers of bounded mode too")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="do not go on from a checkpoint")
     parser.add_argument("--log-steps", type=int, default=50)
