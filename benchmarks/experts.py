@@ -5,7 +5,8 @@
 
 Experts that are not in memory are read when a router has chosen them. --whole-layers streams layers
 with all their experts instead, as dense models are streamed, for comparison. The system's cache of
-the model's files is emptied all the while, as if there were no memory for it; --cached leaves it.
+the model's files is emptied before each token, as if there were no memory for it; --cached leaves
+it. What was written to a scratch file is not emptied.
 With random weights routers choose nearly evenly, which is the worst case for what is kept.
 
 Prints for each budget: seconds to load, tokens/s of prefill, ms and MB from disk of a decoded token
@@ -24,7 +25,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -38,25 +38,11 @@ from ebbtide.offload.output import peak_rss_bytes
 from ebbtide.offload.plan import Loaded
 
 
-class NoFileCache:
-    """While entered, the system keeps none of a folder's files in memory for long."""
-
-    def __init__(self, folder: Path):
-        self._files = [os.open(path, os.O_RDONLY) for path in folder.glob("*.safetensors")]
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._empty, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _empty(self) -> None:
-        while not self._ended.wait(0.02):
-            for file in self._files:
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+def empty_file_cache(folder: Path) -> None:
+    """The system keeps none of a folder's files in memory: what is read next comes from disk."""
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def one(given: argparse.Namespace, host_memory: str) -> dict:
@@ -66,11 +52,14 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     llm = LLM(Options(model=str(given.folder), budget=budget, context=context, draft=False))
     if given.whole_layers:
         _stream_layers(llm, context)
+    forget = (lambda folder: None) if given.cached else empty_file_cache
+    forget(given.folder)
     began = time.perf_counter()
     session = llm.open_session(context, sequences=1)
     loaded_s = time.perf_counter() - began
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, llm.config.vocab_size, (given.tokens,), generator=generator).tolist()
+    forget(given.folder)
     began = time.perf_counter()
     session.append(ids, process=False)
     session.last_logits()
@@ -79,6 +68,7 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     cache = store._experts
     before = (cache.hits, cache.misses) if cache is not None else (0, 0)
     for token in ids[: given.decode]:
+        forget(given.folder)
         began, streamed = time.perf_counter(), store.bytes_streamed
         session.append([token], process=False)
         session.last_logits()
@@ -129,11 +119,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        if given.cached:
-            print(json.dumps(one(given, given.host_memory[0])))
-        else:
-            with NoFileCache(given.folder):
-                print(json.dumps(one(given, given.host_memory[0])))
+        print(json.dumps(one(given, given.host_memory[0])))
         return
     bandwidth = {
         "memory": measure_memory().all_threads_bytes_per_s,
