@@ -70,8 +70,7 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     for token in ids[: given.decode]:
         forget(given.folder)
         began, streamed = time.perf_counter(), store.bytes_streamed
-        session.append([token], process=False)
-        session.last_logits()
+        session.decode(token)
         times.append(time.perf_counter() - began)
         read.append(store.bytes_streamed - streamed)
     steady = slice(given.decode // 4, None)
