@@ -76,7 +76,8 @@ class Admission:
 
     def plan(self, context: int, sequences: int = 1, **request) -> Plan:
         """The plan for a request; see Request for what else it may say. Allocates nothing."""
-        request = Request(context, sequences, **{"drafts": self._drafts, **request})
+        shared = {"drafts": self._drafts, "workspace_bytes": self._workspace()}
+        request = Request(context, sequences, **{**shared, **request})
         return make_plan(self.facts, self.geometry, self._free(), request, self.bandwidth)
 
     def natural_context(self, sequences: int = 1) -> int:
@@ -169,6 +170,11 @@ class Admission:
     def _open_runtimes(self) -> list[Runtime]:
         self._runtimes = [runtime for runtime in self._runtimes if runtime.is_open]
         return self._runtimes
+
+    def _workspace(self) -> int:
+        """Bytes that some open request works in."""
+        plans = [runtime.plan for runtime in self._open_runtimes()]
+        return max(((plan.device or plan.host)["workspace"] for plan in plans), default=0)
 
     def _free(self) -> Limits:
         """The limits less what open requests hold; weights and workspace are shared."""

@@ -130,8 +130,8 @@ class ExpertCache:
 
     def shrink(self, num_slots: int) -> None:
         """Give the memory of all but so many slots back; the least recently used experts go."""
-        keep = num_slots - PASSING_SLOTS
-        assert 0 < keep <= len(self._slots)
+        keep = min(num_slots - PASSING_SLOTS, len(self._slots))
+        assert keep > 0, "an expert has no slot to stay in"
         while len(self._held) > keep:
             self._held.popitem(last=False)
         held = list(self._held.values())

@@ -28,8 +28,9 @@ class Request:
 
     context: tokens. sequences: how many raw tails are kept (forks, snapshots). sweep_cells: 0 =
     choose. text: whether prompts come as text. loaded: how weights lie that are loaded already;
-    shrinks: experts among them may give up room. output_bytes: of what the caller gets, such as
-    logits. drafts: whether tokens may be guessed, as far as there is memory for that.
+    shrinks: experts among them may give up room. workspace_bytes: at least so many, since others
+    work there too. output_bytes: of what the caller gets, such as logits. drafts: whether tokens
+    may be guessed, as far as there is memory for that.
     """
 
     context: int
@@ -38,6 +39,7 @@ class Request:
     text: bool = True
     loaded: Loaded | None = None
     shrinks: bool = False
+    workspace_bytes: int = 0
     output_bytes: int = 0
     drafts: bool = False
 

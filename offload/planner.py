@@ -159,14 +159,15 @@ class _Filling:
         if not self.request.sweep_cells and (spills or held.layers_streamed or held.expert_slots):
             # Reading once for several cells pays for their activations, as long as those stay
             # small.
-            room = self.fast_bytes - self._fast(1, held)
-            if self.request.loaded is None:  # experts take what room there is, and may leave some
-                room += held.expert_slots * self.facts.expert_bytes
+            free = self.fast_bytes - self._fast(1, held)
+            room = free // 4
+            if held.expert_slots:  # which take what room there is, and may leave a quarter of it
+                room = free + held.expert_slots * self.facts.expert_bytes // 4
             for cells in (8, 4, 2):
                 extra = self._fast(cells, held) - self._fast(1, held)
                 others = self._choose_loaded(cells)
                 same = others == held._replace(expert_slots=others.expert_slots)
-                if extra <= room // 4 and same and self._fits(cells, others):
+                if extra <= room and same and self._fits(cells, others):
                     sweep, held = cells, others
                     break
         return self._result(sweep, held)
@@ -218,7 +219,7 @@ class _Filling:
             **states,
             "near planes": self.near_bytes,
             "selection": selection_bytes(config, geometry, self.request.context),
-            "workspace": max(work, facts.load_bytes),
+            "workspace": max(work, facts.load_bytes, self.request.workspace_bytes),
         }
 
     def _state_bytes(self, sweep: int) -> int:

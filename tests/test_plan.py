@@ -232,6 +232,28 @@ def test_prefill_sweeps_over_several_cells_where_experts_leave_room():
     assert free.sweep_cells > 1 and one.expert_slots > free.expert_slots > one.expert_slots // 2
 
 
+def test_a_request_like_the_one_before_sweeps_like_it():
+    facts = facts_of(routed_model())
+    geometry = choose_geometry(facts.config, "8")
+    for mib in (140, 160):
+        limits = Limits(None, mib * MiB, 4096 * MiB, 50 * MiB)
+        first = make_plan(facts, geometry, limits, Request(12_000))
+        again = make_plan(facts, geometry, limits, Request(12_000, loaded=first.loaded))
+        assert first.sweep_cells > 1 and again == first
+
+
+def test_what_others_work_in_is_counted_whoever_asks():
+    facts = facts_of(routed_model())
+    geometry = choose_geometry(facts.config, "8")
+    limits = Limits(None, 160 * MiB, 4096 * MiB, 50 * MiB)
+    first = make_plan(facts, geometry, limits, Request(12_000))
+    more = {"loaded": first.loaded, "shrinks": True, "sweep_cells": 1}
+    alone = make_plan(facts, geometry, limits, Request(4_000, **more))
+    beside = Request(4_000, **more, workspace_bytes=first.host["workspace"])
+    shared = make_plan(facts, geometry, limits, beside)
+    assert shared.host["workspace"] == first.host["workspace"] > alone.host["workspace"]
+
+
 def test_a_device_streams_layers_and_not_experts():
     facts = facts_of(routed_model())
     limits = Limits(100 * MiB, 4096 * MiB, 4096 * MiB, 50 * MiB)
