@@ -40,6 +40,8 @@ from ebbtide.offload.plan import Loaded
 
 def empty_file_cache(folder: Path) -> None:
     """The system keeps none of a folder's files in memory: what is read next comes from disk."""
+    if not hasattr(os, "posix_fadvise"):
+        raise SystemExit("this system cannot be told to forget files; give --cached")
     for path in folder.glob("*.safetensors"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -55,8 +55,7 @@ class LayerTensors(dict[str, Kept]):
     def __init__(self, *args):
         super().__init__(*args)
         self.expert_numbers: dict[str, list[int]] = {}
-
-    bring: Callable[..., Iterator[tuple[int, dict[str, Kept]]]] | None = None
+        self.bring: Callable[..., Iterator[tuple[int, dict[str, Kept]]]] | None = None
 
     def experts(
         self, numbers: Sequence[int], *, keeps: bool

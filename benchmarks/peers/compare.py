@@ -15,7 +15,8 @@ runs, put before a `cat` that lives for as long as one round takes.
 
 Prints the ceilings first (measured read bandwidth and multiply-adds). "of roofline": the longer of
 the time that the bytes of weights and pages take at that bandwidth and that of the multiply-adds at
-that rate, over the time measured. The last line is one JSON object.
+that rate, over the time measured; of gpt-oss these bytes are those of all experts, and say nothing.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
