@@ -9,8 +9,9 @@ import torch
 
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
-from .kept_tensors import converts, keeps_experts, stored_bytes
+from .kept_tensors import converts, keeps_experts, staging_bytes, stored_bytes
 from .model_config import ModelConfig
+from .packing import Packing, Plain
 from .skeleton import expert_names, layer_of
 from .weights import HEAD_BLOCK_ROWS
 
@@ -27,28 +28,33 @@ _SCORE_COPIES = 12  # of a number per page and query head, while pages are chose
 class Facts:
     """The model as the planner sees it: sizes by tensor name, nothing else.
 
-    dtypes: of tensors in the files, which may differ from config.json's; what is not named there
-    has that one.
+    packings: of tensors in the files; what is not named there is plain numbers of config.json's
+    dtype.
     """
 
     name: str
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     weight_bits: int | None
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    packings: dict[str, Packing] = field(default_factory=dict)
 
-    def _dtype(self, name: str) -> torch.dtype:
-        return self.dtypes.get(name, getattr(torch, self.config.dtype))
+    def _packing(self, name: str) -> Packing:
+        return self.packings.get(name) or Plain(getattr(torch, self.config.dtype))
 
     @property
-    def _head_dtype(self) -> torch.dtype:
+    def _head_packing(self) -> Packing:
         tied = self.config.tied_embeddings
-        return self._dtype("model.embed_tokens.weight" if tied else "lm_head.weight")
+        return self._packing("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     @property
+    def _head_bits(self) -> int | None:
+        return None if self.weight_bits is None else 8
+
+    @cached_property
     def converts(self) -> bool:
         """Whether layers are kept otherwise than they lie in the files."""
-        return converts(self.config, self.weight_bits)
+        names = [name for name in self.shapes if layer_of(name) is not None]
+        return converts(map(self._packing, names), self.weight_bits)
 
     @cached_property
     def _layers(self) -> list[tuple[int, int]]:
@@ -57,7 +63,7 @@ class Facts:
         for name, shape in self.shapes.items():
             layer = layer_of(name)
             if layer is not None:
-                size = stored_bytes(name, shape, self._dtype(name), self.weight_bits)
+                size = stored_bytes(name, shape, self._packing(name), self.weight_bits)
                 sizes[layer][0] += size
                 experts = self.config.experts_of(layer)
                 if experts is not None and ".experts." in name:
@@ -75,7 +81,7 @@ class Facts:
         """Bytes of every routed expert, (layer, number), as it is kept."""
 
         def size(name: str) -> int:
-            return stored_bytes(name, self.shapes[name], self._dtype(name), self.weight_bits)
+            return stored_bytes(name, self.shapes[name], self._packing(name), self.weight_bits)
 
         return {e: sum(map(size, names)) for e, names in expert_names(self.config).items()}
 
@@ -110,27 +116,23 @@ class Facts:
         )
 
     @cached_property
-    def _expert_matrices(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    def _expert_matrices(self) -> list[tuple[tuple[int, ...], Packing]]:
         names = [name for names in expert_names(self.config).values() for name in names]
-        found = [(name, self.shapes[name], self._dtype(name)) for name in names]
-        return [of for of in found if len(of[1]) == 2]
+        found = [(self.shapes[name], self._packing(name)) for name in names]
+        return [of for of in found if len(of[0]) == 2]
 
-    @property
+    @cached_property
     def keeps_experts(self) -> bool:
         """Whether experts are converted once, to a scratch file."""
-        dtypes = [dtype for _, _, dtype in self._expert_matrices]
-        return keeps_experts(self.config, self.weight_bits, dtypes)
+        return keeps_experts((packing for _, packing in self._expert_matrices), self.weight_bits)
 
     @property
     def expert_staging_bytes(self) -> int:
         """What reading several experts at once takes besides their slots."""
-        if self.keeps_experts or not self.converts:
+        if self.keeps_experts:
             return 0
-        largest = max(
-            stored_bytes(name, shape, dtype, self.weight_bits)
-            for name, shape, dtype in self._expert_matrices
-        )
-        return READERS * largest
+        bits = self.weight_bits
+        return READERS * max(staging_bytes(*of, bits) for of in set(self._expert_matrices))
 
     def multiplied_bytes(self, num_layers: int) -> int:
         """Bytes of the `num_layers` smallest layers that one token is multiplied with: of experts,
@@ -139,26 +141,30 @@ class Facts:
         return sum(multiplied for _, multiplied in self._layers[:num_layers])
 
     def head_bytes(self) -> int:
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        bits = None if self.weight_bits is None else 8
-        return stored_bytes("lm_head.weight", shape, self._head_dtype, bits)
+        return self._head_rows_bytes(self.config.vocab_size)
+
+    def _head_rows_bytes(self, rows: int) -> int:
+        shape = (rows, self.config.hidden_size)
+        return stored_bytes("lm_head.weight", shape, self._head_packing, self._head_bits)
 
     def head_block_bytes(self) -> int:
+        """The most that one block of the head takes, as it lies in the file or as it is kept."""
         rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
-        return rows * self.config.hidden_size * self._head_dtype.itemsize
+        in_file = sum(self._head_packing.sizes((rows, self.config.hidden_size)))
+        return max(in_file, self._head_rows_bytes(rows))
 
     @cached_property
     def load_bytes(self) -> int:
         """The most that loading takes above what stays: the largest tensor as it lies in the file,
-        twice where it is turned as well, and what quantising a few of its rows takes.
+        twice where its numbers change places, and what quantising a few of its rows takes.
         """
-        times = 1 + any(kind.by_columns for kind in self.config.stacked)
-        matrices = [
-            times * shape[0] * shape[1] * self._dtype(name).itemsize
+        matrices = {
+            (shape, self._packing(name))
             for name, shape in self.shapes.items()
             if len(shape) == 2 and layer_of(name) is not None
-        ]
-        return max(self.head_block_bytes(), *matrices) + SLACK_BYTES
+        }
+        staged = (packing.staging_bytes(shape, self.weight_bits) for shape, packing in matrices)
+        return max(self.head_block_bytes(), *staged) + SLACK_BYTES
 
 
 def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:

@@ -13,54 +13,40 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.quantised import (
-    QuantisedWeight,
-    quantise_weight,
-    quantised_shapes,
-    repack_mxfp4,
-)
-from .checkpoint import MXFP4, Checkpoint, TensorRef, read_at
+from ..kernels.quantised import QuantisedWeight
+from .checkpoint import Checkpoint, TensorRef, read_at
 from .errors import BadCheckpoint, StorageError
-from .model_config import ModelConfig
+from .packing import Empty, Form, Kept, Packing, aligned
 from .skeleton import decides
 from .tier import aligned_bytes
 
-_ALIGNMENT = 64
 _SCRATCH = "the weights' scratch file"
-Kept = torch.Tensor | QuantisedWeight
 
 
-def converts(config: ModelConfig, bits: int | None) -> bool:
-    """Whether layers are kept otherwise than they lie in the files, where weights have `bits`."""
-    return bits is not None or any(kind.by_columns for kind in config.stacked)
-
-
-def keeps_experts(config: ModelConfig, bits: int | None, dtypes: Iterable[torch.dtype]) -> bool:
-    """Whether routed experts whose matrices have such dtypes in the files are converted once, to a
-    scratch file, where they are read one by one. What comes in four bits is converted each time
-    that it is read, which takes a part of the reading.
+def converts(packings: Iterable[Packing], bits: int | None) -> bool:
+    """Whether tensors of such packings are kept otherwise than they lie in the files, where weights
+    have `bits`.
     """
-    return converts(config, bits) and any(dtype != MXFP4 for dtype in dtypes)
+    return bits is not None or any(not packing.lies_as_kept for packing in packings)
 
 
-def kept_bits(name: str, dtype: torch.dtype, bits: int | None) -> int | None:
-    """How many bits the matrix `name` of a dtype is kept in where weights have `bits`; None: as it
-    is. What comes in four bits keeps its codes.
+def keeps_experts(packings: Iterable[Packing], bits: int | None) -> bool:
+    """Whether routed experts whose matrices have such packings are converted once, to a scratch
+    file, where they are read one by one; see Packing.is_quick.
     """
-    if dtype == MXFP4:
-        return 4
-    return None if decides(name) else bits
+    return any(not packing.is_quick(bits) for packing in packings)
 
 
-def stored_bytes(name: str, shape: tuple[int, ...], dtype: torch.dtype, bits: int | None) -> int:
+def kept_form(name: str, packing: Packing, bits: int | None) -> Form:
+    """How the matrix `name` is kept where weights have `bits`."""
+    return packing.form(None if decides(name) else bits)
+
+
+def stored_bytes(name: str, shape: tuple[int, ...], packing: Packing, bits: int | None) -> int:
     """Bytes of a tensor as kept: matrices as they are or group-quantised, all else in float32."""
     if len(shape) != 2:
         return aligned(math.prod(shape) * 4)
-    bits = kept_bits(name, dtype, bits)
-    if bits is None:
-        return aligned(shape[0] * shape[1] * dtype.itemsize)
-    codes, scales = quantised_shapes(shape, bits)
-    return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
+    return kept_form(name, packing, bits).num_bytes(shape)
 
 
 class Arena:
@@ -92,52 +78,47 @@ class Arena:
 class TensorLoader:
     """Reads tensors as they are kept where weights have `bits`: for one thread at a time.
 
-    refs: all that will be converted, so that memory for the largest is there from the beginning.
-    (Memory taken and freed between tensors that stay does not go back to the system: at 4 bits
-    loading took three times the weights.) threads: that convert; None: all.
+    staging: bytes for what is being converted, from the beginning: see most_staging. (Memory taken
+    and freed between tensors that stay does not go back to the system: at 4 bits loading took three
+    times the weights.) threads: that convert; None: all.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        bits: int | None,
-        refs: Iterable[TensorRef],
-        threads: int | None = None,
+        self, checkpoint: Checkpoint, bits: int | None, staging: int, threads: int | None = None
     ):
         self._checkpoint, self._bits, self._threads = checkpoint, bits, threads
-        self._staging = aligned_bytes(max((staging_bytes(ref, bits) for ref in refs), default=0))
+        self._staging = aligned_bytes(staging)
 
     def load(self, name: str, arena: Arena) -> Kept:
         """A tensor, in the arena; see stored_bytes. Raises BadCheckpoint, StorageError."""
         ref = self._checkpoint.refs[name]
-        bits = kept_bits(name, ref.dtype, self._bits)
         if len(ref.shape) != 2:
             return arena.keep(self._checkpoint.read(name).float())
-        if ref.dtype == MXFP4:
-            packed = self._checkpoint.read_mxfp4(name, self._staging)
-            try:
-                return repack_mxfp4(*packed, arena.empty, self._threads)
-            except FloatingPointError as error:
-                raise BadCheckpoint(
-                    f"{ref.path}: {name}: {error}. The file is damaged; download it again."
-                ) from error
-        if bits is None:
-            return self._checkpoint.read(name, arena.take(ref.num_bytes))
-        return self.quantise(name, ref, bits, arena.empty)
+        return self.load_ref(name, ref, kept_form(name, ref.packing, self._bits), arena.empty)
 
-    def quantise(self, name: str, ref: TensorRef, bits: int, empty=torch.empty) -> QuantisedWeight:
-        """What lies at a place, a matrix of that name or a part of it."""
+    def load_ref(self, name: str, ref: TensorRef, form: Form, empty: Empty = torch.empty) -> Kept:
+        """What lies at a place, a matrix of that name or a part of it, in memory that `empty`
+        gives."""
+        if ref.packing.lies_as_kept and form.bits is None:
+            numbers = empty(ref.shape, dtype=form.dtype)
+            self._checkpoint.read_into(ref, numbers.view(-1).view(torch.uint8))
+            return numbers
+        raw, room = self._checkpoint.read_raw(ref, self._staging)
         try:
-            return quantise_weight(self._checkpoint.read_ref(ref, self._staging), bits, empty)
+            return ref.packing.load(raw, room, ref.shape, form, empty, self._threads)
         except FloatingPointError as error:
-            raise BadCheckpoint(f"{name}: {error}. Use --weight-bits full.") from error
+            raise BadCheckpoint(f"{ref.path}: {name}: {error}. {ref.packing.advice}.") from error
 
 
-def staging_bytes(ref: TensorRef, bits: int | None) -> int:
+def staging_bytes(shape: tuple[int, ...], packing: Packing, bits: int | None) -> int:
     """What a tensor takes while it is converted."""
-    if ref.dtype == MXFP4:
-        return ref.num_bytes + ref.scales.num_bytes
-    return 0 if bits is None else ref.num_bytes
+    is_read_in_place = packing.lies_as_kept and bits is None
+    return 0 if len(shape) != 2 or is_read_in_place else packing.staging_bytes(shape, bits)
+
+
+def most_staging(refs: Iterable[TensorRef], bits: int | None) -> int:
+    """What the largest of some tensors takes while it is converted."""
+    return max((staging_bytes(ref.shape, ref.packing, bits) for ref in refs), default=0)
 
 
 class Scratch:
@@ -208,7 +189,3 @@ def _rebuilder(tensor: QuantisedWeight):
     # Of its own memory nothing stays: not even an empty view, which would keep all of it.
     kept = replace(tensor, codes=tensor.codes.new_empty(0), scales=tensor.scales.new_empty(0))
     return lambda parts: replace(kept, codes=parts[0], scales=parts[1])
-
-
-def aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

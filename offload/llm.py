@@ -19,7 +19,6 @@ from ..prefetch.stats import Stats
 from . import scoring
 from .admission import Admission
 from .budget import Budget, resolve
-from .checkpoint import Checkpoint
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, EbbtideError, InputError
 from .fingerprint import model_fingerprint
@@ -36,6 +35,7 @@ from .prefix_keeper import PrefixKeeper
 from .prefix_store import open_prefix_store
 from .prompt import Prompt, check_room, is_messages
 from .runtime import Runtime
+from .safetensors_files import open_folder
 from .session import Session
 from .session_file import SessionFile, tokenizer_fingerprint
 from .skeleton import expected_shapes
@@ -81,7 +81,7 @@ class LLM:
             self.config = replace(self.config, dtype=dtype)
         shapes = expected_shapes(self.config)
         config = self.config
-        self._checkpoint = Checkpoint(self.folder, shapes, config.renamed, config.stacked)
+        self._checkpoint = open_folder(self.folder, shapes, config.renamed, config.stacked)
         self._tokenizer: Tokenizer | None = None
         self._generation = GenerationConfig.from_model_folder(self.folder)
         self._warnings += self._generation.warnings
@@ -93,7 +93,7 @@ class LLM:
             self.config,
             shapes,
             choose_weight_bits(options.weight_bits, shapes),
-            {name: ref.dtype for name, ref in self._checkpoint.refs.items()},
+            {name: ref.packing for name, ref in self._checkpoint.refs.items()},
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._prefixes = open_prefix_store(

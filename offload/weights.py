@@ -29,15 +29,16 @@ from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
 from .kept_tensors import (
     Arena,
-    Kept,
     Scratch,
     TensorLoader,
-    aligned,
     converts,
     keeps_experts,
+    kept_form,
+    most_staging,
     stored_bytes,
 )
 from .model_config import ModelConfig
+from .packing import Kept, aligned
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
@@ -140,10 +141,11 @@ class WeightStore:
         total = sum(refs[name].num_bytes for group in groups for name in group)
         done = 0
         to_convert = [refs[name] for group in groups for name in group]
-        if head_resident and self._head_bits is not None:
-            to_convert.append(self.checkpoint.row_range(self._head_name, *self._head_ranges()[0]))
-        loader = TensorLoader(self.checkpoint, self._bits, to_convert)
-        if keeps_experts or (self._streamed and converts(self.config, self._bits)):
+        staging = most_staging(to_convert, self._bits)
+        if head_resident:
+            staging = max(staging, self._head_staging())
+        loader = TensorLoader(self.checkpoint, self._bits, staging)
+        if keeps_experts or (self._streamed and self._converts()):
             self._scratch = Scratch(spill_dir)
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
@@ -288,7 +290,12 @@ class WeightStore:
 
     def _kept_bytes(self, name: str) -> int:
         ref = self.checkpoint.refs[name]
-        return stored_bytes(name, ref.shape, ref.dtype, self._bits)
+        return stored_bytes(name, ref.shape, ref.packing, self._bits)
+
+    def _converts(self) -> bool:
+        """Whether layers are kept otherwise than they lie in the files."""
+        names = [name for group in self._names for name in group]
+        return converts((self.checkpoint.refs[name].packing for name in names), self._bits)
 
     def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -300,29 +307,30 @@ class WeightStore:
     def _head_arena(self, start: int, stop: int) -> Arena:
         """Room for a block of the head that stays."""
         ref = self.checkpoint.row_range(self._head_name, start, stop)
-        return Arena.of(stored_bytes(self._head_name, ref.shape, ref.dtype, self._head_bits))
+        return Arena.of(stored_bytes(self._head_name, ref.shape, ref.packing, self._head_bits))
 
     def _head_loader(self) -> TensorLoader:
         """For blocks of a head that is not resident."""
+        return TensorLoader(self.checkpoint, self._head_bits, self._head_staging())
+
+    def _head_staging(self) -> int:
         ref = self.checkpoint.row_range(self._head_name, *self._head_ranges()[0])
-        return TensorLoader(self.checkpoint, self._head_bits, [ref])
+        return most_staging([ref], self._head_bits)
 
     def _head_block(
         self, loader: TensorLoader, start: int, stop: int, arena: Arena | None = None
     ) -> Kept:
         """Rows of the head, in the arena if there is one."""
         ref = self.checkpoint.row_range(self._head_name, start, stop)
-        if self._head_bits is None:
-            return self.checkpoint.read_ref(ref, arena and arena.take(ref.num_bytes))
+        form = kept_form(self._head_name, ref.packing, self._head_bits)
         empty = torch.empty if arena is None else arena.empty
-        return loader.quantise(self._head_name, ref, self._head_bits, empty)
+        return loader.load_ref(self._head_name, ref, form, empty)
 
     # ---- experts -----------------------------------------------------------------------------
 
     def _keeps_experts(self) -> bool:
         refs = [self.checkpoint.refs[n] for names in self._expert_names.values() for n in names]
-        dtypes = [ref.dtype for ref in refs if len(ref.shape) == 2]
-        return keeps_experts(self.config, self._bits, dtypes)
+        return keeps_experts((r.packing for r in refs if len(r.shape) == 2), self._bits)
 
     def _expert_bytes(self) -> int:
         """Of the largest expert as it is kept."""
@@ -348,7 +356,8 @@ class WeightStore:
         if loader is None:
             refs = [self.checkpoint.refs[n] for some in self._expert_names.values() for n in some]
             # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
-            loader = TensorLoader(self.checkpoint, self._bits, refs, threads=1)
+            staging = most_staging(refs, self._bits)
+            loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
             self._of_thread.loader = loader
         return self._named(expert[0], {name: loader.load(name, arena) for name in names})
 
@@ -394,7 +403,7 @@ class WeightStore:
         tensors: dict[str, Kept] = {}
         for name, offset, size in self._places(layer):
             ref = self.checkpoint.refs[name]
-            tensor = buffer[offset : offset + size].view(ref.dtype).view(ref.shape)
+            tensor = ref.packing.decode([buffer[offset : offset + size]], ref.shape)
             tensors[name] = tensor if tensor.dim() == 2 else tensor.float()
         return tensors
 

@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_llm import hold, open_small
 
-from ebbtide.offload.checkpoint import Checkpoint, TensorRef, _unstacked
+from ebbtide.offload.checkpoint import TensorRef
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
 from ebbtide.offload.model_config import Stacked, read_model_config
+from ebbtide.offload.packing import Plain
 from ebbtide.offload.plan import Loaded
+from ebbtide.offload.safetensors_files import _unstacked, open_folder
 from ebbtide.offload.skeleton import expected_shapes
 
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -41,7 +43,7 @@ def write(folder, header, data: bytes, name="model.safetensors", length=None):
 
 
 def open_checkpoint(folder, shapes=None):
-    checkpoint = Checkpoint(folder, SHAPES if shapes is None else shapes)
+    checkpoint = open_folder(folder, SHAPES if shapes is None else shapes)
     tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
     checkpoint.close()
     return tensors
@@ -57,7 +59,7 @@ def test_tensors_come_back_as_they_lie(tmp_path):
 
 
 def test_rows_are_read_alone(tmp_path):
-    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    checkpoint = open_folder(write(tmp_path, *header_and_data()), SHAPES)
     whole = checkpoint.read("a")
     assert torch.equal(checkpoint.read_rows("a", [1, 0, 1]), whole[[1, 0, 1]])
     ref = checkpoint.row_range("a", 1, 2)
@@ -72,7 +74,7 @@ def stacked(folder, shape, shapes, num_bytes=48):
     header = {"m.all": {"dtype": "F32", "shape": shape, "data_offsets": [0, num_bytes]}}
     data = torch.arange(num_bytes // 4, dtype=torch.float32).numpy().tobytes()
     write(folder, header, data)
-    checkpoint = Checkpoint(folder, shapes, (("m.", "model."),), STACKED)
+    checkpoint = open_folder(folder, shapes, (("m.", "model."),), STACKED)
     tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
     checkpoint.close()
     return tensors
@@ -93,7 +95,7 @@ def test_what_no_experts_are_is_none_of_theirs(tmp_path, shape, num_bytes):
     """A number of experts that nobody checked would be as many names."""
     with pytest.raises(BadCheckpoint, match="lacks 1 of 1"):
         stacked(tmp_path, shape, {"model.0.x": (2, 1)}, num_bytes)
-    ref = TensorRef(tmp_path, 0, num_bytes, torch.float32, tuple(shape))
+    ref = TensorRef(tmp_path, 0, num_bytes, Plain(torch.float32), tuple(shape))
     assert _unstacked("m.all", {"m.all": ref}, STACKED) == {}
 
 
@@ -248,7 +250,7 @@ def test_a_file_cut_after_it_was_opened_is_an_error_and_not_a_crash(checkpoint, 
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    checkpoint = open_folder(write(tmp_path, *header_and_data()), SHAPES)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(BadCheckpoint, match=r"cannot be opened any more"):
         checkpoint.read("a")
@@ -258,7 +260,7 @@ def test_a_disk_that_fails_is_a_storage_error(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(5, "Input/output error")
 
-    checkpoint = Checkpoint(write(tmp_path, *header_and_data()), SHAPES)
+    checkpoint = open_folder(write(tmp_path, *header_and_data()), SHAPES)
     monkeypatch.setattr(os, "preadv", fails)
     with pytest.raises(StorageError, match=r"could not be read: Input/output error"):
         checkpoint.read("a")
@@ -272,4 +274,4 @@ def test_every_tensor_of_the_model_is_asked_for(checkpoint):
     shapes = expected_shapes(config)
     extra = {**shapes, "model.layers.3.input_layernorm.weight": (64,)}
     with pytest.raises(BadCheckpoint, match=r"'model.layers.3.input_layernorm.weight' first"):
-        Checkpoint(folder, extra)
+        open_folder(folder, extra)

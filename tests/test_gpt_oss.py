@@ -13,7 +13,7 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide import errors
 from ebbtide.kernels import matmul
-from ebbtide.offload.checkpoint import MXFP4
+from ebbtide.offload.packing import Mxfp4
 from ebbtide.offload.plan import Loaded
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -79,7 +79,8 @@ def test_packed_experts_are_kept_and_read_as_they_are(folders, tmp_path, bits):
         resident = llm.logits(IDS, prefill_tokens=100)
         kept = llm.admission.weights._resident[0]["mlp.experts.0.down_proj.weight"]
         assert kept.bits == 4 and kept.is_float
-        assert llm.admission.facts.dtypes["model.layers.0.mlp.experts.0.down_proj.weight"] == MXFP4
+        name = "model.layers.0.mlp.experts.0.down_proj.weight"
+        assert llm.admission.facts.packings[name] == Mxfp4()
         assert llm.plan.disk["weights"] == 0
     other = resident.log_softmax(-1)
     kl = (plain_logits.exp() * (plain_logits - other)).sum(-1)

@@ -30,8 +30,8 @@ PROGRAM = """
 import re, sys
 from pathlib import Path
 import torch
-from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.safetensors_files import open_folder
 from ebbtide.offload.skeleton import expected_shapes
 from ebbtide.offload.weights import WeightStore
 
@@ -42,7 +42,7 @@ torch.set_num_threads(1)
 folder, bits = Path(sys.argv[1]), None if sys.argv[2] == "full" else int(sys.argv[2])
 config = read_model_config(folder)
 def load():
-    checkpoint = Checkpoint(folder, expected_shapes(config))
+    checkpoint = open_folder(folder, expected_shapes(config))
     return WeightStore(config, checkpoint, torch.device("cpu"), bits=bits)
 load().close()  # what only the first time takes: pages of libraries, the allocator's own
 before = status("VmRSS")

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from small_llm import hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
-from ebbtide.offload import kept_tensors
+from ebbtide.offload import packing
 from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.errors import StorageError
 from ebbtide.offload.kept_tensors import stored_bytes
 from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.packing import Plain
+from ebbtide.offload.safetensors_files import open_folder
 from ebbtide.offload.skeleton import expected_shapes, layer_prefix
 from ebbtide.offload.weights import WeightStore, streamed_layers
 
@@ -28,7 +30,7 @@ _ALIGNMENT = 64
 @contextmanager
 def loaded(folder, tmp_path, **options):
     config = read_model_config(folder)
-    checkpoint = Checkpoint(folder, expected_shapes(config))
+    checkpoint = open_folder(folder, expected_shapes(config))
     store = WeightStore(config, checkpoint, torch.device("cpu"), spill_dir=tmp_path, **options)
     try:
         yield store
@@ -70,7 +72,7 @@ def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
     real = quantise_weight(torch.randn(shape), bits)
     assert (
         0
-        <= stored_bytes("a.weight", shape, torch.bfloat16, bits) - num_bytes(real)
+        <= stored_bytes("a.weight", shape, Plain(torch.bfloat16), bits) - num_bytes(real)
         < 2 * _ALIGNMENT
     )
 
@@ -205,10 +207,10 @@ def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch
 def test_one_tensor_at_a_time_is_read_while_quantising(checkpoint, tmp_path, monkeypatch):
     """Loading peaks at a tensor above what is kept: each is quantised before the next is read."""
     events = []
-    read, quantise = Checkpoint.read_ref, kept_tensors.quantise_weight
-    monkeypatch.setattr(Checkpoint, "read_ref", lambda s, *a: events.append("read") or read(s, *a))
+    read, quantise = Checkpoint.read_raw, packing.quantise_weight
+    monkeypatch.setattr(Checkpoint, "read_raw", lambda s, *a: events.append("read") or read(s, *a))
     monkeypatch.setattr(
-        kept_tensors,
+        packing,
         "quantise_weight",
         lambda *args: events.append("quantise") or quantise(*args),
     )

@@ -1,0 +1,182 @@
+"""How the numbers of a tensor lie in a file, one object for each format: how many bytes they take,
+how a matrix of them is kept, and how its bytes become that.
+
+    Plain        numbers of a dtype, row after row
+    Transposed   the same, column after column
+    Mxfp4        groups of 32 inputs, four bits each and a scale, as Hugging Face has them
+
+A format is a subclass of Packing, equal to others by what it says. Knows no files and no names;
+checkpoint.py reads the bytes, kept_tensors.py decides where they go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes, repack_mxfp4
+
+_ALIGNMENT = 64
+Kept = torch.Tensor | QuantisedWeight
+Shape = tuple[int, ...]
+Empty = Callable[..., torch.Tensor]  # as torch.empty: (shape, dtype=)
+
+
+def aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix is kept: in groups of `bits`, or, where that is None, as numbers of a dtype."""
+
+    bits: int | None
+    dtype: torch.dtype | None = None
+
+    def num_bytes(self, shape: tuple[int, int]) -> int:
+        """That it takes, each of its tensors aligned."""
+        if self.bits is None:
+            return aligned(shape[0] * shape[1] * self.dtype.itemsize)
+        codes, scales = quantised_shapes(shape, self.bits)
+        return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One format. Shapes are of the numbers, (out, in) for a matrix, whatever the file calls its
+    own.
+
+    advice: what to do about numbers that cannot be kept. lies_as_kept: whether the bytes in the
+    file are the tensor, where no bits are asked for.
+    """
+
+    advice = "The file is damaged; download it again"
+    lies_as_kept = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of `decode`'s numbers."""
+        return torch.float32
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        """Bytes in the file: of the tensor, and of each that belongs to it (scales)."""
+        raise NotImplementedError
+
+    def form(self, bits: int | None) -> Form:
+        """How a matrix is kept where weights have `bits`; None: as it is."""
+        raise NotImplementedError
+
+    def is_quick(self, bits: int | None) -> bool:
+        """Whether a matrix can become what is kept each time that it is read, which takes a part of
+        the reading then. Of others that is done once."""
+        raise NotImplementedError
+
+    def room_bytes(self, shape: Shape, bits: int | None) -> int:
+        """What `load` needs besides its bytes and its result, a mebibyte of rows aside."""
+        return 0
+
+    def staging_bytes(self, shape: Shape, bits: int | None) -> int:
+        """What a matrix takes while it becomes what is kept."""
+        return sum(map(aligned, self.sizes(shape))) + aligned(self.room_bytes(shape, bits))
+
+    def load(
+        self,
+        raw: Sequence[torch.Tensor],
+        room: torch.Tensor,
+        shape: tuple[int, int],
+        form: Form,
+        empty: Empty,
+        threads: int | None,
+    ) -> Kept:
+        """A matrix as it is kept, in memory that `empty` gives. raw: its bytes, uint8, as `sizes`
+        has them. room: room_bytes of uint8. threads: None: as many as torch has. Raises
+        FloatingPointError for numbers that cannot be kept."""
+        raise NotImplementedError
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        """The numbers themselves, (*shape) of `dtype`; of a vector, or of a few rows."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Plain(Packing):
+    """Numbers of a dtype, row after row."""
+
+    kind: torch.dtype
+    advice = "Use --weight-bits full"
+    lies_as_kept = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kind
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return (math.prod(shape) * self.kind.itemsize,)
+
+    def form(self, bits: int | None) -> Form:
+        return Form(bits, self.kind)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return bits is None
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        numbers = self.decode(raw, shape)
+        if form.bits is None:
+            return empty(shape, dtype=self.kind).copy_(numbers)
+        return quantise_weight(numbers, form.bits, empty)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        return raw[0].view(self.kind).view(shape)
+
+
+@dataclass(frozen=True)
+class Transposed(Plain):
+    """Numbers of a dtype, column after column."""
+
+    lies_as_kept = False
+
+    def is_quick(self, bits: int | None) -> bool:
+        return False
+
+    def room_bytes(self, shape: Shape, bits: int | None) -> int:
+        return 0 if bits is None else self.sizes(shape)[0]
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        if form.bits is None:
+            return empty(shape, dtype=self.kind).copy_(self.decode(raw, shape))
+        turned = room[: self.sizes(shape)[0]].view(self.kind).view(shape)
+        return quantise_weight(turned.copy_(self.decode(raw, shape)), form.bits, empty)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        return super().decode(raw, shape[::-1]).t()
+
+
+@dataclass(frozen=True)
+class Mxfp4(Packing):
+    """MXFP4 in two tensors: codes (out, groups, 16) and exponents (out, groups). Keeps its codes,
+    whatever bits are asked for."""
+
+    group = 32
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        num_groups = math.prod(shape) // self.group
+        return num_groups * (self.group // 2), num_groups
+
+    def form(self, bits: int | None) -> Form:
+        return Form(4)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return True
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        exponents = raw[1].view(shape[0], -1)
+        return repack_mxfp4(raw[0].view(*exponents.shape, -1), exponents, empty, threads)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        weight = self.load(
+            raw, raw[0][:0], (math.prod(shape[:-1]), shape[-1]), Form(4), torch.empty, 1
+        )
+        return weight.rows(0, weight.out_features).view(shape)

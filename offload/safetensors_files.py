@@ -1,0 +1,217 @@
+"""Safetensors on disk: which tensors a model's folder holds, and where each one's bytes lie.
+
+Headers only; never unpickles anything. Knows names, dtypes and shapes, and no numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .checkpoint import Checkpoint, Place, TensorRef, share
+from .config_fields import MOST_EXPERTS, load_json
+from .errors import BadCheckpoint
+from .model_config import Stacked
+from .packing import Mxfp4, Plain, Transposed
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+_BYTES = Plain(torch.uint8)
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def open_folder(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    renamed: Sequence[tuple[str, str]] = (),
+    stacked: Sequence[Stacked] = (),
+) -> Checkpoint:
+    """The tensors of a model folder.
+
+    shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
+    stacked: tensors of all experts in the files.
+
+    Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
+    wrong shape or dtype, and for folders that hold pickled weights only.
+    """
+    found: dict[str, TensorRef] = {}
+    for path in _shards(folder):
+        found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
+    found = {_renamed(name, renamed): ref for name, ref in found.items()}
+    for name in list(found):
+        found.update(_unstacked(name, found, stacked))
+    return Checkpoint(found, shapes, folder)
+
+
+# How files that hold a language model among other parts begin its tensors' names.
+_TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+
+
+def _text_name(name: str) -> str:
+    """A tensor's name in a file that holds the language model alone."""
+    for prefix, plain in _TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name[len(prefix) :]
+    return name
+
+
+def _renamed(name: str, parts: Sequence[tuple[str, str]]) -> str:
+    for theirs, ours in parts:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _unstacked(
+    name: str, found: dict[str, TensorRef], stacked: Sequence[Stacked]
+) -> dict[str, TensorRef]:
+    """What a tensor of all experts holds, by the names of each one's own; nothing of another."""
+    parts = {}
+    for kind in stacked:
+        whole, is_packed = name, kind.by_columns and name.endswith(kind.end + "_blocks")
+        if is_packed:
+            whole = name.removesuffix("_blocks")
+            ref = _mxfp4(found[name], found.get(whole + "_scales"))
+        else:
+            ref = found[name]
+        if not whole.endswith(kind.end) or ref is None or not 2 <= len(ref.shape) <= 3:
+            continue
+        count, names, own = ref.shape[0], kind.names, ref.shape[1:]
+        if kind.by_columns and not is_packed:
+            own, ref = own[::-1], replace(ref, packing=Transposed(ref.packing.dtype))
+        if not 0 < count <= MOST_EXPERTS or not math.prod(own) or own[0] % len(names):
+            continue
+        size, each = count * len(names), (own[0] // len(names), *own[1:])
+        for index in range(size):
+            expert, part = divmod(index, len(names))
+            of_expert = whole[: -len(kind.end)] + names[part].format(expert)
+            parts[of_expert] = share(ref, index, size, each)
+    return parts
+
+
+def _mxfp4(codes: TensorRef, scales: TensorRef | None) -> TensorRef | None:
+    """Matrices (count, rows, columns) in MXFP4, of their codes (count, rows, groups, 16) and scales
+    (count, rows, groups); None where they are none."""
+    if scales is None or len(scales.shape) != 3 or codes.packing != _BYTES:
+        return None
+    packing = Mxfp4()
+    if scales.packing != _BYTES or codes.shape != (*scales.shape, packing.group // 2):
+        return None
+    shape = (*scales.shape[:-1], scales.shape[-1] * packing.group)
+    beside = (Place(scales.path, scales.offset, scales.num_bytes),)
+    return replace(codes, packing=packing, shape=shape, beside=beside)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; the index decides where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = load_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise BadCheckpoint(f"{index} has no weight_map of names to files.")
+        paths = []
+        for name in sorted(set(names.values())):
+            if Path(name).name != name:
+                raise BadCheckpoint(f"{index} names {name!r}, which is not a file in its folder.")
+            paths.append(folder / name)
+        missing = [p.name for p in paths if not _is_file(p)]
+        if missing:
+            raise BadCheckpoint(
+                f"{folder} lacks {len(missing)} of {len(paths)} shards: "
+                f"{', '.join(name[:80] for name in missing[:3])}. "
+                "The download may be incomplete; fetch the missing files."
+            )
+        return paths
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise BadCheckpoint(
+            f"{folder} holds pickled weights only ({pickles[0]}). A pickle can run any program "
+            "while it loads, so "
+            "Ebbtide reads safetensors only: use a repository with *.safetensors, or convert "
+            "it with transformers."
+        )
+    raise BadCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; not, when its name is one that no file has."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_header(path: Path) -> dict[str, TensorRef]:
+    """Names and places of a file's tensors, each checked to lie within the file and to be as long
+    as it says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise BadCheckpoint(f"{path} is {size} bytes long: no safetensors file.")
+            length = struct.unpack("<Q", start)[0]
+            if length > min(_MAX_HEADER_BYTES, size - 8):
+                raise BadCheckpoint(
+                    f"{path} states a header of {length} bytes in a file of {size}. It is "
+                    "damaged or incomplete."
+                )
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
+    if not isinstance(header, dict):
+        raise BadCheckpoint(f"{path} has a damaged header.")
+    header.pop("__metadata__", None)
+    refs, taken, data = {}, [], 8 + length
+    for name, entry in header.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            numbers = (*shape, begin, end)
+            whole = all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole or begin > end or data + end > size:
+            raise BadCheckpoint(
+                f"{path}: {name} does not lie within the file. It is damaged or incomplete; "
+                "download it again."
+            )
+        taken.append((begin, end, name))
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            continue  # nobody's weights; one that is needed will be reported as missing
+        count = 1
+        for n in shape:
+            count *= n
+        if count * _DTYPES[dtype].itemsize != end - begin:
+            if dtype == "U8":
+                continue  # nobody's weights either
+            raise BadCheckpoint(
+                f"{path}: {name} of shape {list(shape)} in {dtype} cannot take {end - begin} bytes."
+            )
+        packing = Plain(_DTYPES[dtype])
+        refs[name] = TensorRef(path, data + begin, end - begin, packing, shape)
+    _check_apart(path, taken)
+    return refs
+
+
+def _check_apart(path: Path, taken: list[tuple[int, int, str]]) -> None:
+    """The format forbids tensors that share bytes: such a file was not written by its tools."""
+    reached, last = 0, ""
+    for begin, end, name in sorted(taken):
+        if begin < min(reached, end):
+            raise BadCheckpoint(f"{path}: {name} overlaps {last}. The file is damaged.")
+        if end > reached:
+            reached, last = end, name
