@@ -27,8 +27,9 @@ from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
 BUFFER_BYTES = 256 << 20  # far above any cache
 ROWS = (2, 4, 8, 32, 256)
 OUTPUTS = 2048  # where there are several rows
-KINDS = ("int4", "mxfp4", "int8", "bfloat16", "float16", "float32")
-BITS = {"int4": 4, "mxfp4": 4, "int8": 8}  # in groups; half a bit more are scales
+KINDS = ("int4", "affine4", "mxfp4", "int8", "bfloat16", "float16", "float32")
+BITS = {"int4": 4, "affine4": 4, "mxfp4": 4, "int8": 8}  # in groups
+SCALE_BITS = {"int4": 0.5, "affine4": 1, "mxfp4": 0.5, "int8": 0.5}
 
 
 def now() -> float:
@@ -56,16 +57,18 @@ def make_weight(kind: str, outputs: int, inputs: int):
         weight = torch.empty((outputs, inputs), dtype=getattr(torch, kind)).uniform_(-1, 1)
         return weight, weight.nbytes
     bits = BITS[kind]
-    of_codes, of_scales = quantised_shapes((outputs, inputs), bits)
+    is_affine = kind == "affine4"
+    of_codes, of_scales = quantised_shapes((outputs, inputs), bits, is_affine)
     codes = torch.empty(of_codes, dtype=torch.int32).random_()
     scales = torch.full(of_scales, 0.01, dtype=torch.float16)
-    weight = QuantisedWeight(bits, inputs, outputs, codes, scales, is_float=kind == "mxfp4")
+    flags = {"is_float": kind == "mxfp4", "is_affine": is_affine}
+    weight = QuantisedWeight(bits, inputs, outputs, codes, scales, **flags)
     return weight, weight.num_bytes
 
 
 def vector_rate(kind: str, inputs: int, read) -> dict[str, float]:
     """Bytes of weights per second, and that next to what reading reaches at the same time."""
-    bits = BITS[kind] + 0.5 if kind in BITS else 32 if kind == "float32" else 16
+    bits = BITS[kind] + SCALE_BITS[kind] if kind in BITS else 32 if kind == "float32" else 16
     outputs = int(BUFFER_BYTES / 2 / (inputs * bits / 8)) // 64 * 64
     weight, num_bytes = make_weight(kind, outputs, inputs)
     x = torch.randn(1, inputs)

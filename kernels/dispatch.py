@@ -17,7 +17,7 @@ from .layout import RAW_DTYPES, PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 27
+INTERFACE = 28
 
 _missing = ""
 try:

@@ -25,8 +25,13 @@ ROW_TILE = 32
 # Weight rows converted at once by the reference on a CPU: 256 rows of 4096 float32 inputs are
 # 4 MiB, which stay in cache for all tiles.
 BLOCK_ROWS = 256
-# By bits and is_float, in the order of WeightKind in cpu/kernels.h.
-_GROUP_KINDS = {(8, False): 3, (4, False): 4, (4, True): 5}
+# By bits, is_float and is_affine, in the order of WeightKind in cpu/kernels.h.
+_GROUP_KINDS = {
+    (8, False, False): 3,
+    (4, False, False): 4,
+    (4, True, False): 5,
+    (4, False, True): 6,
+}
 
 Weight = torch.Tensor | QuantisedWeight
 
@@ -91,7 +96,8 @@ def weight_numbers(weight: Weight) -> tuple[int, int, int, int]:
     """
     if isinstance(weight, QuantisedWeight):
         codes, scales = weight.codes.data_ptr(), weight.scales.data_ptr()
-        return _GROUP_KINDS[weight.bits, weight.is_float], codes, scales, weight.first
+        kind = _GROUP_KINDS[weight.bits, weight.is_float, weight.is_affine]
+        return kind, codes, scales, weight.first
     assert weight.is_contiguous()
     return RAW_DTYPES.index(weight.dtype), weight.data_ptr(), 0, 0
 

@@ -13,6 +13,8 @@
     weights, MXFP4    of 4 bits, as a file has them (OCP Microscaling Formats 1.0, E2M1)
                       scale = 2**(e - 127); code = sign (8) + which of 0, 0.5, 1, 1.5, 2, 3, 4, 6
                       kept is scale / 2, float16, for twice a value is a whole number
+    weights, affine   of 4 bits, as files of several formats have them (affine.py)
+                      w' = (code - offset) * scale; scale and offset are float16; 5 bits per weight
     activations       scale = greatest magnitude / 127, float32; code = round(x * (127 / greatest))
 
 A weight's outputs lie interleaved, sixteen at a time (a strip; zeros fill the last one): the
@@ -24,7 +26,7 @@ Knows no products: matmul.py does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,8 +45,8 @@ _TWICE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """A weight (out_features, in_features) in groups of 32 inputs. Made by `quantise_weight` or
-    `repack_mxfp4`.
+    """A weight (out_features, in_features) in groups of 32 inputs. Made by `quantise_weight`,
+    `repack_mxfp4` or `repack_affine`.
     """
 
     bits: int  # 8 or 4
@@ -54,9 +56,11 @@ class QuantisedWeight:
     # 8 bits: element v of a group is the int8 codes of its inputs 4 v .. 4 v + 3.
     # 4 bits: byte j of a group's 16 is the codes of its inputs j (low half) and j + 16.
     codes: torch.Tensor
-    scales: torch.Tensor  # (strips, groups, 16 outputs) float16
+    # (strips, groups, 16 outputs) float16; affine: (strips, groups, 2, 16 outputs), offsets second
+    scales: torch.Tensor
     first: int = 0  # the first output's place in its strip, where this is a part of another weight
     is_float: bool = False  # codes of 4 bits are MXFP4's
+    is_affine: bool = False  # codes of 4 bits have an offset for each group and output
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,6 +87,7 @@ class QuantisedWeight:
         """Rows start..stop, decoded: (stop - start, in_features) float32."""
         part = self.part(start, stop)
         num_groups = part.scales.shape[1]
+        scales, offsets = part.scales.unbind(2) if self.is_affine else (part.scales, None)
         four = part.codes.transpose(1, 2).contiguous()
         codes = four.view(torch.int8 if self.bits == 8 else torch.uint8)
         if self.bits == 8:
@@ -93,24 +98,25 @@ class QuantisedWeight:
             if self.is_float:
                 values = codes.new_tensor(_TWICE, dtype=torch.float32)[codes.to(torch.int32)]
             else:
-                values = codes.to(torch.float32).sub_(8.0)
-        values.mul_(part.scales.transpose(1, 2).to(torch.float32).unsqueeze(-1))
+                values = codes.to(torch.float32).sub_(
+                    _by_output(offsets) if self.is_affine else 8.0
+                )
+        values.mul_(_by_output(scales))
         values = values.flatten(2).flatten(0, 1)
         return values[part.first : part.first + part.out_features, : self.in_features]
 
     def _with(self, out_features: int, codes, scales, first: int | None = None) -> QuantisedWeight:
         first = self.first if first is None else first
-        return QuantisedWeight(
-            self.bits, self.in_features, out_features, codes, scales, first, self.is_float
-        )
+        return replace(self, out_features=out_features, codes=codes, scales=scales, first=first)
 
 
 def quantised_shapes(
-    shape: tuple[int, int], bits: int
-) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    shape: tuple[int, int], bits: int, is_affine: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the codes (int32) and of the scales (float16) of a weight (out, in)."""
     num_strips, num_groups = -(-shape[0] // STRIP), -(-shape[1] // GROUP)
-    return (num_strips, num_groups * bits, STRIP), (num_strips, num_groups, STRIP)
+    of_scales = num_strips, num_groups, *((2,) if is_affine else ()), STRIP
+    return (num_strips, num_groups * bits, STRIP), of_scales
 
 
 def quantise_weight(
@@ -206,26 +212,31 @@ def _repack(
     powers = [2.0 ** (e - 128) for e in range(256)]
     half_of = torch.tensor(powers, device=blocks.device).to(torch.float16)
     pad = torch.nn.functional.pad
-    for strips, rows, missing in _strips_at_once(*exponents.shape):
+    for strips, rows, missing in strips_at_once(*exponents.shape):
         block = pad(blocks[rows], (0, 0, 0, 0, 0, missing))
         inputs = torch.stack((block & 15, block >> 4), -1).flatten(2)
         bytes_ = inputs[..., : GROUP // 2] | (inputs[..., GROUP // 2 :] << 4)
         scale = half_of[pad(exponents[rows], (0, 0, 0, missing)).to(torch.int32)]
-        codes[strips] = _interleaved(bytes_.flatten(1).view(torch.int32))
-        scales[strips] = _interleaved(scale)
+        codes[strips] = interleaved(bytes_.flatten(1).view(torch.int32))
+        scales[strips] = interleaved(scale)
 
 
 def _quantise(w: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> None:
     in_features, num_groups = w.shape[1], scales.shape[1]
     encode = _encode8 if bits == 8 else _encode4
-    for strips, rows, missing in _strips_at_once(len(w), num_groups):
+    for strips, rows, missing in strips_at_once(len(w), num_groups):
         padding = num_groups * GROUP - in_features
         block = torch.nn.functional.pad(w[rows].to(torch.float32), (0, padding, 0, missing))
         bytes_, scale = encode(block.unflatten(1, (num_groups, GROUP)))
-        codes[strips], scales[strips] = _interleaved(bytes_.view(torch.int32)), _interleaved(scale)
+        codes[strips], scales[strips] = interleaved(bytes_.view(torch.int32)), interleaved(scale)
 
 
-def _strips_at_once(out_features: int, num_groups: int) -> Iterator[tuple[slice, slice, int]]:
+def _by_output(numbers: torch.Tensor) -> torch.Tensor:
+    """(strips, groups, STRIP) to (strips, STRIP, groups, 1) float32."""
+    return numbers.transpose(1, 2).to(torch.float32).unsqueeze(-1)
+
+
+def strips_at_once(out_features: int, num_groups: int) -> Iterator[tuple[slice, slice, int]]:
     """Some strips, the rows in them, and how many rows the last lacks, until all have been."""
     step = max(1, QUANTISED_BYTES // (4 * STRIP * max(1, num_groups) * GROUP))
     for start in range(0, out_features, step * STRIP):
@@ -234,7 +245,7 @@ def _strips_at_once(out_features: int, num_groups: int) -> Iterator[tuple[slice,
         yield strips, rows, strips.stop * STRIP - rows.stop
 
 
-def _interleaved(rows: torch.Tensor) -> torch.Tensor:
+def interleaved(rows: torch.Tensor) -> torch.Tensor:
     """(strips * STRIP, n) to (strips, n, STRIP)."""
     return rows.unflatten(0, (-1, STRIP)).transpose(1, 2)
 

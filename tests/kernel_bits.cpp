@@ -103,9 +103,9 @@ void weights(const Kernels &k) {
 
 void products(const Kernels &k) {
     for (int64_t in : {5, 31, 64, 200, 1000})
-        for (int kind = WEIGHT_F32; kind <= WEIGHT_FLOAT4; ++kind) {
+        for (int kind = WEIGHT_F32; kind <= WEIGHT_AFFINE4; ++kind) {
             const int64_t out = 45, strips = (out + STRIP - 1) / STRIP;
-            const std::vector<float> w = floats(out * in), scales = floats(strips * num_groups(in) * STRIP);
+            const std::vector<float> w = floats(out * in), scales = floats(2 * strips * num_groups(in) * STRIP);
             const std::vector<uint16_t> narrow = halves(w, kind == WEIGHT_BF16), scale_bits = halves(scales, false);
             std::vector<uint8_t> codes = bytes(strips * num_groups(in) * STRIP * GROUP);
             if (kind == WEIGHT_INT8)

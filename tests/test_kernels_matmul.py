@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from affine_files import drawn_affine
 from hypothesis import example, given
 from hypothesis import strategies as st
 from instruction_sets import COMPILED
@@ -15,14 +16,15 @@ from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import BLOCK_ROWS, ROW_TILE, linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight, rounded_rows
 
-KINDS = ["float32", "bfloat16", "float16", "8", "4", "mxfp4"]
+DRAWN = {"mxfp4": drawn_weight, "affine": drawn_affine}
+KINDS = ["float32", "bfloat16", "float16", "8", "4", *DRAWN]
 SHAPES = [(1, 1), (8, 40), (100, 32), (BLOCK_ROWS + 7, 96), (64, 1000), (3, 4864), (9, 6500)]
 
 
 def make(kind: str, shape: tuple[int, int], seed: int = 0):
     """(weight, the same weight in float64)."""
-    if kind == "mxfp4":
-        weight = drawn_weight(shape, seed)
+    if kind in DRAWN:
+        weight = DRAWN[kind](shape, seed)
         return weight, weight.rows(0, shape[0]).double()
     generator = torch.Generator().manual_seed(seed + shape[0] * shape[1])
     w = torch.randn(shape, generator=generator) * 0.05
@@ -167,7 +169,7 @@ def test_threads_do_not_change_a_product(kind, rows, kernels):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("kind", ["8", "4", "mxfp4"])
+@pytest.mark.parametrize("kind", ["8", "4", *DRAWN])
 @pytest.mark.parametrize("rows", [(0, 64), (8, 9), (5, 40), (16, 64), (40, 40), (63, 64)])
 def test_a_part_of_a_weight_is_a_weight(kind, rows, kernels):
     """Parts of fused weights begin anywhere, within strips too; parts of parts as well."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from affine_files import drawn_affine
 from mxfp4_files import drawn_weight
 
 from ebbtide.kernels import dispatch
@@ -236,7 +237,7 @@ def test_threads_change_no_bit(kernels, kind):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["float32", "8", "4", "mxfp4"])
+@pytest.mark.parametrize("kind", ["float32", "8", "4", "mxfp4", "affine"])
 def test_a_product_of_blocks_is_that_of_each(kernels, kind):
     skip_without(kernels)
     whole = torch.randn((1000, HIDDEN), generator=torch.Generator().manual_seed(1))
@@ -245,6 +246,8 @@ def test_a_product_of_blocks_is_that_of_each(kernels, kind):
         blocks = [quantise_weight(block, int(kind)) for block in blocks]
     if kind == "mxfp4":
         blocks = [drawn_weight(tuple(block.shape)) for block in blocks]
+    if kind == "affine":
+        blocks = [drawn_affine(tuple(block.shape)) for block in blocks]
     x, _ = rows()
     native = dispatch.compiled_for()
     got = BlockProduct(native, blocks).run(x)

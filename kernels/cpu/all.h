@@ -34,6 +34,7 @@ namespace {
 #include "quantise.h"
 #include "matmul_raw.h"
 #include "matmul_groups.h"
+#include "matmul_strips.h"
 #include "matmul.h"
 #include "step.h"
 #include "recurrence.h"

@@ -1,5 +1,6 @@
 // Products of weights and activations, for ../matmul.py.
 #include <atomic>
+#include <cmath>
 #include <vector>
 
 #include "bindings.h"
@@ -10,6 +11,8 @@ namespace nb = nanobind;
 
 namespace ebbtide {
 namespace {
+#include "half.h"
+#include "repack_affine.h"
 
 constexpr uintptr_t LINE = 64;
 
@@ -58,11 +61,26 @@ bool repack_mxfp4(uintptr_t blocks, int64_t blocks_stride, uintptr_t scales, int
     return good;
 }
 
+// codes: address, order, and bytes from row to row, from chunk to chunk, and of a chunk.
+bool repack_affine(const std::vector<int64_t> &numbers, uintptr_t scales, uintptr_t minimums, int64_t num_scales, int64_t out,
+                   int64_t groups, uintptr_t codes, uintptr_t halves, int threads) {
+    if (numbers.size() != 5) throw std::invalid_argument("these are not codes");
+    const Affine w{out, groups, (CodeOrder)numbers[1], at<const uint8_t>((uintptr_t)numbers[0]), numbers[2], numbers[3], numbers[4],
+                   at<const float>(scales), at<const float>(minimums), num_scales};
+    std::atomic<bool> good{true};
+    nb::gil_scoped_release released;
+    share_out((out + STRIP - 1) / STRIP, 1, out * groups * GROUP, threads, [&](int64_t begin, int64_t end) {
+        if (!repack_strips(w, at<uint8_t>(codes), at<uint16_t>(halves), begin, end)) good = false;
+    });
+    return good;
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_ &m) {
     m.def("quantise_weight", &quantise_weight, "False when a number is not finite or float16 cannot hold a scale.");
     m.def("repack_mxfp4", &repack_mxfp4, "False when float16 cannot hold a scale.");
+    m.def("repack_affine", &repack_affine, "False when float16 cannot hold a number.");
     m.def("multiply", &multiply);
     m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");
     m.def("row_bytes", &row_bytes);

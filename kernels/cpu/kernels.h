@@ -16,7 +16,8 @@ namespace ebbtide {
 //
 // An output's bits depend on its own row of x and its own row of the weight alone: not on begin and end, nor on how many
 // rows there are.
-enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_FLOAT4 };  // FLOAT4: MXFP4
+// FLOAT4: MXFP4; AFFINE4: (code - offset) * scale, with an offset for each group and output
+enum WeightKind { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_FLOAT4, WEIGHT_AFFINE4 };
 constexpr int64_t GROUP = 32;  // inputs that share a scale in weights of 8 and 4 bits, and in rows of bytes
 constexpr int64_t STRIP = 16;  // outputs that lie interleaved in weights of 8 and 4 bits; ../quantised.py packs them
 
@@ -25,7 +26,7 @@ struct Matrix {
     WeightKind kind;
     int64_t in, out;         // inputs and outputs
     const void *weight;      // F32, BF16, F16: (out, in); else from the strip that holds the first output on
-    const uint16_t *scales;  // 8 and 4 bits: float16 (strips, groups, STRIP); else null
+    const uint16_t *scales;  // 8 and 4 bits: float16 (strips, groups, STRIP), AFFINE4 (strips, groups, 2, STRIP); else null
     int64_t first;           // the first output's place in its strip; 0 for F32, BF16, F16
 };
 
@@ -46,7 +47,7 @@ struct Rows {
 
 inline bool takes_bytes(WeightKind kind) { return kind >= WEIGHT_INT8; }
 inline int64_t weight_bytes(const Matrix &m) {  // with scales; for sharing out
-    constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625, 0.5625};
+    constexpr double EACH[] = {4, 2, 2, 1.0625, 0.5625, 0.5625, 0.625};
     return (int64_t)(EACH[m.kind] * (double)(m.in * m.out));
 }
 inline int64_t num_groups(int64_t in) { return (in + GROUP - 1) / GROUP; }

@@ -20,6 +20,7 @@ struct Lanes {
 };
 inline Lanes zero() { return {_mm512_setzero_ps()}; }
 inline Lanes all(float x) { return {_mm512_set1_ps(x)}; }
+inline Lanes all_whole(int32_t n) { return {_mm512_cvtepi32_ps(_mm512_set1_epi32(n))}; }
 inline Lanes load(const float *p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 // p[0], p[1], p[0] and so on.
@@ -69,6 +70,10 @@ struct Lanes {
 };
 inline Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Lanes all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Lanes all_whole(int32_t n) {
+    const __m256 eight = _mm256_cvtepi32_ps(_mm256_set1_epi32(n));
+    return {eight, eight};
+}
 inline Lanes load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float *p, Lanes x) {
     _mm256_storeu_ps(p, x.a);
@@ -139,6 +144,7 @@ inline Lanes all(float x) {
     for (int i = 0; i < 16; ++i) r.v[i] = x;
     return r;
 }
+inline Lanes all_whole(int32_t n) { return all((float)n); }
 inline Lanes zero() { return all(0.0f); }
 inline Lanes load(const float *p) {
     Lanes r;

@@ -11,6 +11,7 @@ struct Lanes {
     return r
 
 inline Lanes all(float x) { EBBTIDE_EACH(vdupq_n_f32(x)); }
+inline Lanes all_whole(int32_t n) { EBBTIDE_EACH(vcvtq_f32_s32(vdupq_n_s32(n))); }
 inline Lanes zero() { return all(0.0f); }
 inline Lanes load(const float *p) { EBBTIDE_EACH(vld1q_f32(p + 4 * i)); }
 inline void store(float *p, Lanes a) {

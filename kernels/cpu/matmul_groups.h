@@ -1,18 +1,19 @@
-// Products of weights in groups of 8 or 4 bits and rows of bytes: whole numbers within a group, float32 from group to
-// group, in their order. Sixteen outputs, a strip, lie interleaved in memory, so that a lane is an output: one stream of
-// addresses, no sums over lanes, and the scales of a group are one vector.
+// Products of codes within a group: of weights of 8 or 4 bits, and of rows of bytes. Sixteen outputs, a strip, lie
+// interleaved in memory, so that a lane is an output: one stream of addresses, no sums over lanes, and the scales of a group
+// are one vector.
 //
 //     codes of a strip    (groups, vectors, 16 outputs, 4 inputs) bytes
 //         8 bits    8 vectors; vector v holds inputs 4 v .. 4 v + 3 as int8
 //         4 bits    4 vectors; vector v holds inputs 4 v .. 4 v + 3 in the low halves, 16 more in the high ones: code + 8,
 //                   or of MXFP4 the file's code, which says a number
-//     scales of a strip   (groups, 16 outputs) float16
+//     scales of a strip   (groups, NUMBERS, 16 outputs) float16: scales, and offsets of codes where there are two
 //
 // Included inside an anonymous namespace, after lanes.h, half.h and quantise.h.
 
 // Group8 and Group4: whole[r] is the product of a group's codes and those of ROWS rows' groups, `stride` bytes apart.
 // Codes of 4 bits are multiplied as 0 .. 15, and eight times the sum of the row's codes comes off; those of MXFP4 are looked
-// up, and multiplied as 0 .. 24, of which twelve times that sum comes off, or with signs where these cost nothing.
+// up, and multiplied as 0 .. 24, of which twelve times that sum comes off, or with signs where these cost nothing. Where each
+// output has an offset of its own, matmul_strips.h takes it off.
 struct Table {
     alignas(16) int8_t bytes[16];
 };
@@ -28,11 +29,14 @@ constexpr Table twice_and(int more) {
 
 // Bytes for codes of 4 bits, OFFSET too much.
 struct Int4 {
-    static constexpr int OFFSET = 8;
+    static constexpr int OFFSET = 8, NUMBERS = 1;
     static __m512i bytes(__m512i codes) { return codes; }
 };
+struct Affine4 : Int4 {
+    static constexpr int OFFSET = 0, NUMBERS = 2;
+};
 struct Float4 {
-    static constexpr int OFFSET = 12;
+    static constexpr int OFFSET = 12, NUMBERS = 1;
     static constexpr Table TABLE = twice_and(OFFSET);
     static __m512i bytes(__m512i codes) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)TABLE.bytes)), codes);
@@ -44,7 +48,7 @@ template <int OFFSET, int ROWS>
 inline void unsigned_dots(const __m512i *v, const RowGroup *row, int64_t stride, Lanes *whole) {
     for (int r = 0; r < ROWS; ++r) {
         const RowGroup *x = apart(row, r * stride);
-        __m512i total = _mm512_set1_epi32(x->less_eight);
+        __m512i total = OFFSET ? _mm512_set1_epi32(x->less_eight) : _mm512_setzero_si512();
         if (OFFSET == 128) total = _mm512_slli_epi32(total, 4);
         if (OFFSET == 12) total = _mm512_add_epi32(total, _mm512_srai_epi32(total, 1));
         for (int i = 0; i < 8; ++i) total = _mm512_dpbusd_epi32(total, v[i], _mm512_set1_epi32(x->fours[i]));
@@ -53,6 +57,7 @@ inline void unsigned_dots(const __m512i *v, const RowGroup *row, int64_t stride,
 }
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
+    static constexpr int NUMBERS = 1;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         __m512i v[8];
@@ -63,6 +68,7 @@ struct Group8 {
 template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    static constexpr int NUMBERS = Code::NUMBERS;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         const __m512i low = _mm512_set1_epi8(15);
@@ -88,11 +94,14 @@ inline __m256i load_half(const uint8_t *p) { return _mm256_loadu_si256((const __
 
 // Bytes for codes of 4 bits, OFFSET too much.
 struct Int4 {
-    static constexpr int OFFSET = 8;
+    static constexpr int OFFSET = 8, NUMBERS = 1;
     static __m256i bytes(__m256i codes) { return codes; }
 };
+struct Affine4 : Int4 {
+    static constexpr int OFFSET = 0, NUMBERS = 2;
+};
 struct Float4 {
-    static constexpr int OFFSET = 12;
+    static constexpr int OFFSET = 12, NUMBERS = 1;
     static constexpr Table TABLE = twice_and(OFFSET);
     static __m256i bytes(__m256i codes) {
         return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)TABLE.bytes)), codes);
@@ -102,7 +111,7 @@ struct Float4 {
 // -OFFSET times the sum of the row's codes.
 template <int OFFSET>
 inline __m256i less(const RowGroup *row) {
-    const __m256i eight = _mm256_set1_epi32(row->less_eight);
+    const __m256i eight = OFFSET ? _mm256_set1_epi32(row->less_eight) : _mm256_setzero_si256();
     return OFFSET == 128  ? _mm256_slli_epi32(eight, 4)
            : OFFSET == 12 ? _mm256_add_epi32(eight, _mm256_srai_epi32(eight, 1))
                           : eight;
@@ -129,6 +138,7 @@ inline void unsigned_dots(const RowGroup *row, int64_t stride, Lanes *whole, con
 }
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
+    static constexpr int NUMBERS = 1;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         unsigned_dots<128, ROWS>(row, stride, whole, [&](int i, int h) {
@@ -139,6 +149,7 @@ struct Group8 {
 template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    static constexpr int NUMBERS = Code::NUMBERS;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         unsigned_dots<Code::OFFSET, ROWS>(row, stride, whole, [&](int i, int h) {
@@ -150,6 +161,7 @@ struct Group4 {
 #else
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
+    static constexpr int NUMBERS = 1;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         const __m256i ones = _mm256_set1_epi16(1);
@@ -172,8 +184,9 @@ struct Group8 {
 template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    static constexpr int NUMBERS = Code::NUMBERS;
     // Pairs of products that are within 16 bits together: eight of 15 * 127, four of 24 * 127.
-    static constexpr int PAIRS = Code::OFFSET == 8 ? 8 : 4;
+    static constexpr int PAIRS = Code::OFFSET == 12 ? 4 : 8;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -235,6 +248,7 @@ inline int32x4_t add_group(int32x4_t total, const int8x16_t *w, const RowGroup *
 
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
+    static constexpr int NUMBERS = 1;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
@@ -247,10 +261,16 @@ struct Group8 {
 };
 // Bytes for codes of 4 bits, and what a sum of their products begins with.
 struct Int4 {
+    static constexpr int NUMBERS = 1;
     static int8x16_t bytes(uint8x16_t codes) { return vreinterpretq_s8_u8(codes); }
     static int32_t start(const RowGroup *row) { return row->less_eight; }
 };
+struct Affine4 : Int4 {
+    static constexpr int NUMBERS = 2;
+    static int32_t start(const RowGroup *) { return 0; }
+};
 struct Float4 {
+    static constexpr int NUMBERS = 1;
     static constexpr Table TABLE = twice_and(0);
     static int8x16_t bytes(uint8x16_t codes) { return vqtbl1q_s8(vld1q_s8(TABLE.bytes), codes); }
     static int32_t start(const RowGroup *) { return 0; }
@@ -258,6 +278,7 @@ struct Float4 {
 template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    static constexpr int NUMBERS = Code::NUMBERS;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         EBBTIDE_UNROLLED for (int n = 0; n < 4; ++n) {
@@ -278,6 +299,7 @@ struct Group4 {
 
 struct Group8 {
     static constexpr int64_t BYTES = STRIP * GROUP;
+    static constexpr int NUMBERS = 1;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         for (int r = 0; r < ROWS; ++r) {
@@ -292,10 +314,16 @@ struct Group8 {
 };
 // A byte for a code of 4 bits, and what a sum of their products begins with.
 struct Int4 {
+    static constexpr int NUMBERS = 1;
     static int32_t byte(int code) { return code; }
     static int32_t start(const RowGroup *row) { return row->less_eight; }
 };
+struct Affine4 : Int4 {
+    static constexpr int NUMBERS = 2;
+    static int32_t start(const RowGroup *) { return 0; }
+};
 struct Float4 {
+    static constexpr int NUMBERS = 1;
     static constexpr Table TABLE = twice_and(0);
     static int32_t byte(int code) { return TABLE.bytes[code]; }
     static int32_t start(const RowGroup *) { return 0; }
@@ -303,6 +331,7 @@ struct Float4 {
 template <typename Code>
 struct Group4 {
     static constexpr int64_t BYTES = STRIP * GROUP / 2;
+    static constexpr int NUMBERS = Code::NUMBERS;
     template <int ROWS>
     static void dots(const uint8_t *codes, const RowGroup *row, int64_t stride, Lanes *whole) {
         for (int r = 0; r < ROWS; ++r) {
@@ -320,78 +349,3 @@ struct Group4 {
     }
 };
 #endif
-
-constexpr int ROWS_AT_ONCE = 8;
-
-// Some groups of one strip times ROWS rows, on top of to[row], 16 floats each. PASSING: the weights are read once, so that
-// they are fetched ahead, and past the second cache. Without, 4 bits are read at 0.89 of the ceiling (AVX2: 0.76) in place
-// of 0.95 (0.88), and with 8192 inputs, whose codes leave the first cache, at 0.8 (0.65).
-template <typename Group, int ROWS, bool PASSING>
-inline void strip_rows(const uint8_t *codes, const uint16_t *scales, int64_t groups, const RowGroup *row, int64_t stride,
-                       float (*to)[STRIP]) {
-    constexpr int64_t AHEAD = 4096;  // bytes of codes
-    Lanes total[ROWS];
-    for (int r = 0; r < ROWS; ++r) total[r] = load(to[r]);
-    for (int64_t g = 0; g < groups; ++g, ++row, codes += Group::BYTES, scales += STRIP) {
-        if (PASSING) {
-            for (int64_t i = 0; i < Group::BYTES; i += 64) __builtin_prefetch(codes + AHEAD + i, 0, 0);
-            __builtin_prefetch(scales + AHEAD / Group::BYTES * STRIP, 0, 0);
-        }
-        Lanes whole[ROWS];
-        Group::template dots<ROWS>(codes, row, stride, whole);
-        const Lanes scale = load_f16(scales);
-        for (int r = 0; r < ROWS; ++r)
-            total[r] = mul_add(whole[r], mul(scale, all(apart(row, r * stride)->scale)), total[r]);
-    }
-    for (int r = 0; r < ROWS; ++r) store(to[r], total[r]);
-}
-
-// At most BLOCK_ROWS rows, whose bytes stay in the second cache while all strips pass by; of a strip, so many groups at a
-// time that they stay in the first cache for all those rows.
-constexpr int64_t BLOCK_ROWS = 128, BLOCK_BYTES = 512 << 10, BLOCK_GROUPS = 32;
-
-// Outputs from .. to of one strip, counted from the start of the first, for a block of rows.
-template <typename Group, bool PASSING>
-void multiply_strip(const Matrix &m, const Rows &rows, float *out, int64_t stride, int64_t from, int64_t to) {
-    const int64_t groups = num_groups(m.in), each = row_bytes(m.in), strip = from / STRIP;
-    const uint8_t *codes = (const uint8_t *)m.weight + strip * groups * Group::BYTES;
-    const uint16_t *scales = m.scales + strip * groups * STRIP;
-    float parts[BLOCK_ROWS][STRIP];
-    std::memset(parts, 0, (size_t)rows.count * sizeof parts[0]);
-    const int64_t step = PASSING ? groups : BLOCK_GROUPS;
-    for (int64_t g = 0; g < groups; g += step, codes += step * Group::BYTES, scales += step * STRIP) {
-        const int64_t count = groups - g < step ? groups - g : step;
-        for (int64_t r = 0, done; r < rows.count; r += done) {
-            const RowGroup *row = (const RowGroup *)(rows.bytes + r * each) + g;
-            const int64_t left = rows.count - r;
-            done = left >= ROWS_AT_ONCE ? ROWS_AT_ONCE : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            switch (done) {
-                case 1: strip_rows<Group, 1, PASSING>(codes, scales, count, row, each, parts + r); break;
-                case 2: strip_rows<Group, 2, PASSING>(codes, scales, count, row, each, parts + r); break;
-                case 4: strip_rows<Group, 4, PASSING>(codes, scales, count, row, each, parts + r); break;
-                default: strip_rows<Group, ROWS_AT_ONCE, PASSING>(codes, scales, count, row, each, parts + r);
-            }
-        }
-    }
-    for (int64_t r = 0; r < rows.count; ++r)
-        std::memcpy(out + r * stride + from - m.first, parts[r] + from % STRIP, (size_t)(to - from) * sizeof(float));
-}
-
-template <typename Group>
-void multiply_strips(const Matrix &m, const Rows &rows, float *out, int64_t stride, int64_t begin, int64_t end) {
-    const int64_t each = row_bytes(m.in), last = end + m.first;
-    int64_t block = BLOCK_BYTES / each / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    block = block < ROWS_AT_ONCE ? ROWS_AT_ONCE : block > BLOCK_ROWS ? BLOCK_ROWS : block;
-    for (int64_t top = 0; top < rows.count; top += block) {
-        const int64_t left = rows.count - top;
-        const Rows some{left < block ? left : block, rows.x, rows.stride, rows.bytes + top * each};
-        for (int64_t from = begin + m.first, to; from < last; from = to) {
-            to = (from / STRIP + 1) * STRIP;
-            if (to > last) to = last;
-            if (rows.count <= ROWS_AT_ONCE)
-                multiply_strip<Group, true>(m, some, out, stride, from, to);
-            else
-                multiply_strip<Group, false>(m, some, out + top * stride, stride, from, to);
-        }
-    }
-}
