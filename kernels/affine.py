@@ -128,7 +128,7 @@ def _repack(codes, scales, minimums, order, kept, halves) -> None:
     num_groups = halves.shape[1]
     pad = torch.nn.functional.pad
     for strips, rows, missing in strips_at_once(len(scales), num_groups):
-        block = _codes(codes, order, rows).unflatten(1, (num_groups, GROUP))
+        block = codes_of(codes, order, rows).unflatten(1, (num_groups, GROUP))
         scale = scales[rows].to(torch.float16)
         numbers = [scale]
         if minimums is not None:
@@ -148,8 +148,8 @@ def _repack(codes, scales, minimums, order, kept, halves) -> None:
         halves[strips] = each[0] if minimums is None else torch.stack(each, 2)
 
 
-def _codes(codes: torch.Tensor, order: CodeOrder, rows: slice) -> torch.Tensor:
-    """Those of some rows: (rows, in) uint8."""
+def codes_of(codes: torch.Tensor, order: CodeOrder, rows: slice) -> torch.Tensor:
+    """Those of some outputs: (rows, in) uint8. Of words of outputs from a multiple of 8 on."""
     shifts = 4 * torch.arange(8, device=codes.device, dtype=torch.int32)
     if order is CodeOrder.WORDS_OF_INPUTS:
         nibbles = (codes[:, None, rows] >> shifts[:, None]) & 15  # (in / 8, 8, rows)
@@ -158,7 +158,7 @@ def _codes(codes: torch.Tensor, order: CodeOrder, rows: slice) -> torch.Tensor:
         words = codes[:, rows.start // 8 : -(-rows.stop // 8)]
         nibbles = ((words[..., None] >> shifts) & 15).to(torch.uint8)  # (in, words, 8)
         back = torch.tensor(_OUTPUTS_OF_WORD, device=codes.device).argsort()
-        return nibbles[..., back].flatten(1).T
+        return nibbles[..., back].flatten(1).T[: rows.stop - rows.start]
     part = codes[rows]
     if order is CodeOrder.EACH:
         return part.flatten(1) & 15

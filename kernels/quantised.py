@@ -206,6 +206,43 @@ def repack_mxfp4(
     return QuantisedWeight(4, in_features, out_features, codes, halves, is_float=True)
 
 
+def repack_int8(
+    codes: torch.Tensor, scales: torch.Tensor, empty: Callable[..., torch.Tensor] = torch.empty
+) -> QuantisedWeight:
+    """A weight (out, groups * 32) of codes -128 .. 127, int8, times scales (out, n), each of which
+    counts for a part of the inputs, a multiple of 32, to strips. empty: see quantise_weight.
+
+    Exact where float16 has the scale, but for groups that hold a code of -128: the kernels multiply
+    none, and such a group is quantised anew, which costs half a step at most. Raises
+    FloatingPointError for scales that float16 cannot hold, ValueError for other shapes or dtypes.
+    """
+    num_groups = codes.shape[-1] // GROUP
+    fits = codes.dim() == scales.dim() == 2 and len(codes) == len(scales)
+    if codes.dtype != torch.int8 or not fits or codes.shape[1] % (GROUP * scales.shape[1]):
+        raise ValueError(
+            f"codes are int8 (out, in) and scales (out, n) with in / n a multiple of {GROUP}, not "
+            f"{codes.dtype} {tuple(codes.shape)} and {tuple(scales.shape)}"
+        )
+    of_codes, of_scales = quantised_shapes(tuple(codes.shape), 8)
+    to_codes = empty(of_codes, dtype=torch.int32, device=codes.device)
+    to_scales = empty(of_scales, dtype=torch.float16, device=codes.device)
+    pad = torch.nn.functional.pad
+    for strips, rows, missing in strips_at_once(len(codes), num_groups):
+        groups = codes[rows].unflatten(1, (num_groups, GROUP))
+        scale = scales[rows].repeat_interleave(num_groups // scales.shape[1], 1)
+        halves, least = scale.to(torch.float16), (groups == -128).any(-1)
+        if bool(least.any()):
+            anew, coarser = _encode8(groups[least] * scale[least].to(torch.float32).unsqueeze(-1))
+            groups, halves = groups.clone(), halves.clone()
+            groups[least], halves[least] = anew.unflatten(-1, (-1, GROUP))[:, 0], coarser
+        padded = pad(groups.flatten(1), (0, 0, 0, missing)).contiguous()
+        to_codes[strips] = interleaved(padded.view(torch.int32))
+        to_scales[strips] = interleaved(pad(halves, (0, 0, 0, missing)))
+    if not bool(torch.isfinite(to_scales).all()):
+        raise FloatingPointError("scales are not numbers, or beyond float16")
+    return QuantisedWeight(8, codes.shape[1], codes.shape[0], to_codes, to_scales)
+
+
 def _repack(
     blocks: torch.Tensor, exponents: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor
 ) -> None:

@@ -14,7 +14,12 @@ from mxfp4_files import drawn_weight
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.matmul import BLOCK_ROWS, ROW_TILE, linear
-from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight, rounded_rows
+from ebbtide.kernels.quantised import (
+    QuantisedWeight,
+    quantise_weight,
+    repack_int8,
+    rounded_rows,
+)
 
 DRAWN = {"mxfp4": drawn_weight, "affine": drawn_affine}
 KINDS = ["float32", "bfloat16", "float16", "8", "4", *DRAWN]
@@ -329,3 +334,34 @@ def test_shapes_that_do_not_fit_are_refused():
         quantise_weight(w, 5)
     with pytest.raises(ValueError, match=r"a weight is \(out, in\)"):
         quantise_weight(w[0], 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (45, 192), (33, 960)])
+@pytest.mark.parametrize("group", [32, 64, None])
+def test_eight_bits_that_are_given_are_kept(shape, group, kernels):
+    """But for groups that hold a code of -128."""
+    generator = torch.Generator().manual_seed(shape[1])
+    codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    each = group if group and shape[1] % group == 0 else shape[1]
+    scales = (torch.rand(shape[0], shape[1] // each, generator=generator) + 0.1).half()
+    exact = codes * scales.double().repeat_interleave(each, 1)
+    weight = repack_int8(codes, scales)
+    assert weight.bits == 8 and torch.equal(weight.rows(0, shape[0]).double(), exact)
+    codes[0, 5], codes[-1, -1] = -128, -128
+    exact = codes * scales.double().repeat_interleave(each, 1)
+    got = repack_int8(codes, scales.T.contiguous().T).rows(0, shape[0])
+    off = (got - exact).abs()
+    assert 0 < off.max() <= scales.max() * (64.5 / 127)
+    off[0, :32], off[-1, -32:] = 0, 0
+    assert not off.any()
+    x = inputs(3, shape[1])
+    check(linear(x, weight), x, weight, weight.rows(0, shape[0]).double())
+
+
+def test_eight_bits_that_do_not_fit_are_refused():
+    codes, scales = torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2)
+    for bad in ((codes.int(), scales), (codes[:, :40], scales), (codes, scales[:3])):
+        with pytest.raises(ValueError, match="codes are int8"):
+            repack_int8(*bad)
+    with pytest.raises(FloatingPointError, match="beyond float16"):
+        repack_int8(codes, scales * 1e6)
