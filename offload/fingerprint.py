@@ -18,10 +18,23 @@ def model_fingerprint(folder: Path) -> str:
         if path.name in _TEXT_FILES or path.suffix in (".jinja", ".model"):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         elif path.suffix == ".safetensors":
-            found = path.stat()
-            digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(_EDGE_BYTES))
-                file.seek(max(0, found.st_size - _EDGE_BYTES))
-                digest.update(file.read(_EDGE_BYTES))
+            for part in _name_and_edges(path):
+                digest.update(part)
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """A hash of a weight file's name, size, time and edges."""
+    digest = hashlib.sha256()
+    for part in _name_and_edges(path):
+        digest.update(part)
+    return digest.digest()
+
+
+def _name_and_edges(path: Path) -> list[bytes]:
+    found = path.stat()
+    said = f"{path.name} {found.st_size} {found.st_mtime_ns}".encode()
+    with open(path, "rb") as file:
+        first = file.read(_EDGE_BYTES)
+        file.seek(max(0, found.st_size - _EDGE_BYTES))
+        return [said, first, file.read(_EDGE_BYTES)]

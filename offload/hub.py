@@ -1,7 +1,8 @@
-"""From what a user calls a model to a folder on this machine.
+"""From what a user calls a model to a folder or a GGUF file on this machine.
 
     None          the built-in model
-    a folder      as it is, where it holds a config.json
+    a folder      as it is, where it holds a config.json; else the one GGUF model in it
+    a GGUF file   as it is, whatever its name; of a model in several files any of them
     org/name      a Hugging Face id: from the cache, downloaded first where need be
 
 Only safetensors, JSON and templates of a repository's top folder are ever fetched. Every way in
@@ -24,6 +25,7 @@ from typing import Any
 
 from .budget import format_size
 from .errors import BadCheckpoint, DoesNotFit, InputError, ModelError, StorageError
+from .gguf_file import is_gguf
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 # Any of these sets of files makes a tokenizer.
@@ -32,6 +34,7 @@ TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.mode
 IGNORED = ["*/*", "consolidated*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 TIMEOUT_S = 20
 
@@ -72,7 +75,8 @@ def resolve_model(
     revision: str | None = None,
     on_size: Callable[[DownloadSize], None] | None = None,
 ) -> Path:
-    """The folder of `model`. `on_size` is called before a download begins, and only then.
+    """The folder of `model`, or its GGUF file. `on_size` is called before a download begins, and
+    only then.
 
     ModelError for what is not there or cannot be had, BadCheckpoint for a repository that holds no
     weights we read, DoesNotFit (tier "disk") where the download would fill the disk.
@@ -88,17 +92,46 @@ def resolve_model(
         _refuse_revision(revision, f"the folder {folder}")
         return folder
     if folder.is_file():
-        raise ModelError(f"{folder} is a file: give the folder that it lies in")
+        if not is_gguf(folder):
+            raise ModelError(
+                f"{folder} is a file, and no GGUF model: give the folder that a model's files lie "
+                "in, or a GGUF file"
+            )
+        _refuse_revision(revision, f"the file {folder}")
+        return folder
     is_id = MODEL_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
-    if folder.is_dir() and not is_id:
-        raise BadCheckpoint(f"{folder} has no config.json: it is no model's folder")
+    if folder.is_dir():
+        found = _gguf_models(folder)
+        if len(found) == 1:
+            _refuse_revision(revision, f"the folder {folder}")
+            return found[0]
+        if found:
+            raise ModelError(
+                f"{folder} holds {len(found)} GGUF models; name one: "
+                f"{', '.join(path.name for path in found[:8])}"
+            )
+        if not is_id:
+            raise BadCheckpoint(
+                f"{folder} has no config.json and no GGUF file: it is no model's folder"
+            )
     if isinstance(model, os.PathLike) or _looks_local(text):
         raise ModelError(f"there is no folder {folder}")
     if not is_id:
         raise ModelError(
-            f"{text!r} is neither a folder here nor a Hugging Face id of the form org/name"
+            f"{text!r} is neither a folder nor a GGUF file here, nor a Hugging Face id of the form "
+            "org/name"
         )
     return _from_hub(text, revision, on_size)
+
+
+def _gguf_models(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, of several that are one model the first; no vision parts."""
+    return [
+        path
+        for path in sorted(folder.glob("*.gguf"))
+        if not path.name.startswith("mmproj") and not _LATER_PART.search(path.name)
+        if path.is_file() and is_gguf(path)
+    ]
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:

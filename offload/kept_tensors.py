@@ -39,7 +39,7 @@ def keeps_experts(packings: Iterable[Packing], bits: int | None) -> bool:
 
 def kept_form(name: str, packing: Packing, bits: int | None) -> Form:
     """How the matrix `name` is kept where weights have `bits`."""
-    return packing.form(None if decides(name) else bits)
+    return packing.precise() if decides(name) else packing.form(bits)
 
 
 def stored_bytes(name: str, shape: tuple[int, ...], packing: Packing, bits: int | None) -> int:

@@ -21,13 +21,12 @@ from .admission import Admission
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, EbbtideError, InputError
-from .fingerprint import model_fingerprint
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
 from .hub import log_download, resolve_model
 from .mode import Mode
-from .model_config import read_model_config
+from .model_files import open_model_files
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
@@ -35,9 +34,8 @@ from .prefix_keeper import PrefixKeeper
 from .prefix_store import open_prefix_store
 from .prompt import Prompt, check_room, is_messages
 from .runtime import Runtime
-from .safetensors_files import open_folder
 from .session import Session
-from .session_file import SessionFile, tokenizer_fingerprint
+from .session_file import SessionFile
 from .skeleton import expected_shapes
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
@@ -73,17 +71,17 @@ class LLM:
         self._is_open = True
         self.on_progress: Callable[[Progress], None] | None = None
         self.builtin = model is None
-        self.folder = resolve_model(model, revision, log_download)
+        self.files = open_model_files(resolve_model(model, revision, log_download))
         self.model_name = "ebb-nano (built in)" if self.builtin else str(model)
         self.device = choose_device(device)
-        self.config = read_model_config(self.folder)
+        self.config = self.files.config()
         if dtype != "auto":
             self.config = replace(self.config, dtype=dtype)
         shapes = expected_shapes(self.config)
-        config = self.config
-        self._checkpoint = open_folder(self.folder, shapes, config.renamed, config.stacked)
+        self._checkpoint = self.files.checkpoint(self.config, shapes)
+        packings = {name: ref.packing for name, ref in self._checkpoint.refs.items()}
         self._tokenizer: Tokenizer | None = None
-        self._generation = GenerationConfig.from_model_folder(self.folder)
+        self._generation = self.files.generation()
         self._warnings += self._generation.warnings
         self.geometry: Geometry = geometry or choose_geometry(
             self.config, options.kv_bits, selects=options.mode != "exact"
@@ -92,8 +90,8 @@ class LLM:
             self.model_name,
             self.config,
             shapes,
-            choose_weight_bits(options.weight_bits, shapes),
-            {name: ref.packing for name, ref in self._checkpoint.refs.items()},
+            choose_weight_bits(options.weight_bits, shapes, packings.values()),
+            packings,
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._prefixes = open_prefix_store(
@@ -139,8 +137,8 @@ class LLM:
         draft: bool = True,
         prefix_cache: int | str = 0,
     ) -> LLM:
-        """Open a model: a folder in Hugging Face's layout, an id, or None for the small built-in
-        one.
+        """Open a model: a folder in Hugging Face's layout, a GGUF file, an id, or None for the
+        small built-in one.
 
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
         where pages that do not fit in memory go; None: the user's cache folder. draft: whether
@@ -303,13 +301,13 @@ class LLM:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for the same model; another one, or the same trained further, has another."""
-        return model_fingerprint(self.folder)
+        return self.files.fingerprint()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises BadCheckpoint when the folder has none."""
+        """The model's tokenizer. Raises BadCheckpoint when its files have none."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.load(self.folder)
+            self._tokenizer = Tokenizer(self.files.tokenizer())
         return self._tokenizer
 
     @property
@@ -402,7 +400,7 @@ class LLM:
     @cached_property
     def tokens_fingerprint(self) -> str:
         """Two models with the same one spell the same tokens."""
-        return tokenizer_fingerprint(self.folder)
+        return self.files.tokens_fingerprint()
 
     def abandon(self, stream: Stream) -> None:
         """An unfinished stream was dropped: close it, now or when nothing is running."""

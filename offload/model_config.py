@@ -207,10 +207,14 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The model's configuration. Raises UnsupportedModel or BadCheckpoint, saying what and what to
     do.
     """
+    path = folder / "config.json"
+    return config_of(load_json(path), path)
+
+
+def config_of(raw: dict, path: Path) -> ModelConfig:
+    """The configuration that an object as config.json holds it describes. path: for messages."""
     from .architectures import FAMILIES, UNKNOWN_STATES
 
-    path = folder / "config.json"
-    raw = load_json(path)
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None
     if isinstance(architecture, str) and architecture in UNKNOWN_STATES:

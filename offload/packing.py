@@ -50,11 +50,13 @@ class Packing:
     own.
 
     advice: what to do about numbers that cannot be kept. lies_as_kept: whether the bytes in the
-    file are the tensor, where no bits are asked for.
+    file are the tensor, where no bits are asked for. grows: whether a matrix takes far more than in
+    the file then.
     """
 
     advice = "The file is damaged; download it again"
     lies_as_kept = False
+    grows = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,6 +70,10 @@ class Packing:
     def form(self, bits: int | None) -> Form:
         """How a matrix is kept where weights have `bits`; None: as it is."""
         raise NotImplementedError
+
+    def precise(self) -> Form:
+        """How a matrix is kept whose numbers must not be rounded."""
+        return Form(None, self.dtype)
 
     def is_quick(self, bits: int | None) -> bool:
         """Whether a matrix can become what is kept each time that it is read, which takes a part of

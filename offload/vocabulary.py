@@ -9,7 +9,8 @@ sentencepiece library before it is used. Both need nothing but data; the second 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 from .errors import BadCheckpoint, UnsupportedModel
 
 # GPT-4's pattern with single digits, as Qwen's tokenizers have it.
-_QWEN = (
+QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -30,7 +31,7 @@ _MODEL_TYPES = {"gpt2": _CLASSES[0]} | dict.fromkeys(
 SPACE = "\u2581"  # what sentencepiece writes for a space
 _MOST_MODEL_BYTES = 64 << 20
 # Of sentencepiece's file format: kinds of pieces, and of models.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
 _PROBES = (
     "Hello, world! It's 1234.5 times  two   spaces.",
@@ -42,6 +43,29 @@ _PROBES = (
     "a",
     "\x00\x01",
 )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of a SentencePiece model. kind: NORMAL, CONTROL, ...; see sentencepiece's own."""
+
+    piece: str
+    score: float
+    type: int
+
+
+@dataclass(frozen=True)
+class PieceRules:
+    """How a SentencePiece model cuts text besides its pieces. unk_id: -1 where it has none.
+    first_only: a space is put at the beginning alone, and not behind control tokens."""
+
+    is_unigram: bool
+    unk_id: int
+    byte_fallback: bool
+    add_dummy_prefix: bool = True
+    first_only: bool = False
+    remove_extra_whitespaces: bool = False
+    charsmap: bytes = b""
 
 
 def from_merges(folder: Path, config: dict[str, Any], model_type: Any) -> Backend:
@@ -67,7 +91,7 @@ def from_merges(folder: Path, config: dict[str, Any], model_type: Any) -> Backen
     if name == "Qwen2Tokenizer":
         backend.normalizer = normalizers.NFC()
         steps = [
-            pre_tokenizers.Split(Regex(_QWEN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
         ]
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -100,7 +124,7 @@ def from_sentencepiece(path: Path, config: dict[str, Any]) -> tuple[Backend, dic
         raise BadCheckpoint(f"{path} cannot be read: {error}") from None
     first_only = config.get("legacy") is False
     try:
-        backend = _backend(proto, first_only)
+        backend = from_pieces(proto.pieces, _rules(proto, first_only))
     except Exception as error:
         raise BadCheckpoint(f"{path} cannot be used: {error}") from None
     for probe in _PROBES:
@@ -120,37 +144,51 @@ def from_sentencepiece(path: Path, config: dict[str, Any]) -> tuple[Backend, dic
 
 def _text_only(proto, ids: list[int]) -> bool:
     """Whether no control token was found in the text: as plain text is encoded, none is."""
-    return not any(proto.pieces[i].type == _CONTROL for i in ids)
+    return not any(proto.pieces[i].type == CONTROL for i in ids)
 
 
-def _backend(proto, first_only: bool) -> Backend:
+def _rules(proto, first_only: bool) -> PieceRules:
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
-    vocabulary = {piece.piece: at for at, piece in enumerate(proto.pieces)}
-    if trainer.model_type == _BPE:
+    if trainer.model_type not in (_BPE, _UNIGRAM):
+        raise ValueError("it is neither a BPE nor a unigram model")
+    return PieceRules(
+        trainer.model_type == _UNIGRAM,
+        trainer.unk_id,
+        trainer.byte_fallback,
+        rules.add_dummy_prefix,
+        first_only,
+        rules.remove_extra_whitespaces,
+        rules.precompiled_charsmap,
+    )
+
+
+def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
+    """The tokenizer of a SentencePiece model. Raises whatever the tokenizers library does."""
+    vocabulary = {piece.piece: at for at, piece in enumerate(pieces)}
+    if rules.is_unigram:
+        scores = [(piece.piece, piece.score) for piece in pieces]
+        backend = Backend(models.Unigram(scores, rules.unk_id, rules.byte_fallback))
+    else:
+        has_unknown = 0 <= rules.unk_id < len(pieces)
         backend = Backend(
             models.BPE(
                 vocab=vocabulary,
-                merges=list(_merges(proto, vocabulary)),
-                unk_token=trainer.unk_piece,
+                merges=list(_merges(pieces, vocabulary)),
+                unk_token=pieces[rules.unk_id].piece if has_unknown else None,
                 fuse_unk=True,
-                byte_fallback=trainer.byte_fallback,
+                byte_fallback=rules.byte_fallback,
             )
         )
-    elif trainer.model_type == _UNIGRAM:
-        scores = [(piece.piece, piece.score) for piece in proto.pieces]
-        backend = Backend(models.Unigram(scores, trainer.unk_id, trainer.byte_fallback))
-    else:
-        raise ValueError("it is neither a BPE nor a unigram model")
     steps = []
-    if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.charsmap:
+        steps.append(normalizers.Precompiled(rules.charsmap))
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if rules.add_dummy_prefix and not first_only:
+    if rules.add_dummy_prefix and not rules.first_only:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
     backend.normalizer = normalizers.Sequence(steps)
-    if first_only:
+    if rules.first_only:
         scheme = "first" if rules.add_dummy_prefix else "never"
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme, split=False)
     undo = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -159,20 +197,20 @@ def _backend(proto, first_only: bool) -> Backend:
     backend.decoder = decoders.Sequence(undo)
     backend.add_tokens(
         [
-            AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
-            for piece in proto.pieces
-            if piece.type in (_CONTROL, _USER_DEFINED)
+            AddedToken(piece.piece, normalized=False, special=piece.type == CONTROL)
+            for piece in pieces
+            if piece.type in (CONTROL, USER_DEFINED)
         ]
     )
     return backend
 
 
-def _merges(proto, vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _merges(pieces: Sequence[Piece], vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Every way to join two pieces into a third, the third with the best score first: what the
     sentencepiece library joins next.
     """
-    usable = {p.piece for p in proto.pieces if p.type in (_NORMAL, _USER_DEFINED)}
-    ranked = sorted((p for p in proto.pieces if p.type == _NORMAL), key=lambda piece: -piece.score)
+    usable = {p.piece for p in pieces if p.type in (NORMAL, USER_DEFINED)}
+    ranked = sorted((p for p in pieces if p.type == NORMAL), key=lambda piece: -piece.score)
     for piece in ranked:
         text = piece.piece
         splits = [(text[:at], text[at:]) for at in range(1, len(text))]

@@ -218,7 +218,8 @@ class WeightStore:
 
     def _embedding_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read one by one: the table is never resident for its own sake."""
-        if self._head is not None and self.config.tied_embeddings and self._head_bits is None:
+        tied = self._head is not None and self.config.tied_embeddings
+        if tied and isinstance(self._head[0], torch.Tensor):
             table = [self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids]
             return torch.stack(table).float()
         if len(token_ids) == 1:

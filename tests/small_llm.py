@@ -15,7 +15,7 @@ from ebbtide.kernels.layout import PageLayout
 from ebbtide.offload.expert_cache import fewest_slots
 from ebbtide.offload.geometry import Geometry, choose_finer_layers
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.model_files import open_model_files
 from ebbtide.offload.options import Options
 from ebbtide.offload.plan import Loaded
 from ebbtide.offload.scoring import output_bytes
@@ -34,9 +34,13 @@ def small_geometry(
     span_tokens: int = SPAN_TOKENS,
     rotate: bool = False,
     selects: bool = False,
+    dtype: str = "auto",
 ) -> Geometry:
-    """codec: full, 8, 6 or 4, as --kv-bits has them."""
-    config = read_model_config(folder)
+    """codec: full, 8, 6 or 4, as --kv-bits has them. dtype: of raw keys and values; auto: the
+    model's."""
+    config = open_model_files(Path(folder)).config()
+    if dtype != "auto":
+        config = replace(config, dtype=dtype)
     bits = {"8": (8, 8), "6": (6, 6), "4": (5, 4)}.get(codec, (8, 8))
     layout = PageLayout(
         config.num_kv_heads,
@@ -64,6 +68,7 @@ def open_small(
     store=None,
     mode: Mode | None = None,
     draft: bool = True,
+    dtype: str = "auto",
     **geometry,
 ) -> LLM:
     """An LLM with small pages; `store` is what PageStore takes besides (overlap, ...)."""
@@ -74,10 +79,11 @@ def open_small(
             budget=Budget(host_memory="8GiB", disk_memory="1GiB"),
             spill_dir=spill_dir,
             weight_bits=weight_bits,
+            dtype=dtype,
             mode=mode.name,
             draft=draft,
         ),
-        geometry=small_geometry(folder, codec, selects=mode.selects, **geometry),
+        geometry=small_geometry(folder, codec, selects=mode.selects, dtype=dtype, **geometry),
         mode=mode,
         **(store or {}),
     )

@@ -137,10 +137,37 @@ def test_a_folder_without_config_is_no_model(tmp_path, monkeypatch, fake):
     assert resolve_model("org/name") == fake.snapshot
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_that_is_no_gguf_is_no_model(tmp_path):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    assert f"{path} is a file" in refusal(path)
+    path.write_bytes(b"PK")
+    assert f"{path} is a file, and no GGUF model" in refusal(path)
+
+
+def make_gguf(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"GGUF" + bytes(20))
+    return path
+
+
+def test_a_gguf_file_is_a_model_by_its_first_bytes(tmp_path, fake):
+    for name in ("model.gguf", "sha256-0123", "model-00002-of-00003.gguf"):
+        path = make_gguf(tmp_path / name)
+        assert resolve_model(path) == resolve_model(str(path)) == path
+        assert "has no revisions" in refusal(path, "v1", kind=InputError)
+    assert fake.calls == []
+
+
+def test_the_one_gguf_model_of_a_folder_is_found(tmp_path):
+    first = make_gguf(tmp_path / "m" / "model-00001-of-00002.gguf")
+    make_gguf(tmp_path / "m" / "model-00002-of-00002.gguf")
+    make_gguf(tmp_path / "m" / "mmproj-model-f16.gguf")
+    (tmp_path / "m" / "no.gguf").write_bytes(b"GG")
+    assert resolve_model(tmp_path / "m") == first
+    make_gguf(tmp_path / "m" / "other.gguf")
+    message = refusal(tmp_path / "m")
+    assert "holds 2 GGUF models; name one: model-00001-of-00002.gguf, other.gguf" in message
+    make_model(tmp_path / "m")
+    assert resolve_model(tmp_path / "m") == tmp_path / "m"
 
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c"])
@@ -152,7 +179,7 @@ def test_what_looks_local_and_is_not_there_says_so(name, fake):
 
 @pytest.mark.parametrize("name", ["gpt2", "org name/x", "a..b/c", "org/na--me", "org/", "-x/y"])
 def test_what_is_neither_folder_nor_id(name, fake):
-    assert "neither a folder here nor a Hugging Face id" in refusal(name)
+    assert "neither a folder nor a GGUF file here, nor a Hugging Face id" in refusal(name)
     assert fake.calls == []
 
 

@@ -1,0 +1,354 @@
+"""What a GGUF file says about its model, as the config.json that the families read.
+
+A function for each architecture that llama.cpp has a name for and Ebbtide runs. What llama.cpp
+knows by the architecture's name or the number of layers, and files do not say, stands here too.
+Knows no tensors' places; gguf_names.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .errors import BadCheckpoint, UnsupportedModel
+from .gguf_file import GgufHeader, Strings
+from .model_config import ModelConfig, config_of
+
+_QUANTISED = "bfloat16"  # what most models are quantised from
+
+
+class Keys:
+    """What one file says. factors: of its RoPE's frequencies, by the names of its tensors."""
+
+    def __init__(self, header: GgufHeader, factors: dict[str, list[float]]):
+        self.header, self.factors, self.path = header, factors, header.path
+        self.architecture = header.metadata.get("general.architecture")
+
+    def get(self, key: str, default=None):
+        """A value of the architecture's; an array as a list."""
+        value = self.header.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, Strings):
+            raise BadCheckpoint(f"{self.path}: {key} is a list of texts.")
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    def same(self, key: str, default=None):
+        """A value that may stand there once for each layer: of those that are not 0, if they are
+        all alike."""
+        value = self.get(key, default)
+        if isinstance(value, list):
+            values = {v for v in value if v} or {0}
+            if len(values) > 1:
+                raise UnsupportedModel(
+                    f"{self.path}: layers differ in {key}, which Ebbtide does not run."
+                )
+            (value,) = values
+        return value
+
+    def has(self, end: str) -> bool:
+        """Whether a layer has a tensor of this name."""
+        return any(
+            name.startswith("blk.") and name.split(".", 2)[-1] == end
+            for name in self.header.tensors
+        )
+
+    def layers_with(self, end: str) -> list[bool]:
+        """Of each layer, whether it has a tensor of this name."""
+        layers = range(self.num_layers)
+        return [f"blk.{layer}.{end}" in self.header.tensors for layer in layers]
+
+    @property
+    def num_layers(self) -> int:
+        count, extra = self.get("block_count"), self.get("nextn_predict_layers", 0)
+        if not isinstance(count, int) or not isinstance(extra, int):
+            raise BadCheckpoint(f"{self.path} does not say how many layers there are.")
+        return min(count - extra, 1 << 16)
+
+
+def read_gguf_config(header: GgufHeader, factors: dict[str, list[float]]) -> ModelConfig:
+    """The model's configuration. Raises UnsupportedModel, BadCheckpoint."""
+    keys = Keys(header, factors)
+    make = ARCHITECTURES.get(keys.architecture) if isinstance(keys.architecture, str) else None
+    if make is None:
+        raise UnsupportedModel(
+            f"{header.path}: the architecture {keys.architecture!r} is not supported in GGUF "
+            f"files. Supported: {', '.join(sorted(ARCHITECTURES))}. If the original model is, name "
+            "its folder or Hugging Face id."
+        )
+    raw = {**_common(keys), **make(keys)}
+    config = config_of(raw, header.path)
+    return _as_stored(config, keys)
+
+
+def _as_stored(config: ModelConfig, keys: Keys) -> ModelConfig:
+    """The configuration of the tensors that are there: converters put some together, take others
+    apart, and add 1 to norms' weights where the model does."""
+    experts = tuple(
+        e and replace(e, gate_up=None) if e is not None and e.gate_up else e for e in config.experts
+    )
+    attends = f"blk.{config.kv_layers[0]}." if config.kv_layers else ""
+    tensors = keys.header.tensors
+    return replace(
+        config,
+        norm_offset=0.0,
+        qkv_bias=f"{attends}attn_q.bias" in tensors or f"{attends}attn_qkv.bias" in tensors,
+        output_bias=f"{attends}attn_output.bias" in tensors,
+        mlp_bias=keys.has("ffn_up.bias"),
+        fused_qkv=f"{attends}attn_qkv.weight" in tensors,
+        fused_gate_up=not any(map(keys.has, ("ffn_gate.weight", "ffn_gate_shexp.weight")))
+        and config.fused_gate_up,
+        experts=experts,
+        renamed=(),
+        stacked=(),
+    )
+
+
+def _common(k: Keys) -> dict:
+    embeddings = k.header.tensors.get("token_embd.weight")
+    if embeddings is None or len(embeddings.shape) != 2:
+        raise BadCheckpoint(f"{k.path} has no token_embd.weight: it holds no language model.")
+    kinds = {"F32": "float32", "F16": "float16"}
+    head_dim, value_dim = k.get("attention.key_length"), k.get("attention.value_length")
+    if head_dim != value_dim:
+        raise UnsupportedModel(f"{k.path}: keys of {head_dim} and values of {value_dim} numbers.")
+    heads, hidden = k.same("attention.head_count"), k.get("embedding_length")
+    if head_dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
+        head_dim = hidden // heads
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": k.same("feed_forward_length"),
+        "num_hidden_layers": k.num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": k.same("attention.head_count_kv"),
+        "head_dim": head_dim,
+        "vocab_size": embeddings.shape[0],
+        "max_position_embeddings": k.get("context_length"),
+        "rms_norm_eps": k.get("attention.layer_norm_rms_epsilon"),
+        "dtype": kinds.get(embeddings.kind, _QUANTISED),
+        "tie_word_embeddings": "output.weight" not in k.header.tensors,
+        "rope_theta": k.get("rope.freq_base", 10000.0),
+        "rope_scaling": _scaling(k),
+    }
+
+
+def _scaling(k: Keys) -> dict | None:
+    """RoPE's, by Hugging Face's names. Factors of its frequencies are what llama3 comes to."""
+    factor = k.get("rope.scaling.factor", k.get("rope.scale_linear"))
+    kind = k.get("rope.scaling.type", "linear" if factor not in (None, 1, 0) else "none")
+    original = k.get("rope.scaling.original_context_length")
+    short, long = (k.factors.get(f"rope_factors_{n}.weight") for n in ("short", "long"))
+    every = k.factors.get("rope_freqs.weight")
+    if short and long:
+        return {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original,
+            "attention_factor": k.get("rope.scaling.attn_factor"),
+        }
+    if every:
+        return {
+            "rope_type": "longrope",
+            "short_factor": every,
+            "long_factor": every,
+            "attention_factor": 1.0,
+        }
+    if kind == "none" or (kind == "linear" and factor in (None, 1, 0)):
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise UnsupportedModel(f"{k.path}: RoPE scaling {kind!r} is not supported.")
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "beta_fast": k.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": k.get("rope.scaling.yarn_beta_slow"),
+    }
+    return {name: value for name, value in scaling.items() if value is not None}
+
+
+def _partial(k: Keys, head_dim: int | None) -> float | None:
+    """The part of a head that turns."""
+    width = k.get("rope.dimension_count")
+    if not isinstance(width, int) or not isinstance(head_dim, int) or not head_dim:
+        return None
+    return width / head_dim
+
+
+def _kinds(k: Keys) -> list[str] | None:
+    """Which layers have a window, where the file says so one by one."""
+    pattern = k.get("attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        return None
+    return ["sliding_attention" if local else "full_attention" for local in pattern]
+
+
+def _windows(k: Keys) -> dict:
+    pattern = k.get("attention.sliding_window_pattern")
+    return {
+        "sliding_window": k.get("attention.sliding_window") or None,
+        "layer_types": _kinds(k),
+        "sliding_window_pattern": pattern if isinstance(pattern, int) else None,
+    }
+
+
+def _experts(k: Keys) -> dict:
+    return {
+        "num_local_experts": k.get("expert_count"),
+        "num_experts_per_tok": k.get("expert_used_count"),
+        "moe_intermediate_size": k.get("expert_feed_forward_length"),
+    }
+
+
+def _llama(k: Keys) -> dict:
+    if k.get("expert_count"):
+        return {"architectures": ["MixtralForCausalLM"], **_experts(k)}
+    window = _windows(k)
+    if window["sliding_window"]:
+        return {"architectures": ["MistralForCausalLM"], **window}
+    return {"architectures": ["LlamaForCausalLM"]}
+
+
+def _mistral3(k: Keys) -> dict:
+    beta, scaling = k.get("attention.temperature_scale"), _scaling(k) or {}
+    scaling["llama_4_scaling_beta"] = beta
+    every = k.get("rope.scaling.yarn_log_multiplier")
+    if every:
+        scaling |= {"mscale": 1.0, "mscale_all_dim": every}
+    return {
+        "architectures": ["Ministral3ForCausalLM"],
+        "rope_scaling": {name: value for name, value in scaling.items() if value is not None},
+        **_windows(k),
+    }
+
+
+def _qwen3_moe(k: Keys) -> dict:
+    routed = k.layers_with("ffn_gate_inp.weight")
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        **_experts(k),
+        "norm_topk_prob": True,
+        "mlp_only_layers": [layer for layer, here in enumerate(routed) if not here],
+    }
+
+
+def _phi3(k: Keys) -> dict:
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "sliding_window": k.get("attention.sliding_window") or None,
+        "partial_rotary_factor": _partial(k, _common_head_dim(k)),
+    }
+
+
+def _common_head_dim(k: Keys) -> int | None:
+    head_dim, heads = k.get("attention.key_length"), k.same("attention.head_count")
+    if head_dim is None and isinstance(heads, int) and heads:
+        return k.get("embedding_length") // heads
+    return head_dim
+
+
+def _gemma2(k: Keys) -> dict:
+    # Of 27B a score is divided by the root of another number than the head's.
+    is_large = k.num_layers == 46
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        **_windows(k),
+        "sliding_window": k.get("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else _common_head_dim(k),
+        "attn_logit_softcapping": k.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": k.get("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(k: Keys) -> dict:
+    is_large = k.num_layers == 62
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        **_windows(k),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else _common_head_dim(k),
+        "rope_local_base_freq": k.get("rope.freq_base_swa", 10000.0),
+        "final_logit_softcapping": k.get("final_logit_softcapping"),
+    }
+
+
+def _shared_dim(k: Keys) -> int:
+    return k.get("embedding_length") // k.same("attention.head_count")
+
+
+def _olmo2(k: Keys) -> dict:
+    windows = _windows(k)
+    name = "Olmo3ForCausalLM" if windows["sliding_window"] else "Olmo2ForCausalLM"
+    return {"architectures": [name], **windows}
+
+
+def _olmoe(k: Keys) -> dict:
+    return {"architectures": ["OlmoeForCausalLM"], **_experts(k), "norm_topk_prob": False}
+
+
+def _granite(k: Keys) -> dict:
+    return {"architectures": ["GraniteForCausalLM"], **_multipliers(k)}
+
+
+def _multipliers(k: Keys) -> dict:
+    return {
+        "attention_multiplier": k.get("attention.scale"),
+        "embedding_multiplier": k.get("embedding_scale"),
+        "residual_multiplier": k.get("residual_scale"),
+        "logits_scaling": k.get("logit_scale"),
+    }
+
+
+def _gpt_oss(k: Keys) -> dict:
+    scaling = _scaling(k)
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        **_windows(k),
+        **_experts(k),
+        "intermediate_size": k.get("expert_feed_forward_length", k.same("feed_forward_length")),
+        "rope_scaling": scaling and {**scaling, "truncate": False},
+    }
+
+
+def _glm4(k: Keys) -> dict:
+    return {
+        "architectures": ["Glm4ForCausalLM"],
+        "partial_rotary_factor": _partial(k, _common_head_dim(k)),
+    }
+
+
+def _exaone4(k: Keys) -> dict:
+    windows = _windows(k)
+    if windows["sliding_window"] is None:
+        windows["sliding_window_pattern"] = 0
+    return {"architectures": ["Exaone4ForCausalLM"], **windows}
+
+
+def _only(name: str, **fields) -> Callable[[Keys], dict]:
+    """An architecture of which nothing is special."""
+    return lambda k: {"architectures": [name], **fields}
+
+
+ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
+    "llama": _llama,
+    "mistral3": _mistral3,
+    "qwen2": _only("Qwen2ForCausalLM", use_sliding_window=False),
+    "qwen3": _only("Qwen3ForCausalLM", use_sliding_window=False),
+    "qwen3moe": _qwen3_moe,
+    "phi3": _phi3,
+    "gemma": _only("GemmaForCausalLM"),
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "smollm3": _only("SmolLM3ForCausalLM"),
+    "olmo2": _olmo2,
+    "olmoe": _olmoe,
+    "granite": _granite,
+    "gpt-oss": _gpt_oss,
+    "glm4": _glm4,
+    "exaone4": _exaone4,
+    "seed_oss": _only("SeedOssForCausalLM"),
+}
+# Whose rows of queries and keys are in pairs.
+IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid")

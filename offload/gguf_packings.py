@@ -1,0 +1,193 @@
+"""How numbers lie in GGUF files; see packing.py.
+
+    Blocks       groups that are Ebbtide's own but for their places: kept as they are
+    Dequantised  every other quantisation: decoded a few rows at a time, and kept in bits of ours
+    FromPairs    rows of queries and keys in llama.cpp's order of a head's elements
+
+Decoding is the `gguf` package's (the extra `gguf`), which is imported when a file needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..kernels.ggml_blocks import block_bits, repack_blocks
+from ..kernels.quantised import STRIP, QuantisedWeight, quantise_weight, quantised_shapes
+from .errors import UnsupportedModel
+from .packing import Empty, Form, Kept, Packing, Plain, Shape
+
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Numbers that are decoded at once: several copies of them are made.
+_DECODED = 1 << 18
+
+
+def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -> Packing:
+    """How tensors of a type lie. Raises UnsupportedModel for a type of which nobody knows, or that
+    takes a package that is not there.
+    """
+    if kind in _PLAIN:
+        return Plain(_PLAIN[kind])
+    if block_bits(kind) is not None:
+        return Blocks(kind, block, block_bytes)
+    if importlib.util.find_spec("gguf") is None:
+        raise UnsupportedModel(
+            f"{path}: {name} is in {kind}, which takes one package more: pip install "
+            "'ebbtide[gguf]'. Files in F32, F16, BF16, Q8_0, Q4_0 and MXFP4 are read without it."
+        )
+    from gguf import quants
+    from gguf.constants import GGMLQuantizationType
+
+    if kind not in GGMLQuantizationType.__members__ or (
+        GGMLQuantizationType[kind] not in quants._type_traits
+    ):
+        raise UnsupportedModel(
+            f"{path}: {name} is of the type {kind}, which Ebbtide cannot read. Use another "
+            "quantisation of the model: Q8_0, Q6_K, Q4_K_M and Q4_0 are read."
+        )
+    return Dequantised(kind, block, block_bytes)
+
+
+@dataclass(frozen=True)
+class _InBlocks(Packing):
+    """Blocks of some numbers of a row, row after row. kind: the format's name for them."""
+
+    kind: str
+    block: int
+    block_bytes: int
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return (math.prod(shape) // self.block * self.block_bytes,)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        rows = raw[0].view(-1, shape[-1] // self.block, self.block_bytes)
+        return self._decoded(rows).view(shape)
+
+    def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of blocks (rows, blocks, bytes): (rows, numbers) float32."""
+        raise NotImplementedError
+
+    def _converted(self, raw: torch.Tensor, shape: Shape, form: Form, empty: Empty) -> Kept:
+        """Decoded, and kept in groups of bits or in float32: some rows at a time."""
+        rows = raw.view(shape[0], -1, self.block_bytes)
+        if form.bits is None:
+            numbers = empty(shape, dtype=torch.float32)
+            for some in _some_rows(shape):
+                numbers[some] = self._decoded(rows[some])
+            return numbers
+        of_codes, of_scales = quantised_shapes(shape, form.bits)
+        codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+        for some in _some_rows(shape):
+            strips = slice(some.start // STRIP, -(-some.stop // STRIP))
+            places = iter((codes[strips], scales[strips]))
+            quantise_weight(
+                self._decoded(rows[some]), form.bits, lambda *_, places=places, **__: next(places)
+            )
+        return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales)
+
+
+def _some_rows(shape: Shape) -> Iterator[slice]:
+    """Whole strips of rows."""
+    step = max(1, _DECODED // (STRIP * max(1, shape[1]))) * STRIP
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+@dataclass(frozen=True)
+class Blocks(_InBlocks):
+    """Q8_0, Q4_0 or MXFP4. Kept as they are unless fewer bits are asked for."""
+
+    def form(self, bits: int | None) -> Form:
+        own = block_bits(self.kind)
+        return Form(own if bits is None else min(bits, own))
+
+    def is_quick(self, bits: int | None) -> bool:
+        return self.form(bits).bits == block_bits(self.kind)
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        if form.bits != block_bits(self.kind):
+            return self._converted(raw[0], shape, form, empty)
+        return repack_blocks(raw[0].view(shape[0], -1, self.block_bytes), self.kind, empty)
+
+    def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        weight = repack_blocks(rows, self.kind)
+        return weight.rows(0, weight.out_features)
+
+
+@dataclass(frozen=True)
+class Dequantised(_InBlocks):
+    """Any quantisation that the `gguf` package decodes. Kept in the bits that are asked for, else
+    in float32."""
+
+    grows = True
+
+    def form(self, bits: int | None) -> Form:
+        return Form(bits, torch.float32)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return False
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        return self._converted(raw[0], shape, form, empty)
+
+    def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        from gguf import quants
+        from gguf.constants import GGMLQuantizationType
+
+        with np.errstate(all="ignore"):  # damaged scales: what is not finite is found afterwards
+            numbers = quants.dequantize(rows.flatten(1).numpy(), GGMLQuantizationType[self.kind])
+        return torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
+
+
+@dataclass(frozen=True)
+class FromPairs(Packing):
+    """A head's elements in pairs: 2 j and 2 j + 1 are Hugging Face's j and j + head_dim / 2. Rows
+    of a matrix, or a vector."""
+
+    inner: Packing
+    head_dim: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
+
+    @property
+    def advice(self) -> str:
+        return self.inner.advice
+
+    @property
+    def grows(self) -> bool:
+        return self.inner.grows
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return self.inner.sizes(shape)
+
+    def form(self, bits: int | None) -> Form:
+        return self.inner.form(bits)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return self.inner.is_quick(bits)
+
+    def room_bytes(self, shape: Shape, bits: int | None) -> int:
+        return self.sizes(shape)[0] + self.inner.room_bytes(shape, bits)
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        turned, rest = room[: len(raw[0])], room[len(raw[0]) :]
+        self._turn(raw[0], turned, shape)
+        return self.inner.load([turned], rest, shape, form, empty, threads)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        turned = torch.empty_like(raw[0])
+        self._turn(raw[0], turned, shape)
+        return self.inner.decode([turned], shape)
+
+    def _turn(self, raw: torch.Tensor, out: torch.Tensor, shape: Shape) -> None:
+        half = self.head_dim // 2
+        rows = raw.numpy().reshape(shape[0] // self.head_dim, half, 2, -1)
+        out.numpy().reshape(len(rows), 2, half, -1)[:] = rows.transpose(0, 2, 1, 3)

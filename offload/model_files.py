@@ -1,0 +1,83 @@
+"""A model's files, whatever their format: its configuration, its tensors, its tokenizer, and what
+tells it from others.
+
+    FolderFiles   a folder in Hugging Face's layout
+    GgufFiles     a GGUF file, in gguf_files.py
+
+Opening reads headers and small files; no weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from .checkpoint import Checkpoint
+from .fingerprint import model_fingerprint
+from .generation import GenerationConfig
+from .model_config import ModelConfig, read_model_config
+from .safetensors_files import open_folder
+from .session_file import tokenizer_fingerprint
+from .tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class ModelFiles(Protocol):
+    """path: the folder or file. Methods raise BadCheckpoint and UnsupportedModel."""
+
+    path: Path
+
+    def config(self) -> ModelConfig: ...
+
+    def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
+        """The tensors that are needed, of these shapes."""
+        ...
+
+    def generation(self) -> GenerationConfig:
+        """The model's own settings of answers."""
+        ...
+
+    def tokenizer(self) -> TokenizerFiles: ...
+
+    def fingerprint(self) -> str:
+        """Equal for the same model; another one has another."""
+        ...
+
+    def tokens_fingerprint(self) -> str:
+        """Two models with the same one spell the same tokens."""
+        ...
+
+
+class FolderFiles:
+    """A folder in Hugging Face's layout."""
+
+    def __init__(self, folder: Path):
+        self.path = folder
+
+    def config(self) -> ModelConfig:
+        return read_model_config(self.path)
+
+    def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
+        return open_folder(self.path, shapes, config.renamed, config.stacked)
+
+    def generation(self) -> GenerationConfig:
+        return GenerationConfig.from_model_folder(self.path)
+
+    def tokenizer(self) -> TokenizerFiles:
+        return read_tokenizer_files(self.path)
+
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.path)
+
+    def tokens_fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.path)
+
+
+def open_model_files(path: Path) -> ModelFiles:
+    """The files of a model at a folder, or at a GGUF file."""
+    if path.is_file():
+        from .gguf_files import GgufFiles
+
+        return GgufFiles(path)
+    return FolderFiles(path)

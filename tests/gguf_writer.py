@@ -1,0 +1,265 @@
+"""GGUF files of small checkpoints in Hugging Face's layout, as converters write them: llama.cpp's
+names, rows of queries and keys in pairs, experts of a layer in one tensor, norms of 1 + w.
+
+The `gguf` package knows the names and the format; what happens to numbers is written here once
+more, not taken from what reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import MODEL_ARCH
+from gguf import GGMLQuantizationType as Kind
+from gguf_tokens import UNUSED, add_key, tokens_of
+from safetensors.torch import load_file
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": MODEL_ARCH.LLAMA,
+    "MixtralForCausalLM": MODEL_ARCH.LLAMA,
+    "Ministral3ForCausalLM": MODEL_ARCH.MISTRAL3,
+    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
+    "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
+    "Phi3ForCausalLM": MODEL_ARCH.PHI3,
+    "GemmaForCausalLM": MODEL_ARCH.GEMMA,
+    "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
+    "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
+    "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
+    "Olmo2ForCausalLM": MODEL_ARCH.OLMO2,
+    "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
+    "OlmoeForCausalLM": MODEL_ARCH.OLMOE,
+    "GraniteForCausalLM": MODEL_ARCH.GRANITE,
+    "Glm4ForCausalLM": MODEL_ARCH.GLM4,
+    "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4,
+    "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS,
+    "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+}
+_IN_PAIRS = (MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE)
+_GEMMAS = (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)
+
+
+def write(
+    folder: Path,
+    out: Path,
+    kind: str = "F32",
+    *,
+    pre: str = "gpt-2",
+    experts: str = "",
+    **keys: Any,
+) -> Path:
+    """Write the model of a folder to a file, and return its path.
+
+    kind: of matrices whose rows are whole blocks; others, and all else, are F32. experts: of
+    experts, where that is another. pre: how text is cut. keys: further metadata, or, None, what is
+    left out; with __ in place of a dot, and arch for the architecture's name.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    arch = ARCHITECTURES[config["architectures"][0]]
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
+    tensors = tensors_of(folder, config, arch)
+    said = {**metadata(config, arch), **tokens(folder, config, pre)}
+    said |= {
+        name.replace("arch__", "{arch}.").replace("__", "."): value for name, value in keys.items()
+    }
+    for name, value in said.items():
+        if value is not None:
+            add_key(writer, name.format(arch=gguf.MODEL_ARCH_NAMES[arch]), value)
+    for name, tensor in tensors.items():
+        own = experts if experts and "_exps." in name else kind
+        data, stored = packed(tensor.numpy(), own if _is_quantised(name, tensor, own) else "F32")
+        writer.add_tensor(name, data, raw_dtype=stored)
+    writer.write_header_to_file(out)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def packed(numbers: np.ndarray, kind: str) -> tuple[np.ndarray, Kind]:
+    """Numbers in a type, and the type."""
+    if kind == "F32":
+        return np.ascontiguousarray(numbers, np.float32), Kind.F32
+    return gguf.quants.quantize(np.ascontiguousarray(numbers, np.float32), Kind[kind]), Kind[kind]
+
+
+def _is_quantised(name: str, tensor: torch.Tensor, kind: str) -> bool:
+    block = gguf.GGML_QUANT_SIZES[Kind[kind]][0]
+    plain = tensor.dim() < 2 or name.endswith((".bias", "ffn_gate_inp.weight", "conv.weight"))
+    return not plain and tensor.shape[-1] % block == 0
+
+
+def metadata(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
+    """What converters say of a configuration in the hub's layout."""
+    heads = c["num_attention_heads"]
+    head_dim = c.get("head_dim") or c["hidden_size"] // heads
+    said = {
+        "block_count": c["num_hidden_layers"],
+        "context_length": c["max_position_embeddings"],
+        "embedding_length": c["hidden_size"],
+        "feed_forward_length": c["intermediate_size"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": c["num_key_value_heads"],
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
+        "rope.dimension_count": int(head_dim * c.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(c.get("rope_theta") or 1e4),
+        "vocab_size": c["vocab_size"],
+        "attention.sliding_window": c.get("sliding_window"),
+        "expert_count": c.get("num_experts") or c.get("num_local_experts"),
+        "expert_used_count": c.get("num_experts_per_tok"),
+        "expert_feed_forward_length": c.get("moe_intermediate_size"),
+        "attention.scale": c.get("attention_multiplier"),
+        "embedding_scale": c.get("embedding_multiplier"),
+        "residual_scale": c.get("residual_multiplier"),
+        "logit_scale": c.get("logits_scaling"),
+        "attn_logit_softcapping": c.get("attn_logit_softcapping"),
+        "final_logit_softcapping": c.get("final_logit_softcapping"),
+        **_scaling(c),
+    }
+    pattern = c.get("sliding_window_pattern")
+    if isinstance(pattern, int) and c.get("sliding_window"):
+        local = [(layer + 1) % pattern != 0 for layer in range(c["num_hidden_layers"])]
+        said["attention.sliding_window_pattern"] = local
+    if c.get("layer_types") and c.get("sliding_window"):
+        local = [kind == "sliding_attention" for kind in c["layer_types"]]
+        said["attention.sliding_window_pattern"] = local
+    if arch == MODEL_ARCH.GPT_OSS:
+        said["expert_feed_forward_length"] = c["intermediate_size"]
+    if arch == MODEL_ARCH.QWEN2 and not c.get("use_sliding_window"):
+        said["attention.sliding_window"] = None
+    return {"{arch}." + name: value for name, value in said.items()}
+
+
+def _scaling(c: dict[str, Any]) -> dict[str, Any]:
+    scaling = c.get("rope_scaling") or {}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    original = scaling.get("original_max_position_embeddings")
+    if kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
+    if kind == "yarn":
+        said = {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(scaling["factor"]),
+            "rope.scaling.original_context_length": original,
+            "rope.scaling.yarn_beta_fast": scaling.get("beta_fast"),
+            "rope.scaling.yarn_beta_slow": scaling.get("beta_slow"),
+            "rope.scaling.yarn_log_multiplier": scaling.get("mscale_all_dim"),
+            "attention.temperature_scale": scaling.get("llama_4_scaling_beta"),
+        }
+        return said
+    if kind == "longrope":
+        original = c["original_max_position_embeddings"]
+        times = c["max_position_embeddings"] / original
+        attention = float(np.sqrt(1 + np.log(times) / np.log(original)))
+        return {
+            "rope.scaling.original_context_length": original,
+            "rope.scaling.attn_factor": attention,
+        }
+    return {}
+
+
+def tokens(folder: Path, c: dict[str, Any], pre: str) -> dict[str, Any]:
+    """The tokenizer of a folder, with tokens for rows of the embedding that have none."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    said = tokens_of(folder, pre)
+    texts = said["tokenizer.ggml.tokens"]
+    missing = c["vocab_size"] - len(texts)
+    ids = {text: i for i, text in enumerate(texts)}
+    return {
+        **said,
+        "tokenizer.ggml.tokens": texts + [f"[PAD{len(texts) + i}]" for i in range(missing)],
+        "tokenizer.ggml.token_type": said["tokenizer.ggml.token_type"] + [UNUSED] * missing,
+        "tokenizer.ggml.merges": said.get("tokenizer.ggml.merges") or None,
+        "tokenizer.ggml.bos_token_id": ids.get(settings.get("bos_token")),
+        "tokenizer.ggml.eos_token_id": ids.get(settings.get("eos_token")),
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": settings.get("chat_template"),
+    }
+
+
+def tensors_of(folder: Path, c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, torch.Tensor]:
+    """The tensors by GGUF's names, in float32, as a file has them."""
+    names = gguf.get_tensor_name_map(arch, c["num_hidden_layers"])
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in _stacked(found, c).items():
+        if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, name
+        numbers = tensor.float()
+        if name.endswith("norm.weight") and arch in _GEMMAS:
+            numbers = numbers + 1
+        if arch in _IN_PAIRS and ".q_proj." in name:
+            numbers = in_pairs(numbers, c["num_attention_heads"])
+        if arch in _IN_PAIRS and ".k_proj." in name:
+            numbers = in_pairs(numbers, c["num_key_value_heads"])
+        made[theirs] = numbers
+    scaling = c.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "llama3":
+        made["rope_freqs.weight"] = llama3_factors(c, scaling)
+    for length in ("long", "short"):
+        if f"{length}_factor" in scaling:
+            made[f"rope_factors_{length}.weight"] = torch.tensor(scaling[f"{length}_factor"])
+    return made
+
+
+def in_pairs(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """A head's elements i and i + half side by side."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def llama3_factors(c: dict[str, Any], scaling: dict[str, Any]) -> torch.Tensor:
+    """What each frequency is divided by. Source: the Llama 3.1 reference implementation."""
+    dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    base = c["rope_theta"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    factors = []
+    for i in range(0, dim, 2):
+        wavelength = 2 * np.pi * base ** (i / dim)
+        smooth = (original / wavelength - low) / (high - low)
+        smooth = min(1.0, max(0.0, smooth))
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return torch.tensor(factors, dtype=torch.float32)
+
+
+def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors with the experts of a layer in one, by names that the package knows."""
+    made: dict[str, torch.Tensor] = {}
+    gathered: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in found.items():
+        parts = name.split(".")
+        if "experts" in parts and parts[parts.index("experts") + 1].isdigit():
+            at = parts.index("experts") + 1
+            whole = ".".join([*parts[:at], *parts[at + 1 :]])
+            gathered.setdefault(whole, {})[int(parts[at])] = tensor
+        elif name.endswith(("experts.gate_up_proj", "experts.gate_up_proj_bias")):
+            # gpt-oss: gate and up take turns; matrices are inputs by outputs.
+            gate, up = tensor[..., 0::2], tensor[..., 1::2]
+            kind = "bias" if name.endswith("_bias") else "weight"
+            base = name.split("gate_up_proj")[0]
+            for part, numbers in (("gate_proj", gate), ("up_proj", up)):
+                turned = numbers if kind == "bias" else numbers.transpose(1, 2)
+                made[f"{base}{part}.{kind}"] = turned.contiguous()
+        elif name.endswith("experts.down_proj"):
+            made[name + ".weight"] = tensor.transpose(1, 2).contiguous()
+        elif name.endswith("experts.down_proj_bias"):
+            made[name.replace("_bias", ".bias")] = tensor
+        elif name.endswith(".sinks"):
+            made[name + ".weight"] = tensor
+        else:
+            made[name] = tensor
+    for name, by_number in gathered.items():
+        made[name] = torch.stack([by_number[number] for number in sorted(by_number)])
+    return made

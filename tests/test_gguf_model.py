@@ -1,0 +1,157 @@
+"""A model in a GGUF file is the model of the folder that it was made from: the same logits to the
+bit for numbers that the file holds as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf_writer import write
+from safetensors.torch import load_file, save_file
+from small_llm import TINY, hold, hold_few_experts, open_small
+
+from ebbtide.kernels.quantised import QuantisedWeight
+from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.plan import Loaded
+
+IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
+# Variants of model_matrix.py, with what a GGUF file cannot say made ordinary.
+VARIANTS = {
+    "llama2": {},
+    "llama-linear": {},
+    "llama-biases": {},
+    "llama-head80": {},
+    "mistral": {},
+    "ministral3": {},
+    "mixtral": {},
+    "qwen2": {},
+    "qwen2-yarn": {},
+    "qwen3": {},
+    "qwen3-moe": {},
+    "phi3": {},
+    "phi3-window": {},
+    "phi3-longrope-long": {},
+    "phi3-longrope-short": {},
+    "gemma": {"tie_word_embeddings": True},
+    "gemma2": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma3": {},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layers": None, "no_rope_layer_interval": 4},
+    "olmo2": {},
+    "olmo3": {},
+    "olmoe": {},
+    "granite": {},
+    "glm4": {},
+    "exaone4": {},
+    "gpt-oss": {},
+    "seed-oss": {},
+}
+# Frequencies that a file has divided by factors, in float32.
+WITH_FACTORS = ("llama3", "exaone4-global")
+
+
+def logits_of(path, tmp_path, **options):
+    # Of a file of few bits it is not known what its raw keys and values were.
+    with open_small(path, tmp_path, "8", **{**TINY, "dtype": "float32", **options}) as llm:
+        return llm.logits(IDS, prefill_tokens=100)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_those_of_the_folder(checkpoint, tmp_path, name):
+    folder = checkpoint(name, **VARIANTS[name])
+    path = write(folder, tmp_path / "model.gguf")
+    assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
+
+
+@pytest.mark.parametrize("name", WITH_FACTORS)
+def test_factors_of_frequencies_are_those_of_the_scaling(checkpoint, tmp_path, name):
+    folder = checkpoint(name)
+    path = write(folder, tmp_path / "model.gguf")
+    ours, theirs = logits_of(path, tmp_path), logits_of(folder, tmp_path)
+    # Angles differ by float32's rounding of a factor.
+    assert (ours - theirs).abs().max() <= 2e-4 * theirs.abs().max()
+
+
+def with_numbers_of(folder, path, out):
+    """A copy of a folder with the numbers that a GGUF file of it holds, in place of its own."""
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    config = read_model_config(folder)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, tensor in tensors.items():
+        found = held[names.get_name(name, try_suffixes=(".weight", ".bias"))]
+        numbers = gguf.quants.dequantize(found.data, found.tensor_type)
+        numbers = torch.from_numpy(np.array(numbers)).view(tensor.shape)
+        heads = {".q_proj.": config.num_heads, ".k_proj.": config.num_kv_heads}
+        count = next((n for part, n in heads.items() if part in name), None)
+        if count is not None:
+            numbers = numbers.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2)
+        tensors[name] = numbers.contiguous()
+    save_file(tensors, out / "model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_half_precision_is_read_as_it_is(checkpoint, tmp_path, kind):
+    folder = checkpoint("llama2", dtype="float16" if kind == "F16" else "bfloat16")
+    path = write(folder, tmp_path / "model.gguf", kind)
+    ours, theirs = (logits_of(p, tmp_path, dtype="auto") for p in (path, folder))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+@pytest.mark.parametrize("asked", ["auto", "full", "8"])
+def test_own_groups_are_kept_as_they_are(checkpoint, tmp_path, kind, bits, asked):
+    folder = checkpoint("llama2")
+    path = write(folder, tmp_path / "model.gguf", kind)
+    plain = with_numbers_of(folder, path, tmp_path / "plain")
+    with open_small(plain, tmp_path, "8", dtype="float32", **TINY) as llm:
+        llm.logits(IDS[:3])
+        numbers = dict(llm.admission.weights._resident)
+    with open_small(path, tmp_path, "8", weight_bits=asked, dtype="float32", **TINY) as llm:
+        resident = llm.logits(IDS, prefill_tokens=100)
+        for layer, tensors in llm.admission.weights._resident.items():
+            for name, kept in tensors.items():
+                if isinstance(kept, QuantisedWeight):
+                    assert kept.bits == bits
+                    assert torch.equal(kept.rows(0, kept.out_features), numbers[layer][name])
+                else:
+                    assert kept.dim() == 1
+        assert llm.plan.disk["weights"] == 0
+    with open_small(path, tmp_path, "8", weight_bits=asked, dtype="float32", **TINY) as llm:
+        hold(llm, Loaded(2, True))
+        assert torch.equal(llm.logits(IDS, prefill_tokens=100), resident)
+        assert llm.admission.weights.bytes_streamed > 0
+
+
+@pytest.mark.parametrize("bits", ["8", "4", "full"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1"])
+def test_other_quantisations_are_decoded_and_kept_in_bits(checkpoint, tmp_path, kind, bits):
+    folder = checkpoint("llama2")
+    path = write(folder, tmp_path / "model.gguf", kind)
+    plain = with_numbers_of(folder, path, tmp_path / "plain")
+    ours = logits_of(path, tmp_path, weight_bits=bits)
+    assert torch.equal(ours, logits_of(plain, tmp_path, weight_bits=bits))
+    with open_small(path, tmp_path, "8", weight_bits=bits, dtype="float32", **TINY) as llm:
+        hold(llm, Loaded(3, False))
+        assert torch.equal(llm.logits(IDS, prefill_tokens=100), ours)
+
+
+@pytest.mark.parametrize("bits", ["auto", "8", "4"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q5_1", "MXFP4"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_experts_are_read_one_by_one(checkpoint, tmp_path, name, kind, bits):
+    folder = checkpoint(name)
+    if kind == "MXFP4":
+        path = write(folder, tmp_path / "model.gguf", "F32", experts="MXFP4")
+    else:
+        path = write(folder, tmp_path / "model.gguf", kind)
+    resident = logits_of(path, tmp_path, weight_bits=bits)
+    with open_small(path, tmp_path, "8", weight_bits=bits, dtype="float32", **TINY) as llm:
+        hold_few_experts(llm)
+        assert torch.equal(llm.logits(IDS, prefill_tokens=100), resident)
+        assert llm.admission.weights._experts.misses > 0

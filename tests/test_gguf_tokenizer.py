@@ -1,0 +1,186 @@
+"""A GGUF file's vocabulary gives the ids of the original tokenizer, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+from gguf_tokens import tokens_of, write_keys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers_under_test import DATA, byte_level
+
+from ebbtide.offload.errors import BadCheckpoint, InputError, UnsupportedModel
+from ebbtide.offload.gguf_file import GgufHeader, read_header
+from ebbtide.offload.gguf_tokenizer import end_ids, read_gguf_tokenizer, tokens_digest
+from ebbtide.offload.text import Tokenizer
+
+# The folder, and what a file names its pre-tokenizer.
+REAL = {
+    "llama2": ("tokenizers/llama2", ""),
+    "mistral": ("tokenizers/mistral", ""),
+    "qwen2.5": ("tokenizers/qwen2.5", "qwen2"),
+    "smollm2": ("tokenizers/smollm2", "smollm"),
+    "ebb-nano": ("models/ebb-nano-0", "smollm"),
+}
+TEXTS = (
+    "Hello, world! It's 1234.5 times  two   spaces.",
+    " leading, trailing  ",
+    "line\nline\r\n\n\ttab x\u00a0y\u3000z",
+    "h\u00e9llo w\u00f6rld e\u0301 \u5317\u4eac \u65e5\u672c\u8a9e \U0001f600 \u0661\u0662 \ufb03",
+    "\u2581 \u200b \ufeff \U0001f469\u200d\U0001f467",
+    "def f(x):\n    return x ** 2  # <s> [INST] </s> <|im_start|>user <|endoftext|>",
+    "DON'T we'Ve I'm 1234567890 12 345",
+    "",
+    "  ",
+    "\n\n\n",
+    "\x00\x01",
+)
+
+
+@pytest.fixture(scope="module", params=REAL)
+def both(request, tmp_path_factory):
+    """(of a GGUF file, of the original files)"""
+    name, pre = REAL[request.param]
+    if not (DATA / name).is_dir():
+        pytest.skip("../shared/data is not here")
+    path = tmp_path_factory.mktemp("tokens") / "tokens.gguf"
+    header = write_keys(path, tokens_of(DATA / name, pre))
+    return Tokenizer(read_gguf_tokenizer(header, "m")), Tokenizer.load(DATA / name)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_and_texts_are_the_originals(both, text):
+    ours, original = both
+    ids = original.encode(text, False)
+    assert ours.encode(text, False) == ids
+    assert ours.decode(ids) == original.decode(ids)
+
+
+def test_ids_of_real_texts_are_the_originals(both):
+    ours, original = both
+    for path in sorted((DATA / "texts").iterdir()):
+        text = path.read_text(encoding="utf-8", errors="replace")[:200_000]
+        assert ours.encode(text, False) == original.encode(text, False), path.name
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_ids_of_any_text_are_the_originals(both, text):
+    ours, original = both
+    try:
+        ids = original.encode(text, False)
+    except InputError:  # control strings that a tokenizer cannot spell as text
+        return
+    assert ours.encode(text, False) == ids
+
+
+def test_control_tokens_are_the_originals(both):
+    ours, original = both
+    assert ours.num_ids == original.num_ids
+    assert ours.special_ids == original.special_ids
+
+
+SMALL = dict(pre="gpt-2", tokenizer__chat_template="{{ 1 }}")
+
+
+@pytest.fixture
+def said(tmp_path):
+    """Of a small byte-level tokenizer."""
+    folder = byte_level(tmp_path / "small", merges=[("a", "b")])
+    said = tokens_of(folder, "gpt-2")
+    ids = {text: i for i, text in enumerate(said["tokenizer.ggml.tokens"])}
+    return {
+        **said,
+        "tokenizer.ggml.bos_token_id": ids["<|bos|>"],
+        "tokenizer.ggml.eos_token_id": ids["<|im_end|>"],
+        "tokenizer.chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}"
+        "{% endfor %}",
+    }
+
+
+def read(tmp_path, said) -> GgufHeader:
+    return write_keys(tmp_path / "m.gguf", said)
+
+
+def refusal(tmp_path, said, kind=BadCheckpoint) -> str:
+    with pytest.raises(kind) as caught:
+        read_gguf_tokenizer(read(tmp_path, said), "m")
+    return str(caught.value)
+
+
+def test_what_the_file_says_besides(tmp_path, said):
+    tokenizer = Tokenizer(read_gguf_tokenizer(read(tmp_path, said), "m"))
+    bos = said["tokenizer.ggml.bos_token_id"]
+    assert (tokenizer.bos_token_id, tokenizer.prefix_ids) == (bos, [])
+    assert tokenizer.chat_ids([{"role": "user", "content": "ab"}])[0] == bos
+    told = {**said, "tokenizer.ggml.add_bos_token": True}
+    assert Tokenizer(read_gguf_tokenizer(read(tmp_path, told), "m")).prefix_ids == [bos]
+    plain = {k: v for k, v in said.items() if "chat_template" not in k}
+    tokenizer = Tokenizer(read_gguf_tokenizer(read(tmp_path, plain), "m"))
+    assert any("no chat template" in warning for warning in tokenizer.warnings)
+
+
+def test_bos_where_the_file_does_not_say(tmp_path, said):
+    for pre, adds in (("llama-bpe", True), ("tekken", True), ("qwen2", False)):
+        header = read(tmp_path, {**said, "tokenizer.ggml.pre": pre})
+        assert read_gguf_tokenizer(header, "m").add_bos is adds
+
+
+def test_what_ends_an_answer(tmp_path, said):
+    tokens = said["tokenizer.ggml.tokens"]
+    im_end = tokens.index("<|im_end|>")
+    other = {**said, "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 5}
+    assert end_ids(read(tmp_path, other)) == [0, 5, im_end]
+    # Of answers in channels one end is a channel's alone.
+    names = ["<|end|>", "<|return|>", "<|call|>"]
+    harmony = {
+        **said,
+        "tokenizer.ggml.tokens": [*tokens, *names],
+        "tokenizer.ggml.token_type": [*said["tokenizer.ggml.token_type"], 3, 3, 3],
+    }
+    found = end_ids(read(tmp_path, harmony))
+    assert len(tokens) not in found and len(tokens) + 1 in found
+    del harmony["tokenizer.ggml.tokens"]
+    assert end_ids(read(tmp_path, harmony)) == []
+
+
+def test_the_same_tokens_have_the_same_digest(tmp_path, said):
+    digest = tokens_digest(read(tmp_path, said))
+    assert tokens_digest(read(tmp_path, {**said, "general.name": "x"})) == digest
+    assert tokens_digest(read(tmp_path, {**said, "tokenizer.ggml.pre": "qwen2"})) != digest
+    changed = [*said["tokenizer.ggml.tokens"][:-1], "other"]
+    assert tokens_digest(read(tmp_path, {**said, "tokenizer.ggml.tokens": changed})) != digest
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ({"pre": "of-mars"}, UnsupportedModel, "'of-mars' cuts text"),
+        ({"pre": "default"}, UnsupportedModel, "'default' cuts text"),
+        ({"pre": None}, UnsupportedModel, "'default' cuts text"),
+        ({"model": "bert"}, UnsupportedModel, "the kind 'bert' is not supported"),
+        ({"model": "llama"}, BadCheckpoint, "no score for each token"),
+        ({"model": 5}, BadCheckpoint, "has a int as tokenizer.ggml.model"),
+        ({"tokens": None}, BadCheckpoint, "holds no tokenizer"),
+        ({"tokens": [1, 2]}, BadCheckpoint, "has a ndarray as tokenizer.ggml.tokens"),
+        ({"token_type": [1]}, BadCheckpoint, "1 types of"),
+        ({"merges": ["zzz yyy"]}, BadCheckpoint, "cannot be used"),
+        ({"merges": [""]}, BadCheckpoint, "cannot be used"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, said, change, kind, says):
+    changed = {**said, **{f"tokenizer.ggml.{key}": value for key, value in change.items()}}
+    message = refusal(tmp_path, {k: v for k, v in changed.items() if v is not None}, kind)
+    assert says in message
+
+
+def test_tokens_of_one_text_are_refused(tmp_path, said):
+    said["tokenizer.ggml.tokens"][1] = said["tokenizer.ggml.tokens"][0]
+    assert "two tokens of the same text" in refusal(tmp_path, said)
+
+
+def test_tokens_that_are_no_text_are_refused(tmp_path, said):
+    read(tmp_path, said)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(path.read_bytes().replace(b"<unused>", b"<unu\xffed>"))
+    with pytest.raises(BadCheckpoint, match="is no text"):
+        read_gguf_tokenizer(read_header(path), "m")
