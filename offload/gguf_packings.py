@@ -1,6 +1,7 @@
 """How numbers lie in GGUF files; see packing.py.
 
     Blocks       groups that are Ebbtide's own but for their places: kept as they are
+    WithMinimum  groups of four bits with a scale and a minimum each: kept in four bits, affine
     Dequantised  every other quantisation: decoded a few rows at a time, and kept in bits of ours
     FromPairs    rows of queries and keys in llama.cpp's order of a head's elements
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..kernels.affine import CodeOrder, repack_affine
 from ..kernels.ggml_blocks import block_bits, repack_blocks
 from ..kernels.quantised import STRIP, QuantisedWeight, quantise_weight, quantised_shapes
 from .errors import UnsupportedModel
@@ -26,6 +28,7 @@ from .packing import Empty, Form, Kept, Packing, Plain, Shape
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Numbers that are decoded at once: several copies of them are made.
 _DECODED = 1 << 18
+_REPACKED = 1 << 21  # whose scales and minimums alone are copied, several times
 
 
 def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -> Packing:
@@ -51,7 +54,8 @@ def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -
             f"{path}: {name} is of the type {kind}, which Ebbtide cannot read. Use another "
             "quantisation of the model: Q8_0, Q6_K, Q4_K_M and Q4_0 are read."
         )
-    return Dequantised(kind, block, block_bytes)
+    kept = WithMinimum if kind in ("Q4_K", "Q4_1") else Dequantised
+    return kept(kind, block, block_bytes)
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ class _InBlocks(Packing):
         return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales)
 
 
-def _some_rows(shape: Shape) -> Iterator[slice]:
-    """Whole strips of rows."""
-    step = max(1, _DECODED // (STRIP * max(1, shape[1]))) * STRIP
+def _some_rows(shape: Shape, numbers: int = _DECODED) -> Iterator[slice]:
+    """Whole strips of rows, of about so many numbers."""
+    step = max(1, numbers // (STRIP * max(1, shape[1]))) * STRIP
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
@@ -125,7 +129,7 @@ class Dequantised(_InBlocks):
     """Any quantisation that the `gguf` package decodes. Kept in the bits that are asked for, else
     in float32."""
 
-    grows = True
+    suits_bits = 8
 
     def form(self, bits: int | None) -> Form:
         return Form(bits, torch.float32)
@@ -146,6 +150,55 @@ class Dequantised(_InBlocks):
 
 
 @dataclass(frozen=True)
+class WithMinimum(Dequantised):
+    """Q4_K or Q4_1: codes times a scale and a minimum, for each 32 inputs. Kept so whatever bits
+    are asked for, with scales and minimums that float16 rounds; see kernels/affine.py."""
+
+    suits_bits = None
+
+    def form(self, bits: int | None) -> Form:
+        return Form(4, is_affine=True)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return True
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        if form.bits is None:
+            return self._converted(raw[0], shape, form, empty)
+        blocks = raw[0].view(shape[0], -1, self.block_bytes)
+        of_codes, of_scales = quantised_shapes(shape, 4, is_affine=True)
+        codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+        for some in _some_rows(shape, _REPACKED):
+            strips = slice(some.start // STRIP, -(-some.stop // STRIP))
+            places = iter((codes[strips], scales[strips]))
+            repack_affine(
+                *self._parts(blocks[some]),
+                lambda *_, places=places, **__: next(places),
+                threads,
+            )
+        return QuantisedWeight(4, shape[1], shape[0], codes, scales, is_affine=True)
+
+    def _parts(self, blocks: torch.Tensor) -> tuple:
+        """Codes, scales, minimums and the order of codes, as repack_affine takes them."""
+        # By numpy: torch's threads wait for each other at such small copies.
+        raw = blocks.numpy()
+        halves = np.ascontiguousarray(raw[..., :4]).view(np.float16).astype(np.float32)
+        scale, least = halves[..., :1], halves[..., 1:]
+        if self.kind == "Q4_1":
+            order, codes = CodeOrder.HALVES, blocks[..., 4:]
+        else:
+            from gguf import quants
+
+            packed = np.ascontiguousarray(raw[..., 4:16]).reshape(-1, 12)
+            shape, order, codes = (*raw.shape[:2], 8), CodeOrder.FAR_HALVES, blocks[..., 16:]
+            each = (n.reshape(shape) for n in quants.Q4_K.get_scale_min(packed))
+            scale, least = (n * h for n, h in zip(each, (scale, -least), strict=True))
+        rows = len(raw)
+        scales, minimums = (torch.from_numpy(n.reshape(rows, -1)) for n in (scale, least))
+        return codes, scales, minimums, order
+
+
+@dataclass(frozen=True)
 class FromPairs(Packing):
     """A head's elements in pairs: 2 j and 2 j + 1 are Hugging Face's j and j + head_dim / 2. Rows
     of a matrix, or a vector."""
@@ -162,8 +215,8 @@ class FromPairs(Packing):
         return self.inner.advice
 
     @property
-    def grows(self) -> bool:
-        return self.inner.grows
+    def suits_bits(self) -> int | None:
+        return self.inner.suits_bits
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         return self.inner.sizes(shape)

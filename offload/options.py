@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from .budget import Budget, parse_cache_size
 from .errors import InputError
 from .mode import MODES
 from .model_config import DTYPE_BYTES
-from .packing import Packing
 
 _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
 
@@ -62,10 +60,10 @@ class Options:
 
 
 def choose_weight_bits(
-    asked: str | int, shapes: dict[str, tuple[int, ...]], packings: Iterable[Packing] = ()
+    asked: str | int, shapes: dict[str, tuple[int, ...]], suits_bits: int | None = None
 ) -> int | None:
     """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters
-    on, and where files have fewer bits than we would keep them in otherwise.
+    on; below, suits_bits, of the packings in the files.
     """
     asked = str(asked)
     if asked in ("8", "4"):
@@ -75,5 +73,4 @@ def choose_weight_bits(
     if asked != "auto":
         raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
     parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
-    grows = any(packing.grows for packing in packings)
-    return 8 if grows or parameters >= _AUTO_8_BIT_PARAMETERS else None
+    return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else suits_bits

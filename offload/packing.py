@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -35,12 +36,13 @@ class Form:
 
     bits: int | None
     dtype: torch.dtype | None = None
+    is_affine: bool = False  # groups have an offset each
 
     def num_bytes(self, shape: tuple[int, int]) -> int:
         """That it takes, each of its tensors aligned."""
         if self.bits is None:
             return aligned(shape[0] * shape[1] * self.dtype.itemsize)
-        codes, scales = quantised_shapes(shape, self.bits)
+        codes, scales = quantised_shapes(shape, self.bits, self.is_affine)
         return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
 
 
@@ -50,13 +52,12 @@ class Packing:
     own.
 
     advice: what to do about numbers that cannot be kept. lies_as_kept: whether the bytes in the
-    file are the tensor, where no bits are asked for. grows: whether a matrix takes far more than in
-    the file then.
+    file are the tensor, where no bits are asked for.
     """
 
     advice = "The file is damaged; download it again"
     lies_as_kept = False
-    grows = False
+    suits_bits: ClassVar[int | None] = None  # that weights have where nobody says how many
 
     @property
     def dtype(self) -> torch.dtype:
