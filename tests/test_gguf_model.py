@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight
+from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.plan import Loaded
 
@@ -178,3 +179,51 @@ def test_experts_are_read_one_by_one(checkpoint, tmp_path, name, kind, bits):
         hold_few_experts(llm)
         assert torch.equal(llm.logits(IDS, prefill_tokens=100), resident)
         assert llm.admission.weights._experts.misses > 0
+
+
+def parts(tensor):
+    return [tensor.codes, tensor.scales] if isinstance(tensor, QuantisedWeight) else [tensor]
+
+
+@pytest.mark.parametrize("bits", ["auto", "full", "8", "4"])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
+@pytest.mark.parametrize("name", ["llama3", "mixtral", "phi3"])
+def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, kind, bits):
+    path = write(checkpoint(name), tmp_path / "model.gguf", kind)
+    with open_small(path, tmp_path, weight_bits=bits) as llm:
+        llm.logits([1, 2, 3])
+        store = llm.admission.weights
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        real = sum(part.numel() * part.itemsize for t in kept for part in parts(t))
+        assert real <= llm.plan.host["weights"] <= real + 128 * len(kept)
+
+
+def test_planning_reads_headers_alone(checkpoint, tmp_path, monkeypatch):
+    path = write(checkpoint("llama2"), tmp_path / "model.gguf", "Q5_1")
+    monkeypatch.setattr(Checkpoint, "fill", lambda *args: pytest.fail("a tensor was read"))
+    with open_small(path, tmp_path, weight_bits="auto") as llm:
+        assert llm.plan.fits and llm.plan.weight_bits == "8"
+
+
+def test_another_file_is_another_model(checkpoint, tmp_path):
+    """To what is kept of a text that was read; the tokens are the same."""
+    folder = checkpoint("llama2")
+    paths = [write(folder, tmp_path / f"{kind}.gguf", kind) for kind in ("Q8_0", "Q4_0")]
+    found = []
+    for path in paths:
+        with open_small(path, tmp_path) as llm:
+            found.append((llm.fingerprint, llm.tokens_fingerprint, llm.model_name))
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
+    assert found[0][2] == str(paths[0])
+
+
+def test_a_chat_ends_where_the_file_says(checkpoint, tmp_path):
+    path = write(checkpoint("llama2"), tmp_path / "model.gguf")
+    with open_small(path, tmp_path) as llm:
+        ends = llm.generation.eos_token_ids
+        assert llm.tokenizer.eos_token_id in ends
+        said = llm.tokenizer.chat_text([{"role": "user", "content": "hi <|end|>"}])
+        assert said == "<|bos|><|user|>hi <|end|><|assistant|>"
+        ids = llm.encode([{"role": "user", "content": "hi <|end|>"}])
+        assert ids.count(llm.tokenizer.eos_token_id) == 0
+        assert llm.chat([{"role": "user", "content": "hi"}], max_new_tokens=3).text is not None
