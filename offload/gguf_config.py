@@ -112,16 +112,13 @@ def _common(k: Keys) -> dict:
     head_dim, value_dim = k.get("attention.key_length"), k.get("attention.value_length")
     if head_dim != value_dim:
         raise UnsupportedModel(f"{k.path}: keys of {head_dim} and values of {value_dim} numbers.")
-    heads, hidden = k.same("attention.head_count"), k.get("embedding_length")
-    if head_dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
-        head_dim = hidden // heads
     return {
-        "hidden_size": hidden,
+        "hidden_size": k.get("embedding_length"),
         "intermediate_size": k.same("feed_forward_length"),
         "num_hidden_layers": k.num_layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": k.same("attention.head_count"),
         "num_key_value_heads": k.same("attention.head_count_kv"),
-        "head_dim": head_dim,
+        "head_dim": _head_dim(k),
         "vocab_size": embeddings.shape[0],
         "max_position_embeddings": k.get("context_length"),
         "rms_norm_eps": k.get("attention.layer_norm_rms_epsilon"),
@@ -239,15 +236,21 @@ def _phi3(k: Keys) -> dict:
     return {
         "architectures": ["Phi3ForCausalLM"],
         "sliding_window": k.get("attention.sliding_window") or None,
-        "partial_rotary_factor": _partial(k, _common_head_dim(k)),
+        "partial_rotary_factor": _partial(k, _head_dim(k)),
     }
 
 
-def _common_head_dim(k: Keys) -> int | None:
-    head_dim, heads = k.get("attention.key_length"), k.same("attention.head_count")
-    if head_dim is None and isinstance(heads, int) and heads:
-        return k.get("embedding_length") // heads
-    return head_dim
+def _head_dim(k: Keys) -> int | None:
+    said = k.get("attention.key_length")
+    return _share(k, "embedding_length", "attention.head_count") if said is None else said
+
+
+def _share(k: Keys, whole: str, count: str) -> int | None:
+    """How much of a number each of so many has; None where it is not said."""
+    numbers = k.same(whole), k.same(count)
+    if not all(isinstance(n, int) and n > 0 for n in numbers):
+        return None
+    return numbers[0] // numbers[1]
 
 
 def _gemma2(k: Keys) -> dict:
@@ -257,7 +260,7 @@ def _gemma2(k: Keys) -> dict:
         "architectures": ["Gemma2ForCausalLM"],
         **_windows(k),
         "sliding_window": k.get("attention.sliding_window", 4096),
-        "query_pre_attn_scalar": _shared_dim(k) if is_large else _common_head_dim(k),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else _head_dim(k),
         "attn_logit_softcapping": k.get("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": k.get("final_logit_softcapping", 30.0),
     }
@@ -268,14 +271,14 @@ def _gemma3(k: Keys) -> dict:
     return {
         "architectures": ["Gemma3ForCausalLM"],
         **_windows(k),
-        "query_pre_attn_scalar": _shared_dim(k) if is_large else _common_head_dim(k),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else _head_dim(k),
         "rope_local_base_freq": k.get("rope.freq_base_swa", 10000.0),
         "final_logit_softcapping": k.get("final_logit_softcapping"),
     }
 
 
-def _shared_dim(k: Keys) -> int:
-    return k.get("embedding_length") // k.same("attention.head_count")
+def _shared_dim(k: Keys) -> int | None:
+    return _share(k, "embedding_length", "attention.head_count")
 
 
 def _olmo2(k: Keys) -> dict:
@@ -315,7 +318,7 @@ def _gpt_oss(k: Keys) -> dict:
 def _glm4(k: Keys) -> dict:
     return {
         "architectures": ["Glm4ForCausalLM"],
-        "partial_rotary_factor": _partial(k, _common_head_dim(k)),
+        "partial_rotary_factor": _partial(k, _head_dim(k)),
     }
 
 
@@ -324,6 +327,76 @@ def _exaone4(k: Keys) -> dict:
     if windows["sliding_window"] is None:
         windows["sliding_window_pattern"] = 0
     return {"architectures": ["Exaone4ForCausalLM"], **windows}
+
+
+def _layer_types(k: Keys) -> list[str]:
+    """Which layers attend: those that have queries."""
+    here = k.layers_with("attn_q.weight")
+    return ["full_attention" if attends else "linear_attention" for attends in here]
+
+
+def _qwen35(k: Keys) -> dict:
+    routed = bool(k.get("expert_count"))
+    return {
+        "architectures": ["Qwen3_5MoeForCausalLM" if routed else "Qwen3_5ForCausalLM"],
+        "layer_types": _layer_types(k),
+        "linear_num_value_heads": k.get("ssm.time_step_rank"),
+        "linear_num_key_heads": k.get("ssm.group_count"),
+        "linear_key_head_dim": k.get("ssm.state_size"),
+        "linear_value_head_dim": _share(k, "ssm.inner_size", "ssm.time_step_rank"),
+        "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
+        "partial_rotary_factor": _partial(k, _head_dim(k)),
+        **_experts(k),
+        "shared_expert_intermediate_size": k.get("expert_shared_feed_forward_length"),
+    }
+
+
+def _lfm2(k: Keys) -> dict:
+    size = k.same("feed_forward_length")
+    return {
+        "architectures": ["Lfm2ForCausalLM"],
+        "layer_types": _layer_types(k),
+        "conv_L_cache": k.get("shortconv.l_cache"),
+        "conv_bias": k.has("shortconv.in_proj.bias"),
+        "block_auto_adjust_ff_dim": False,
+        "block_ff_dim": size,
+        "norm_eps": k.get("attention.layer_norm_rms_epsilon"),
+        "tie_embedding": "output.weight" not in k.header.tensors,
+    }
+
+
+def _lfm2_moe(k: Keys) -> dict:
+    return {
+        **_lfm2(k),
+        "architectures": ["Lfm2MoeForCausalLM"],
+        **_experts(k),
+        "num_dense_layers": k.get("leading_dense_block_count"),
+        "use_expert_bias": k.has("exp_probs_b.bias"),
+        "routed_scaling_factor": k.get("expert_weights_scale"),
+    }
+
+
+def _granite_hybrid(k: Keys) -> dict:
+    shared = k.get("expert_shared_feed_forward_length") or k.same("feed_forward_length")
+    return {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        **_multipliers(k),
+        "layer_types": _layer_types(k),
+        # llama.cpp's switch for positions.
+        "position_embedding_type": "rope" if k.get("rope.scaling.finetuned", True) else "nope",
+        "mamba_n_heads": k.get("ssm.time_step_rank"),
+        "mamba_n_groups": k.get("ssm.group_count"),
+        "mamba_d_state": k.get("ssm.state_size"),
+        "mamba_d_head": _share(k, "ssm.inner_size", "ssm.time_step_rank"),
+        "mamba_d_conv": k.get("ssm.conv_kernel"),
+        "mamba_expand": _share(k, "ssm.inner_size", "embedding_length"),
+        "mamba_conv_bias": k.has("ssm_conv1d.bias"),
+        "mamba_proj_bias": k.has("ssm_in.bias"),
+        "shared_intermediate_size": shared,
+        "num_local_experts": k.get("expert_count", 0),
+        "num_experts_per_tok": k.get("expert_used_count") or None,
+        "intermediate_size": k.get("expert_feed_forward_length") or k.same("feed_forward_length"),
+    }
 
 
 def _only(name: str, **fields) -> Callable[[Keys], dict]:
@@ -349,6 +422,11 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "glm4": _glm4,
     "exaone4": _exaone4,
     "seed_oss": _only("SeedOssForCausalLM"),
+    "qwen35": _qwen35,
+    "qwen35moe": _qwen35,
+    "lfm2": _lfm2,
+    "lfm2moe": _lfm2_moe,
+    "granitehybrid": _granite_hybrid,
 }
 # Whose rows of queries and keys are in pairs.
 IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid")

@@ -6,14 +6,17 @@ no numbers: how they lie is a packing's business.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from .checkpoint import Checkpoint, TensorRef, share
 from .errors import BadCheckpoint
 from .gguf_config import IN_PAIRS
-from .gguf_file import GgufHeader, GgufTensor
-from .gguf_packings import FromPairs, packing_of
-from .model_config import Experts, ModelConfig
+from .gguf_file import GgufHeader
+from .gguf_packings import LogOf, Swapped, SwappedNumbers, packing_of
+from .model_config import Experts, ModelConfig, Recurrence
+from .packing import Packing
 from .skeleton import layer_of, layer_prefix
 
 _WHOLE = {
@@ -35,6 +38,27 @@ _MODULES = {
     "mlp.down_proj": "ffn_down",
 }
 _PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
+# Of what a layer has in place of attention.
+_RECURRENT = {
+    "in_proj": "ssm_in",
+    "in_proj_qkv": "attn_qkv",
+    "in_proj_z": "attn_gate",
+    "in_proj_b": "ssm_beta",
+    "in_proj_a": "ssm_alpha",
+    "out_proj": "ssm_out",
+    "conv1d": "ssm_conv1d",
+    "norm": "ssm_norm",
+}
+_RECURRENT_VECTORS = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "D": "ssm_d"}
+_SHORT_CONV = {
+    "conv": "shortconv.conv",
+    "in_proj": "shortconv.in_proj",
+    "out_proj": "shortconv.out_proj",
+}
+# Whose value heads that share a key lie apart.
+_VALUES_APART = ("qwen35", "qwen35moe")
+
+Sources = tuple[tuple[str, ...], int | None]  # names in the file; of which expert a share is meant
 
 
 def open_gguf(
@@ -54,50 +78,85 @@ def open_gguf(
 class _Names:
     def __init__(self, header: GgufHeader, config: ModelConfig):
         self._header, self._config = header, config
-        self._in_pairs = header.metadata.get("general.architecture") in IN_PAIRS
-        self._of_layer: dict[int, dict[str, tuple[str, int | None]]] = {}
+        architecture = header.metadata.get("general.architecture")
+        self._in_pairs = architecture in IN_PAIRS
+        self._values_apart = architecture in _VALUES_APART
+        self._of_layer: dict[int, dict[str, Sources]] = {}
 
     def ref(self, name: str, shape: tuple[int, ...]) -> TensorRef | None:
         """Where a tensor of ours lies; None: nowhere."""
         layer = layer_of(name)
         if layer is None:
-            sources, module, expert = _WHOLE.get(name, ()), "", None
-        else:
-            inner = name[len(layer_prefix(layer)) :]
-            module, _, kind = inner.rpartition(".")
-            sources, expert = self._sources(layer, module, kind)
-            sources = tuple(f"blk.{layer}.{source}" for source in sources)
-        tensor = next((t for s in sources if (t := self._header.tensors.get(s))), None)
-        if tensor is None:
-            return None
-        ref = self._placed(name, tensor)
+            return self._placed(name, _WHOLE.get(name, ()))
+        inner = name[len(layer_prefix(layer)) :]
+        module, _, kind = inner.rpartition(".")
+        recurrence = self._config.recurrence_of(layer)
+        if recurrence is not None and inner.startswith(f"{recurrence.module}."):
+            return self._recurrent_ref(name, shape, layer, recurrence)
+        if inner == "self_attn.sinks":
+            return self._placed(name, (f"blk.{layer}.attn_sinks.weight",))
+        experts = self._config.experts_of(layer)
+        if experts is not None and inner == experts.bias:
+            return self._placed(name, (f"blk.{layer}.exp_probs_b.bias",))
+        theirs, expert = self._modules(layer).get(module, ((), None))
+        ref = self._placed(name, [f"blk.{layer}.{their}.{kind}" for their in theirs])
         if expert is not None:
-            count = self._config.experts_of(layer).count
-            if tensor.shape[:1] != (count,):
-                raise BadCheckpoint(
-                    f"{tensor.path}: {name} is one of {tensor.shape[:1]} experts, not of {count}."
-                )
-            ref = share(ref, expert, count, tensor.shape[1:])
-        if self._in_pairs and module in _PAIRED and ref.shape == shape:
-            ref = replace(ref, packing=FromPairs(ref.packing, self._config.head_dim))
+            return self._expert(name, layer, ref, theirs[0], expert, kind)
+        if ref is not None and self._in_pairs and module in _PAIRED and ref.shape == shape:
+            dim = self._config.head_dim
+            swapped = Swapped(ref.packing, shape[0] // dim, dim // 2, 2)
+            return replace(ref, packing=swapped)
         return ref
 
-    def _sources(self, layer: int, module: str, kind: str) -> tuple[tuple[str, ...], int | None]:
-        """Names within the layer that a tensor may have in the file; and the number of the expert
-        that is a share of it."""
-        if module == "self_attn" and kind == "sinks":
-            return ("attn_sinks.weight",), None
-        if module in _MODULES:
-            return (f"{_MODULES[module]}.{kind}",), None
-        if module not in self._modules(layer):
-            return (), None
-        *theirs, expert = self._modules(layer)[module]
-        return tuple(f"{name}.{kind}" for name in theirs), expert
+    def _expert(
+        self, name: str, layer: int, ref: TensorRef | None, their: str, number: int, kind: str
+    ) -> TensorRef | None:
+        """One expert's share of a tensor of all; of one that holds gates and ups, where that is
+        what there is."""
+        count = self._config.experts_of(layer).count
+        shares, index, together = count, number, False
+        if ref is None and their in ("ffn_gate_exps", "ffn_up_exps"):
+            ref = self._placed(name, (f"blk.{layer}.ffn_gate_up_exps.{kind}",))
+            shares, index, together = 2 * count, 2 * number + (their == "ffn_up_exps"), True
+        if ref is None or len(ref.shape) < 2:
+            return None
+        own = ref.shape[1:]
+        if together:
+            own = (own[0] // 2, *own[1:])
+        if ref.shape[0] != count or math.prod(own) * shares != math.prod(ref.shape):
+            raise BadCheckpoint(
+                f"{ref.path}: {name} is a share of {list(ref.shape)}, not of {count} experts."
+            )
+        return share(ref, index, shares, own)
 
-    def _modules(self, layer: int) -> dict[str, tuple]:
-        """Further modules of a layer, by what its norms and experts are called."""
+    def _recurrent_ref(
+        self, name: str, shape: tuple[int, ...], layer: int, r: Recurrence
+    ) -> TensorRef | None:
+        """Of a layer that keeps a state."""
+        inner = name[len(layer_prefix(layer)) + len(r.module) + 1 :]
+        module, _, kind = inner.rpartition(".")
+        if inner in _RECURRENT_VECTORS:
+            theirs = _RECURRENT_VECTORS[inner]
+        else:
+            names = _SHORT_CONV if r.shape is None else _RECURRENT
+            theirs = f"{names.get(module, module)}.{kind}"
+        ref = self._placed(name, (f"blk.{layer}.{theirs}",))
+        if ref is None:
+            return None
+        if len(shape) != 2 and math.prod(ref.shape) == math.prod(shape):
+            ref = replace(ref, shape=shape)
+        packing = ref.packing
+        if inner == "A_log":
+            packing = LogOf(packing)
+        if self._values_apart and ref.shape == shape:
+            packing = _values_together(inner, packing, shape, r)
+        return replace(ref, packing=packing)
+
+    def _modules(self, layer: int) -> dict[str, Sources]:
+        """The modules of a layer."""
         if layer not in self._of_layer:
-            norms, made = self._config.norms, {}
+            norms = self._config.norms
+            made: dict[str, Sources] = {o: ((t,), None) for o, t in _MODULES.items()}
             # What comes before the MLP has two names, of which the second is another's too.
             second = () if norms.after_attention else ("post_attention_norm",)
             for ours, theirs in (
@@ -107,24 +166,46 @@ class _Names:
                 (norms.after_mlp, ("post_ffw_norm",)),
             ):
                 if ours is not None:
-                    made[ours] = (*theirs, None)
+                    made[ours] = theirs, None
             experts = self._config.experts_of(layer)
             if experts is not None:
                 made |= _expert_modules(experts)
             self._of_layer[layer] = made
         return self._of_layer[layer]
 
-    def _placed(self, name: str, tensor: GgufTensor) -> TensorRef:
+    def _placed(self, name: str, sources: Iterable[str]) -> TensorRef | None:
+        """The first of these tensors that is there."""
+        tensor = next((t for s in sources if (t := self._header.tensors.get(s))), None)
+        if tensor is None:
+            return None
         packing = packing_of(tensor.kind, tensor.block, tensor.block_bytes, tensor.path, name)
         return TensorRef(tensor.path, tensor.offset, tensor.num_bytes, packing, tensor.shape)
 
 
-def _expert_modules(e: Experts) -> dict[str, tuple]:
-    made = {e.router: ("ffn_gate_inp", None)}
+def _values_together(
+    inner: str, packing: Packing, shape: tuple[int, ...], r: Recurrence
+) -> Packing:
+    """The packing of a tensor whose value heads lie by their number among those that share a key,
+    and not by the key."""
+    s = r.shape
+    a, b = s.heads // s.key_heads, s.key_heads
+    if a == 1 or inner == "norm.weight":
+        return packing
+    if inner == "out_proj.weight":
+        block = getattr(packing, "block", 1)
+        if s.value_dim % block:
+            return SwappedNumbers(packing, a, b)
+        return Swapped(packing, shape[0], a, b)
+    first = 2 * s.key_heads * s.key_dim if inner.startswith(("in_proj_qkv.", "conv1d.")) else 0
+    return Swapped(packing, 1, a, b, first)
+
+
+def _expert_modules(e: Experts) -> dict[str, Sources]:
+    made: dict[str, Sources] = {e.router: (("ffn_gate_inp",), None)}
     for ours, theirs in ((e.gate, "ffn_gate"), (e.up, "ffn_up"), (e.down, "ffn_down")):
         for number in range(e.count):
-            made[ours.format(number)] = (f"{theirs}_exps", number)
-        made[f"{e.shared}.{theirs.removeprefix('ffn_')}_proj"] = (f"{theirs}_shexp", None)
+            made[ours.format(number)] = (f"{theirs}_exps",), number
+        made[f"{e.shared}.{theirs.removeprefix('ffn_')}_proj"] = (f"{theirs}_shexp",), None
     if e.shared_gate is not None:
-        made[e.shared_gate] = ("ffn_gate_inp_shexp", None)
+        made[e.shared_gate] = ("ffn_gate_inp_shexp",), None
     return made

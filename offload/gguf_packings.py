@@ -3,7 +3,8 @@
     Blocks       groups that are Ebbtide's own but for their places: kept as they are
     WithMinimum  groups of four bits with a scale and a minimum each: kept in four bits, affine
     Dequantised  every other quantisation: decoded a few rows at a time, and kept in bits of ours
-    FromPairs    rows of queries and keys in llama.cpp's order of a head's elements
+    Swapped      rows or columns in another order than Hugging Face's
+    LogOf        numbers of which the model has the logarithm
 
 Decoding is the `gguf` package's (the extra `gguf`), which is imported when a file needs it.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,22 +79,27 @@ class _InBlocks(Packing):
         raise NotImplementedError
 
     def _converted(self, raw: torch.Tensor, shape: Shape, form: Form, empty: Empty) -> Kept:
-        """Decoded, and kept in groups of bits or in float32: some rows at a time."""
         rows = raw.view(shape[0], -1, self.block_bytes)
-        if form.bits is None:
-            numbers = empty(shape, dtype=torch.float32)
-            for some in _some_rows(shape):
-                numbers[some] = self._decoded(rows[some])
-            return numbers
-        of_codes, of_scales = quantised_shapes(shape, form.bits)
-        codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+        return _converted(lambda some: self._decoded(rows[some]), shape, form, empty)
+
+
+def _converted(
+    decoded: Callable[[slice], torch.Tensor], shape: Shape, form: Form, empty: Empty
+) -> Kept:
+    """A matrix kept in groups of bits or in float32, of which `decoded` gives some rows: so many at
+    a time as are worth it."""
+    if form.bits is None:
+        numbers = empty(shape, dtype=torch.float32)
         for some in _some_rows(shape):
-            strips = slice(some.start // STRIP, -(-some.stop // STRIP))
-            places = iter((codes[strips], scales[strips]))
-            quantise_weight(
-                self._decoded(rows[some]), form.bits, lambda *_, places=places, **__: next(places)
-            )
-        return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales)
+            numbers[some] = decoded(some)
+        return numbers
+    of_codes, of_scales = quantised_shapes(shape, form.bits)
+    codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+    for some in _some_rows(shape):
+        strips = slice(some.start // STRIP, -(-some.stop // STRIP))
+        places = iter((codes[strips], scales[strips]))
+        quantise_weight(decoded(some), form.bits, lambda *_, places=places, **__: next(places))
+    return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales)
 
 
 def _some_rows(shape: Shape, numbers: int = _DECODED) -> Iterator[slice]:
@@ -199,12 +205,10 @@ class WithMinimum(Dequantised):
 
 
 @dataclass(frozen=True)
-class FromPairs(Packing):
-    """A head's elements in pairs: 2 j and 2 j + 1 are Hugging Face's j and j + head_dim / 2. Rows
-    of a matrix, or a vector."""
+class _Wrapped(Packing):
+    """What becomes of numbers that lie as `inner` says."""
 
     inner: Packing
-    head_dim: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,20 +231,80 @@ class FromPairs(Packing):
     def is_quick(self, bits: int | None) -> bool:
         return self.inner.is_quick(bits)
 
+
+@dataclass(frozen=True)
+class Swapped(_Wrapped):
+    """Parts of equal size that lie in another order: in the file (count, a, b), here (count, b, a),
+    from row `first` on. A part may be rows, or columns that are whole blocks.
+
+    So lie queries and keys in llama.cpp's files, whose heads are pairs of what Hugging Face has
+    half a head apart, and value heads that share a key.
+    """
+
+    count: int
+    a: int
+    b: int
+    first: int = 0
+
     def room_bytes(self, shape: Shape, bits: int | None) -> int:
         return self.sizes(shape)[0] + self.inner.room_bytes(shape, bits)
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
-        turned, rest = room[: len(raw[0])], room[len(raw[0]) :]
-        self._turn(raw[0], turned, shape)
-        return self.inner.load([turned], rest, shape, form, empty, threads)
+        swapped, rest = room[: len(raw[0])], room[len(raw[0]) :]
+        self._swap(raw[0], swapped, shape)
+        return self.inner.load([swapped], rest, shape, form, empty, threads)
 
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
-        turned = torch.empty_like(raw[0])
-        self._turn(raw[0], turned, shape)
-        return self.inner.decode([turned], shape)
+        swapped = torch.empty_like(raw[0])
+        self._swap(raw[0], swapped, shape)
+        return self.inner.decode([swapped], shape)
 
-    def _turn(self, raw: torch.Tensor, out: torch.Tensor, shape: Shape) -> None:
-        half = self.head_dim // 2
-        rows = raw.numpy().reshape(shape[0] // self.head_dim, half, 2, -1)
-        out.numpy().reshape(len(rows), 2, half, -1)[:] = rows.transpose(0, 2, 1, 3)
+    def _swap(self, raw: torch.Tensor, out: torch.Tensor, shape: Shape) -> None:
+        start = self.first * (len(raw) // shape[0])
+        out[:start] = raw[:start]
+        parts = raw[start:].numpy().reshape(self.count, self.a, self.b, -1)
+        out[start:].numpy().reshape(self.count, self.b, self.a, -1)[:] = parts.swapaxes(1, 2)
+
+
+@dataclass(frozen=True)
+class SwappedNumbers(_Wrapped):
+    """Columns in another order, as Swapped, that are no whole blocks: decoded, and kept in bits of
+    ours."""
+
+    a: int
+    b: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def suits_bits(self) -> int | None:
+        return 8
+
+    def form(self, bits: int | None) -> Form:
+        return Form(bits, torch.float32)
+
+    def is_quick(self, bits: int | None) -> bool:
+        return False
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        rows = raw[0].view(shape[0], -1)
+
+        def decoded(some: slice) -> torch.Tensor:
+            part = (some.stop - some.start, shape[1])
+            return self.decode([rows[some].reshape(-1)], part)
+
+        return _converted(decoded, shape, form, empty)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        numbers = self.inner.decode(raw, shape).to(torch.float32)
+        return numbers.unflatten(-1, (self.a, self.b, -1)).transpose(-3, -2).flatten(-3)
+
+
+@dataclass(frozen=True)
+class LogOf(_Wrapped):
+    """A vector of -exp(x), of which the model has x."""
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        return self.inner.decode(raw, shape).neg().log()

@@ -19,6 +19,8 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_tokens import UNUSED, add_key, tokens_of
 from safetensors.torch import load_file
 
+from ebbtide.offload.model_config import read_model_config
+
 ARCHITECTURES = {
     "LlamaForCausalLM": MODEL_ARCH.LLAMA,
     "MistralForCausalLM": MODEL_ARCH.LLAMA,
@@ -40,9 +42,19 @@ ARCHITECTURES = {
     "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4,
     "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS,
     "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+    "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35,
+    "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
+    "Lfm2ForCausalLM": MODEL_ARCH.LFM2,
+    "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE,
+    "GraniteMoeHybridForCausalLM": MODEL_ARCH.GRANITE_HYBRID,
 }
-_IN_PAIRS = (MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE)
-_GEMMAS = (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)
+_IN_PAIRS = (
+    *(MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE),
+    MODEL_ARCH.GRANITE_HYBRID,
+)
+_DELTA = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE)
+_ATTENDS = ("full_attention", "attention")
+_OF_ONE_PLUS = (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3, *_DELTA)
 
 
 def write(
@@ -62,9 +74,10 @@ def write(
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["architectures"][0]]
+    inner = read_model_config(folder).intermediate_size
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     tensors = tensors_of(folder, config, arch)
-    said = {**metadata(config, arch), **tokens(folder, config, pre)}
+    said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
     said |= {
         name.replace("arch__", "{arch}.").replace("__", "."): value for name, value in keys.items()
     }
@@ -95,9 +108,9 @@ def _is_quantised(name: str, tensor: torch.Tensor, kind: str) -> bool:
     return not plain and tensor.shape[-1] % block == 0
 
 
-def metadata(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
-    """What converters say of a configuration in the hub's layout."""
-    heads = c["num_attention_heads"]
+def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
+    """What converters say of a configuration in the hub's layout. inner: of a dense MLP."""
+    heads, experts = c["num_attention_heads"], c.get("num_experts") or c.get("num_local_experts")
     head_dim = c.get("head_dim") or c["hidden_size"] // heads
     said = {
         "block_count": c["num_hidden_layers"],
@@ -108,13 +121,14 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
         "attention.head_count_kv": c["num_key_value_heads"],
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
+        "attention.layer_norm_rms_epsilon": float(c.get("norm_eps", c.get("rms_norm_eps"))),
         "rope.dimension_count": int(head_dim * c.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(c.get("rope_theta") or 1e4),
         "vocab_size": c["vocab_size"],
         "attention.sliding_window": c.get("sliding_window"),
-        "expert_count": c.get("num_experts") or c.get("num_local_experts"),
-        "expert_used_count": c.get("num_experts_per_tok"),
+        "expert_count": experts or None,
+        "expert_used_count": c.get("num_experts_per_tok") if experts else None,
+        "expert_weights_scale": c.get("routed_scaling_factor"),
         "expert_feed_forward_length": c.get("moe_intermediate_size"),
         "attention.scale": c.get("attention_multiplier"),
         "embedding_scale": c.get("embedding_multiplier"),
@@ -131,11 +145,58 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
     if c.get("layer_types") and c.get("sliding_window"):
         local = [kind == "sliding_attention" for kind in c["layer_types"]]
         said["attention.sliding_window_pattern"] = local
+    said |= _of_hybrid(c, arch, inner)
     if arch == MODEL_ARCH.GPT_OSS:
         said["expert_feed_forward_length"] = c["intermediate_size"]
     if arch == MODEL_ARCH.QWEN2 and not c.get("use_sliding_window"):
         said["attention.sliding_window"] = None
     return {"{arch}." + name: value for name, value in said.items()}
+
+
+def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
+    """Of models whose layers differ."""
+    kinds = c.get("layer_types") or c.get("layers_block_type")
+    if arch in _DELTA:
+        return {
+            "ssm.conv_kernel": c["linear_conv_kernel_dim"],
+            "ssm.state_size": c["linear_key_head_dim"],
+            "ssm.group_count": c["linear_num_key_heads"],
+            "ssm.time_step_rank": c["linear_num_value_heads"],
+            "ssm.inner_size": c["linear_num_value_heads"] * c["linear_value_head_dim"],
+            "full_attention_interval": 3,
+            "rope.dimension_sections": [2, 1, 1, 0],
+            "attention.sliding_window_pattern": None,
+            "expert_shared_feed_forward_length": c.get("shared_expert_intermediate_size"),
+        }
+    if arch in (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE):
+        kinds = kinds or [
+            "full_attention" if layer in c["full_attn_idxs"] else "conv"
+            for layer in range(c["num_hidden_layers"])
+        ]
+        heads = [c["num_key_value_heads"] * (kind == "full_attention") for kind in kinds]
+        return {
+            "shortconv.l_cache": c["conv_L_cache"],
+            "attention.head_count_kv": heads,
+            "feed_forward_length": inner,
+            "leading_dense_block_count": c.get("num_dense_layers"),
+            "expert_gating_func": 2 if arch == MODEL_ARCH.LFM2MOE else None,
+        }
+    if arch == MODEL_ARCH.GRANITE_HYBRID:
+        heads = [c["num_key_value_heads"] * (kind in _ATTENDS) for kind in kinds]
+        return {
+            "ssm.conv_kernel": c["mamba_d_conv"],
+            "ssm.state_size": c["mamba_d_state"],
+            "ssm.group_count": c["mamba_n_groups"],
+            "ssm.time_step_rank": c["mamba_n_heads"],
+            "ssm.inner_size": c["mamba_expand"] * c["hidden_size"],
+            "attention.head_count_kv": heads,
+            "rope.scaling.finetuned": c.get("position_embedding_type") == "rope",
+            "feed_forward_length": c["intermediate_size"]
+            if c.get("num_local_experts")
+            else c["shared_intermediate_size"],
+            "expert_shared_feed_forward_length": c["shared_intermediate_size"],
+        }
+    return {}
 
 
 def _scaling(c: dict[str, Any]) -> dict[str, Any]:
@@ -198,8 +259,19 @@ def tensors_of(folder: Path, c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, t
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         numbers = tensor.float()
-        if name.endswith("norm.weight") and arch in _GEMMAS:
+        plain = name.endswith("linear_attn.norm.weight")
+        if name.endswith("norm.weight") and arch in _OF_ONE_PLUS and not plain:
             numbers = numbers + 1
+        if arch in _DELTA:
+            numbers = by_number(name, numbers, c)
+        if name.endswith("A_log"):
+            numbers = -numbers.exp()
+        if name.endswith(("conv1d.weight", "conv.conv.weight")):
+            numbers = numbers.squeeze(1)
+        if arch == MODEL_ARCH.GRANITE_HYBRID and name.endswith((".D", "A_log")):
+            numbers = numbers.unsqueeze(1)
+        if name.endswith("mamba.norm.weight"):
+            numbers = numbers.view(c["mamba_n_groups"], -1)
         if arch in _IN_PAIRS and ".q_proj." in name:
             numbers = in_pairs(numbers, c["num_attention_heads"])
         if arch in _IN_PAIRS and ".k_proj." in name:
@@ -212,6 +284,24 @@ def tensors_of(folder: Path, c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, t
         if f"{length}_factor" in scaling:
             made[f"rope_factors_{length}.weight"] = torch.tensor(scaling[f"{length}_factor"])
     return made
+
+
+def by_number(name: str, numbers: torch.Tensor, c: dict[str, Any]) -> torch.Tensor:
+    """Value heads that share a key apart: the first of every key, then the second of every key."""
+    keys, heads = c["linear_num_key_heads"], c["linear_num_value_heads"]
+    each, first = heads // keys, 2 * keys * c["linear_key_head_dim"]
+
+    def rows(part: torch.Tensor) -> torch.Tensor:
+        return part.unflatten(0, (keys, each, -1)).transpose(0, 1).flatten(0, 2)
+
+    if name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+        return torch.cat((numbers[:first], rows(numbers[first:])))
+    ends = ("in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_proj.bias")
+    if name.endswith(ends):
+        return rows(numbers)
+    if name.endswith("linear_attn.out_proj.weight"):
+        return numbers.unflatten(1, (keys, each, -1)).transpose(1, 2).flatten(1)
+    return numbers
 
 
 def in_pairs(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -243,7 +333,16 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
         if "experts" in parts and parts[parts.index("experts") + 1].isdigit():
             at = parts.index("experts") + 1
             whole = ".".join([*parts[:at], *parts[at + 1 :]])
+            if c["model_type"] == "lfm2_moe":
+                for ours, theirs in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+                    whole = whole.replace(f".{ours}.", f".{theirs}.")
             gathered.setdefault(whole, {})[int(parts[at])] = tensor
+        elif name.endswith("experts.gate_up_proj") and "gpt" not in c["model_type"]:
+            gate, up = tensor.chunk(2, 1)
+            base = name.removesuffix("gate_up_proj")
+            made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
+        elif name.endswith("experts.down_proj") and "gpt" not in c["model_type"]:
+            made[name + ".weight"] = tensor
         elif name.endswith(("experts.gate_up_proj", "experts.gate_up_proj_bias")):
             # gpt-oss: gate and up take turns; matrices are inputs by outputs.
             gate, up = tensor[..., 0::2], tensor[..., 1::2]
@@ -256,6 +355,24 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             made[name + ".weight"] = tensor.transpose(1, 2).contiguous()
         elif name.endswith("experts.down_proj_bias"):
             made[name.replace("_bias", ".bias")] = tensor
+        elif name.endswith("block_sparse_moe.input_linear.weight"):
+            base = name.split("block_sparse_moe.")[0] + "mlp.experts."
+            gate, up = tensor.chunk(2, 1)
+            made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
+        elif name.endswith("block_sparse_moe.output_linear.weight"):
+            made[name.replace("block_sparse_moe.output_linear", "mlp.experts.down_proj")] = tensor
+        elif ".shared_mlp." in name:
+            routed = bool(c.get("num_local_experts"))
+            base = name.split("shared_mlp.")[0] + ("mlp.shared_expert." if routed else "mlp.")
+            if "input_linear" in name:
+                gate, up = tensor.chunk(2, 0)
+                made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
+            else:
+                made[f"{base}down_proj.weight"] = tensor
+        elif name.endswith("dt_bias"):
+            made[name.replace("dt_bias", "dt_proj.bias")] = tensor
+        elif name.endswith("expert_bias"):
+            made[name + ".bias"] = tensor
         elif name.endswith(".sinks"):
             made[name + ".weight"] = tensor
         else:

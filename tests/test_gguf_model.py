@@ -49,6 +49,13 @@ VARIANTS = {
     "exaone4": {},
     "gpt-oss": {},
     "seed-oss": {},
+    "qwen3.5": {},
+    "qwen3.5-shared-keys": {},
+    "qwen3.5-moe": {},
+    "lfm2": {},
+    "lfm2-moe": {},
+    "granite4-h": {},
+    "granite4-h-moe": {},
 }
 # Frequencies that a file has divided by factors, in float32.
 WITH_FACTORS = ("llama3", "exaone4-global")

@@ -14,7 +14,7 @@ from ebbtide.kernels.ggml_blocks import repack_blocks
 from ebbtide.kernels.quantised import STRIP, quantise_weight
 from ebbtide.offload import gguf_packings
 from ebbtide.offload.errors import UnsupportedModel
-from ebbtide.offload.gguf_packings import FromPairs, packing_of
+from ebbtide.offload.gguf_packings import Swapped, packing_of
 from ebbtide.offload.packing import Plain
 
 DECODED = [
@@ -161,12 +161,12 @@ def test_pairs_are_put_apart(kind):
         _, weight = loaded(inner, raw, shape, 8)
         straight = weight.rows(0, shape[0])
     bits = None if kind == "F32" else 8
-    _, turned = loaded(FromPairs(inner, dim), raw, shape, bits)
+    _, turned = loaded(Swapped(inner, heads, dim // 2, 2), raw, shape, bits)
     turned = turned if kind == "F32" else turned.rows(0, shape[0])
     expected = straight.view(heads, dim // 2, 2, inputs).transpose(1, 2).reshape(shape)
     assert torch.equal(turned, expected)
     vector = torch.arange(48, dtype=torch.float32)
-    got = FromPairs(Plain(torch.float32), dim).decode([vector.view(torch.uint8)], (48,))
+    got = Swapped(Plain(torch.float32), 3, 8, 2).decode([vector.view(torch.uint8)], (48,))
     assert torch.equal(got, vector.view(3, 8, 2).transpose(1, 2).reshape(-1))
 
 
