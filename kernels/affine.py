@@ -150,16 +150,16 @@ def _repack(codes, scales, minimums, order, kept, halves) -> None:
 
 def codes_of(codes: torch.Tensor, order: CodeOrder, rows: slice) -> torch.Tensor:
     """Those of some outputs: (rows, in) uint8. Of words of outputs from a multiple of 8 on."""
-    shifts = 4 * torch.arange(8, device=codes.device, dtype=torch.int32)
-    if order is CodeOrder.WORDS_OF_INPUTS:
-        nibbles = (codes[:, None, rows] >> shifts[:, None]) & 15  # (in / 8, 8, rows)
-        return nibbles.to(torch.uint8).flatten(0, 1).T
     if order is CodeOrder.WORDS_OF_OUTPUTS:
         words = codes[:, rows.start // 8 : -(-rows.stop // 8)]
+        shifts = 4 * torch.arange(8, device=codes.device, dtype=torch.int32)
         nibbles = ((words[..., None] >> shifts) & 15).to(torch.uint8)  # (in, words, 8)
         back = torch.tensor(_OUTPUTS_OF_WORD, device=codes.device).argsort()
         return nibbles[..., back].flatten(1).T[: rows.stop - rows.start]
-    part = codes[rows]
+    if order is CodeOrder.WORDS_OF_INPUTS:  # from the lowest byte on, as machines have it
+        part, order = codes[:, rows].T.contiguous().view(torch.uint8), CodeOrder.PAIRS
+    else:
+        part = codes[rows]
     if order is CodeOrder.EACH:
         return part.flatten(1) & 15
     low, high = part & 15, part >> 4

@@ -207,40 +207,47 @@ def repack_mxfp4(
 
 
 def repack_int8(
-    codes: torch.Tensor, scales: torch.Tensor, empty: Callable[..., torch.Tensor] = torch.empty
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    empty: Callable[..., torch.Tensor] = torch.empty,
+    *,
+    are_unsigned: bool = False,
 ) -> QuantisedWeight:
-    """A weight (out, groups * 32) of codes -128 .. 127, int8, times scales (out, n), each of which
-    counts for a part of the inputs, a multiple of 32, to strips. empty: see quantise_weight.
+    """A weight (out, groups * 32) of codes of 8 bits times scales (out, n), each of which counts
+    for a part of the inputs, a multiple of 32, to strips. words: int32 (out, in / 4), the codes of
+    four neighbouring inputs from the lowest byte on, in memory that may lie anyhow; are_unsigned:
+    128 too much each. empty: see quantise_weight.
 
-    Exact where float16 has the scale, but for groups that hold a code of -128: the kernels multiply
-    none, and such a group is quantised anew, which costs half a step at most. Raises
-    FloatingPointError for scales that float16 cannot hold, ValueError for other shapes or dtypes.
+    Exact where float16 has the scale, but for a code of -128, which the kernels do not multiply: it
+    becomes -127. (Who rounds -127.5, the least of a symmetric 255 steps, could have written
+    either.) Raises FloatingPointError for scales that float16 cannot hold, ValueError for other
+    shapes or dtypes.
     """
-    num_groups = codes.shape[-1] // GROUP
-    fits = codes.dim() == scales.dim() == 2 and len(codes) == len(scales)
-    if codes.dtype != torch.int8 or not fits or codes.shape[1] % (GROUP * scales.shape[1]):
+    fits = words.dim() == scales.dim() == 2 and len(words) == len(scales)
+    if words.dtype != torch.int32 or not fits or words.shape[1] % (GROUP // 4 * scales.shape[1]):
         raise ValueError(
-            f"codes are int8 (out, in) and scales (out, n) with in / n a multiple of {GROUP}, not "
-            f"{codes.dtype} {tuple(codes.shape)} and {tuple(scales.shape)}"
+            f"codes are int32 (out, in / 4) and scales (out, n) with in / n a multiple of {GROUP}, "
+            f"not {words.dtype} {tuple(words.shape)} and {tuple(scales.shape)}"
         )
-    of_codes, of_scales = quantised_shapes(tuple(codes.shape), 8)
-    to_codes = empty(of_codes, dtype=torch.int32, device=codes.device)
-    to_scales = empty(of_scales, dtype=torch.float16, device=codes.device)
-    pad = torch.nn.functional.pad
-    for strips, rows, missing in strips_at_once(len(codes), num_groups):
-        groups = codes[rows].unflatten(1, (num_groups, GROUP))
-        scale = scales[rows].repeat_interleave(num_groups // scales.shape[1], 1)
-        halves, least = scale.to(torch.float16), (groups == -128).any(-1)
-        if bool(least.any()):
-            anew, coarser = _encode8(groups[least] * scale[least].to(torch.float32).unsqueeze(-1))
-            groups, halves = groups.clone(), halves.clone()
-            groups[least], halves[least] = anew.unflatten(-1, (-1, GROUP))[:, 0], coarser
-        padded = pad(groups.flatten(1), (0, 0, 0, missing)).contiguous()
-        to_codes[strips] = interleaved(padded.view(torch.int32))
-        to_scales[strips] = interleaved(pad(halves, (0, 0, 0, missing)))
-    if not bool(torch.isfinite(to_scales).all()):
+    out_features, in_features = len(words), 4 * words.shape[1]
+    of_codes, of_scales = quantised_shapes((out_features, in_features), 8)
+    codes = empty(of_codes, dtype=torch.int32, device=words.device)
+    halves = empty(of_scales, dtype=torch.float16, device=words.device)
+    scale = scales.to(torch.float16).repeat_interleave(of_scales[1] // scales.shape[1], 1)
+    for to, rows in ((codes, words), (halves, scale)):
+        whole = out_features // STRIP
+        to[:whole] = interleaved(rows[: whole * STRIP])
+        to[whole:] = 0
+        if whole < len(to):
+            to[whole, :, : out_features - whole * STRIP] = rows[whole * STRIP :].t()
+    if are_unsigned:
+        codes.bitwise_xor_(-(1 << 31) | 0x00808080)
+        if out_features % STRIP:
+            codes[-1, :, out_features % STRIP :] = 0
+    codes.view(torch.int8).clamp_(min=-127)
+    if not bool(torch.isfinite(halves).all()):
         raise FloatingPointError("scales are not numbers, or beyond float16")
-    return QuantisedWeight(8, codes.shape[1], codes.shape[0], to_codes, to_scales)
+    return QuantisedWeight(8, in_features, out_features, codes, halves)
 
 
 def _repack(

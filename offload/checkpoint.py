@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.layout import RAW_DTYPES
 from .errors import BadCheckpoint, StorageError
 from .packing import Packing, Plain, aligned
 
@@ -85,10 +86,10 @@ class Checkpoint:
                     f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks "
                     f"for {list(shape)}."
                 )
-            if ref.packing.dtype == torch.uint8:
+            if ref.packing.dtype not in RAW_DTYPES:
                 raise BadCheckpoint(
-                    f"{ref.path}: {name} holds bytes (U8), quantised in a way that Ebbtide does "
-                    "not know. Use the unquantised model."
+                    f"{ref.path}: {name} holds {_said(ref.packing.dtype)}, quantised in a way that "
+                    "Ebbtide does not know. Use the unquantised model."
                 )
             self.refs[name] = ref
 
@@ -152,6 +153,10 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _said(dtype: torch.dtype) -> str:
+    return "bytes (U8)" if dtype == torch.uint8 else str(dtype).removeprefix("torch.")
 
 
 class RowReader:

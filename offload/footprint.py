@@ -9,7 +9,7 @@ import torch
 
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
-from .kept_tensors import converts, keeps_experts, staging_bytes, stored_bytes
+from .kept_tensors import converts, keeps_experts, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
 from .packing import Packing, Plain
 from .skeleton import expert_names, layer_of
@@ -55,6 +55,21 @@ class Facts:
         """Whether layers are kept otherwise than they lie in the files."""
         names = [name for name in self.shapes if layer_of(name) is not None]
         return converts(map(self._packing, names), self.weight_bits)
+
+    @cached_property
+    def said_bits(self) -> str:
+        """For people: how most numbers of layers are kept, and the method by which the files have
+        them, where they are quantised there."""
+        said = "full" if self.weight_bits is None else str(self.weight_bits)
+        if self.config.quantisation is None:
+            return said
+        counts: dict[int | None, int] = {}
+        for name, shape in self.shapes.items():
+            if layer_of(name) is not None and len(shape) == 2:
+                bits = kept_form(name, self._packing(name), self.weight_bits).bits
+                counts[bits] = counts.get(bits, 0) + shape[0] * shape[1]
+        bits = max(counts, key=counts.get)
+        return f"{'full' if bits is None else bits}, of {self.config.quantisation.method}"
 
     @cached_property
     def _layers(self) -> list[tuple[int, int]]:

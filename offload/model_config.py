@@ -14,6 +14,7 @@ from pathlib import Path
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_POSITIONS, MOST_ROWS, Fields, load_json
 from .errors import BadCheckpoint, UnsupportedModel
+from .quantisation import Quantisation, read_quantisation
 from .rope_config import RopeConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -160,6 +161,7 @@ class ModelConfig:
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
     stacked: tuple[Stacked, ...] = ()
     null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
+    quantisation: Quantisation | None = None  # in the files; None also for the family's own
 
     @property
     def groups(self) -> int:
@@ -230,16 +232,11 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     family = FAMILIES[architecture]
     if family.text_config:
         raw = _text_part(raw, path)
-    method = raw.get("quantization_config")
-    method = method.get("quant_method") if isinstance(method, dict) else method
-    if method and method != family.quantised:
-        raise UnsupportedModel(
-            f"{path}: the checkpoint is already quantised ({str(method)[:60]}). "
-            "Use the unquantised model; --weight-bits 8 or 4 quantises it while loading."
-        )
+    quantisation = read_quantisation(raw, path, family.quantised)
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)
-    config = ModelConfig(**{**common, **family.fields(get, common["head_dim"])})
+    fields = {**common, **family.fields(get, common["head_dim"])}
+    config = ModelConfig(**fields, quantisation=quantisation)
     if not config.kv_layers:
         raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")
     return replace(config, max_positions=_max_positions(get, config))
@@ -257,7 +254,8 @@ def _text_part(raw: dict, path: Path) -> dict:
     text = raw.get("text_config")
     if not isinstance(text, dict):
         raise BadCheckpoint(f"{path} has no text_config.")
-    outer = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
+    outer = ("dtype", "torch_dtype", "tie_word_embeddings")
+    outer = (*outer, "quantization_config", "compression_config")
     return {**{k: raw[k] for k in outer if raw.get(k) is not None}, **_said(text)}
 
 

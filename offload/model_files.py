@@ -59,7 +59,8 @@ class FolderFiles:
         return read_model_config(self.path)
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
-        return open_folder(self.path, shapes, config.renamed, config.stacked)
+        how = config.renamed, config.stacked, config.quantisation
+        return open_folder(self.path, shapes, *how)
 
     def generation(self) -> GenerationConfig:
         return GenerationConfig.from_model_folder(self.path)

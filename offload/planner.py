@@ -457,7 +457,7 @@ class _Filling:
             host=host,
             disk=disk,
             budget_bytes=budget,
-            weight_bits="full" if facts.weight_bits is None else str(facts.weight_bits),
+            weight_bits=facts.said_bits,
             kv_bits_per_element=mean(of.bits_per_element for of in layouts),
             layers_streamed=streamed,
             head_resident=head_resident,

@@ -18,9 +18,19 @@ from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint
 from .model_config import Stacked
+from .packed_modules import packed_modules
 from .packing import Mxfp4, Plain, Transposed
+from .quantisation import Quantisation
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 _BYTES = Plain(torch.uint8)
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -31,11 +41,12 @@ def open_folder(
     shapes: dict[str, tuple[int, ...]],
     renamed: Sequence[tuple[str, str]] = (),
     stacked: Sequence[Stacked] = (),
+    quantisation: Quantisation | None = None,
 ) -> Checkpoint:
     """The tensors of a model folder.
 
     shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
-    stacked: tensors of all experts in the files.
+    stacked: tensors of all experts in the files. quantisation: how some of them are packed.
 
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
     wrong shape or dtype, and for folders that hold pickled weights only.
@@ -44,6 +55,8 @@ def open_folder(
     for path in _shards(folder):
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
+    if quantisation is not None:
+        found.update(packed_modules(found, quantisation))
     for name in list(found):
         found.update(_unstacked(name, found, stacked))
     return Checkpoint(found, shapes, folder)

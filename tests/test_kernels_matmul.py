@@ -336,32 +336,44 @@ def test_shapes_that_do_not_fit_are_refused():
         quantise_weight(w[0], 4)
 
 
-@pytest.mark.parametrize("shape", [(1, 32), (45, 192), (33, 960)])
+@pytest.mark.parametrize("shape", [(1, 32), (45, 192), (32, 960)])
 @pytest.mark.parametrize("group", [32, 64, None])
-def test_eight_bits_that_are_given_are_kept(shape, group, kernels):
-    """But for groups that hold a code of -128."""
+@pytest.mark.parametrize("are_unsigned", [False, True])
+def test_eight_bits_that_are_given_are_kept(shape, group, are_unsigned, kernels):
+    """But for codes of -128."""
     generator = torch.Generator().manual_seed(shape[1])
     codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
     each = group if group and shape[1] % group == 0 else shape[1]
     scales = (torch.rand(shape[0], shape[1] // each, generator=generator) + 0.1).half()
-    exact = codes * scales.double().repeat_interleave(each, 1)
-    weight = repack_int8(codes, scales)
-    assert weight.bits == 8 and torch.equal(weight.rows(0, shape[0]).double(), exact)
-    codes[0, 5], codes[-1, -1] = -128, -128
-    exact = codes * scales.double().repeat_interleave(each, 1)
-    got = repack_int8(codes, scales.T.contiguous().T).rows(0, shape[0])
-    off = (got - exact).abs()
-    assert 0 < off.max() <= scales.max() * (64.5 / 127)
-    off[0, :32], off[-1, -32:] = 0, 0
-    assert not off.any()
+    wide = scales.double().repeat_interleave(each, 1)
+
+    def full(of, dtype, device):
+        return torch.full(of, -3, dtype=dtype, device=device)
+
+    def kept() -> QuantisedWeight:
+        words = (codes ^ -128 if are_unsigned else codes).view(torch.int32)
+        weight = repack_int8(words, scales, full, are_unsigned=are_unsigned)
+        turned = words.T.contiguous().T, scales.T.contiguous().T
+        again = repack_int8(*turned, full, are_unsigned=are_unsigned)
+        assert torch.equal(weight.codes, again.codes) and torch.equal(weight.scales, again.scales)
+        return weight
+
+    weight = kept()
+    assert weight.bits == 8 and torch.equal(weight.rows(0, shape[0]).double(), codes * wide)
+    end = -(-shape[0] // 16) * 16 - shape[0]
+    assert not weight.codes[-1, :, 16 - end :].any() and not weight.scales[-1, :, 16 - end :].any()
     x = inputs(3, shape[1])
-    check(linear(x, weight), x, weight, weight.rows(0, shape[0]).double())
+    check(linear(x, weight), x, weight, codes * wide)
+    codes[0, 5], codes[-1, -1] = -128, -128
+    got = kept().rows(0, shape[0])
+    codes[0, 5], codes[-1, -1] = -127, -127
+    assert torch.equal(got.double(), codes * wide)
 
 
 def test_eight_bits_that_do_not_fit_are_refused():
-    codes, scales = torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2)
-    for bad in ((codes.int(), scales), (codes[:, :40], scales), (codes, scales[:3])):
-        with pytest.raises(ValueError, match="codes are int8"):
+    words, scales = torch.zeros(4, 16, dtype=torch.int32), torch.ones(4, 2)
+    for bad in ((words.long(), scales), (words[:, :10], scales), (words, scales[:3])):
+        with pytest.raises(ValueError, match="codes are int32"):
             repack_int8(*bad)
     with pytest.raises(FloatingPointError, match="beyond float16"):
-        repack_int8(codes, scales * 1e6)
+        repack_int8(words, scales * 1e6)
