@@ -169,7 +169,7 @@ SHARED = (
         "weight_bits",
         ("--weight-bits",),
         _FIDELITY,
-        "Bits of the weights: auto, full, 8 or 4.",
+        "Bits of the weights: auto, full, 8 or 4. Codes of 4 bits in the files stay as they are.",
         values.bits("auto", "full", "8", "4"),
         "BITS",
         "auto",

@@ -25,6 +25,10 @@ FAMILIES = [
     *("llama3", "qwen2", "phi3-longrope-long", "gemma3", "mixtral", "exaone4", "granite"),
     *("qwen3.5-moe", "granite4-h-moe", "lfm2"),
 ]
+PACKED = [  # of packed_files.FORMATS
+    *("awq", "gptq", "gptq, groups in another order", "gptq, 8 bits", "compressed-tensors, zeros"),
+    *("compressed-tensors, bytes", "compressed-tensors, float8 of blocks", "fp8", "modelopt"),
+]
 _ODD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 7, 1 << 31, 1 << 40, 1 << 64, 10**400, 0.5, -0.0, 1e-300),
     *(1e308, float("nan"), float("inf"), "", "silu", "\u0000", "a" * 10_000, [], [0], [[]], {}),
@@ -142,10 +146,13 @@ def run(models: list[Path], count: int, seed: int, scratch: Path) -> Counter:
 
 
 def make_models(folder: Path) -> list[Path]:
-    """One small checkpoint of each family, in shards."""
+    """One small checkpoint of each family, in shards, and of each way of being quantised."""
+    from packed_files import write
     from random_checkpoints import make
 
-    return [make(name, folder / name, sharded=i % 2 == 0) for i, name in enumerate(FAMILIES)]
+    plain = make("llama3", folder / "plain")
+    models = [make(name, folder / name, sharded=i % 2 == 0) for i, name in enumerate(FAMILIES)]
+    return models + [write(plain, name, folder / name)[0] for name in PACKED]
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ class Fp8(Format):
             for j in range(of[1]):
                 at = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
                 part = torch.from_numpy(w[at])
-                scales[i, j] = part.abs().max() / 448
+                scales[i, j] = part.abs().max().clamp(min=1e-9) / 448
                 codes[at] = (part / scales[i, j]).to(torch.float8_e4m3fn)
                 wide[at] = codes[at].float() * scales[i, j]
         end = ".weight_scale_inv" if self.method == "fp8" else ".weight_scale"
