@@ -27,6 +27,7 @@ from .quantisation import Quantisation
 Found = dict[str, TensorRef]
 FLOAT8 = torch.float8_e4m3fn
 _SCALES = (torch.float16, torch.bfloat16, torch.float32)
+_POWERS = torch.float8_e8m0fnu  # scales of float8 that are powers of two
 _UNUSED = "Use the unquantised model"
 _BY_ROWS = ("lm_head.", "model.embed_tokens.")  # which are read by rows
 
@@ -167,7 +168,7 @@ def _float8(module: _Module, weight: TensorRef, q: Quantisation) -> TensorRef:
         of = (*of, 1)
     elif not of:
         of = (1, 1)
-    good = len(of) == 2 and scales.packing.dtype in _SCALES and all(of)
+    good = len(of) == 2 and scales.packing.dtype in (*_SCALES, _POWERS) and all(of)
     if good:
         block = tuple(map(_share, weight.shape, of, q.block or (1, 1)))
         good = tuple(-(-n // b) for n, b in zip(weight.shape, block, strict=True)) == of

@@ -61,7 +61,7 @@ def _refused(path: Path, what: str) -> UnsupportedModel:
 
 
 def _awq(said: dict, path: Path) -> Quantisation:
-    version = str(said.get("version") or "gemm").lower()
+    version = str(said.get("version") or said.get("format") or "gemm").lower()
     bits = said.get("bits", said.get("w_bit"))
     if version != "gemm" or bits != 4:
         raise _refused(path, f"awq, version {version}, {bits} bits")
@@ -71,7 +71,7 @@ def _awq(said: dict, path: Path) -> Quantisation:
 
 def _gptq(said: dict, path: Path) -> Quantisation:
     bits, size = said.get("bits"), _group_size(said.get("group_size"), path)
-    layout = said.get("checkpoint_format") or "gptq"
+    layout = said.get("checkpoint_format") or said.get("format") or "gptq"
     if bits not in (4, 8) or layout not in ("gptq", "gptq_v2") or said.get("dynamic"):
         dynamic = ", dynamic" if said.get("dynamic") else ""
         raise _refused(path, f"gptq, {layout}, {bits} bits{dynamic}")
@@ -81,7 +81,9 @@ def _gptq(said: dict, path: Path) -> Quantisation:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise BadCheckpoint(f"{path}: {name} is {flag!r}; expected true or false.")
-    return Quantisation("gptq", bits, size, flags["sym"], flags["desc_act"], int(layout == "gptq"))
+    return Quantisation(
+        "gptq", int(bits), size, flags["sym"], flags["desc_act"], int(layout == "gptq")
+    )
 
 
 def _group_size(said, path: Path) -> int:
@@ -96,12 +98,12 @@ def _compressed(said: dict, path: Path) -> Quantisation:
     groups = said.get("config_groups")
     groups = list(groups.values()) if isinstance(groups, dict) else []
     groups = [group for group in groups if isinstance(group, dict)]
-    formats = {said.get("format"), *(group.get("format") for group in groups)} - {None}
+    formats = {str(of["format"]) for of in (said, *groups) if of.get("format") is not None}
     if len(groups) > 1:
         formats.discard("mixed-precision")
     weights = [group.get("weights") for group in groups]
     weights = [w for w in weights if isinstance(w, dict)]
-    for other in sorted(map(str, formats)):
+    for other in sorted(formats):
         if other not in _FORMATS:
             raise _refused(path, f"compressed-tensors, {other}")
     for w in weights:
@@ -114,7 +116,7 @@ def _compressed(said: dict, path: Path) -> Quantisation:
     transforms = said.get("transform_config")
     if isinstance(transforms, dict) and transforms.get("config_groups"):
         raise _refused(path, "compressed-tensors, with transforms of activations")
-    ints = {w.get("num_bits", 8) for w in weights if w.get("type", "int") == "int"}
+    ints = {int(w.get("num_bits", 8)) for w in weights if w.get("type", "int") == "int"}
     if len(ints) > 1:
         raise _refused(path, "compressed-tensors, integers of 4 and of 8 bits")
     blocks = {_block(w.get("block_structure"), path) for w in weights} - {None}

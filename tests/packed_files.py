@@ -180,11 +180,12 @@ class Compressed(Format):
 
 
 class Fp8(Format):
-    """block: rows and columns that share a scale; 0 for all of them."""
+    """block: rows and columns that share a scale; 0 for all of them. of_powers: scales are powers
+    of two, E8M0."""
 
-    def __init__(self, block, method: str = "fp8"):
+    def __init__(self, block, method: str = "fp8", of_powers: bool = False):
         super().__init__()
-        self.block, self.method = block, method
+        self.block, self.method, self.of_powers = block, method, of_powers
 
     def config(self):
         if self.method == "modelopt":
@@ -208,11 +209,15 @@ class Fp8(Format):
                 at = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
                 part = torch.from_numpy(w[at])
                 scales[i, j] = part.abs().max().clamp(min=1e-9) / 448
+                if self.of_powers:
+                    scales[i, j] = 2.0 ** scales[i, j].log2().ceil()
                 codes[at] = (part / scales[i, j]).to(torch.float8_e4m3fn)
                 wide[at] = codes[at].float() * scales[i, j]
         end = ".weight_scale_inv" if self.method == "fp8" else ".weight_scale"
         if self.block == (0, 0):
             scales = scales.view(()) if self.method == "modelopt" else scales.view(1)
+        if self.of_powers:
+            scales = scales.to(torch.float8_e8m0fnu)
         return {".weight": codes, end: scales}, wide
 
 
@@ -238,6 +243,7 @@ FORMATS = {
     "compressed-tensors, float8": Fp8((0, 0), "compressed-tensors"),
     "fp8": Fp8((32, 32)),
     "fp8, uneven blocks": Fp8((64, 32)),
+    "fp8, scales of powers": Fp8((32, 32), of_powers=True),
     "modelopt": Fp8((0, 0), "modelopt"),
 }
 
