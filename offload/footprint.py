@@ -9,7 +9,7 @@ import torch
 
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
-from .kept_tensors import converts, keeps_experts, kept_form, staging_bytes, stored_bytes
+from .kept_tensors import converted_once, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
 from .packing import Packing, Plain
 from .skeleton import expert_names, layer_of
@@ -51,10 +51,25 @@ class Facts:
         return None if self.weight_bits is None else 8
 
     @cached_property
-    def converts(self) -> bool:
-        """Whether layers are kept otherwise than they lie in the files."""
-        names = [name for name in self.shapes if layer_of(name) is not None]
-        return converts(map(self._packing, names), self.weight_bits)
+    def _layer_matrices(self) -> set[tuple[tuple[int, ...], Packing]]:
+        return {
+            (shape, self._packing(name))
+            for name, shape in self.shapes.items()
+            if len(shape) == 2 and layer_of(name) is not None
+        }
+
+    @cached_property
+    def keeps_layers(self) -> bool:
+        """Whether layers that are streamed are converted once, to a scratch file."""
+        return converted_once((packing for _, packing in self._layer_matrices), self.weight_bits)
+
+    @cached_property
+    def layer_staging_bytes(self) -> int:
+        """What reading a layer takes besides its buffer."""
+        if self.keeps_layers:
+            return 0
+        bits = self.weight_bits
+        return max((staging_bytes(*of, bits) for of in self._layer_matrices), default=0)
 
     @cached_property
     def said_bits(self) -> str:
@@ -139,7 +154,7 @@ class Facts:
     @cached_property
     def keeps_experts(self) -> bool:
         """Whether experts are converted once, to a scratch file."""
-        return keeps_experts((packing for _, packing in self._expert_matrices), self.weight_bits)
+        return converted_once((packing for _, packing in self._expert_matrices), self.weight_bits)
 
     @property
     def expert_staging_bytes(self) -> int:
@@ -173,12 +188,8 @@ class Facts:
         """The most that loading takes above what stays: the largest tensor as it lies in the file,
         twice where its numbers change places, and what quantising a few of its rows takes.
         """
-        matrices = {
-            (shape, self._packing(name))
-            for name, shape in self.shapes.items()
-            if len(shape) == 2 and layer_of(name) is not None
-        }
-        staged = (packing.staging_bytes(shape, self.weight_bits) for shape, packing in matrices)
+        bits = self.weight_bits
+        staged = (packing.staging_bytes(shape, bits) for shape, packing in self._layer_matrices)
         return max(self.head_block_bytes(), *staged) + SLACK_BYTES
 
 

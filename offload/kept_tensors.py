@@ -23,16 +23,9 @@ from .tier import aligned_bytes
 _SCRATCH = "the weights' scratch file"
 
 
-def converts(packings: Iterable[Packing], bits: int | None) -> bool:
-    """Whether tensors of such packings are kept otherwise than they lie in the files, where weights
-    have `bits`.
-    """
-    return bits is not None or any(not packing.lies_as_kept for packing in packings)
-
-
-def keeps_experts(packings: Iterable[Packing], bits: int | None) -> bool:
-    """Whether routed experts whose matrices have such packings are converted once, to a scratch
-    file, where they are read one by one; see Packing.is_quick.
+def converted_once(packings: Iterable[Packing], bits: int | None) -> bool:
+    """Whether matrices of such packings that are read again and again are converted once, to a
+    scratch file, where weights have `bits`. Else that is done on the way; see Packing.is_quick.
     """
     return any(not packing.is_quick(bits) for packing in packings)
 

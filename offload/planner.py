@@ -189,7 +189,7 @@ class _Filling:
         facts, geometry, config = self.facts, self.geometry, self.config
         sizes = facts.layer_sizes
         streamed = held.layers_streamed
-        buffers = 2 * sizes[-1] if streamed else 0
+        buffers = 2 * sizes[-1] + facts.layer_staging_bytes if streamed else 0
         resident = sum(sizes[: len(sizes) - streamed])
         experts = {}
         if held.expert_slots:
@@ -362,7 +362,7 @@ class _Filling:
         """Of weights on disk, in the form in which they are used."""
         if held.expert_slots:
             return self.facts.experts_bytes if self.facts.keeps_experts else 0
-        if not self.facts.converts:
+        if not self.facts.keeps_layers:
             return 0
         return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
 

@@ -7,8 +7,8 @@ budget.
 
 Streamed layers are spread evenly among resident ones, so that reading hides behind computing.
 Weights that are not kept as the files have them are converted once: into memory, or into a scratch
-file that streaming then reads. A product does not depend on where its weight came from. Does not
-know what the tensors are multiplied with.
+file that streaming then reads; where that is quick, each time that they are read. A product does
+not depend on where its weight came from. Does not know what the tensors are multiplied with.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from .kept_tensors import (
     Arena,
     Scratch,
     TensorLoader,
-    converts,
-    keeps_experts,
+    converted_once,
     kept_form,
     most_staging,
     stored_bytes,
 )
 from .model_config import ModelConfig
-from .packing import Kept, aligned
+from .packing import Kept
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
@@ -145,7 +144,7 @@ class WeightStore:
         if head_resident:
             staging = max(staging, self._head_staging())
         loader = TensorLoader(self.checkpoint, self._bits, staging)
-        if keeps_experts or (self._streamed and self._converts()):
+        if keeps_experts or self._keeps_layers():
             self._scratch = Scratch(spill_dir)
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
@@ -192,8 +191,7 @@ class WeightStore:
         if layer not in self._reading:  # out of turn: after an interruption
             self._finish_reading()
             self._start_reading(layer)
-        buffer = self._reading.pop(layer).result()
-        tensors = self._views(layer, buffer)
+        tensors = self._reading.pop(layer).result()
         if self.device.type != "cpu":
             tensors = self._to_device(tensors)
         position = self._streamed.index(layer)
@@ -293,10 +291,14 @@ class WeightStore:
         ref = self.checkpoint.refs[name]
         return stored_bytes(name, ref.shape, ref.packing, self._bits)
 
-    def _converts(self) -> bool:
-        """Whether layers are kept otherwise than they lie in the files."""
-        names = [name for group in self._names for name in group]
-        return converts((self.checkpoint.refs[name].packing for name in names), self._bits)
+    def _keeps_layers(self) -> bool:
+        """Whether streamed layers are converted once, to a scratch file."""
+        names = [name for layer in self._streamed for name in self._names[layer]]
+        return self._are_kept(names)
+
+    def _are_kept(self, names: list[str]) -> bool:
+        refs = [self.checkpoint.refs[name] for name in names]
+        return converted_once((r.packing for r in refs if len(r.shape) == 2), self._bits)
 
     def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -330,8 +332,7 @@ class WeightStore:
     # ---- experts -----------------------------------------------------------------------------
 
     def _keeps_experts(self) -> bool:
-        refs = [self.checkpoint.refs[n] for names in self._expert_names.values() for n in names]
-        return keeps_experts((r.packing for r in refs if len(r.shape) == 2), self._bits)
+        return self._are_kept([name for names in self._expert_names.values() for name in names])
 
     def _expert_bytes(self) -> int:
         """Of the largest expert as it is kept."""
@@ -352,15 +353,19 @@ class WeightStore:
         if self._scratch is not None:
             self._scratch.read(expert, buffer)
             return self._named(expert[0], self._scratch.views(expert, buffer))
-        names, arena = self._expert_names[expert], Arena(buffer)
+        return self._named(expert[0], self._read_names(self._expert_names[expert], buffer))
+
+    def _read_names(self, names: list[str], buffer: torch.Tensor) -> dict[str, Kept]:
+        """Tensors from the files, in a buffer. Several threads may read."""
         loader = getattr(self._of_thread, "loader", None)
         if loader is None:
-            refs = [self.checkpoint.refs[n] for some in self._expert_names.values() for n in some]
+            groups = self._expert_names.values() if self._expert_names else self._streamed_names()
+            staging = most_staging((self.checkpoint.refs[n] for g in groups for n in g), self._bits)
             # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
-            staging = most_staging(refs, self._bits)
             loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
             self._of_thread.loader = loader
-        return self._named(expert[0], {name: loader.load(name, arena) for name in names})
+        arena = Arena(buffer)
+        return {name: loader.load(name, arena) for name in names}
 
     # ---- streaming ---------------------------------------------------------------------------
 
@@ -375,38 +380,21 @@ class WeightStore:
         while self._reading:
             self._reading.popitem()[1].result()
 
-    def _read_layer(self, layer: int, buffer: torch.Tensor) -> torch.Tensor:
+    def _read_layer(self, layer: int, buffer: torch.Tensor) -> dict[str, Kept]:
         if self._scratch is not None:
             self._scratch.read(layer, buffer)
             self._bytes_streamed += self._layer_bytes(layer)
-            return buffer
-        for name, offset, size in self._places(layer):
-            self.checkpoint.read_into(self.checkpoint.refs[name], buffer[offset : offset + size])
-            self._bytes_streamed += size
-        return buffer
+            return self._scratch.views(layer, buffer)
+        names = self._names[layer]
+        tensors = self._read_names(names, buffer)
+        self._bytes_streamed += sum(self.checkpoint.refs[name].num_bytes for name in names)
+        return tensors
 
-    def _places(self, layer: int) -> Iterator[tuple[str, int, int]]:
-        """Where a kept layer's tensors lie in a buffer: name, offset, bytes."""
-        offset = 0
-        for name in self._names[layer]:
-            size = self.checkpoint.refs[name].num_bytes
-            yield name, offset, size
-            offset += aligned(size)
+    def _streamed_names(self) -> list[list[str]]:
+        return [self._names[layer] for layer in self._streamed]
 
     def _layer_bytes(self, layer: int) -> int:
-        if self._scratch is not None:
-            return self._scratch.num_bytes(layer)
-        return max(offset + aligned(size) for _, offset, size in self._places(layer))
-
-    def _views(self, layer: int, buffer: torch.Tensor) -> dict[str, Kept]:
-        if self._scratch is not None:
-            return self._scratch.views(layer, buffer)
-        tensors: dict[str, Kept] = {}
-        for name, offset, size in self._places(layer):
-            ref = self.checkpoint.refs[name]
-            tensor = ref.packing.decode([buffer[offset : offset + size]], ref.shape)
-            tensors[name] = tensor if tensor.dim() == 2 else tensor.float()
-        return tensors
+        return sum(map(self._kept_bytes, self._names[layer]))
 
 
 def _rows_of(tensor: Kept, start: int, stop: int) -> Kept:
