@@ -5,8 +5,8 @@
     MXFP4   a byte e, 16 bytes of two codes                  w = code's number * 2**(e - 127)
 
 Byte j of 16 holds the codes of inputs j (low half) and j + 16, as quantised.py has them. No number
-changes, but for groups of Q8_0 that hold a code of -128: llama.cpp writes none, and they are
-quantised anew. Knows no files.
+changes, but for a code of -128 in Q8_0, which llama.cpp never writes and no kernel multiplies: it
+becomes -127. Knows no files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .quantised import GROUP, STRIP, QuantisedWeight, quantised_shapes, repack_int8
+from .quantised import GROUP, STRIP, QuantisedWeight, quantised_shapes
 
 _BITS = {"Q8_0": 8, "Q4_0": 4, "MXFP4": 4}
 _CHUNK_BYTES = 1 << 20  # of blocks that change places at once: they stay in cache
@@ -53,17 +53,10 @@ def repack_blocks(
     for first in range(0, len(codes), step):
         strips = slice(first, min(first + step, len(codes)))
         rows = raw[first * STRIP : strips.stop * STRIP]
-        if bits == 8 and (rows[..., head:] == 0x80).any():
-            # A code of -128, which the kernels do not multiply.
-            places = iter((codes[strips], scales[strips]))
-            of_some = blocks[first * STRIP : strips.stop * STRIP]
-            repack_int8(
-                of_some[..., head:].flatten(1).view(torch.int8),
-                of_some[..., :head].contiguous().view(torch.float16).squeeze(-1),
-                lambda *_, places=places, **__: next(places),
-            )
-            continue
-        of_rows = np.ascontiguousarray(rows[..., head:]).view(np.int32).reshape(len(rows), -1)
+        of_rows = np.ascontiguousarray(rows[..., head:])
+        if bits == 8 and (of_rows == 0x80).any():
+            of_rows = np.maximum(of_rows.view(np.int8), -127)
+        of_rows = of_rows.view(np.int32).reshape(len(rows), -1)
         if is_float:
             scale = _POWERS[rows[..., 0]]
         else:

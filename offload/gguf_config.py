@@ -15,6 +15,7 @@ import numpy as np
 from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_file import GgufHeader, Strings
 from .model_config import ModelConfig, config_of
+from .quantisation import Quantisation
 
 _QUANTISED = "bfloat16"  # what most models are quantised from
 
@@ -101,7 +102,17 @@ def _as_stored(config: ModelConfig, keys: Keys) -> ModelConfig:
         experts=experts,
         renamed=(),
         stacked=(),
+        quantisation=_quantisation(keys.header),
     )
+
+
+def _quantisation(header: GgufHeader) -> Quantisation | None:
+    """By the type that most bytes have; None where those are ordinary numbers."""
+    sizes: dict[str, int] = {}
+    for tensor in header.tensors.values():
+        sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.num_bytes
+    kind = max(sizes, key=sizes.get)
+    return None if kind in ("F32", "F16", "BF16") else Quantisation(kind)
 
 
 def _common(k: Keys) -> dict:
