@@ -4,6 +4,7 @@
     a folder      as it is, where it holds a config.json; else the one GGUF model in it
     a GGUF file   as it is, whatever its name; of a model in several files any of them
     org/name      a Hugging Face id: from the cache, downloaded first where need be
+    org/name:TAG  the same, of a repository with GGUF files that one: Q4_K_M
 
 Only safetensors, JSON and templates of a repository's top folder are ever fetched. Every way in
 which this fails is its own error with what to do about it. Knows files and networks; what the
@@ -14,17 +15,18 @@ when an id is asked for, not before.
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .budget import format_size
 from .errors import BadCheckpoint, DoesNotFit, InputError, ModelError, StorageError
+from .gguf_choice import choose_model, models_of
 from .gguf_file import is_gguf
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
@@ -34,7 +36,6 @@ TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.mode
 IGNORED = ["*/*", "consolidated*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 TIMEOUT_S = 20
 
@@ -99,39 +100,30 @@ def resolve_model(
             )
         _refuse_revision(revision, f"the file {folder}")
         return folder
-    is_id = MODEL_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+    name, _, tag = text.partition(":")
+    is_id = MODEL_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
     if folder.is_dir():
-        found = _gguf_models(folder)
-        if len(found) == 1:
+        models = models_of(path.name for path in folder.glob("*.gguf") if is_gguf(path))
+        if len(models) == 1:
             _refuse_revision(revision, f"the folder {folder}")
-            return found[0]
-        if found:
+            return folder / models[0][0]
+        if models:
             raise ModelError(
-                f"{folder} holds {len(found)} GGUF models; name one: "
-                f"{', '.join(path.name for path in found[:8])}"
+                f"{folder} holds {len(models)} GGUF models; name one: "
+                f"{', '.join(files[0] for files in models[:8])}"
             )
         if not is_id:
             raise BadCheckpoint(
                 f"{folder} has no config.json and no GGUF file: it is no model's folder"
             )
     if isinstance(model, os.PathLike) or _looks_local(text):
-        raise ModelError(f"there is no folder {folder}")
+        raise ModelError(f"there is no folder or file {folder}")
     if not is_id:
         raise ModelError(
             f"{text!r} is neither a folder nor a GGUF file here, nor a Hugging Face id of the form "
             "org/name"
         )
-    return _from_hub(text, revision, on_size)
-
-
-def _gguf_models(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, of several that are one model the first; no vision parts."""
-    return [
-        path
-        for path in sorted(folder.glob("*.gguf"))
-        if not path.name.startswith("mmproj") and not _LATER_PART.search(path.name)
-        if path.is_file() and is_gguf(path)
-    ]
+    return _from_hub(name, revision, on_size, tag or None)
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:
@@ -146,7 +138,10 @@ def _looks_local(text: str) -> bool:
 
 
 def _from_hub(
-    model: str, revision: str | None, on_size: Callable[[DownloadSize], None] | None
+    model: str,
+    revision: str | None,
+    on_size: Callable[[DownloadSize], None] | None,
+    tag: str | None,
 ) -> Path:
     import huggingface_hub as hub
 
@@ -156,9 +151,11 @@ def _from_hub(
         )
     except Exception as error:
         if _is_offline(error):
-            return _from_cache(model, revision, error)
+            return _from_cache(model, revision, tag, error)
         raise _explained(error, model, revision) from error
-    sizes = _wanted_sizes(model, info)
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    gguf = _wanted_gguf(model, files, tag)
+    sizes = {name: files[name] for name in gguf} if gguf else _wanted_sizes(model, files)
     missing = {
         name: size
         for name, size in sizes.items()
@@ -169,12 +166,9 @@ def _from_hub(
         _check_disk(download, Path(hub.constants.HF_HUB_CACHE))
         if on_size is not None:
             on_size(download)
+    patterns = _patterns(gguf)
     try:
-        folder = Path(
-            hub.snapshot_download(
-                model, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED
-            )
-        )
+        folder = Path(hub.snapshot_download(model, revision=revision, **patterns))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"the disk is full: {model} was downloaded in part") from error
@@ -184,43 +178,64 @@ def _from_hub(
                 "where it stopped"
             ) from error
         raise _explained(error, model, revision) from error
-    return folder
+    return folder / gguf[0] if gguf else folder
 
 
-def _from_cache(model: str, revision: str | None, cause: Exception) -> Path:
+def _patterns(gguf: list[str]) -> dict[str, list[str]]:
+    """What is fetched, as snapshot_download takes it: these GGUF files, or what else we read."""
+    if gguf:
+        return {"allow_patterns": [glob.escape(name) for name in gguf], "ignore_patterns": []}
+    return {"allow_patterns": ALLOWED, "ignore_patterns": IGNORED}
+
+
+def _wanted_gguf(model: str, files: Iterable[str], tag: str | None) -> list[str]:
+    """The GGUF files to take; none where a repository has safetensors, and no tag is given."""
+    models = models_of(files)
+    has_weights = any(name.endswith(".safetensors") and "/" not in name for name in files)
+    if not models and tag is not None:
+        raise ModelError(f"{model} has no GGUF files, so that {tag!r} names none; leave it out")
+    return choose_model(models, tag, model) if models and (tag or not has_weights) else []
+
+
+def _from_cache(model: str, revision: str | None, tag: str | None, failed: Exception) -> Path:
     """The snapshot of an earlier download, when the hub cannot be asked."""
     import huggingface_hub as hub
 
-    offline = _name(cause) == "OfflineModeIsEnabled"
+    offline = _name(failed) == "OfflineModeIsEnabled"
     why = (
         "HF_HUB_OFFLINE is set; unset it to download"
         if offline
-        else f"the hub cannot be reached ({_reason(cause)}); check the connection"
+        else f"the hub cannot be reached ({_reason(failed)}); check the connection"
     )
     at = f" at revision {revision}" if revision else ""
+    some, cause = "only in part", None
     try:
         folder = Path(
-            hub.snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=ALLOWED,
-                ignore_patterns=IGNORED,
-                local_files_only=True,
-            )
+            hub.snapshot_download(model, revision=revision, local_files_only=True, **_patterns([]))
         )
+        is_whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        if is_whole and tag is None:
+            return folder
     except FileNotFoundError as error:  # what huggingface_hub's own errors derive from
-        some = "only in part" if "Incomplete" in _name(error) else "not"
-        raise ModelError(f"{model}{at} is {some} on this machine, and {why}") from error
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{model}{at} is only in part on this machine, and {why}")
-    return folder
+        cause, found = error, getattr(error, "snapshot_path", None)
+        if found is None:
+            some, folder = "not", None
+        else:  # perhaps the GGUF file that is meant is all that was ever fetched
+            folder = Path(found)
+    models = [] if folder is None else _cached_gguf(folder)
+    if not models:
+        raise ModelError(f"{model}{at} is {some} on this machine, and {why}") from cause
+    return folder / choose_model(models, tag, model)[0]
 
 
-def _wanted_sizes(model: str, info: Any) -> dict[str, int]:
+def _cached_gguf(folder: Path) -> list[list[str]]:
+    return models_of(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+
+
+def _wanted_sizes(model: str, files: dict[str, int]) -> dict[str, int]:
     """{file: bytes} of what will be fetched. BadCheckpoint where that would be no model for us."""
     from huggingface_hub.utils import filter_repo_objects
 
-    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     names = filter_repo_objects(files, allow_patterns=ALLOWED, ignore_patterns=IGNORED)
     wanted = {name: files[name] for name in names}
     if not any(name.endswith(".safetensors") for name in wanted):
@@ -231,9 +246,7 @@ def _wanted_sizes(model: str, info: Any) -> dict[str, int]:
                 " runs whatever program is in it, so Ebbtide never does: look for a repository with"
                 " *.safetensors, or convert it with transformers (save_pretrained)"
             )
-        gguf = any(name.endswith(".gguf") for name in files)
-        more = ", only GGUF, which Ebbtide does not read: name the original model" if gguf else ""
-        raise BadCheckpoint(f"{model} has no safetensors in its top folder{more}")
+        raise BadCheckpoint(f"{model} has no safetensors in its top folder, and no GGUF files")
     if "config.json" not in wanted:
         raise BadCheckpoint(f"{model} has no config.json, so nothing was downloaded")
     if not any(files <= wanted.keys() for files in TOKENIZERS):

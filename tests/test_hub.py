@@ -172,8 +172,8 @@ def test_the_one_gguf_model_of_a_folder_is_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c"])
 def test_what_looks_local_and_is_not_there_says_so(name, fake):
-    assert refusal(name) == f"there is no folder {Path(name).expanduser()}"
-    assert refusal(Path("model")) == "there is no folder model"
+    assert refusal(name) == f"there is no folder or file {Path(name).expanduser()}"
+    assert refusal(Path("model")) == "there is no folder or file model"
     assert fake.calls == []
 
 
@@ -254,8 +254,7 @@ def test_a_disk_that_is_too_small_is_seen_before(fake, monkeypatch):
     [
         (".safetensors", ["pytorch_model.bin"], ["pickled weights (pytorch_model.bin)", "convert"]),
         (".safetensors", ["model.pt"], ["pickled weights (model.pt)", "never"]),
-        (".safetensors", ["model-Q4.gguf"], ["no safetensors", "GGUF", "original model"]),
-        (".safetensors", [], ["has no safetensors"]),
+        (".safetensors", [], ["has no safetensors", "and no GGUF files"]),
         ("config.json", [], ["has no config.json", "nothing was downloaded"]),
         ("tokenizer.json", [], ["has no tokenizer.json", "nothing was downloaded"]),
     ],
@@ -266,6 +265,68 @@ def test_repositories_without_a_model_for_us(fake, left_out, added, said):
     message = refusal("org/name", kind=BadCheckpoint)
     assert all(part in message for part in ["org/name", *said])
     assert fake.calls == []
+
+
+# GGUF files of the hub
+
+GGUF = {
+    "README.md": 9_000,
+    "config.json": 10,
+    "mmproj-model-f16.gguf": 2**20,
+    "Model-Q4_K_M.gguf": 2**30,
+    "Model-Q8_0.gguf": 2**31,
+    "BF16/Model-BF16-00001-of-00002.gguf": 2**32,
+    "BF16/Model-BF16-00002-of-00002.gguf": 2**32,
+}
+
+
+@pytest.mark.parametrize("tag", ["Q4_K_M", "q4_k_m"])
+def test_a_quantisation_of_a_repository_is_fetched_alone(fake, tag):
+    fake.files = dict(GGUF)
+    told = []
+    path = resolve_model(f"org/name:{tag}", "v1", told.append)
+    assert path == fake.snapshot / "Model-Q4_K_M.gguf"
+    assert told == [DownloadSize("org/name", 1, 2**30, 2**30)]
+    (call,) = fake.calls
+    assert (call["model"], call["revision"]) == ("org/name", "v1")
+    assert call["allow_patterns"] == ["Model-Q4_K_M.gguf"]
+
+
+def test_all_files_of_a_model_are_fetched(fake):
+    fake.files = dict(GGUF)
+    path = resolve_model("org/name:BF16")
+    assert path == fake.snapshot / "BF16/Model-BF16-00001-of-00002.gguf"
+    assert len(fake.calls[0]["allow_patterns"]) == 2
+
+
+def test_the_choice_is_listed(fake):
+    fake.files = dict(GGUF)
+    said = "org/name has 3 models; name one, as in org/name:BF16. It has BF16, Q4_K_M, Q8_0"
+    assert refusal("org/name") == said
+    assert "has no model 'Q5_0'; it has BF16, Q4_K_M, Q8_0" in refusal("org/name:Q5_0")
+    assert "has several models 'Q'" in refusal("org/name:Q")
+    fake.files = {**GGUF, "model.safetensors": 5}
+    assert "has no tokenizer.json" in refusal("org/name", kind=BadCheckpoint)
+    fake.files = dict(FILES)
+    assert "has no GGUF files, so that 'Q4_0' names none" in refusal("org/name:Q4_0")
+    assert fake.calls == []
+
+
+def test_the_only_gguf_model_needs_no_name(fake):
+    fake.files = {"m.gguf": 1, "mmproj-m.gguf": 1}
+    assert resolve_model("org/name") == fake.snapshot / "m.gguf"
+
+
+def test_a_gguf_file_in_the_cache_serves_offline(fake):
+    fake.info_error = hub_errors.OfflineModeIsEnabled("offline")
+    make_gguf(fake.snapshot / "Model-Q8_0.gguf")
+    assert resolve_model("org/name:Q8_0") == fake.snapshot / "Model-Q8_0.gguf"
+    assert resolve_model("org/name") == fake.snapshot / "Model-Q8_0.gguf"
+    assert "has no model 'Q4_0'; it has Q8_0" in refusal("org/name:Q4_0")
+    kind = getattr(hub_errors, "IncompleteSnapshotError", None)
+    if kind is not None:  # what was not asked for is not there
+        fake.download_error = kind("some files are missing", str(fake.snapshot))
+        assert resolve_model("org/name:Q8_0") == fake.snapshot / "Model-Q8_0.gguf"
 
 
 # What the hub says no to
