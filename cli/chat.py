@@ -124,8 +124,8 @@ def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversat
 
 
 def _lasting(model: str | None) -> str | None:
-    """A folder's name that holds wherever the conversation is resumed."""
-    return os.path.abspath(model) if model is not None and os.path.isdir(model) else model
+    """A folder's or file's name that holds wherever the conversation is resumed."""
+    return os.path.abspath(model) if model is not None and os.path.exists(model) else model
 
 
 def _one_message(run: Run, prompt: str | None, piped: bool) -> str:

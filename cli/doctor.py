@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -103,6 +104,8 @@ def _packages(problems: list[str]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
             problems.append(f"The package {name} is missing: install Ebbtide again.")
+    with contextlib.suppress(metadata.PackageNotFoundError):  # decodes K-quants of GGUF files
+        found["gguf"] = metadata.version("gguf")
     return found
 
 

@@ -43,7 +43,7 @@ SHARED = (
         "model",
         ("--model", "-m"),
         _MODEL,
-        "A folder or a Hugging Face id. Without one, the small built-in model.",
+        "A folder, a GGUF file or a Hugging Face id. Without one, the small built-in model.",
         values.plain,
         "MODEL",
     ),

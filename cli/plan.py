@@ -17,7 +17,9 @@ ebbtide plan ./model --host-memory 6GiB --json"""
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="A folder or a Hugging Face id.", show_default=False),
+    typer.Argument(
+        metavar="MODEL", help="A folder, a GGUF file or a Hugging Face id.", show_default=False
+    ),
 ]
 
 

@@ -40,7 +40,7 @@ class Options:
             "dtype", self.dtype in ("auto", *DTYPE_BYTES), f"auto, {', '.join(DTYPE_BYTES)}"
         )
         model = self.model is None or isinstance(self.model, str | Path)
-        self._require("model", model, "a folder, a Hugging Face id or None")
+        self._require("model", model, "a folder, a GGUF file, a Hugging Face id or None")
         path = self.spill_dir is None or isinstance(self.spill_dir, str | Path)
         self._require("spill_dir", path, "a folder")
         self._require("draft", isinstance(self.draft, bool), "True or False")

@@ -437,10 +437,29 @@ def page() -> str:
             "; ".join(made[architecture]) or "the same tensors, renamed as its files name them"
         )
         lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
+    lines.append(_gguf())
     lines.append(_NOT_YET)
     lines += [f"* `{name}`: {what}" for name, what in UNKNOWN_STATES.items()]
     return "\n".join(lines) + "\n"
 
+
+def _gguf() -> str:
+    """Which architectures of GGUF files are read."""
+    from ebbtide.offload.gguf_config import ARCHITECTURES
+
+    return _GGUF.format(", ".join(f"`{name}`" for name in ARCHITECTURES))
+
+
+_GGUF = """
+GGUF files of these architectures, by the names that llama.cpp gives them:
+{}.
+A file of a small checkpoint has its folder's logits to the bit (`tests/test_gguf_model.py`), and
+those that llama.cpp computes within the rounding of float32 ([log.md](log.md)). Q8_0, Q4_0 and
+MXFP4 are kept as they are, Q4_K and Q4_1 in four bits with scales and offsets in float16; what else
+the `gguf` package decodes is kept in the bits that are asked for, 8 by default. Tokenizers are
+byte-level BPE, whose pre-tokenizer's name must be known, and SentencePiece's BPE. Windows that a
+file says and llama.cpp leaves out (Mistral, Phi-3) are kept to, and gpt-oss's yarn is not cut to
+whole numbers, as in the original models."""
 
 _HEAD = """\
 # Models
