@@ -73,18 +73,18 @@ class Facts:
 
     @cached_property
     def said_bits(self) -> str:
-        """For people: how most numbers of layers are kept, and the method by which the files have
-        them, where they are quantised there."""
-        said = "full" if self.weight_bits is None else str(self.weight_bits)
+        """For people: 8, 4 or full (as numbers); where the files have weights quantised, what most
+        numbers of layers are kept in.
+        """
         if self.config.quantisation is None:
-            return said
+            return "full" if self.weight_bits is None else str(self.weight_bits)
         counts: dict[int | None, int] = {}
         for name, shape in self.shapes.items():
             if layer_of(name) is not None and len(shape) == 2:
                 bits = kept_form(name, self._packing(name), self.weight_bits).bits
                 counts[bits] = counts.get(bits, 0) + shape[0] * shape[1]
         bits = max(counts, key=counts.get)
-        return f"{'full' if bits is None else bits}, of {self.config.quantisation.method}"
+        return "full" if bits is None else str(bits)
 
     @cached_property
     def _layers(self) -> list[tuple[int, int]]:

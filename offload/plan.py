@@ -84,6 +84,7 @@ class Plan:
     # Where not all routed experts are in memory: room for how many, of how many. 0: all are.
     expert_slots: int = 0
     num_experts: int = 0
+    quantised_by: str = ""  # the method by which the files have weights; "" where they are plain
 
     @property
     def loaded(self) -> Loaded:
@@ -164,6 +165,10 @@ class Plan:
         if spare > 0:
             places += f" ({spare} of them for forks)"
         lines.append(f"  far     spans of pages: {places or 'none'}")
+        if self.quantised_by:
+            bits = "16" if self.weight_bits == "full" else self.weight_bits
+            how = f"quantised in the files ({self.quantised_by})"
+            lines.append(f"  weights most in {bits} bits; {how}")
         if self.layers_streamed or not self.head_resident:
             head = "" if self.head_resident else " and the output head"
             lines.append(

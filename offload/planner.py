@@ -458,6 +458,7 @@ class _Filling:
             disk=disk,
             budget_bytes=budget,
             weight_bits=facts.said_bits,
+            quantised_by=facts.config.quantisation.method if facts.config.quantisation else "",
             kv_bits_per_element=mean(of.bits_per_element for of in layouts),
             layers_streamed=streamed,
             head_resident=head_resident,

@@ -148,7 +148,9 @@ def test_what_is_kept_is_what_the_plan_counts(folders, tmp_path, name, bits):
             sizes.append(sum(-(-n // 64) * 64 for t in kept.values() for n in _bytes(t)))
         assert sorted(sizes) == facts.layer_sizes
         said = "full" if isinstance(want, torch.dtype) else str(want[0])
-        assert llm.plan.weight_bits == f"{said}, of {llm.config.quantisation.method}"
+        assert llm.plan.weight_bits == said
+        said = "16" if said == "full" else said
+        assert f"weights most in {said} bits; quantised in the files" in str(llm.plan)
     # No more than what rounding activations to 8 bits costs, which products with codes have.
     if bits != "4" or want == KEPT[name][0]:
         most = 1.5 * loss(plain_logits, eight_logits).median()
