@@ -343,14 +343,15 @@ class Float8(Decoded):
         codes = raw[0].view(shape)
         scales = raw[1].view(self.scale).view(self.scales_shape(shape)).to(torch.float32)
         for rows in some_rows(shape):
-            # The exponent and the mantissa are float16's, a few bits to the right.
-            bits = codes[rows].to(torch.int16)
-            sizes = bits & _INFINITE
-            if bool((sizes == _INFINITE).any()):
+            part = codes[rows]
+            if int((part & _INFINITE).max()) == _INFINITE:
                 raise FloatingPointError("weights are not numbers")
-            values = ((bits & 128) << 8 | sizes << 7).view(torch.float16).to(torch.float32)
+            # Exponent and mantissa are float16's, to the left of them two copies of the sign.
+            halves = part.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
+            halves = halves.bitwise_and_(~0x4000).view(torch.float16)
             which = torch.arange(rows.start, rows.stop) // self.block[0]
             factors = scales[which] * _BIAS
-            if factors.shape[1] > 1:
+            if shape[1] != factors.shape[1] * self.block[1]:  # the last block is a part of one
                 factors = factors.repeat_interleave(self.block[1], 1)[:, : shape[1]]
-            yield rows, values.mul_(factors)
+            values = halves.to(torch.float32).unflatten(1, (factors.shape[1], -1))
+            yield rows, values.mul_(factors.unsqueeze(-1)).flatten(1)

@@ -242,7 +242,7 @@ FORMATS = {
     "compressed-tensors, float8 of blocks": Fp8((64, 32), "compressed-tensors"),
     "compressed-tensors, float8": Fp8((0, 0), "compressed-tensors"),
     "fp8": Fp8((32, 32)),
-    "fp8, uneven blocks": Fp8((64, 32)),
+    "fp8, uneven blocks": Fp8((64, 64)),
     "fp8, scales of powers": Fp8((32, 32), of_powers=True),
     "modelopt": Fp8((0, 0), "modelopt"),
 }
