@@ -487,7 +487,6 @@ projections from which Gated DeltaNet's decays and gains are made.
 
 A folder of any family above may hold matrices that another program has quantised. Which ones are
 is seen by their tensors; all else is as in other folders. `ebbtide plan` says how they are kept.
-
 """
 
 # What is quantised in the files: the method in config.json, what it is, and how it is kept.

@@ -4,6 +4,8 @@ wherever it lies, and the plan counts it before.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from packed_files import FORMATS, change, write
@@ -209,6 +211,39 @@ def test_float8_is_what_transformers_reads(folders):
         if len(ref.shape) == 2 and "layers" in name:
             assert torch.equal(checkpoint.read(name), held[name].to(torch.bfloat16)), name
     checkpoint.close()
+
+
+def test_what_modelopt_writes_beside_is_read(folders, tmp_path):
+    folder = copied(folders("modelopt")[0], tmp_path)
+    want = read_model_config(folder).quantisation
+    change(folder, quantization_config=None)
+    assert read_model_config(folder).quantisation is None
+    beside = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(beside))
+    assert read_model_config(folder).quantisation == want
+    beside["quantization"]["quant_algo"] = "W4A16_AWQ"
+    (folder / "hf_quant_config.json").write_text(json.dumps(beside))
+    with pytest.raises(errors.UnsupportedModel, match="modelopt, W4A16_AWQ"):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq, second version", "compressed-tensors, zeros"])
+def test_other_names_of_fields_are_known(folders, tmp_path, name):
+    """As earlier and later programs wrote them."""
+    folder = copied(folders(name)[0], tmp_path)
+    want = read_model_config(folder).quantisation
+    said = json.loads((folder / "config.json").read_text())["quantization_config"]
+    if name == "awq":
+        said["format"] = said.pop("version").upper()
+        said["q_group_size"] = said.pop("group_size")
+    elif name == "compressed-tensors, zeros":
+        change(folder, quantization_config=None, compression_config=said)
+        assert read_model_config(folder).quantisation == want
+        return
+    else:
+        said["format"] = said.pop("checkpoint_format")
+    change(folder, quantization_config=said)
+    assert read_model_config(folder).quantisation == want
 
 
 NAME = "model.layers.1.mlp.down_proj"
