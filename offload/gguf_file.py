@@ -2,8 +2,9 @@
 
 A file is untrusted: every count, length, type and place is checked against the file's size before
 anything is made of it, nothing is mapped into memory, and no more than the header is read. The
-`gguf` package's own reader maps the whole file and takes 7 s for a vocabulary of 150,000 tokens with
-its merges, which take 0.12 here: strings are decoded when somebody asks for them. Knows no architectures.
+`gguf` package's own reader maps the whole file, and takes 7 s for a vocabulary of 150,000 tokens
+with its merges, which take 0.12 here: strings are decoded when somebody asks for them. Knows no
+architectures.
 """
 
 from __future__ import annotations
@@ -236,8 +237,8 @@ class _Parser:
             raise self._damaged(f"has rows of {shape[-1]} numbers in {title}, {name!r}")
         if start + offset + num_bytes > self._size:
             raise BadCheckpoint(
-                f"{self._path}: {name} does not lie within the file. It is damaged or incomplete; "
-                "download it again."
+                f"{self._path}: {name!r} does not lie within the file. It is damaged or "
+                "incomplete; download it again."
             )
         return GgufTensor(self._path, start + offset, num_bytes, title, block, block_bytes, shape)
 

@@ -17,7 +17,7 @@ from .generation import GenerationConfig
 from .gguf_config import read_gguf_config
 from .gguf_file import GgufHeader, read_header
 from .gguf_names import open_gguf
-from .gguf_tokenizer import end_ids, read_gguf_tokenizer, tokenizer_name, tokens_digest
+from .gguf_tokenizer import end_ids, read_gguf_tokenizer, tokens_digest
 from .model_config import ModelConfig
 from .packing import Plain
 from .tokenizer_files import TokenizerFiles
@@ -46,7 +46,7 @@ class GgufFiles:
         return GenerationConfig(eos_token_ids=tuple(end_ids(self.header)))
 
     def tokenizer(self) -> TokenizerFiles:
-        return read_gguf_tokenizer(self.header, tokenizer_name(self.path, self.header))
+        return read_gguf_tokenizer(self.header, self.path.name)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

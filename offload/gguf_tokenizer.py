@@ -10,7 +10,6 @@ one that is not is refused. Knows no special tokens' meanings but those that end
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -263,9 +262,3 @@ def _sentencepiece(found: _Vocabulary) -> Backend:
         remove_extra_whitespaces=found.get("remove_extra_whitespaces", bool) is True,
     )
     return from_pieces(pieces, rules)
-
-
-def tokenizer_name(path: Path, header: GgufHeader) -> str:
-    """What to call the model in messages."""
-    said = header.metadata.get("general.name")
-    return said if isinstance(said, str) and said else path.stem

@@ -197,7 +197,12 @@ def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
     backend.decoder = decoders.Sequence(undo)
     backend.add_tokens(
         [
-            AddedToken(piece.piece, normalized=False, special=piece.type == CONTROL)
+            AddedToken(
+                piece.piece,
+                # Found among spaces that are pieces already. (With a prefix these would get one.)
+                normalized=piece.type == USER_DEFINED and not rules.add_dummy_prefix,
+                special=piece.type == CONTROL,
+            )
             for piece in pieces
             if piece.type in (CONTROL, USER_DEFINED)
         ]

@@ -147,7 +147,7 @@ def array(of: int, count: int, data: bytes = b"") -> bytes:
             "an alignment of '32'",
         ),
         (header(num_tensors=1, tensors=tensor(dims=(1,) * 5)), "5 dimensions"),
-        (header(num_tensors=1, tensors=tensor(dims=(4,))), "a does not lie within the file"),
+        (header(num_tensors=1, tensors=tensor(dims=(4,))), "'a' does not lie within the file"),
         (
             header(num_tensors=1, tensors=tensor(dims=(1 << 62,) * 4), data=bytes(64)),
             "does not lie within",

@@ -79,9 +79,6 @@ def test_control_tokens_are_the_originals(both):
     assert ours.special_ids == original.special_ids
 
 
-SMALL = dict(pre="gpt-2", tokenizer__chat_template="{{ 1 }}")
-
-
 @pytest.fixture
 def said(tmp_path):
     """Of a small byte-level tokenizer."""
@@ -184,3 +181,32 @@ def test_tokens_that_are_no_text_are_refused(tmp_path, said):
     path.write_bytes(path.read_bytes().replace(b"<unused>", b"<unu\xffed>"))
     with pytest.raises(BadCheckpoint, match="is no text"):
         read_gguf_tokenizer(read_header(path), "m")
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_pieces_that_users_defined_are_found_as_sentencepiece_finds_them(tmp_path, prefix):
+    """Gemma's runs of spaces and lines: pieces, whatever may be merged."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog ran to the cat\n" * 50)
+    defined = ["<tag>", "\n\n", "\n"] + ([] if prefix else ["\u2581\u2581", "\u2581\u2581\u2581"])
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=defined,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    file = str(tmp_path / "tokenizer.model")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=file)
+    tokenizer = Tokenizer(read_gguf_tokenizer(read(tmp_path, tokens_of(tmp_path)), "m"))
+    for text in ("the cat", "a  b   c    d", "the<tag>cat", "one\n\ntwo", "  two", "x  "):
+        if prefix and not text.startswith("the c"):
+            continue  # behind such pieces llama.cpp and transformers begin anew, with a space
+        assert tokenizer.encode(text, False) == theirs.encode(text), text
