@@ -61,14 +61,19 @@ def share(ref: TensorRef, index: int, count: int, shape: tuple[int, ...]) -> Ten
 class Checkpoint:
     """The tensors of a model, by name.
 
-    found: what its files hold. shapes: of those that are needed. source: the files, for messages.
+    found: what its files hold. shapes: of those that are needed. source, described: the files, and
+    what says so, for messages.
 
     Raises BadCheckpoint for a tensor that is missing or has another shape, or numbers of no known
     kind.
     """
 
     def __init__(
-        self, found: Mapping[str, TensorRef], shapes: Mapping[str, tuple[int, ...]], source: Path
+        self,
+        found: Mapping[str, TensorRef],
+        shapes: Mapping[str, tuple[int, ...]],
+        source: Path,
+        described: str = "config.json",
     ):
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
@@ -77,13 +82,13 @@ class Checkpoint:
         if missing:
             raise BadCheckpoint(
                 f"{source} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]!r} first. "
-                "The download may be incomplete, or config.json belongs to another model."
+                f"The download may be incomplete, or {described} belongs to another model."
             )
         for name, shape in shapes.items():
             ref = found[name]
             if ref.shape != shape:
                 raise BadCheckpoint(
-                    f"{ref.path}: {name} has the shape {list(ref.shape)}, but config.json asks "
+                    f"{ref.path}: {name} has the shape {list(ref.shape)}, but {described} asks "
                     f"for {list(shape)}."
                 )
             if ref.packing.dtype not in RAW_DTYPES:

@@ -72,7 +72,7 @@ def open_gguf(
         ref = names.ref(name, shape)
         if ref is not None:
             found[name] = ref
-    return Checkpoint(found, shapes, header.path)
+    return Checkpoint(found, shapes, header.path, "its header")
 
 
 class _Names:

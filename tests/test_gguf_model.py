@@ -188,6 +188,50 @@ def test_experts_are_read_one_by_one(checkpoint, tmp_path, name, kind, bits):
         assert llm.admission.weights._experts.misses > 0
 
 
+def as_floats(path, out):
+    """The same file with every number in F32."""
+    reader, writer = gguf.GGUFReader(path), None
+    for field in reader.fields.values():
+        if field.name == "general.architecture":
+            writer = gguf.GGUFWriter(None, field.contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            sub = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub)
+    for tensor in reader.tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, np.ascontiguousarray(numbers, np.float32))
+    writer.write_header_to_file(out)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize("name", ["qwen3.5", "qwen3.5-moe", "lfm2-moe", "granite4-h-moe"])
+def test_hybrids_keep_the_numbers_of_their_blocks(checkpoint, tmp_path, name, kind):
+    path = write(checkpoint(name), tmp_path / "model.gguf", kind)
+    floats = as_floats(path, tmp_path / "floats.gguf")
+    with open_small(floats, tmp_path, dtype="float32") as llm:
+        llm.logits(IDS[:3])
+        numbers = dict(llm.admission.weights._resident)
+    exact = 0
+    with open_small(path, tmp_path, weight_bits="auto", dtype="float32") as llm:
+        llm.logits(IDS[:3])
+        for layer, tensors in llm.admission.weights._resident.items():
+            for part, kept in tensors.items():
+                said = numbers[layer][part]
+                if not isinstance(kept, QuantisedWeight):
+                    assert torch.equal(kept, said), part
+                    continue
+                off = (kept.rows(0, kept.out_features) - said).abs()
+                exact += not off.any()
+                # What was decoded has 8 bits: half a step of 127, and float16's rounding of it.
+                assert off.max() <= 0.51 / 127 * said.abs().max(), part
+    assert exact > 3 if kind != "Q5_1" else True
+
+
 def parts(tensor):
     return [tensor.codes, tensor.scales] if isinstance(tensor, QuantisedWeight) else [tensor]
 

@@ -14,7 +14,7 @@ from ebbtide.kernels.ggml_blocks import repack_blocks
 from ebbtide.kernels.quantised import STRIP, quantise_weight
 from ebbtide.offload import gguf_packings
 from ebbtide.offload.errors import UnsupportedModel
-from ebbtide.offload.gguf_packings import Swapped, packing_of
+from ebbtide.offload.gguf_packings import LogOf, Swapped, SwappedNumbers, packing_of
 from ebbtide.offload.packing import Plain
 
 DECODED = [
@@ -168,6 +168,48 @@ def test_pairs_are_put_apart(kind):
     vector = torch.arange(48, dtype=torch.float32)
     got = Swapped(Plain(torch.float32), 3, 8, 2).decode([vector.view(torch.uint8)], (48,))
     assert torch.equal(got, vector.view(3, 8, 2).transpose(1, 2).reshape(-1))
+
+
+@pytest.mark.parametrize("bits", [8, 4, None])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
+def test_columns_that_are_no_blocks_change_places_as_numbers(kind, bits):
+    shape, a, b = (40, 768), 3, 16
+    inner, raw = packing(kind), drawn(kind, (40, 768))
+    said = torch.from_numpy(quants.dequantize(raw, Kind[kind]).astype(np.float32))
+    expected = said.view(40, a, b, 16).transpose(1, 2).reshape(shape)
+    made = SwappedNumbers(inner, a, b)
+    assert torch.equal(made.decode([torch.from_numpy(raw.reshape(-1))], shape), expected)
+    _, kept = loaded(made, raw, shape, bits)
+    if bits is None:
+        assert torch.equal(kept, expected)
+    else:
+        whole = quantise_weight(expected, bits)
+        assert torch.equal(kept.codes, whole.codes) and torch.equal(kept.scales, whole.scales)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_columns_that_are_blocks_and_rows_from_one_on_change_places(kind):
+    shape, a, b = (48, 384), 3, 4
+    inner = Plain(torch.float32) if kind == "F32" else packing(kind)
+    if kind == "F32":
+        numbers = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        said, raw = torch.from_numpy(numbers), numbers.view(np.uint8)
+    else:
+        raw = drawn(kind, shape)
+        said = torch.from_numpy(quants.dequantize(raw, Kind[kind]))
+    flat = torch.from_numpy(raw.reshape(-1))
+    columns = Swapped(inner, shape[0], a, b).decode([flat], shape)
+    assert torch.equal(columns, said.view(48, a, b, 32).transpose(1, 2).reshape(shape))
+    rows = Swapped(inner, 1, a, b, 12).decode([flat], shape)
+    assert torch.equal(rows[:12], said[:12])
+    assert torch.equal(rows[12:], said[12:].view(a, b, 3, -1).transpose(0, 1).reshape(36, -1))
+
+
+def test_rates_are_what_they_are_the_exponential_of():
+    rates = torch.tensor([-5.0, 0.0, 1.0])
+    raw = (-rates.exp()).view(torch.uint8)
+    found = LogOf(Plain(torch.float32)).decode([raw], (3,))
+    assert torch.allclose(found, rates, atol=1e-6)
 
 
 def test_types_that_nobody_decodes_are_named():
