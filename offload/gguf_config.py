@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_file import GgufHeader, Strings
-from .model_config import ModelConfig, config_of
+from .model_config import ModelConfig, Recurrence, config_of
 from .quantisation import Quantisation
 
 _QUANTISED = "bfloat16"  # what most models are quantised from
@@ -100,10 +100,16 @@ def _as_stored(config: ModelConfig, keys: Keys) -> ModelConfig:
         fused_gate_up=not any(map(keys.has, ("ffn_gate.weight", "ffn_gate_shexp.weight")))
         and config.fused_gate_up,
         experts=experts,
+        recurrences=tuple(r and _taken_apart(r, keys) for r in config.recurrences),
         renamed=(),
         stacked=(),
         quantisation=_quantisation(keys.header),
     )
+
+
+def _taken_apart(r: Recurrence, keys: Keys) -> Recurrence:
+    """The same, not head by head where a file has its projections one by one."""
+    return replace(r, by_heads=False) if r.by_heads and keys.has("attn_gate.weight") else r
 
 
 def _quantisation(header: GgufHeader) -> Quantisation | None:
@@ -362,6 +368,10 @@ def _qwen35(k: Keys) -> dict:
     }
 
 
+def _qwen3_next(k: Keys) -> dict:
+    return {**_qwen35(k), **_qwen3_moe(k), "architectures": ["Qwen3NextForCausalLM"]}
+
+
 def _lfm2(k: Keys) -> dict:
     size = k.same("feed_forward_length")
     return {
@@ -435,6 +445,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "seed_oss": _only("SeedOssForCausalLM"),
     "qwen35": _qwen35,
     "qwen35moe": _qwen35,
+    "qwen3next": _qwen3_next,
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_moe,
     "granitehybrid": _granite_hybrid,

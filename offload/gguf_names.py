@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, TensorRef, share
 from .errors import BadCheckpoint
 from .gguf_config import IN_PAIRS
 from .gguf_file import GgufHeader
-from .gguf_packings import LogOf, Swapped, SwappedNumbers, packing_of
+from .gguf_packings import Half, LogOf, Swapped, SwappedNumbers, packing_of
 from .model_config import Experts, ModelConfig, Recurrence
 from .packing import Packing
 from .skeleton import layer_of, layer_prefix
@@ -42,6 +42,8 @@ _PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
 _RECURRENT = {
     "in_proj": "ssm_in",
     "in_proj_qkv": "attn_qkv",
+    "in_proj_qkvz": "ssm_in",
+    "in_proj_ba": "ssm_ba",
     "in_proj_z": "attn_gate",
     "in_proj_b": "ssm_beta",
     "in_proj_a": "ssm_alpha",
@@ -50,6 +52,7 @@ _RECURRENT = {
     "norm": "ssm_norm",
 }
 _RECURRENT_VECTORS = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "D": "ssm_d"}
+_GAINS_AND_DECAYS = ("in_proj_b.weight", "in_proj_a.weight")
 _SHORT_CONV = {
     "conv": "shortconv.conv",
     "in_proj": "shortconv.in_proj",
@@ -141,6 +144,8 @@ class _Names:
             names = _SHORT_CONV if r.shape is None else _RECURRENT
             theirs = f"{names.get(module, module)}.{kind}"
         ref = self._placed(name, (f"blk.{layer}.{theirs}",))
+        if ref is None and inner in _GAINS_AND_DECAYS:
+            return self._half(name, shape, layer, r, _GAINS_AND_DECAYS.index(inner))
         if ref is None:
             return None
         if len(shape) != 2 and math.prod(ref.shape) == math.prod(shape):
@@ -151,6 +156,16 @@ class _Names:
         if self._values_apart and ref.shape == shape:
             packing = _values_together(inner, packing, shape, r)
         return replace(ref, packing=packing)
+
+    def _half(
+        self, name: str, shape: tuple[int, ...], layer: int, r: Recurrence, which: int
+    ) -> TensorRef | None:
+        """What makes gains or decays, of heads that share a key in turn."""
+        ref = self._placed(name, (f"blk.{layer}.ssm_ba.weight",))
+        if ref is None or ref.shape != (2 * shape[0], shape[1]):
+            return None
+        packing = Half(ref.packing, r.shape.heads // r.shape.key_heads, which)
+        return replace(ref, packing=packing, shape=shape)
 
     def _modules(self, layer: int) -> dict[str, Sources]:
         """The modules of a layer."""

@@ -4,6 +4,7 @@
     WithMinimum  groups of four bits with a scale and a minimum each: kept in four bits, affine
     Dequantised  every other quantisation: decoded a few rows at a time, and kept in bits of ours
     Swapped      rows or columns in another order than Hugging Face's
+    Half         every second part of a matrix's rows
     LogOf        numbers of which the model has the logarithm
 
 Decoding is the `gguf` package's (the extra `gguf`), which is imported when a file needs it.
@@ -300,6 +301,31 @@ class SwappedNumbers(_Wrapped):
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
         numbers = self.inner.decode(raw, shape).to(torch.float32)
         return numbers.unflatten(-1, (self.a, self.b, -1)).transpose(-3, -2).flatten(-3)
+
+
+@dataclass(frozen=True)
+class Half(_Wrapped):
+    """Of a small matrix in which parts of so many rows take turns, the first or the second ones;
+    kept as they are."""
+
+    rows: int
+    which: int
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return self.inner.sizes((2 * shape[0], *shape[1:]))
+
+    def form(self, bits: int | None) -> Form:
+        return self.precise()
+
+    def is_quick(self, bits: int | None) -> bool:
+        return True
+
+    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+        return empty(shape, dtype=form.dtype).copy_(self.decode(raw, shape))
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        both = self.inner.decode(raw, (2 * shape[0], *shape[1:]))
+        return both.unflatten(0, (-1, 2, self.rows))[:, self.which].flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ ARCHITECTURES = {
     "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4,
     "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS,
     "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+    "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT,
     "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35,
     "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
     "Lfm2ForCausalLM": MODEL_ARCH.LFM2,
@@ -54,7 +55,10 @@ _IN_PAIRS = (
 )
 _DELTA = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE)
 _ATTENDS = ("full_attention", "attention")
-_OF_ONE_PLUS = (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3, *_DELTA)
+_OF_ONE_PLUS = (
+    *(MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3, *_DELTA),
+    MODEL_ARCH.QWEN3NEXT,
+)
 
 
 def write(
@@ -64,19 +68,21 @@ def write(
     *,
     pre: str = "gpt-2",
     experts: str = "",
+    by_heads: bool = True,
     **keys: Any,
 ) -> Path:
     """Write the model of a folder to a file, and return its path.
 
     kind: of matrices whose rows are whole blocks; others, and all else, are F32. experts: of
-    experts, where that is another. pre: how text is cut. keys: further metadata, or, None, what is
-    left out; with __ in place of a dot, and arch for the architecture's name.
+    experts, where that is another. pre: how text is cut. by_heads: see tensors_of. keys: further
+    metadata, or, None, what is left out; with __ in place of a dot, and arch for the architecture's
+    name.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["architectures"][0]]
     inner = read_model_config(folder).intermediate_size
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
-    tensors = tensors_of(folder, config, arch)
+    tensors = tensors_of(folder, config, arch, by_heads)
     said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
     said |= {
         name.replace("arch__", "{arch}.").replace("__", "."): value for name, value in keys.items()
@@ -156,7 +162,7 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
 def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     """Of models whose layers differ."""
     kinds = c.get("layer_types") or c.get("layers_block_type")
-    if arch in _DELTA:
+    if arch in (*_DELTA, MODEL_ARCH.QWEN3NEXT):
         return {
             "ssm.conv_kernel": c["linear_conv_kernel_dim"],
             "ssm.state_size": c["linear_key_head_dim"],
@@ -164,7 +170,7 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "ssm.time_step_rank": c["linear_num_value_heads"],
             "ssm.inner_size": c["linear_num_value_heads"] * c["linear_value_head_dim"],
             "full_attention_interval": 3,
-            "rope.dimension_sections": [2, 1, 1, 0],
+            "rope.dimension_sections": [2, 1, 1, 0] if arch in _DELTA else None,
             "attention.sliding_window_pattern": None,
             "expert_shared_feed_forward_length": c.get("shared_expert_intermediate_size"),
         }
@@ -246,13 +252,18 @@ def tokens(folder: Path, c: dict[str, Any], pre: str) -> dict[str, Any]:
     }
 
 
-def tensors_of(folder: Path, c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, torch.Tensor]:
-    """The tensors by GGUF's names, in float32, as a file has them."""
+def tensors_of(
+    folder: Path, c: dict[str, Any], arch: MODEL_ARCH, by_heads: bool = True
+) -> dict[str, torch.Tensor]:
+    """The tensors by GGUF's names, in float32, as a file has them. by_heads: Qwen3-Next's
+    projections in one tensor, as first files had them."""
     names = gguf.get_tensor_name_map(arch, c["num_hidden_layers"])
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         found |= load_file(file)
     made: dict[str, torch.Tensor] = {}
+    if not by_heads:
+        found = _taken_apart(found, c)
     for name, tensor in _stacked(found, c).items():
         if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):
             continue
@@ -283,6 +294,22 @@ def tensors_of(folder: Path, c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, t
     for length in ("long", "short"):
         if f"{length}_factor" in scaling:
             made[f"rope_factors_{length}.weight"] = torch.tensor(scaling[f"{length}_factor"])
+    return made
+
+
+def _taken_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Queries, keys and values of all heads, and gates: head by head in the folder."""
+    made = {}
+    for name, tensor in found.items():
+        if not name.endswith("in_proj_qkvz.weight"):
+            made[name] = tensor
+            continue
+        keys, dim = c["linear_num_key_heads"], c["linear_key_head_dim"]
+        values = c["linear_num_value_heads"] // keys * c["linear_value_head_dim"]
+        parts = tensor.unflatten(0, (keys, -1)).split((dim, dim, values, values), 1)
+        q, k, v, z = (part.flatten(0, 1) for part in parts)
+        made[name.replace("qkvz", "qkv")] = torch.cat((q, k, v))
+        made[name.replace("qkvz", "z")] = z
     return made
 
 

@@ -49,6 +49,7 @@ VARIANTS = {
     "exaone4": {},
     "gpt-oss": {},
     "seed-oss": {},
+    "qwen3-next": {},
     "qwen3.5": {},
     "qwen3.5-shared-keys": {},
     "qwen3.5-moe": {},
@@ -72,6 +73,13 @@ def test_logits_are_those_of_the_folder(checkpoint, tmp_path, name):
     folder = checkpoint(name, **VARIANTS[name])
     path = write(folder, tmp_path / "model.gguf")
     assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
+
+
+def test_projections_one_by_one_are_those_head_by_head(checkpoint, tmp_path):
+    folder = checkpoint("qwen3-next")
+    path = write(folder, tmp_path / "model.gguf", by_heads=False)
+    ours, theirs = logits_of(path, tmp_path), logits_of(folder, tmp_path)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", WITH_FACTORS)
@@ -209,7 +217,9 @@ def as_floats(path, out):
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
-@pytest.mark.parametrize("name", ["qwen3.5", "qwen3.5-moe", "lfm2-moe", "granite4-h-moe"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-next", "qwen3.5", "qwen3.5-moe", "lfm2-moe", "granite4-h-moe"]
+)
 def test_hybrids_keep_the_numbers_of_their_blocks(checkpoint, tmp_path, name, kind):
     path = write(checkpoint(name), tmp_path / "model.gguf", kind)
     floats = as_floats(path, tmp_path / "floats.gguf")
