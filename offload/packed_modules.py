@@ -13,7 +13,7 @@ Each becomes M.weight. What is in none of these is as the file has it. Headers o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import fields, replace
 
 import torch
@@ -32,21 +32,22 @@ _UNUSED = "Use the unquantised model"
 _BY_ROWS = ("lm_head.", "model.embed_tokens.")  # which are read by rows
 
 
-def packed_modules(found: Found, q: Quantisation) -> Found:
-    """The quantised matrices among the tensors of a folder, by the names that they would have if
-    they were not. Raises BadCheckpoint for parts that are missing or do not fit, UnsupportedModel
-    for shapes that have no place here.
+def packed_modules(found: Found, q: Quantisation, needed: Container[str]) -> Found:
+    """The quantised matrices among the tensors of a folder that are needed, by the names that they
+    would have if they were not. Raises BadCheckpoint for parts that are missing or do not fit,
+    UnsupportedModel for shapes that have no place here.
     """
-    finders = _FINDERS[q.method]
     matrices = {}
     for name, ref in found.items():
-        for end, find in finders.items():
-            if name.endswith(end):
-                matrix = find(_Module(name.removesuffix(end), found), ref, q)
-                if matrix is not None and name.startswith(_BY_ROWS):
-                    raise UnsupportedModel(f"{ref.path}: {name} is quantised. {_UNUSED}.")
-                if matrix is not None:
-                    matrices[name.removesuffix(end) + ".weight"] = matrix
+        for end, find in _FINDERS[q.method].items():
+            plain = name.removesuffix(end) + ".weight"
+            if not name.endswith(end) or plain not in needed:
+                continue
+            matrix = find(_Module(name.removesuffix(end), found), ref, q)
+            if matrix is not None and name.startswith(_BY_ROWS):
+                raise UnsupportedModel(f"{ref.path}: {name} is quantised. {_UNUSED}.")
+            if matrix is not None:
+                matrices[plain] = matrix
     return matrices
 
 

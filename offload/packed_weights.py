@@ -156,7 +156,7 @@ class Codes(Packing):
     def read_zeros(self, raw: Sequence[torch.Tensor], to: torch.Tensor) -> torch.Tensor:
         """Zeros, to (out, groups) of any dtype."""
         middle = 1 << (self.bits - 1)
-        if not self.has_zeros:
+        if not self.has_zeros or self.is_symmetric:
             return to.fill_(middle)
         mask, per_word = (1 << self.bits) - 1, _WORD // self.bits
         words = raw[2].view(torch.int32)

@@ -57,7 +57,7 @@ def open_folder(
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
     if quantisation is not None:
-        found.update(packed_modules(found, quantisation))
+        found.update(packed_modules(found, quantisation, shapes))
     for name in list(found):
         found.update(_unstacked(name, found, stacked))
     return Checkpoint(found, shapes, folder)

@@ -294,6 +294,16 @@ def copied(source, tmp_path):
     return folder
 
 
+def test_what_is_not_needed_may_be_packed_anyhow(folders, tmp_path):
+    """A vision part, say."""
+    folder = copied(folders("fp8")[0], tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["visual.patches.weight"] = torch.zeros(4, 3, 2).to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors")
+    with open_small(folder, tmp_path, **TINY) as llm:
+        assert llm.logits(IDS[:3]).shape[0] == 3
+
+
 def test_a_quantised_head_is_refused(folders, tmp_path):
     source, _ = folders("fp8", "phi3")
     folder = copied(source, tmp_path)
