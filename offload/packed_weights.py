@@ -122,7 +122,7 @@ class Codes(Packing):
 
     num_groups: of each output. is_symmetric: zeros are the middle of the codes, whether they are
     there or not. zeros_less: what was taken from zeros before they were written. has_index: the
-    last tensor is (in,) int32; groups: that it must say, 0 for any.
+    last tensor is the group of each input, (in,) int32.
     """
 
     layout: Layout
