@@ -263,7 +263,7 @@ def test_planning_reads_headers_alone(checkpoint, tmp_path, monkeypatch):
     path = write(checkpoint("llama2"), tmp_path / "model.gguf", "Q5_1")
     monkeypatch.setattr(Checkpoint, "fill", lambda *args: pytest.fail("a tensor was read"))
     with open_small(path, tmp_path, weight_bits="auto") as llm:
-        assert llm.plan.fits and llm.plan.weight_bits == "8, of Q5_1"
+        assert llm.plan.fits and llm.plan.weight_bits == "8" and llm.plan.quantised_by == "Q5_1"
 
 
 def test_another_file_is_another_model(checkpoint, tmp_path):
