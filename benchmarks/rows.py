@@ -18,8 +18,8 @@ from chosen_kernels import add_options, choose
 from kernels import ATTENDED, best_s
 
 from ebbtide.kernels import dispatch
-from ebbtide.kernels.attention import attend
-from ebbtide.kernels.layer_attention import Records, attend_spans, empty_parts
+from ebbtide.kernels.attention import attend, empty_parts
+from ebbtide.kernels.layer_attention import Records, attend_spans
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.pages import seal, unpack
 from ebbtide.kernels.rope_scores import block_turns, rope_scores

@@ -45,7 +45,9 @@ def doctor(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Leave out what takes seconds: bandwidths, the network.", metavar=""
+            "--quick",
+            help="Leave out what takes seconds: bandwidths, the network, a GPU's kernels.",
+            metavar="",
         ),
     ] = False,
 ) -> None:
@@ -54,7 +56,7 @@ def doctor(
     findings = {
         "python": _python(),
         "packages": _packages(problems),
-        "kernels": _kernels(problems),
+        "kernels": _kernels(problems, quick),
         "devices": _devices(problems),
         "memory": _memory(),
         "disk": _disk(run.settings.spill_dir, problems),
@@ -109,20 +111,34 @@ def _packages(problems: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _kernels(problems: list[str]) -> dict[str, Any]:
+def _kernels(problems: list[str], quick: bool) -> dict[str, Any]:
     import ebbtide
 
     try:
         backend = ebbtide.kernel_backend()
     except (RuntimeError, ValueError, ImportError) as error:
         problems.append(str(error))
-        return {"cpu": None, "instruction_set": ""}
+        return {"cpu": None, "instruction_set": "", "gpu": None}
     if backend != "compiled":
         problems.append(
             "The compiled CPU kernels do not serve, and the torch reference is many times slower. "
             "Install again where a C++17 compiler is found."
         )
-    return {"cpu": backend, "instruction_set": ebbtide.instruction_set()}
+    gpu = None if quick else _gpu_kernels(problems)
+    return {"cpu": backend, "instruction_set": ebbtide.instruction_set(), "gpu": gpu}
+
+
+def _gpu_kernels(problems: list[str]) -> str | None:
+    """Which kernels serve the GPU; None without one. They are compiled to find out."""
+    import ebbtide
+
+    fault = ebbtide.gpu_kernel_fault()
+    if fault:
+        problems.append(
+            "The kernels for GPUs do not serve, and the torch reference is many times slower: "
+            f"{fault}."
+        )
+    return None if fault is None else "reference" if fault else "triton"
 
 
 def _devices(problems: list[str]) -> dict[str, Any]:

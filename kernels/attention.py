@@ -40,6 +40,13 @@ class Partial(NamedTuple):
     out: torch.Tensor  # (kv_heads, num_rows, head_dim), not divided by sum
 
 
+def empty_parts(count: int, q: torch.Tensor) -> Partial:
+    """Room for `count` partials of the rows of q (kv_heads, num_rows, head_dim)."""
+    kv_heads, num_rows, dim = q.shape
+    sizes = q.new_empty((2, count, kv_heads, num_rows))
+    return Partial(sizes[0], sizes[1], q.new_empty((count, kv_heads, num_rows, dim)))
+
+
 def attend(
     q: torch.Tensor,  # (kv_heads, groups * rows, head_dim) float32, scaled; row = group * rows + i
     k: torch.Tensor,  # (kv_heads, n, head_dim) float32

@@ -1,14 +1,16 @@
-"""Which implementation serves: the compiled CPU kernels, or the torch reference.
+"""Which implementation serves: the compiled CPU kernels, those for GPUs, or the torch reference.
 
-EBBTIDE_KERNELS is `auto` (compiled where the extension was built, on CPU tensors; the default),
-`reference`, or `compiled` (an error where the extension is missing). Tensors on other devices are
-always the reference's. EBBTIDE_INSTRUCTION_SET names one of those that this machine can run, in
-place of the best.
+EBBTIDE_KERNELS is `auto` (the default: on CPU tensors compiled kernels where the extension was
+built, on CUDA tensors Triton's where they are as right as the reference), `reference`, `compiled`
+(an error where the extension is missing), or `triton` (in Triton's interpreter, on CPU tensors too:
+for tests). EBBTIDE_INSTRUCTION_SET names one of those that this machine can run, in place of the
+best.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 import torch
@@ -33,7 +35,7 @@ if _cpu is not None and os.environ.get("EBBTIDE_INSTRUCTION_SET"):
     except ValueError as error:
         _cpu, _missing = None, f"EBBTIDE_INSTRUCTION_SET: {error}"
 
-CHOICES = ("auto", "reference", "compiled")
+CHOICES = ("auto", "reference", "compiled", "triton")
 
 
 class KernelsUnavailable(RuntimeError):
@@ -41,7 +43,7 @@ class KernelsUnavailable(RuntimeError):
 
 
 def backend() -> str:
-    """ "compiled" or "reference": what serves CPU tensors.
+    """ "compiled", "reference" or "triton": what serves CPU tensors.
 
     Raises KernelsUnavailable when the environment asks for kernels that were not built, and
     ValueError for a choice that is not known.
@@ -54,6 +56,8 @@ def backend() -> str:
             f"EBBTIDE_KERNELS=compiled, but ebbtide.kernels._cpu cannot be used: {_missing}. "
             "Install again where a C++17 compiler is found, or use EBBTIDE_KERNELS=auto."
         )
+    if choice == "triton":
+        return "triton"
     return "reference" if choice == "reference" or _cpu is None else "compiled"
 
 
@@ -79,6 +83,53 @@ def compiled_for(*tensors: torch.Tensor):
 def compiled_for_floats(*tensors: torch.Tensor):
     """The same, if all tensors are float32 as well."""
     return compiled_for(*tensors) if all(t.dtype == torch.float32 for t in tensors) else None
+
+
+def gpu_for(*tensors: torch.Tensor):
+    """The package of kernels for GPUs, if they serve and all tensors lie on one; else None."""
+    kinds = {t.device.type for t in tensors}
+    if kinds == {"cpu"}:
+        return _gpu_kernels() if backend() == "triton" else None
+    if kinds != {"cuda"} or backend() == "reference":
+        return None
+    return None if gpu_fault(tensors[0].device) else _gpu_kernels()
+
+
+def gpu_kernel_fault() -> str | None:
+    """Why the kernels for GPUs do not serve the current CUDA device: "" where they do, None where
+    there is no such device."""
+    if not torch.cuda.is_available():
+        return None
+    if backend() == "reference":
+        return "EBBTIDE_KERNELS says so"
+    return gpu_fault(torch.device("cuda", torch.cuda.current_device()))
+
+
+@functools.cache
+def gpu_fault(device: torch.device) -> str:
+    """Why the kernels for GPUs do not serve a CUDA device: "" where they do. They are compiled and
+    compared with the reference once, which takes seconds."""
+    try:
+        _gpu_kernels()
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    from .gpu.check import fault
+
+    found = fault(device)
+    if found:
+        logging.getLogger("ebbtide").warning(
+            "The kernels for GPUs do not serve (%s); the torch reference is many times slower.",
+            found,
+        )
+    return found
+
+
+@functools.cache
+def _gpu_kernels():
+    from . import gpu
+    from .gpu import products, rows, spans  # noqa: F401 - names of the package from here on
+
+    return gpu
 
 
 def addresses(frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

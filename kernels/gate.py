@@ -11,7 +11,7 @@ from . import dispatch
 # In the order of Activation in cpu/kernels.h.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu")
 # Of the last one; the compiled kernel has them too.
-_BOUND, _STEEPNESS = 7.0, 1.702
+BOUND, STEEPNESS = 7.0, 1.702
 
 
 def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -21,6 +21,9 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
 
     In the compiled kernel a row's bits depend on neither the other rows nor their number.
     """
+    gpu = dispatch.gpu_for(x, up)
+    if gpu is not None:
+        return gpu.rows.gate(x, up, activation)
     native = dispatch.compiled_for_floats(x, up)
     if native is None:
         return torch.mul(*factors(x, up, activation), out=x)
@@ -42,8 +45,8 @@ def factors(
     """What `gate` multiplies, by torch."""
     if activation != "clamped_swiglu":
         return _activate(x, activation), up
-    x = x.clamp(max=_BOUND)
-    return x * (_STEEPNESS * x).sigmoid(), up.clamp(-_BOUND, _BOUND) + 1
+    x = x.clamp(max=BOUND)
+    return x * (STEEPNESS * x).sigmoid(), up.clamp(-BOUND, BOUND) + 1
 
 
 def _activate(x: torch.Tensor, name: str) -> torch.Tensor:

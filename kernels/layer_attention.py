@@ -1,5 +1,5 @@
 """Attention of one decode step over a layer: many spans of sealed pages and the raw tokens, in one
-call of the compiled kernels.
+call of the compiled kernels, or in three launches of those for GPUs.
 
 A span's partial, that of the raw tokens and their joining are three functions for those whose spans
 come one after the other; `attend_layer` is all of them at once, to the bit the same. Partials are
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
-from .attention import Partial
+from .attention import Partial, empty_parts
 from .layout import PageLayout
 
 
@@ -55,13 +55,6 @@ class Raw(NamedTuple):
         return dispatch.raw_kind(self.dtype), self.runs, null_scores
 
 
-def empty_parts(count: int, q: torch.Tensor) -> Partial:
-    """Room for `count` partials of the rows of q (kv_heads, num_rows, head_dim)."""
-    kv_heads, num_rows, dim = q.shape
-    sizes = q.new_empty((2, count, kv_heads, num_rows))
-    return Partial(sizes[0], sizes[1], q.new_empty((count, kv_heads, num_rows, dim)))
-
-
 def attend_spans(
     q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32, scaled; rotated, if layout.rotate
     records: Records,
@@ -70,6 +63,10 @@ def attend_spans(
     parts: Partial,  # the first spans' rows of which are filled
 ) -> None:
     """The partials of spans, one after the other."""
+    gpu = dispatch.gpu_for(q)
+    if gpu is not None:
+        listed = records.near_at, records.record_at, records.records_per_span, records.visible
+        return gpu.spans.attend_spans(q, *listed, records.score_bias, layout, softcap, parts)
     dispatch.compiled_for().attend_spans(
         q.data_ptr(),
         q.shape[1],
@@ -82,6 +79,9 @@ def attend_spans(
 
 def attend_raw(q: torch.Tensor, raw: Raw, softcap: float, part: Partial) -> None:
     """The partial of the raw tokens. q as in attend_spans, but never rotated."""
+    gpu = dispatch.gpu_for(q)
+    if gpu is not None:
+        return gpu.spans.attend_raw(q, raw.dtype, raw.runs, raw.null_scores, softcap, part)
     kv_heads, num_rows, dim = q.shape
     dispatch.compiled_for().attend_raw(
         q.data_ptr(),
@@ -99,6 +99,9 @@ def join_parts(parts: Partial) -> torch.Tensor:
     """(kv_heads, num_rows, head_dim): the attention output of the partials of spans, in order,
     and of the raw tokens, which come last. The partials are used up.
     """
+    gpu = dispatch.gpu_for(*parts)
+    if gpu is not None:
+        return gpu.spans.join(parts)[2]
     count, kv_heads, num_rows, dim = parts.out.shape
     out = torch.empty((kv_heads, num_rows, dim))
     dispatch.compiled_for().join_spans(
@@ -121,6 +124,13 @@ def attend_layer(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """The attention output (kv_heads, num_rows, head_dim) of every row over all of it."""
+    if dispatch.gpu_for(q) is not None:
+        num_spans = -(-len(records.record_at) // records.records_per_span)
+        parts = empty_parts(num_spans + 1, q)
+        if num_spans:
+            attend_spans(page_q, records, layout, softcap, parts)
+        attend_raw(q, raw, softcap, Partial(*(part[-1] for part in parts)))
+        return join_parts(parts)
     out = torch.empty_like(q)
     dispatch.compiled_for().attend_layer(
         q.data_ptr(),

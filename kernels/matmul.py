@@ -1,7 +1,8 @@
 """Linear layers, from raw or group-quantised weights, whose rows never depend on one another.
 
 Compiled kernels sum every output in an order that the number of inputs alone fixes: rows may be any
-number, and a row has the same bits alone and among others. The reference multiplies tiles of
+number, and a row has the same bits alone and among others. On GPUs it has them among others,
+wherever it stands, and other ones alone. The reference multiplies tiles of
 ROW_TILE rows, zeros filling the last: a row's bits depend on its place in a tile at most. (A single
 row is a product of its own there.) Weights that are not float32 are converted block by block;
 whole float32 copies are never made, and products in bfloat16 never used (CPUs without native
@@ -41,16 +42,22 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) ->
     float32.
 
     linear(x)[i] has the bits of linear(x[i : i + 1]) (of the reference: of any x that holds the
-    row at a place of the same remainder by ROW_TILE). Raises ValueError for shapes or dtypes that
-    do not fit.
+    row at a place of the same remainder by ROW_TILE; on GPUs of any other x of several rows).
+    Raises ValueError for shapes or dtypes that do not fit.
     """
     _check(x, weight)
+    gpu = dispatch.gpu_for(x, *_tensors(weight))
+    if gpu is not None and (isinstance(weight, QuantisedWeight) or len(x) == 1):
+        bias = None if bias is None else bias.to(torch.float32).contiguous()
+        is_raw = isinstance(weight, torch.Tensor)
+        return (gpu.products.linear_raw if is_raw else gpu.products.linear)(x, weight, bias)
     native = dispatch.compiled_for(x, *_tensors(weight))
-    out = _reference(x, weight) if native is None else _compiled(native, x, weight)
+    out = reference(x, weight) if native is None else _compiled(native, x, weight)
     return out if bias is None else out.add_(bias.to(torch.float32))
 
 
-def _reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+def reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """`linear` by torch."""
     rows, out_features = x.shape[0], weight.shape[0]
     if isinstance(weight, QuantisedWeight):
         x = rounded_rows(x)

@@ -16,9 +16,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
 
     x: (..., n) float32; weight: (n,) float32.
     """
+    gpu = dispatch.gpu_for(x, weight)
+    if gpu is not None and x.dtype == weight.dtype == torch.float32:
+        return gpu.rows.rms_norm(x, weight, offset, eps)
     native = dispatch.compiled_for_floats(x, weight)
     if native is None:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
+        return reference(x, weight, offset, eps)
     x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)
     native.rms_norm(
         x.data_ptr(),
@@ -31,3 +34,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
         torch.get_num_threads(),
     )
     return out
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:
+    """`rms_norm` by torch."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)

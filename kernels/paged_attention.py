@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from . import checks, dispatch, pages
-from .attention import UNSEEN, Partial, attend_scores, cap
+from .attention import UNSEEN, Partial, attend_scores, cap, empty_parts
 from .layout import PageLayout
 
 # With more rows than these, unpacking and two large products of floats are faster than the compiled
@@ -45,6 +45,14 @@ def attend_pages(
     kv_heads, num_rows, _ = q.shape
     start, stop = visible if visible is not None else (0, num_tokens)
     start, stop = max(0, start), min(num_tokens, stop)
+    gpu = gpu_for(q, layout)
+    if gpu is not None and start < stop:
+        parts = empty_parts(1, q)
+        rows = torch.arange(len(records), device=q.device)
+        at = dispatch.addresses(near, rows), dispatch.addresses(records, rows)
+        visible = start, stop
+        gpu.spans.attend_spans(q, *at, len(rows), visible, score_bias, layout, softcap, parts)
+        return Partial(*(part[0] for part in parts))
     native = dispatch.compiled_for(q, near, records)
     if native is None or not serves(num_rows, layout) or start >= stop:
         return _reference(q, near, records, layout, start, stop, score_bias, softcap)
@@ -114,8 +122,17 @@ def attend_records(
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows, dim)),
     )
+    gpu = gpu_for(q, layout)
     native = dispatch.compiled_for(q, near, *(source[0] for source in sources))
-    if native is None or not serves(num_rows, layout):
+    if gpu is not None and num_records:
+        near_at = dispatch.addresses(near, near_rows.to(q.device))
+        record_at = torch.empty_like(near_at)
+        for frames, rows, positions in sources:
+            at = dispatch.addresses(frames, rows.to(q.device))
+            record_at[positions.to(q.device)] = at
+        given = near_at, record_at, 1, (skip_first, num_records * layout.record_tokens)
+        gpu.spans.attend_spans(q, *given, score_bias, layout, softcap, result)
+    elif native is None or not serves(num_rows, layout):
         _records_reference(
             q, near, near_rows, sources, layout, skip_first, softcap, score_bias, result
         )
@@ -142,6 +159,12 @@ def attend_records(
             torch.get_num_threads(),
         )
     return result
+
+
+def gpu_for(q: torch.Tensor, layout: PageLayout):
+    """The kernels for GPUs, where they take such queries and pages; else None."""
+    gpu = dispatch.gpu_for(q)
+    return gpu if gpu is not None and gpu.spans.serves(layout) else None
 
 
 def serves(num_rows: int, layout: PageLayout) -> bool:
@@ -183,6 +206,9 @@ def _records_reference(
 def merge_records(partial: Partial) -> Partial:
     """Joins partials along their leading dimension, first to last."""
     partial = Partial(*(part.contiguous() for part in partial))
+    gpu = dispatch.gpu_for(*partial)
+    if gpu is not None:
+        return Partial(*gpu.spans.join(partial, is_whole=False))
     native = dispatch.compiled_for(*partial)
     if native is not None:
         num_records, kv_heads, num_rows, dim = partial.out.shape

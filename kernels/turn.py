@@ -17,9 +17,12 @@ def turn(
 ) -> torch.Tensor:
     """x turned, times scale: (tokens, heads, head_dim), or (heads, tokens, head_dim). x stays as it
     is. Both ways have the same bits."""
+    gpu = dispatch.gpu_for(x, cosines, sines)
+    if gpu is not None:
+        return gpu.rows.turn(x, cosines, sines, interleaved, scale, heads_first)
     native = dispatch.compiled_for_floats(x, cosines, sines)
     if native is None:
-        return _reference(x, cosines, sines, interleaved, scale, heads_first)
+        return reference(x, cosines, sines, interleaved, scale, heads_first)
     x, cosines, sines = x.contiguous(), cosines.contiguous(), sines.contiguous()
     tokens, heads, dim = x.shape
     shape = (heads, tokens, dim) if heads_first else x.shape
@@ -43,7 +46,8 @@ def turn(
     return out
 
 
-def _reference(x, cosines, sines, interleaved, scale, heads_first) -> torch.Tensor:
+def reference(x, cosines, sines, interleaved, scale, heads_first) -> torch.Tensor:
+    """`turn` by torch."""
     width = cosines.shape[-1]
     if width:
         part = x[..., :width]

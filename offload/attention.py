@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 
 from ..kernels import dispatch
-from ..kernels.attention import Partial, attend, finish_rows, merge_into
-from ..kernels.layer_attention import Records, attend_spans, empty_parts
+from ..kernels.attention import Partial, attend, empty_parts, finish_rows, merge_into
+from ..kernels.layer_attention import Records, attend_spans
 from ..kernels.layout import PageLayout
-from ..kernels.paged_attention import attend_pages, serves_any
+from ..kernels.paged_attention import attend_pages, gpu_for, serves_any
 from ..kernels.pages import rotate, unpack
 from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
@@ -118,7 +118,7 @@ class TieredAttention:
         Queries come in order of their cells. window: tokens a query sees, itself included, or None.
         key_bias: (kv_heads, head_dim) that quantised pages leave out, or None.
         """
-        if queries[0].rows == 1 and self.decode.serves(queries[0].q):
+        if queries[0].rows == 1 and self.decode.takes(queries[0].q):
             return [self._decode_one(layer, sequence, queries[0], window, key_bias)]
         self._sealed(layer, sequence, queries, window, key_bias)
         outputs = []
@@ -278,8 +278,11 @@ class TieredAttention:
         """
         if query.rows == 1:
             return True
+        layout = self.layouts[layer]
+        if window is not None:
+            return False
         compiled = dispatch.compiled_for(query.q) is not None
-        return window is None and compiled and serves_any(self.layouts[layer])
+        return (compiled and serves_any(layout)) or gpu_for(query.q, layout) is not None
 
     def _bias_of(self, layer: int, base: int, tokens: int, key_bias: torch.Tensor) -> torch.Tensor:
         """RoPE of the key bias at each position, rotated as the pages are: (kv_heads, tokens,
@@ -310,7 +313,7 @@ class TieredAttention:
     def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
         """A query's partial over the keys that are raw: the sink, the previous cell, its own; its
         null scores included."""
-        if query.rows == 1 and self.decode.serves(query.q):
+        if query.rows == 1 and self.decode.takes(query.q):
             return self.decode.raw_partial(layer, sequence, query.q, query.position, window)
         raw, parts, used = sequence.raw, [], 0
         if query.cell >= 2:

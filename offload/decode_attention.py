@@ -1,6 +1,7 @@
-"""Attention of one token over one layer, by the compiled kernels: one call where every span is in
-memory; else one for each run of spans that are or come from disk together, in order, and one that
-joins them. Or of several tokens, one after the other, for which each run is fetched once.
+"""Attention of one token over one layer, by the compiled kernels or those for GPUs: one call where
+every span is in memory; else one for each run of spans that are or come from disk together, in
+order, and one that joins them. Or of several tokens, one after the other, for which each run is
+fetched once.
 
 To the bit the same in all cases: partials belong to spans, and are joined by the same code. Knows
 where pages lie through the store alone.
@@ -11,18 +12,17 @@ from __future__ import annotations
 import torch
 
 from ..kernels import dispatch
-from ..kernels.attention import Partial
+from ..kernels.attention import Partial, empty_parts
 from ..kernels.layer_attention import (
     Raw,
     Records,
     attend_layer,
     attend_raw,
     attend_spans,
-    empty_parts,
     join_parts,
 )
 from ..kernels.layout import PageLayout
-from ..kernels.paged_attention import serves
+from ..kernels.paged_attention import gpu_for, serves
 from .sequence import Sequence
 from .span_addresses import SpanRun
 
@@ -47,6 +47,10 @@ class DecodeAttention:
     def serves(self, q: torch.Tensor) -> bool:
         """Whether the compiled kernels take queries q (kv_heads, num_rows, head_dim)."""
         return dispatch.compiled_for(q) is not None and self.serves_rows(q.shape[1])
+
+    def takes(self, q: torch.Tensor) -> bool:
+        """Whether one token's queries are attended here: by compiled kernels or those for GPUs."""
+        return self.serves(q) or all(gpu_for(q, layout) is not None for layout in self._layouts)
 
     def serves_rows(self, num_rows: int) -> bool:
         """Whether they take so many rows of each KV head, where they are."""
@@ -180,7 +184,7 @@ class DecodeAttention:
             return run
         # A span that is copied before it is read.
         pages = self._store.fetch(sequence.table, layer, span)
-        rows = torch.arange(len(pages.records))
+        rows = torch.arange(len(pages.records), device=pages.records.device)
         at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
         return SpanRun(span, span + 1, *at, (), pages.close)
 

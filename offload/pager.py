@@ -314,13 +314,15 @@ class PageStore:
         """Some of the spans first .. stop - 1, from the first on, by address, for a `with` block:
         all that lie in memory at home, or a few from disk with what lies between them.
 
-        None where spans are not read in place: `fetch` them. Blocks and raises as `fetch` does.
+        None where the first is not read in place: `fetch` it. Blocks and raises as `fetch` does.
         """
         self._check(table)
         addresses = self.records.addresses(table, layer)
         if addresses is None:
             return None
         run = addresses.run(first, stop)
+        if run.stop == first and not self.records.reads_in_place:
+            return None
         if run.stop == first:
             run = self._fetch_staged(table, layer, first, stop, addresses)
         num_staged = sum(e.tier is Tier.DISK for e in addresses.where.extents[first : run.stop])

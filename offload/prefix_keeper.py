@@ -62,6 +62,8 @@ def _kernels_fingerprint(device: torch.device) -> list[str | int]:
     if native is not None:
         built = os.stat(native.__file__)  # a version may be built more than once
         return [*found, dispatch.instruction_set(), built.st_size, built.st_mtime_ns]
+    if dispatch.gpu_for(torch.empty(0, device=device)) is not None:
+        return [*found, "triton", version("triton")]
     return [*found, "reference", torch.get_num_threads()]
 
 

@@ -82,7 +82,7 @@ class RecordReader:
 
     @property
     def reads_in_place(self) -> bool:
-        """Whether what is in memory is read where it lies."""
+        """Whether what is in memory is read where it lies, by the CPU."""
         return not self._planes.must_copy and self._planes.compute_device.type == "cpu"
 
     def near_plane(self, table: PageTable, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,19 +91,24 @@ class RecordReader:
         return self._planes.near_frames(layer), self._map(table, layer).near_rows
 
     def addresses(self, table: PageTable, layer: int) -> SpanAddresses | None:
-        """Where the layer's spans start in memory; None where they are not read in place."""
-        if not self.reads_in_place:
+        """Where the layer's spans start in memory; None where they are not read in place. A GPU
+        reads those in its own memory so."""
+        planes = self._planes
+        tiers = (Tier.DEVICE, Tier.HOST) if self.reads_in_place else (Tier.DEVICE,)
+        if planes.must_copy and planes.compute_device.type != "cuda":
             return None
-        planes, where = self._planes, self._map(table, layer)
+        where = self._map(table, layer)
         found = self._addresses.get((table, layer))
         if found is None or found.where is not where:
-            arenas = {tier: planes.frames(tier) for tier in (Tier.DEVICE, Tier.HOST)}
+            arenas = {tier: planes.frames(tier) for tier in tiers}
             found = SpanAddresses(where, planes.near_frames(layer), arenas)
             self._addresses[table, layer] = found
         return found
 
     def table_addresses(self, table: PageTable) -> TableAddresses | None:
         """Where all layers' records start, if they are read in place."""
+        if not self.reads_in_place:
+            return None
         found = self._tables.get(table)
         if found is None or found[0] != table.version:
             layers = [self.addresses(table, layer) for layer in range(table.num_layers)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.layer_attention import empty_parts
+from ..kernels.attention import empty_parts
 from ..kernels.layer_selection import Choice
 from ..kernels.selection import by_record
 from ..prefetch import audit

@@ -18,10 +18,9 @@ from typing import Protocol
 
 import torch
 
-from ..kernels.attention import Partial
+from ..kernels.attention import Partial, empty_parts
 from ..kernels.bounds import bound_pages
 from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
-from ..kernels.layer_attention import empty_parts
 from ..kernels.layer_selection import Choice, LayerSelection
 from ..kernels.means import attend_left_out
 from ..kernels.paged_attention import attend_records, merge_records

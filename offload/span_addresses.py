@@ -1,8 +1,7 @@
 """Where the spans of one layer start in memory, so that many of them are attended in one call.
 
 Made from a record map and kept as long as it is; of all layers together, as long as the page table
-stays as it is. Knows addresses, no bytes; the compute device is
-the CPU, or there is none of this.
+stays as it is. Knows addresses, no bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ _ON_DISK = TIERS.index(Tier.DISK)
 class SpanRun(NamedTuple):
     """Consecutive spans that all lie in memory, at home or on a visit, for a `with` block.
 
-    near_at, record_at: (num_records,) int64, where each record's planes start. reads: what
+    near_at, record_at: (num_records,) int64 on the compute device, where each record's planes
+    start. reads: what
     attending to them reads from each memory tier, in records. The bytes stay until the end of the
     block, and those at home until the table changes.
     """
@@ -45,10 +45,11 @@ class SpanRun(NamedTuple):
 
 
 class SpanAddresses:
-    """Of a layer's records. arenas: the frames (num_frames, record_bytes) of each memory tier.
+    """Of a layer's records. near_frames: on the compute device. arenas: the frames (num_frames,
+    record_bytes) of each tier that it reads where they lie.
 
     near_at (tensor), record_at (array): (num_records,) int64, where each near record and each
-    record starts; 0 for records on disk.
+    record starts; 0 for records of other tiers.
     """
 
     def __init__(self, where: RecordMap, near_frames: torch.Tensor, arenas: dict):
@@ -58,7 +59,8 @@ class SpanAddresses:
         for tier, frames in arenas.items():
             there = where.tier == TIERS.index(tier)
             self.record_at[there] = where.frame[there] * frames.stride(0) + frames.data_ptr()
-        self._record_at = torch.from_numpy(self.record_at)
+        self._record_at = torch.from_numpy(self.record_at).to(near_frames.device)
+        self._tiers = set(arenas)
         self._record_bytes = next(iter(arenas.values())).shape[1]
         self._runs: dict[tuple[int, int], SpanRun] = {}
 
@@ -89,7 +91,7 @@ class SpanAddresses:
 
     def _find(self, first: int, stop: int) -> SpanRun:
         end = first
-        while end < stop and self.where.extents[end].tier is not Tier.DISK:
+        while end < stop and self.where.extents[end].tier in self._tiers:
             end += 1
         return self._make(first, end)
 

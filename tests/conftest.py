@@ -8,6 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+# Triton's kernels run in its interpreter where there is no GPU; it is asked when they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 from instruction_sets import COMPILED
 from random_checkpoints import checkpoint  # noqa: F401 - a fixture

@@ -8,14 +8,13 @@ from instruction_sets import COMPILED
 from sealed_pages import LAYOUTS, queries, sealed, tolerance
 
 from ebbtide.kernels import dispatch
-from ebbtide.kernels.attention import Partial
+from ebbtide.kernels.attention import Partial, empty_parts
 from ebbtide.kernels.layer_attention import (
     Raw,
     Records,
     attend_layer,
     attend_raw,
     attend_spans,
-    empty_parts,
     join_parts,
 )
 

@@ -8,8 +8,8 @@ from instruction_sets import COMPILED
 from sealed_pages import LAYOUTS, check, queries, sealed, tolerance
 
 from ebbtide.kernels import dispatch
-from ebbtide.kernels.attention import UNSEEN, attend, finish, merge
-from ebbtide.kernels.layer_attention import Records, attend_spans, empty_parts
+from ebbtide.kernels.attention import UNSEEN, attend, empty_parts, finish, merge
+from ebbtide.kernels.layer_attention import Records, attend_spans
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.paged_attention import FEW_ROWS, attend_pages
 

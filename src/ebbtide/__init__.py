@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import backend as kernel_backend
-    from .kernels.dispatch import instruction_set
+    from .kernels.dispatch import gpu_kernel_fault, instruction_set
     from .offload import errors
     from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_cache_size, parse_size
@@ -65,6 +65,7 @@ __all__ = [
     "demo_material",
     "errors",
     "format_size",
+    "gpu_kernel_fault",
     "instruction_set",
     "join_documents",
     "kernel_backend",
@@ -109,6 +110,7 @@ _HOMES = {
     "format_size": (".offload.budget", "format_size"),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "join_documents": (".offload.documents.document", "join_documents"),
+    "gpu_kernel_fault": (".kernels.dispatch", "gpu_kernel_fault"),
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
