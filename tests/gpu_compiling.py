@@ -73,11 +73,11 @@ def record() -> list[Recorded]:
             if isinstance(kernel, triton.JITFunction) and kernel.params and _is_launched(kernel):
                 recorded.append(Recorded(kernel))
                 setattr(module, name, recorded[-1])
-    for bits, is_float in ((4, False), (8, False), (4, True)):
-        codes, scales = quantised_shapes((256, 512), bits)
+    for bits, kind in ((4, {}), (8, {}), (4, {"is_float": True}), (4, {"is_affine": True})):
+        codes, scales = quantised_shapes((256, 512), bits, kind.get("is_affine", False))
         of_codes = torch.empty(codes, dtype=torch.int32)
         of_scales = torch.empty(scales, dtype=torch.float16)
-        weight = QuantisedWeight(bits, 512, 256, of_codes, of_scales, is_float=is_float)
+        weight = QuantisedWeight(bits, 512, 256, of_codes, of_scales, **kind)
         for count in (1, 100):
             products.linear(torch.empty(count, 512), weight, torch.empty(256))
     products.linear_raw(torch.empty(1, 512), torch.empty(256, 512, dtype=torch.bfloat16), None)
@@ -101,7 +101,8 @@ def record() -> list[Recorded]:
         runs = [1 << 40, 1 << 40, 1 << 14, 0, 64] * 3
         one = [part[0] for part in parts]
         spans.attend_raw(q[:, :4], layout.raw_dtype, runs, None, cap, one)
-        spans.join_parts(parts)
+        spans.join(parts)
+        spans.join(parts, is_whole=False)
     x = torch.empty(3, 8, 128)
     rows.rms_norm(x, torch.empty(128), 0.0, 1e-6)
     rows.rms_norm(torch.empty(1, 4096), torch.empty(4096), 1.0, 1e-6)
@@ -144,7 +145,7 @@ def main() -> None:
                 print(capability, name, shown, made.metadata.shared, spilled, flush=True)
 
 
-_SHOWN = "BITS IS_FLOAT ROWS DIM DIMS IS_FULL KIND WIDTH".split()
+_SHOWN = "BITS IS_FLOAT IS_AFFINE ROWS DIM DIMS IS_FULL KIND WIDTH".split()
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from .. import attention, gate, matmul, norm, pages, turn
+from ..affine import CodeOrder, repack_affine
 from ..attention import empty_parts
 from ..layout import PageLayout
 from ..quantised import quantise_weight, repack_mxfp4
@@ -73,6 +74,9 @@ def _products(device) -> Iterator[Compared]:
         "products of 4 bits": quantise_weight(plain, 4).part(3, 190),
         "products of 8 bits": quantise_weight(plain, 8),
         "products of MXFP4": repack_mxfp4(blocks, powers),
+        "products of affine codes": repack_affine(
+            blocks.flatten(1), plain[:, :11].abs() / 9 + 0.01, plain[:, 11:22], CodeOrder.PAIRS
+        ).part(3, 190),
     }
     for name, weight in weights.items():
         bias = _numbers(weight.shape[0], device=device)

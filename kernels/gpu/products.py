@@ -40,6 +40,7 @@ def linear(x: torch.Tensor, weight: QuantisedWeight, bias: torch.Tensor | None) 
         "out_features": out_features,
         "BITS": weight.bits,
         "IS_FLOAT": weight.is_float,
+        "IS_AFFINE": weight.is_affine,
         "HAS_BIAS": bias is not None,
     }
     given = (codes, scales, weight.codes, weight.scales, out if bias is None else bias, out)
@@ -96,8 +97,10 @@ def _round_rows(x, codes, scales, in_features, num_groups, GROUPS: tl.constexpr)
 
 
 @triton.jit
-def _of_four_bits(code, IS_FLOAT: tl.constexpr):
+def _of_four_bits(code, IS_FLOAT: tl.constexpr, IS_AFFINE: tl.constexpr):
     """The whole number that a code of four bits stands for."""
+    if IS_AFFINE:
+        return code  # less an offset that is no whole number
     if not IS_FLOAT:
         return code - 8
     half, exponent, fraction = code & 7, (code & 7) >> 1, code & 1
@@ -118,6 +121,7 @@ def _multiply_row(
     out_features,
     BITS: tl.constexpr,
     IS_FLOAT: tl.constexpr,
+    IS_AFFINE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -126,7 +130,8 @@ def _multiply_row(
     lanes = tl.arange(0, 16)
     total = tl.zeros((GROUPS, 16), tl.float32)
     words = codes + strip * num_groups * BITS * 16
-    strip_scales = scales + strip * num_groups * 16
+    own: tl.constexpr = 32 if IS_AFFINE else 16  # numbers of a group: scales, and offsets
+    strip_scales = scales + strip * num_groups * own
     for start in range(0, num_groups, GROUPS):
         groups = start + tl.arange(0, GROUPS)
         is_there = groups < num_groups
@@ -135,6 +140,7 @@ def _multiply_row(
         w = tl.load(words + at, mask=is_there[:, None, None], other=0)
         inputs = x + groups[:, None] * 32 + word[None, :] * 4
         products = tl.zeros((GROUPS, BITS, 16), tl.int32)
+        inputs_sum = tl.zeros((GROUPS, BITS), tl.int32)
         for byte in tl.static_range(4):
             low = tl.load(inputs + byte, mask=is_there[:, None], other=0).to(tl.int32)
             if BITS == 8:
@@ -142,15 +148,19 @@ def _multiply_row(
                 products += part * low[:, :, None]
             else:
                 high = tl.load(inputs + byte + 16, mask=is_there[:, None], other=0).to(tl.int32)
-                part = _of_four_bits((w >> (8 * byte)) & 15, IS_FLOAT)
+                part = _of_four_bits((w >> (8 * byte)) & 15, IS_FLOAT, IS_AFFINE)
                 products += part * low[:, :, None]
-                part = _of_four_bits((w >> (8 * byte + 4)) & 15, IS_FLOAT)
+                part = _of_four_bits((w >> (8 * byte + 4)) & 15, IS_FLOAT, IS_AFFINE)
                 products += part * high[:, :, None]
+                inputs_sum += low + high
         of_x = tl.load(x_scales + groups, mask=is_there, other=0.0)
-        of_w = tl.load(
-            strip_scales + groups[:, None] * 16 + lanes[None, :], mask=is_there[:, None], other=0.0
-        )
-        total += tl.sum(products, 1).to(tl.float32) * (of_w.to(tl.float32) * of_x[:, None])
+        at = strip_scales + groups[:, None] * own + lanes[None, :]
+        of_w = tl.load(at, mask=is_there[:, None], other=0.0).to(tl.float32)
+        sums = tl.sum(products, 1).to(tl.float32)
+        if IS_AFFINE:
+            offsets = tl.load(at + 16, mask=is_there[:, None], other=0.0).to(tl.float32)
+            sums -= offsets * tl.sum(inputs_sum, 1).to(tl.float32)[:, None]
+        total += sums * (of_w * of_x[:, None])
     result = tl.sum(total, 0)
     outputs = strip * 16 + lanes - first
     is_wanted = (outputs >= 0) & (outputs < out_features)
@@ -173,6 +183,7 @@ def _multiply_rows(
     out_features,
     BITS: tl.constexpr,
     IS_FLOAT: tl.constexpr,
+    IS_AFFINE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -191,7 +202,8 @@ def _multiply_rows(
         word, shift = (inputs % 16) // 4, (inputs % 4) * 8 + (inputs // 16) * 4
     w_at = codes + (strips * num_groups * BITS * 16 + lanes)[None, :] + word[:, None] * 16
     x_at = x + (rows * num_groups * 32)[:, None] + inputs[None, :]
-    w_scales, x_scales = scales + strips * num_groups * 16 + lanes, x_scales + rows * num_groups
+    own: tl.constexpr = 32 if IS_AFFINE else 16
+    w_scales, x_scales = scales + strips * num_groups * own + lanes, x_scales + rows * num_groups
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for group in range(0, num_groups):
         a = tl.load(x_at + group * 32, mask=is_row[:, None], other=0)
@@ -199,10 +211,15 @@ def _multiply_rows(
         if BITS == 8:
             b = ((w << shift[:, None]) >> 24).to(tl.int8)
         else:
-            b = _of_four_bits((w >> shift[:, None]) & 15, IS_FLOAT).to(tl.int8)
+            b = _of_four_bits((w >> shift[:, None]) & 15, IS_FLOAT, IS_AFFINE).to(tl.int8)
         of_x = tl.load(x_scales + group, mask=is_row, other=0.0)
-        of_w = tl.load(w_scales + group * 16, mask=is_place, other=0.0).to(tl.float32)
-        total += tl.dot(a, b, out_dtype=tl.int32).to(tl.float32) * (of_x[:, None] * of_w[None, :])
+        of_w = tl.load(w_scales + group * own, mask=is_place, other=0.0).to(tl.float32)
+        sums = tl.dot(a, b, out_dtype=tl.int32).to(tl.float32)
+        if IS_AFFINE:
+            offsets = tl.load(w_scales + group * own + 16, mask=is_place, other=0.0)
+            of_inputs = tl.sum(a.to(tl.int32), 1).to(tl.float32)
+            sums -= of_inputs[:, None] * offsets.to(tl.float32)[None, :]
+        total += sums * (of_x[:, None] * of_w[None, :])
     outputs = places - first
     is_wanted = is_place & (outputs >= 0)
     if HAS_BIAS:
