@@ -45,6 +45,8 @@ class Recorded:
     def _record(self, *given, **named):
         signature, constants, attributes = {}, {}, {}
         options = {"num_warps": named.pop("num_warps", 4)}
+        if "num_stages" in named:
+            options["num_stages"] = named.pop("num_stages")
         values = dict(zip(self.kernel.arg_names, given, strict=False)) | named
         for place, parameter in enumerate(self.kernel.params):
             name, value = parameter.name, values[parameter.name]
@@ -61,7 +63,7 @@ class Recorded:
                     continue
             if not isinstance(value, float):
                 attributes[(place,)] = [["tt.divisibility", 16]]
-        key = (tuple(signature.items()), tuple(constants.items()), tuple(attributes))
+        key = tuple(map(str, (signature, constants, attributes, options)))
         self.calls[key] = (signature, constants, attributes, options)
 
 

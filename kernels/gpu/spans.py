@@ -18,6 +18,7 @@ from ..layout import PageLayout
 _UNSEEN = tl.constexpr(-1e30)  # attention.UNSEEN
 _MOST_RUNS = 3  # of raw tokens: the sink, the cell before, a token's own
 _JOINED = 16  # partials that are added at once
+_STAGES = 2  # pages that are under way at once: three do not fit in what programs share
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -46,8 +47,8 @@ def attend_spans(
         return
     q = q.contiguous()
     rows = _rows_at_once(num_rows, dim)
-    if layout.is_full and layout.raw_dtype == torch.float32:
-        rows = 16  # more do not fit in the memory that programs share
+    if layout.is_full:  # more do not fit in the memory that programs share
+        rows = min(rows, 16 if layout.raw_dtype == torch.float32 else 32)
     grid = (triton.cdiv(num_records, records_per_span), kv_heads, triton.cdiv(num_rows, rows))
     _attend_spans[grid](
         q,
@@ -83,6 +84,7 @@ def attend_spans(
         HAS_CAP=bool(softcap),
         ROWS=rows,
         num_warps=_warps(rows),
+        num_stages=_STAGES,
     )
 
 
@@ -118,6 +120,7 @@ def attend_raw(
         HAS_CAP=bool(softcap),
         ROWS=rows,
         num_warps=_warps(rows),
+        num_stages=_STAGES,
     )
 
 
@@ -138,7 +141,7 @@ def _rows_at_once(num_rows: int, dim: int) -> int:
 
 
 def _warps(rows: int) -> int:
-    return 4 if rows == 16 else 8
+    return 8 if rows == 64 else 4
 
 
 def _padded(dim: int) -> int:
