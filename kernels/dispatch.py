@@ -57,6 +57,11 @@ def backend() -> str:
             "Install again where a C++17 compiler is found, or use EBBTIDE_KERNELS=auto."
         )
     if choice == "triton":
+        if not _is_interpreted():
+            raise KernelsUnavailable(
+                "EBBTIDE_KERNELS=triton is for tests in Triton's interpreter: install triton, and "
+                "set TRITON_INTERPRET=1. GPUs are served by their kernels with auto."
+            )
         return "triton"
     return "reference" if choice == "reference" or _cpu is None else "compiled"
 
@@ -122,6 +127,15 @@ def gpu_fault(device: torch.device) -> str:
             found,
         )
     return found
+
+
+@functools.cache
+def _is_interpreted() -> bool:
+    """Whether Triton is here and runs in its interpreter."""
+    try:
+        return _gpu_kernels().spans.IS_INTERPRETED
+    except ImportError:
+        return False
 
 
 @functools.cache

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels import dispatch
 from .errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda or mps. Raises InputError for another name, or for a device that is not
-    there.
+    """auto, cpu, cuda or mps. Raises InputError for another name, for a device that is not there,
+    or where the environment asks for kernels that are not.
     """
+    try:
+        dispatch.backend()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(str(error)) from None
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device is {name!r}; allowed are auto, cpu, cuda and mps.")
     there = {

@@ -45,6 +45,17 @@ def test_other_devices_are_the_references(monkeypatch):
     assert dispatch.compiled_for(torch.zeros(1), torch.zeros(1, device="meta")) is None
 
 
+def test_kernels_for_gpus_serve_no_tensors_of_the_cpu(monkeypatch):
+    for choice in ("auto", "reference", "compiled"):
+        monkeypatch.setenv("EBBTIDE_KERNELS", choice)
+        assert dispatch.gpu_for(torch.zeros(1)) is None
+        assert dispatch.gpu_for(torch.zeros(1, device="meta")) is None
+    monkeypatch.setattr(dispatch, "_is_interpreted", lambda: False)
+    monkeypatch.setenv("EBBTIDE_KERNELS", "triton")
+    with pytest.raises(dispatch.KernelsUnavailable, match="for tests in Triton's interpreter"):
+        dispatch.gpu_for(torch.zeros(1))
+
+
 def test_an_unknown_choice_lists_the_known_ones(monkeypatch):
     monkeypatch.setenv("EBBTIDE_KERNELS", "fast")
     with pytest.raises(ValueError, match="known are auto, reference, compiled"):

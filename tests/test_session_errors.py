@@ -152,6 +152,12 @@ def test_wrong_options_are_named(folder, tmp_path, wrong, says):
         LLM.open(options.pop("model"), **options)
 
 
+def test_kernels_that_are_not_known_are_a_users_mistake(folder, monkeypatch):
+    monkeypatch.setenv("EBBTIDE_KERNELS", "fast")
+    with pytest.raises(InputError, match="known are auto, reference, compiled, triton"):
+        LLM.open(folder)
+
+
 @pytest.mark.parametrize(
     ("prompt", "generation", "says"),
     [

@@ -19,7 +19,8 @@ _UNSEEN = tl.constexpr(-1e30)  # attention.UNSEEN
 _MOST_RUNS = 3  # of raw tokens: the sink, the cell before, a token's own
 _JOINED = 16  # partials that are added at once
 _STAGES = 2  # pages that are under way at once: three do not fit in what programs share
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+_INTERPRETED = tl.constexpr(IS_INTERPRETED)
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
