@@ -24,6 +24,7 @@ pytest.importorskip("triton", reason="Triton has no package for this system")
 from ebbtide.kernels.gpu import check as gpu_check
 from ebbtide.kernels.gpu import spans
 
+pytestmark = pytest.mark.timeout(300)  # the interpreter takes its time
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TAKEN = [name for name, layout in LAYOUTS.items() if spans.serves(layout)]
 
