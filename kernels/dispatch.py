@@ -92,12 +92,14 @@ def compiled_for_floats(*tensors: torch.Tensor):
 
 def gpu_for(*tensors: torch.Tensor):
     """The package of kernels for GPUs, if they serve and all tensors lie on one; else None."""
-    kinds = {t.device.type for t in tensors}
-    if kinds == {"cpu"}:
-        return _gpu_kernels() if backend() == "triton" else None
-    if kinds != {"cuda"} or backend() == "reference":
+    kind = tensors[0].device.type
+    if kind == "cpu":  # asked for at every step: so what is rare comes last
+        serves = os.environ.get("EBBTIDE_KERNELS") == "triton" and backend() == "triton"
+    else:
+        serves = kind == "cuda" and backend() != "reference" and not gpu_fault(tensors[0].device)
+    if not serves or any(t.device.type != kind for t in tensors):
         return None
-    return None if gpu_fault(tensors[0].device) else _gpu_kernels()
+    return _gpu_kernels()
 
 
 def gpu_kernel_fault() -> str | None:
@@ -116,11 +118,13 @@ def gpu_fault(device: torch.device) -> str:
     compared with the reference once, which takes seconds."""
     try:
         _gpu_kernels()
+        from .gpu.check import fault
+
+        found = fault(device)
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
-    from .gpu.check import fault
-
-    found = fault(device)
+    except Exception as error:  # an older Triton lacks names
+        found = f"Triton does not serve: {type(error).__name__}: {error}"
     if found:
         logging.getLogger("ebbtide").warning(
             "The kernels for GPUs do not serve (%s); the torch reference is many times slower.",
@@ -134,7 +138,7 @@ def _is_interpreted() -> bool:
     """Whether Triton is here and runs in its interpreter."""
     try:
         return _gpu_kernels().spans.IS_INTERPRETED
-    except ImportError:
+    except Exception:  # whatever a Triton that is too old or broken raises
         return False
 
 

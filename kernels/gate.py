@@ -21,11 +21,11 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
 
     In the compiled kernel a row's bits depend on neither the other rows nor their number.
     """
-    gpu = dispatch.gpu_for(x, up)
-    if gpu is not None:
-        return gpu.rows.gate(x, up, activation)
     native = dispatch.compiled_for_floats(x, up)
     if native is None:
+        gpu = dispatch.gpu_for(x, up)
+        if gpu is not None:
+            return gpu.rows.gate(x, up, activation)
         return torch.mul(*factors(x, up, activation), out=x)
     assert x.is_contiguous() and up.is_contiguous() and x.shape == up.shape
     native.gate_with(

@@ -46,12 +46,12 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) ->
     Raises ValueError for shapes or dtypes that do not fit.
     """
     _check(x, weight)
-    gpu = dispatch.gpu_for(x, *_tensors(weight))
+    native = dispatch.compiled_for(x, *_tensors(weight))
+    gpu = dispatch.gpu_for(x, *_tensors(weight)) if native is None else None
     if gpu is not None and (isinstance(weight, QuantisedWeight) or len(x) == 1):
         bias = None if bias is None else bias.to(torch.float32).contiguous()
         is_raw = isinstance(weight, torch.Tensor)
         return (gpu.products.linear_raw if is_raw else gpu.products.linear)(x, weight, bias)
-    native = dispatch.compiled_for(x, *_tensors(weight))
     out = reference(x, weight) if native is None else _compiled(native, x, weight)
     return out if bias is None else out.add_(bias.to(torch.float32))
 

@@ -16,12 +16,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
 
     x: (..., n) float32; weight: (n,) float32.
     """
-    gpu = dispatch.gpu_for(x, weight)
-    if gpu is not None and x.dtype == weight.dtype == torch.float32:
-        return gpu.rows.rms_norm(x, weight, offset, eps)
     native = dispatch.compiled_for_floats(x, weight)
     if native is None:
-        return reference(x, weight, offset, eps)
+        gpu = dispatch.gpu_for(x, weight)
+        served = gpu.rows.rms_norm if gpu is not None else reference
+        return served(x, weight, offset, eps)
     x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)
     native.rms_norm(
         x.data_ptr(),

@@ -45,7 +45,8 @@ def attend_pages(
     kv_heads, num_rows, _ = q.shape
     start, stop = visible if visible is not None else (0, num_tokens)
     start, stop = max(0, start), min(num_tokens, stop)
-    gpu = gpu_for(q, layout)
+    native = dispatch.compiled_for(q, near, records)
+    gpu = gpu_for(q, layout) if native is None else None
     if gpu is not None and start < stop:
         parts = empty_parts(1, q)
         rows = torch.arange(len(records), device=q.device)
@@ -53,7 +54,6 @@ def attend_pages(
         visible = start, stop
         gpu.spans.attend_spans(q, *at, len(rows), visible, score_bias, layout, softcap, parts)
         return Partial(*(part[0] for part in parts))
-    native = dispatch.compiled_for(q, near, records)
     if native is None or not serves(num_rows, layout) or start >= stop:
         return _reference(q, near, records, layout, start, stop, score_bias, softcap)
 
@@ -122,8 +122,8 @@ def attend_records(
         q.new_empty((num_records, kv_heads, num_rows)),
         q.new_empty((num_records, kv_heads, num_rows, dim)),
     )
-    gpu = gpu_for(q, layout)
     native = dispatch.compiled_for(q, near, *(source[0] for source in sources))
+    gpu = gpu_for(q, layout) if native is None else None
     if gpu is not None and num_records:
         near_at = dispatch.addresses(near, near_rows.to(q.device))
         record_at = torch.empty_like(near_at)
@@ -206,10 +206,10 @@ def _records_reference(
 def merge_records(partial: Partial) -> Partial:
     """Joins partials along their leading dimension, first to last."""
     partial = Partial(*(part.contiguous() for part in partial))
-    gpu = dispatch.gpu_for(*partial)
+    native = dispatch.compiled_for(*partial)
+    gpu = dispatch.gpu_for(*partial) if native is None else None
     if gpu is not None:
         return Partial(*gpu.spans.join(partial, is_whole=False))
-    native = dispatch.compiled_for(*partial)
     if native is not None:
         num_records, kv_heads, num_rows, dim = partial.out.shape
         result = Partial(*(part.new_empty(part.shape[1:]) for part in partial))

@@ -17,12 +17,11 @@ def turn(
 ) -> torch.Tensor:
     """x turned, times scale: (tokens, heads, head_dim), or (heads, tokens, head_dim). x stays as it
     is. Both ways have the same bits."""
-    gpu = dispatch.gpu_for(x, cosines, sines)
-    if gpu is not None:
-        return gpu.rows.turn(x, cosines, sines, interleaved, scale, heads_first)
     native = dispatch.compiled_for_floats(x, cosines, sines)
     if native is None:
-        return reference(x, cosines, sines, interleaved, scale, heads_first)
+        gpu = dispatch.gpu_for(x, cosines, sines)
+        served = gpu.rows.turn if gpu is not None else reference
+        return served(x, cosines, sines, interleaved, scale, heads_first)
     x, cosines, sines = x.contiguous(), cosines.contiguous(), sines.contiguous()
     tokens, heads, dim = x.shape
     shape = (heads, tokens, dim) if heads_first else x.shape

@@ -59,6 +59,29 @@ def test_what_stands_in_the_way_is_said(monkeypatch):
     monkeypatch.setattr(gpu_check, "compare", refuse)
     assert gpu_check.fault(torch.device("cuda")) == "RuntimeError: PassManager::run failed"
 
+    def say_nothing(device):
+        raise AssertionError
+
+    monkeypatch.setattr(gpu_check, "compare", say_nothing)
+    assert gpu_check.fault(torch.device("cuda")) == "AssertionError: "
+
+
+def test_a_triton_that_is_too_old_leaves_the_reference(monkeypatch):
+    def lack():
+        raise AttributeError("module 'triton' has no attribute 'knobs'")
+
+    monkeypatch.setattr(dispatch, "_gpu_kernels", lack)
+    device = torch.device("cuda", 7)
+    assert "has no attribute 'knobs'" in dispatch.gpu_fault(device)
+    monkeypatch.setenv("EBBTIDE_KERNELS", "triton")
+    dispatch._is_interpreted.cache_clear()
+    try:
+        with pytest.raises(dispatch.KernelsUnavailable):
+            dispatch.backend()
+    finally:
+        dispatch._is_interpreted.cache_clear()
+        dispatch.gpu_fault.cache_clear()
+
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_have_the_same_bits_among_any_others(on_gpu, bits):

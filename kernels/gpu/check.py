@@ -33,7 +33,8 @@ def fault(device: torch.device) -> str:
     try:
         return difference(device)
     except Exception as error:  # whatever a compiler or a driver says
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        said = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {said[0][:200]}"
 
 
 def difference(device: torch.device) -> str:
