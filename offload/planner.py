@@ -95,10 +95,19 @@ def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) ->
     # Who selects pages needs their near planes at hand.
     for near_resident in (True,) if geometry.layout.value_means else (True, False):
         layout = replace(geometry.layout, near_resident=near_resident)
-        plan = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
+        other = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
+        if plan is None or _lacks_less(other, plan):
+            plan = other
         if plan.fits:
             break
     return _with_drafts(plan, facts, geometry, limits, request) or plan
+
+
+def _lacks_less(plan: Plan, other: Plan) -> bool:
+    """Whether a plan fits, or lacks less than the other, which does not; of the same tier."""
+    if plan.shortage is None or plan.shortage["tier"] != other.shortage["tier"]:
+        return True
+    return plan.shortage["needed_bytes"] <= other.shortage["needed_bytes"]
 
 
 def _with_drafts(
@@ -278,7 +287,14 @@ class _Filling:
                 nearest = nearest or held
         if nearest is not None and self.limits.disk_bytes > 0:
             return nearest
-        return Loaded(len(self.layers), False)
+        return min(self._leanest(), key=lambda held: self._fast(sweep, held))
+
+    def _leanest(self) -> Iterator[Loaded]:
+        """Among these is the way that takes least: what to name the shortage of."""
+        if self.facts.fewest_expert_slots and not self.on_device:
+            yield Loaded(0, False, self.facts.fewest_expert_slots)
+        for streamed in range(len(self.layers) + 1):
+            yield Loaded(streamed, False)
 
     def _ways_to_hold(self, sweep: int, head_resident: bool) -> Iterator[Loaded]:
         """Best first."""

@@ -108,6 +108,24 @@ def test_what_fits_is_within_every_budget(case):
         assert (error.largest_context or 0) < plan.context
 
 
+@given(plans(), st.booleans())
+def test_what_is_said_to_be_needed_of_memory_is_enough_and_not_too_much(case, routed):
+    facts, geometry, limits, request = case
+    if routed:
+        facts = facts_of(routed_model(), facts.weight_bits)
+    limits = replace(limits, device_bytes=None, host_bytes=MiB, disk_bytes=1 << 40)
+    shortage = make_plan(facts, geometry, limits, request).shortage
+    needed = shortage["needed_bytes"]
+    assert shortage["tier"] == "host"
+
+    def fits(host_bytes: int) -> bool:
+        return make_plan(facts, geometry, replace(limits, host_bytes=host_bytes), request).fits
+
+    assert fits(needed)
+    # What is at hand of pages and how many cells a sweep takes are chosen by what there is.
+    assert not fits(int(0.98 * needed) - MiB)
+
+
 @given(plans(), st.sampled_from(["device_bytes", "host_bytes", "disk_bytes"]), st.integers(1, 400))
 def test_more_budget_never_fits_less(case, tier, more):
     facts, geometry, limits, request = case
