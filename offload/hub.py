@@ -110,11 +110,12 @@ def resolve_model(
         if models:
             raise ModelError(
                 f"{folder} holds {len(models)} GGUF models; name one: "
-                f"{', '.join(files[0] for files in models[:8])}"
+                f"{', '.join(files[0] for files in models[:8])}{', ...' * (len(models) > 8)}"
             )
         if not is_id:
             raise BadCheckpoint(
-                f"{folder} has no config.json and no GGUF file: it is no model's folder"
+                f"{folder} has no config.json and no GGUF file that is whole: it is no model's "
+                "folder"
             )
     if isinstance(model, os.PathLike) or _looks_local(text):
         raise ModelError(f"there is no folder or file {folder}")
@@ -133,6 +134,8 @@ def _refuse_revision(revision: str | None, what: str) -> None:
 
 def _looks_local(text: str) -> bool:
     if text.startswith((".", "/", "~", os.sep)) or text.count(os.sep) > 1 or text.count("/") > 1:
+        return True
+    if text.lower().endswith((".gguf", ".safetensors")):  # files, and no repository's name
         return True
     return os.name == "nt" and ("\\" in text or ":" in text)
 

@@ -170,7 +170,12 @@ def test_the_one_gguf_model_of_a_folder_is_found(tmp_path):
     assert resolve_model(tmp_path / "m") == tmp_path / "m"
 
 
-@pytest.mark.parametrize("name", ["./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c", "models/m.gguf", "M.GGUF"),
+    ],
+)
 def test_what_looks_local_and_is_not_there_says_so(name, fake):
     assert refusal(name) == f"there is no folder or file {Path(name).expanduser()}"
     assert refusal(Path("model")) == "there is no folder or file model"
