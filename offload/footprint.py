@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -61,7 +62,11 @@ class Facts:
     @cached_property
     def keeps_layers(self) -> bool:
         """Whether layers that are streamed are converted once, to a scratch file."""
-        return converted_once((packing for _, packing in self._layer_matrices), self.weight_bits)
+        return self._are_kept(name for name in self.shapes if layer_of(name) is not None)
+
+    def _are_kept(self, names: Iterable[str]) -> bool:
+        matrices = (name for name in names if len(self.shapes[name]) == 2)
+        return converted_once(((n, self._packing(n)) for n in matrices), self.weight_bits)
 
     @cached_property
     def layer_staging_bytes(self) -> int:
@@ -154,7 +159,7 @@ class Facts:
     @cached_property
     def keeps_experts(self) -> bool:
         """Whether experts are converted once, to a scratch file."""
-        return converted_once((packing for _, packing in self._expert_matrices), self.weight_bits)
+        return self._are_kept(n for names in expert_names(self.config).values() for n in names)
 
     @property
     def expert_staging_bytes(self) -> int:

@@ -23,11 +23,11 @@ from .tier import aligned_bytes
 _SCRATCH = "the weights' scratch file"
 
 
-def converted_once(packings: Iterable[Packing], bits: int | None) -> bool:
-    """Whether matrices of such packings that are read again and again are converted once, to a
-    scratch file, where weights have `bits`. Else that is done on the way; see Packing.is_quick.
+def converted_once(matrices: Iterable[tuple[str, Packing]], bits: int | None) -> bool:
+    """Whether matrices, of names and packings, that are read again and again are converted once, to
+    a scratch file, where weights have `bits`. Else that is done on the way; see Packing.is_quick.
     """
-    return any(not packing.is_quick(bits) for packing in packings)
+    return any(not packing.is_quick(None if decides(name) else bits) for name, packing in matrices)
 
 
 def kept_form(name: str, packing: Packing, bits: int | None) -> Form:

@@ -292,13 +292,14 @@ class WeightStore:
         return stored_bytes(name, ref.shape, ref.packing, self._bits)
 
     def _keeps_layers(self) -> bool:
-        """Whether streamed layers are converted once, to a scratch file."""
-        names = [name for layer in self._streamed for name in self._names[layer]]
-        return self._are_kept(names)
+        """Whether streamed layers are converted once, to a scratch file: all of them where any
+        layer's tensors would be, whichever are streamed. So the plan says."""
+        return bool(self._streamed) and self._are_kept([n for names in self._names for n in names])
 
     def _are_kept(self, names: list[str]) -> bool:
-        refs = [self.checkpoint.refs[name] for name in names]
-        return converted_once((r.packing for r in refs if len(r.shape) == 2), self._bits)
+        refs = {name: self.checkpoint.refs[name] for name in names}
+        matrices = ((name, ref.packing) for name, ref in refs.items() if len(ref.shape) == 2)
+        return converted_once(matrices, self._bits)
 
     def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}

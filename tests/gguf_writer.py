@@ -68,15 +68,16 @@ def write(
     *,
     pre: str = "gpt-2",
     experts: str = "",
+    others: dict[str, str] | None = None,
     by_heads: bool = True,
     **keys: Any,
 ) -> Path:
     """Write the model of a folder to a file, and return its path.
 
     kind: of matrices whose rows are whole blocks; others, and all else, are F32. experts: of
-    experts, where that is another. pre: how text is cut. by_heads: see tensors_of. keys: further
-    metadata, or, None, what is left out; with __ in place of a dot, and arch for the architecture's
-    name.
+    experts, where that is another. others: of tensors by a part of their names. pre: how text is
+    cut. by_heads: see tensors_of. keys: further metadata, or, None, what is left out; with __ in
+    place of a dot, and arch for the architecture's name.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["architectures"][0]]
@@ -92,6 +93,7 @@ def write(
             add_key(writer, name.format(arch=gguf.MODEL_ARCH_NAMES[arch]), value)
     for name, tensor in tensors.items():
         own = experts if experts and "_exps." in name else kind
+        own = next((k for part, k in (others or {}).items() if part in name), own)
         data, stored = packed(tensor.numpy(), own if _is_quantised(name, tensor, own) else "F32")
         writer.add_tensor(name, data, raw_dtype=stored)
     writer.write_header_to_file(out)
