@@ -3,7 +3,7 @@ needs; reads them by pread.
 
 No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory
 nobody planned. Does not know what the tensors are for, nor how a file says where they lie:
-safetensors_files.py and gguf_checkpoint.py do.
+safetensors_files.py and gguf_names.py do.
 """
 
 from __future__ import annotations

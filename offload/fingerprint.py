@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+_TEXT_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+    "hf_quant_config.json",
+)
 _EDGE_BYTES = 64 * 2**10
 
 

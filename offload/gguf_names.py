@@ -75,7 +75,7 @@ def open_gguf(
         ref = names.ref(name, shape)
         if ref is not None:
             found[name] = ref
-    return Checkpoint(found, shapes, header.path, "its header")
+    return Checkpoint(found, shapes, header.path, "the file's metadata")
 
 
 class _Names:
@@ -151,6 +151,12 @@ class _Names:
         if len(shape) != 2 and math.prod(ref.shape) == math.prod(shape):
             ref = replace(ref, shape=shape)
         packing = ref.packing
+        block = getattr(packing, "block", 1)
+        if block > 1 and len(shape) != 2 and (shape[-1] % block or self._values_apart):
+            raise BadCheckpoint(
+                f"{ref.path}: {name} of shape {list(shape)} is in blocks of {block} numbers, which "
+                "do not fit it. The file is damaged; download it again."
+            )
         if inner == "A_log":
             packing = LogOf(packing)
         if self._values_apart and ref.shape == shape:

@@ -1,7 +1,8 @@
 """From what a user calls a model to a folder or a GGUF file on this machine.
 
     None          the built-in model
-    a folder      as it is, where it holds a config.json; else the one GGUF model in it
+    a folder      as it is, where it holds a config.json; the one GGUF model in it, where it holds
+                  none, or no safetensors
     a GGUF file   as it is, whatever its name; of a model in several files any of them
     org/name      a Hugging Face id: from the cache, downloaded first where need be
     org/name:TAG  the same, of a repository with GGUF files that one: Q4_K_M
@@ -89,7 +90,10 @@ def resolve_model(
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{model!r} is no name of a model")
     folder = Path(text).expanduser()
-    if (folder / "config.json").is_file():
+    found = folder.glob("*.gguf") if folder.is_dir() else ()
+    models = models_of(path.name for path in found if is_gguf(path))
+    has_other = not models or any(folder.glob("*.safetensors"))
+    if (folder / "config.json").is_file() and has_other:
         _refuse_revision(revision, f"the folder {folder}")
         return folder
     if folder.is_file():
@@ -103,7 +107,6 @@ def resolve_model(
     name, _, tag = text.partition(":")
     is_id = MODEL_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
     if folder.is_dir():
-        models = models_of(path.name for path in folder.glob("*.gguf") if is_gguf(path))
         if len(models) == 1:
             _refuse_revision(revision, f"the folder {folder}")
             return folder / models[0][0]

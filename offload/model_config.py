@@ -14,7 +14,7 @@ from pathlib import Path
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_POSITIONS, MOST_ROWS, Fields, load_json
 from .errors import BadCheckpoint, UnsupportedModel
-from .quantisation import Quantisation, read_quantisation
+from .quantisation import Quantisation, read_quantisation, with_modelopt
 from .rope_config import RopeConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -210,11 +210,12 @@ def read_model_config(folder: Path) -> ModelConfig:
     do.
     """
     path = folder / "config.json"
-    return config_of(load_json(path), path)
+    return config_of(with_modelopt(load_json(path), path), path)
 
 
 def config_of(raw: dict, path: Path) -> ModelConfig:
-    """The configuration that an object as config.json holds it describes. path: for messages."""
+    """The configuration that an object as config.json holds it describes. path: for messages; no
+    file is read."""
     from .architectures import FAMILIES, UNKNOWN_STATES
 
     names = raw.get("architectures") or []

@@ -45,7 +45,6 @@ def read_quantisation(raw: dict, path: Path, own: str | None) -> Quantisation | 
     Raises UnsupportedModel, BadCheckpoint.
     """
     said = raw.get("quantization_config") or raw.get("compression_config")
-    said = said or _of_modelopt(path.with_name("hf_quant_config.json"))
     if not said:
         return None
     method = said.get("quant_method") if isinstance(said, dict) else said
@@ -157,12 +156,16 @@ def _modelopt(said: dict, path: Path) -> Quantisation:
     return Quantisation("fp8", 8)
 
 
-def _of_modelopt(path: Path) -> dict | None:
-    """What ModelOpt writes beside config.json."""
-    if not path.exists():
-        return None
-    said = load_json(path).get("quantization")
-    return {**said, "quant_method": "modelopt"} if isinstance(said, dict) else None
+def with_modelopt(raw: dict, path: Path) -> dict:
+    """A config.json's contents, with what ModelOpt writes beside that file where it says nothing of
+    quantisation itself. Raises BadCheckpoint."""
+    beside = path.with_name("hf_quant_config.json")
+    if raw.get("quantization_config") or raw.get("compression_config") or not beside.exists():
+        return raw
+    said = load_json(beside).get("quantization")
+    if not isinstance(said, dict):
+        return raw
+    return {**raw, "quantization_config": {**said, "quant_method": "modelopt"}}
 
 
 _METHODS = {

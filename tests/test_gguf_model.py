@@ -4,9 +4,12 @@ bit for numbers that the file holds as they are.
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
 import gguf
+import gguf_writer
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,11 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight
 from ebbtide.offload.checkpoint import Checkpoint
+from ebbtide.offload.errors import BadCheckpoint
 from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.model_files import open_model_files
 from ebbtide.offload.plan import Loaded
+from ebbtide.offload.skeleton import expected_shapes
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
 # Variants of model_matrix.py, with what a GGUF file cannot say made ordinary.
@@ -288,3 +294,55 @@ def test_a_chat_ends_where_the_file_says(checkpoint, tmp_path):
         ids = llm.encode([{"role": "user", "content": "hi <|end|>"}])
         assert ids.count(llm.tokenizer.eos_token_id) == 0
         assert llm.chat([{"role": "user", "content": "hi"}], max_new_tokens=3).text is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("qwen3.5", "ssm_conv1d.weight"),
+        ("granite4-h", "ssm_conv1d.weight"),
+        ("lfm2", "shortconv.conv.weight"),
+    ],
+)
+def test_convolutions_in_blocks_are_a_damaged_file(checkpoint, tmp_path, monkeypatch, name, part):
+    """Theirs are of 32 numbers, and a channel's are four."""
+    plain = gguf_writer.packed
+
+    def packed(numbers, kind):
+        return plain(numbers.reshape(-1, 32), "Q8_0") if kind == part else plain(numbers, kind)
+
+    monkeypatch.setattr(gguf_writer, "packed", packed)
+    monkeypatch.setattr(gguf_writer, "_is_quantised", lambda name, tensor, kind: kind == part)
+    path = write(checkpoint(name), tmp_path / "m.gguf", others={part: part})
+    with pytest.raises(BadCheckpoint, match="in blocks of 32 numbers, which do not fit it"):
+        open_small(path, tmp_path)
+
+
+def test_quantised_vectors_of_heads_apart_are_a_damaged_file(checkpoint, tmp_path, monkeypatch):
+    """A block holds what belongs to several heads, whose order would change."""
+    folder = checkpoint("qwen3.5")
+    path = write(folder, tmp_path / "m.gguf")
+    files = open_model_files(path)
+    config = files.config()
+    tensors, name = files.header.tensors, "blk.0.ssm_dt.bias"
+    tensors[name] = replace(tensors[name], kind="Q8_0", block=32, block_bytes=34)
+    with pytest.raises(BadCheckpoint, match="in blocks of 32 numbers, which do not fit it"):
+        files.checkpoint(config, expected_shapes(config))
+
+
+def test_what_lies_beside_is_no_word_about_the_file(checkpoint, tmp_path):
+    """A folder's settings of quantisation are of its safetensors."""
+    path = write(checkpoint("llama2"), tmp_path / "m.gguf")
+    said = {"quantization": {"quant_algo": "NVFP4"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(said))
+    assert open_model_files(path).config().quantisation is None
+
+
+def test_a_tensor_of_another_shape_is_the_metadata_s_word_against_it(checkpoint, tmp_path):
+    folder = checkpoint("llama2")
+    path = write(folder, tmp_path / "m.gguf", arch__vocab_size=None)
+    files = open_model_files(path)
+    config = files.config()
+    shapes = {**expected_shapes(config), "model.norm.weight": (7,)}
+    with pytest.raises(BadCheckpoint, match=r"but the file's metadata asks for \[7\]"):
+        files.checkpoint(config, shapes)

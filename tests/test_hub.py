@@ -167,14 +167,27 @@ def test_the_one_gguf_model_of_a_folder_is_found(tmp_path):
     message = refusal(tmp_path / "m")
     assert "holds 2 GGUF models; name one: model-00001-of-00002.gguf, other.gguf" in message
     make_model(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").touch()
     assert resolve_model(tmp_path / "m") == tmp_path / "m"
+
+
+def test_a_gguf_model_beside_a_config_is_taken_where_there_are_no_safetensors(tmp_path):
+    """As repositories of GGUF files have them."""
+    folder = make_model(tmp_path / "m")
+    make_gguf(folder / "mmproj-model-f16.gguf")
+    assert resolve_model(folder) == folder
+    path = make_gguf(folder / "model-Q4_0.gguf")
+    assert resolve_model(folder) == path
+    assert f"the folder {folder} has no revisions" in refusal(folder, "v1", kind=InputError)
+    make_gguf(folder / "model-Q8_0.gguf")
+    assert "holds 2 GGUF models; name one" in refusal(folder)
+    (folder / "model-00001-of-00002.safetensors").touch()
+    assert resolve_model(folder) == folder
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c", "models/m.gguf", "M.GGUF"),
-    ],
+    ["./model", "../model", "/nowhere/model", "~/nowhere", "a/b/c", "models/m.gguf", "M.GGUF"],
 )
 def test_what_looks_local_and_is_not_there_says_so(name, fake):
     assert refusal(name) == f"there is no folder or file {Path(name).expanduser()}"

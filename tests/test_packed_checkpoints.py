@@ -16,6 +16,7 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 from ebbtide import errors
 from ebbtide.kernels import matmul
 from ebbtide.kernels.quantised import QuantisedWeight
+from ebbtide.offload.fingerprint import model_fingerprint
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.packed_weights import Decoded
 from ebbtide.offload.plan import Loaded
@@ -225,6 +226,14 @@ def test_what_modelopt_writes_beside_is_read(folders, tmp_path):
     (folder / "hf_quant_config.json").write_text(json.dumps(beside))
     with pytest.raises(errors.UnsupportedModel, match="modelopt, W4A16_AWQ"):
         read_model_config(folder)
+
+
+def test_what_lies_beside_tells_a_model_from_others(folders, tmp_path):
+    """It says how weights are read."""
+    folder = copied(folders("modelopt")[0], tmp_path)
+    before = model_fingerprint(folder)
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    assert model_fingerprint(folder) != before
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq, second version", "compressed-tensors, zeros"])
