@@ -10,9 +10,9 @@ import torch
 
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
-from .kept_tensors import converted_once, kept_form, staging_bytes, stored_bytes
+from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
-from .packing import Packing, Plain
+from .packing import Bits, Packing, Plain
 from .skeleton import expert_names, layer_of
 from .weights import HEAD_BLOCK_ROWS
 
@@ -36,7 +36,7 @@ class Facts:
     name: str
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
-    weight_bits: int | None
+    weight_bits: Bits
     packings: dict[str, Packing] = field(default_factory=dict)
 
     def _packing(self, name: str) -> Packing:
@@ -48,8 +48,8 @@ class Facts:
         return self._packing("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     @property
-    def _head_bits(self) -> int | None:
-        return None if self.weight_bits is None else 8
+    def _head_bits(self) -> Bits:
+        return head_bits(self.weight_bits)
 
     @cached_property
     def _layer_matrices(self) -> set[tuple[tuple[int, ...], Packing]]:
@@ -81,7 +81,7 @@ class Facts:
         """For people: 8, 4 or full (as numbers); where the files have weights quantised, what most
         numbers of layers are kept in.
         """
-        if self.config.quantisation is None:
+        if self.config.quantisation is None and self.weight_bits != "auto":
             return "full" if self.weight_bits is None else str(self.weight_bits)
         counts: dict[int | None, int] = {}
         for name, shape in self.shapes.items():
@@ -194,7 +194,10 @@ class Facts:
         twice where its numbers change places, and what quantising a few of its rows takes.
         """
         bits = self.weight_bits
-        staged = (packing.staging_bytes(shape, bits) for shape, packing in self._layer_matrices)
+        staged = (
+            packing.staging_bytes(shape, packing.own_bits(bits))
+            for shape, packing in self._layer_matrices
+        )
         return max(self.head_block_bytes(), *staged) + SLACK_BYTES
 
 

@@ -16,26 +16,34 @@ import torch
 from ..kernels.quantised import QuantisedWeight
 from .checkpoint import Checkpoint, TensorRef, read_at
 from .errors import BadCheckpoint, StorageError
-from .packing import Empty, Form, Kept, Packing, aligned
+from .packing import Bits, Empty, Form, Kept, Packing, aligned
 from .skeleton import decides
 from .tier import aligned_bytes
 
 _SCRATCH = "the weights' scratch file"
 
 
-def converted_once(matrices: Iterable[tuple[str, Packing]], bits: int | None) -> bool:
+def converted_once(matrices: Iterable[tuple[str, Packing]], bits: Bits) -> bool:
     """Whether matrices, of names and packings, that are read again and again are converted once, to
     a scratch file, where weights have `bits`. Else that is done on the way; see Packing.is_quick.
     """
-    return any(not packing.is_quick(None if decides(name) else bits) for name, packing in matrices)
+    return any(
+        not packing.is_quick(None if decides(name) else packing.own_bits(bits))
+        for name, packing in matrices
+    )
 
 
-def kept_form(name: str, packing: Packing, bits: int | None) -> Form:
+def kept_form(name: str, packing: Packing, bits: Bits) -> Form:
     """How the matrix `name` is kept where weights have `bits`."""
-    return packing.precise() if decides(name) else packing.form(bits)
+    return packing.precise() if decides(name) else packing.form(packing.own_bits(bits))
 
 
-def stored_bytes(name: str, shape: tuple[int, ...], packing: Packing, bits: int | None) -> int:
+def head_bits(bits: Bits) -> Bits:
+    """Of the output head where weights have `bits`: never fewer than 8."""
+    return 8 if bits == 4 else bits
+
+
+def stored_bytes(name: str, shape: tuple[int, ...], packing: Packing, bits: Bits) -> int:
     """Bytes of a tensor as kept: matrices as they are or group-quantised, all else in float32."""
     if len(shape) != 2:
         return aligned(math.prod(shape) * 4)
@@ -77,7 +85,7 @@ class TensorLoader:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, bits: int | None, staging: int, threads: int | None = None
+        self, checkpoint: Checkpoint, bits: Bits, staging: int, threads: int | None = None
     ):
         self._checkpoint, self._bits, self._threads = checkpoint, bits, threads
         self._staging = aligned_bytes(staging)
@@ -103,13 +111,14 @@ class TensorLoader:
             raise BadCheckpoint(f"{ref.path}: {name}: {error}. {ref.packing.advice}.") from error
 
 
-def staging_bytes(shape: tuple[int, ...], packing: Packing, bits: int | None) -> int:
+def staging_bytes(shape: tuple[int, ...], packing: Packing, bits: Bits) -> int:
     """What a tensor takes while it is converted."""
+    bits = packing.own_bits(bits)
     is_read_in_place = packing.lies_as_kept and bits is None
     return 0 if len(shape) != 2 or is_read_in_place else packing.staging_bytes(shape, bits)
 
 
-def most_staging(refs: Iterable[TensorRef], bits: int | None) -> int:
+def most_staging(refs: Iterable[TensorRef], bits: Bits) -> int:
     """What the largest of some tensors takes while it is converted."""
     return max((staging_bytes(ref.shape, ref.packing, bits) for ref in refs), default=0)
 

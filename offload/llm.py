@@ -80,7 +80,6 @@ class LLM:
         shapes = expected_shapes(self.config)
         self._checkpoint = self.files.checkpoint(self.config, shapes)
         packings = {name: ref.packing for name, ref in self._checkpoint.refs.items()}
-        suits_bits = max((p.suits_bits or 0 for p in packings.values()), default=0) or None
         self._tokenizer: Tokenizer | None = None
         self._generation = self.files.generation()
         self._warnings += self._generation.warnings
@@ -91,7 +90,7 @@ class LLM:
             self.model_name,
             self.config,
             shapes,
-            choose_weight_bits(options.weight_bits, shapes, suits_bits),
+            choose_weight_bits(options.weight_bits, shapes, packings.values()),
             packings,
         )
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from .budget import Budget, parse_cache_size
 from .errors import InputError
 from .mode import MODES
 from .model_config import DTYPE_BYTES
+from .packing import Bits, Packing
 
 _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
 
@@ -60,10 +62,11 @@ class Options:
 
 
 def choose_weight_bits(
-    asked: str | int, shapes: dict[str, tuple[int, ...]], suits_bits: int | None = None
-) -> int | None:
-    """8, 4 or None (as they are), from auto, full, 8 or 4. Auto: 8 bits from a billion parameters
-    on; below, suits_bits, of the packings in the files.
+    asked: str | int, shapes: dict[str, tuple[int, ...]], packings: Iterable[Packing] = ()
+) -> Bits:
+    """8, 4, None (as they are) or auto (as suits each packing), from auto, full, 8 or 4. Auto: 8
+    bits from a billion parameters on; below, as suits each packing in the files: None where that
+    is as they are.
     """
     asked = str(asked)
     if asked in ("8", "4"):
@@ -73,4 +76,6 @@ def choose_weight_bits(
     if asked != "auto":
         raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
     parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
-    return 8 if parameters >= _AUTO_8_BIT_PARAMETERS else suits_bits
+    if parameters >= _AUTO_8_BIT_PARAMETERS:
+        return 8
+    return "auto" if any(packing.suits_bits for packing in packings) else None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -24,6 +24,8 @@ _ALIGNMENT = 64
 Kept = torch.Tensor | QuantisedWeight
 Shape = tuple[int, ...]
 Empty = Callable[..., torch.Tensor]  # as torch.empty: (shape, dtype=)
+# Of weights: 8, 4, None (as they are), or what suits each packing.
+Bits = int | Literal["auto"] | None
 
 
 def aligned(num_bytes: int) -> int:
@@ -57,12 +59,16 @@ class Packing:
 
     advice = "The file is damaged; download it again"
     lies_as_kept = False
-    suits_bits: ClassVar[int | None] = None  # that weights have where nobody says how many
+    suits_bits: ClassVar[int | None] = None  # that weights have by "auto"
 
     @property
     def dtype(self) -> torch.dtype:
         """Of `decode`'s numbers."""
         return torch.float32
+
+    def own_bits(self, bits: Bits) -> int | None:
+        """Of `bits`, as the other methods take them."""
+        return self.suits_bits if bits == "auto" else bits
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         """Bytes in the file: of the tensor, and of each that belongs to it (scales)."""

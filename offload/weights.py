@@ -32,12 +32,13 @@ from .kept_tensors import (
     Scratch,
     TensorLoader,
     converted_once,
+    head_bits,
     kept_form,
     most_staging,
     stored_bytes,
 )
 from .model_config import ModelConfig
-from .packing import Kept
+from .packing import Bits, Kept
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
@@ -78,9 +79,10 @@ def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
 class WeightStore:
     """Loads, keeps and streams the tensors of one checkpoint.
 
-    bits: 8, 4 or None (as they are). num_streamed: layers that are not resident. expert_slots: room
-    for routed experts, where not all of them are resident; then every layer is but for them, and
-    the device is the CPU. 0: all are. head_resident: whether the output head stays in memory.
+    bits: 8, 4, None (as they are) or auto (as suits each). num_streamed: layers that are not
+    resident. expert_slots: room for routed experts, where not all of them are resident; then every
+    layer is but for them, and the device is the CPU. 0: all are. head_resident: whether the output
+    head stays in memory.
     on_load(done_bytes, total_bytes) reports loading. Raises BadCheckpoint, StorageError.
     """
 
@@ -90,7 +92,7 @@ class WeightStore:
         checkpoint: Checkpoint,
         device: torch.device,
         *,
-        bits: int | None = None,
+        bits: Bits = None,
         num_streamed: int = 0,
         expert_slots: int = 0,
         head_resident: bool = True,
@@ -99,7 +101,7 @@ class WeightStore:
     ):
         self.config, self.checkpoint, self.device = config, checkpoint, device
         self._bits = bits
-        self._head_bits = None if bits is None else 8
+        self._head_bits = head_bits(bits)
         self._head_name = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
         self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
         self._streamed = streamed_layers(config.num_layers, num_streamed)

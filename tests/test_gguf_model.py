@@ -248,6 +248,31 @@ def test_hybrids_keep_the_numbers_of_their_blocks(checkpoint, tmp_path, name, ki
     assert exact > 3 if kind != "Q5_1" else True
 
 
+@pytest.mark.parametrize(("bits", "others"), [("auto", None), ("full", None), ("8", 8), ("4", 4)])
+def test_one_decoded_tensor_changes_no_others(checkpoint, tmp_path, bits, others):
+    """By "auto" small models stay as they are, but for what the files have in fewer bits."""
+    path = write(checkpoint("llama2"), tmp_path / "m.gguf", others={"blk.0.ffn_up": "Q5_1"})
+    with open_small(path, tmp_path, weight_bits=bits) as llm:
+        resident = llm.logits([1, 2, 3])
+        store = llm.admission.weights
+        tensors = {(layer, n): t for layer, of in store._resident.items() for n, t in of.items()}
+        found = {of: getattr(t, "bits", None) for of, t in tensors.items() if len(t.shape) == 2}
+        decoded = found.pop((0, "mlp.up_proj.weight"))
+        assert decoded == (8 if bits == "auto" else others)
+        assert set(found.values()) == {others}
+        assert getattr(store._head[0], "bits", None) == (None if others is None else 8)
+        loaded = sum(num_bytes(t) for t in tensors.values())
+        assert 0 <= sum(llm.admission.facts.layer_sizes) - loaded < 64 * 2 * len(tensors)
+        assert llm.plan.weight_bits == ("full" if others is None else bits)
+    with open_small(path, tmp_path, weight_bits=bits) as llm:
+        hold(llm, Loaded(llm.config.num_layers, False))
+        assert torch.equal(llm.logits([1, 2, 3]), resident)
+
+
+def num_bytes(tensor) -> int:
+    return sum(part.nbytes for part in parts(tensor))
+
+
 def parts(tensor):
     return [tensor.codes, tensor.scales] if isinstance(tensor, QuantisedWeight) else [tensor]
 

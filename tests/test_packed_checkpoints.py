@@ -169,7 +169,12 @@ def _bytes(tensor) -> list[int]:
 @pytest.mark.parametrize("name", ["fp8", "gptq, groups in another order", "awq"])
 def test_bits_are_chosen_by_what_the_files_have(folders, tmp_path, name):
     with open_small(folders(name)[0], tmp_path, "8", weight_bits="auto", **TINY) as llm:
-        assert llm.admission.facts.weight_bits == (None if name == "awq" else 8)
+        assert llm.admission.facts.weight_bits == (None if name == "awq" else "auto")
+        llm.logits([1, 2, 3])
+        weights = llm.admission.weights
+        # What the files have as numbers stays so, in small models.
+        assert isinstance(weights._head[0], torch.Tensor)
+        assert weights._resident[0]["self_attn.q_proj.weight"].bits == (4 if name == "awq" else 8)
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "gptq, 8 bits", "compressed-tensors", "fp8"])
