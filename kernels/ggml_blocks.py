@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .quantised import GROUP, STRIP, QuantisedWeight, quantised_shapes
+from .quantised import GROUP, STRIP, QuantisedWeight, into_strips, quantised_shapes
 
 _BITS = {"Q8_0": 8, "Q4_0": 4, "MXFP4": 4}
 _CHUNK_BYTES = 1 << 20  # of blocks that change places at once: they stay in cache
@@ -61,16 +61,8 @@ def repack_blocks(
             scale = _POWERS[rows[..., 0]]
         else:
             scale = np.ascontiguousarray(rows[..., :2]).view(np.float16)[..., 0]
-        _into_strips(words[strips], of_rows)
-        _into_strips(halves[strips], scale)
+        into_strips(words[strips], of_rows)
+        into_strips(halves[strips], scale)
     if not bool(torch.isfinite(scales).all()):
         raise FloatingPointError(f"scales of {kind} weights are not finite in float16")
     return QuantisedWeight(bits, num_groups * GROUP, out_features, codes, scales, is_float=is_float)
-
-
-def _into_strips(out: np.ndarray, rows: np.ndarray) -> None:
-    """rows (strips * STRIP or fewer, n) to out (strips, n, STRIP); zeros for those that lack."""
-    missing = len(out) * STRIP - len(rows)
-    if missing:
-        rows = np.pad(rows, ((0, missing), (0, 0)))
-    out[:] = rows.reshape(len(out), STRIP, -1).transpose(0, 2, 1)

@@ -234,12 +234,8 @@ def repack_int8(
     codes = empty(of_codes, dtype=torch.int32, device=words.device)
     halves = empty(of_scales, dtype=torch.float16, device=words.device)
     scale = scales.to(torch.float16).repeat_interleave(of_scales[1] // scales.shape[1], 1)
-    for to, rows in ((codes, words), (halves, scale)):
-        whole = out_features // STRIP
-        to[:whole] = interleaved(rows[: whole * STRIP])
-        to[whole:] = 0
-        if whole < len(to):
-            to[whole, :, : out_features - whole * STRIP] = rows[whole * STRIP :].t()
+    into_strips(codes, words)
+    into_strips(halves, scale)
     if are_unsigned:
         codes.bitwise_xor_(-(1 << 31) | 0x00808080)
         if out_features % STRIP:
@@ -292,6 +288,16 @@ def strips_at_once(out_features: int, num_groups: int) -> Iterator[tuple[slice, 
 def interleaved(rows: torch.Tensor) -> torch.Tensor:
     """(strips * STRIP, n) to (strips, n, STRIP)."""
     return rows.unflatten(0, (-1, STRIP)).transpose(1, 2)
+
+
+def into_strips(out, rows) -> None:
+    """rows (strips * STRIP or fewer, n) to out (strips, n, STRIP), both of torch or of numpy; zeros
+    for those that lack."""
+    whole, rest = divmod(len(rows), STRIP)
+    out[:whole] = rows[: whole * STRIP].reshape(whole, STRIP, rows.shape[1]).swapaxes(1, 2)
+    out[whole:] = 0
+    if rest:
+        out[whole, :, :rest] = rows[whole * STRIP :].T
 
 
 def _encode8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

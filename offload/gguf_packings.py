@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,14 @@ import torch
 
 from ..kernels.affine import CodeOrder, repack_affine
 from ..kernels.ggml_blocks import block_bits, repack_blocks
-from ..kernels.quantised import STRIP, QuantisedWeight, quantise_weight, quantised_shapes
+from ..kernels.quantised import QuantisedWeight
 from .errors import UnsupportedModel
-from .packing import Empty, Form, Kept, Packing, Plain, Shape
+from .packing import Empty, Form, Kept, Packing, Plain, Shape, kept_by_rows, some_rows
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Numbers that are decoded at once: several copies of them are made.
-_DECODED = 1 << 18
-_REPACKED = 1 << 21  # whose scales and minimums alone are copied, several times
+_REPACKED = (
+    1 << 21
+)  # numbers repacked at once, whose scales and minimums alone are copied, several times
 
 
 def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -> Packing:
@@ -80,34 +80,9 @@ class _InBlocks(Packing):
         raise NotImplementedError
 
     def _converted(self, raw: torch.Tensor, shape: Shape, form: Form, empty: Empty) -> Kept:
-        rows = raw.view(shape[0], -1, self.block_bytes)
-        return _converted(lambda some: self._decoded(rows[some]), shape, form, empty)
-
-
-def _converted(
-    decoded: Callable[[slice], torch.Tensor], shape: Shape, form: Form, empty: Empty
-) -> Kept:
-    """A matrix kept in groups of bits or in float32, of which `decoded` gives some rows: so many at
-    a time as are worth it."""
-    if form.bits is None:
-        numbers = empty(shape, dtype=torch.float32)
-        for some in _some_rows(shape):
-            numbers[some] = decoded(some)
-        return numbers
-    of_codes, of_scales = quantised_shapes(shape, form.bits)
-    codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
-    for some in _some_rows(shape):
-        strips = slice(some.start // STRIP, -(-some.stop // STRIP))
-        places = iter((codes[strips], scales[strips]))
-        quantise_weight(decoded(some), form.bits, lambda *_, places=places, **__: next(places))
-    return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales)
-
-
-def _some_rows(shape: Shape, numbers: int = _DECODED) -> Iterator[slice]:
-    """Whole strips of rows, of about so many numbers."""
-    step = max(1, numbers // (STRIP * max(1, shape[1]))) * STRIP
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+        blocks = raw.view(shape[0], -1, self.block_bytes)
+        parts = ((rows, self._decoded(blocks[rows])) for rows in some_rows(shape))
+        return kept_by_rows(shape, form, empty, parts)
 
 
 @dataclass(frozen=True)
@@ -173,17 +148,12 @@ class WithMinimum(Dequantised):
         if form.bits is None:
             return self._converted(raw[0], shape, form, empty)
         blocks = raw[0].view(shape[0], -1, self.block_bytes)
-        of_codes, of_scales = quantised_shapes(shape, 4, is_affine=True)
-        codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
-        for some in _some_rows(shape, _REPACKED):
-            strips = slice(some.start // STRIP, -(-some.stop // STRIP))
-            places = iter((codes[strips], scales[strips]))
-            repack_affine(
-                *self._parts(blocks[some]),
-                lambda *_, places=places, **__: next(places),
-                threads,
-            )
-        return QuantisedWeight(4, shape[1], shape[0], codes, scales, is_affine=True)
+
+        def repack(some: torch.Tensor, bits: int, empty: Empty) -> QuantisedWeight:
+            return repack_affine(*self._parts(some), empty, threads)
+
+        parts = ((rows, blocks[rows]) for rows in some_rows(shape, _REPACKED))
+        return kept_by_rows(shape, form, empty, parts, repack)
 
     def _parts(self, blocks: torch.Tensor) -> tuple:
         """Codes, scales, minimums and the order of codes, as repack_affine takes them."""
@@ -290,13 +260,12 @@ class SwappedNumbers(_Wrapped):
         return False
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
-        rows = raw[0].view(shape[0], -1)
-
-        def decoded(some: slice) -> torch.Tensor:
-            part = (some.stop - some.start, shape[1])
-            return self.decode([rows[some].reshape(-1)], part)
-
-        return _converted(decoded, shape, form, empty)
+        raw_rows = raw[0].view(shape[0], -1)
+        parts = (
+            (rows, self.decode([raw_rows[rows].reshape(-1)], (rows.stop - rows.start, shape[1])))
+            for rows in some_rows(shape)
+        )
+        return kept_by_rows(shape, form, empty, parts)
 
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
         numbers = self.inner.decode(raw, shape).to(torch.float32)

@@ -13,20 +13,14 @@ some rows at a time. Knows no names: packed_modules.py finds the tensors.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..kernels.affine import CodeOrder, codes_of, repack_affine
-from ..kernels.quantised import (
-    QuantisedWeight,
-    quantise_weight,
-    quantised_shapes,
-    repack_int8,
-    strips_at_once,
-)
-from .packing import Empty, Form, Kept, Packing, Shape, aligned
+from ..kernels.quantised import repack_int8
+from .packing import Form, Kept, Packing, Shape, aligned, kept_by_rows, some_rows
 
 _WORD = 32  # bits
 _INFINITE = 0x7F  # of float8's seven bits: not a number
@@ -68,12 +62,7 @@ class Decoded(Packing):
         return False
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
-        if form.bits is None:
-            numbers = empty(shape, dtype=form.dtype)
-            for rows, values in self.blocks(raw, shape):
-                numbers[rows] = values
-            return numbers
-        return by_blocks(shape, form.bits, empty, self.blocks(raw, shape), quantise)
+        return kept_by_rows(shape, form, empty, self.blocks(raw, shape))
 
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
         return torch.cat([values for _, values in self.blocks(raw, shape)]).to(self.dtype)
@@ -83,36 +72,6 @@ class Decoded(Packing):
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows of whole strips, one after the other, and their numbers, (rows, in) float32."""
         raise NotImplementedError
-
-
-def quantise(values: torch.Tensor, bits: int, empty: Empty) -> QuantisedWeight:
-    return quantise_weight(values, bits, empty)
-
-
-def by_blocks(
-    shape: Shape,
-    bits: int,
-    empty: Empty,
-    blocks: Iterator[tuple[slice, torch.Tensor]],
-    make: Callable[..., QuantisedWeight],
-) -> QuantisedWeight:
-    """A weight of which make(values, bits, empty) makes some rows at a time."""
-    of_codes, of_scales = quantised_shapes(shape, bits)
-    codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
-    strip = 0
-    for _, values in blocks:
-
-        def part(of: Shape, dtype: torch.dtype, device=None, strip=strip) -> torch.Tensor:
-            return (codes if dtype == torch.int32 else scales)[strip : strip + of[0]]
-
-        strip += len(make(values, bits, part).codes)
-    return QuantisedWeight(bits, shape[1], shape[0], codes, scales)
-
-
-def some_rows(shape: Shape) -> Iterator[slice]:
-    """Rows of a matrix, a mebibyte of float32 at a time, in whole strips."""
-    for _, rows, _ in strips_at_once(shape[0], -(-shape[1] // 32)):
-        yield rows
 
 
 @dataclass(frozen=True)
@@ -264,7 +223,7 @@ class Codes8(Codes):
             words, scales = _words(raw[0], self.layout, shape), self.scales_of(raw, shape[0])
             are_unsigned = self.layout is not Layout.BYTES
             return repack_int8(words, scales, empty, are_unsigned=are_unsigned)
-        return by_blocks(shape, form.bits, empty, self._blocks(raw, shape), quantise)
+        return kept_by_rows(shape, form, empty, self._blocks(raw, shape))
 
     def _blocks(self, raw, shape):
         scales = self.scales_of(raw, shape[0])

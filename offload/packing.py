@@ -12,15 +12,22 @@ checkpoint.py reads the bytes, kept_tensors.py decides where they go.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from ..kernels.quantised import QuantisedWeight, quantise_weight, quantised_shapes, repack_mxfp4
+from ..kernels.quantised import (
+    STRIP,
+    QuantisedWeight,
+    quantise_weight,
+    quantised_shapes,
+    repack_mxfp4,
+)
 
 _ALIGNMENT = 64
+_DECODED = 1 << 18  # numbers that are decoded at once: several copies of them are made
 Kept = torch.Tensor | QuantisedWeight
 Shape = tuple[int, ...]
 Empty = Callable[..., torch.Tensor]  # as torch.empty: (shape, dtype=)
@@ -112,6 +119,42 @@ class Packing:
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
         """The numbers themselves, (*shape) of `dtype`; of a vector, or of a few rows."""
         raise NotImplementedError
+
+
+def some_rows(shape: Shape, numbers: int | None = None) -> Iterator[slice]:
+    """Rows of a matrix in whole strips, of about so many numbers; None: as are decoded at once."""
+    numbers = _DECODED if numbers is None else numbers
+    step = max(1, numbers // (STRIP * max(1, shape[1]))) * STRIP
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def kept_by_rows(
+    shape: Shape,
+    form: Form,
+    empty: Empty,
+    parts: Iterable[tuple[slice, torch.Tensor]],
+    make: Callable[..., QuantisedWeight] = quantise_weight,
+) -> Kept:
+    """A matrix as it is kept, of which there are some rows at a time: see some_rows.
+
+    parts: rows, and their numbers (rows, in) or what `make` takes in place of those. make(part,
+    bits, empty): a weight of some rows. Raises FloatingPointError for numbers that are not finite.
+    """
+    if form.bits is None:
+        numbers = empty(shape, dtype=form.dtype)
+        for rows, values in parts:
+            numbers[rows] = values
+            if not bool(torch.isfinite(numbers[rows]).all()):
+                raise FloatingPointError("weights are not finite")
+        return numbers
+    of_codes, of_scales = quantised_shapes(shape, form.bits, form.is_affine)
+    codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+    for rows, values in parts:
+        strips = slice(rows.start // STRIP, -(-rows.stop // STRIP))
+        places = iter((codes[strips], scales[strips]))
+        make(values, form.bits, lambda *_, places=places, **__: next(places))
+    return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales, is_affine=form.is_affine)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_rows_are_converted_some_at_a_time(kind, monkeypatch):
     shape = (100, 512)
     raw = drawn(kind, shape)
     _, whole = loaded(packing(kind), raw, shape, 8)
-    monkeypatch.setattr(gguf_packings, "_DECODED", 1)
+    monkeypatch.setattr("ebbtide.offload.packing._DECODED", 1)
     monkeypatch.setattr(gguf_packings, "_REPACKED", 1)
     monkeypatch.setattr("ebbtide.kernels.ggml_blocks._CHUNK_BYTES", 1)
     _, pieces = loaded(packing(kind), raw, shape, 8)
@@ -138,14 +138,15 @@ def test_a_code_that_no_kernel_multiplies_is_another():
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K", "Q4_1", "Q6_K", "Q5_0"])
+@pytest.mark.parametrize("bits", [8, None])
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_scales_that_are_no_numbers_are_found(kind, bad):
+def test_scales_that_are_no_numbers_are_found(kind, bad, bits):
     shape = (16, 256)
     raw = drawn(kind, shape).reshape(16, -1, GGML_QUANT_SIZES[Kind[kind]][1])
     at = HALVES[kind][0]
     raw[3, 0, at : at + 2] = np.array([bad], np.float16).view(np.uint8)
     with pytest.raises(FloatingPointError):
-        loaded(packing(kind), raw, shape, 8)
+        loaded(packing(kind), raw, shape, bits)
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_K", "Q6_K"])

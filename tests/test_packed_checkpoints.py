@@ -289,15 +289,28 @@ NAME = "model.layers.1.mlp.down_proj"
     ],
 )
 def test_damaged_parts_are_named(folders, tmp_path, name, end, make, says):
+    with pytest.raises(errors.ModelError, match=says):
+        open_damaged(folders, tmp_path, name, end, make, "8")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("fp8", ".weight_scale_inv"), ("gptq, groups in another order", ".scales")],
+)
+def test_scales_that_are_no_numbers_are_named_where_numbers_are_kept(folders, tmp_path, name, end):
+    with pytest.raises(errors.BadCheckpoint, match=r"down_proj\.weight: weights are not finite"):
+        open_damaged(folders, tmp_path, name, end, lambda t: t.fill_(torch.nan), "full")
+
+
+def open_damaged(folders, tmp_path, name, end, make, bits):
     folder = copied(folders(name)[0], tmp_path)
     tensors = load_file(folder / "model.safetensors")
     changed = make(tensors.pop(NAME + end))
     if changed is not None:
         tensors[NAME + end] = changed.contiguous()
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(errors.ModelError, match=says):
-        with open_small(folder, tmp_path, weight_bits="8") as llm:
-            llm.logits(IDS[:3])
+    with open_small(folder, tmp_path, weight_bits=bits) as llm:
+        llm.logits(IDS[:3])
 
 
 def copied(source, tmp_path):
