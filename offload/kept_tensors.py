@@ -87,7 +87,8 @@ class TensorLoader:
     def __init__(
         self, checkpoint: Checkpoint, bits: Bits, staging: int, threads: int | None = None
     ):
-        self._checkpoint, self._bits, self._threads = checkpoint, bits, threads
+        self._checkpoint, self._threads = checkpoint, threads
+        self._bits: Bits = bits
         self._staging = aligned_bytes(staging)
 
     def load(self, name: str, arena: Arena) -> Kept:

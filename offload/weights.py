@@ -100,8 +100,8 @@ class WeightStore:
         on_load: Callable[[int, int], None] | None = None,
     ):
         self.config, self.checkpoint, self.device = config, checkpoint, device
-        self._bits = bits
-        self._head_bits = head_bits(bits)
+        self._bits: Bits = bits
+        self._head_bits: Bits = head_bits(bits)
         self._head_name = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
         self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
         self._streamed = streamed_layers(config.num_layers, num_streamed)
