@@ -7,11 +7,12 @@ no numbers: how they lie is a packing's business.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from .checkpoint import Checkpoint, TensorRef, share
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_config import IN_PAIRS
 from .gguf_file import GgufHeader
 from .gguf_packings import Half, LogOf, Swapped, SwappedNumbers, packing_of
@@ -60,6 +61,11 @@ _SHORT_CONV = {
 }
 # Whose value heads that share a key lie apart.
 _VALUES_APART = ("qwen35", "qwen35moe")
+# Of tensors that the model does not need, those that change none of its numbers: frequencies of
+# RoPE that old converters wrote down.
+_HARMLESS = ("attn_rot_embd.weight", "rope_freqs.weight")
+_OF_LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
+_OF_WHOLE = ("token_embd", "output", "position_embd")
 
 Sources = tuple[tuple[str, ...], int | None]  # names in the file; of which expert a share is meant
 
@@ -75,7 +81,9 @@ def open_gguf(
         ref = names.ref(name, shape)
         if ref is not None:
             found[name] = ref
-    return Checkpoint(found, shapes, header.path, "the file's metadata")
+    checkpoint = Checkpoint(found, shapes, header.path, "the file's metadata")
+    names.check_all_used()
+    return checkpoint
 
 
 class _Names:
@@ -85,6 +93,26 @@ class _Names:
         self._in_pairs = architecture in IN_PAIRS
         self._values_apart = architecture in _VALUES_APART
         self._of_layer: dict[int, dict[str, Sources]] = {}
+        self._used: set[str] = set()
+
+    def check_all_used(self) -> None:
+        """UnsupportedModel where a tensor is left over that belongs to the model: its numbers would
+        be others without it. Vision, and layers that draft, are not the model's."""
+        for name, tensor in self._header.tensors.items():
+            if name not in self._used and self._is_part(name):
+                what = "a scale of its own" if name.endswith("scale") else "a tensor"
+                raise UnsupportedModel(
+                    f"{tensor.path} has {what}, {name!r}, that Ebbtide does not know in a model "
+                    "of this architecture, and without which its numbers would be wrong. Use "
+                    "another quantisation of the model (Q8_0, Q6_K, Q4_K_M), or the original."
+                )
+
+    def _is_part(self, name: str) -> bool:
+        """Whether a tensor seems to be one of the language model's."""
+        found = _OF_LAYER.fullmatch(name)
+        if found is None:
+            return name.startswith(_OF_WHOLE)
+        return int(found[1]) < self._config.num_layers and found[2] not in _HARMLESS
 
     def ref(self, name: str, shape: tuple[int, ...]) -> TensorRef | None:
         """Where a tensor of ours lies; None: nowhere."""
@@ -196,9 +224,17 @@ class _Names:
 
     def _placed(self, name: str, sources: Iterable[str]) -> TensorRef | None:
         """The first of these tensors that is there."""
-        tensor = next((t for s in sources if (t := self._header.tensors.get(s))), None)
-        if tensor is None:
+        source = next((s for s in sources if s in self._header.tensors), None)
+        if source is None:
             return None
+        tensor = self._header.tensors[source]
+        self._used.add(source)
+        if tensor.kind == "NVFP4":
+            raise UnsupportedModel(
+                f"{tensor.path}: {name} is in NVFP4, whose scales lie apart, and which Ebbtide "
+                "cannot read. Use another quantisation of the model: Q8_0, Q6_K, Q4_K_M and Q4_0 "
+                "are read."
+            )
         packing = packing_of(tensor.kind, tensor.block, tensor.block_bytes, tensor.path, name)
         return TensorRef(tensor.path, tensor.offset, tensor.num_bytes, packing, tensor.shape)
 

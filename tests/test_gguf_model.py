@@ -13,13 +13,14 @@ import gguf_writer
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from gguf_writer import write
 from safetensors.torch import load_file, save_file
 from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight
 from ebbtide.offload.checkpoint import Checkpoint
-from ebbtide.offload.errors import BadCheckpoint
+from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.model_files import open_model_files
 from ebbtide.offload.plan import Loaded
@@ -202,8 +203,9 @@ def test_experts_are_read_one_by_one(checkpoint, tmp_path, name, kind, bits):
         assert llm.admission.weights._experts.misses > 0
 
 
-def as_floats(path, out):
-    """The same file with every number in F32."""
+def rewritten(path, out, change):
+    """The same file with other tensors. change: of a tensor's name, numbers and type, a list of
+    those that take its place."""
     reader, writer = gguf.GGUFReader(path), None
     for field in reader.fields.values():
         if field.name == "general.architecture":
@@ -213,13 +215,84 @@ def as_floats(path, out):
             sub = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub)
     for tensor in reader.tensors:
-        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, np.ascontiguousarray(numbers, np.float32))
+        for name, data, kind in change(tensor.name, tensor.data, tensor.tensor_type):
+            writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file(out)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def as_floats(path, out):
+    """The same file with every number in F32."""
+
+    def floats(name, data, kind):
+        numbers = gguf.quants.dequantize(data, kind)
+        return [(name, np.ascontiguousarray(numbers, np.float32), Kind.F32)]
+
+    return rewritten(path, out, floats)
+
+
+ONE = np.ones(4, np.float32)
+
+
+def with_tensor(path, out, added):
+    def first_too(name, data, kind):
+        beside = [(added, ONE, Kind.F32)] if name == "token_embd.weight" else []
+        return [(name, data, kind), *beside]
+
+    return rewritten(path, out, first_too)
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ("blk.1.ffn_down.scale", "has a scale of its own, 'blk.1.ffn_down.scale'"),
+        ("blk.0.attn_q.input_scale", "a scale of its own"),
+        ("blk.0.ffn_down.bias", "has a tensor, 'blk.0.ffn_down.bias'"),
+        ("blk.0.attn_norm.bias", "would be wrong"),
+        ("blk.2.attn_post_norm.weight", "Use another quantisation"),
+        ("output.scale", "a scale of its own"),
+        ("output_norm.bias", "without which"),
+        ("token_embd.scale", "a scale of its own"),
+        ("position_embd.weight", "a tensor"),
+    ],
+)
+def test_a_tensor_that_nobody_reads_is_refused(checkpoint, tmp_path, added, says):
+    path = write(checkpoint("llama2"), tmp_path / "model.gguf")
+    path = with_tensor(path, tmp_path / "more.gguf", added)
+    with pytest.raises(UnsupportedModel) as caught, open_small(path, tmp_path):
+        pass
+    assert says in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "blk.0.rope_freqs.weight",
+        "blk.0.attn_rot_embd.weight",
+        "blk.99.nextn.eh_proj.weight",
+        "mm.0.bias",
+    ],
+)
+def test_tensors_that_change_no_number_are_left_alone(checkpoint, tmp_path, added):
+    path = write(checkpoint("llama2"), tmp_path / "model.gguf")
+    more = with_tensor(path, tmp_path / "more.gguf", added)
+    assert torch.equal(logits_of(more, tmp_path), logits_of(path, tmp_path))
+
+
+def test_nvfp4_is_refused_by_its_name(checkpoint, tmp_path):
+    path = write(checkpoint("llama2"), tmp_path / "model.gguf")
+
+    def blocks(name, data, kind):
+        if name != "blk.0.ffn_down.weight":
+            return [(name, data, kind)]
+        return [(name, np.zeros((len(data), data.shape[1] // 64 * 36), np.uint8), Kind.NVFP4)]
+
+    path = rewritten(path, tmp_path / "nvfp4.gguf", blocks)
+    with pytest.raises(UnsupportedModel, match="down_proj[.]weight is in NVFP4"):
+        open_small(path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
