@@ -35,6 +35,7 @@ __all__ = ["StopStrings", "TextStream", "Tokenizer"]
 Think = bool | str | None  # off or on, a level, or as the template does by itself
 THINK_VARIABLES = ("enable_thinking", "thinking")
 LEVEL_VARIABLE = "reasoning_effort"
+_SIDES = ("lstrip", "rstrip")
 
 
 class Tokenizer:
@@ -60,14 +61,15 @@ class Tokenizer:
         if getattr(backend.model, "dropout", None):
             backend.model.dropout = None
         specials = {*self.named_tokens.values(), *files.special_tokens}
-        added_texts = {token.content for token in backend.get_added_tokens_decoder().values()}
+        said = {token.content: token for token in backend.get_added_tokens_decoder().values()}
         for text in sorted(specials):
             token_id = backend.token_to_id(text)
             if token_id is None:
                 continue
             # Some files name an ordinary token ("!") for padding: it stays ordinary.
-            if text in added_texts or token_id not in self._plain_ids(text):
-                backend.add_special_tokens([AddedToken(text, special=True)])
+            if text in said or token_id not in self._plain_ids(text):
+                flags = {side: getattr(said.get(text), side, False) for side in _SIDES}
+                backend.add_special_tokens([AddedToken(text, special=True, **flags)])
         added = {
             token_id: token
             for token_id, token in backend.get_added_tokens_decoder().items()

@@ -208,9 +208,11 @@ def test_a_broken_template_fails_only_chats(tmp_path):
         tokenizer.chat_ids([USER])
 
 
-def test_control_tokens_eat_white_space_as_their_flags_say(tmp_path):
+@pytest.mark.parametrize("named", [{}, {"additional_special_tokens": ["<|u|>"]}])
+def test_control_tokens_eat_white_space_as_their_flags_say(tmp_path, named):
     """Phi-3's do, so that a line break behind them is no token of its own."""
-    folder = byte_level(tmp_path, template="<|im_start|>\nuser \n <|u|>\n{{ messages[0].content }}")
+    template = "<|im_start|>\nuser \n <|u|>\n{{ messages[0].content }}"
+    folder = byte_level(tmp_path, template=template, **named)
     backend = Backend.from_file(str(folder / "tokenizer.json"))
     backend.add_special_tokens([AddedToken("<|u|>", lstrip=True, rstrip=True)])
     backend.save(str(folder / "tokenizer.json"))
