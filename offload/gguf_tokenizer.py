@@ -23,6 +23,7 @@ from .vocabulary import (
     CONTROL,
     NORMAL,
     QWEN_PATTERN,
+    UNUSED,
     USER_DEFINED,
     Piece,
     PieceRules,
@@ -99,11 +100,13 @@ _ENDS = (
     *("<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<|return|>", "<|call|>"),
     *("<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[EOT]", "<|eot|>", "[|endofturn|]"),
 )
+# Of Phi-3's tokens in a SentencePiece vocabulary, those that leave the white space behind them.
+_LEAVE_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _NAMED = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "pad_token": "padding_token_id",
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
 }
 
 
@@ -113,6 +116,7 @@ class _Vocabulary:
     def __init__(self, header: GgufHeader):
         self.path, self._said = header.path, header.metadata
         self.model, self.pre = self.get("model", str), self.get("pre", str)
+        self.architecture = header.metadata.get("general.architecture")
         tokens = self.get("tokens", Strings)
         if tokens is None or not 0 < len(tokens) <= _MOST_TOKENS:
             raise BadCheckpoint(f"{self.path} holds no tokenizer.")
@@ -121,24 +125,53 @@ class _Vocabulary:
         self.kinds = [NORMAL] * len(self.tokens) if kinds is None else kinds.tolist()
         if len(self.kinds) != len(self.tokens):
             raise self.damaged(f"has {len(self.kinds)} types of {len(self.tokens)} tokens")
-        if len(set(self.tokens)) != len(self.tokens):
-            raise self.damaged("has two tokens of the same text")
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Texts of their own for tokens that nothing is ever cut into: unused and empty ones."""
+        kept: set[str] = set()
+        idle = []
+        for at, (text, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
+            if kind == UNUSED or not text:
+                idle.append(at)
+            elif text in kept:
+                raise self.damaged("has two tokens of the same text")
+            else:
+                kept.add(text)
+        for at in idle:
+            text = self.tokens[at]
+            while text in kept:  # with spaces, which no token has, there is no such text
+                text = f" {text} {at} "
+            if text != self.tokens[at]:
+                self.tokens[at], self.kinds[at] = text, UNUSED
+            kept.add(text)
 
     def get(self, key: str, kind: type):
         """A value of that kind; None where there is none."""
         value = self._said.get(f"tokenizer.ggml.{key}")
-        if value is None or isinstance(value, kind):
+        is_one = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is None or is_one:
             return value
         raise self.damaged(f"has a {type(value).__name__} as tokenizer.ggml.{key}")
 
     def damaged(self, what: str) -> BadCheckpoint:
         return BadCheckpoint(f"{self.path} {what}. It is damaged; download it again.")
 
+    def id(self, key: str) -> int | None:
+        """Of the token that is named so."""
+        number = self.get(f"{key}_token_id", int)
+        known = number is not None and 0 <= number < len(self.tokens)
+        return number if known else None
+
     def token(self, key: str) -> str | None:
         """The text of the token that is named so."""
-        number = self.get(key, int)
-        known = number is not None and 0 <= number < len(self.tokens)
-        return self.tokens[number] if known else None
+        number = self.id(key)
+        return None if number is None else self.tokens[number]
+
+    def added(self) -> dict[str, int]:
+        """Tokens that are found in text before it is cut: their kinds, by their texts."""
+        pairs = zip(self.tokens, self.kinds, strict=True)
+        return {text: kind for text, kind in pairs if kind in (CONTROL, USER_DEFINED) and text}
 
     @property
     def template(self) -> str | None:
@@ -147,7 +180,7 @@ class _Vocabulary:
 
     def ends(self) -> list[int]:
         """Ids of the tokens that end an answer."""
-        named = [self.get(f"{name}_token_id", int) for name in ("eos", "eot", "eom")]
+        named = [self.id(name) for name in ("eos", "eot", "eom")]
         control = {
             text: at
             for at, (text, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
@@ -156,7 +189,7 @@ class _Vocabulary:
         if "<|return|>" in control and "<|call|>" in control:
             control.pop("<|end|>", None)  # that ends a channel, and not the answer
         found = [*named, *control.values()]
-        return list(dict.fromkeys(i for i in found if i is not None and i < len(self.tokens)))
+        return list(dict.fromkeys(i for i in found if i is not None))
 
 
 def read_gguf_tokenizer(header: GgufHeader, name: str) -> TokenizerFiles:
@@ -185,9 +218,7 @@ def read_gguf_tokenizer(header: GgufHeader, name: str) -> TokenizerFiles:
         name=name,
         backend=backend,
         named_tokens=named,
-        special_tokens=[
-            text for text, kind in zip(found.tokens, found.kinds, strict=True) if kind == CONTROL
-        ],
+        special_tokens=[text for text, kind in found.added().items() if kind == CONTROL],
         add_bos=add_bos,
         template_source=found.template,
     )
@@ -240,8 +271,7 @@ def _byte_level(found: _Vocabulary) -> Backend:
     backend.add_tokens(
         [
             AddedToken(text, normalized=False, special=kind == CONTROL)
-            for text, kind in zip(found.tokens, found.kinds, strict=True)
-            if kind in (CONTROL, USER_DEFINED) and text
+            for text, kind in found.added().items()
         ]
     )
     return backend
@@ -254,11 +284,15 @@ def _sentencepiece(found: _Vocabulary) -> Backend:
     pieces = list(map(Piece, found.tokens, scores.tolist(), found.kinds))
     prefix = found.get("add_space_prefix", bool)
     unknown = found.get("unknown_token_id", int)
+    trimming = frozenset()
+    if found.architecture == "phi3":
+        trimming = frozenset(found.added()).difference(_LEAVE_SPACE)
     rules = PieceRules(
         is_unigram=False,
         unk_id=0 if unknown is None else unknown,
         byte_fallback=BYTE in found.kinds,
         add_dummy_prefix=prefix is not False,
         remove_extra_whitespaces=found.get("remove_extra_whitespaces", bool) is True,
+        trimming=trimming,
     )
     return from_pieces(pieces, rules)

@@ -9,7 +9,7 @@ sentencepiece library before it is used. Both need nothing but data; the second 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _MODEL_TYPES = {"gpt2": _CLASSES[0]} | dict.fromkeys(
 )
 SPACE = "\u2581"  # what sentencepiece writes for a space
 _MOST_MODEL_BYTES = 64 << 20
+_MOST_PIECE_CHARS = 512  # real ones have 16, and some 100 where they are spaces
+_MOST_MERGES = 1 << 22  # a vocabulary of 262,144 has some 600,000
 # Of sentencepiece's file format: kinds of pieces, and of models.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
@@ -57,7 +59,8 @@ class Piece:
 @dataclass(frozen=True)
 class PieceRules:
     """How a SentencePiece model cuts text besides its pieces. unk_id: -1 where it has none.
-    first_only: a space is put at the beginning alone, and not behind control tokens."""
+    first_only: a space is put at the beginning alone, and not behind control tokens. trimming:
+    tokens that take the white space behind them."""
 
     is_unigram: bool
     unk_id: int
@@ -66,6 +69,7 @@ class PieceRules:
     first_only: bool = False
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
+    trimming: frozenset[str] = frozenset()
 
 
 def from_merges(folder: Path, config: dict[str, Any], model_type: Any) -> Backend:
@@ -163,8 +167,11 @@ def _rules(proto, first_only: bool) -> PieceRules:
 
 
 def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
-    """The tokenizer of a SentencePiece model. Raises whatever the tokenizers library does."""
-    vocabulary = {piece.piece: at for at, piece in enumerate(pieces)}
+    """The tokenizer of a SentencePiece model. Raises ValueError, and whatever the tokenizers
+    library does."""
+    # With a prefix, what users defined is looked for before spaces become pieces.
+    found_as = _with_spaces(pieces) if rules.add_dummy_prefix else {}
+    vocabulary = {found_as.get(piece.piece, piece.piece): at for at, piece in enumerate(pieces)}
     if rules.is_unigram:
         scores = [(piece.piece, piece.score) for piece in pieces]
         backend = Backend(models.Unigram(scores, rules.unk_id, rules.byte_fallback))
@@ -173,7 +180,7 @@ def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
         backend = Backend(
             models.BPE(
                 vocab=vocabulary,
-                merges=list(_merges(pieces, vocabulary)),
+                merges=_merges(pieces, vocabulary),
                 unk_token=pieces[rules.unk_id].piece if has_unknown else None,
                 fuse_unk=True,
                 byte_fallback=rules.byte_fallback,
@@ -198,7 +205,8 @@ def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
     backend.add_tokens(
         [
             AddedToken(
-                piece.piece,
+                found_as.get(piece.piece, piece.piece),
+                rstrip=piece.piece in rules.trimming,
                 # Found among spaces that are pieces already. (With a prefix these would get one.)
                 normalized=piece.type == USER_DEFINED and not rules.add_dummy_prefix,
                 special=piece.type == CONTROL,
@@ -210,14 +218,33 @@ def from_pieces(pieces: Sequence[Piece], rules: PieceRules) -> Backend:
     return backend
 
 
-def _merges(pieces: Sequence[Piece], vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _with_spaces(pieces: Sequence[Piece]) -> dict[str, str]:
+    """Pieces that users defined, as they are in text that has spaces."""
+    taken = {piece.piece for piece in pieces}
+    defined = (p.piece for p in pieces if p.type == USER_DEFINED and SPACE in p.piece)
+    written = {piece: piece.replace(SPACE, " ") for piece in defined}
+    return {piece: text for piece, text in written.items() if text not in taken}
+
+
+def _merges(pieces: Sequence[Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, the third with the best score first: what the
-    sentencepiece library joins next.
+    sentencepiece library joins next. ValueError for more, or of longer ones, than there can be.
     """
-    usable = {p.piece for p in pieces if p.type in (NORMAL, USER_DEFINED)}
+    # Of each the one text that there is: a hostile file has many ways to join long ones.
+    kinds = (NORMAL, USER_DEFINED)
+    usable = {p.piece: p.piece for p in pieces if p.type in kinds and p.piece in vocabulary}
     ranked = sorted((p for p in pieces if p.type == NORMAL), key=lambda piece: -piece.score)
+    merges: list[tuple[str, str]] = []
     for piece in ranked:
-        text = piece.piece
-        splits = [(text[:at], text[at:]) for at in range(1, len(text))]
-        pairs = [pair for pair in splits if pair[0] in usable and pair[1] in usable]
-        yield from sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        text, pairs = piece.piece, []
+        if len(text) > _MOST_PIECE_CHARS:
+            raise ValueError(f"a piece of {len(text)} characters is in it")
+        for at in range(1, len(text)):
+            left = usable.get(text[:at])
+            right = usable.get(text[at:]) if left is not None else None
+            if right is not None:
+                pairs.append((left, right))
+        merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        if len(merges) > _MOST_MERGES:
+            raise ValueError("its pieces can be joined in more ways than those of any tokenizer")
+    return merges
