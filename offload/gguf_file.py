@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ _MOST_NAME_BYTES = 65535  # the format's own limit
 _MOST_DIMS = 4
 _MOST_ALIGNMENT = 1 << 20
 _MOST_FILES = 1000
+# A file says some 50 things, in arrays of a vocabulary's length and of its merges; a mixture of
+# experts of 1,000 layers has 20,000 tensors. Each takes time to read.
+_MOST_KEYS = 1 << 14
+_MOST_STRINGS = 1 << 22
+_MOST_TENSORS = 1 << 17
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 # Of values, by the number that stands for their type.
 _NUMBERS = {
@@ -41,6 +47,11 @@ _NUMBERS = {
     10: "<u8",
     11: "<i8",
     12: "<f8",
+}
+# The same, as the struct module writes them.
+_FORMS = {
+    **{"<u1": "<B", "<i1": "<b", "<u2": "<H", "<i2": "<h", "<u4": "<I", "<i4": "<i"},
+    **{"<u8": "<Q", "<i8": "<q", "<f4": "<f", "<f8": "<d"},
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Of tensors, by the number that stands for their type: its name, numbers in a block, and bytes.
@@ -161,15 +172,22 @@ def read_header(path: Path) -> GgufHeader:
             f"{path.parent} lacks {len(missing)} of {count} files of the model: "
             f"{', '.join(missing[:3])}. The download may be incomplete; fetch the missing files."
         )
-    parts = [first if p.name == path.name else _read_one(p) for p in paths]
-    tensors: dict[str, GgufTensor] = {}
-    for number, part in enumerate(parts):
+    metadata, tensors = {}, {}
+    for number, one in enumerate(paths):
+        part = first if one.name == path.name else _read_one(one)
         if part.metadata.get("split.no") != number or part.metadata.get("split.count") != count:
             raise BadCheckpoint(f"{part.path} is not file {number + 1} of {count} by its own word.")
         if not tensors.keys().isdisjoint(part.tensors):
             raise BadCheckpoint(f"{part.path} holds tensors that another file of the model holds.")
         tensors |= part.tensors
-    return GgufHeader(paths[0], parts[0].metadata, tensors, tuple(paths))
+        if len(tensors) > _MOST_TENSORS:
+            raise BadCheckpoint(
+                f"{part.path}: the files up to this one have {len(tensors)} tensors where at most "
+                f"{_MOST_TENSORS} can be."
+            )
+        if number == 0:
+            metadata = part.metadata
+    return GgufHeader(paths[0], metadata, tensors, tuple(paths))
 
 
 def _read_one(path: Path) -> GgufHeader:
@@ -199,8 +217,8 @@ class _Parser:
                 "little-endian."
             )
         num_tensors, num_keys = self._number("<u8"), self._number("<u8")
-        self._check_count(num_keys, 13, "keys")
-        self._check_count(num_tensors, 24, "tensors")
+        self._check_count(num_keys, 13, "keys", _MOST_KEYS)
+        self._check_count(num_tensors, 24, "tensors", _MOST_TENSORS)
         metadata: dict[str, object] = {}
         for _ in range(num_keys):
             key = self._text(_MOST_NAME_BYTES)
@@ -257,7 +275,7 @@ class _Parser:
             return np.frombuffer(self._take(count * dtype.itemsize), dtype)
         if of != _STRING:  # nobody writes arrays of arrays
             raise self._damaged(f"has an array of values of type {of}")
-        self._check_count(count, 8, "strings")
+        self._check_count(count, 8, "strings", _MOST_STRINGS)
         return self._strings(count)
 
     def _strings(self, count: int) -> Strings:
@@ -280,19 +298,26 @@ class _Parser:
             raise self._damaged(f"has a string that is no text ({error})") from None
 
     def _number(self, dtype: str) -> int | float:
-        value = np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype)[0]
+        form, num_bytes = _FORMS[dtype], int(dtype[2:])
+        self._need(num_bytes)
+        (value,) = struct.unpack_from(form, self._data, self._at)
+        self._at += num_bytes
         # What was written before float32 rounded it: 1e-06, not 9.999999974752427e-07.
-        return float(str(value)) if dtype == "<f4" else value.item()
+        return float(str(np.float32(value))) if dtype == "<f4" else value
 
     def _take(self, num_bytes: int) -> bytes:
         self._need(num_bytes)
         self._at += num_bytes
         return bytes(self._data[self._at - num_bytes : self._at])
 
-    def _check_count(self, count: int, least_bytes: int, what: str) -> None:
+    def _check_count(
+        self, count: int, least_bytes: int, what: str, most: int | None = None
+    ) -> None:
         """Whether so many things, each of least_bytes or more, can be in what is left."""
         if count * least_bytes > self._size - self._at:
             raise self._damaged(f"states {count} {what} in {self._size} bytes")
+        if most is not None and count > most:
+            raise self._damaged(f"has {count} {what} where at most {most} can be")
 
     def _need(self, num_bytes: int) -> None:
         """Read on until so many bytes are there."""

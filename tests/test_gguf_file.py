@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_llm import TINY, open_small
 
+from ebbtide.offload import gguf_file
 from ebbtide.offload.errors import BadCheckpoint, DoesNotFit, EbbtideError, ModelError
 from ebbtide.offload.gguf_file import Strings, is_gguf, read_header
 
@@ -170,6 +171,36 @@ def test_what_is_wrong_is_named(tmp_path, content, says):
     assert says in message and str(path) in message
 
 
+@pytest.mark.parametrize(
+    ("what", "content"),
+    [
+        ("KEYS", header(num_keys=21, keys=b"".join(key(b"%d" % i, 0, b"1") for i in range(21)))),
+        ("STRINGS", header(num_keys=1, keys=key(b"a", 9, array(8, 21, 21 * string(b""))))),
+        (
+            "TENSORS",
+            header(
+                num_tensors=21,
+                tensors=b"".join(tensor(b"%d" % i) for i in range(21)),
+                data=bytes(16),
+            ),
+        ),
+    ],
+)
+def test_what_a_file_says_is_counted(tmp_path, monkeypatch, what, content):
+    """Each takes time: a million keys would take seconds."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    assert read_header(path).path == path
+    monkeypatch.setattr(gguf_file, f"_MOST_{what}", 20)
+    assert f"has 21 {what.lower()} where at most 20 can be" in refusal(path)
+
+
+def test_a_million_keys_are_not_read(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 10**6) + bytes(13 * 10**6))
+    assert "has 1000000 keys" in refusal(path)
+
+
 def test_types_that_are_not_known_are_nobodys(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(header(num_tensors=1, tensors=tensor(kind=99), data=bytes(16)))
@@ -307,6 +338,16 @@ def test_files_that_are_missing_or_others_are_named(small, tmp_path):
     assert "m-00002-of-00003.gguf is not file 2 of 3 by its own word" in refusal(paths[0])
     paths = split(small, tmp_path / "wrong", no=0)
     assert "is not file 2 of 3" in refusal(paths[0])
+
+
+def test_tensors_of_all_files_are_counted(small, tmp_path, monkeypatch):
+    paths = split(small, tmp_path / "split")
+    count = len(read_header(paths[0]).tensors)
+    monkeypatch.setattr(gguf_file, "_MOST_TENSORS", count)
+    read_header(paths[0])
+    monkeypatch.setattr(gguf_file, "_MOST_TENSORS", count - 1)
+    message = refusal(paths[0])
+    assert f"{paths[2]}: the files up to this one have {count} tensors" in message
 
 
 def test_errors_are_ebbtides():
