@@ -322,7 +322,9 @@ def test_the_choice_is_listed(fake):
     said = "org/name has 3 models; name one, as in org/name:BF16. It has BF16, Q4_K_M, Q8_0"
     assert refusal("org/name") == said
     assert "has no model 'Q5_0'; it has BF16, Q4_K_M, Q8_0" in refusal("org/name:Q5_0")
-    assert "has several models 'Q'" in refusal("org/name:Q")
+    for part in ("Q", "Q4", "K_M", "F16"):
+        assert f"has no model {part!r}; it has BF16, Q4_K_M, Q8_0" in refusal(f"org/name:{part}")
+    assert "has several models 'Model'" in refusal("org/name:Model")
     fake.files = {**GGUF, "model.safetensors": 5}
     assert "has no tokenizer.json" in refusal("org/name", kind=BadCheckpoint)
     fake.files = dict(FILES)
@@ -330,9 +332,42 @@ def test_the_choice_is_listed(fake):
     assert fake.calls == []
 
 
-def test_the_only_gguf_model_needs_no_name(fake):
-    fake.files = {"m.gguf": 1, "mmproj-m.gguf": 1}
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [
+        ("f16", "m-F16.gguf"),
+        ("BF16", "m-BF16.gguf"),
+        ("UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+        ("q4_k_xl", "m-UD-Q4_K_XL.gguf"),
+        ("IQ4_XS", "m.iq4_xs.gguf"),
+        ("other", "other/m-Q5_0-v2.gguf"),
+        ("m-F16", "m-F16.gguf"),
+        ("m-f16.gguf", "m-F16.gguf"),
+        ("v2", "other/m-Q5_0-v2.gguf"),
+    ],
+)
+def test_a_tag_is_a_whole_part_of_a_name(fake, tag, file):
+    names = ("m-F16", "m-BF16", "m-UD-Q4_K_XL", "m.iq4_xs", "other/m-Q5_0-v2")
+    fake.files = {f"{name}.gguf": 1 for name in names}
+    assert resolve_model(f"org/name:{tag}") == fake.snapshot / file
+    del fake.files["m-F16.gguf"]
+    assert "has no model 'F16'; it has BF16" in refusal("org/name:F16")
+
+
+COMPANIONS = (
+    *("mmproj-m.gguf", "m.mmproj-f16.gguf", "m-mmproj-Q8_0.gguf", "mmproj.gguf", "M-MMPROJ.gguf"),
+    *("imatrix.gguf", "m-imatrix.gguf", "m.imatrix.gguf", "imatrix_unsloth.gguf"),
+)
+
+
+@pytest.mark.parametrize("companion", COMPANIONS)
+def test_the_only_gguf_model_needs_no_name(tmp_path, fake, companion):
+    fake.files = {"m.gguf": 1, companion: 1}
     assert resolve_model("org/name") == fake.snapshot / "m.gguf"
+    make_gguf(tmp_path / "m" / companion)
+    assert "no GGUF file" in refusal(tmp_path / "m", kind=BadCheckpoint)
+    made = make_gguf(tmp_path / "m" / "m.gguf")
+    assert resolve_model(tmp_path / "m") == made
 
 
 def test_a_gguf_file_in_the_cache_serves_offline(fake):
