@@ -138,7 +138,7 @@ def _refuse_revision(revision: str | None, what: str) -> None:
 def _looks_local(text: str) -> bool:
     if text.startswith((".", "/", "~", os.sep)) or text.count(os.sep) > 1 or text.count("/") > 1:
         return True
-    if text.lower().endswith((".gguf", ".safetensors")):  # files, and no repository's name
+    if text.partition(":")[0].lower().endswith((".gguf", ".safetensors")):  # no repository's name
         return True
     return os.name == "nt" and ("\\" in text or ":" in text)
 
