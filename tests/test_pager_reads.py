@@ -316,10 +316,10 @@ def test_a_write_goes_before_wishes_when_the_buffers_are_full(tmp_path):
         store.prefetch(table, 0)
         until(lambda: store.file.reads == [0], "the first wish is under way")
         write(store, table, 0, range(S))  # takes the buffer
-        store.file.may_read.set()
-        until(lambda: len(store.file.reads) == 4, "all wishes are read")
         until(lambda: len(store.file.writes) == 5, "all writes are done")
         assert store.file.writes[-1] == (4, 1)
+        store.file.may_read.set()
+        until(lambda: len(store.file.reads) == 4, "all wishes are read")
 
 
 def test_closing_does_not_wait_for_writes_that_have_not_begun(tmp_path):
