@@ -50,7 +50,8 @@ class Recorded:
         values = dict(zip(self.kernel.arg_names, given, strict=False)) | named
         for place, parameter in enumerate(self.kernel.params):
             name, value = parameter.name, values[parameter.name]
-            if parameter.is_constexpr or value is None:
+            is_one = isinstance(value, int) and value == 1
+            if parameter.is_constexpr or (is_one and not parameter.do_not_specialize):
                 signature[name], constants[name] = "constexpr", value
                 continue
             if isinstance(value, torch.Tensor):
@@ -103,14 +104,20 @@ def record() -> list[Recorded]:
         runs = [1 << 40, 1 << 40, 1 << 14, 0, 64] * 3
         one = [part[0] for part in parts]
         spans.attend_raw(q[:, :4], layout.raw_dtype, runs, None, cap, one)
+        # A head of its own for each query, the text's first tokens, one record.
+        spans.attend_raw(q[:, :1], layout.raw_dtype, [*runs[:4], 1], q[:, :1, 0], cap, one)
+        spans.attend_spans(q[:, :1], at[:1], at[:1], 1, (1, 500), None, layout, cap, parts)
         spans.join(parts)
         spans.join(parts, is_whole=False)
+    spans.join([part[:1] for part in parts])
     x = torch.empty(3, 8, 128)
     rows.rms_norm(x, torch.empty(128), 0.0, 1e-6)
     rows.rms_norm(torch.empty(1, 4096), torch.empty(4096), 1.0, 1e-6)
+    rows.rms_norm(torch.empty(1, 1), torch.empty(1), 0.0, 1e-6)
     for interleaved in (False, True):
         angles = torch.empty(3, 1, 64)
-        rows.turn(x, angles, angles, interleaved, 0.5, True)
+        for heads in (x, x[:, :1]):
+            rows.turn(heads, angles, angles, interleaved, 0.5, True)
     for activation in rows.ACTIVATIONS:
         rows.gate(torch.empty(1, 2048), torch.empty(1, 2048), activation)
     return recorded
