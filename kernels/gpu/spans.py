@@ -222,6 +222,17 @@ def _capped(scores, softcap):
 
 
 @triton.jit
+def _weigh(scores, is_seen, highest, total):
+    """Scores (rows, tokens) as weights: (them, what earlier ones are multiplied with, the highest
+    score so far, the sum of all weights)."""
+    scores = tl.where(is_seen[None, :], scores, _UNSEEN)
+    above = tl.maximum(highest, tl.max(scores, 1))
+    kept = tl.exp(highest - above)
+    weights = tl.where(is_seen[None, :], tl.exp(scores - above[:, None]), 0.0)
+    return weights, kept, above, total * kept + tl.sum(weights, 1)
+
+
+@triton.jit
 def _attend_spans(
     q,
     near_at,
@@ -305,11 +316,7 @@ def _attend_spans(
                 scores += tl.load(score_bias + at, mask=is_row[:, None], other=0.0)
             if HAS_CAP:
                 scores = _capped(scores, softcap)
-            scores = tl.where(is_seen[None, :], scores, _UNSEEN)
-            above = tl.maximum(highest, tl.max(scores, 1))
-            kept = tl.exp(highest - above)
-            weights = tl.where(is_seen[None, :], tl.exp(scores - above[:, None]), 0.0)
-            highest, total = above, total * kept + tl.sum(weights, 1)
+            weights, kept, highest, total = _weigh(scores, is_seen, highest, total)
             if IS_FULL:
                 at = within[:, None] * DIM + dims[None, :]
                 values_at = tl.multiple_of(_floats(far + VALUE_OFFSET, RAW) + at, (1, 16))
@@ -393,11 +400,7 @@ def _attend_raw(
             scores = _products(queries, tl.trans(keys))
             if HAS_CAP:
                 scores = _capped(scores, softcap)
-            scores = tl.where(is_token[None, :], scores, _UNSEEN)
-            above = tl.maximum(highest, tl.max(scores, 1))
-            kept = tl.exp(highest - above)
-            weights = tl.where(is_token[None, :], tl.exp(scores - above[:, None]), 0.0)
-            highest, total = above, total * kept + tl.sum(weights, 1)
+            weights, kept, highest, total = _weigh(scores, is_token, highest, total)
             values = tl.load(tl.multiple_of(values_of + at, (1, 16)), mask=is_here, other=0.0)
             attended = attended * kept[:, None] + _products(weights, values)
 
