@@ -5,7 +5,6 @@ The model is a fake; where processes are killed, it kills its own, at an event a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -13,38 +12,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli_fake as fake
 import pytest
+from cli_face import face  # noqa: F401 - a fixture
 from pdf_writer import write_pdf
 
-import ebbtide
 from ebbtide import errors
-from ebbtide.cli import job, main, options, settings_file, speeds
+from ebbtide.cli import job, main, options, speeds
 from ebbtide.cli.summary_text import without_markdown
 from ebbtide.cli.terminal import Terminal
 
-FAKE = Path(__file__).with_name("cli_fake.py")
-_spec = importlib.util.spec_from_file_location("cli_fake_documents", FAKE)
-fake = importlib.util.module_from_spec(_spec)
-sys.modules["cli_fake_documents"] = fake  # dataclasses look their module up
-_spec.loader.exec_module(fake)
+FAKE = Path(fake.__file__)
 
 
 @pytest.fixture(autouse=True)
-def face(tmp_path, monkeypatch):
-    """The public face with the fake behind it, no settings of the machine's user, own folders."""
-    for name, value in fake.FACE.items():
-        monkeypatch.setitem(vars(ebbtide), name, value)
-    for option in options.SHARED:
-        monkeypatch.delenv(option.envvar, raising=False)
-    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr(main, "_install_signals", lambda process: None)
+def other_model(face, monkeypatch):  # noqa: F811
+    """Not the built-in model, which is asked in its own words; its answers are long enough."""
     monkeypatch.setattr(fake.FakeLLM, "builtin", False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("FAKE_FIRST_WORDS", "9")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    fake.FakeLLM.calls.clear()
-    return fake.FakeLLM
 
 
 def prompts():

@@ -1,0 +1,141 @@
+"""bench and doctor: what they measure and find, and the pages that commands write."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cli_fake as fake
+import pytest
+from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - a fixture
+
+import ebbtide
+from ebbtide import errors
+from ebbtide.cli import bench, main
+
+# --- bench
+
+
+def test_bench_measures_the_ceilings_first_and_each_depth_on_a_fork(capfd):
+    assert main.main(["bench", "m", "--depths", "100,0,20,20", "--prefill-tokens", "7"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[0].startswith("ceilings") and "GB/s" in out[1]
+    assert [line.split()[0] for line in out if line[8:9].isdigit()] == ["0", "20", "100"]
+    calls = fake.FakeLLM.calls
+    assert opened()["context"] == 100 + 7 + 16
+    assert [len(p) for n, p in calls if n == "append"] == [0, 20, 80]
+    assert all(p["eos_token_ids"] == () for n, p in calls if n == "generate")
+    assert [len(p["prompt"]) for n, p in calls if n == "generate"] == [7, 7, 7]
+
+
+def test_bench_as_json(capfd):
+    assert main.main(["bench", "--depths", "0", "--json", "-n", "3"]) == 0
+    out = capfd.readouterr().out
+    found = json.loads(out)
+    assert out.count("\n") == 1 and found["bandwidth_bytes_per_s"]["disk"] == 1000
+    assert found["depths"][0]["depth"] == 0
+
+
+@pytest.mark.parametrize("depths", ["", "x", "-1", "1,,2", ",".join(map(str, range(40)))])
+def test_depths_that_are_none(capfd, depths):
+    assert main.main(["bench", "--depths", depths]) == 2
+
+
+def test_the_ceiling_counts_pages_by_depth_and_weights_whole():
+    plan = fake.FakePlan(context=100)
+    # Per token at full depth: 1000 bytes of weights and 2000 of pages from RAM, 2000 from disk.
+    full = bench.ceiling_tokens_per_s(plan, 100, {"host": 1e4, "disk": 1e3})
+    assert full == pytest.approx(1 / (0.3 + 2.0))
+    half = bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4, "disk": 1e3})
+    assert half == pytest.approx(1 / (0.2 + 1.0))
+    assert bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4}) is None
+    # Where pages are selected, none of them is counted, at any depth.
+    selecting = replace(plan, selects=True)
+    assert bench.ceiling_tokens_per_s(selecting, 50, {"host": 1e4, "disk": 1e3}) == full
+
+
+# --- doctor
+
+
+def test_doctor_says_what_there_is(capfd, tmp_path):
+    assert main.main(["doctor", "--json", "--spill-dir", str(tmp_path)]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["disk"]["spill_dir"] == os.path.realpath(tmp_path)
+    assert found["disk"]["writable"] is True and found["disk"]["free_bytes"] > 0
+    assert found["kernels"]["cpu"] in ("compiled", "reference")
+    assert found["memory"]["total_bytes"] > 0
+    assert found["packages"]["torch"] and found["packages"]["prompt_toolkit"]
+    assert found["bandwidth"]["disk_random_bytes_per_s"] == 1e3
+    assert found["state"]["writable"] is True
+    # The tests' own environment keeps the hub out of it.
+    assert "HF_HUB_OFFLINE" in found["hub"]["reachable"]
+
+
+def test_a_quick_doctor_measures_nothing(capfd, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert main.main(["doctor", "--json", "--quick"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert "bandwidth" not in found and "reachable" not in found["hub"]
+
+
+def test_doctor_asks_whether_the_hub_is_there(capfd, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    assert main.main(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["hub"]["reachable"].startswith("no (")
+    assert not any("127.0.0.1" in problem for problem in found["problems"])
+
+
+def test_doctor_names_a_state_folder_that_cannot_be(capfd, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def refuse(*parts):
+        raise errors.InputError("no folder")
+
+    monkeypatch.setitem(vars(ebbtide), "state_dir", refuse)
+    assert main.main(["doctor", "--json", "--quick"]) == 0
+    problems = json.loads(capfd.readouterr().out)["problems"]
+    assert any("Nothing can be kept" in problem for problem in problems)
+
+
+def test_doctor_names_what_is_wrong_and_hides_the_token(capfd, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main.main(["doctor", "--spill-dir", "absent"]) == 0
+    out = capfd.readouterr().out
+    assert "! The spill folder" in out and "hf_secret" not in out
+
+
+# --- reports
+
+
+def test_summarize_writes_a_page(capfd):
+    Path("a.txt").write_text("Text of a.")
+    args = ["summarize", "a.txt", "-o", "s.md", "--report", "r.html"]
+    assert main.main(args) == 0
+    page = Path("r.html").read_text()
+    assert "Summary of a.txt" in page and "What happened when" in page
+    assert Path("s.md").read_text().strip() in page
+    assert "Wrote r.html." in capfd.readouterr().err
+
+
+def test_bench_writes_a_page(capfd):
+    assert main.main(["bench", "--depths", "0,100", "--report", "b.html"]) == 0
+    assert "Speed over depth" in Path("b.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["summarize", "a.txt", "--report", "no/such/folder.html"], "with --report"),
+        (["summarize", "a.txt", "--report", "a.txt"], "one of the documents"),
+        (["bench", "--report", "."], "--report needs the name of a file"),
+    ],
+)
+def test_a_page_that_cannot_be_is_said_before_the_work(capfd, args, says):
+    Path("a.txt").write_text("Text of a.")
+    assert main.main(args) == 2
+    assert says in capfd.readouterr().err and not fake.FakeLLM.calls
+    assert Path("a.txt").read_text() == "Text of a."
