@@ -59,3 +59,35 @@ def last_logits(llm, ids) -> torch.Tensor:
 
 def kept(place) -> list[str]:
     return sorted(os.listdir(prefix_dir(place)))
+
+
+def replayed(llm, computed: list[int]) -> torch.Tensor:
+    """The last token's logits, where each token was prefilled or (its complement) decoded."""
+    with llm.open_session(2048, sequences=1) as session:
+        sequence, engine, at, residual = session._sequence, session._engine, 0, None
+        while at < len(computed):
+            if computed[at] < 0:
+                sequence.tokens.append(~computed[at])
+                residual, at = engine.decode(sequence), at + 1
+            else:
+                stop = next((i for i in range(at, len(computed)) if computed[i] < 0), len(computed))
+                sequence.tokens.extend(computed[at:stop])
+                residual, at = engine.prefill(sequence), stop
+        assert sequence.processed.tolist() == computed
+        return engine.logits(residual)[0].clone()
+
+
+def assert_goes_on(session, alone) -> None:
+    """What the session says comes of the tokens it has, computed as it says they were. alone: an
+    LLM that keeps nothing."""
+    sequence = session._sequence
+    if not len(sequence.tokens):
+        return
+    if session._logits is None:
+        session.make_pending()
+        session.find_kept()
+    logits = session.last_logits()
+    computed = sequence.processed.tolist()
+    assert [max(token, ~token) for token in computed] == session.tokens
+    assert torch.equal(logits, replayed(alone, computed))
+    session._runtime.store.check_integrity(deep=True)
