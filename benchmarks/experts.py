@@ -1,17 +1,19 @@
 """A mixture of experts in less memory than its weights take: loading, prefill and decode by budget.
 
     python benchmarks/experts.py FOLDER [--host-memory 14GiB 8GiB 4GiB] [--tokens 512] [--decode 24]
-                                 [--whole-layers] [--cached]
+                                 [--whole-layers] [--cached] [--unexpected]
 
-Experts that are not in memory are read when a router has chosen them. --whole-layers streams layers
-with all their experts instead, as dense models are streamed, for comparison. The system's cache of
-the model's files is emptied before each token, as if there were no memory for it; --cached leaves
-it. What was written to a scratch file is not emptied.
+Experts that are not in memory are read when a router has chosen them, and those that the next
+layer's router is expected to choose behind them; --unexpected reads none before it is chosen, and
+--whole-layers streams layers with all their experts, as dense models are streamed, both for
+comparison. The system's cache of the model's files is emptied before each token, as if there were
+no memory for it; --cached leaves it. What was written to a scratch file is not emptied.
 With random weights routers choose nearly evenly, which is the worst case for what is kept.
 
 Prints for each budget: seconds to load, tokens/s of prefill, ms and MB from disk of a decoded token
-(medians, after a quarter of them), the share of chosen experts that were in memory, and the peak of
-the resident set. Each run is a process of its own. The last line is JSON.
+(medians, after a quarter of them), of the chosen experts the share that was in memory or on the way
+and the share that was expected, and the peak of the resident set. Each run is a process of its own.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -68,6 +70,8 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     prefill_s = time.perf_counter() - began
     store, times, read = llm.admission.weights, [], []
     cache = store._experts
+    if cache is not None and given.unexpected:
+        cache.expect = lambda layer, numbers: None
     before = (cache.hits, cache.misses) if cache is not None else (0, 0)
     for token in ids[: given.decode]:
         forget(given.folder)
@@ -94,6 +98,7 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     if cache is not None:
         hits, misses = cache.hits - before[0], cache.misses - before[1]
         found["hit_rate"] = hits / (hits + misses)
+        found["foreseen"] = cache.foreseen / (hits + misses)
     return found
 
 
@@ -116,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--decode", type=int, default=24)
     parser.add_argument("--whole-layers", action="store_true", help="stream them, experts and all")
+    parser.add_argument("--unexpected", action="store_true", help="read what was chosen alone")
     parser.add_argument("--cached", action="store_true", help="leave files in the system's cache")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -127,7 +133,7 @@ def main() -> None:
         "disk": measure_disk(given.folder).sequential_bytes_per_s,
     }
     print(" ".join(f"{name} {speed / 1e9:.1f} GB/s" for name, speed in bandwidth.items()))
-    flags = [flag for flag in ("--whole-layers", "--cached") if flag in sys.argv]
+    flags = [flag for flag in ("--whole-layers", "--cached", "--unexpected") if flag in sys.argv]
     rows = []
     for budget in given.host_memory:
         command = [sys.executable, __file__, str(given.folder), "--one", "--host-memory", budget]
@@ -140,8 +146,8 @@ def main() -> None:
             f"experts in memory, {row['layers_streamed']} layers streamed; load "
             f"{row['load_s']:.1f} s; prefill {row['prefill_tokens_per_s']:.1f} tokens/s; decode "
             f"{row['decode_ms']:.0f} ms, {row['disk_mb']:.0f} MB from disk, hit rate "
-            f"{row.get('hit_rate', 1):.2f}; peak {row['peak_rss_bytes'] / 2**20:,.0f} MiB of "
-            f"{row['budget_bytes'] / 2**20:,.0f}",
+            f"{row.get('hit_rate', 1):.2f}, expected {row.get('foreseen', 0):.2f}; peak "
+            f"{row['peak_rss_bytes'] / 2**20:,.0f} MiB of {row['budget_bytes'] / 2**20:,.0f}",
             flush=True,
         )
     print(json.dumps({"bandwidth": bandwidth, "rows": rows}))

@@ -19,7 +19,7 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.norm import rms_norm
 from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps, Prepared
-from .mlp import dense_mlp, routed_mlps
+from .mlp import chosen_experts, dense_mlp, routed_mlps
 from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
@@ -160,6 +160,12 @@ class Decoder:
             return self.add_routed(layer, w, [(x, rows)])[0]
         out = dense_mlp(w, self._norm(w, c.norms.before_mlp, x), rows, c.activation)
         return self._add(x, self._norm(w, c.norms.after_mlp, out))
+
+    def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
+        """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
+        were added to it first."""
+        h = self._norm(w, self.config.norms.before_mlp, x)
+        return chosen_experts(w, h, self.config.experts_of(layer))
 
     def add_routed(
         self, layer: int, w: LayerTensors, cells: list[tuple[torch.Tensor, slice]]

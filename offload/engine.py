@@ -261,14 +261,26 @@ class Engine:
                 else:
                     mixed = self._attend(sequence, kv, [query], bias)[0]
                 mixed = gated(mixed, gate)
-            if following is None:
+            if following is None and not self.weights.reads_experts:
                 x = self.decoder.mix(layer, w, x, mixed, rows)
                 continue
             between = self.decoder.add_mixed(layer, w, x, mixed, rows)
-            self._rehearse(sequence, following, between, position, early=False)
+            if following is not None:
+                self._rehearse(sequence, following, between, position, early=False)
+            self._expect_experts(layer + 1, between)
             before, x = x, self.decoder.add_mlp(layer, w, between, rows)
-            self.selected.note_changes(self._kv[following], sequence, before, between, x)
+            if following is not None:
+                self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
+
+    def _expect_experts(self, layer: int, x: torch.Tensor) -> None:
+        """Have a layer's experts read, where they are not in memory, once those of the layer before
+        it are under way: the ones that its router would choose for the residual x (1, hidden_size)
+        between attention and MLP of the layer before."""
+        is_layer = self.weights.reads_experts and layer < self.config.num_layers
+        if is_layer and self.config.experts_of(layer) is not None:
+            w = self.weights.layer(layer)
+            w.expect_experts(self.decoder.likely_experts(layer, w, x))
 
     def _following(self, layer: int) -> int | None:
         """The next layer, if decode chooses among its pages."""

@@ -6,16 +6,19 @@ router has chosen them, all that a layer lacks at once.
     passing    a few slots that take turns, for a cell of prefill, which goes through most experts
                of each layer: kept, they would push out one another before any is used again. As
                long as there is room each layer keeps its share, which spreads reading evenly
+    expected   what the next layer's router is thought to choose: read once all is under way that
+               the layer at hand asked for, if such thoughts have proved mostly right for that layer
 
 Which experts are at hand changes time alone. Knows neither files nor what is computed.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -25,6 +28,10 @@ from .tier import aligned_bytes
 # How many are read at once: disks serve several reads faster than one.
 READERS = 4
 PASSING_SLOTS = READERS + 1
+# What is expected of a layer is read where at least this share of what it chose was expected, in a
+# mean in which the last token counts an eighth: a wrong one takes the disk from the right ones.
+_LEAST_RIGHT = 0.7
+_LAST_COUNTS = 1 / 8
 
 Expert = tuple[int, int]  # layer, number
 Fill = Callable[[Expert, torch.Tensor], dict[str, Kept]]
@@ -93,7 +100,10 @@ class ExpertCache:
         self._passing, self._slots = slots[:PASSING_SLOTS], slots[PASSING_SLOTS:]
         self._held: OrderedDict[Expert, _Slot] = OrderedDict()  # the least recently used first
         self._pool = ThreadPoolExecutor(READERS, "ebbtide-experts")
-        self.hits = self.misses = 0
+        self._expected: dict[int, list[Expert]] = {}  # by layer, in the order of asking
+        self._begun_early: dict[Expert, Future] = {}  # of those expected
+        self._right: dict[int, float] = defaultdict(float)  # by layer: see _LEAST_RIGHT
+        self.hits = self.misses = self.foreseen = self.reads = 0
 
     def bring(
         self, layer: int, numbers: Sequence[int], *, keeps: bool
@@ -106,6 +116,7 @@ class ExpertCache:
         for expert in wanted:
             if expert in self._held and self._held[expert].reading.has_failed():
                 del self._held[expert]  # when nobody waited for it any more
+        self._compare(layer, wanted)
         lacking = deque(expert for expert in wanted if expert not in self._held)
         self.hits += len(wanted) - len(lacking)
         self.misses += len(lacking)
@@ -117,6 +128,8 @@ class ExpertCache:
         for expert in wanted:
             while lacking and self._begin(lacking[0], needed, passing, keeps):
                 lacking.popleft()
+            if keeps and not lacking:
+                self._begin_expected(needed)
             reading = (passing.get(expert) or self._held[expert]).reading
             assert reading.expert == expert, "a slot holds another expert"
             try:
@@ -127,6 +140,12 @@ class ExpertCache:
             yield expert[1], tensors
             needed.discard(expert)
             passing.pop(expert, None)
+
+    def expect(self, layer: int, numbers: Sequence[int]) -> None:
+        """Which experts of a layer the router will choose, as far as one can tell: to be called
+        before the layer that comes first asks for its own. Whatever is said here, `bring` gives
+        what it is asked for."""
+        self._expected[layer] = [(layer, number) for number in numbers]
 
     def shrink(self, num_slots: int) -> None:
         """Give the memory of all but so many slots back; the least recently used experts go."""
@@ -162,6 +181,36 @@ class ExpertCache:
         passing[expert] = slot
         return True
 
+    def _begin_expected(self, needed: set[Expert]) -> None:
+        """Read what is expected and not held, as far as there is room that nobody needs."""
+        kept = needed.union(*self._expected.values())
+        for expert in itertools.chain(*self._expected.values()):
+            if expert in self._held or self._right[expert[0]] < _LEAST_RIGHT:
+                continue
+            slot = self._room(expert[0], kept, keeps=True)
+            if slot is None:
+                return
+            self._begun_early[expert] = self._read(expert, slot)
+            self._held[expert] = slot
+
+    def _compare(self, layer: int, wanted: list[Expert]) -> None:
+        """What was expected with what is wanted: readings in vain end, or their slots go first."""
+        expected = self._expected.pop(layer, None)
+        if wanted and expected is not None:
+            right = len(set(wanted).intersection(expected))
+            self.foreseen += right
+            self._right[layer] += (right / len(wanted) - self._right[layer]) * _LAST_COUNTS
+        for expert in set(self._begun_early).difference(wanted):
+            slot = self._held.pop(expert, None)  # first: nobody may wait for what was cancelled
+            if slot is None:
+                continue
+            if self._begun_early[expert].cancel():
+                self.reads -= 1
+            else:
+                self._held[expert] = slot
+                self._held.move_to_end(expert, last=False)
+        self._begun_early.clear()
+
     def _room(self, layer: int, needed: set[Expert], keeps: bool) -> _Slot | None:
         """A slot in which an expert of a layer may stay."""
         if len(self._held) < len(self._slots):
@@ -173,6 +222,7 @@ class ExpertCache:
         victim = next((held for held in self._held if held not in needed), None) if keeps else None
         return None if victim is None else self._held.pop(victim)
 
-    def _read(self, expert: Expert, slot: _Slot) -> None:
+    def _read(self, expert: Expert, slot: _Slot) -> Future:
         reading = slot.reading = _Reading(expert)
-        self._pool.submit(slot.fill, self._fill, reading)
+        self.reads += 1
+        return self._pool.submit(slot.fill, self._fill, reading)

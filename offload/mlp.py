@@ -66,11 +66,8 @@ class _Routed:
     """The rows of a cell, which experts each chose, and what comes of it: `out`."""
 
     def __init__(self, w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
-        router = experts.router
-        scores = tiled(h, rows, w[f"{router}.weight"], w.get(f"{router}.bias"))
-        bias = None if experts.bias is None else w[experts.bias]
         self.h, self._rows = h, rows
-        self.weights, self.chosen = _route(scores, experts, bias)
+        self.weights, self.chosen = _chosen(w, h, rows, experts)
         self.out = torch.zeros_like(h)
         self._asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
         self._asked[rows] = True
@@ -153,6 +150,18 @@ def _expert(w: LayerTensors, h: torch.Tensor, activation: str, experts: Experts,
     gate, up = (both[:, i::2].contiguous() for i in (0, 1))
     inner = gate_with(gate, up, activation)
     return tiled(inner, rows, w[f"{down}.weight"], w.get(f"{down}.bias"))
+
+
+def chosen_experts(w: LayerTensors, h: torch.Tensor, experts: Experts) -> list[int]:
+    """The experts that the router chooses for a row h (1, hidden_size), in no certain order."""
+    return _chosen(w, h, slice(0, 1), experts)[1][0].tolist()
+
+
+def _chosen(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
+    """As `_route` has them, of `rows` of h (n, hidden_size)."""
+    router = experts.router
+    scores = tiled(h, rows, w[f"{router}.weight"], w.get(f"{router}.bias"))
+    return _route(scores, experts, None if experts.bias is None else w[experts.bias])
 
 
 def _route(

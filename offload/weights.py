@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,22 +48,29 @@ _EMBEDDINGS = "model.embed_tokens.weight"
 class LayerTensors(dict[str, Kept]):
     """A layer's tensors by their names within it.
 
-    bring: gives those of its routed experts, as ExpertCache.bring does, where they are not among
-    these. expert_numbers: of experts that were used, by names; see kernels.step.
+    apart: what has those of its routed experts, and the layer's number there, where they are not
+    among these. expert_numbers: of experts that were used, by names; see kernels.step.
     """
 
     def __init__(self, *args):
         super().__init__(*args)
         self.expert_numbers: dict[str, list[int]] = {}
-        self.bring: Callable[..., Iterator[tuple[int, dict[str, Kept]]]] | None = None
+        self.apart: tuple[ExpertCache, int] | None = None
 
     def experts(
         self, numbers: Sequence[int], *, keeps: bool
     ) -> Iterator[tuple[int, dict[str, Kept]]]:
         """The tensors of some experts, wherever they are; see ExpertCache.bring."""
-        if self.bring is not None:
-            return self.bring(numbers, keeps=keeps)
+        if self.apart is not None:
+            cache, layer = self.apart
+            return cache.bring(layer, numbers, keeps=keeps)
         return ((number, self) for number in numbers)
+
+    def expect_experts(self, numbers: Sequence[int]) -> None:
+        """See ExpertCache.expect; nothing where all experts are here."""
+        if self.apart is not None:
+            cache, layer = self.apart
+            cache.expect(layer, numbers)
 
 
 def streamed_layers(num_layers: int, num_streamed: int) -> list[int]:
@@ -250,7 +256,12 @@ class WeightStore:
     def bytes_streamed(self) -> int:
         """Read since the weights were loaded."""
         cache = self._experts
-        return self._bytes_streamed + (0 if cache is None else cache.misses * self._expert_bytes())
+        return self._bytes_streamed + (0 if cache is None else cache.reads * self._expert_bytes())
+
+    @property
+    def reads_experts(self) -> bool:
+        """Whether some routed experts are read when they are chosen."""
+        return self._experts is not None
 
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
@@ -349,7 +360,7 @@ class WeightStore:
         routed = {layer for layer, _ in self._expert_names}
         self._experts = ExpertCache(self._read_expert, self._expert_bytes(), num_slots, len(routed))
         for layer in routed:
-            self._resident[layer].bring = partial(self._experts.bring, layer)
+            self._resident[layer].apart = self._experts, layer
 
     def _read_expert(self, expert: Expert, buffer: torch.Tensor) -> LayerTensors:
         """An expert's tensors, in a buffer."""

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from small_llm import TINY, hold_few_experts, open_small
 
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache, fewest_slots
+from ebbtide.offload.expert_cache import PASSING_SLOTS, READERS, ExpertCache, fewest_slots
 from ebbtide.offload.plan import Loaded
 
 LAYERS, EXPERTS, CHOSEN = 3, 8, 3
@@ -57,6 +57,7 @@ STEPS = st.lists(
         st.booleans(),  # keeps
         st.integers(0, EXPERTS),  # how many are taken before an interruption
         st.sets(st.integers(0, EXPERTS - 1), max_size=2),  # whose reads fail
+        st.tuples(st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1))),  # expected
     ),
     max_size=12,
 )
@@ -74,9 +75,11 @@ def test_whatever_came_before_each_slot_holds_what_was_asked_for(num_stay, steps
         return fill(expert, buffer)
 
     cache, may_fail = cache_of(num_stay, fill_or_fail), False
+    cache._right = dict.fromkeys(range(LAYERS), 1000.0)  # whatever was expected is read
     try:
-        for layer, numbers, keeps, taken, fail in steps:
+        for layer, numbers, keeps, taken, fail, expected in steps:
             failing, may_fail = {(layer, number) for number in fail}, may_fail or bool(fail)
+            cache.expect(expected[0], sorted(expected[1]))
             given = cache.bring(layer, sorted(numbers), keeps=keeps)
             try:
                 for number, tensors in itertools.islice(given, taken):
@@ -205,6 +208,94 @@ def test_all_that_a_layer_lacks_is_read_at_once():
     cache.close()
 
 
+def test_what_is_expected_is_read_while_the_layer_before_it_is_busy():
+    read = threading.Semaphore(0)
+
+    def counted(expert, buffer):
+        given = fill(expert, buffer)
+        read.release()
+        return given
+
+    cache = cache_of(2 * CHOSEN, counted)
+    cache._right[1] = 1.0
+    cache.expect(1, range(CHOSEN))
+    given = cache.bring(0, range(CHOSEN), keeps=True)
+    next(given)
+    for _ in range(2 * CHOSEN):
+        assert read.acquire(timeout=20)
+    list(given)
+    check(cache, 1, range(CHOSEN), keeps=True)
+    assert (cache.hits, cache.misses, cache.reads) == (CHOSEN, CHOSEN, 2 * CHOSEN)
+    cache.close()
+
+
+def test_what_is_expected_takes_no_room_that_the_layer_at_hand_needs():
+    cache = cache_of(CHOSEN)
+    cache._right[1] = 1.0
+    cache.expect(1, range(CHOSEN))
+    for number, _ in cache.bring(0, range(CHOSEN), keeps=True):
+        # Only those that have been multiplied make room.
+        assert sum(held[0] == 1 for held in cache._held) <= number
+        assert (0, number) in cache._held
+    cache.close()
+
+
+def test_what_was_expected_in_vain_goes_first():
+    cache = cache_of(CHOSEN + 2)
+    cache._right[1] = 1.0
+    cache.expect(1, [0, 1])
+    check(cache, 0, range(CHOSEN), keeps=True)
+    for number in (0, 1):
+        assert cache._held[1, number].reading.result()
+    check(cache, 1, [5, 6], keeps=True)
+    assert set(cache._held) == {(0, n) for n in range(CHOSEN)} | {(1, 5), (1, 6)}
+    cache.close()
+
+
+def test_what_is_expected_in_vain_and_not_begun_is_never_read():
+    go, read = threading.Event(), []
+
+    def slow(expert, buffer):
+        read.append(expert)
+        go.wait(20)
+        return fill(expert, buffer)
+
+    cache = cache_of(2 * EXPERTS, slow)
+    cache._right[1] = 1.0
+    cache.expect(1, range(READERS + 2))
+    cache._begin_expected(set())  # all readers are busy, two of the expected wait for one
+    threading.Timer(0.05, go.set).start()
+    check(cache, 1, [EXPERTS - 1], keeps=True)
+    assert (1, READERS) not in read and (1, READERS + 1) not in read
+    assert cache.reads == READERS + 1
+    cache.close()
+
+
+def test_expecting_is_for_layers_of_which_it_is_mostly_right():
+    cache = cache_of(2 * EXPERTS)
+
+    def token(right: set[int]) -> set[int]:
+        """Layers choose their first experts; those in `right` were expected to. The layers of which
+        something was read for being expected."""
+        begun = set()
+        for layer in range(LAYERS):
+            following = layer + 1
+            if following < LAYERS:
+                is_right = following in right
+                cache.expect(following, range(CHOSEN) if is_right else range(CHOSEN, 2 * CHOSEN))
+            check(cache, layer, range(CHOSEN), keeps=True)
+            begun.update(expert[0] for expert in cache._begun_early)
+        for layer in range(LAYERS):  # push out what is held
+            check(cache, layer, range(CHOSEN, EXPERTS), keeps=True)
+        return begun
+
+    assert token({1, 2}) == set()  # nothing is known yet
+    assert [token({1}) for _ in range(40)][-1] == {1}
+    assert [token({2}) for _ in range(40)][-1] == {2}
+    assert cache.foreseen == (2 + 40 + 40) * CHOSEN
+    cache.close()
+
+
 IDS = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(4)).tolist()
 
 
@@ -222,6 +313,8 @@ def test_few_experts_in_memory_change_no_bit(checkpoint, tmp_path, name, bits):
         assert torch.equal(llm.logits(IDS, prefill_tokens=140), expected)
         store = llm.admission.weights
         assert store._experts.misses > 0 and store.bytes_streamed > 0
+        # Random routers see much the same in layers that follow one another.
+        assert store._experts.foreseen > 0
         assert torch.equal(llm.logits(IDS, prefill_tokens=140), expected)
 
 
