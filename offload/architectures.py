@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .families import ATTENTION_FAMILIES
+from .families import DENSE_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
+from .routed_families import ROUTED_FAMILIES
 
-FAMILIES = {**ATTENTION_FAMILIES, **HYBRID_FAMILIES}
+FAMILIES = {**DENSE_FAMILIES, **ROUTED_FAMILIES, **HYBRID_FAMILIES}
 
 # Architectures that keep a state which the decoder does not know, and in what.
 UNKNOWN_STATES = {

@@ -1,9 +1,9 @@
 """The architectures that the decoder runs: what sets each apart from plain Llama.
 
-One entry in ATTENTION_FAMILIES for each, and a function from config.json to ModelConfig fields.
+One entry in DENSE_FAMILIES for each, and a function from config.json to ModelConfig fields.
 Everything the decoder can do is a field of ModelConfig, so a family that only mixes known features
-needs nothing else. Hybrids have a file of their own. Names of tensors follow Hugging Face
-(skeleton.py). docs/models.md is made from these entries.
+needs nothing else. Those with routed experts and hybrids have a file each. Names of tensors follow
+Hugging Face (skeleton.py). docs/models.md is made from these entries.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .config_fields import MOST_EXPERTS, MOST_POSITIONS, Fields
-from .errors import BadCheckpoint, UnsupportedModel
-from .model_config import Experts, Norms, Stacked
+from .config_fields import MOST_POSITIONS, Fields
+from .errors import UnsupportedModel
+from .model_config import Norms
 from .rope_config import read_rope
 
 
@@ -86,60 +86,6 @@ def _qwen_windows(get: Fields) -> tuple[int | None, ...]:
         return (None,) * get.num_layers
     first = get.number("max_window_layers", 28, low=0)
     return get.windows(lambda layer: layer >= first)
-
-
-def qwen3_moe(get: Fields, head_dim: int) -> dict:
-    return {
-        **qwen3(get, head_dim),
-        "experts": qwen3_experts(get),
-        # Unlike the dense models', its windows are every layer's.
-        "windows": get.windows(lambda layer: get.flag("use_sliding_window", False)),
-    }
-
-
-def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
-    experts = Experts(
-        num_experts(get, count),
-        get.number("num_experts_per_tok", 8),
-        get.number("moe_intermediate_size", 768),
-        get.flag("norm_topk_prob", False),
-    )
-    step, dense = get.number("decoder_sparse_step", 1), get.raw.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
-    routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
-    return tuple(checked_experts(get, experts) if here else None for here in routed)
-
-
-def num_experts(get: Fields, default: int) -> int:
-    """num_experts; transformers 5 writes num_local_experts for it."""
-    return get.number("num_experts", get.number("num_local_experts", default))
-
-
-def mixtral(get: Fields, head_dim: int) -> dict:
-    block = "block_sparse_moe"
-    experts = Experts(
-        get.number("num_local_experts", 8),
-        get.number("num_experts_per_tok", 2),
-        get.number("intermediate_size"),
-        router=f"{block}.gate",
-        gate=f"{block}.experts.{{}}.w1",
-        up=f"{block}.experts.{{}}.w3",
-        down=f"{block}.experts.{{}}.w2",
-    )
-    return {
-        "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
-        "windows": get.windows(lambda layer: True, default=None),
-        "experts": (checked_experts(get, experts),) * get.num_layers,
-    }
-
-
-def checked_experts(get: Fields, experts: Experts) -> Experts:
-    if experts.chosen > experts.count or experts.count > MOST_EXPERTS:
-        raise BadCheckpoint(
-            f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen."
-        )
-    return experts
 
 
 def phi3(get: Fields, head_dim: int) -> dict:
@@ -256,22 +202,6 @@ def olmo3(get: Fields, head_dim: int) -> dict:
     }
 
 
-def olmoe(get: Fields, head_dim: int) -> dict:
-    if get.raw.get("clip_qkv") is not None:
-        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
-    experts = Experts(
-        num_experts(get, 64),
-        get.number("num_experts_per_tok", 8),
-        get.number("intermediate_size"),
-        get.flag("norm_topk_prob", False),
-    )
-    return {
-        **olmo2(get, head_dim),
-        "norms": Norms(),
-        "experts": (checked_experts(get, experts),) * get.num_layers,
-    }
-
-
 def exaone4(get: Fields, head_dim: int) -> dict:
     pattern = get.raw.get("sliding_window_pattern")
     if not isinstance(pattern, str):  # a number, or letters such as LLLG
@@ -320,52 +250,6 @@ def seed_oss(get: Fields, head_dim: int) -> dict:
     }
 
 
-def gpt_oss(get: Fields, head_dim: int) -> dict:
-    """Experts come in MXFP4, in which they were trained, or converted to ordinary numbers."""
-    for name, value in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)):
-        if get.positive(name, value) != value:
-            raise UnsupportedModel(f"{get.path}: {name} is not {value}, which it is for gpt-oss.")
-    experts = Experts(
-        num_experts(get, 128),
-        get.number("num_experts_per_tok", get.number("experts_per_token", 4)),
-        get.number("intermediate_size"),
-        router="mlp.router",
-        down="mlp.experts.{}.down_proj",
-        gate_up="mlp.experts.{}.gate_up_proj",
-        biases=True,
-    )
-    bias = get.flag("attention_bias", True)
-    return {
-        "ropes": (read_rope(get, head_dim, theta=150000.0),) * get.num_layers,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "null_scores": True,
-        "activation": "clamped_swiglu",  # whatever the file says: silu
-        "windows": get.windows(lambda layer: layer % 2 == 0, default=128),
-        "experts": (checked_experts(get, experts),) * get.num_layers,
-        "stacked": _GPT_OSS_STACKED,
-    }
-
-
-_GPT_OSS_STACKED = (
-    Stacked("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_up_proj.weight",), by_columns=True),
-    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",), by_columns=True),
-    Stacked("mlp.experts.gate_up_proj_bias", ("mlp.experts.{}.gate_up_proj.bias",)),
-    Stacked("mlp.experts.down_proj_bias", ("mlp.experts.{}.down_proj.bias",)),
-)
-_GPT_OSS = {
-    "head_dim": 64,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "bfloat16",
-    "rope_scaling": {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "original_max_position_embeddings": 4096,
-        "truncate": False,
-    },
-}
 _GEMMA = {"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}
 _GEMMA3 = {
     **_GEMMA,
@@ -379,10 +263,10 @@ _GEMMA3 = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
-_OLMO = {"rms_norm_eps": 1e-5}
+OLMO = {"rms_norm_eps": 1e-5}
 _GLM = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "max_position_embeddings": 131072}
 
-ATTENTION_FAMILIES: dict[str, Family] = {
+DENSE_FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(
         "Llama 2, 3, 3.1, 3.2; SmolLM2; whatever is converted to the layout",
         "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them",
@@ -403,16 +287,10 @@ ATTENTION_FAMILIES: dict[str, Family] = {
         {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
         text_config=True,
     ),
-    "MixtralForCausalLM": Family(
-        "Mixtral", "routed experts", mixtral, {"rms_norm_eps": 1e-5, "num_key_value_heads": 8}
-    ),
     "Qwen2ForCausalLM": Family(
         "Qwen2, Qwen2.5", "biases on queries, keys and values; windows from a layer on", qwen2
     ),
     "Qwen3ForCausalLM": Family("Qwen3 (dense)", "a norm on every query and key head", qwen3),
-    "Qwen3MoeForCausalLM": Family(
-        "Qwen3 MoE", "Qwen3 with routed experts, beside dense layers", qwen3_moe
-    ),
     "Phi3ForCausalLM": Family(
         "Phi-3 mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini",
         "fused projections; RoPE on a part of each head; longrope",
@@ -446,13 +324,10 @@ ATTENTION_FAMILIES: dict[str, Family] = {
         {"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
     "Olmo2ForCausalLM": Family(
-        "OLMo 2", "norms after attention and MLP; one norm over all query heads", olmo2, _OLMO
+        "OLMo 2", "norms after attention and MLP; one norm over all query heads", olmo2, OLMO
     ),
     "Olmo3ForCausalLM": Family(
-        "OLMo 3", "OLMo 2 with windows; yarn in the global layers alone", olmo3, _OLMO
-    ),
-    "OlmoeForCausalLM": Family(
-        "OLMoE", "routed experts; one norm over all query heads", olmoe, _OLMO
+        "OLMo 3", "OLMo 2 with windows; yarn in the global layers alone", olmo3, OLMO
     ),
     "GraniteForCausalLM": Family(
         "Granite 3.x", "multipliers of embeddings, scores, residuals and logits", granite
@@ -471,14 +346,6 @@ ATTENTION_FAMILIES: dict[str, Family] = {
         "norms after attention and MLP; local layers turn, global ones have no positions",
         exaone4,
         {"rms_norm_eps": 1e-5},
-    ),
-    "GptOssForCausalLM": Family(
-        "gpt-oss 20B, 120B",
-        "routed experts in MXFP4, with biases and bounded gates; every other layer local; heads "
-        "that may attend to nothing",
-        gpt_oss,
-        _GPT_OSS,
-        quantised="mxfp4",
     ),
     "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
 }

@@ -8,9 +8,10 @@ from dataclasses import replace
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_ROWS, Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import Family, checked_experts, granite, num_experts, qwen3_experts
+from .families import Family, granite
 from .model_config import Experts, Recurrence, Stacked
 from .rope_config import read_rope
+from .routed_families import checked_experts, num_experts, qwen3_experts
 
 _MOST_HEADS, _MOST_DIM = 1024, 1024
 _MOST_CONV = 16  # what the kernels take at most

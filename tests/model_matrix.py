@@ -464,10 +464,10 @@ whole numbers, as in the original models."""
 _HEAD = """\
 # Models
 
-Made from `offload/families.py`, `offload/hybrid_families.py` and `tests/model_matrix.py` by
-`python tests/model_matrix.py`; a test says when this page is stale. "Checked" names the small
-random checkpoints of an architecture, and what would show in them. Each is compared with
-transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,
+Made from `offload/families.py`, `offload/routed_families.py`, `offload/hybrid_families.py` and
+`tests/model_matrix.py` by `python tests/model_matrix.py`; a test says when this page is stale.
+"Checked" names the small random checkpoints of an architecture, and what would show in them. Each
+is compared with transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,
 both layouts of config.json, texts longer than the windows, sessions resumed, forked and truncated.
 
 | models | architecture in config.json | what sets it apart | checked |

@@ -1,0 +1,148 @@
+"""The architectures with routed experts in some or all layers: what each is made of, from
+config.json. As families.py, which has those whose MLPs are dense."""
+
+from __future__ import annotations
+
+from .config_fields import MOST_EXPERTS, Fields
+from .errors import BadCheckpoint, UnsupportedModel
+from .families import OLMO, Family, olmo2, qwen3
+from .model_config import Experts, Norms, Stacked
+from .rope_config import read_rope
+
+
+def qwen3_moe(get: Fields, head_dim: int) -> dict:
+    return {
+        **qwen3(get, head_dim),
+        "experts": qwen3_experts(get),
+        # Unlike the dense models', its windows are every layer's.
+        "windows": get.windows(lambda layer: get.flag("use_sliding_window", False)),
+    }
+
+
+def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
+    experts = Experts(
+        num_experts(get, count),
+        get.number("num_experts_per_tok", 8),
+        get.number("moe_intermediate_size", 768),
+        get.flag("norm_topk_prob", False),
+    )
+    step, dense = get.number("decoder_sparse_step", 1), get.raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
+    routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
+    return tuple(checked_experts(get, experts) if here else None for here in routed)
+
+
+def num_experts(get: Fields, default: int) -> int:
+    """num_experts; transformers 5 writes num_local_experts for it."""
+    return get.number("num_experts", get.number("num_local_experts", default))
+
+
+def mixtral(get: Fields, head_dim: int) -> dict:
+    block = "block_sparse_moe"
+    experts = Experts(
+        get.number("num_local_experts", 8),
+        get.number("num_experts_per_tok", 2),
+        get.number("intermediate_size"),
+        router=f"{block}.gate",
+        gate=f"{block}.experts.{{}}.w1",
+        up=f"{block}.experts.{{}}.w3",
+        down=f"{block}.experts.{{}}.w2",
+    )
+    return {
+        "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
+        "windows": get.windows(lambda layer: True, default=None),
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+    }
+
+
+def checked_experts(get: Fields, experts: Experts) -> Experts:
+    if experts.chosen > experts.count or experts.count > MOST_EXPERTS:
+        raise BadCheckpoint(
+            f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen."
+        )
+    return experts
+
+
+def olmoe(get: Fields, head_dim: int) -> dict:
+    if get.raw.get("clip_qkv") is not None:
+        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
+    experts = Experts(
+        num_experts(get, 64),
+        get.number("num_experts_per_tok", 8),
+        get.number("intermediate_size"),
+        get.flag("norm_topk_prob", False),
+    )
+    return {
+        **olmo2(get, head_dim),
+        "norms": Norms(),
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+    }
+
+
+def gpt_oss(get: Fields, head_dim: int) -> dict:
+    """Experts come in MXFP4, in which they were trained, or converted to ordinary numbers."""
+    for name, value in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)):
+        if get.positive(name, value) != value:
+            raise UnsupportedModel(f"{get.path}: {name} is not {value}, which it is for gpt-oss.")
+    experts = Experts(
+        num_experts(get, 128),
+        get.number("num_experts_per_tok", get.number("experts_per_token", 4)),
+        get.number("intermediate_size"),
+        router="mlp.router",
+        down="mlp.experts.{}.down_proj",
+        gate_up="mlp.experts.{}.gate_up_proj",
+        biases=True,
+    )
+    bias = get.flag("attention_bias", True)
+    return {
+        "ropes": (read_rope(get, head_dim, theta=150000.0),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "null_scores": True,
+        "activation": "clamped_swiglu",  # whatever the file says: silu
+        "windows": get.windows(lambda layer: layer % 2 == 0, default=128),
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+        "stacked": _GPT_OSS_STACKED,
+    }
+
+
+_GPT_OSS_STACKED = (
+    Stacked("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_up_proj.weight",), by_columns=True),
+    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",), by_columns=True),
+    Stacked("mlp.experts.gate_up_proj_bias", ("mlp.experts.{}.gate_up_proj.bias",)),
+    Stacked("mlp.experts.down_proj_bias", ("mlp.experts.{}.down_proj.bias",)),
+)
+_GPT_OSS = {
+    "head_dim": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+}
+
+ROUTED_FAMILIES: dict[str, Family] = {
+    "MixtralForCausalLM": Family(
+        "Mixtral", "routed experts", mixtral, {"rms_norm_eps": 1e-5, "num_key_value_heads": 8}
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "Qwen3 MoE", "Qwen3 with routed experts, beside dense layers", qwen3_moe
+    ),
+    "OlmoeForCausalLM": Family(
+        "OLMoE", "routed experts; one norm over all query heads", olmoe, OLMO
+    ),
+    "GptOssForCausalLM": Family(
+        "gpt-oss 20B, 120B",
+        "routed experts in MXFP4, with biases and bounded gates; every other layer local; heads "
+        "that may attend to nothing",
+        gpt_oss,
+        _GPT_OSS,
+        quantised="mxfp4",
+    ),
+}
