@@ -39,6 +39,15 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     return x
 
 
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(x) for MLPs without gates, in x's place: (rows, n) float32, contiguous. A row's
+    bits depend on no other row: `relu2`, the square of what is above zero, is one product.
+    """
+    if activation == "relu2":
+        return x.relu_().square_()
+    return gate(x, torch.ones_like(x), activation)
+
+
 def factors(
     x: torch.Tensor, up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,9 @@ from torch.nn.functional import silu, softplus
 from . import dispatch
 
 _NORM_EPS = 1e-6  # of a key's and a query's length, as flash-linear-attention has it
+# An epsilon beside which no mean square counts, and a weight that undoes what it does to a row: by
+# these two, powers of two, the kernels leave outputs as they are where there is no norm.
+_NO_NORM = 2.0**100, 2.0**50
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class RecurrentShape:
 class RecurrentWeights:
     """Of one layer, float32. conv: (conv_width, channels); conv_bias: (channels,) or None;
     step_bias, rate: (heads,), rate below 0; skip: (heads,), Mamba-2's alone, else None; norm:
-    (value_dim,) for all heads alike, or (heads * value_dim,)."""
+    (value_dim,) for all heads alike, or (heads * value_dim,); None: what is gated is not normed."""
 
     conv: torch.Tensor
     conv_bias: torch.Tensor | None
     step_bias: torch.Tensor
     rate: torch.Tensor
     skip: torch.Tensor | None
-    norm: torch.Tensor
+    norm: torch.Tensor | None
 
 
 def recur(
@@ -166,6 +169,10 @@ def _compiled(
     """`recur` in one call. The order of numbers is cpu/bind_recurrence.cpp's."""
     mixed, steps, gains, gate = tokens
     out = torch.empty((len(mixed), shape.values))
+    norm, norm_eps = weights.norm, shape.norm_eps
+    if norm is None:
+        norm_eps, weight = _NO_NORM
+        norm = torch.full((shape.value_dim,), weight)
     layer = [
         *_convolution(weights.conv, weights.conv_bias, before[0], after[0]),
         shape.heads,
@@ -174,8 +181,8 @@ def _compiled(
         shape.value_dim,
         shape.norm_heads,
         int(shape.is_delta),
-        *(_address(x) for x in (weights.step_bias, weights.rate, weights.skip, weights.norm)),
-        0 if len(weights.norm) == shape.value_dim else shape.value_dim,
+        *(_address(x) for x in (weights.step_bias, weights.rate, weights.skip, norm)),
+        0 if len(norm) == shape.value_dim else shape.value_dim,
         _address(before[1]),
         _address(after[1]),
     ]
@@ -187,7 +194,7 @@ def _compiled(
     ]
     native.recur(
         layer,
-        shape.norm_eps,
+        norm_eps,
         *shape.step_limits,
         rows,
         len(mixed),
@@ -234,6 +241,8 @@ def _gated_norm(shape: RecurrentShape, norm, out: torch.Tensor, gate: torch.Tens
     """(heads, value_dim). DeltaNet norms before it gates, Mamba-2 gates before it norms."""
     if not shape.is_delta:
         out = out * silu(gate)
+    if norm is None:
+        return out
     parts = out.view(-1, shape.norm_heads * shape.value_dim)
     parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + shape.norm_eps)
     out = (parts.view(-1, len(norm)) * norm).view_as(out)

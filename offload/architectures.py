@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from .families import DENSE_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
+from .mamba_families import MAMBA_FAMILIES
 from .routed_families import ROUTED_FAMILIES
 
-FAMILIES = {**DENSE_FAMILIES, **ROUTED_FAMILIES, **HYBRID_FAMILIES}
+FAMILIES = {**DENSE_FAMILIES, **ROUTED_FAMILIES, **HYBRID_FAMILIES, **MAMBA_FAMILIES}
 
 # Architectures that keep a state which the decoder does not know, and in what.
 UNKNOWN_STATES = {
     "OlmoHybridForCausalLM": "Gated DeltaNet layers of another make",
     "KimiLinearForCausalLM": "Kimi Delta Attention layers",
-    "FalconH1ForCausalLM": "Mamba-2 beside attention in each layer",
-    "NemotronHForCausalLM": "layers that are Mamba-2 alone, or an MLP alone",
     "JambaForCausalLM": "Mamba layers",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",

@@ -86,7 +86,10 @@ class Fields:
 
     @property
     def num_layers(self) -> int:
-        return self.number("num_hidden_layers", high=_MOST_LAYERS)
+        """Where no number is given, of the layers whose kinds are listed one by one."""
+        listed = self.raw.get("layers_block_type", self.raw.get("hybrid_override_pattern"))
+        counted = len(listed) if isinstance(listed, list | str) and listed else None
+        return self.number("num_hidden_layers", counted, high=_MOST_LAYERS)
 
     def per_layer(self, name: str) -> list | None:
         """A list with one entry for each layer, or None where it is absent. A longer one is cut."""

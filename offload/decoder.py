@@ -9,7 +9,7 @@ follows, where they serve. Knows no pages and no tiers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,6 +27,10 @@ from .rowwise import tiled
 from .sequence import RawPages
 from .states import LayerState
 from .weights import LayerTensors
+
+# What goes into a layer's output projections, each (n, inputs): what was attended to, what `recur`
+# gave; one of them, both, or neither.
+Mixed = Sequence[torch.Tensor]
 
 
 def gated(attended: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
@@ -130,36 +134,40 @@ class Decoder:
         return bias.view(self.config.num_kv_heads, self.config.head_dim)
 
     def mix(
-        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: torch.Tensor, rows: slice
+        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
     ) -> torch.Tensor:
-        """Residual rows after the layer: x plus the output projection of what was attended to, or
-        of what `recur` gave, then plus the MLP's."""
+        """Residual rows after the layer: x plus the output projections of `mixed`, then plus the
+        MLP's."""
         step = self._step(layer, w, x)
-        if step is not None and self._steps.has_mlp(layer):
-            return step.mix(x, mixed)
+        if step is not None and len(mixed) == 1 and self._steps.has_mlp(layer):
+            return step.mix(x, mixed[0])
         return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows)
 
     def add_mixed(
-        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: torch.Tensor, rows: slice
+        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
     ) -> torch.Tensor:
-        """Residual rows x plus the output projection."""
+        """Residual rows x plus the output projections."""
         step = self._step(layer, w, x)
-        if step is not None:
-            return step.add_attention(x, mixed)
-        name = self.config.output_projection(layer)
-        o = tiled(mixed, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
-        return self._add(x, self._norm(w, self.config.norms.after_attention, o))
+        for (name, times), part in zip(self.config.output_projections(layer), mixed, strict=True):
+            if step is not None:
+                x, step = step.add_attention(x, part), None  # it has the first
+                continue
+            o = tiled(part, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+            x = add_scaled(x, self._norm(w, self.config.norms.after_attention, o), times)
+        return x
 
     def add_mlp(self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Residual rows x plus the MLP's output."""
-        step = self._step(layer, w, x)
+        """Residual rows x plus the MLP's output, if the layer has one."""
+        c, step = self.config, self._step(layer, w, x)
+        if not c.has_mlp(layer):
+            return x
         if step is not None and self._steps.has_mlp(layer):
             return step.add_mlp(x)
-        c = self.config
         if c.experts_of(layer) is not None:
             return self.add_routed(layer, w, [(x, rows)])[0]
-        out = dense_mlp(w, self._norm(w, c.norms.before_mlp, x), rows, c.activation)
-        return self._add(x, self._norm(w, c.norms.after_mlp, out))
+        h = self._norm(w, c.norms.before_mlp, x)
+        out = dense_mlp(w, h, rows, c.activation, gate_multiplier=c.gate_multiplier)
+        return self._add_mlp(x, self._norm(w, c.norms.after_mlp, out))
 
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
@@ -176,7 +184,7 @@ class Decoder:
         inputs = [(self._norm(w, c.norms.before_mlp, x), rows) for x, rows in cells]
         outs = routed_mlps(w, inputs, c.activation, c.experts_of(layer))
         after = (self._norm(w, c.norms.after_mlp, out) for out in outs)
-        return [self._add(x, out) for (x, _), out in zip(cells, after, strict=True)]
+        return [self._add_mlp(x, out) for (x, _), out in zip(cells, after, strict=True)]
 
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""
@@ -212,8 +220,9 @@ class Decoder:
         weight = w[f"{name}.weight"]
         return rms_norm(x, weight, self.config.norm_offset, self.config.norm_eps)
 
-    def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return add_scaled(x, y, self.config.residual_multiplier)
+    def _add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        times = self.config.mlp_multiplier
+        return add_scaled(x, y, self.config.residual_multiplier if times is None else times)
 
     def _heads(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
         """Queries (which = "q"), keys ("k") or values ("v") before RoPE: (n, heads, head_dim)."""

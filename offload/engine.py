@@ -25,7 +25,7 @@ from ..kernels.pages import seal
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
-from .decoder import Decoder, gated
+from .decoder import Decoder, Mixed, gated
 from .errors import ModelError
 from .footprint import MOST_VERIFIED
 from .geometry import Geometry
@@ -58,6 +58,12 @@ class _CellRows:
     x: torch.Tensor  # (cell_tokens, hidden_size)
 
 
+def _numbers(layers: tuple[int, ...], num_layers: int) -> list[int | None]:
+    """Of each layer its place in `layers`; None where it is not there."""
+    places = {layer: place for place, layer in enumerate(layers)}
+    return [places.get(layer) for layer in range(num_layers)]
+
+
 class Engine:
     """A model, ready to run sequences whose pages lie in one store.
 
@@ -82,11 +88,9 @@ class Engine:
         self.device, self.overlap = device, overlap
         self.decoder = Decoder(config, device, weights.is_resident)
         self._num_kv_layers = len(config.kv_layers)
-        # Of each layer its number among those that attend, or among the others.
-        layers = range(config.num_layers)
-        recurs = [config.recurrence_of(layer) is not None for layer in layers]
-        self._kv = [None if recurs[layer] else layer - sum(recurs[:layer]) for layer in layers]
-        self._state = [sum(recurs[:layer]) for layer in layers]
+        # Of each layer its number among those that attend, and among those that keep a state.
+        self._kv = _numbers(config.kv_layers, config.num_layers)
+        self._state = _numbers(config.state_layers, config.num_layers)
         self.attention = TieredAttention(
             geometry.layouts(self._num_kv_layers),
             geometry.cell_tokens,
@@ -158,8 +162,8 @@ class Engine:
                 sequence.states.begin(sequence.length, stops)
             for layer in range(self.config.num_layers):
                 final = layer == self.config.num_layers - 1
-                run = self._sweep_layer if self._kv[layer] is not None else self._sweep_recurrent
-                run(sequence, layer, sweep, stop, needs_all=on_rows is not None or not final)
+                needs_all = on_rows is not None or not final
+                self._sweep_layer(sequence, layer, sweep, stop, needs_all)
             if sequence.states is not None:
                 sequence.states.end()
             sequence.prefilled(stops[-1])
@@ -224,7 +228,7 @@ class Engine:
                 self._wish_ahead(sequence, kv, query, decodes=True)
                 attended = self.attention.run_several(kv, sequence, query, window, bias)
             attended = gated(attended, gate)
-            x = self.decoder.mix(layer, w, x, attended, slice(0, count))
+            x = self.decoder.mix(layer, w, x, [attended], slice(0, count))
         sequence.verified = deque(notes)
         return x
 
@@ -240,15 +244,12 @@ class Engine:
         position, rows = sequence.length, slice(0, 1)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
-            w, kv = self.weights.layer(layer), self._kv[layer]
+            w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
             selects = self._selects(kv)
             following = self._following(layer) if selects or kv is None else None
             if following is not None:
                 self._rehearse(sequence, following, x, position, early=True)
-            if kv is None:
-                state = sequence.states.of(0, self._state[layer])
-                mixed = self.decoder.recur(layer, w, x, rows, *state)
-            else:
+            if kv is not None:
                 bias = self._page_bias(w)
                 if row == 0:
                     self._seal(sequence, kv, cell - 2, bias)
@@ -257,30 +258,36 @@ class Engine:
                 )
                 query = Query(q, 1, position, cell)
                 if selects:
-                    mixed = self.selected.run(kv, sequence, query, bias, x, w)
+                    attended = self.selected.run(kv, sequence, query, bias, x, w)
                 else:
-                    mixed = self._attend(sequence, kv, [query], bias)[0]
-                mixed = gated(mixed, gate)
+                    attended = self._attend(sequence, kv, [query], bias)[0]
+                mixed.append(gated(attended, gate))
+            if self._state[layer] is not None:
+                state = sequence.states.of(0, self._state[layer])
+                mixed.append(self.decoder.recur(layer, w, x, rows, *state))
             if following is None and not self.weights.reads_experts:
                 x = self.decoder.mix(layer, w, x, mixed, rows)
                 continue
             between = self.decoder.add_mixed(layer, w, x, mixed, rows)
             if following is not None:
                 self._rehearse(sequence, following, between, position, early=False)
-            self._expect_experts(layer + 1, between)
+            self._expect_experts(layer, between)
             before, x = x, self.decoder.add_mlp(layer, w, between, rows)
             if following is not None:
                 self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
 
     def _expect_experts(self, layer: int, x: torch.Tensor) -> None:
-        """Have a layer's experts read, where they are not in memory, once those of the layer before
-        it are under way: the ones that its router would choose for the residual x (1, hidden_size)
-        between attention and MLP of the layer before."""
-        is_layer = self.weights.reads_experts and layer < self.config.num_layers
-        if is_layer and self.config.experts_of(layer) is not None:
-            w = self.weights.layer(layer)
-            w.expect_experts(self.decoder.likely_experts(layer, w, x))
+        """Have the experts of the next layer that has some read, where they are not in memory, once
+        this layer's are under way: the ones that its router would choose for the residual
+        x (1, hidden_size) before this layer's MLP."""
+        if not self.weights.reads_experts or self.config.experts_of(layer) is None:
+            return
+        later = range(layer + 1, self.config.num_layers)
+        following = next((i for i in later if self.config.experts_of(i) is not None), None)
+        if following is not None:
+            w = self.weights.layer(following)
+            w.expect_experts(self.decoder.likely_experts(following, w, x))
 
     def _following(self, layer: int) -> int | None:
         """The next layer, if decode chooses among its pages."""
@@ -308,48 +315,54 @@ class Engine:
     def _sweep_layer(
         self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
     ):
-        """One layer for a whole sweep: keys and values first, then attention, then the MLP."""
-        w, kv = self.weights.layer(layer), self._kv[layer]
+        """One layer for a whole sweep: keys and values first, then attention, then, cell after
+        cell, states and the MLP. Unless it needs all, what later tokens need of the last layer is
+        keys, values and states, and its output for the row before `stop` alone."""
+        w, kv, state = self.weights.layer(layer), self._kv[layer], self._state[layer]
+        wanted = {index: part.rows for index, part in enumerate(sweep)}
+        if not needs_all:
+            end = sweep[-1].rows.stop
+            is_end = self._ends_at(sweep[-1], stop)
+            wanted = {len(sweep) - 1: slice(end - 1, end)} if is_end else {}
+        attended = {} if kv is None else self._attend_cells(sequence, layer, w, sweep, wanted)
+        for index, part in enumerate(sweep):
+            mixed = [self._placed(*attended[index])] if index in attended else []
+            if state is not None:
+                states = sequence.states.of(index, state)
+                mixed.append(self.decoder.recur(layer, w, part.x, part.rows, *states))
+            if index in wanted:
+                self._mix(layer, w, part, mixed, wanted[index])
+        self._end_layer(layer, w, [(sweep[index], rows) for index, rows in wanted.items()])
+
+    def _attend_cells(
+        self, sequence, layer: int, w: LayerTensors, sweep: list[_CellRows], wanted: dict
+    ) -> dict[int, tuple[Query, torch.Tensor, torch.Tensor | None]]:
+        """Keys and values of a sweep's cells go to their places; of those cells of which some rows
+        are wanted: queries, what they attended to, and the gate of that."""
+        kv, queries, gates = self._kv[layer], [], []
         bias = self._page_bias(w)
-        projected = []
-        for part in sweep:
+        for index, part in enumerate(sweep):
             position = part.cell * self.geometry.cell_tokens
             q, k, v, gate = self.decoder.project(layer, w, part.x, part.rows, position)
             self._seal(sequence, kv, part.cell - 2, bias)
             new = part.rows
             sequence.raw.write(kv, part.cell, new.start, k[new], v[new])
-            projected.append((part, q, gate, new))
-        if not needs_all:  # later tokens need the last layer's keys and values, not its output
-            part, q, gate, new = projected[-1]
-            if not self._ends_at(part, stop):
-                return
-            projected = [(part, q, gate, slice(new.stop - 1, new.stop))]
-        queries = [self._query(part.cell, q, rows) for part, q, _, rows in projected]
+            if index in wanted:
+                queries.append(self._query(part.cell, q, wanted[index]))
+                gates.append(gate)
+        if not queries:
+            return {}
         outs = self._attend(sequence, kv, queries, bias)
+        return dict(zip(wanted, zip(queries, outs, gates, strict=True), strict=True))
+
+    def _placed(self, query: Query, out: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        """What was attended to, at its rows of a cell."""
         cells = self.geometry.cell_tokens
-        for (part, _, gate, rows), query, out in zip(projected, queries, outs, strict=True):
-            attended = out.new_zeros(cells, out.shape[1])
-            attended[query.position % cells :][: query.rows] = out
-            self._mix(layer, w, part, gated(attended, gate), rows)
-        self._end_layer(layer, w, [(part, rows) for part, _, _, rows in projected])
+        attended = out.new_zeros(cells, out.shape[1])
+        attended[query.position % cells :][: query.rows] = out
+        return gated(attended, gate)
 
-    def _sweep_recurrent(
-        self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
-    ):
-        """The same for a layer that keeps a state: cell after cell."""
-        w, going_on = self.weights.layer(layer), []
-        for index, part in enumerate(sweep):
-            state = sequence.states.of(index, self._state[layer])
-            mixed, rows = self.decoder.recur(layer, w, part.x, part.rows, *state), part.rows
-            if not needs_all:
-                if not self._ends_at(part, stop):
-                    continue
-                rows = slice(rows.stop - 1, rows.stop)
-            self._mix(layer, w, part, mixed, rows)
-            going_on.append((part, rows))
-        self._end_layer(layer, w, going_on)
-
-    def _mix(self, layer: int, w: LayerTensors, part: _CellRows, mixed, rows: slice) -> None:
+    def _mix(self, layer: int, w: LayerTensors, part: _CellRows, mixed: Mixed, rows: slice) -> None:
         """The second half of a layer; with routed experts `_end_layer` is a part of it."""
         routed = self.config.experts_of(layer) is not None
         mix = self.decoder.add_mixed if routed else self.decoder.mix

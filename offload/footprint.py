@@ -221,6 +221,13 @@ def _packed(head_dim: int) -> int:
     return head_dim if head_dim % 16 == 0 else head_dim + -(-head_dim // 16) * 16
 
 
+def _widest(config: ModelConfig) -> int:
+    """The most numbers that an MLP or an expert has between its projections."""
+    experts = [e for e in config.experts if e is not None]
+    sizes = (size for e in experts for size in (e.intermediate_size, e.shared_size))
+    return max([config.intermediate_size, *sizes])
+
+
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
     """The most that activations, tiles and scores of prefill take at once."""
     cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
@@ -234,13 +241,16 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     experts = [e for e in config.experts if e is not None]
     if experts:
         per_cell += 3 * config.hidden_size + 4 * max(e.count for e in experts)
-    inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
+    inner = _widest(config)
     gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
-    mixing = 4 * heads + 8 * kv + 2 * longest
-    for r in config.recurrent:
-        values = r.channels if r.shape is None else r.shape.values
-        mixing = max(mixing, 3 * r.channels + 4 * values)
+    mixing = 0
+    for layer in range(config.num_layers):
+        here = (4 * heads + 8 * kv + 2 * longest) * config.attends(layer)
+        r = config.recurrence_of(layer)
+        if r is not None:
+            here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
+        mixing = max(mixing, here)
     once = (
         cell * (4 * config.hidden_size + mixing + 3 * inner + gathered)
         + 2 * kv * (geometry.span_tokens + raw_tokens)
@@ -257,8 +267,7 @@ def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     """The most that verifying a few tokens takes: their logits beside those of the ones before,
     activations, the partial of each span, and what key biases add to the scores of some spans."""
     count, heads = MOST_VERIFIED, config.num_heads * config.head_dim
-    experts = [e for e in config.experts if e is not None]
-    inner = max([config.intermediate_size, *(e.intermediate_size for e in experts)])
+    inner = _widest(config)
     a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner
     partials = (geometry.num_spans(context) + 1) * config.num_heads * (config.head_dim + 2)
     bias = BIASED_SPANS * geometry.span_tokens * config.num_heads * config.qkv_bias

@@ -1,20 +1,21 @@
-"""The architectures of which most layers keep a state in place of keys and values: what each is
-made of, from config.json. As families.py, which has those that attend in every layer."""
+"""The architectures of which most layers keep a state in place of keys and values, but for those
+with Mamba-2 (mamba_families.py): what each is made of, from config.json. As families.py, which has
+those that attend in every layer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ..kernels.recurrence import RecurrentShape
-from .config_fields import MOST_ROWS, Fields, is_number
+from .config_fields import MOST_ROWS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import Family, granite
+from .families import Family
 from .model_config import Experts, Recurrence, Stacked
 from .rope_config import read_rope
 from .routed_families import checked_experts, num_experts, qwen3_experts
 
-_MOST_HEADS, _MOST_DIM = 1024, 1024
-_MOST_CONV = 16  # what the kernels take at most
+MOST_HEADS, MOST_DIM = 1024, 1024
+MOST_CONV = 16  # what the kernels take at most
 
 
 def qwen3_next(get: Fields, head_dim: int) -> dict:
@@ -26,17 +27,17 @@ def qwen3_5(get: Fields, head_dim: int, *, by_heads: bool = False) -> dict:
     """Gated DeltaNet in three of four layers, and attention whose output is gated."""
     every = get.number("full_attention_interval", 4)
     shape = RecurrentShape(
-        get.number("linear_num_value_heads", 32, high=_MOST_HEADS),
-        get.number("linear_num_key_heads", 16, high=_MOST_HEADS),
-        get.number("linear_key_head_dim", 128, high=_MOST_DIM),
-        get.number("linear_value_head_dim", 128, high=_MOST_DIM),
-        get.number("linear_conv_kernel_dim", 4, low=2, high=_MOST_CONV),
+        get.number("linear_num_value_heads", 32, high=MOST_HEADS),
+        get.number("linear_num_key_heads", 16, high=MOST_HEADS),
+        get.number("linear_key_head_dim", 128, high=MOST_DIM),
+        get.number("linear_value_head_dim", 128, high=MOST_DIM),
+        get.number("linear_conv_kernel_dim", 4, low=2, high=MOST_CONV),
         is_delta=True,
         norm_heads=1,
         norm_eps=get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
     )
-    recurrence = _checked(get, "linear_attn", shape, by_heads=by_heads)
-    attends = _attends(get, lambda layer: (layer + 1) % every == 0)
+    recurrence = checked_recurrence(get, "linear_attn", shape, by_heads=by_heads)
+    attends = which_attend(get, lambda layer: (layer + 1) % every == 0)
     bias = get.flag("attention_bias", False)
     return {
         "ropes": (read_rope(get, head_dim, share=0.25),) * get.num_layers,
@@ -65,103 +66,6 @@ def _with_shared(get: Fields, experts: tuple[Experts | None, ...]) -> tuple[Expe
     return tuple(e and replace(e, shared_size=size) for e in experts)
 
 
-def granite_hybrid(get: Fields, head_dim: int) -> dict:
-    """Mamba-2 in most layers. Every layer's MLP goes by the name of shared experts."""
-    kind = get.raw.get("position_embedding_type")
-    fields = granite(get, head_dim)
-    layers, inner = get.num_layers, get.number("shared_intermediate_size", 1024)
-    experts: tuple[Experts, ...] = ()
-    mlp = "mlp"
-    if get.number("num_local_experts", 8, low=0):
-        block = "block_sparse_moe"
-        routed = Experts(
-            get.number("num_local_experts", 8),
-            get.number("num_experts_per_tok", 2),
-            get.number("intermediate_size"),
-            router=f"{block}.router.layer",
-            gate=f"{block}.experts.{{}}.gate_proj",
-            up=f"{block}.experts.{{}}.up_proj",
-            down=f"{block}.experts.{{}}.down_proj",
-            shared_size=inner,
-            shared_gate=None,
-        )
-        experts, mlp = (checked_experts(get, routed),) * layers, routed.shared
-    return {
-        **fields,
-        "ropes": fields["ropes"] if kind == "rope" else (None,) * layers,
-        "intermediate_size": inner,
-        "fused_gate_up": True,
-        "experts": experts,
-        "recurrences": _mamba2(get, _attends(get, lambda layer: False)),
-        "renamed": (
-            (".shared_mlp.input_linear.", f".{mlp}.gate_up_proj."),
-            (".shared_mlp.output_linear.", f".{mlp}.down_proj."),
-        ),
-        "stacked": _GRANITE_STACKED,
-    }
-
-
-def bamba(get: Fields, head_dim: int) -> dict:
-    listed = get.raw.get("attn_layer_indices") or []
-    if not isinstance(listed, list):
-        raise BadCheckpoint(f"{get.path}: attn_layer_indices is {listed!r}; expected a list.")
-    bias = get.flag("attention_bias", False)
-    return {
-        "ropes": (read_rope(get, head_dim, share=0.5),) * get.num_layers,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": get.flag("mlp_bias", False),
-        "recurrences": _mamba2(get, _attends(get, lambda layer: layer in listed)),
-        "renamed": (
-            (".feed_forward.", ".mlp."),
-            (".pre_ff_layernorm.", ".post_attention_layernorm."),
-            ("model.final_layernorm.", "model.norm."),
-        ),
-    }
-
-
-def _mamba2(get: Fields, attends: list[bool]) -> tuple[Recurrence | None, ...]:
-    heads = get.number("mamba_n_heads", 128, high=_MOST_HEADS)
-    groups = get.number("mamba_n_groups", 1, high=_MOST_HEADS)
-    inner = get.number("mamba_expand", 2, high=64) * get.number("hidden_size")
-    dim = get.raw.get("mamba_d_head", "auto")
-    dim = inner // heads if dim == "auto" else get.number("mamba_d_head", high=_MOST_DIM)
-    if dim * heads != inner or dim > _MOST_DIM:
-        raise BadCheckpoint(f"{get.path}: {heads} heads of {dim} do not make {inner} numbers.")
-    shape = RecurrentShape(
-        heads,
-        groups,
-        get.number("mamba_d_state", 256, high=_MOST_DIM),
-        dim,
-        get.number("mamba_d_conv", 4, low=2, high=_MOST_CONV),
-        is_delta=False,
-        norm_heads=max(1, heads // groups),
-        norm_eps=get.number("rms_norm_eps", 1e-6, kind=float, low=0.0, high=1.0),
-        step_limits=_step_limits(get),
-    )
-    recurrence = _checked(
-        get,
-        "mamba",
-        shape,
-        conv_bias=get.flag("mamba_conv_bias", True),
-        projection_bias=get.flag("mamba_proj_bias", False),
-    )
-    return tuple(None if here else recurrence for here in attends)
-
-
-def _step_limits(get: Fields) -> tuple[float, float]:
-    given = get.raw.get("time_step_limit") or [0.0, float("inf")]
-    if isinstance(given, list) and len(given) == 2:
-        # transformers 5 spells what JSON has no number for.
-        low, high = (x.get("__float__") if isinstance(x, dict) else x for x in given)
-        is_open = high in ("Infinity", float("inf"))
-        if is_number(low) and low >= 0 and (is_open or (is_number(high) and high >= low)):
-            return float(low), float("inf") if is_open else float(high)
-    raise BadCheckpoint(
-        f"{get.path}: time_step_limit is {given!r}; expected two numbers, ascending."
-    )
-
-
 def lfm2(get: Fields, head_dim: int) -> dict:
     """Gated short convolutions in most layers."""
     inner = get.number("block_ff_dim", get.raw.get("intermediate_size"))
@@ -178,10 +82,11 @@ def lfm2(get: Fields, head_dim: int) -> dict:
     if not isinstance(listed, list | range):
         raise BadCheckpoint(f"{get.path}: full_attn_idxs is {listed!r}; expected a list.")
     bias = get.flag("conv_bias", False)
-    width = get.number("conv_L_cache", 3, low=2, high=_MOST_CONV)
+    width = get.number("conv_L_cache", 3, low=2, high=MOST_CONV)
     channels = get.number("hidden_size")
-    conv = Recurrence("conv", channels, width, conv_bias=bias, projection_bias=bias)
-    attends = _attends(get, lambda layer: layer in listed)
+    biases = dict.fromkeys(("conv_bias", "projection_bias", "output_bias"), bias)
+    conv = Recurrence("conv", channels, width, **biases)
+    attends = which_attend(get, lambda layer: layer in listed)
     return {
         "ropes": (read_rope(get, head_dim, theta=1e6),) * get.num_layers,
         "qk_norm": "head",
@@ -218,7 +123,7 @@ def lfm2_moe(get: Fields, head_dim: int) -> dict:
     }
 
 
-def _attends(get: Fields, rule) -> list[bool]:
+def which_attend(get: Fields, rule) -> list[bool]:
     """Whether each layer attends: where layer_types says so, or, without it, rule(layer)."""
     kinds = get.per_layer("layer_types") or get.per_layer("layers_block_type")
     if kinds is None:
@@ -230,15 +135,18 @@ def _attends(get: Fields, rule) -> list[bool]:
     return [kind in known[:2] for kind in kinds]
 
 
-def _checked(get: Fields, module: str, shape: RecurrentShape, **more) -> Recurrence:
+def checked_recurrence(
+    get: Fields, module: str, shape: RecurrentShape, act: str = "hidden_act", **more
+) -> Recurrence:
+    """A layer's state and its convolution, whose activation the field `act` names."""
     if shape.heads % shape.key_heads or shape.heads % shape.norm_heads:
         raise BadCheckpoint(
             f"{get.path}: {shape.heads} heads cannot share {shape.key_heads} keys evenly."
         )
-    activation = get.raw.get("hidden_act") or "silu"
+    activation = get.raw.get(act) or "silu"
     if activation not in ("silu", "swish"):
         raise UnsupportedModel(
-            f"{get.path}: hidden_act {activation!r} is not supported by this family, whose "
+            f"{get.path}: {act} {activation!r} is not supported by this family, whose "
             "convolutions have silu."
         )
     return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
@@ -250,18 +158,6 @@ _STACKED = (
         ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
     ),
     Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
-)
-_GRANITE_STACKED = (
-    Stacked(
-        "block_sparse_moe.input_linear.weight",
-        (
-            "block_sparse_moe.experts.{}.gate_proj.weight",
-            "block_sparse_moe.experts.{}.up_proj.weight",
-        ),
-    ),
-    Stacked(
-        "block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)
-    ),
 )
 _LFM2_NAMES = (
     ("model.embedding_norm.", "model.norm."),
@@ -289,7 +185,6 @@ _LFM2 = {
     "max_position_embeddings": 128000,
 }
 _LFM2_MOE = {**_LFM2, "intermediate_size": 7168}
-_BAMBA = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_position_embeddings": 262144}
 
 HYBRID_FAMILIES: dict[str, Family] = {
     "Qwen3NextForCausalLM": Family(
@@ -332,13 +227,5 @@ HYBRID_FAMILIES: dict[str, Family] = {
         "LFM2 with routed experts, chosen by sigmoids and a bias",
         lfm2_moe,
         _LFM2_MOE,
-    ),
-    "GraniteMoeHybridForCausalLM": Family(
-        "Granite 4 H",
-        "Mamba-2 in most layers, and no positions; multipliers; in some routed experts",
-        granite_hybrid,
-    ),
-    "BambaForCausalLM": Family(
-        "Bamba", "Mamba-2 in most layers; RoPE on half of each head", bamba, _BAMBA
     ),
 }

@@ -7,6 +7,7 @@ operation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from ..kernels.step import LayerStep, StepShape, native_for
@@ -53,11 +54,10 @@ class LayerSteps:
             config.head_dim,
             config.num_heads,
             config.num_kv_heads,
-            config.activation,
+            config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
             config.qk_norm,
             config.norm_eps,
             config.norm_offset,
-            config.residual_multiplier,
         )
         self._steps: Prepared[LayerStep | None] = Prepared(self._make, is_resident)
 
@@ -67,26 +67,29 @@ class LayerSteps:
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer's step includes what follows the output projection: experts are chosen
-        elsewhere."""
-        return self._config.experts_of(layer) is None
+        elsewhere, and gates are as plain ones have them."""
+        c = self._config
+        plain = c.gated_mlp and c.gate_multiplier == 1 and c.mlp_multiplier is None
+        return plain and c.has_mlp(layer) and c.experts_of(layer) is None
 
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values."""
-        return self._config.recurrence_of(layer) is None and not self._config.output_gate
+        return self._config.attends(layer) and not self._config.output_gate
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
-        native = native_for(*w.values())
-        if native is None:
+        native, outputs = native_for(*w.values()), self._config.output_projections(layer)
+        if native is None or not outputs:
             return None
         config, norms = self._config, {}
-        names = {"o": config.output_projection(layer)}
+        name, multiplier = outputs[0]  # another one is the decoder's to add
+        names = {"o": name}
         if self.has_projections(layer):
             names |= {name: f"self_attn.{name}_proj" for name in _QKV}
         if self.has_mlp(layer):
             names |= {name: f"mlp.{name}_proj" for name in _MLP}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
         for role, name in vars(config.norms).items():
-            if name is not None:
+            if f"{name}.weight" in w:
                 norms[role] = w[f"{name}.weight"]
         if config.qk_norm and self.has_projections(layer):
             norms |= {name: w[f"self_attn.{name}_norm.weight"] for name in ("q", "k")}
@@ -94,7 +97,7 @@ class LayerSteps:
         turns = rope.config is not None
         return LayerStep(
             native,
-            self._shape,
+            replace(self._shape, residual_multiplier=multiplier),
             norms,
             products,
             rope.width if turns else 0,

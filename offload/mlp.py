@@ -1,4 +1,4 @@
-"""The second half of a layer: a gated MLP for every row, or those of some experts that a router
+"""The second half of a layer: an MLP for every row, or those of some experts that a router
 chose for the row, and perhaps one more that all rows share.
 
 Only chosen experts are multiplied, each once for all the rows of a cell that chose it; a row alone
@@ -9,8 +9,11 @@ that; which rows stand beside it changes nothing. Knows no norms and no residual
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..kernels.gate import activate
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from ..kernels.step import add_expert, expert_numbers, native_for
@@ -20,16 +23,38 @@ from .weights import LayerTensors
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _FEW_ROWS = 16
-_LEAST_SUM = 1e-6  # added to that of sigmoids, which may all be small
-_DENSE = tuple(f"mlp.{name}" for name in _PROJECTIONS)
 
 
-def dense_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, names=_DENSE):
-    """down(activation(gate(h)) * up(h)) for h (n, hidden_size)."""
-    gate, up, down = (
-        lambda x, n=name: tiled(x, rows, w[f"{n}.weight"], w.get(f"{n}.bias")) for name in names
-    )
-    return down(gate_with(gate(h), up(h), activation))
+def dense_mlp(
+    w: LayerTensors,
+    h: torch.Tensor,
+    rows: slice,
+    activation: str,
+    names: Sequence[str] | None = None,
+    gate_multiplier: float = 1.0,
+):
+    """down(activation(gate(h)) * up(h)) for h (n, hidden_size), or, where w has no such gate,
+    down(activation(up(h))). names: of gate, up and down, or of up and down; those of the dense MLP
+    if left out.
+    """
+
+    def product(x: torch.Tensor, name: str) -> torch.Tensor:
+        return tiled(x, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    *inward, down = names or _dense(w, "mlp")
+    inner = [product(h, name) for name in inward]
+    if len(inner) == 1:
+        return product(activate(inner[0], activation), down)
+    gate, up = inner
+    if gate_multiplier != 1:
+        gate *= gate_multiplier
+    return product(gate_with(gate, up, activation), down)
+
+
+def _dense(w: LayerTensors, mlp: str) -> list[str]:
+    """The projections of the MLP of that name, of which all rows are multiplied."""
+    first = 0 if f"{mlp}.gate_proj.weight" in w else 1
+    return [f"{mlp}.{name}" for name in _PROJECTIONS[first:]]
 
 
 def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts):
@@ -48,7 +73,8 @@ def routed_mlps(
     """`routed_mlp` of several cells, to the bit; each expert is brought once for all of them."""
     routed = [_Routed(w, h, rows, experts) for h, rows in cells]
     h = cells[0][0]
-    native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 else None
+    has_gates = experts.gate is not None or experts.gate_up is not None
+    native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 and has_gates else None
     if native is not None:
         return [_one_row(native, w, h.contiguous(), activation, experts, routed[0])]
     # A few rows are verified: what they chose the next ones may choose again.
@@ -98,7 +124,7 @@ class _Routed:
         if not experts.shared_size:
             return
         h, rows = self.h, self._rows
-        shared = dense_mlp(w, h, rows, activation, _shared(experts))
+        shared = dense_mlp(w, h, rows, activation, _dense(w, experts.shared))
         if experts.shared_gate is not None:
             shared *= _shared_share(w, h, rows, experts)
         self.out[rows] += shared[rows]
@@ -115,7 +141,7 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
         share = 1.0
         if experts.shared_gate is not None:
             share = _shared_share(w, h, slice(0, 1), experts).item()
-        add_expert(native, _numbers(w, _shared(experts)), h, share, activation, out)
+        add_expert(native, _numbers(w, _dense(w, experts.shared)), h, share, activation, out)
     return out
 
 
@@ -135,15 +161,11 @@ def _shared_share(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Expert
     return gate_with(scores, torch.ones_like(scores), "sigmoid")
 
 
-def _shared(experts: Experts) -> list[str]:
-    return [f"{experts.shared}.{name}" for name in _PROJECTIONS]
-
-
 def _expert(w: LayerTensors, h: torch.Tensor, activation: str, experts: Experts, number: int):
     """The output of one expert for all rows of h (n, hidden_size)."""
     rows = slice(0, len(h))
     if experts.gate_up is None:
-        names = [n.format(number) for n in (experts.gate, experts.up, experts.down)]
+        names = [name.format(number) for name in (*experts.inward, experts.down)]
         return dense_mlp(w, h, rows, activation, names)
     name, down = experts.gate_up.format(number), experts.down.format(number)
     both = tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
@@ -173,7 +195,7 @@ def _route(
     numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]
     shares = shares.gather(-1, numbers)
     if experts.normalised:
-        least = _LEAST_SUM if experts.by_sigmoid else 0.0
+        least = experts.least_sum if experts.by_sigmoid else 0.0
         shares = shares / (shares.sum(-1, keepdim=True) + least)
     return (shares if experts.scaling == 1 else shares * experts.scaling), numbers
 

@@ -25,6 +25,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+# Of MLPs without gates, which have those above as well.
+_GATELESS = {"relu2": "relu2"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Experts:
     the chosen ones' weights. shared_size: of the expert that every token goes through
     besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
     for each token, how much of it counts, None: all. gate_up: gate and up in one, their rows in
-    turn, in place of both; biases: whether router and experts have them.
+    turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
+    have no gates. least_sum: added to the sum that normalised sigmoids are divided by.
     """
 
     count: int
@@ -56,7 +59,7 @@ class Experts:
     intermediate_size: int
     normalised: bool = True
     router: str = "mlp.gate"
-    gate: str = "mlp.experts.{}.gate_proj"
+    gate: str | None = "mlp.experts.{}.gate_proj"
     up: str = "mlp.experts.{}.up_proj"
     down: str = "mlp.experts.{}.down_proj"
     by_sigmoid: bool = False
@@ -67,13 +70,15 @@ class Experts:
     shared_gate: str | None = "mlp.shared_expert_gate"
     gate_up: str | None = None
     biases: bool = False
+    least_sum: float = 1e-6
 
     @property
     def inward(self) -> dict[str, int]:
         """What an expert's input is multiplied with: names, and how many outputs each has."""
         if self.gate_up is not None:
             return {self.gate_up: 2 * self.intermediate_size}
-        return dict.fromkeys((self.gate, self.up), self.intermediate_size)
+        names = (self.up,) if self.gate is None else (self.gate, self.up)
+        return dict.fromkeys(names, self.intermediate_size)
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,16 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """What a layer has in place of attention: a state of fixed size, which every token changes.
+    """What a layer has in place of attention, or beside it: a state of fixed size, which every
+    token changes.
 
     module: the files' name for it. shape: None for a gated short convolution. conv_width: tokens
     that its convolution sees, of `channels` numbers each. by_heads: a token's projections lie head
-    by head in two matrices, in_proj_qkvz and in_proj_ba. conv_bias, projection_bias: whether the
-    convolution and the projections have biases.
+    by head in two matrices, in_proj_qkvz and in_proj_ba. conv_bias, projection_bias, output_bias:
+    whether the convolution and the projections before and behind it have biases. has_norm: whether
+    the gated output is normed. multipliers, Mamba-2's alone: of its input, and of the parts of what
+    is projected (gate, values, keys, queries, steps); output_multiplier: of what it adds to the
+    residual, None: as of all that adds to it.
     """
 
     module: str
@@ -108,6 +117,11 @@ class Recurrence:
     by_heads: bool = False
     conv_bias: bool = False
     projection_bias: bool = False
+    output_bias: bool = False
+    has_norm: bool = True
+    input_multiplier: float = 1.0
+    multipliers: tuple[float, ...] = ()
+    output_multiplier: float | None = None
 
     @property
     def state_numbers(self) -> tuple[int, int]:
@@ -136,7 +150,7 @@ class ModelConfig:
     ropes: tuple[RopeConfig | None, ...]  # None: a layer without positions
     dtype: str  # of the checkpoint: float32, bfloat16 or float16
     tied_embeddings: bool
-    activation: str = "silu"  # of the MLP's gate: silu, gelu or gelu_tanh
+    activation: str = "silu"  # of the MLP's gate: silu, gelu or gelu_tanh; of one without, or relu2
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -152,12 +166,17 @@ class ModelConfig:
     query_growth: tuple[float, int] | None = None  # (b, n): times 1 + b log(1 + position // n)
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what attention and MLP add
+    mlp_multiplier: float | None = None  # of what the MLP adds, if not the same
+    gate_multiplier: float = 1.0  # of the MLP's gate, before it is activated
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
     experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
     output_gate: bool = False  # of attention, beside each head's query in q_proj
-    recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer attends; empty: all do
+    recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer keeps no state; empty: none do
+    attention: tuple[bool, ...] = ()  # whether a layer attends; empty: those that keep no state do
+    mlps: tuple[bool, ...] = ()  # whether a layer has an MLP, or experts; empty: all have
+    gated_mlp: bool = True  # else down(activation(up(x)))
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
     stacked: tuple[Stacked, ...] = ()
     null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
@@ -174,17 +193,35 @@ class ModelConfig:
     def recurrence_of(self, layer: int) -> Recurrence | None:
         return self.recurrences[layer] if self.recurrences else None
 
-    def output_projection(self, layer: int) -> str:
-        """The name of what joins a layer's first half to the residual."""
+    def attends(self, layer: int) -> bool:
+        return self.attention[layer] if self.attention else self.recurrence_of(layer) is None
+
+    def has_mlp(self, layer: int) -> bool:
+        return self.mlps[layer] if self.mlps else True
+
+    def output_projections(self, layer: int) -> list[tuple[str, float]]:
+        """What joins a layer's first half to the residual, attention's first: names, and what their
+        outputs are multiplied with. None where a layer is an MLP alone."""
+        found, times = [], self.residual_multiplier
+        if self.attends(layer):
+            found.append(("self_attn.o_proj", times))
         recurrence = self.recurrence_of(layer)
-        return "self_attn.o_proj" if recurrence is None else f"{recurrence.module}.out_proj"
+        if recurrence is not None:
+            own = recurrence.output_multiplier
+            found.append((f"{recurrence.module}.out_proj", times if own is None else own))
+        return found
 
     @cached_property
     def kv_layers(self) -> tuple[int, ...]:
         """The layers that attend. Keys, values and whatever belongs to them are numbered by the
         places here."""
+        return tuple(layer for layer in range(self.num_layers) if self.attends(layer))
+
+    @cached_property
+    def state_layers(self) -> tuple[int, ...]:
+        """The layers that keep a state; states are numbered by the places here."""
         layers = range(self.num_layers)
-        return tuple(layer for layer in layers if self.recurrence_of(layer) is None)
+        return tuple(layer for layer in layers if self.recurrence_of(layer) is not None)
 
     @cached_property
     def kv_windows(self) -> tuple[int | None, ...]:
@@ -238,6 +275,11 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     common = _common(get, architecture)
     fields = {**common, **family.fields(get, common["head_dim"])}
     config = ModelConfig(**fields, quantisation=quantisation)
+    if config.gated_mlp and config.activation in _GATELESS.values():
+        raise UnsupportedModel(
+            f"{path}: hidden_act {config.activation!r} is not supported beside a gate. Supported: "
+            f"{', '.join(_ACTIVATIONS)}."
+        )
     if not config.kv_layers:
         raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")
     return replace(config, max_positions=_max_positions(get, config))
@@ -246,7 +288,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
 # Fields whose null is an answer, and not an absence.
 _NULLS = (
     *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
-    "block_ffn_dim_multiplier",
+    *("block_ffn_dim_multiplier", "mamba_d_ssm"),
 )
 
 
@@ -300,11 +342,12 @@ def _common(get: Fields, architecture: str) -> dict:
 
 def _read_activation(raw: dict, path: Path) -> str:
     name = raw.get("hidden_activation") or raw.get("hidden_act") or "silu"
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
+    known = {**_ACTIVATIONS, **_GATELESS}
+    if not isinstance(name, str) or name not in known:
         raise UnsupportedModel(
-            f"{path}: hidden_act {name!r} is not supported. Supported: {', '.join(_ACTIVATIONS)}."
+            f"{path}: hidden_act {name!r} is not supported. Supported: {', '.join(known)}."
         )
-    return _ACTIVATIONS[name]
+    return known[name]
 
 
 def _read_dtype(raw: dict, path: Path) -> str:

@@ -32,15 +32,17 @@ class RecurrentLayer:
         for name, tensor in w.items():
             if name.startswith(prefix):
                 self._module[name.removeprefix(prefix)] = tensor
-        norm = w[f"{config.norms.before_attention}.weight"]
-        self._norm = norm, config.norm_offset, config.norm_eps
+        norm, offset = w[f"{config.norms.before_attention}.weight"], config.norm_offset
+        if recurrence.input_multiplier != 1:
+            norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
+        self._norm = norm, offset, config.norm_eps
         self._weights = self._conv = self._product = None
         conv, bias = self._convolution()
         if recurrence.shape is None:
             self._conv = conv, bias
         else:
             module = self._module
-            rate, norm = -module["A_log"].exp(), module["norm.weight"]
+            rate, norm = -module["A_log"].exp(), module.get("norm.weight")
             of_heads = module["dt_bias"], rate, module.get("D"), norm
             self._weights = RecurrentWeights(conv, bias, *of_heads)
         self._orders: list[torch.Tensor] = []
@@ -88,6 +90,9 @@ class RecurrentLayer:
     def _parts(self, projected: list[torch.Tensor], shape: RecurrentShape):
         """What goes into the convolution, steps, gains and the gate."""
         if not shape.is_delta:
+            if self._recurrence.multipliers:
+                times = self._recurrence.multipliers
+                projected[0] *= _by_columns(shape, times, projected[0].device)
             gate, mixed, steps = projected[0].split([shape.values, shape.channels, shape.heads], -1)
             return mixed, steps, None, gate
         if not self._recurrence.by_heads:
@@ -109,6 +114,14 @@ class RecurrentLayer:
 
 
 @functools.cache  # layers are alike
+def _by_columns(shape: RecurrentShape, multipliers: tuple[float, ...], device) -> torch.Tensor:
+    """The multiplier of each output of Mamba-2's projection, given those of its parts."""
+    sizes = (shape.values, shape.values, shape.keys, shape.keys, shape.heads)
+    repeats = torch.tensor(sizes, device=device)
+    return torch.tensor(multipliers, device=device).repeat_interleave(repeats)
+
+
+@functools.cache
 def _by_parts(count: int, sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Of outputs in which parts of these sizes take turns, `count` times: their numbers, part after
     part."""

@@ -7,6 +7,8 @@ does, from the tensors that weights.py brings.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -51,7 +53,7 @@ class _Recurrent(nn.Module):
         shape = r.shape
         conv = _Weight(r.channels, 1, r.conv_width, bias=r.conv_bias)
         values = r.channels if shape is None else shape.values
-        self.out_proj = _Weight(hidden_size, values, bias=r.projection_bias)
+        self.out_proj = _Weight(hidden_size, values, bias=r.output_bias)
         if shape is None:
             self.conv = conv
             self.in_proj = _Weight(3 * r.channels, hidden_size, bias=r.projection_bias)
@@ -59,7 +61,8 @@ class _Recurrent(nn.Module):
         self.conv1d = conv
         for name in ("A_log", "dt_bias") if shape.is_delta else ("A_log", "dt_bias", "D"):
             self.register_parameter(name, nn.Parameter(torch.empty(shape.heads)))
-        self.norm = _Weight(shape.value_dim if shape.is_delta else values)
+        if r.has_norm:
+            self.norm = _Weight(shape.value_dim if shape.is_delta else values)
         for name, rows in _projections(r, shape):
             self.add_module(name, _Weight(rows, hidden_size, bias=r.projection_bias))
 
@@ -81,26 +84,41 @@ class _Mlp(nn.Module):
         if c.fused_gate_up:
             self.gate_up_proj = _Weight(2 * inner, c.hidden_size, bias=c.mlp_bias)
         else:
-            self.gate_proj = _Weight(inner, c.hidden_size, bias=c.mlp_bias)
+            if c.gated_mlp:
+                self.gate_proj = _Weight(inner, c.hidden_size, bias=c.mlp_bias)
             self.up_proj = _Weight(inner, c.hidden_size, bias=c.mlp_bias)
         self.down_proj = _Weight(c.hidden_size, inner, bias=c.mlp_bias)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a layer consists of."""
+
+    attends: bool
+    recurrence: Recurrence | None
+    has_mlp: bool
+    experts: Experts | None
+
+
 class _Layer(nn.Module):
-    def __init__(self, c: ModelConfig, experts: Experts | None, recurrence: Recurrence | None):
+    def __init__(self, c: ModelConfig, kind: _Kind):
         super().__init__()
-        names = (c.norms.before_attention, c.norms.after_attention)
-        for name in (*names, c.norms.before_mlp, c.norms.after_mlp):
+        names: list[str | None] = []
+        if kind.attends or kind.recurrence is not None:
+            names += (c.norms.before_attention, c.norms.after_attention)
+        if kind.has_mlp:
+            names += (c.norms.before_mlp, c.norms.after_mlp)
+        for name in names:
             if name is not None:
                 self.add_module(name, _Weight(c.hidden_size))
-        if recurrence is None:
+        if kind.attends:
             self.self_attn = _Attention(c)
-        else:
-            self.add_module(recurrence.module, _Recurrent(recurrence, c.hidden_size))
-        if experts is None:
+        if kind.recurrence is not None:
+            self.add_module(kind.recurrence.module, _Recurrent(kind.recurrence, c.hidden_size))
+        if kind.experts is not None:
+            _add_experts(self, kind.experts, c)
+        elif kind.has_mlp:
             self.mlp = _Mlp(c, c.intermediate_size)
-        else:
-            _add_experts(self, experts, c)
 
 
 def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
@@ -153,14 +171,17 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the checkpoint must hold: Hugging Face name -> shape."""
     from accelerate import init_empty_weights
 
-    layers = range(config.num_layers)
-    kinds = [(config.experts_of(layer), config.recurrence_of(layer)) for layer in layers]
+    c = config
+    kinds = [
+        _Kind(c.attends(layer), c.recurrence_of(layer), c.has_mlp(layer), c.experts_of(layer))
+        for layer in range(c.num_layers)
+    ]
     # With buffers included every constructor works on the meta device: otherwise each tensor is
     # allocated first, and sizes that the machine does not have fail.
     with init_empty_weights(include_buffers=True):
         shapes = _shapes(Skeleton(config))
         # One layer of each kind: thousands of experts would take a second.
-        made = {kind: _shapes(_Layer(config, *kind)) for kind in dict.fromkeys(kinds)}
+        made = {kind: _shapes(_Layer(config, kind)) for kind in dict.fromkeys(kinds)}
     for layer, kind in enumerate(kinds):
         prefix = layer_prefix(layer)
         shapes |= {prefix + name: shape for name, shape in made[kind].items()}

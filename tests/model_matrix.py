@@ -30,6 +30,11 @@ def _types(pattern: str) -> list[str]:
     return [_WINDOW_TYPES[letter == "L"] for letter in pattern]
 
 
+def _nemotron_types(pattern: str) -> list[str]:
+    kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+    return [kinds[letter] for letter in pattern]
+
+
 def _longrope(original: int) -> dict[str, Any]:
     """Three quarters of 16 elements turn: six pairs."""
     return {
@@ -109,6 +114,36 @@ _LFM2 = {
     "rope_parameters": rope(1e6),
 }
 _HUB_LFM2 = {"block_ff_dim": 96, "tie_embedding": True}
+
+_NEMOTRON_H = {
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    # transformers bounds steps by it in prefill and not in decode; the model's own code never does.
+    "time_step_min": 1e-12,
+}
+_NEMOTRON_MOE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "moe_shared_expert_intermediate_size": 72,
+    "routed_scaling_factor": 1.5,
+}
+_FALCON_H1 = {
+    **_MAMBA,
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 0.6,
+    "key_multiplier": 1.3,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.7,
+    "ssm_multipliers": [0.8, 1.1, 0.9, 1.3, 0.7],
+    "mlp_multipliers": [0.8, 0.6],
+    "embedding_multiplier": 4.0,
+    "lm_head_multiplier": 0.5,
+}
 
 # Names say what a failing test is about.
 VARIANTS: dict[str, Variant] = {
@@ -419,6 +454,71 @@ VARIANTS: dict[str, Variant] = {
         },
         recurrent=True,
     ),
+    "falcon-h1": Variant(
+        "FalconH1",
+        "attention and Mamba-2 in each layer, their outputs gated and not normed; multipliers",
+        _FALCON_H1,
+        recurrent=True,
+    ),
+    "falcon-h1-norm": Variant(
+        "FalconH1",
+        "outputs of Mamba-2 normed by groups; biases",
+        {
+            **_FALCON_H1,
+            "attention_in_multiplier": 1.0,
+            "mamba_d_ssm": None,
+            "mamba_n_heads": 8,
+            "mamba_n_groups": 2,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        {"mamba_d_ssm": None},
+        recurrent=True,
+    ),
+    "nemotron-h": Variant(
+        "NemotronH",
+        "layers that are one thing alone: Mamba-2, attention, an MLP without a gate, the last one",
+        {
+            **_NEMOTRON_H,
+            "num_hidden_layers": 5,
+            "layers_block_type": _nemotron_types("M-M*-"),
+        },
+        {
+            "hybrid_override_pattern": "M-M*-",
+            "layers_block_type": ...,
+            "rope_scaling": ...,
+        },
+        recurrent=True,
+    ),
+    "nemotron-h-biases": Variant(
+        "NemotronH",
+        "biases; an MLP first and attention last",
+        {
+            **_NEMOTRON_H,
+            "layers_block_type": _nemotron_types("-M*"),
+            "use_bias": True,
+            "use_conv_bias": False,
+            "mlp_bias": True,
+        },
+        {"layers_block_type": ["mlp", "mamba", "attention"], "rope_scaling": ...},
+        recurrent=True,
+    ),
+    "nemotron-h-moe": Variant(
+        "NemotronH",
+        "experts without gates, chosen by sigmoids and a bias, beside a shared one",
+        {
+            **_NEMOTRON_H,
+            **_NEMOTRON_MOE,
+            "num_hidden_layers": 4,
+            "layers_block_type": _nemotron_types("ME*E"),
+        },
+        {"hybrid_override_pattern": "ME*E", "layers_block_type": ..., "rope_scaling": ...},
+        recurrent=True,
+    ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
 }
 
@@ -464,11 +564,12 @@ whole numbers, as in the original models."""
 _HEAD = """\
 # Models
 
-Made from `offload/families.py`, `offload/routed_families.py`, `offload/hybrid_families.py` and
-`tests/model_matrix.py` by `python tests/model_matrix.py`; a test says when this page is stale.
-"Checked" names the small random checkpoints of an architecture, and what would show in them. Each
-is compared with transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,
-both layouts of config.json, texts longer than the windows, sessions resumed, forked and truncated.
+Made from `offload/families.py`, `routed_families.py`, `hybrid_families.py` and `mamba_families.py`
+beside it, and `tests/model_matrix.py` by `python tests/model_matrix.py`; a test says when this page
+is stale. "Checked" names the small random checkpoints of an architecture, and what would show in
+them. Each is compared with transformers in float32: prefill in cells and decode token by token,
+full pages and pages of 8 bits, both layouts of config.json, texts longer than the windows, sessions
+resumed, forked and truncated.
 
 | models | architecture in config.json | what sets it apart | checked |
 |---|---|---|---|"""

@@ -102,7 +102,7 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
 
     with torch.no_grad():
         for name, buffer in model.named_buffers():
-            if name.endswith("expert_bias"):
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
                 normal(buffer, 0.3)
         for name, parameter in model.named_parameters():
             fan_in = parameter.shape[-1]

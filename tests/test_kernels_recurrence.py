@@ -123,10 +123,12 @@ def exact_recur(shape, weights, mixed, steps, gains, gate, before):
             if weights.skip is not None:
                 found = found + float(weights.skip[h]) * value
             result[t, of_value] = found
-    norm = weights.norm.double().repeat(shape.values // len(weights.norm))
     opened = silu(gate.double())
     if not shape.is_delta:
         result = result * opened
+    if weights.norm is None:
+        return result, (inputs, matrices)
+    norm = weights.norm.double().repeat(shape.values // len(weights.norm))
     width = shape.norm_heads * shape.value_dim
     for first in range(0, shape.values, width):
         part = result[:, first : first + width]
@@ -160,6 +162,18 @@ def test_recurrent_layers(kernels, name, n):
         assert_near(got, want, num_roundings)
         if not in_place:
             assert all(map(torch.equal, before, state_of(shape)))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_is_not_normed_keeps_its_size(kernels, scale):
+    """Falcon-H1's outputs are gated alone: small ones lose no bits to large ones beside them."""
+    weights = replace(weights_of(MAMBA, True, False), norm=None)
+    mixed, steps, _, gate = rows_of(MAMBA, 5)
+    rows, before = (mixed, steps, None, gate * scale), state_of(MAMBA)
+    want, _ = exact_recur(MAMBA, weights, *rows, before)
+    got = recur(MAMBA, weights, *rows, before, empty_state(MAMBA))
+    assert_near(got, want, MAMBA.key_dim * 5 + 16)
+    torch.testing.assert_close(got.double(), want, atol=1e-6 * scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 24, 200])

@@ -7,7 +7,7 @@ import torch
 
 from ebbtide.kernels.add import add_scaled
 from ebbtide.kernels.attention import Partial, finish, finish_rows, merge, merge_into
-from ebbtide.kernels.gate import ACTIVATIONS, factors, gate
+from ebbtide.kernels.gate import ACTIVATIONS, activate, factors, gate
 from ebbtide.kernels.raw_rows import read_rows, store_rows
 from ebbtide.kernels.turn import turn
 
@@ -52,6 +52,22 @@ def test_gates_of_numbers_at_their_edges(kernels, activation):
     torch.testing.assert_close(
         got.double()[want.isfinite()], want[want.isfinite()], atol=1e-5, rtol=2e-6
     )
+
+
+@pytest.mark.parametrize("activation", ["relu2", "gelu_tanh"])
+@pytest.mark.parametrize("size", [1, 100, 1024])
+def test_activations_without_a_gate(kernels, activation, size, threads):
+    x = normal(300, size) * 4
+    x[0], x[1], x[2] = 0, -100, 100
+    if activation == "relu2":
+        want = x.double().clamp(min=0) ** 2
+    else:
+        want = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    got = activate(x.clone(), activation)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=2e-6)
+    alone = torch.cat([activate(x[i : i + 1].clone(), activation) for i in (0, 5, 299)])
+    if kernels != "reference":
+        assert torch.equal(alone, got[[0, 5, 299]])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -71,8 +71,8 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised .gptq.*unquantised"),
         ({"quantization_config": "awq"}, "awq"),
         (
-            {"architectures": ["FalconH1ForCausalLM"]},
-            "FalconH1.*Mamba-2 beside attention.*not run yet",
+            {"architectures": ["KimiLinearForCausalLM"]},
+            "KimiLinear.*Kimi Delta Attention.*not run yet",
         ),
         ({"architectures": ["LlamaForCausalLM2"]}, "'LlamaForCausalLM2' is not supported"),
         ({"hidden_act": "relu2"}, "relu2.*Supported: silu"),

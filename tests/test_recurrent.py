@@ -31,7 +31,7 @@ from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 
-HYBRIDS = ["qwen3.5", "granite4-h", "lfm2"]
+HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h"]
 CELL = TINY["cell_tokens"]
 TEXT, ANSWER = IDS[:140], IDS[140:210]
 TRACED = [
@@ -236,7 +236,7 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
             held += [snapshot.state for snapshot in session._snapshots]
             num_bytes = sum(copy.nbytes for copy in held)
             decoder, weights = session._engine.decoder, llm.admission.weights
-            for layer in set(range(llm.config.num_layers)) - set(llm.config.kv_layers):
+            for layer in llm.config.state_layers:
                 w = weights.layer(layer)
                 of_kernels = decoder._recurrent.of(layer, w)._convolution()[0]
                 of_file = next(w[n] for n in w if n.endswith(("conv.weight", "conv1d.weight")))
