@@ -1,13 +1,15 @@
 """A mixture of experts in less memory than its weights take: loading, prefill and decode by budget.
 
     python benchmarks/experts.py FOLDER [--host-memory 14GiB 8GiB 4GiB] [--tokens 512] [--decode 24]
-                                 [--whole-layers] [--cached] [--unexpected]
+                                 [--whole-layers] [--cached] [--right SHARE]
 
 Experts that are not in memory are read when a router has chosen them, and those that the next
-layer's router is expected to choose behind them; --unexpected reads none before it is chosen, and
---whole-layers streams layers with all their experts, as dense models are streamed, both for
-comparison. The system's cache of the model's files is emptied before each token, as if there were
-no memory for it; --cached leaves it. What was written to a scratch file is not emptied.
+layer's router is expected to choose behind them. With random weights half of these expectations are
+right, too few to read by; --right decodes the same tokens again with expectations of which such a
+share is right, as a trained model's may be (0: none are had). --whole-layers streams layers with
+all their experts, as dense models are streamed, for comparison. The system's cache of the model's
+files is emptied before each token, as if there were no memory for it; --cached leaves it. What was
+written to a scratch file is not emptied.
 With random weights routers choose nearly evenly, which is the worst case for what is kept.
 
 Prints for each budget: seconds to load, tokens/s of prefill, ms and MB from disk of a decoded token
@@ -34,7 +36,7 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.bandwidth import measure_disk, measure_memory
-from ebbtide.offload.expert_cache import PASSING_SLOTS
+from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache
 from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
 from ebbtide.offload.plan import Loaded
@@ -68,11 +70,21 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
     session.append(ids, process=False)
     session.last_logits()
     prefill_s = time.perf_counter() - began
-    store, times, read = llm.admission.weights, [], []
+    store = llm.admission.weights
     cache = store._experts
-    if cache is not None and given.unexpected:
-        cache.expect = lambda layer, numbers: None
-    before = (cache.hits, cache.misses) if cache is not None else (0, 0)
+    recorded = (
+        None
+        if cache is None or given.right is None
+        else _recorded(cache, session, ids[: given.decode])
+    )
+    if recorded is not None:
+        session.close()
+        session = llm.open_session(context, sequences=1)
+        session.append(ids, process=False)
+        session.last_logits()
+        _replay(cache, recorded, given.right)
+    before = (cache.hits, cache.misses, cache.foreseen) if cache is not None else (0, 0, 0)
+    times, read = [], []
     for token in ids[: given.decode]:
         forget(given.folder)
         began, streamed = time.perf_counter(), store.bytes_streamed
@@ -96,10 +108,45 @@ def one(given: argparse.Namespace, host_memory: str) -> dict:
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if cache is not None:
-        hits, misses = cache.hits - before[0], cache.misses - before[1]
+        after = cache.hits, cache.misses, cache.foreseen
+        hits, misses, foreseen = (b - a for a, b in zip(before, after, strict=True))
         found["hit_rate"] = hits / (hits + misses)
-        found["foreseen"] = cache.foreseen / (hits + misses)
+        found["foreseen"] = foreseen / (hits + misses)
     return found
+
+
+def _recorded(cache, session, tokens: list[int]) -> list[tuple[int, list[int]]]:
+    """What layers ask for while tokens are decoded: layers and numbers, in order."""
+    asked, original = [], cache.bring
+
+    def bring(layer, numbers, *, keeps):
+        asked.append((layer, list(numbers)))
+        return original(layer, numbers, keeps=keeps)
+
+    cache.bring = bring
+    for token in tokens:
+        session.decode(token)
+    del cache.bring
+    return asked
+
+
+def _replay(cache, recorded: list[tuple[int, list[int]]], right: float) -> None:
+    """Expectations of which each is right with such a probability; none, for 0."""
+    count = 1 + max(number for _, numbers in recorded for number in numbers)
+    generator, following = torch.Generator().manual_seed(2), iter(recorded[1:])
+    original, first = cache.bring, recorded[0][0]
+
+    def bring(layer, numbers, *, keeps):
+        after = next(following, None)
+        if right and after is not None and after[0] != first:
+            drawn = torch.rand(len(after[1]), generator=generator).tolist()
+            others = torch.randint(0, count, (len(drawn),), generator=generator).tolist()
+            picked = zip(after[1], others, drawn, strict=True)
+            said = {a if x < right else b for a, b, x in picked}
+            ExpertCache.expect(cache, after[0], sorted(said))
+        return original(layer, numbers, keeps=keeps)
+
+    cache.bring, cache.expect = bring, lambda layer, numbers: None
 
 
 def _stream_layers(llm: LLM, context: int) -> None:
@@ -121,7 +168,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--decode", type=int, default=24)
     parser.add_argument("--whole-layers", action="store_true", help="stream them, experts and all")
-    parser.add_argument("--unexpected", action="store_true", help="read what was chosen alone")
+    parser.add_argument("--right", type=float, help="the share of expectations that is right")
     parser.add_argument("--cached", action="store_true", help="leave files in the system's cache")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -133,7 +180,9 @@ def main() -> None:
         "disk": measure_disk(given.folder).sequential_bytes_per_s,
     }
     print(" ".join(f"{name} {speed / 1e9:.1f} GB/s" for name, speed in bandwidth.items()))
-    flags = [flag for flag in ("--whole-layers", "--cached", "--unexpected") if flag in sys.argv]
+    flags = [flag for flag in ("--whole-layers", "--cached") if flag in sys.argv]
+    if given.right is not None:
+        flags += ["--right", str(given.right)]
     rows = []
     for budget in given.host_memory:
         command = [sys.executable, __file__, str(given.folder), "--one", "--host-memory", budget]
