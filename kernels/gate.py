@@ -4,6 +4,8 @@ code of OpenAI's gpt-oss model (`swiglu_limit` 7, `alpha` 1.702)."""
 
 from __future__ import annotations
 
+from math import exp, log1p
+
 import torch
 
 from . import dispatch
@@ -45,7 +47,21 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """
     if activation == "relu2":
         return x.relu_().square_()
+    assert activation != "xielu", "it has parameters: see below"
     return gate(x, torch.ones_like(x), activation)
+
+
+def xielu(x: torch.Tensor, of_positive, of_negative, beta, eps) -> torch.Tensor:
+    """xIELU (2411.13010) of x (rows, n) float32, in its place: a parabola above zero, an
+    exponential below. The parameters are learnt, one number each, the first two before softplus.
+    """
+    of_positive, of_negative, beta, eps = (float(y) for y in (of_positive, of_negative, beta, eps))
+    above = log1p(exp(of_positive))
+    below = beta + log1p(exp(of_negative))
+    for row in x:  # torch's exponential of a row among others may have other bits than alone
+        curved = (row.clamp(max=eps).expm1() - row) * below
+        row.copy_(torch.where(row > 0, above * row * row, curved) + beta * row)
+    return x
 
 
 def factors(

@@ -1,7 +1,7 @@
-"""RMS norm of rows, each on its own.
+"""Norms of rows, each on its own: RMS norm, and layer norm, which is torch's.
 
-In the compiled kernel a row's bits depend on neither the other rows nor their number. Its sums have
-another order than torch's.
+A row's bits depend on neither the other rows nor their number, but for RMS norm by torch. The
+compiled kernel's sums have another order than torch's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
         torch.get_num_threads(),
     )
     return out
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """(x - mean(x)) / deviation(x) * weight + bias over the last dimension (1607.06450).
+
+    x: (..., n) float32; weight, bias: (n,) float32.
+    """
+    return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from .cohere_families import COHERE_FAMILIES
 from .families import DENSE_FAMILIES
+from .gateless_families import GATELESS_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
 from .routed_families import ROUTED_FAMILIES
 
-FAMILIES = {**DENSE_FAMILIES, **ROUTED_FAMILIES, **HYBRID_FAMILIES, **MAMBA_FAMILIES}
+FAMILIES = {
+    **DENSE_FAMILIES,
+    **GATELESS_FAMILIES,
+    **COHERE_FAMILIES,
+    **ROUTED_FAMILIES,
+    **HYBRID_FAMILIES,
+    **MAMBA_FAMILIES,
+}
 
 # Architectures that keep a state which the decoder does not know, and in what.
 UNKNOWN_STATES = {

@@ -16,7 +16,7 @@ import torch
 from ..kernels.add import add_scaled
 from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
-from ..kernels.norm import rms_norm
+from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
 from .layer_steps import LayerSteps, Prepared
 from .mlp import chosen_experts, dense_mlp, routed_mlps
@@ -83,9 +83,9 @@ class Decoder:
             return *step.project(x, *angles, self.query_scale(position)), None
         h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
-        k = self._heads(w, h, rows, "k")
+        k = self.ropes[layer].turn(self._heads(w, h, rows, "k"), position)
         v = self._heads(w, h, rows, "v")
-        return q, self.ropes[layer].turn(k, position), v, gate
+        return q, self._normed_behind(w, k, "k"), v, gate
 
     def project_row(
         self,
@@ -141,7 +141,7 @@ class Decoder:
         step = self._step(layer, w, x)
         if step is not None and len(mixed) == 1 and self._steps.has_mlp(layer):
             return step.mix(x, mixed[0])
-        return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows)
+        return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows, x)
 
     def add_mixed(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
@@ -156,35 +156,41 @@ class Decoder:
             x = add_scaled(x, self._norm(w, self.config.norms.after_attention, o), times)
         return x
 
-    def add_mlp(self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Residual rows x plus the MLP's output, if the layer has one."""
+    def add_mlp(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, entered: torch.Tensor
+    ) -> torch.Tensor:
+        """Residual rows x plus the MLP's output, if the layer has one. entered: the rows that
+        entered the layer, which are what a parallel MLP reads."""
         c, step = self.config, self._step(layer, w, x)
         if not c.has_mlp(layer):
             return x
         if step is not None and self._steps.has_mlp(layer):
             return step.add_mlp(x)
         if c.experts_of(layer) is not None:
-            return self.add_routed(layer, w, [(x, rows)])[0]
-        h = self._norm(w, c.norms.before_mlp, x)
+            return self.add_routed(layer, w, [(x, rows, entered)])[0]
+        h = self._mlp_input(w, x, entered)
         out = dense_mlp(w, h, rows, c.activation, gate_multiplier=c.gate_multiplier)
         return self._add_mlp(x, self._norm(w, c.norms.after_mlp, out))
 
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
         were added to it first."""
-        h = self._norm(w, self.config.norms.before_mlp, x)
+        h = self._mlp_input(w, x, x)
         return chosen_experts(w, h, self.config.experts_of(layer))
 
     def add_routed(
-        self, layer: int, w: LayerTensors, cells: list[tuple[torch.Tensor, slice]]
+        self,
+        layer: int,
+        w: LayerTensors,
+        cells: list[tuple[torch.Tensor, slice, torch.Tensor]],
     ) -> list[torch.Tensor]:
         """`add_mlp` of several cells of a layer with routed experts, to the bit: each expert is
         brought once."""
         c = self.config
-        inputs = [(self._norm(w, c.norms.before_mlp, x), rows) for x, rows in cells]
+        inputs = [(self._mlp_input(w, x, entered), rows) for x, rows, entered in cells]
         outs = routed_mlps(w, inputs, c.activation, c.experts_of(layer))
         after = (self._norm(w, c.norms.after_mlp, out) for out in outs)
-        return [self._add_mlp(x, out) for (x, _), out in zip(cells, after, strict=True)]
+        return [self._add_mlp(x, out) for (x, *_), out in zip(cells, after, strict=True)]
 
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""
@@ -193,8 +199,11 @@ class Decoder:
         return cap(logits, self.config.logits_softcap)
 
     def layer_step(self, layer: int, w: LayerTensors) -> LayerStep | None:
-        """The compiled step that does a layer's arithmetic, MLP included, of one row; or None."""
-        return self._steps.of(layer, w) if self._steps.has_mlp(layer) else None
+        """The compiled step that does all of a layer's arithmetic but attention, of one row; or
+        None."""
+        steps = self._steps
+        does_all = steps.has_projections(layer) and steps.has_mlp(layer)
+        return steps.of(layer, w) if does_all else None
 
     def query_scale(self, position: int) -> float:
         """What the query at a position is multiplied by."""
@@ -213,11 +222,18 @@ class Decoder:
     def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         return self._norm(w, self.config.norms.before_attention, x)
 
+    def _mlp_input(self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        if self.config.parallel_mlp:
+            return self._mixer_input(w, entered)
+        return self._norm(w, self.config.norms.before_mlp, x)
+
     def _norm(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
         """x normed by the tensor of that name; x itself where the layer has no norm there."""
         if name is None:
             return x
         weight = w[f"{name}.weight"]
+        if self.config.layer_norm:
+            return layer_norm(x, weight, w.get(f"{name}.bias"), self.config.norm_eps)
         return rms_norm(x, weight, self.config.norm_offset, self.config.norm_eps)
 
     def _add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -240,6 +256,11 @@ class Decoder:
         out = out.view(len(out), -1, self.config.head_dim)
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
+    def _normed_behind(self, w: LayerTensors, heads: torch.Tensor, which: str) -> torch.Tensor:
+        """Turned heads, normed if that is what is normed."""
+        is_normed = self.config.qk_norm == "turned"
+        return self._norm(w, f"self_attn.{which}_norm", heads) if is_normed else heads
+
     def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int):
         """As `queries` has them, and the gate of the output, if there is one."""
         c, n = self.config, h.shape[0]
@@ -254,7 +275,11 @@ class Decoder:
             at = position + start
             stop = n if c.query_growth is None else min(n, start + self._same_scale(at))
             some, scale = heads[start:stop], self.query_scale(at)
-            turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
+            if c.qk_norm == "turned":
+                some = self.ropes[layer].turn(some, at, heads_first=True)
+                turned.append(self._normed_behind(w, some, "q").mul_(scale))
+            else:
+                turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
             start = stop
         q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
         return q.view(c.num_kv_heads, c.groups * n, c.head_dim), gate

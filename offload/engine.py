@@ -272,7 +272,7 @@ class Engine:
             if following is not None:
                 self._rehearse(sequence, following, between, position, early=False)
             self._expect_experts(layer, between)
-            before, x = x, self.decoder.add_mlp(layer, w, between, rows)
+            before, x = x, self.decoder.add_mlp(layer, w, between, rows, x)
             if following is not None:
                 self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
@@ -325,6 +325,7 @@ class Engine:
             is_end = self._ends_at(sweep[-1], stop)
             wanted = {len(sweep) - 1: slice(end - 1, end)} if is_end else {}
         attended = {} if kv is None else self._attend_cells(sequence, layer, w, sweep, wanted)
+        entered = [part.x if self.config.parallel_mlp else None for part in sweep]
         for index, part in enumerate(sweep):
             mixed = [self._placed(*attended[index])] if index in attended else []
             if state is not None:
@@ -332,7 +333,7 @@ class Engine:
                 mixed.append(self.decoder.recur(layer, w, part.x, part.rows, *states))
             if index in wanted:
                 self._mix(layer, w, part, mixed, wanted[index])
-        self._end_layer(layer, w, [(sweep[index], rows) for index, rows in wanted.items()])
+        self._end_layer(layer, w, [(sweep[i], rows, entered[i]) for i, rows in wanted.items()])
 
     def _attend_cells(
         self, sequence, layer: int, w: LayerTensors, sweep: list[_CellRows], wanted: dict
@@ -368,12 +369,13 @@ class Engine:
         mix = self.decoder.add_mixed if routed else self.decoder.mix
         part.x = mix(layer, w, part.x, mixed, rows)
 
-    def _end_layer(self, layer: int, w: LayerTensors, parts: list[tuple[_CellRows, slice]]) -> None:
-        """Routed experts, once for all cells of a sweep."""
+    def _end_layer(self, layer: int, w: LayerTensors, parts: list) -> None:
+        """Routed experts, once for all cells of a sweep. parts: cells, rows, and the residual that
+        entered the layer, where MLPs read that."""
         if self.config.experts_of(layer) is None or not parts:
             return
-        cells = [(part.x, rows) for part, rows in parts]
-        for (part, _), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
+        cells = [(part.x, rows, entered) for part, rows, entered in parts]
+        for (part, *_), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
             part.x = x
 
     def _ends_at(self, part: _CellRows, stop: int) -> bool:

@@ -145,12 +145,12 @@ def gemma3(get: Fields, head_dim: int) -> dict:
         **gemma2(get, head_dim),
         "attention_softcap": 0.0,
         "qk_norm": "head",
-        "ropes": _two_ropes(get, head_dim, is_local, 1e4 if theta is None else theta, 1e6),
+        "ropes": two_ropes(get, head_dim, is_local, 1e4 if theta is None else theta, 1e6),
         "windows": get.windows(is_local),
     }
 
 
-def _two_ropes(get: Fields, head_dim: int, is_local, local_theta, theta: float) -> tuple:
+def two_ropes(get: Fields, head_dim: int, is_local, local_theta, theta: float) -> tuple:
     """Layers with a window turn by an embedding of their own, which is never scaled."""
     everywhere = read_rope(get, head_dim, layers="full_attention", theta=theta)
     given = get.raw.get("rope_parameters")
@@ -197,7 +197,7 @@ def olmo3(get: Fields, head_dim: int) -> dict:
     plain = Fields({**get.raw, "rope_parameters": None, "rope_scaling": None}, get.path)
     return {
         **olmo2(plain, head_dim),
-        "ropes": _two_ropes(get, head_dim, is_local, theta, theta),
+        "ropes": two_ropes(get, head_dim, is_local, theta, theta),
         "windows": get.windows(is_local),
     }
 
@@ -242,6 +242,61 @@ def glm4(get: Fields, head_dim: int) -> dict:
     return {**glm(get, head_dim), "norms": norms}
 
 
+def ernie4_5(get: Fields, head_dim: int) -> dict:
+    bias = get.flag("use_bias", False)
+    return {
+        "ropes": (read_rope(get, head_dim, theta=5e5, interleaved=True),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bias,
+    }
+
+
+def hunyuan(get: Fields, head_dim: int) -> dict:
+    """Heads are normed behind their turning. A "dynamic" scaling with an alpha depends on no
+    length: it stretches the base, once and for all."""
+    given = get.raw.get("rope_parameters") or get.raw.get("rope_scaling")
+    if isinstance(given, dict) and given.get("alpha") is not None:
+        base = Fields({"rope_theta": get.raw.get("rope_theta", 1e4), **given}, get.path)
+        stretched = base.positive("alpha") ** (head_dim / (head_dim - 2))
+        theta = base.positive("rope_theta") * stretched
+        none = {"rope_parameters": None, "rope_scaling": None}
+        get = Fields({**get.raw, **none, "rope_theta": theta}, get.path)
+    return {
+        **llama(get, head_dim),
+        "mlp_bias": False,
+        "qk_norm": "turned",
+        "renamed": (
+            (".self_attn.query_layernorm.", ".self_attn.q_norm."),
+            (".self_attn.key_layernorm.", ".self_attn.k_norm."),
+        ),
+    }
+
+
+def internlm3(get: Fields, head_dim: int) -> dict:
+    others = get.flag("bias", get.flag("mlp_bias", False))
+    return {
+        **llama(get, head_dim),
+        "qkv_bias": get.flag("qkv_bias", get.flag("attention_bias", False)),
+        "output_bias": others,
+        "mlp_bias": others,
+    }
+
+
+def cwm(get: Fields, head_dim: int) -> dict:
+    return {
+        **llama(get, head_dim),
+        "qkv_bias": False,
+        "output_bias": False,
+        "windows": get.windows(lambda layer: layer % 4 != 0, default=8192),
+    }
+
+
+def helium(get: Fields, head_dim: int) -> dict:
+    rope = read_rope(get, head_dim, theta=1e5, interleaved=True)
+    return {**llama(get, head_dim), "ropes": (rope,) * get.num_layers, "output_bias": False}
+
+
 def seed_oss(get: Fields, head_dim: int) -> dict:
     return {
         **llama(get, head_dim),
@@ -264,6 +319,39 @@ _GEMMA3 = {
     "num_key_value_heads": 4,
 }
 OLMO = {"rms_norm_eps": 1e-5}
+_CWM = {
+    "rms_norm_eps": 1e-5,
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 16.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+_ERNIE = {
+    "rms_norm_eps": 1e-5,
+    "head_dim": 128,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+_HELIUM = {
+    "rms_norm_eps": 1e-8,
+    "head_dim": 128,
+    "num_key_value_heads": 20,
+    "max_position_embeddings": 4096,
+}
+_INTERNLM3 = {
+    "rms_norm_eps": 1e-5,
+    "head_dim": 128,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+}
 _GLM = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "max_position_embeddings": 131072}
 
 DENSE_FAMILIES: dict[str, Family] = {
@@ -347,5 +435,14 @@ DENSE_FAMILIES: dict[str, Family] = {
         exaone4,
         {"rms_norm_eps": 1e-5},
     ),
+    "Ernie4_5ForCausalLM": Family(
+        "ERNIE 4.5 0.3B", "interleaved RoPE; biases where the file has them", ernie4_5, _ERNIE
+    ),
+    "HunYuanDenseV1ForCausalLM": Family(
+        "Hunyuan 0.5B to 7B", "a norm on every query and key head behind RoPE", hunyuan, OLMO
+    ),
+    "InternLM3ForCausalLM": Family("InternLM3", "RoPE scaled by dynamic", internlm3, _INTERNLM3),
+    "CwmForCausalLM": Family("CWM 32B", "windows in three of four layers; llama3", cwm, _CWM),
+    "HeliumForCausalLM": Family("Helium 1 2B", "interleaved RoPE", helium, _HELIUM),
     "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
 }

@@ -240,7 +240,9 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     # Routed rows are gathered, multiplied and put back beside the residual's: all cells at once.
     experts = [e for e in config.experts if e is not None]
     if experts:
-        per_cell += 3 * config.hidden_size + 4 * max(e.count for e in experts)
+        per_cell += (3 + config.parallel_mlp) * config.hidden_size + 4 * max(
+            e.count for e in experts
+        )
     inner = _widest(config)
     gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.

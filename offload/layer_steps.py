@@ -55,7 +55,7 @@ class LayerSteps:
             config.num_heads,
             config.num_kv_heads,
             config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
-            config.qk_norm,
+            config.qk_norm if config.qk_norm != "turned" else "",  # which no step has
             config.norm_eps,
             config.norm_offset,
         )
@@ -70,15 +70,17 @@ class LayerSteps:
         elsewhere, and gates are as plain ones have them."""
         c = self._config
         plain = c.gated_mlp and c.gate_multiplier == 1 and c.mlp_multiplier is None
+        plain = plain and not c.parallel_mlp
         return plain and c.has_mlp(layer) and c.experts_of(layer) is None
 
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values."""
-        return self._config.attends(layer) and not self._config.output_gate
+        c = self._config
+        return c.attends(layer) and not c.output_gate and c.qk_norm != "turned"
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)
-        if native is None or not outputs:
+        if native is None or not outputs or self._config.layer_norm:
             return None
         config, norms = self._config, {}
         name, multiplier = outputs[0]  # another one is the decoder's to add

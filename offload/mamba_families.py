@@ -8,9 +8,9 @@ from .config_fields import Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, granite
 from .hybrid_families import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, which_attend
-from .model_config import Experts, Norms, Recurrence, Stacked
+from .model_config import Experts, Norms, Recurrence
 from .rope_config import read_rope
-from .routed_families import checked_experts
+from .routed_families import GRANITE_STACKED, checked_experts, granite_experts, granite_names
 
 
 def granite_hybrid(get: Fields, head_dim: int) -> dict:
@@ -21,19 +21,8 @@ def granite_hybrid(get: Fields, head_dim: int) -> dict:
     experts: tuple[Experts, ...] = ()
     mlp = "mlp"
     if get.number("num_local_experts", 8, low=0):
-        block = "block_sparse_moe"
-        routed = Experts(
-            get.number("num_local_experts", 8),
-            get.number("num_experts_per_tok", 2),
-            get.number("intermediate_size"),
-            router=f"{block}.router.layer",
-            gate=f"{block}.experts.{{}}.gate_proj",
-            up=f"{block}.experts.{{}}.up_proj",
-            down=f"{block}.experts.{{}}.down_proj",
-            shared_size=inner,
-            shared_gate=None,
-        )
-        experts, mlp = (checked_experts(get, routed),) * layers, routed.shared
+        routed = granite_experts(get, inner)
+        experts, mlp = (routed,) * layers, routed.shared
     return {
         **fields,
         "ropes": fields["ropes"] if kind == "rope" else (None,) * layers,
@@ -41,11 +30,8 @@ def granite_hybrid(get: Fields, head_dim: int) -> dict:
         "fused_gate_up": True,
         "experts": experts,
         "recurrences": _unless(which_attend(get, lambda layer: False), _mamba2(get)),
-        "renamed": (
-            (".shared_mlp.input_linear.", f".{mlp}.gate_up_proj."),
-            (".shared_mlp.output_linear.", f".{mlp}.down_proj."),
-        ),
-        "stacked": _GRANITE_STACKED,
+        "renamed": granite_names(mlp),
+        "stacked": GRANITE_STACKED,
     }
 
 
@@ -252,18 +238,6 @@ def _step_limits(get: Fields) -> tuple[float, float]:
     )
 
 
-_GRANITE_STACKED = (
-    Stacked(
-        "block_sparse_moe.input_linear.weight",
-        (
-            "block_sparse_moe.experts.{}.gate_proj.weight",
-            "block_sparse_moe.experts.{}.up_proj.weight",
-        ),
-    ),
-    Stacked(
-        "block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)
-    ),
-)
 _FEED_FORWARD = (
     (".feed_forward.", ".mlp."),
     (".pre_ff_layernorm.", ".post_attention_layernorm."),

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..kernels.gate import activate
+from ..kernels.gate import activate, xielu
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from ..kernels.step import add_expert, expert_numbers, native_for
-from .model_config import Experts
+from .model_config import XIELU_PARAMETERS, Experts
 from .rowwise import tiled
 from .weights import LayerTensors
 
@@ -43,6 +43,9 @@ def dense_mlp(
 
     *inward, down = names or _dense(w, "mlp")
     inner = [product(h, name) for name in inward]
+    if activation == "xielu":
+        parameters = (w[f"mlp.act_fn.{name}"] for name in XIELU_PARAMETERS)
+        return product(xielu(inner[0], *parameters), down)
     if len(inner) == 1:
         return product(activate(inner[0], activation), down)
     gate, up = inner

@@ -26,7 +26,8 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 # Of MLPs without gates, which have those above as well.
-_GATELESS = {"relu2": "relu2"}
+_GATELESS = {"relu2": "relu2", "xielu": "xielu"}
+XIELU_PARAMETERS = ("alpha_p", "alpha_n", "beta", "eps")  # of each MLP, mlp.act_fn has them
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class Experts:
     count: how many there are; chosen: how many a token goes through; normalised: whether the
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
     standing for the expert's number. by_sigmoid: scores are sigmoids, each on its own, not shares
-    of one whole; bias: the files' name of what is added to them for the choice alone; scaling: of
-    the chosen ones' weights. shared_size: of the expert that every token goes through
+    of one whole; bias: the files' name of what is added to them for the choice alone, a matrix of
+    one row if bias_is_row; scaling: of the chosen ones' weights; least_sum: added to the sum that
+    normalised sigmoids are divided by. shared_size: of the expert that every token goes through
     besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
     for each token, how much of it counts, None: all. gate_up: gate and up in one, their rows in
     turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
-    have no gates. least_sum: added to the sum that normalised sigmoids are divided by.
+    have no gates.
     """
 
     count: int
@@ -64,6 +66,7 @@ class Experts:
     down: str = "mlp.experts.{}.down_proj"
     by_sigmoid: bool = False
     bias: str | None = None
+    bias_is_row: bool = False
     scaling: float = 1.0
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
@@ -150,7 +153,9 @@ class ModelConfig:
     ropes: tuple[RopeConfig | None, ...]  # None: a layer without positions
     dtype: str  # of the checkpoint: float32, bfloat16 or float16
     tied_embeddings: bool
-    activation: str = "silu"  # of the MLP's gate: silu, gelu or gelu_tanh; of one without, or relu2
+    activation: str = (
+        "silu"  # of the MLP's gate: silu, gelu, gelu_tanh; without one also relu2, xielu
+    )
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -158,9 +163,12 @@ class ModelConfig:
     fused_gate_up: bool = False  # one tensor, mlp.gate_up_proj
     norms: Norms = Norms()
     norm_offset: float = 0.0  # added to the weights of norms
-    qk_norm: str = (
-        ""  # RMSNorm of queries and keys before RoPE: of each "head", or of "all" at once
-    )
+    layer_norm: bool = False  # norms take the mean away first
+    norm_bias: bool = False  # of layer norms
+    # RMSNorm of queries and keys before RoPE: of each "head", or of "all" at once; or of each
+    # "turned" head, behind it
+    qk_norm: str = ""
+    parallel_mlp: bool = False  # MLPs read what attention reads, and have no norm of their own
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
     query_growth: tuple[float, int] | None = None  # (b, n): times 1 + b log(1 + position // n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import OLMO, Family, olmo2, qwen3
+from .families import OLMO, Family, ernie4_5, granite, olmo2, qwen3, two_ropes
 from .model_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
@@ -80,6 +80,85 @@ def olmoe(get: Fields, head_dim: int) -> dict:
     }
 
 
+def granite_moe(get: Fields, head_dim: int) -> dict:
+    shared = get.number("shared_intermediate_size", 0, low=0)
+    return {
+        **granite(get, head_dim),
+        "fused_gate_up": True,  # of the shared expert
+        "experts": (granite_experts(get, shared),) * get.num_layers,
+        "renamed": granite_names("mlp.shared_expert"),
+        "stacked": GRANITE_STACKED,
+    }
+
+
+def granite_experts(get: Fields, shared_size: int) -> Experts:
+    block = "block_sparse_moe"
+    experts = Experts(
+        get.number("num_local_experts", 8),
+        get.number("num_experts_per_tok", 2),
+        get.number("intermediate_size"),
+        router=f"{block}.router.layer",
+        gate=f"{block}.experts.{{}}.gate_proj",
+        up=f"{block}.experts.{{}}.up_proj",
+        down=f"{block}.experts.{{}}.down_proj",
+        shared_size=shared_size,
+        shared_gate=None,
+    )
+    return checked_experts(get, experts)
+
+
+def granite_names(mlp: str) -> tuple[tuple[str, str], ...]:
+    """Of the MLP that goes by the name of a shared one in the files."""
+    return (
+        (".shared_mlp.input_linear.", f".{mlp}.gate_up_proj."),
+        (".shared_mlp.output_linear.", f".{mlp}.down_proj."),
+    )
+
+
+def ernie4_5_moe(get: Fields, head_dim: int) -> dict:
+    size = get.number("moe_intermediate_size", 1536)
+    experts = Experts(
+        get.number("moe_num_experts", 64),
+        get.number("moe_k", 6),
+        size,
+        bias="mlp.moe_statics.e_score_correction_bias",
+        bias_is_row=True,
+        shared_size=size * get.number("moe_num_shared_experts", 2, low=0, high=64),
+        shared="mlp.shared_experts",
+        shared_gate=None,
+    )
+    experts, every = checked_experts(get, experts), get.number("moe_layer_interval", 1)
+    first = get.number("moe_layer_start_index", 1, low=0)
+    last = get.number("moe_layer_end_index", -1, low=-1)
+    last = get.num_layers - 1 if last == -1 else last
+    layers = range(get.num_layers)
+    routed = [first <= layer <= last and (layer + 1) % every == 0 for layer in layers]
+    return {
+        **ernie4_5(get, head_dim),
+        "experts": tuple(experts if here else None for here in routed),
+    }
+
+
+def mellum(get: Fields, head_dim: int) -> dict:
+    kinds = get.per_layer("mlp_layer_types") or ["sparse"] * get.num_layers
+    experts = Experts(
+        num_experts(get, 64),
+        get.number("num_experts_per_tok", 8),
+        get.number("moe_intermediate_size", 896),
+        get.flag("norm_topk_prob", True),
+    )
+    experts = checked_experts(get, experts)
+    bias = get.flag("attention_bias", False)
+    return {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "head",
+        "ropes": two_ropes(get, head_dim, lambda layer: False, 1e4, 5e5),
+        "windows": get.windows(lambda layer: False, default=1024),
+        "experts": tuple(experts if kind == "sparse" else None for kind in kinds),
+    }
+
+
 def gpt_oss(get: Fields, head_dim: int) -> dict:
     """Experts come in MXFP4, in which they were trained, or converted to ordinary numbers."""
     for name, value in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)):
@@ -107,6 +186,18 @@ def gpt_oss(get: Fields, head_dim: int) -> dict:
     }
 
 
+GRANITE_STACKED = (
+    Stacked(
+        "block_sparse_moe.input_linear.weight",
+        (
+            "block_sparse_moe.experts.{}.gate_proj.weight",
+            "block_sparse_moe.experts.{}.up_proj.weight",
+        ),
+    ),
+    Stacked(
+        "block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)
+    ),
+)
 _GPT_OSS_STACKED = (
     Stacked("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_up_proj.weight",), by_columns=True),
     Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",), by_columns=True),
@@ -126,6 +217,13 @@ _GPT_OSS = {
         "truncate": False,
     },
 }
+_ERNIE = {
+    "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+_MELLUM = {"head_dim": 128, "num_key_value_heads": 4, "max_position_embeddings": 131072}
 
 ROUTED_FAMILIES: dict[str, Family] = {
     "MixtralForCausalLM": Family(
@@ -136,6 +234,25 @@ ROUTED_FAMILIES: dict[str, Family] = {
     ),
     "OlmoeForCausalLM": Family(
         "OLMoE", "routed experts; one norm over all query heads", olmoe, OLMO
+    ),
+    "GraniteMoeForCausalLM": Family(
+        "Granite 3 MoE 1B-A400M, 3B-A800M", "Granite 3 with routed experts", granite_moe
+    ),
+    "GraniteMoeSharedForCausalLM": Family(
+        "Granite MoE with a shared expert", "as Granite MoE, with a shared expert", granite_moe
+    ),
+    "Ernie4_5_MoeForCausalLM": Family(
+        "ERNIE 4.5 21B-A3B, 300B-A47B",
+        "routed experts, chosen by shares and a bias, and shared ones; interleaved RoPE",
+        ernie4_5_moe,
+        _ERNIE,
+    ),
+    "MellumForCausalLM": Family(
+        "Mellum 2",
+        "routed experts; a norm on every query and key head; local and global layers with a RoPE "
+        "each",
+        mellum,
+        _MELLUM,
     ),
     "GptOssForCausalLM": Family(
         "gpt-oss 20B, 120B",

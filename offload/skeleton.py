@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .model_config import Experts, ModelConfig, Recurrence
+from .model_config import XIELU_PARAMETERS, Experts, ModelConfig, Recurrence
 
 
 class _Weight(nn.Module):
@@ -42,7 +42,7 @@ class _Attention(nn.Module):
         if c.null_scores:
             self.sinks = nn.Parameter(torch.empty(c.num_heads))
         if c.qk_norm:
-            each = c.qk_norm == "head"
+            each = c.qk_norm != "all"
             self.q_norm = _Weight(c.head_dim if each else q)
             self.k_norm = _Weight(c.head_dim if each else kv)
 
@@ -88,6 +88,9 @@ class _Mlp(nn.Module):
                 self.gate_proj = _Weight(inner, c.hidden_size, bias=c.mlp_bias)
             self.up_proj = _Weight(inner, c.hidden_size, bias=c.mlp_bias)
         self.down_proj = _Weight(c.hidden_size, inner, bias=c.mlp_bias)
+        if c.activation == "xielu":
+            for name, shape in zip(XIELU_PARAMETERS, ((1,), (1,), (), ()), strict=True):
+                _add(self, f"act_fn.{name}", nn.Parameter(torch.empty(shape)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class _Layer(nn.Module):
             names += (c.norms.before_mlp, c.norms.after_mlp)
         for name in names:
             if name is not None:
-                self.add_module(name, _Weight(c.hidden_size))
+                self.add_module(name, _Weight(c.hidden_size, bias=c.norm_bias))
         if kind.attends:
             self.self_attn = _Attention(c)
         if kind.recurrence is not None:
@@ -125,10 +128,8 @@ def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
     hidden_size = c.hidden_size
     _add(layer, e.router, _Weight(e.count, hidden_size, bias=e.biases))
     if e.bias is not None:
-        *way, name = e.bias.split(".")
-        layer.get_submodule(".".join(way)).register_parameter(
-            name, nn.Parameter(torch.empty(e.count))
-        )
+        shape = (1, e.count) if e.bias_is_row else (e.count,)
+        _add(layer, e.bias, nn.Parameter(torch.empty(shape)))
     if e.shared_size:
         _add(layer, e.shared, _Mlp(c, e.shared_size))
         if e.shared_gate is not None:
@@ -140,21 +141,21 @@ def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
         _add(layer, e.down.format(number), down)
 
 
-def _add(module: nn.Module, path: str, leaf: nn.Module) -> None:
+def _add(module: nn.Module, path: str, leaf: nn.Module | nn.Parameter) -> None:
     """Put `leaf` at a dotted path, with the modules on the way."""
     *way, last = path.split(".")
     for name in way:
         if not hasattr(module, name):
             module.add_module(name, nn.Module())
         module = getattr(module, name)
-    module.add_module(last, leaf)
+    setattr(module, last, leaf)
 
 
 class _Body(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.embed_tokens = _Weight(c.vocab_size, c.hidden_size)
-        self.norm = _Weight(c.hidden_size)
+        self.norm = _Weight(c.hidden_size, bias=c.norm_bias)
 
 
 class Skeleton(nn.Module):
@@ -242,6 +243,7 @@ _DECIDING = (
     ".gate.weight",
     ".router.weight",
     ".router.layer.weight",
+    ".e_score_correction_bias",
     "_gate.weight",
     "_a.weight",
     "_b.weight",

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.matmul import linear
-from ..kernels.norm import rms_norm
+from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantised import QuantisedWeight
 from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
@@ -175,7 +175,10 @@ class WeightStore:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
             self._buffers = [aligned_bytes(size) for _ in range(2)]
             self._start_reading(self._streamed[0])
-        self._final_norm = self.checkpoint.read("model.norm.weight").float().to(self.device)
+        self._final_norm, self._final_bias = (
+            self.checkpoint.read(name).float().to(self.device) if name in refs else None
+            for name in ("model.norm.weight", "model.norm.bias")
+        )
         self._head = self._head_product = None
         if head_resident:
             self._head = [
@@ -185,6 +188,7 @@ class WeightStore:
             native, config = native_for(*self._head), self.config
             if native is not None:
                 norm = self._final_norm, config.norm_offset, config.norm_eps
+                norm = None if config.layer_norm else norm
                 self._head_product = BlockProduct(native, self._head, norm)
 
     # ---- what the decoder asks for -----------------------------------------------------------
@@ -238,10 +242,13 @@ class WeightStore:
         """The final norm and the output head: residual rows (rows, hidden_size) float32, rows as
         `linear` wants them -> (rows, vocab_size).
         """
+        config, ranges, hidden = self.config, self._head_ranges(), residual
+        if config.layer_norm:
+            hidden = layer_norm(residual, self._final_norm, self._final_bias, config.norm_eps)
         if residual.shape[0] == 1 and self._head_product is not None:
-            return self._head_product.run(residual)
-        config, ranges = self.config, self._head_ranges()
-        hidden = rms_norm(residual, self._final_norm, config.norm_offset, config.norm_eps)
+            return self._head_product.run(hidden)
+        if not config.layer_norm:
+            hidden = rms_norm(residual, self._final_norm, config.norm_offset, config.norm_eps)
         out = torch.empty(hidden.shape[0], config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
             if self._head is not None:
@@ -291,7 +298,9 @@ class WeightStore:
         prefix, named = len(layer_prefix(layer)), LayerTensors()
         for name, tensor in tensors.items():
             name = name[prefix:]
-            for part, start, stop in self._fused.get(name, [(name, 0, tensor.shape[0])]):
+            if name not in self._fused:
+                named[name] = tensor
+            for part, start, stop in self._fused.get(name, ()):
                 named[part] = _rows_of(tensor, start, stop)
         return named
 

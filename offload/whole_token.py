@@ -180,8 +180,7 @@ def make_whole_token(
     """selected: where records are selected, else None. Returns None where the compiled kernels do
     not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
-    by_layers = layout.rotate or config.recurrent or config.output_gate or config.null_scores
-    by_layers = by_layers or len(config.kv_layers) < config.num_layers
+    by_layers = layout.rotate or config.recurrent or config.null_scores
     if by_layers or not attention.decode.serves_rows(config.groups):
         return None
     choice = None if selected is None else selected.choice()

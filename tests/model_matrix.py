@@ -145,6 +145,11 @@ _FALCON_H1 = {
     "lm_head_multiplier": 0.5,
 }
 
+_MELLUM_ROPES = {
+    "full_attention": {**_yarn(64), "rope_theta": 500000.0},
+    "sliding_attention": rope(10000.0),
+}
+
 # Names say what a failing test is about.
 VARIANTS: dict[str, Variant] = {
     "llama2": Variant("Llama", "as many KV heads as heads", {"num_key_value_heads": 4}),
@@ -518,6 +523,111 @@ VARIANTS: dict[str, Variant] = {
         },
         {"hybrid_override_pattern": "ME*E", "layers_block_type": ..., "rope_scaling": ...},
         recurrent=True,
+    ),
+    "cohere": Variant(
+        "Cohere",
+        "attention and MLP side by side, layer norms, interleaved RoPE",
+        {"logit_scale": 0.75, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    ),
+    "cohere-biases": Variant("Cohere", "biases", {"attention_bias": True, "logit_scale": 0.6}),
+    "cohere2": Variant(
+        "Cohere2",
+        "the same; local layers, and one without positions",
+        {"sliding_window": WINDOW, "layer_types": _types("LGL"), "logit_scale": 0.75},
+        {"sliding_window_pattern": 2},
+    ),
+    "arcee": Variant("Arcee", "squared ReLU", {"attention_bias": True, "mlp_bias": True}),
+    "apertus": Variant(
+        "Apertus",
+        "xIELU, norms of other names",
+        {"rope_parameters": _LLAMA3, "attention_bias": True},
+    ),
+    "jais2": Variant("Jais2", "squared ReLU, layer norms with biases"),
+    "jais2-no-biases": Variant(
+        "Jais2", "biases of norms alone", {"attention_bias": False, "mlp_bias": False}
+    ),
+    "starcoder2": Variant(
+        "Starcoder2", "GELU, layer norms with biases, windows", {"sliding_window": WINDOW}
+    ),
+    "starcoder2-no-biases": Variant(
+        "Starcoder2", "no windows; biases of norms alone", {"use_bias": False, "hidden_act": "gelu"}
+    ),
+    "ernie4.5": Variant("Ernie4_5", "interleaved RoPE, biases", {"use_bias": True}),
+    "ernie4.5-moe": Variant(
+        "Ernie4_5_Moe",
+        "experts chosen by shares and a bias behind a dense layer, and shared ones",
+        {
+            "moe_num_experts": 8,
+            "moe_k": 3,
+            "moe_intermediate_size": 40,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "hunyuan": Variant(
+        "HunYuanDenseV1",
+        "norms of heads behind RoPE; a base that alpha stretches",
+        {
+            "attention_bias": True,
+            "rope_parameters": rope(rope_type="dynamic", alpha=50.0, factor=1.0),
+        },
+    ),
+    "cwm": Variant(
+        "Cwm",
+        "local layers, llama3 scaling",
+        {
+            "sliding_window": WINDOW,
+            "layer_types": _types("GLL"),
+            "rope_parameters": _LLAMA3,
+        },
+    ),
+    "internlm3": Variant(
+        "InternLM3",
+        "biases under their own names",
+        {"attention_bias": True, "mlp_bias": True},
+        {"qkv_bias": True, "bias": True, "attention_bias": ..., "mlp_bias": ...},
+    ),
+    "helium": Variant(
+        "Helium", "interleaved RoPE", {"num_key_value_heads": 4, "attention_bias": True}
+    ),
+    "granite-moe": Variant(
+        "GraniteMoe",
+        "experts in one tensor, four multipliers",
+        {
+            **{k: v for k, v in _GRANITE_H.items() if k.endswith(("multiplier", "scaling"))},
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "granite-moe-shared": Variant(
+        "GraniteMoeShared",
+        "a shared expert besides",
+        {
+            **{k: v for k, v in _GRANITE_H.items() if k.endswith(("multiplier", "scaling"))},
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 72,
+        },
+    ),
+    "mellum-moe": Variant(
+        "Mellum",
+        "two RoPEs, experts and a dense layer",
+        {
+            **_EXPERTS,
+            "norm_topk_prob": True,
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "sliding_window": WINDOW,
+            "layer_types": _types("GLL"),
+            "rope_parameters": _MELLUM_ROPES,
+        },
+        {
+            **_HUB_EXPERTS,
+            "layer_types": _types("GLL"),
+            "rope_parameters": _MELLUM_ROPES,
+            "rope_scaling": ...,
+            "rope_theta": ...,
+            "rope_local_base_freq": ...,
+        },
     ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
 }

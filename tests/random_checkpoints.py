@@ -78,13 +78,21 @@ def make(
     text = "Text" if architecture in ("Gemma3", "Qwen3_5", "Qwen3_5Moe") else ""
     configuration = getattr(transformers, f"{architecture}{text}Config")(**fields)
     configuration.head_dim = fields["head_dim"]  # not an argument of each, but respected
-    model = getattr(transformers, f"{architecture}ForCausalLM")(configuration)
+    own = getattr(transformers, f"{architecture}ForCausalLM", None)  # some are another's
+    model = (own or transformers.AutoModelForCausalLM.from_config)(configuration)
     _fill(model, torch.Generator().manual_seed(seed), large_key_biases=name == "qwen2-key-biases")
     model = model.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+    config_json = folder / "config.json"
+    if own is None:
+        saved = {
+            **json.loads(config_json.read_text()),
+            "architectures": [f"{architecture}ForCausalLM"],
+        }
+        config_json.write_text(json.dumps(saved))
     if layout == "hub":
-        _to_hub_layout(folder / "config.json", variant.hub)
+        _to_hub_layout(config_json, variant.hub)
     _write_tokenizer(folder, fields["vocab_size"])
     return folder
 
@@ -111,7 +119,10 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
             elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
                 parameter.copy_(torch.linspace(-5.0, 1.0, parameter.numel()))
             elif name.endswith(
-                ("q_norm.weight", "k_norm.weight", "q_layernorm.weight", "k_layernorm.weight")
+                (
+                    *("q_norm.weight", "k_norm.weight", "q_layernorm.weight"),
+                    *("k_layernorm.weight", "query_layernorm.weight", "key_layernorm.weight"),
+                )
             ):
                 normal(parameter, 0.3, mean=1.6 - offset)  # 1.6^2: the scores' standard deviation
             elif "norm" in name:

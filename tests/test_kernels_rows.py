@@ -7,7 +7,8 @@ import torch
 
 from ebbtide.kernels.add import add_scaled
 from ebbtide.kernels.attention import Partial, finish, finish_rows, merge, merge_into
-from ebbtide.kernels.gate import ACTIVATIONS, activate, factors, gate
+from ebbtide.kernels.gate import ACTIVATIONS, activate, factors, gate, xielu
+from ebbtide.kernels.norm import layer_norm
 from ebbtide.kernels.raw_rows import read_rows, store_rows
 from ebbtide.kernels.turn import turn
 
@@ -68,6 +69,37 @@ def test_activations_without_a_gate(kernels, activation, size, threads):
     alone = torch.cat([activate(x[i : i + 1].clone(), activation) for i in (0, 5, 299)])
     if kernels != "reference":
         assert torch.equal(alone, got[[0, 5, 299]])
+
+
+@pytest.mark.parametrize("size", [1, 100, 1024])
+def test_xielu(size, threads):
+    """Against the paper's formula in float64, and a row alone to the bit."""
+    x = normal(70, size) * 4
+    x[0], x[1] = 0, -1e-7
+    alpha_p, alpha_n, beta, eps = 0.3, -0.7, 0.5, -1e-6
+    above, below = (torch.tensor(y).double().exp().log1p() for y in (alpha_p, alpha_n))
+    y = x.double()
+    curved = (y.clamp(max=eps).expm1() - y) * (below + beta) + beta * y
+    want = torch.where(y > 0, above * y**2 + beta * y, curved)
+    got = xielu(x.clone(), alpha_p, alpha_n, beta, eps)
+    torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=2e-6)
+    alone = torch.cat([xielu(x[i : i + 1].clone(), alpha_p, alpha_n, beta, eps) for i in range(70)])
+    assert torch.equal(alone, got)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("size", [8, 100, 4096])
+def test_layer_norms(size, has_bias, threads):
+    x, weight = normal(70, size) * 3 + 5, normal(size, seed=2)
+    bias = normal(size, seed=3) if has_bias else None
+    y = x.double() - x.double().mean(-1, keepdim=True)
+    want = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    want += 0 if bias is None else bias.double()
+    got = layer_norm(x, weight, bias, 1e-5)
+    # The mean is five thirds of the deviation: the difference has its rounding, 2**-24 of 14.
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
+    alone = torch.cat([layer_norm(x[i : i + 1].clone(), weight, bias, 1e-5) for i in range(70)])
+    assert torch.equal(alone, got)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
