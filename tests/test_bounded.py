@@ -125,7 +125,13 @@ def test_pieces_change_no_bit(folder, in_memory, tmp_path):
     assert torch.equal(torch.stack(rows), in_memory[PREFILLED - 1 :])
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2-window", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama3", "mistral", "qwen2-window", "qwen3", "cohere2", "hunyuan", "apertus"),
+        *("falcon-h1", "nemotron-h"),
+    ],
+)
 def test_selecting_everything_is_exact_mode_up_to_rounding(checkpoint, tmp_path, name):
     folder = checkpoint(name)
     everything = Mode("bounded", selector="everything")
