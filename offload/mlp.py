@@ -130,6 +130,8 @@ class _Routed:
         shared = dense_mlp(w, h, rows, activation, _dense(w, experts.shared))
         if experts.shared_gate is not None:
             shared *= _shared_share(w, h, rows, experts)
+        if experts.shared_scaling != 1:
+            shared *= experts.shared_scaling
         self.out[rows] += shared[rows]
 
 
@@ -141,9 +143,9 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
         paths = [path.format(number) for path in (*experts.inward, experts.down)]
         add_expert(native, _numbers(own, paths), h, shares[number], activation, out)
     if experts.shared_size:
-        share = 1.0
+        share = experts.shared_scaling
         if experts.shared_gate is not None:
-            share = _shared_share(w, h, slice(0, 1), experts).item()
+            share *= _shared_share(w, h, slice(0, 1), experts).item()
         add_expert(native, _numbers(w, _dense(w, experts.shared)), h, share, activation, out)
     return out
 

@@ -51,9 +51,9 @@ class Experts:
     one row if bias_is_row; scaling: of the chosen ones' weights; least_sum: added to the sum that
     normalised sigmoids are divided by. shared_size: of the expert that every token goes through
     besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
-    for each token, how much of it counts, None: all. gate_up: gate and up in one, their rows in
-    turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
-    have no gates.
+    for each token, how much of it counts, None: all; shared_scaling: of what it gives. gate_up:
+    gate and up in one, their rows in turn, in place of both; biases: whether router and experts
+    have them. gate is None where MLPs have no gates.
     """
 
     count: int
@@ -71,6 +71,7 @@ class Experts:
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
     shared_gate: str | None = "mlp.shared_expert_gate"
+    shared_scaling: float = 1.0
     gate_up: str | None = None
     biases: bool = False
     least_sum: float = 1e-6

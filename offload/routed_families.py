@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import OLMO, Family, ernie4_5, granite, olmo2, qwen3, two_ropes
+from .families import OLMO, Family, ernie4_5, granite, hunyuan, olmo2, qwen3, two_ropes
 from .model_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
@@ -139,6 +139,37 @@ def ernie4_5_moe(get: Fields, head_dim: int) -> dict:
     }
 
 
+def hunyuan_moe(get: Fields, head_dim: int) -> dict:
+    counts, chosen, sizes, shared = (
+        _each_layer(get, *field)
+        for field in (
+            ("num_experts", 1),
+            ("moe_topk", get.raw.get("num_experts_per_tok", 1)),
+            ("moe_intermediate_size", get.number("intermediate_size")),
+            ("num_shared_expert", 1),
+        )
+    )
+    dense = get.number("intermediate_size")
+    experts = [
+        Experts(
+            *of_layer,
+            router="mlp.gate.wg",
+            shared_size=many * dense,
+            shared="mlp.shared_mlp",
+            shared_gate=None,
+        )
+        for *of_layer, many in zip(counts, chosen, sizes, shared, strict=True)
+    ]
+    return {**hunyuan(get, head_dim), "experts": tuple(checked_experts(get, e) for e in experts)}
+
+
+def _each_layer(get: Fields, name: str, default: int) -> list[int]:
+    """A field that is one number for all layers, or a list of one for each."""
+    if not isinstance(get.raw.get(name), list):
+        return [get.number(name, default)] * get.num_layers
+    return [Fields({name: value}, get.path).number(name) for value in get.per_layer(name)]
+
+
 def mellum(get: Fields, head_dim: int) -> dict:
     kinds = get.per_layer("mlp_layer_types") or ["sparse"] * get.num_layers
     experts = Experts(
@@ -246,6 +277,12 @@ ROUTED_FAMILIES: dict[str, Family] = {
         "routed experts, chosen by shares and a bias, and shared ones; interleaved RoPE",
         ernie4_5_moe,
         _ERNIE,
+    ),
+    "HunYuanMoEV1ForCausalLM": Family(
+        "Hunyuan A13B",
+        "routed experts and a shared one; a norm on every query and key head behind RoPE",
+        hunyuan_moe,
+        OLMO,
     ),
     "MellumForCausalLM": Family(
         "Mellum 2",

@@ -243,6 +243,7 @@ _DECIDING = (
     ".gate.weight",
     ".router.weight",
     ".router.layer.weight",
+    ".gate.wg.weight",
     ".e_score_correction_bias",
     "_gate.weight",
     "_a.weight",

@@ -536,6 +536,35 @@ VARIANTS: dict[str, Variant] = {
         {"sliding_window": WINDOW, "layer_types": _types("LGL"), "logit_scale": 0.75},
         {"sliding_window_pattern": 2},
     ),
+    "cohere2-moe": Variant(
+        "Cohere2Moe",
+        "the same; experts behind a dense layer of other windows, averaged with shared ones",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 2,
+            "prefix_dense_intermediate_size": 80,
+            "first_k_dense_replace": 1,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "logit_scale": 0.75,
+            "rms_norm_eps": None,
+        },
+        {**_HUB_EXPERTS, "num_experts": 6, "first_k_dense_replace": 1, "sliding_window_pattern": 2},
+    ),
+    "cohere2-moe-sigmoid": Variant(
+        "Cohere2Moe",
+        "RMS norms; experts chosen by sigmoids, and no shared ones",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "expert_selection_fn": "sigmoid",
+            "sliding_window": WINDOW,
+            "layer_types": _types("LGL"),
+            "logit_scale": 0.75,
+        },
+        {"layer_types": _types("LGL")},
+    ),
     "arcee": Variant("Arcee", "squared ReLU", {"attention_bias": True, "mlp_bias": True}),
     "apertus": Variant(
         "Apertus",
@@ -571,6 +600,11 @@ VARIANTS: dict[str, Variant] = {
             "attention_bias": True,
             "rope_parameters": rope(rope_type="dynamic", alpha=50.0, factor=1.0),
         },
+    ),
+    "hunyuan-moe": Variant(
+        "HunYuanMoEV1",
+        "experts and a shared one",
+        {"num_experts": 6, "moe_topk": 2, "num_experts_per_tok": 2},
     ),
     "cwm": Variant(
         "Cwm",
