@@ -141,13 +141,15 @@ class Engine:
         on_rows: OnRows | None = None,
         on_progress: Callable[[int], None] | None = None,
         stop_at: int | None = None,
+        check: Callable[[], None] | None = None,
     ) -> torch.Tensor | None:
         """Process pending tokens up to `stop_at` (default: all); returns the last row's residual
         (1, hidden_size).
 
         on_rows gets every new row's residual after the last layer; without it the last layer
         computes only what later tokens need. on_progress(length) is called after each sweep; what
-        it raises stops the run between two sweeps, and the sequence is whole.
+        it raises stops the run between two sweeps, and the sequence is whole. check() is called
+        before each layer; what it raises stops the run too, and the sweep has to be made again.
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
@@ -161,6 +163,8 @@ class Engine:
             if sequence.states is not None:
                 sequence.states.begin(sequence.length, stops)
             for layer in range(self.config.num_layers):
+                if check is not None:
+                    check()
                 final = layer == self.config.num_layers - 1
                 needs_all = on_rows is not None or not final
                 self._sweep_layer(sequence, layer, sweep, stop, needs_all)

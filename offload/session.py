@@ -374,7 +374,7 @@ class Session:
             self._drafts.begin_answer()
         try:
             with self._llm.running():
-                return self._engine.prefill(sequence, on_progress=report, stop_at=stop_at)
+                return self._engine.prefill(sequence, None, report, stop_at, self._llm.check)
         finally:
             self._recomputed += max(0, min(self._known, sequence.length) - start)
 

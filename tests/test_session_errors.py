@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
-from small_llm import keep_in_memory, open_small
+from small_llm import keep_in_memory, open_small, open_spilling
 
 from ebbtide import LLM
 from ebbtide.offload import runtime as runtime_module
@@ -254,3 +254,45 @@ def test_a_failing_disk_is_a_clear_error(folder, tmp_path, monkeypatch, kind, co
         assert_nothing_is_held(llm)
         monkeypatch.setattr(Failing, "kind", "none")
         assert llm.logits(IDS[:300], last=1).shape == (1, 264)
+
+
+class _Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen3.5"])
+def test_what_check_raises_stops_a_reading_and_costs_one_sweep(checkpoint, tmp_path, name):
+    """Between any two layers, of a text that is finished and of one that another takes the place
+    of."""
+    with open_spilling(checkpoint(name), tmp_path, context=600) as llm:
+        with llm.session() as whole:
+            whole.append(LONG)
+            expected = whole.last_logits()
+        sweep_tokens = llm.plan.sweep_cells * llm.geometry.cell_tokens
+        num_calls = 0
+
+        def check():
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls % 4 == 0:  # of three layers or four: another one each time
+                raise _Stop
+
+        with llm.session() as session:
+            session.append(IDS[300:], process=False)
+            llm.check = check
+            with pytest.raises(_Stop):
+                for _ in range(2):
+                    session.last_logits()
+            session.truncate(0)
+            session.append(LONG, process=False)
+            num_stops = 0
+            while session.num_processed < len(LONG):
+                before = session.num_processed
+                try:
+                    session.last_logits()
+                except _Stop:
+                    num_stops += 1
+                    assert session.num_processed - before <= sweep_tokens
+            llm.check = None
+            assert num_stops > 2
+            assert torch.equal(session.last_logits(), expected)
