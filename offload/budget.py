@@ -75,13 +75,15 @@ def format_size(num_bytes: float) -> str:
 class Budget:
     """The most memory of each tier that Ebbtide may use: bytes, "6GiB", "auto", or 0 = tier off.
 
-    host_memory covers the whole process, the runtime's own share included. Raises InputError for
-    what is no size.
+    host_memory covers the whole process, the runtime's own share included. caller_bytes: of it,
+    what the calling program will take for itself beside what it has when a model is opened. Raises
+    InputError for what is no size.
     """
 
     device_memory: int | str = "auto"
     host_memory: int | str = "auto"
     disk_memory: int | str = "auto"
+    caller_bytes: int = 0
 
     def __post_init__(self):
         for name in ("device_memory", "host_memory", "disk_memory"):
@@ -101,7 +103,8 @@ class Limits:
     """A budget with every `auto` resolved on this machine, in bytes. device_bytes is None without a
     device tier.
 
-    runtime_bytes: what the process uses before a model is loaded; part of host_bytes.
+    runtime_bytes: what the process uses before a model is loaded, and what the program that opens
+    it will take; part of host_bytes.
     """
 
     device_bytes: int | None
@@ -133,4 +136,4 @@ def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | Non
     if disk == "auto":
         usage = shutil.disk_usage(spill_dir)
         disk = max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))
-    return Limits(device, int(host), int(disk), runtime)
+    return Limits(device, int(host), int(disk), runtime + budget.caller_bytes)

@@ -83,6 +83,11 @@ def test_given_sizes_are_the_limits(tmp_path):
     assert 0 < limits.runtime_bytes <= psutil.virtual_memory().total
 
 
+def test_what_the_caller_takes_is_no_model_s():
+    limits = resolve(Budget(host_memory="3GiB", caller_bytes=2 << 30), None, None)
+    assert limits.host_bytes == 3 << 30 and limits.runtime_bytes > 2 << 30
+
+
 def test_a_tier_that_is_not_there_has_nothing():
     limits = resolve(Budget("3GiB", "2GiB", "1GiB"), None, None)
     assert limits.device_bytes is None and limits.disk_bytes == 0
