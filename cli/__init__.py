@@ -2,7 +2,7 @@
 
     main            the door: exit codes
     app             the commands, gathered
-    ask, chat, summarize, plan, demo, bench, calibrate, doctor, config, cache    one command each
+    ask, chat, serve, summarize, plan, demo, bench, calibrate, doctor, config, cache    commands
     options         the shared options, in one table
     values          texts into sizes, numbers and choices
     shared_options  gives a command the shared options
@@ -13,6 +13,7 @@
     summary*, map_reduce, job    a summary, whole or in parts, and what is kept of it
     dialogue        a conversation at the terminal
     conversation    its messages, and the file that keeps them
+    server          HTTP, for serve
     chat_commands, memory_view, background    parts of a chat
     line_editor, line_history, completion     what a user types
     markdown        how an answer looks at a terminal

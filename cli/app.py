@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from . import ask, bench, cache, calibrate, chat, config, demo, doctor, plan, summarize
+from . import ask, bench, cache, calibrate, chat, config, demo, doctor, plan, serve, summarize
 from .shared_options import VersionSwitch
 
 ABOUT = "Run one long-context request whose weights and KV cache exceed the memory at hand."
@@ -23,6 +23,7 @@ COMMANDS = (
     (chat.chat, chat.EPILOG),
     (ask.ask, ask.EPILOG),
     (summarize.summarize, summarize.EPILOG),
+    (serve.serve, serve.EPILOG),
     (plan.plan, plan.EPILOG),
     (demo.demo, demo.EPILOG),
     (bench.bench, bench.EPILOG),

@@ -104,8 +104,8 @@ SHARED = (
         "prefix_cache",
         ("--prefix-cache",),
         _MEMORY,
-        "Disk space, beside --disk-memory, for the pages of what ask, chat and summarize read, for "
-        "whenever it is read again: a size, auto, or off.",
+        "Disk space, beside --disk-memory, for the pages of what ask, chat, serve and summarize "
+        "read, for whenever it is read again: a size, auto, or off.",
         values.cache_size,
         "SIZE",
         "auto",

@@ -67,7 +67,7 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 # The commands that answer about a whole document and cannot split it.
-_READING_WHOLE = ("ask", "chat")
+_READING_WHOLE = ("ask", "chat", "serve")
 
 
 def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -258,7 +258,7 @@ def commands():
 
 def test_all_commands_are_there():
     assert {" ".join(path) for path, _ in commands()} == {
-        *("", "chat", "ask", "summarize", "plan", "demo", "bench"),
+        *("", "chat", "ask", "serve", "summarize", "plan", "demo", "bench"),
         *("calibrate", "doctor"),
         *("config", "config show", "config path"),
         *("cache", "cache ls", "cache du", "cache gc", "cache purge"),

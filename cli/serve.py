@@ -1,0 +1,202 @@
+"""`ebbtide serve`: the model behind OpenAI's protocol, for programs on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from ebbtide import errors
+
+from . import values
+from .plan import ModelArgument
+from .run import Run
+from .shared_options import parsed, with_shared_options
+
+EPILOG = """Examples:
+
+ebbtide serve Qwen/Qwen2.5-1.5B-Instruct
+
+ebbtide serve ./model --port 0                   any free port; it is printed
+
+EBBTIDE_API_KEY=... ebbtide serve ./model --host 0.0.0.0
+
+curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -d
+'{"messages": [{"role": "user", "content": "Name three rivers."}]}'"""
+
+_LEAST_BODY_BYTES, _MOST_BODY_BYTES = 16 << 10, 2 << 20
+
+
+@with_shared_options
+def serve(
+    run: Run,
+    model_argument: ModelArgument = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            envvar="EBBTIDE_HOST",
+            help="The address to listen on. Any but this machine's own needs --api-key.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        str,
+        typer.Option(
+            "--port",
+            metavar="N",
+            envvar="EBBTIDE_PORT",
+            help="The port to listen on; 0: any that is free.",
+        ),
+    ] = "8080",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="EBBTIDE_API_KEY",
+            show_envvar=True,
+            show_default=False,
+            help="What clients must send. Others can see a command line: the variable is safer.",
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            "--alias",
+            metavar="NAME",
+            envvar="EBBTIDE_ALIAS",
+            show_default=False,
+            help="The name by which clients know the model.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            show_default=False,
+            help="A web page's origin that may ask, such as http://localhost:3000. May be "
+            "repeated. * is any, and needs --api-key.",
+        ),
+    ] = None,
+    queue: Annotated[
+        str,
+        typer.Option(
+            "--queue",
+            metavar="N",
+            envvar="EBBTIDE_QUEUE",
+            help="How many requests may wait while one is answered.",
+        ),
+    ] = "8",
+    max_body: Annotated[
+        str,
+        typer.Option(
+            "--max-body",
+            metavar="SIZE",
+            envvar="EBBTIDE_MAX_BODY",
+            help="The most that a request may be; thirteen times as much memory is set aside for "
+            "them. auto: a thousandth of --host-memory, at most 2MiB.",
+        ),
+    ] = "auto",
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API does."""
+    run.choose_model(model_argument)
+    number = parsed(values.whole(0, 65535), port, "--port")
+    most_waiting = parsed(values.whole(0, 1024), queue, "--queue")
+    most_bytes = _most_bytes(max_body, run.settings.host_memory)
+    key = None if api_key is None else parsed(_key, api_key, "--api-key")
+    origins = tuple(cors_origin or ())
+    if "*" in origins and key is None:
+        raise typer.BadParameter(
+            "* lets every web page that you visit ask the model; it needs --api-key",
+            param_hint="--cors-origin",
+        )
+    _require_packages()
+    from .server import listener
+    from .server.app import Routes
+    from .server.bodies import Bodies, reserved_bytes
+    from .server.guard import LOOPBACK_NAMES, Rules
+    from .server.worker import Worker
+
+    with listener.bind(host, number) as listening:
+        is_private = listener.is_loopback(listening)
+        if not is_private and key is None:
+            raise typer.BadParameter(
+                f"{host} can be reached from other machines; that needs --api-key "
+                "(or EBBTIDE_API_KEY)",
+                param_hint="--host",
+            )
+        rules = Rules((*LOOPBACK_NAMES, host.lower()) if is_private else None, origins, key)
+        budget = replace(run.open_options()["budget"], caller_bytes=reserved_bytes(most_bytes))
+        with run.open_llm(budget=budget) as llm:
+            worker = Worker(run, llm, most_waiting)
+            names = _names(llm, alias, run.settings.model)
+            routes = Routes(worker, names, Bodies(most_bytes), run.terminal.detail)
+            with listener.Listener(routes.app(rules), listening, most_waiting):
+                _announce(run, llm, worker, names[0], listener.url_of(listening))
+                worker.work()
+
+
+def _most_bytes(max_body: str, host_memory: int | str) -> int:
+    """Of one body. Raises typer.BadParameter."""
+    given = parsed(values.size, max_body, "--max-body")
+    if given == "auto":
+        if host_memory == "auto":
+            return _MOST_BODY_BYTES
+        return max(_LEAST_BODY_BYTES, min(_MOST_BODY_BYTES, host_memory // 1000))
+    if given < _LEAST_BODY_BYTES:
+        raise typer.BadParameter(
+            f"{max_body!r} is not allowed: it must be auto, or a size of 16KiB or more",
+            param_hint="--max-body",
+        )
+    return given
+
+
+def _key(text: str) -> str:
+    """A key that a header can hold."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("it must be letters, digits and signs of ASCII, without blanks")
+    return text
+
+
+def _require_packages() -> None:
+    """Raises InputError where the server's packages are missing."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise errors.InputError(
+            f"'ebbtide serve' needs {' and '.join(missing)}: pip install 'ebbtide[server]'."
+        )
+
+
+def _names(llm: Any, alias: str | None, model: str | None) -> tuple[str, ...]:
+    """By what clients may call the model; the first is what they are told."""
+    if model is None:
+        own = llm.model_name.partition(" ")[0]
+    elif os.path.exists(model):  # where it lies is nobody's business
+        own = os.path.basename(os.path.abspath(model)).removesuffix(".gguf")
+    else:
+        own = model
+    return tuple(dict.fromkeys(name for name in (alias, own, model) if name))
+
+
+def _announce(run: Run, llm: Any, worker: Any, name: str, url: str) -> None:
+    """Where it is, and how much fits. With --json the one object of the run."""
+    run.terminal.note(str(llm.plan))
+    run.terminal.tell(
+        f"Serving {name}, up to {worker.context:,} tokens, at {url}/v1. Ctrl-C stops."
+    )
+    if run.terminal.as_json:
+        run.terminal.result(
+            {
+                "schema": 1,
+                "url": f"{url}/v1",
+                "model": name,
+                "context": worker.context,
+                "plan": llm.plan.to_dict(),
+                "warnings": list(llm.warnings),
+            }
+        )

@@ -1,0 +1,162 @@
+"""The routes: each turns a request into a job, and the job's events into a response.
+
+Runs in the event loop of the thread that talks HTTP, and computes nothing: whatever needs the
+model goes through the worker's queue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from .bodies import Bodies
+from .exchange import EventStream, Exchange
+from .guard import CLOSE, Guard, Rules
+from .job import HungUp
+from .request import BadRequest, Request, chat_request, completion_request, read_json
+from .response import Answer, error_object, model_object, models_object
+from .worker import Worker
+
+Log = Callable[[str], None]
+_CLOSED = 499  # as proxies log a client that has gone; nobody reads it
+_RETRY_AFTER_S = 10
+
+
+class Routes:
+    """names: of the model; the first is told, all are understood. log: takes a line for each
+    request, which holds no word of it."""
+
+    def __init__(self, worker: Worker, names: tuple[str, ...], bodies: Bodies, log: Log):
+        self._worker, self._names, self._bodies, self._log = worker, names, bodies, log
+        self._began_s = int(time.time())
+
+    def app(self, rules: Rules) -> Starlette:
+        """All of it, behind the guard."""
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=rules.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+        # Outside the guard, so that a page that may ask can read refusals too.
+        outside = [cors] if rules.origins else []
+        return Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/metrics", self.metrics),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.model),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+            ],
+            middleware=[*outside, Middleware(Guard, rules=rules, log=self._log)],
+            exception_handlers={BadRequest: self.refuse, HTTPException: self.refuse_path},
+        )
+
+    # ---- what needs no model ------------------------------------------------------------------
+
+    async def health(self, http: HTTPRequest) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self, http: HTTPRequest) -> Response:
+        found = {f"{name}_total": ("counter", n) for name, n in self._worker.counts.items()}
+        found["requests_waiting"] = ("gauge", self._worker.num_waiting)
+        lines = [
+            f"# TYPE ebbtide_{name} {kind}\nebbtide_{name} {value}\n"
+            for name, (kind, value) in sorted(found.items())
+        ]
+        return PlainTextResponse("".join(lines))
+
+    async def models(self, http: HTTPRequest) -> Response:
+        return JSONResponse(models_object(self._names[0], self._worker.context, self._began_s))
+
+    async def model(self, http: HTTPRequest) -> Response:
+        self._check_model(http.path_params["name"])
+        return JSONResponse(model_object(self._names[0], self._worker.context, self._began_s))
+
+    def _check_model(self, name: str) -> None:
+        if name not in self._names:
+            raise BadRequest(
+                f"There is no model {name!r} here; {self._names[0]!r} is served.",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    # ---- answers ------------------------------------------------------------------------------
+
+    async def chat(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, chat_request)
+
+    async def complete(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, completion_request)
+
+    async def _answer(
+        self, http: HTTPRequest, parse: Callable[[dict[str, Any]], Request]
+    ) -> Response:
+        body = await self._bodies.read(http)
+        try:
+            request = parse(read_json(body.take()))
+            if request.model is not None:
+                self._check_model(request.model)
+            job = self._worker.submit(request)
+        except BaseException:
+            body.release()
+            raise
+
+        def on_end(told: str) -> None:
+            self._worker.hang_up(job)
+            body.release()
+            self._log(f"{http.method} {http.url.path}: {told}")
+
+        exchange = Exchange(http, job, on_end)
+        answer = Answer(request, self._names[0])
+        is_streaming = False
+        try:
+            if request.stream:
+                first = await exchange.first_event()
+                is_streaming = not isinstance(first, BaseException)
+                if is_streaming:
+                    return EventStream(exchange, answer, first)
+            else:
+                first = await exchange.outcome()
+            if isinstance(first, BaseException):
+                return self._refusal(first)
+            return JSONResponse(answer.whole(first))
+        except HungUp:
+            return Response(status_code=_CLOSED)
+        finally:
+            if not is_streaming:
+                exchange.close()
+
+    # ---- refusals -----------------------------------------------------------------------------
+
+    async def refuse(self, http: HTTPRequest, error: Exception) -> Response:
+        self._log(f"{http.method} {http.url.path}: {getattr(error, 'status', 500)}")
+        return self._refusal(error)
+
+    async def refuse_path(self, http: HTTPRequest, error: Exception) -> Response:
+        """What starlette refuses by itself."""
+        status = getattr(error, "status_code", 500)
+        reason = f"There is no {http.url.path} here."
+        if status == 405:
+            reason = f"{http.url.path} does not take {http.method}."
+        return await self.refuse(http, BadRequest(reason, status=status))
+
+    def _refusal(self, error: BaseException) -> Response:
+        status, body = error_object(error)
+        headers = {}
+        if status == 503:
+            headers["retry-after"] = str(_RETRY_AFTER_S)
+        if status in (408, 413, 415):  # a body may still be coming
+            headers |= CLOSE
+        return JSONResponse(body, status, headers)

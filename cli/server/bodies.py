@@ -1,0 +1,101 @@
+"""The bodies of requests: how much of them is held at once, and how long one may take to come.
+
+    being read --whole--> held --its answer is over--> released
+
+What may be held was set aside from the memory budget before the model was opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request as HTTPRequest
+
+from ebbtide import format_size
+
+from .request import BadRequest
+
+_BODY_S = 30.0  # for a body to come: it is a megabyte or two
+_HELD_BODIES = 2  # as large as one may be; smaller ones may be more
+# A character may take four bytes where it takes one in a body, and while one body is decoded both
+# are there; and what connections, their buffers and an event loop take.
+_BYTES_PER_BYTE, _CONNECTIONS_BYTES = 4, 4 << 20
+
+
+def reserved_bytes(most_bytes: int) -> int:
+    """Memory that a server takes besides its model, where a body may have most_bytes."""
+    return (_HELD_BODIES * _BYTES_PER_BYTE + 1 + _BYTES_PER_BYTE) * most_bytes + _CONNECTIONS_BYTES
+
+
+class Bodies:
+    """most_bytes: of one body."""
+
+    def __init__(self, most_bytes: int):
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
+
+    async def read(self, http: HTTPRequest) -> Body:
+        """The whole body, to be released when its answer is over. Raises BadRequest."""
+        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # browsers send others to anyone, without asking first
+            raise BadRequest(
+                f"The content type must be application/json, not {kind or 'none'!r}.", status=415
+            )
+        length = http.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._most_bytes:
+            raise self._too_large()
+        body = Body(self)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in http.stream():
+                    body.add(chunk)
+        except BaseException as error:
+            body.release()
+            if isinstance(error, TimeoutError):
+                raise BadRequest(
+                    f"The body did not come within {_BODY_S:.0f} s.", status=408
+                ) from None
+            raise
+        return body
+
+    def admit(self, num_bytes: int, body: Body) -> None:
+        """Room for so many bytes more of one body. Raises BadRequest."""
+        if body.num_bytes + num_bytes > self._most_bytes:
+            raise self._too_large()
+        if self._held_bytes + num_bytes > _HELD_BODIES * self._most_bytes:
+            raise BadRequest(
+                "Too much is being asked at once; ask again later.", status=503, code="queue_full"
+            )
+        self._held_bytes += num_bytes
+
+    def release(self, num_bytes: int) -> None:
+        self._held_bytes -= num_bytes
+
+    def _too_large(self) -> BadRequest:
+        return BadRequest(
+            f"The body has more than {format_size(self._most_bytes)}; "
+            "'ebbtide serve --max-body SIZE' allows more.",
+            status=413,
+        )
+
+
+class Body:
+    """num_bytes: how many are held for it, also once they have become something else."""
+
+    def __init__(self, bodies: Bodies):
+        self._bodies, self._data, self.num_bytes = bodies, bytearray(), 0
+
+    def add(self, chunk: bytes) -> None:
+        self._bodies.admit(len(chunk), self)
+        self.num_bytes += len(chunk)
+        self._data += chunk
+
+    def take(self) -> bytearray:
+        """What has come; it is not kept here any longer."""
+        data, self._data = self._data, bytearray()
+        return data
+
+    def release(self) -> None:
+        """Its answer is over. May be called again."""
+        self._bodies.release(self.num_bytes)
+        self._data, self.num_bytes = bytearray(), 0

@@ -1,0 +1,83 @@
+"""Who may ask: what stands between a web page that the user happens to visit and the model.
+
+    Host     a name of this machine; a page whose own name was pointed here (DNS rebinding) has
+             another
+    Origin   none, or that of a page that was allowed: browsers send it, programs do not
+    key      where there is one, all but /health need it
+
+Knows headers; it reads no body.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .request import BadRequest
+from .response import error_object
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+CLOSE = {"connection": "close"}  # nobody reads a body that was refused
+
+
+@dataclass(frozen=True)
+class Rules:
+    """hosts: the names that a request may call this server; None: any. origins: of web pages; "*"
+    is any. api_key: never shown."""
+
+    hosts: tuple[str, ...] | None
+    origins: tuple[str, ...] = ()
+    api_key: str | None = None
+
+    def check(self, path: str, headers: Headers) -> None:
+        """Raises BadRequest."""
+        host = headers.get("host", "")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if self.hosts is not None and name.lower() not in self.hosts:
+            raise BadRequest(
+                f"The server is not called {name!r}; it is {' or '.join(self.hosts)}. To be asked "
+                "by another name it needs a key (--api-key) and an address to listen on (--host).",
+                status=403,
+            )
+        origin = headers.get("origin")
+        if origin is not None and "*" not in self.origins and origin not in self.origins:
+            raise BadRequest(
+                f"Pages of {origin!r} may not ask this server; 'ebbtide serve --cors-origin "
+                "ORIGIN' allows them.",
+                status=403,
+            )
+        if self.api_key is not None and path != "/health":
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+            if scheme.lower() != "bearer" or not is_right:
+                raise BadRequest(
+                    "The key is missing or wrong: send it as 'Authorization: Bearer KEY'.",
+                    status=401,
+                    code="invalid_api_key",
+                )
+
+
+class Guard:
+    """Middleware around an app. log: takes a line for each refusal."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, log: Callable[[str], None]):
+        self._app, self._rules, self._log = app, rules, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._rules.check(scope["path"], Headers(scope=scope))
+        except BadRequest as refusal:
+            self._log(f"{scope['method']} {scope['path']}: {refusal.status}")
+            status, body = error_object(refusal)
+            response = JSONResponse(body, status, headers=CLOSE)
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

@@ -1,0 +1,150 @@
+"""What a client is told: answers, pieces of them and errors, as OpenAI's protocol has them.
+
+Pure functions from an Output, a Piece or an exception to objects that JSON can hold. What a
+reasoning model thinks is `reasoning_content` beside the `content`, as other local servers have it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from ebbtide import errors
+
+from ..failure import describe
+from .job import Started
+from .request import BadRequest, Request
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it says nothing, and no proxy takes us for dead
+
+# Of errors that a request may cause: status, type and code. Others are the server's.
+_STATUSES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
+    (errors.ContextOverflow, 400, "invalid_request_error", "context_length_exceeded"),
+    # Asking again changes nothing, and clients ask again by themselves where the status is 5xx.
+    (errors.DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
+    (errors.InputError, 400, "invalid_request_error", None),
+    (errors.StorageError, 500, "server_error", "storage_error"),
+)
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """(status, body) for what went wrong."""
+    if isinstance(error, BadRequest):
+        kind = {401: "authentication_error", 403: "permission_error", 503: "server_error"}
+        status, code, param = error.status, error.code, error.param
+        return status, _error(str(error), kind.get(status, "invalid_request_error"), code, param)
+    for known, status, kind, code in _STATUSES:
+        if isinstance(error, known):
+            return status, _error(str(error), kind, code)
+    if isinstance(error, Exception):
+        return 500, _error(describe(error)[0]["message"], "server_error", "internal_error")
+    return 503, _error("The server is stopping.", "server_error", "stopping")
+
+
+def _error(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def models_object(name: str, context: int, created_s: int) -> dict[str, Any]:
+    return {"object": "list", "data": [model_object(name, context, created_s)]}
+
+
+def model_object(name: str, context: int, created_s: int) -> dict[str, Any]:
+    """context_length: the most tokens that prompt and answer may reach."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created_s,
+        "owned_by": "ebbtide",
+        "context_length": context,
+    }
+
+
+class Answer:
+    """The objects of one answer: they share an id, a time and the model's name."""
+
+    def __init__(self, request: Request, model: str):
+        self._request, self._model = request, model
+        prefix = "chatcmpl" if request.is_chat else "cmpl"
+        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        self._created_s = int(time.time())
+
+    def whole(self, output: Any) -> dict[str, Any]:
+        if self._request.is_chat:
+            message = {"role": "assistant", "content": output.text, "refusal": None}
+            if output.thought:
+                message["reasoning_content"] = output.thought
+            said = {"message": message}
+        else:
+            said = {"text": output.text}
+        return {
+            **self._head("chat.completion"),
+            "choices": [self._choice(said, output.finish_reason)],
+            "usage": output.usage,
+        }
+
+    def first(self) -> bytes:
+        """What opens a stream: who speaks. Nothing for plain text."""
+        if not self._request.is_chat:
+            return b""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}})
+
+    def piece(self, piece: Any) -> bytes:
+        """A bit of the answer or of the thought before it; nothing where it holds neither."""
+        found = b""
+        if piece.thought and self._request.is_chat:
+            found += self._chunk({"delta": {"reasoning_content": piece.thought}})
+        if piece.text:
+            is_chat = self._request.is_chat
+            found += self._chunk(
+                {"delta": {"content": piece.text}} if is_chat else {"text": piece.text}
+            )
+        return found
+
+    def progress(self, started: Started | None, progress: Any) -> bytes:
+        """How far reading the prompt is, for who asked for it; nothing for others."""
+        if not self._request.return_progress or started is None:
+            return b""
+        told = {
+            "total": started.prompt_tokens,
+            "cache": started.cached_tokens,
+            "processed": started.cached_tokens + progress.done_tokens,
+            "time_ms": round(1000 * progress.elapsed_s),
+        }
+        return self._chunk(self._nothing, prompt_progress=told)
+
+    def last(self, output: Any) -> bytes:
+        """Why the answer ended, its usage if that was asked for, and the end of the stream."""
+        found = self._chunk(self._nothing, output.finish_reason)
+        if self._request.include_usage:
+            head = self._head("chat.completion.chunk")
+            found += event({**head, "choices": [], "usage": output.usage})
+        return found + DONE
+
+    @property
+    def _nothing(self) -> dict[str, Any]:
+        return {"delta": {}} if self._request.is_chat else {"text": ""}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind if self._request.is_chat else "text_completion",
+            "created": self._created_s,
+            "model": self._model,
+        }
+
+    def _chunk(self, said: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
+        usage = {"usage": None} if self._request.include_usage else {}
+        head = self._head("chat.completion.chunk")
+        return event({**head, "choices": [self._choice(said, reason)], **usage, **more})
+
+    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}

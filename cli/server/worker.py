@@ -1,0 +1,184 @@
+"""The queue of requests, and the one thread that answers them.
+
+    waiting --its turn--> reading --first token--> writing --end, error or hang-up--> over
+       '-------------------------hang-up or stop--------------------------------------^
+
+One LLM serves one thread, so that thread takes the requests in their order. It is the process's
+main thread, where Ctrl-C and SIGTERM arrive: they end an answer wherever it is. All requests share
+a session. A conversation that goes on has its pages in memory, answers included, and only what is
+new is read; of another one what is kept on disk is found.
+
+Knows sessions and requests, and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from typing import Any
+
+from ebbtide import errors
+
+from ..progress import ProgressDisplay
+from ..run import Run
+from .job import HungUp, Job, Started, Stopping
+from .request import BadRequest, Request
+
+_PART_CHARS = 1 << 16
+_CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
+
+
+class Worker:
+    """Opens its session, and loads weights, at once. most_waiting: requests beside the one that is
+    answered. counts: by name, since the start."""
+
+    def __init__(self, run: Run, llm: Any, most_waiting: int):
+        self._run, self._llm, self._most_waiting = run, llm, most_waiting
+        self._waiting: deque[Job] = deque()
+        self._answering: Job | None = None
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self.counts: Counter[str] = Counter()
+        self.session: Any = None
+        self._open_session()
+        self.context: int = self.session.context
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    # ---- for the thread that talks HTTP -------------------------------------------------------
+
+    def submit(self, request: Request) -> Job:
+        """Puts a request at the end of the queue. Raises BadRequest where that is full."""
+        job = Job(request)
+        with self._changed:
+            if self._is_stopping:
+                raise BadRequest("The server is stopping.", status=503, code="stopping")
+            # One that nobody has taken up yet waits for no other.
+            if len(self._waiting) + (self._answering is not None) > self._most_waiting:
+                raise BadRequest(
+                    f"{self._most_waiting} requests are waiting already, as many as may "
+                    "(--queue); ask again later.",
+                    status=503,
+                    code="queue_full",
+                )
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def hang_up(self, job: Job) -> None:
+        """Nobody listens to the job any more: it gives up its place, or stops."""
+        with self._changed:
+            job.has_hung_up = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    # ---- the thread that answers --------------------------------------------------------------
+
+    def work(self) -> None:
+        """Answers requests until a signal raises; every job has its last event then."""
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting)
+                    self._answering = self._waiting.popleft()
+                self._answer(self._answering)
+                self._answering = None
+        finally:
+            with self._changed:
+                self._is_stopping = True
+                left = [*filter(None, [self._answering]), *self._waiting]
+                self._waiting.clear()
+            for job in left:
+                job.put(Stopping())
+
+    def _answer(self, job: Job) -> None:
+        """Streams one answer; what goes wrong becomes the job's last event."""
+        llm, stream = self._llm, None
+        llm.on_progress, llm.check = job.note, job.check
+        try:
+            job.check()
+            stream = self._stream(job.request)
+            usage = stream.output.usage
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            job.put(Started(usage["prompt_tokens"], cached))
+            for piece in stream:
+                job.put(piece)
+                job.check()
+            last = stream.output
+            self._count(last.usage)
+        except HungUp:
+            self.counts["requests_cancelled"] += 1
+            return
+        except Exception as error:
+            last = error
+            self.counts["requests_failed"] += 1
+            if not isinstance(error, errors.InputError | errors.ContextOverflow):
+                self._forget_session()
+        finally:
+            llm.on_progress = llm.check = None
+            if stream is not None:
+                stream.close()
+            self._run.warn_of(llm.warnings)
+        job.put(last)
+
+    def _stream(self, request: Request) -> Any:
+        if self.session is None:
+            self._open_session()
+        session = self.session
+        self._refuse_too_long(request.prompt)
+        generation = {**self._run.generation(), **request.generation}
+        if request.is_chat:
+            return session.stream(request.prompt, **generation)
+        ids = self._llm.encode(request.prompt)
+        num_held = _num_common(session.tokens, ids[:-1])  # the last one is what is continued
+        session.truncate(num_held)
+        return session.stream(ids[num_held:], **generation)
+
+    def _refuse_too_long(self, prompt: Any) -> None:
+        """Encoding takes memory by the token, of which the plan has as much as the context needs; a
+        text of many times that is refused before it is encoded whole."""
+        texts = [m["content"] for m in prompt] if isinstance(prompt[0], dict) else [prompt]
+        num_tokens = num_cut = 0
+        for text in texts:
+            if not isinstance(text, str):
+                continue
+            for start in range(0, len(text), _PART_CHARS):
+                num_tokens += self._llm.count_tokens(text[start : start + _PART_CHARS])
+                num_cut += _CUT_TOKENS
+                if num_tokens - num_cut > self.context:
+                    raise errors.ContextOverflow(
+                        f"the prompt has more than {num_tokens - num_cut:,} tokens, and the "
+                        f"context holds {self.context:,}. Shorten it, or raise --context.",
+                        needed_tokens=num_tokens - num_cut,
+                        available_tokens=self.context,
+                    )
+
+    def _open_session(self) -> None:
+        with ProgressDisplay(self._run.terminal) as progress:
+            self._llm.on_progress = progress
+            try:
+                self.session = self._llm.session()
+            finally:
+                self._llm.on_progress = None
+
+    def _forget_session(self) -> None:
+        """After a failure that was not the request's: nobody knows what the session holds."""
+        session, self.session = self.session, None
+        if session is not None:
+            try:
+                session.close()
+            except errors.EbbtideError as error:
+                self._run.terminal.warn(str(error))
+
+    def _count(self, usage: dict[str, Any]) -> None:
+        self.counts["requests_answered"] += 1
+        self.counts["prompt_tokens"] += usage["prompt_tokens"]
+        self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
+        self.counts["completion_tokens"] += usage["completion_tokens"]
+
+
+def _num_common(held: list[int], ids: list[int]) -> int:
+    pairs = enumerate(zip(held, ids, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(held), len(ids)))

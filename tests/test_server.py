@@ -1,0 +1,312 @@
+"""`ebbtide serve` with the built-in model, as its clients see it: real processes, real sockets.
+
+One server answers most tests: what one of them leaves behind must not disturb the next.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from server_process import KEY, PATIENCE_S, command, environment, serving
+
+import ebbtide
+from ebbtide import LLM
+
+STORY = ebbtide.demo_material()["story"]
+BUDGET_BYTES = 420 << 20
+LONG = {"max_tokens": 20000}  # a quarter of a minute of writing
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    pytest.importorskip("uvicorn")
+    home = tmp_path_factory.mktemp("serve")
+    args = ["--host-memory", f"{BUDGET_BYTES}B", "--queue", "1", "--max-body", "128KiB"]
+    with serving(home, *args, "--cors-origin", "http://chat.example") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """Enough to be kept, and some seconds of reading."""
+    return Path(STORY).read_text()[:16000]
+
+
+def question(text: str) -> list[dict]:
+    return [{"role": "user", "content": f"{text}\n\nWho owns the Leeds mill?"}]
+
+
+@pytest.fixture(scope="module")
+def answers(text):
+    """What the model says by itself, without a server and without kept pages: to the question, and
+    to the next one of the same conversation."""
+    with LLM.open(None) as llm:
+        first = question(text)
+        said = llm.chat(first, max_new_tokens=24, temperature=0).text
+        second = [*first, {"role": "assistant", "content": said}, *question("Once more:")]
+        return first, said, second, llm.chat(second, max_new_tokens=24, temperature=0).text
+
+
+def message(found: dict) -> str:
+    return found["choices"][0]["message"]["content"]
+
+
+def cached(found: dict) -> int:
+    return found["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+# --- answers
+
+
+def test_a_conversation_is_answered_and_only_what_is_new_is_read(server, answers):
+    first, said, second, then = answers
+    found = server.chat(first)
+    assert (message(found), found["object"], found["model"]) == (
+        said,
+        "chat.completion",
+        "ebb-nano",
+    )
+    assert found["choices"][0]["finish_reason"] in ("stop", "length")
+    again = server.chat(second)
+    assert message(again) == then
+    # The question and what was answered to it are there: nothing of them is read again.
+    assert found["usage"]["total_tokens"] - 2 <= cached(again) < again["usage"]["prompt_tokens"]
+
+
+def test_a_stream_says_the_same_piece_by_piece(server, answers):
+    first, said, *_ = answers
+    *chunks, last = server.stream(first, stream_options={"include_usage": True})
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(pieces) == said and len(pieces) > 3
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in [*chunks, last]}) == 1
+    assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    usage = last["usage"]
+    assert last["choices"] == [] and usage["prompt_tokens_details"]["cached_tokens"] > 0
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_text_is_continued_as_the_model_alone_does(server):
+    asked = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+    status, found = server.ask("/v1/completions", asked)
+    with LLM.open(None) as llm:
+        alone = llm.generate("Once upon a time", max_new_tokens=8, temperature=0)
+        ids = llm.encode("Once upon a time")
+    assert (status, found["object"]) == (200, "text_completion")
+    assert found["choices"][0]["text"] == alone.text
+    status, by_ids = server.ask("/v1/completions", {**asked, "prompt": ids})
+    assert by_ids["choices"][0]["text"] == alone.text
+
+
+def test_settings_of_an_answer_reach_the_model(server):
+    cut = server.chat("Say something.", max_tokens=None, max_completion_tokens=3)
+    assert cut["usage"]["completion_tokens"] == 3
+    assert cut["choices"][0]["finish_reason"] == "length"
+    sampled = {"temperature": 1.5, "top_k": 50, "seed": 7}
+    one, same = (message(server.chat("Say something.", **sampled)) for _ in range(2))
+    other = message(server.chat("Say something.", **{**sampled, "seed": 8}))
+    assert one == same != other
+
+
+def test_two_clients_at_once_are_answered_in_turn(server, answers):
+    first, said, *_ = answers
+    found = {}
+
+    def ask(name, messages):
+        found[name] = server.chat(messages)
+
+    threads = [
+        threading.Thread(target=ask, args=("long", first)),
+        threading.Thread(target=ask, args=("short", "Say something.")),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert message(found["long"]) == said
+    assert message(found["short"]) == message(server.chat("Say something."))
+
+
+# --- clients that go away, and those that wait
+
+
+def wait_until_cancelled(server, before: int) -> None:
+    for _ in range(1000):
+        if server.count("requests_cancelled_total") > before:
+            return
+    raise AssertionError("the request went on")
+
+
+def test_who_hangs_up_while_the_prompt_is_read_stops_the_reading(server, text):
+    asked = question(text[::-1])  # read by nobody before
+    before = server.count("requests_cancelled_total")
+    stream = server.stream(asked, return_progress=True)
+    told = next(c["prompt_progress"] for c in stream if "prompt_progress" in c)
+    stream.hang_up()
+    wait_until_cancelled(server, before)
+    assert told["cache"] < 5 < told["processed"] < told["total"]
+    # Whoever asks the same goes on from there, and gets what an undisturbed reading gives.
+    found = server.chat(asked)
+    assert told["processed"] <= cached(found) < told["total"]
+    with LLM.open(None) as llm:
+        assert message(found) == llm.chat(asked, max_new_tokens=24, temperature=0).text
+
+
+def test_who_hangs_up_in_the_middle_of_an_answer_stops_it(server):
+    before, written = (
+        server.count(f"{name}_total") for name in ("requests_cancelled", "completion_tokens")
+    )
+    stream = server.stream("Say something.", **LONG)
+    for number, _ in enumerate(stream):
+        if number == 5:
+            break
+    stream.hang_up()
+    wait_until_cancelled(server, before)
+    server.chat("Say something.", max_tokens=2)
+    assert server.count("completion_tokens_total") == written + 2
+
+
+def test_a_full_queue_is_said_and_who_waits_in_vain_gives_up_its_place(server):
+    running = server.stream("Say something.", **LONG)
+    next(iter(running))
+    waiting = threading.Thread(target=server.chat, args=("And this?",))
+    waiting.start()
+    while not server.count("requests_waiting"):
+        assert waiting.is_alive()
+    connection, response = server.send(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": "No room"}]}
+    )
+    assert response.status == 503 and response.getheader("retry-after")
+    assert b"--queue" in response.read()
+    connection.close()
+    running.hang_up()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "says"),
+    [
+        ({"colour": "red"}, 400, None, "'colour' is not a field that Ebbtide knows"),
+        ({"tools": [{"type": "function"}]}, 400, None, "calls no tools"),
+        ({"temperature": "hot"}, 400, None, "temperature must be"),
+        ({"model": "gpt-4o"}, 404, "model_not_found", "'ebb-nano' is served"),
+        ({"messages": [{"role": "user", "content": "x " * 60_000}]}, 400, *(
+            "context_length_exceeded", "the context holds"
+        )),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_refused_in_a_sentence(server, body, status, code, says):
+    for stream in (False, True):
+        asked = {"messages": [{"role": "user", "content": "x"}], **body, "stream": stream}
+        found = server.ask("/v1/chat/completions", asked)
+        assert found[0] == status
+        assert found[1]["error"]["code"] == code and says in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"authorization": None}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": f"Basic {KEY}"}, 401),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost:8080"}, 200),
+        ({"host": "[::1]:8080"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://chat.example"}, 200),
+    ],
+)
+def test_who_may_ask(server, headers, status):
+    found = server.ask("/v1/models", **headers)
+    assert found[0] == status
+    assert (status == 200) == ("data" in found[1])
+
+
+def test_a_page_that_may_ask_is_told_so_and_no_other(server):
+    asking = {"access_control_request_method": "POST", "authorization": None}
+    for origin, allowed in (("http://chat.example",) * 2, ("http://evil.example", None)):
+        connection, response = server.send(
+            "/v1/chat/completions", method="OPTIONS", origin=origin, **asking
+        )
+        assert response.getheader("access-control-allow-origin") == allowed
+        assert (response.status == 200) == (allowed is not None)
+        connection.close()
+
+
+def test_what_is_no_request_is_refused(server):
+    assert server.ask("/health", authorization=None) == (200, {"status": "ok"})
+    assert server.ask("/v1/embeddings")[0] == 404
+    assert server.ask("/v1/chat/completions")[0] == 405
+    chat = "/v1/chat/completions"
+    assert server.ask(chat, b"{", content_type="application/json")[0] == 400
+    assert server.ask(chat, {"messages": []}, content_type="text/plain")[0] == 415
+    status, found = server.ask(chat, b" " * (129 << 10))
+    assert status == 413 and "--max-body" in found["error"]["message"]
+
+
+def test_the_model_is_told_with_its_context(server):
+    _, found = server.ask("/v1/models")
+    (model,) = found["data"]
+    assert model["id"] == "ebb-nano" and model["context_length"] == server.said["context"]
+    assert server.ask("/v1/models/ebb-nano") == (200, model)
+    assert server.ask("/v1/models/other")[0] == 404
+
+
+def test_all_of_it_stayed_within_the_budget(server):
+    """Runs after the others of this file: whatever they asked is in the peak."""
+    status = Path(f"/proc/{server.process.pid}/status")
+    if not status.exists():
+        pytest.skip("no /proc here")
+    peak = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    assert int(peak.split()[1]) * 1024 <= BUDGET_BYTES
+
+
+# --- the process
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_answer_with_an_error_event(tmp_path, text, answers, signum, code):
+    """And who starts the server again finds what was read before."""
+    first, said, *_ = answers
+    pytest.importorskip("uvicorn")
+    with serving(tmp_path) as server:
+        found = server.chat(first)
+        assert (message(found), cached(found)) == (said, 0)
+        stream = iter(server.stream("Say something.", **LONG))
+        next(stream)
+        server.process.send_signal(signum)
+        *_, last = stream
+        assert last["error"]["code"] == "stopping"
+        assert server.end() == (code, "")
+    with serving(tmp_path) as server:
+        again = server.chat(first)
+        assert message(again) == said
+        assert cached(again) > 0.9 * again["usage"]["prompt_tokens"]
+
+
+def test_a_port_in_use_and_an_open_door_are_usage_errors(server, tmp_path):
+    def fails(*args, key=KEY):
+        variables = environment(tmp_path) | {"EBBTIDE_API_KEY": key}
+        variables = {k: v for k, v in variables.items() if v}
+        found = subprocess.run(
+            command(*args), capture_output=True, env=variables, timeout=PATIENCE_S
+        )
+        assert (found.returncode, found.stdout) == (2, b"")
+        assert KEY.encode() not in found.stderr
+        return found.stderr.decode()
+
+    port = server.host.rpartition(":")[2]
+    assert "--port" in fails("--port", port)
+    assert "--api-key" in fails("--host", "0.0.0.0", "--port", "0", key="")
+    assert "--api-key" in fails("--cors-origin", "*", key="")

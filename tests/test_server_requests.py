@@ -1,0 +1,238 @@
+"""What clients send becomes what Ebbtide knows, or a refusal that names the field; and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebbtide import Progress, errors
+from ebbtide.cli.server.job import Started, Stopping
+from ebbtide.cli.server.request import (
+    BadRequest,
+    Request,
+    chat_request,
+    completion_request,
+    read_json,
+)
+from ebbtide.cli.server.response import Answer, error_object
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def chat(**fields):
+    return chat_request({"messages": HELLO, **fields})
+
+
+# --- requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "generation"),
+    [
+        ({}, {}),
+        ({"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"stop": "."}, {"stop_strings": "."}),
+        ({"stop": [".", "\n"]}, {"stop_strings": [".", "\n"]}),
+        ({"temperature": 0, "top_p": 0.5, "seed": 1}, {"temperature": 0, "top_p": 0.5, "seed": 1}),
+        (
+            {"top_k": 9, "min_p": 0.1, "repetition_penalty": 1.1},
+            {"top_k": 9, "min_p": 0.1, "repetition_penalty": 1.1},
+        ),
+        ({"reasoning_effort": "high"}, {"think": "high"}),
+        ({"reasoning_effort": "minimal"}, {"think": "low"}),
+        ({"reasoning_effort": "none"}, {"think": False}),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, {"think": False}),
+    ],
+)
+def test_settings_by_their_common_names(fields, generation):
+    assert chat(**fields).generation == generation
+
+
+def test_what_clients_send_besides_changes_nothing():
+    """The fields of the openai package and of chat interfaces, as they are by default."""
+    sent = {
+        **{"model": "m", "stream": True, "n": 1, "user": "u", "store": False, "metadata": {"a": 1}},
+        **{"parallel_tool_calls": True, "tools": [], "tool_choice": "auto", "logit_bias": {}},
+        **{"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "top_logprobs": 0},
+        **{"response_format": {"type": "text"}, "modalities": ["text"], "service_tier": "auto"},
+        **{"prediction": None, "audio": None, "unheard_of": None, "max_tokens": None},
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+    }
+    assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"n": 2}, "n", "may only be 1"),
+        ({"n": True}, "n", "may only be 1"),
+        ({"tools": [{}]}, "tools", "calls no tools"),
+        ({"logprobs": True}, "logprobs", "may only be false"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number from 1"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "contradicts"),
+        ({"temperature": -1}, "temperature", "at least 0"),
+        ({"stop": [""]}, "stop", "stop: each must have"),
+        ({"stream": "yes"}, "stream", "true or false, not a text"),
+        ({"stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
+        ({"reasoning_effort": "vast"}, "reasoning_effort", "none, minimal, low"),
+        ({"chat_template_kwargs": {"date": "x"}}, "chat_template_kwargs", "enable_thinking"),
+        ({"best": 1}, "best", "'best' is not a field that Ebbtide knows; allowed are "),
+        ({"model": 3}, "model", "must be a text"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(fields, param, says):
+    with pytest.raises(BadRequest) as refused:
+        chat(**fields)
+    assert refused.value.status == 400
+    assert refused.value.param == param and says in str(refused.value)
+
+
+def test_messages_become_roles_and_texts():
+    sent = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        # An answer as the openai package sends it back.
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "audio": None},
+        {"role": "user", "name": "Ann", "content": ""},
+    ]
+    assert chat_request({"messages": sent}).prompt == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        (None, "'messages' is missing"),
+        ([], "at least one message"),
+        ("hello", "must be a list"),
+        (["hello"], "messages[0] must be an object"),
+        ([{"content": "x"}], "messages[0]: the role must be one of system"),
+        ([*HELLO, {"role": "tool", "content": "x"}], "messages[1]: the role must be one of"),
+        ([{"role": "user"}], "messages[0]: content must be a text"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "'tool_calls' is not"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "a part of type 'image_url' cannot be read",
+        ),
+        (HELLO * 4097, "4,096 at most"),
+    ],
+)
+def test_messages_that_cannot_be_read(messages, says):
+    with pytest.raises(BadRequest) as refused:
+        chat_request({"messages": messages})
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("prompt", ["text", ["text"], [1, 2], [[1, 2]]])
+def test_prompts_are_one_text_or_its_tokens(prompt):
+    assert completion_request({"prompt": prompt}).prompt in ("text", [1, 2])
+
+
+@pytest.mark.parametrize("prompt", [None, "", [], [""], ["a", "b"], [[1], [2]], [1.5], [True], {}])
+def test_other_prompts_are_refused(prompt):
+    with pytest.raises(BadRequest):
+        completion_request({"prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"NaN", b'{"a": Infinity}', b"\xff", b"[" * 100_000, b"1" * 5000]
+)
+def test_what_is_no_json_object(body):
+    with pytest.raises(BadRequest):
+        read_json(body)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+NAMES = ["model", "messages", "prompt", "stop", "n", "tools", "think", "stream_options", "seed"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.booleans())
+def test_whatever_comes_is_a_request_or_refused(body, is_chat):
+    parse = chat_request if is_chat else completion_request
+    try:
+        assert isinstance(parse(body), Request)
+    except BadRequest as refused:
+        assert refused.status == 400
+
+
+# --- responses
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (BadRequest("x"), 400, "invalid_request_error", None),
+        (BadRequest("x", status=401), 401, "authentication_error", None),
+        (
+            errors.ContextOverflow("x", needed_tokens=2, available_tokens=1),
+            *(400, "invalid_request_error", "context_length_exceeded"),
+        ),
+        (
+            errors.DoesNotFit("x", tier="host", needed_bytes=2, available_bytes=1),
+            *(400, "invalid_request_error", "does_not_fit"),
+        ),
+        (errors.InputError("x"), 400, "invalid_request_error", None),
+        (errors.StorageError("x"), 500, "server_error", "storage_error"),
+        (errors.BadCheckpoint("x"), 500, "server_error", "internal_error"),
+        (KeyError("x"), 500, "server_error", "internal_error"),
+        (Stopping(), 503, "server_error", "stopping"),
+    ],
+)
+def test_errors_have_a_status_and_a_type(error, status, kind, code):
+    found, body = error_object(error)
+    assert found == status and list(body) == ["error"]
+    assert body["error"]["type"] == kind and body["error"]["code"] == code
+    assert "x" in body["error"]["message"] or status == 503
+
+
+def events(data: bytes) -> list[dict]:
+    return [json.loads(part.removeprefix(b"data: ")) for part in data.split(b"\n\n") if part]
+
+
+def test_thoughts_are_told_from_the_answer():
+    answer = Answer(chat(), "m")
+    output = SimpleNamespace(text="No.", thought="Hm.", finish_reason="stop", usage={})
+    (choice,) = answer.whole(output)["choices"]
+    assert choice["message"] == {
+        **{"role": "assistant", "content": "No.", "refusal": None},
+        "reasoning_content": "Hm.",
+    }
+    both = events(answer.piece(SimpleNamespace(text="No.", thought="Hm.")))
+    deltas = [event["choices"][0]["delta"] for event in both]
+    assert deltas == [{"reasoning_content": "Hm."}, {"content": "No."}]
+    assert answer.piece(SimpleNamespace(text="", thought="")) == b""
+
+
+def test_progress_is_told_to_those_who_ask():
+    progress = Progress("prefill", 10, 50, 0.5, 20.0, None)
+    started = Started(prompt_tokens=150, cached_tokens=100)
+    asked = replace(chat(stream=True), return_progress=True)
+    (told,) = events(Answer(asked, "m").progress(started, progress))
+    assert told["prompt_progress"] == {"total": 150, "cache": 100, "processed": 110, "time_ms": 500}
+    assert Answer(chat(stream=True), "m").progress(started, progress) == b""
+    assert Answer(asked, "m").progress(None, progress) == b""  # weights are loaded
+
+
+def test_without_the_packages_it_says_what_to_install(monkeypatch):
+    from ebbtide.cli import serve
+
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(errors.InputError, match=r"pip install 'ebbtide\[server\]'"):
+        serve._require_packages()
