@@ -130,13 +130,14 @@ def serve(
                 "(or EBBTIDE_API_KEY)",
                 param_hint="--host",
             )
-        rules = Rules((*LOOPBACK_NAMES, host.lower()) if is_private else None, origins, key)
+        hosts = tuple(dict.fromkeys([*LOOPBACK_NAMES, host.lower()])) if is_private else None
         budget = replace(run.open_options()["budget"], caller_bytes=reserved_bytes(most_bytes))
         with run.open_llm(budget=budget) as llm:
             worker = Worker(run, llm, most_waiting)
             names = _names(llm, alias, run.settings.model)
             routes = Routes(worker, names, Bodies(most_bytes), run.terminal.detail)
-            with listener.Listener(routes.app(rules), listening, most_waiting):
+            app = routes.app(Rules(hosts, origins, key))
+            with listener.Listener(app, listening, most_waiting):
                 _announce(run, llm, worker, names[0], listener.url_of(listening))
                 worker.work()
 

@@ -68,10 +68,11 @@ def _own(command: str, key: str, value: Any, known: dict[str, type], path: Path)
             f"The settings file {path} has the unknown key {key!r} in [{command}]; "
             f"known are {keys}."
         )
-    if type(value) is not known[name]:
-        wanted = "true or false" if known[name] is bool else "a text"
+    is_switch = known[name] is bool
+    if isinstance(value, bool) != is_switch or not isinstance(value, bool | str | int | float):
+        wanted = "true or false" if is_switch else "a text or a number"
         raise errors.InputError(f"{key} in [{command}] of {path} must be {wanted}, not {value!r}.")
-    return name, value
+    return name, value if is_switch else str(value)
 
 
 def _name(key: str, path: Path) -> str:

@@ -48,8 +48,8 @@ class Stream:
 class Served:
     """A running server. said: what it printed, the object of --json."""
 
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
+    def __init__(self, process: subprocess.Popen, home: Any):
+        self.process, self.home = process, home
         line = process.stdout.readline()
         assert line, process.stderr.read().decode()
         self.said = json.loads(line)
@@ -115,7 +115,7 @@ def serving(home: Any, *args: Any) -> Iterator[Served]:
         cwd=home,
     )
     try:
-        yield Served(process)
+        yield Served(process, home)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

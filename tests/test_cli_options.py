@@ -315,7 +315,8 @@ def test_the_usage_error_is_found_in_the_library():
     ("text", "says"),
     [
         ("[chat]\nsytem = 'x'", "known are system, history"),
-        ("[chat]\nsystem = 5", "must be a text"),
+        ("[chat]\nsystem = [5]", "must be a text or a number"),
+        ("[serve]\nport = true", "must be a text or a number"),
         ("[chat]\nhistory = 'no'", "must be true or false"),
         ("[chats]\nsystem = 'x'", "unknown key 'chats'"),
         ("[chat]\nprompt = 'x'", "unknown key 'prompt'"),

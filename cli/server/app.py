@@ -14,16 +14,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from .bodies import Bodies
 from .exchange import EventStream, Exchange
 from .guard import CLOSE, Guard, Rules
 from .job import HungUp
-from .request import BadRequest, Request, chat_request, completion_request, read_json
-from .response import Answer, error_object, model_object, models_object
+from .request import BadRequest, chat_request, completion_request, read_json
+from .response import Answer, encoded, error_object, model_object, models_object
+from .text_query import TextQuery, detokenize_query, template_query, tokenize_query
 from .worker import Worker
 
 Log = Callable[[str], None]
@@ -57,18 +59,25 @@ class Routes:
                 Route("/v1/models/{name:path}", self.model),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/detokenize", self.detokenize, methods=["POST"]),
+                Route("/apply-template", self.apply_template, methods=["POST"]),
             ],
             middleware=[*outside, Middleware(Guard, rules=rules, log=self._log)],
-            exception_handlers={BadRequest: self.refuse, HTTPException: self.refuse_path},
+            exception_handlers={
+                BadRequest: self.refuse,
+                HTTPException: self.refuse_path,
+                Exception: self.refuse,
+            },
         )
 
     # ---- what needs no model ------------------------------------------------------------------
 
     async def health(self, http: HTTPRequest) -> Response:
-        return JSONResponse({"status": "ok"})
+        return _json({"status": "ok"})
 
     async def metrics(self, http: HTTPRequest) -> Response:
-        found = {f"{name}_total": ("counter", n) for name, n in self._worker.counts.items()}
+        found = {f"{name}_total": ("counter", n) for name, n in dict(self._worker.counts).items()}
         found["requests_waiting"] = ("gauge", self._worker.num_waiting)
         lines = [
             f"# TYPE ebbtide_{name} {kind}\nebbtide_{name} {value}\n"
@@ -77,11 +86,11 @@ class Routes:
         return PlainTextResponse("".join(lines))
 
     async def models(self, http: HTTPRequest) -> Response:
-        return JSONResponse(models_object(self._names[0], self._worker.context, self._began_s))
+        return _json(models_object(self._names[0], self._worker.context, self._began_s))
 
     async def model(self, http: HTTPRequest) -> Response:
         self._check_model(http.path_params["name"])
-        return JSONResponse(model_object(self._names[0], self._worker.context, self._began_s))
+        return _json(model_object(self._names[0], self._worker.context, self._began_s))
 
     def _check_model(self, name: str) -> None:
         if name not in self._names:
@@ -100,10 +109,21 @@ class Routes:
     async def complete(self, http: HTTPRequest) -> Response:
         return await self._answer(http, completion_request)
 
-    async def _answer(
-        self, http: HTTPRequest, parse: Callable[[dict[str, Any]], Request]
-    ) -> Response:
-        body = await self._bodies.read(http)
+    async def tokenize(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, tokenize_query)
+
+    async def detokenize(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, detokenize_query)
+
+    async def apply_template(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, template_query)
+
+    async def _answer(self, http: HTTPRequest, parse: Callable[[dict[str, Any]], Any]) -> Response:
+        """parse: makes a Request or a TextQuery of a body."""
+        try:
+            body = await self._bodies.read(http)
+        except ClientDisconnect:
+            return Response(status_code=_CLOSED)
         try:
             request = parse(read_json(body.take()))
             if request.model is not None:
@@ -116,22 +136,23 @@ class Routes:
         def on_end(told: str) -> None:
             self._worker.hang_up(job)
             body.release()
-            self._log(f"{http.method} {http.url.path}: {told}")
+            self._log(f"{http.method} {http.scope['path']}: {told}")
 
         exchange = Exchange(http, job, on_end)
-        answer = Answer(request, self._names[0])
         is_streaming = False
         try:
             if request.stream:
                 first = await exchange.first_event()
                 is_streaming = not isinstance(first, BaseException)
                 if is_streaming:
-                    return EventStream(exchange, answer, first)
+                    return EventStream(exchange, Answer(request, self._names[0]), first)
             else:
                 first = await exchange.outcome()
             if isinstance(first, BaseException):
                 return self._refusal(first)
-            return JSONResponse(answer.whole(first))
+            if isinstance(request, TextQuery):
+                return _json(first)
+            return _json(Answer(request, self._names[0]).whole(first))
         except HungUp:
             return Response(status_code=_CLOSED)
         finally:
@@ -141,15 +162,15 @@ class Routes:
     # ---- refusals -----------------------------------------------------------------------------
 
     async def refuse(self, http: HTTPRequest, error: Exception) -> Response:
-        self._log(f"{http.method} {http.url.path}: {getattr(error, 'status', 500)}")
+        self._log(f"{http.method} {http.scope['path']}: {getattr(error, 'status', 500)}")
         return self._refusal(error)
 
     async def refuse_path(self, http: HTTPRequest, error: Exception) -> Response:
         """What starlette refuses by itself."""
         status = getattr(error, "status_code", 500)
-        reason = f"There is no {http.url.path} here."
+        reason = f"There is no {http.scope['path']} here."
         if status == 405:
-            reason = f"{http.url.path} does not take {http.method}."
+            reason = f"{http.scope['path']} does not take {http.method}."
         return await self.refuse(http, BadRequest(reason, status=status))
 
     def _refusal(self, error: BaseException) -> Response:
@@ -159,4 +180,8 @@ class Routes:
             headers["retry-after"] = str(_RETRY_AFTER_S)
         if status in (408, 413, 415):  # a body may still be coming
             headers |= CLOSE
-        return JSONResponse(body, status, headers)
+        return _json(body, status, headers)
+
+
+def _json(value: dict[str, Any], status: int = 200, headers: dict | None = None) -> Response:
+    return Response(encoded(value), status, headers, media_type="application/json")

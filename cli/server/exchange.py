@@ -1,4 +1,4 @@
-"""One job and the connection that waits for it: events until the end, or until the client hangs up.
+"""One job and the connection that waits for it: events until the end, or until the client has gone.
 
 Knows neither the model nor the queue; `on_end` is told how it ended.
 """
@@ -48,11 +48,15 @@ class Exchange:
             found = got.result()
         finally:
             got.cancel()
+        if isinstance(found, HungUp):  # it reads nothing of what is sent
+            raise found
         if isinstance(found, BaseException):
             status, body = error_object(found)
             self._told = f"{status}, {body['error']['code'] or body['error']['type']}"
         elif isinstance(found, Output):
             self._told = self._numbers(found.usage)
+        elif isinstance(found, dict):
+            self._told = "200"
         return found
 
     async def first_event(self) -> Any:
@@ -61,10 +65,10 @@ class Exchange:
         return await self.next_event(KEEP_ALIVE_S)
 
     async def outcome(self) -> Any:
-        """The last event, an Output or an exception."""
+        """The last event: an Output, what a TextQuery is told, or an exception."""
         while True:
             found = await self.next_event()
-            if isinstance(found, Output | BaseException):
+            if isinstance(found, Output | dict | BaseException):
                 return found
 
     def close(self) -> None:
@@ -98,7 +102,9 @@ class EventStream(Response):
             await send(start)
             async with aclosing(self._chunks()) as chunks:
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if chunk:
+                        body = {"type": "http.response.body", "body": chunk, "more_body": True}
+                        await send(body)
             await send({"type": "http.response.body", "body": b""})
         except HungUp:
             pass

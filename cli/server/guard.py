@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .request import BadRequest
-from .response import error_object
+from .response import encoded, error_object
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 CLOSE = {"connection": "close"}  # nobody reads a body that was refused
@@ -32,7 +32,7 @@ class Rules:
 
     hosts: tuple[str, ...] | None
     origins: tuple[str, ...] = ()
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises BadRequest."""
@@ -77,7 +77,7 @@ class Guard:
         except BadRequest as refusal:
             self._log(f"{scope['method']} {scope['path']}: {refusal.status}")
             status, body = error_object(refusal)
-            response = JSONResponse(body, status, headers=CLOSE)
+            response = Response(encoded(body), status, CLOSE, media_type="application/json")
             await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)

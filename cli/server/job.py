@@ -1,7 +1,8 @@
 """A request on its way from the thread that talks HTTP to the one that answers, and back.
 
 Its events are put by the one and taken by the other: Progress while weights or pages are read,
-Started, Progress again, Pieces, and last the Output, or the exception that ended it.
+Started, Progress again, Pieces, and last the Output, or the exception that ended it. (A TextQuery
+has one event, an object.)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from .request import Request
+from .text_query import TextQuery
 
 
 class Started(NamedTuple):
@@ -27,16 +29,21 @@ class HungUp(BaseException):
     """Nobody listens any more. Raised inside the LLM too, between two layers or tokens."""
 
 
+_MOST_PENDING = 10_000  # events of a few hundred bytes; who takes none of them has gone
+
+
 class Job:
     """One request. Made in the event loop in which its events are taken."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request | TextQuery):
         self.request = request
         self.events: asyncio.Queue[Any] = asyncio.Queue()
         self.has_hung_up = False
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: Any) -> None:
+        if self.events.qsize() > _MOST_PENDING:
+            self.has_hung_up = True
         try:
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the loop is closed, and with it the connection

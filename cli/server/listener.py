@@ -20,6 +20,7 @@ from ebbtide import errors
 _HEADERS_S = 10.0  # for the headers of a request to come
 _HEADERS_BYTES = 32 << 10
 _CONNECTIONS = 64  # at a time, beside those whose requests wait
+_IDLE_S = 30  # a connection that may be used again; clients give theirs up after 5 to 15
 _STOP_S = 3  # for the last events to reach their clients
 
 
@@ -98,6 +99,7 @@ class Listener:
                 server_header=False,
                 limit_concurrency=_CONNECTIONS + most_waiting,
                 h11_max_incomplete_event_size=_HEADERS_BYTES,
+                timeout_keep_alive=_IDLE_S,
                 timeout_graceful_shutdown=_STOP_S,
             )
         )

@@ -30,9 +30,14 @@ _STATUSES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 )
 
 
+def encoded(value: dict[str, Any]) -> bytes:
+    """JSON in UTF-8. Halves of surrogate pairs, which a refusal may repeat, become `?`."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
 def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + encoded(value) + b"\n\n"
 
 
 def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:

@@ -14,17 +14,20 @@ Knows sessions and requests, and nothing of HTTP.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import Counter, deque
 from typing import Any
 
 from ebbtide import errors
 
+from ..failure import describe
 from ..progress import ProgressDisplay
 from ..run import Run
 from .job import HungUp, Job, Started, Stopping
 from .request import BadRequest, Request
+from .text_query import TextQuery
 
-_PART_CHARS = 1 << 16
+_PART_CHARS = 1 << 14
 _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
 
 
@@ -49,7 +52,7 @@ class Worker:
 
     # ---- for the thread that talks HTTP -------------------------------------------------------
 
-    def submit(self, request: Request) -> Job:
+    def submit(self, request: Request | TextQuery) -> Job:
         """Puts a request at the end of the queue. Raises BadRequest where that is full."""
         job = Job(request)
         with self._changed:
@@ -99,23 +102,23 @@ class Worker:
         llm.on_progress, llm.check = job.note, job.check
         try:
             job.check()
-            stream = self._stream(job.request)
-            usage = stream.output.usage
-            cached = usage["prompt_tokens_details"]["cached_tokens"]
-            job.put(Started(usage["prompt_tokens"], cached))
-            for piece in stream:
-                job.put(piece)
-                job.check()
-            last = stream.output
-            self._count(last.usage)
-        except HungUp:
+            self._refuse_too_long(job.request.prompt)
+            if isinstance(job.request, TextQuery):
+                last = job.request.answer(llm)
+            else:
+                stream = self._stream(job.request)
+                last = self._told(job, stream)
+        except HungUp as error:
+            last = error
             self.counts["requests_cancelled"] += 1
-            return
+        except (errors.InputError, errors.ContextOverflow) as error:
+            last = error
+            self.counts["requests_refused"] += 1
         except Exception as error:
             last = error
             self.counts["requests_failed"] += 1
-            if not isinstance(error, errors.InputError | errors.ContextOverflow):
-                self._forget_session()
+            self._tell(error)
+            self._forget_session()
         finally:
             llm.on_progress = llm.check = None
             if stream is not None:
@@ -123,11 +126,21 @@ class Worker:
             self._run.warn_of(llm.warnings)
         job.put(last)
 
+    def _told(self, job: Job, stream: Any) -> Any:
+        """The Output, once all pieces were put."""
+        usage = stream.output.usage
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        job.put(Started(usage["prompt_tokens"], cached))
+        for piece in stream:
+            job.put(piece)
+            job.check()
+        self._count(stream.output.usage)
+        return stream.output
+
     def _stream(self, request: Request) -> Any:
         if self.session is None:
             self._open_session()
         session = self.session
-        self._refuse_too_long(request.prompt)
         generation = {**self._run.generation(), **request.generation}
         if request.is_chat:
             return session.stream(request.prompt, **generation)
@@ -139,11 +152,9 @@ class Worker:
     def _refuse_too_long(self, prompt: Any) -> None:
         """Encoding takes memory by the token, of which the plan has as much as the context needs; a
         text of many times that is refused before it is encoded whole."""
-        texts = [m["content"] for m in prompt] if isinstance(prompt[0], dict) else [prompt]
+        texts = [prompt] if isinstance(prompt, str) else _contents(prompt)
         num_tokens = num_cut = 0
         for text in texts:
-            if not isinstance(text, str):
-                continue
             for start in range(0, len(text), _PART_CHARS):
                 num_tokens += self._llm.count_tokens(text[start : start + _PART_CHARS])
                 num_cut += _CUT_TOKENS
@@ -172,11 +183,22 @@ class Worker:
             except errors.EbbtideError as error:
                 self._run.terminal.warn(str(error))
 
+    def _tell(self, error: Exception) -> None:
+        """What went wrong here, for whoever runs the server."""
+        for line in describe(error)[1][:1]:
+            self._run.terminal.tell(line)
+        self._run.terminal.detail("".join(traceback.format_exception(error)).rstrip())
+
     def _count(self, usage: dict[str, Any]) -> None:
         self.counts["requests_answered"] += 1
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
         self.counts["completion_tokens"] += usage["completion_tokens"]
+
+
+def _contents(prompt: list[Any]) -> list[str]:
+    """Of messages; token ids have none."""
+    return [message["content"] for message in prompt if isinstance(message, dict)]
 
 
 def _num_common(held: list[int], ids: list[int]) -> int:

@@ -1,0 +1,56 @@
+"""What a tokenizer alone answers: tokens of a text, the text of tokens, messages as a prompt.
+
+For clients that count before they ask. Names are those of llama.cpp's server. Not a method of the
+routes, for the tokenizer belongs to the thread that answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .request import BadRequest, messages_of
+
+
+@dataclass(frozen=True)
+class TextQuery:
+    """prompt: what is encoded or decoded, as Request has it. answer: from an LLM, what is told."""
+
+    prompt: Any
+    answer: Callable[[Any], dict[str, Any]]
+    model: None = None
+    stream: bool = False
+
+
+def tokenize_query(body: dict[str, Any]) -> TextQuery:
+    """{"content": text, "add_special": whether a BOS comes first} -> {"tokens": [...]}"""
+    _check_names(body, "content", "add_special")
+    text, begins = body.get("content"), body.get("add_special") or False
+    if not isinstance(text, str) or not isinstance(begins, bool):
+        raise BadRequest("'content' must be a text, and 'add_special' true or false.")
+    return TextQuery(text, lambda llm: {"tokens": llm.encode(text, begins=begins)})
+
+
+def detokenize_query(body: dict[str, Any]) -> TextQuery:
+    """{"tokens": [...]} -> {"content": text}"""
+    _check_names(body, "tokens")
+    ids = body.get("tokens")
+    if not isinstance(ids, list) or any(type(item) is not int for item in ids):
+        raise BadRequest("'tokens' must be a list of token ids.", param="tokens")
+    return TextQuery(
+        ids, lambda llm: {"content": llm.tokenizer.decode(llm.encode(ids) if ids else [])}
+    )
+
+
+def template_query(body: dict[str, Any]) -> TextQuery:
+    """{"messages": [...]} -> {"prompt": what the chat template makes of them}"""
+    _check_names(body, "messages")
+    messages = messages_of(body.get("messages"))
+    return TextQuery(messages, lambda llm: {"prompt": llm.tokenizer.chat_text(messages)})
+
+
+def _check_names(body: dict[str, Any], *known: str) -> None:
+    for name in body:
+        if name not in known:
+            raise BadRequest(f"{name!r} is unknown here; allowed: {', '.join(known)}.", param=name)

@@ -1,0 +1,233 @@
+"""Connections: what is sent while a request waits, who is given up, and what a failure looks like.
+
+A real listener and real sockets, in front of a worker that does what each test says.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from ebbtide import Piece, errors
+from ebbtide.cli.server import bodies, exchange, listener
+from ebbtide.cli.server import job as job_module
+from ebbtide.cli.server.app import Routes
+from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
+from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
+
+PATIENCE_S = 30
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+class ScriptedWorker:
+    """Puts `script` as the events of each job. gone: set when somebody hangs up."""
+
+    context = 100
+
+    def __init__(self, *script):
+        self.script, self.counts, self.num_waiting = script, Counter(), 0
+        self.gone = threading.Event()
+
+    def submit(self, request) -> Job:
+        job = Job(request)
+        for event in self.script:
+            job.put(event)
+        return job
+
+    def hang_up(self, job: Job) -> None:
+        self.gone.set()
+
+
+@contextmanager
+def listening(worker, most_bytes: int = 1000):
+    """(address, the lines of the log)"""
+    log: list[str] = []
+    routes = Routes(worker, ("m",), bodies.Bodies(most_bytes), log.append)
+    with (
+        listener.bind("127.0.0.1", 0) as bound,
+        listener.Listener(routes.app(Rules(LOOPBACK_NAMES)), bound, 8),
+    ):
+        yield bound.getsockname()[:2], log
+
+
+def ask(address, body, path: str = "/v1/chat/completions"):
+    """(status, text)"""
+    connection = http.client.HTTPConnection(*address, timeout=PATIENCE_S)
+    headers = {"content-type": "application/json"}
+    connection.request("POST", path, json.dumps(body), headers)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text
+
+
+def connect(address, data: bytes) -> socket.socket:
+    connection = socket.create_connection(address, timeout=PATIENCE_S)
+    connection.sendall(data)
+    return connection
+
+
+def post(length: int, body: bytes) -> bytes:
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+OUTPUT_FIELDS = {"finish_reason": "stop", "token_ids": [1], "timings": {}, "memory": {}, "kv": {}}
+
+
+def output(text: str):
+    import ebbtide
+
+    usage = {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+    return ebbtide.Output(text=text, usage=usage, **OUTPUT_FIELDS)
+
+
+def test_a_comment_now_and_then_while_there_is_nothing_to_say(monkeypatch):
+    monkeypatch.setattr(exchange, "KEEP_ALIVE_S", 0.01)
+    worker = ScriptedWorker()
+    with listening(worker) as (address, log):
+        data = json.dumps({**HELLO, "stream": True}).encode()
+        connection = connect(address, post(len(data), data))
+        received = b""
+        while received.count(b": keep-alive\n\n") < 3:
+            received += connection.recv(4096)
+        assert b'"role": "assistant"' in received
+        assert not worker.gone.is_set()
+        connection.close()
+        assert worker.gone.wait(PATIENCE_S)
+    assert log == ["POST /v1/chat/completions: hung up"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_in_the_queue_is_noticed(stream):
+    worker = ScriptedWorker()
+    with listening(worker) as (address, _):
+        data = json.dumps({**HELLO, "stream": stream}).encode()
+        connect(address, post(len(data), data)).close()
+        assert worker.gone.wait(PATIENCE_S)
+
+
+def test_what_fails_before_the_first_token_is_a_status_and_later_an_event():
+    full = errors.StorageError("the disk is full")
+    with listening(ScriptedWorker(full)) as (address, log):
+        for stream in (False, True):
+            status, text = ask(address, {**HELLO, "stream": stream})
+            assert status == 500 and json.loads(text)["error"]["code"] == "storage_error"
+        assert log == ["POST /v1/chat/completions: 500, storage_error"] * 2
+    with listening(ScriptedWorker(Started(3, 2), Piece("He", [1]), full)) as (address, _):
+        assert ask(address, HELLO)[0] == 500
+        status, text = ask(address, {**HELLO, "stream": True})
+        assert status == 200 and '"content": "He"' in text and "[DONE]" not in text
+        assert text.rstrip().endswith('"code": "storage_error"}}')
+
+
+def test_the_log_has_numbers_and_no_words():
+    worker = ScriptedWorker(Started(3, 2), Piece("Secret.", [1]), output("Secret."))
+    with listening(worker) as (address, log):
+        assert "Secret." in ask(address, HELLO)[1]
+        ask(address, {"secret": 1})
+        ask(address, HELLO, "/secret")
+    assert log[0].startswith("POST /v1/chat/completions: 200, 3 tokens (2 cached), 1 written, ")
+    assert log[1:] == ["POST /v1/chat/completions: 400", "POST /secret: 404"]
+
+
+def test_a_fault_of_ours_is_told_as_json():
+    worker = ScriptedWorker()
+    worker.submit = lambda request: 1 / 0
+    with listening(worker) as (address, _):
+        status, text = ask(address, HELLO)
+        assert status == 500 and "ZeroDivisionError" in json.loads(text)["error"]["message"]
+
+
+def test_a_server_that_stops_says_so():
+    with listening(ScriptedWorker(Stopping())) as (address, _):
+        status, text = ask(address, HELLO)
+    assert status == 503 and json.loads(text)["error"]["code"] == "stopping"
+
+
+# --- what a client may take
+
+
+def test_headers_that_do_not_come_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(listener, "_HEADERS_S", 0.05)
+    with listening(ScriptedWorker()) as (address, _):
+        for begun in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
+            assert connect(address, begun).recv(100) == b""
+        # The second request of a connection, too.
+        connection = connect(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in connection.recv(4096)
+        connection.sendall(b"GET /h")
+        while connection.recv(4096):
+            pass
+
+
+def test_headers_have_a_size():
+    with listening(ScriptedWorker()) as (address, _):
+        large = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (40 << 10)
+        assert b" 400 " in connect(address, large).recv(4096)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(bodies, "_BODY_S", 0.05)
+    with listening(ScriptedWorker()) as (address, _):
+        assert b" 408 " in connect(address, post(100, b"{")).recv(4096)
+
+
+def test_bodies_have_a_size_alone_and_together():
+    worker = ScriptedWorker()
+    with listening(worker, most_bytes=1000) as (address, _):
+        padded = json.dumps(HELLO).encode().ljust(1000)
+        assert b" 413 " in connect(address, post(1001, b"")).recv(4096)
+        chunked = post(0, b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        assert b" 413 " in connect(address, chunked + b"3e9\r\n" + b" " * 1001).recv(4096)
+        held = [connect(address, post(1000, padded)) for _ in range(2)]
+        status = 200
+        while status != 503:  # until both have come
+            status, text = ask(address, {"x": 1})
+            assert status in (400, 503)
+        assert "at once" in text
+        for connection in held:
+            connection.close()
+        while status == 503:  # until both have gone
+            status, _ = ask(address, {"x": 1})
+
+
+def test_who_takes_nothing_of_an_answer_is_taken_for_gone(monkeypatch):
+    monkeypatch.setattr(job_module, "_MOST_PENDING", 10)
+    loop = SimpleNamespace(call_soon_threadsafe=lambda put, event: put(event))
+    monkeypatch.setattr(job_module.asyncio, "get_running_loop", lambda: loop)
+    job = Job(None)
+    for number in range(12):
+        job.check()
+        job.put(number)
+    with pytest.raises(HungUp):
+        job.check()
+
+
+# --- addresses
+
+
+def test_addresses_that_cannot_be_listened_on():
+    with listener.bind("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        assert listener.url_of(bound) == f"http://127.0.0.1:{port}" and listener.is_loopback(bound)
+        with pytest.raises(errors.InputError, match=f"127.0.0.1:{port} cannot .* --port"):
+            listener.bind("127.0.0.1", port)
+    with pytest.raises(errors.InputError, match="no address"):
+        listener.bind("no such host", 0)
+    with listener.bind("0.0.0.0", 0) as bound:
+        assert not listener.is_loopback(bound)
