@@ -86,7 +86,7 @@ class Worker:
                 with self._changed:
                     self._changed.wait_for(lambda: self._waiting)
                     self._answering = self._waiting.popleft()
-                self._answer(self._answering)
+                self.answer(self._answering)
                 self._answering = None
         finally:
             with self._changed:
@@ -96,7 +96,7 @@ class Worker:
             for job in left:
                 job.put(Stopping())
 
-    def _answer(self, job: Job) -> None:
+    def answer(self, job: Job) -> None:
         """Streams one answer; what goes wrong becomes the job's last event."""
         llm, stream = self._llm, None
         llm.on_progress, llm.check = job.note, job.check

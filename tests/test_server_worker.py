@@ -1,0 +1,121 @@
+"""The thread that answers, with models whose tokens are scripted: events, thoughts, failures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from scripted_harmony import FINAL, THINKS, ids_of
+from sessions_under_test import assert_nothing_is_held
+
+from ebbtide import Output, Piece, errors
+from ebbtide.cli.options import Settings
+from ebbtide.cli.run import Run
+from ebbtide.cli.server.job import HungUp, Job, Started
+from ebbtide.cli.server.request import BadRequest, chat_request, completion_request
+from ebbtide.cli.server.response import Answer
+from ebbtide.cli.server.worker import Worker
+from ebbtide.cli.signals import Signals
+
+
+def chat(text: str = "Hello", **fields):
+    return chat_request({"messages": [{"role": "user", "content": text}], **fields})
+
+
+@pytest.fixture
+def worker(scripted_llm):
+    return Worker(Run(Settings(quiet=True), Signals()), scripted_llm, most_waiting=1)
+
+
+def events_of(worker, request, on_job=lambda job: None) -> list:
+    """All that is put for one request."""
+
+    async def collect():
+        job = Job(request)
+        on_job(job)
+        worker.answer(job)
+        await asyncio.sleep(0)  # what was put is there
+        return [job.events.get_nowait() for _ in range(job.events.qsize())]
+
+    return asyncio.run(collect())
+
+
+def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_tokenizer):
+    script += ids_of(scripted_tokenizer, f"{THINKS}{FINAL}Yes.<|return|>")
+    request = chat(max_tokens=40)
+    found = events_of(worker, request)
+    (started,) = [event for event in found if isinstance(event, Started)]
+    pieces = [event for event in found if isinstance(event, Piece)]
+    output = found[-1]
+    assert isinstance(output, Output) and found.index(started) < found.index(pieces[0])
+    assert started == (output.usage["prompt_tokens"], 0)
+    assert "".join(piece.text for piece in pieces) == output.text == "Yes."
+    message = Answer(request, "m").whole(output)["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Yes.", "hm")
+    sent = b"".join(map(Answer(request, "m").piece, pieces))
+    assert sent.count(b'"reasoning_content": ') == len("hm")  # a letter is a token of this model
+    assert worker.counts["completion_tokens"] == output.usage["completion_tokens"]
+
+
+def test_settings_of_the_command_line_hold_where_a_request_has_none(worker, script):
+    worker._run.settings = Settings(max_new_tokens=2)
+    script += [5] * 20
+    assert len(events_of(worker, chat())[-1].token_ids) == 2
+    assert len(events_of(worker, chat(max_tokens=3))[-1].token_ids) == 3
+
+
+def test_a_wrong_request_leaves_the_conversation_where_it_was(worker, script):
+    script += [5] * 8
+    events_of(worker, chat(max_tokens=4))
+    held = worker.session.tokens
+    overlong = chat("x " * 5000)
+    assert [type(e) for e in events_of(worker, overlong)] == [errors.ContextOverflow]
+    beyond = completion_request({"prompt": [10**6]})
+    assert [type(e) for e in events_of(worker, beyond)] == [errors.InputError]
+    assert worker.session.tokens == held and worker.counts["requests_refused"] == 2
+
+
+@pytest.mark.parametrize("error", [errors.StorageError("the disk is full"), KeyError("a bug")])
+def test_after_a_failure_nothing_is_trusted_and_the_next_is_answered(
+    worker, script, scripted_llm, error
+):
+    script += [5, error, 5, 5]
+    found = events_of(worker, chat(max_tokens=2))
+    assert found[-1] is error and isinstance(found[-2], Piece)
+    assert_nothing_is_held(scripted_llm)
+    assert isinstance(events_of(worker, chat(max_tokens=2))[-1], Output)
+
+
+def test_who_has_hung_up_is_not_answered_any_further(worker, script):
+    script += [5] * 8
+
+    def hang_up_at_once(job):
+        job.has_hung_up = True
+
+    assert [type(e) for e in events_of(worker, chat(), hang_up_at_once)] == [HungUp]
+
+    def hang_up_later(job):
+        put = job.put
+
+        def put_and_go(event):
+            job.has_hung_up = isinstance(event, Piece)
+            put(event)
+
+        job.put = put_and_go
+
+    found = events_of(worker, chat(max_tokens=8), hang_up_later)
+    assert [type(e) for e in found if not hasattr(e, "phase")] == [Started, Piece, HungUp]
+    assert len(script) == 7
+    found = events_of(worker, chat(max_tokens=2))
+    assert isinstance(found[-1], Output) and worker.counts["requests_cancelled"] == 2
+
+
+def test_as_many_wait_as_may(worker):
+    async def submit():
+        jobs = [worker.submit(chat()) for _ in range(2)]  # one is to be answered, one may wait
+        with pytest.raises(BadRequest, match="--queue"):
+            worker.submit(chat())
+        worker.hang_up(jobs[0])
+        worker.submit(chat())
+
+    asyncio.run(submit())
