@@ -27,6 +27,7 @@ from .job import HungUp, Job, Started, Stopping
 from .request import BadRequest, Request
 from .text_query import TextQuery
 
+_SIGNAL_S = 0.5  # on Windows Ctrl-C arrives between two waits
 _PART_CHARS = 1 << 14
 _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
 
@@ -84,7 +85,8 @@ class Worker:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting)
+                    while not self._waiting:
+                        self._changed.wait(_SIGNAL_S)
                     self._answering = self._waiting.popleft()
                 self.answer(self._answering)
                 self._answering = None
