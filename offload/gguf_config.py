@@ -37,9 +37,7 @@ def read_gguf_config(header: GgufHeader, factors: dict[str, list[float]]) -> Mod
 def _as_stored(config: ModelConfig, keys: Keys) -> ModelConfig:
     """The configuration of the tensors that are there: converters put some together, take others
     apart, and add 1 to norms' weights where the model does."""
-    experts = tuple(
-        e and replace(e, gate_up=None) if e is not None and e.gate_up else e for e in config.experts
-    )
+    experts = tuple(e and replace(e, gate_up=None, bias_is_row=False) for e in config.experts)
     attends = f"blk.{config.kv_layers[0]}." if config.kv_layers else ""
     tensors = keys.header.tensors
     return replace(
@@ -357,18 +355,128 @@ def _granite_hybrid(k: Keys) -> dict:
         "layer_types": _layer_types(k),
         # llama.cpp's switch for positions.
         "position_embedding_type": "rope" if k.get("rope.scaling.finetuned", True) else "nope",
+        **_mamba2(k),
+        "mamba_expand": _share(k, "ssm.inner_size", "embedding_length"),
+        "shared_intermediate_size": shared,
+        "num_local_experts": k.get("expert_count", 0),
+        "num_experts_per_tok": k.get("expert_used_count") or None,
+        "intermediate_size": k.get("expert_feed_forward_length") or k.same("feed_forward_length"),
+    }
+
+
+def _mamba2(k: Keys) -> dict:
+    return {
         "mamba_n_heads": k.get("ssm.time_step_rank"),
         "mamba_n_groups": k.get("ssm.group_count"),
         "mamba_d_state": k.get("ssm.state_size"),
         "mamba_d_head": _share(k, "ssm.inner_size", "ssm.time_step_rank"),
         "mamba_d_conv": k.get("ssm.conv_kernel"),
-        "mamba_expand": _share(k, "ssm.inner_size", "embedding_length"),
         "mamba_conv_bias": k.has("ssm_conv1d.bias"),
         "mamba_proj_bias": k.has("ssm_in.bias"),
-        "shared_intermediate_size": shared,
-        "num_local_experts": k.get("expert_count", 0),
-        "num_experts_per_tok": k.get("expert_used_count") or None,
-        "intermediate_size": k.get("expert_feed_forward_length") or k.same("feed_forward_length"),
+    }
+
+
+def _falcon_h1(k: Keys) -> dict:
+    """Converters multiply the weights by the multipliers: files have none."""
+    return {
+        "architectures": ["FalconH1ForCausalLM"],
+        **_mamba2(k),
+        "mamba_d_ssm": k.get("ssm.inner_size"),
+        "projectors_bias": k.has("ssm_out.bias"),
+        "mamba_rms_norm": k.has("ssm_norm.weight"),
+        "mamba_norm_before_gate": False,
+    }
+
+
+def _nemotron_h(k: Keys) -> dict:
+    kinds = {
+        "attn_q.weight": "full_attention",
+        "ssm_in.weight": "linear_attention",
+        "ffn_gate_inp.weight": "moe",
+    }
+    layers = ["mlp"] * k.num_layers
+    for tensor, kind in kinds.items():
+        here = k.layers_with(tensor)
+        layers = [kind if has else other for has, other in zip(here, layers, strict=True)]
+    mamba, size = _mamba2(k), k.get("expert_feed_forward_length")
+    return {
+        "architectures": ["NemotronHForCausalLM"],
+        "layers_block_type": layers,
+        "layer_norm_epsilon": k.get("attention.layer_norm_rms_epsilon"),
+        "intermediate_size": k.same("feed_forward_length") or size,
+        "mamba_num_heads": mamba["mamba_n_heads"],
+        "mamba_head_dim": mamba["mamba_d_head"],
+        "n_groups": mamba["mamba_n_groups"],
+        "ssm_state_size": mamba["mamba_d_state"],
+        "conv_kernel": mamba["mamba_d_conv"],
+        "use_conv_bias": mamba["mamba_conv_bias"],
+        "use_bias": mamba["mamba_proj_bias"],
+        "n_routed_experts": k.get("expert_count"),
+        "num_experts_per_tok": k.get("expert_used_count"),
+        "moe_intermediate_size": size,
+        "moe_shared_expert_intermediate_size": k.get("expert_shared_feed_forward_length"),
+        "norm_topk_prob": k.get("expert_weights_norm", True),
+        "routed_scaling_factor": k.get("expert_weights_scale"),
+        "n_group": k.get("expert_group_count"),
+        "topk_group": k.get("expert_group_used_count"),
+    }
+
+
+def _cohere(k: Keys) -> dict:
+    return {
+        "architectures": ["CohereForCausalLM"],
+        "layer_norm_eps": k.get("attention.layer_norm_epsilon"),
+        "logit_scale": k.get("logit_scale"),
+    }
+
+
+def _cohere2(k: Keys) -> dict:
+    return {**_cohere(k), "architectures": ["Cohere2ForCausalLM"], **_windows(k)}
+
+
+def _ernie_moe(k: Keys) -> dict:
+    routed, size = k.layers_with("ffn_gate_inp.weight"), k.get("expert_feed_forward_length")
+    return {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "moe_num_experts": k.get("expert_count"),
+        "moe_k": k.get("expert_used_count"),
+        "moe_intermediate_size": size,
+        "moe_num_shared_experts": _share(
+            k, "expert_shared_feed_forward_length", "expert_feed_forward_length"
+        )
+        or 0,
+        "moe_layer_start_index": routed.index(True) if any(routed) else k.num_layers,
+        "moe_layer_interval": k.get("interleave_moe_layer_step"),
+    }
+
+
+def _granite_moe(k: Keys) -> dict:
+    return {
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        **_multipliers(k),
+        **_experts(k),
+        "intermediate_size": k.get("expert_feed_forward_length", k.same("feed_forward_length")),
+        "shared_intermediate_size": k.get("expert_shared_feed_forward_length", 0),
+    }
+
+
+def _hunyuan_moe(k: Keys) -> dict:
+    size, shared = k.get("expert_feed_forward_length"), k.get("expert_shared_feed_forward_length")
+    return {
+        "architectures": ["HunYuanMoEV1ForCausalLM"],
+        "num_experts": k.get("expert_count"),
+        "moe_topk": k.get("expert_used_count"),
+        "moe_intermediate_size": size,
+        "intermediate_size": shared or k.same("feed_forward_length"),
+    }
+
+
+def _starcoder2(k: Keys) -> dict:
+    return {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "norm_epsilon": k.get("attention.layer_norm_epsilon"),
+        # Each model has one, and no file says it.
+        "sliding_window": k.get("attention.sliding_window", 4096),
     }
 
 
@@ -401,6 +509,18 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_moe,
     "granitehybrid": _granite_hybrid,
+    "granitemoe": _granite_moe,
+    "falcon-h1": _falcon_h1,
+    "nemotron_h": _nemotron_h,
+    "nemotron_h_moe": _nemotron_h,
+    "command-r": _cohere,
+    "cohere2": _cohere2,
+    "ernie4_5": _only("Ernie4_5ForCausalLM"),
+    "ernie4_5-moe": _ernie_moe,
+    "hunyuan-dense": _only("HunYuanDenseV1ForCausalLM"),
+    "hunyuan-moe": _hunyuan_moe,
+    "arcee": _only("ArceeForCausalLM"),
+    "starcoder2": _starcoder2,
 }
 # Whose rows of queries and keys are in pairs.
-IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid")
+IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid", "granitemoe", "arcee")

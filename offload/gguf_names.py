@@ -23,6 +23,7 @@ from .skeleton import layer_of, layer_prefix
 _WHOLE = {
     "model.embed_tokens.weight": ("token_embd.weight",),
     "model.norm.weight": ("output_norm.weight", "token_embd_norm.weight"),
+    "model.norm.bias": ("output_norm.bias",),
     "lm_head.weight": ("output.weight",),
 }
 _MODULES = {
@@ -130,7 +131,10 @@ class _Names:
         if experts is not None and inner == experts.bias:
             return self._placed(name, (f"blk.{layer}.exp_probs_b.bias",))
         theirs, expert = self._modules(layer).get(module, ((), None))
-        ref = self._placed(name, [f"blk.{layer}.{their}.{kind}" for their in theirs])
+        sources = [f"blk.{layer}.{their}.{kind}" for their in theirs]
+        if kind == "weight":  # Falcon-H1's second norm is written without it
+            sources += [f"blk.{layer}.{their}" for their in theirs]
+        ref = self._placed(name, sources)
         if expert is not None:
             return self._expert(name, layer, ref, theirs[0], expert, kind)
         if ref is not None and self._in_pairs and module in _PAIRED and ref.shape == shape:
@@ -214,8 +218,8 @@ class _Names:
                 (norms.before_mlp, ("ffn_norm", *second)),
                 (norms.after_mlp, ("post_ffw_norm",)),
             ):
-                if ours is not None:
-                    made[ours] = theirs, None
+                if ours is not None:  # one name may be that of two places
+                    made[ours] = (*made.get(ours, ((), None))[0], *theirs), None
             experts = self._config.experts_of(layer)
             if experts is not None:
                 made |= _expert_modules(experts)
@@ -260,6 +264,8 @@ def _values_together(
 def _expert_modules(e: Experts) -> dict[str, Sources]:
     made: dict[str, Sources] = {e.router: (("ffn_gate_inp",), None)}
     for ours, theirs in ((e.gate, "ffn_gate"), (e.up, "ffn_up"), (e.down, "ffn_down")):
+        if ours is None:
+            continue
         for number in range(e.count):
             made[ours.format(number)] = (f"{theirs}_exps",), number
         made[f"{e.shared}.{theirs.removeprefix('ffn_')}_proj"] = (f"{theirs}_shexp",), None

@@ -48,10 +48,26 @@ ARCHITECTURES = {
     "Lfm2ForCausalLM": MODEL_ARCH.LFM2,
     "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE,
     "GraniteMoeHybridForCausalLM": MODEL_ARCH.GRANITE_HYBRID,
+    "GraniteMoeForCausalLM": MODEL_ARCH.GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": MODEL_ARCH.GRANITE_MOE,
+    "FalconH1ForCausalLM": MODEL_ARCH.FALCON_H1,
+    "NemotronHForCausalLM": MODEL_ARCH.NEMOTRON_H,
+    "CohereForCausalLM": MODEL_ARCH.COMMAND_R,
+    "Cohere2ForCausalLM": MODEL_ARCH.COHERE2,
+    "Ernie4_5ForCausalLM": MODEL_ARCH.ERNIE4_5,
+    "Ernie4_5_MoeForCausalLM": MODEL_ARCH.ERNIE4_5_MOE,
+    "HunYuanDenseV1ForCausalLM": MODEL_ARCH.HUNYUAN_DENSE,
+    "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
+    "ArceeForCausalLM": MODEL_ARCH.ARCEE,
+    "Starcoder2ForCausalLM": MODEL_ARCH.STARCODER2,
 }
 _IN_PAIRS = (
     *(MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE),
-    MODEL_ARCH.GRANITE_HYBRID,
+    *(MODEL_ARCH.GRANITE_HYBRID, MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.ARCEE),
+)
+_MAMBA2 = (
+    *(MODEL_ARCH.GRANITE_HYBRID, MODEL_ARCH.FALCON_H1, MODEL_ARCH.NEMOTRON_H),
+    MODEL_ARCH.NEMOTRON_H_MOE,
 )
 _DELTA = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE)
 _ATTENDS = ("full_attention", "attention")
@@ -81,7 +97,10 @@ def write(
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["architectures"][0]]
-    inner = read_model_config(folder).intermediate_size
+    if arch == MODEL_ARCH.NEMOTRON_H and "E" in config.get("hybrid_override_pattern", ""):
+        arch = MODEL_ARCH.NEMOTRON_H_MOE
+    read = read_model_config(folder)
+    inner, config = read.intermediate_size, {"num_hidden_layers": read.num_layers, **config}
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     tensors = tensors_of(folder, config, arch, by_heads)
     said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
@@ -141,7 +160,8 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
         "attention.scale": c.get("attention_multiplier"),
         "embedding_scale": c.get("embedding_multiplier"),
         "residual_scale": c.get("residual_multiplier"),
-        "logit_scale": c.get("logits_scaling"),
+        "logit_scale": c.get("logits_scaling", c.get("logit_scale")),
+        "attention.layer_norm_epsilon": c.get("layer_norm_eps", c.get("norm_epsilon")),
         "attn_logit_softcapping": c.get("attn_logit_softcapping"),
         "final_logit_softcapping": c.get("final_logit_softcapping"),
         **_scaling(c),
@@ -189,6 +209,54 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "leading_dense_block_count": c.get("num_dense_layers"),
             "expert_gating_func": 2 if arch == MODEL_ARCH.LFM2MOE else None,
         }
+    if arch == MODEL_ARCH.FALCON_H1:
+        return {
+            "ssm.conv_kernel": c["mamba_d_conv"],
+            "ssm.state_size": c["mamba_d_state"],
+            "ssm.group_count": c["mamba_n_groups"],
+            "ssm.time_step_rank": c["mamba_n_heads"],
+            "ssm.inner_size": c["mamba_n_heads"] * c["mamba_d_head"],
+            "embedding_scale": None,
+        }
+    if arch in (MODEL_ARCH.NEMOTRON_H, MODEL_ARCH.NEMOTRON_H_MOE):
+        letters = c["hybrid_override_pattern"]
+        return {
+            "ssm.conv_kernel": c["conv_kernel"],
+            "ssm.state_size": c["ssm_state_size"],
+            "ssm.group_count": c["n_groups"],
+            "ssm.time_step_rank": c["mamba_num_heads"],
+            "ssm.inner_size": c["mamba_num_heads"] * c["mamba_head_dim"],
+            "attention.head_count_kv": [c["num_key_value_heads"] * (x == "*") for x in letters],
+            "feed_forward_length": [c["intermediate_size"] * (x in "-E") for x in letters],
+            "attention.layer_norm_epsilon": c["layer_norm_epsilon"],
+            "attention.layer_norm_rms_epsilon": c["layer_norm_epsilon"],
+            "expert_count": c["n_routed_experts"] if "E" in letters else None,
+            "expert_used_count": c["num_experts_per_tok"] if "E" in letters else None,
+            "expert_shared_feed_forward_length": c["moe_shared_expert_intermediate_size"],
+            "expert_shared_count": c["n_shared_experts"],
+            "expert_weights_norm": c["norm_topk_prob"],
+            "expert_gating_func": 2,
+        }
+    if arch == MODEL_ARCH.ERNIE4_5_MOE:
+        size = c["moe_intermediate_size"]
+        return {
+            "expert_count": c["moe_num_experts"],
+            "expert_used_count": c["moe_k"],
+            "expert_shared_count": c["moe_num_shared_experts"],
+            "expert_shared_feed_forward_length": size * c["moe_num_shared_experts"],
+            "interleave_moe_layer_step": c["moe_layer_interval"],
+            "leading_dense_block_count": c["moe_layer_start_index"],
+        }
+    if arch in (MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE):
+        size = c["intermediate_size"]
+        is_granite = arch == MODEL_ARCH.GRANITE_MOE
+        return {
+            "expert_used_count": c.get("moe_topk", c.get("num_experts_per_tok")),
+            "expert_feed_forward_length": None if is_granite else size,
+            "expert_shared_feed_forward_length": (c.get("shared_intermediate_size") or None)
+            if is_granite
+            else size,
+        }
     if arch == MODEL_ARCH.GRANITE_HYBRID:
         heads = [c["num_key_value_heads"] * (kind in _ATTENDS) for kind in kinds]
         return {
@@ -209,6 +277,9 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
 
 def _scaling(c: dict[str, Any]) -> dict[str, Any]:
     scaling = c.get("rope_scaling") or {}
+    if scaling.get("alpha"):
+        stretched = scaling["alpha"] ** (c["head_dim"] / (c["head_dim"] - 2))
+        return {"rope.freq_base": c["rope_theta"] * stretched}
     kind = scaling.get("rope_type") or scaling.get("type")
     original = scaling.get("original_max_position_embeddings")
     if kind == "linear":
@@ -281,10 +352,14 @@ def tensors_of(
             numbers = -numbers.exp()
         if name.endswith(("conv1d.weight", "conv.conv.weight")):
             numbers = numbers.squeeze(1)
-        if arch == MODEL_ARCH.GRANITE_HYBRID and name.endswith((".D", "A_log")):
+        if arch in _MAMBA2 and name.endswith((".D", "A_log")):
             numbers = numbers.unsqueeze(1)
-        if name.endswith("mamba.norm.weight"):
-            numbers = numbers.view(c["mamba_n_groups"], -1)
+        if name.endswith(("mamba.norm.weight", "mixer.norm.weight")):
+            numbers = numbers.view(c.get("mamba_n_groups", c.get("n_groups")), -1)
+        if name.endswith("e_score_correction.bias"):
+            numbers = numbers.flatten()
+        if arch == MODEL_ARCH.FALCON_H1:
+            numbers = multiplied(name, numbers, c)
         if arch in _IN_PAIRS and ".q_proj." in name:
             numbers = in_pairs(numbers, c["num_attention_heads"])
         if arch in _IN_PAIRS and ".k_proj." in name:
@@ -297,6 +372,28 @@ def tensors_of(
         if f"{length}_factor" in scaling:
             made[f"rope_factors_{length}.weight"] = torch.tensor(scaling[f"{length}_factor"])
     return made
+
+
+def multiplied(name: str, numbers: torch.Tensor, c: dict[str, Any]) -> torch.Tensor:
+    """A weight of Falcon-H1 times its multipliers."""
+    if name.endswith("in_proj.weight"):
+        values, keys = c["mamba_d_ssm"], c["mamba_n_groups"] * c["mamba_d_state"]
+        sizes = torch.tensor((values, values, keys, keys, c["mamba_n_heads"]))
+        rows = torch.tensor(c["ssm_multipliers"]).repeat_interleave(sizes)
+        return numbers * (c["ssm_in_multiplier"] * rows)[:, None]
+    into = c["attention_in_multiplier"]
+    times = {
+        "down_proj": c["mlp_multipliers"][1],
+        "gate_proj": c["mlp_multipliers"][0],
+        "k_proj": into * c["key_multiplier"],
+        "q_proj": into,
+        "v_proj": into,
+        "o_proj": c["attention_out_multiplier"],
+        "out_proj": c["ssm_out_multiplier"],
+        "lm_head": c["lm_head_multiplier"],
+        "embed_tokens": c["embedding_multiplier"],
+    }
+    return numbers * times.get(name.split(".")[-2], 1.0)
 
 
 def _taken_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -365,6 +462,8 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             if c["model_type"] == "lfm2_moe":
                 for ours, theirs in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
                     whole = whole.replace(f".{ours}.", f".{theirs}.")
+            if c["model_type"] == "nemotron_h":
+                whole = whole.replace("backbone.", "model.").replace(".mixer.", ".mlp.")
             gathered.setdefault(whole, {})[int(parts[at])] = tensor
         elif name.endswith("experts.gate_up_proj") and "gpt" not in c["model_type"]:
             gate, up = tensor.chunk(2, 1)
@@ -390,7 +489,7 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
         elif name.endswith("block_sparse_moe.output_linear.weight"):
             made[name.replace("block_sparse_moe.output_linear", "mlp.experts.down_proj")] = tensor
-        elif ".shared_mlp." in name:
+        elif ".shared_mlp.input_linear" in name or ".shared_mlp.output_linear" in name:
             routed = bool(c.get("num_local_experts"))
             base = name.split("shared_mlp.")[0] + ("mlp.shared_expert." if routed else "mlp.")
             if "input_linear" in name:
@@ -400,6 +499,8 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
                 made[f"{base}down_proj.weight"] = tensor
         elif name.endswith("dt_bias"):
             made[name.replace("dt_bias", "dt_proj.bias")] = tensor
+        elif name.endswith("e_score_correction_bias"):
+            made[name.replace("_bias", ".bias")] = tensor
         elif name.endswith("expert_bias"):
             made[name + ".bias"] = tensor
         elif name.endswith(".sinks"):
