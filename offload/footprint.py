@@ -247,9 +247,8 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 0
-    for layer in range(config.num_layers):
-        here = (4 * heads + 8 * kv + 2 * longest) * config.attends(layer)
-        r = config.recurrence_of(layer)
+    for attends, r in config.mixers:
+        here = (4 * heads + 8 * kv + 2 * longest) * attends
         if r is not None:
             here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
         mixing = max(mixing, here)

@@ -80,7 +80,7 @@ _CUTS: dict[str, tuple[tuple[str, ...], bool]] = {
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), ((_GPT4O,), False)),
     "tekken": ((_TEKKEN,), True),
     "seed-coder": ((_SEED,), False),
-    "deepseek-v3": (_DEEPSEEK3, False),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), (_DEEPSEEK3, False)),
     **dict.fromkeys(
         ("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "modern-bert", "trillion"),
         (_GPT2, False),

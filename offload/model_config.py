@@ -233,6 +233,11 @@ class ModelConfig:
         return tuple(layer for layer in layers if self.recurrence_of(layer) is not None)
 
     @cached_property
+    def mixers(self) -> set[tuple[bool, Recurrence | None]]:
+        """Whether a layer attends, and what state it keeps: the pairs that there are."""
+        return {(self.attends(n), self.recurrence_of(n)) for n in range(self.num_layers)}
+
+    @cached_property
     def kv_windows(self) -> tuple[int | None, ...]:
         """`windows` of the layers that attend."""
         windows = self.windows or (None,) * self.num_layers
