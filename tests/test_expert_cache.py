@@ -301,7 +301,11 @@ IDS = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(4)).
 
 @pytest.mark.parametrize("bits", ["full", "8", "4"])
 @pytest.mark.parametrize(
-    "name", ["mixtral", "qwen3-moe-dense", "gpt-oss", "qwen3.5-moe", "lfm2-moe"]
+    "name",
+    [
+        *("mixtral", "qwen3-moe-dense", "gpt-oss", "qwen3.5-moe", "lfm2-moe", "nemotron-h-moe"),
+        "cohere2-moe",
+    ],
 )
 def test_few_experts_in_memory_change_no_bit(checkpoint, tmp_path, name, bits):
     folder = checkpoint(name)
