@@ -4,8 +4,9 @@
 
 Every row is a whole run of the model: text is prefilled, pages are sealed, and the logits of the
 last tokens are compared with those of the same run over full pages. Models: the built-in one on a
-document of its own kind, stories260K on a story it tells itself, and a random Qwen2 whose key
-biases are as large as a real one's. The last line is JSON.
+document of its own kind, stories260K on a story it tells itself, a random Qwen2 whose key
+biases are as large as a real one's, and a random model with latent attention, whose values are its
+keys, so that the bits of values say nothing. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def compare(name: str, folder: Path, ids: list[int], last: int, cell: int, pages
             config.head_dim,
             page,
             raw_dtype=getattr(torch, config.dtype),
+            shared_from=config.values_from,
             **codec,
         )
         return Geometry(cell, 4 * cell, layout)
@@ -56,7 +58,7 @@ def compare(name: str, folder: Path, ids: list[int], last: int, cell: int, pages
     full = logits(folder, geometry(pages[0], codec="full"), ids, last)
     for page in pages:
         for codec, (key_bits, value_bits) in CODECS.items():
-            for rotate in (False, True):
+            for rotate in (False, True) if config.latent is None else (False,):
                 bits = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": 2}
                 own = geometry(page, rotate=rotate, **bits)
                 coarse = logits(folder, own, ids, last)
@@ -102,6 +104,9 @@ def main() -> None:
         make("qwen2-key-biases", folder)
         ids = torch.randint(0, 256, (1500,), generator=torch.Generator().manual_seed(1)).tolist()
         rows += compare("key biases", Path(folder), ids, 500, 256, pages)
+    with tempfile.TemporaryDirectory() as folder:
+        make("youtu", folder)
+        rows += compare("latent", Path(folder), ids, 500, 256, pages)
     print(json.dumps(rows))
 
 

@@ -179,6 +179,7 @@ def layout_numbers(layout: PageLayout) -> list[int]:
         layout.far_head_bytes,
         layout.head_stride_bytes,
         layout.record_bytes,
+        -1 if layout.shared_from is None else layout.shared_from,
     ]
 
 

@@ -8,6 +8,7 @@ Knows no pages, and nothing that a selection could change.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from . import dispatch
 from .attention import Partial
 from .layer_attention import Raw
 from .layout import PageLayout
+from .matmul import Weight, decoded_rows
 
 
 class Standing(NamedTuple):
@@ -97,3 +99,21 @@ def output_norms(weight: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Te
     """(kv_heads, num_rows) of an output projection (hidden, query heads * head_dim)."""
     heads = weight.to(torch.float32).unflatten(1, (kv_heads, -1, head_dim))
     return heads.square().sum((0, 3)).sqrt() / head_dim**0.5
+
+
+def composed_norms(parts: Iterable[torch.Tensor], values: Weight, num_heads: int) -> torch.Tensor:
+    """`output_norms` (1, num_heads) where a head's output, a latent, is multiplied with `values`
+    (num_heads * value_dim, latent_dim) before the projection: those of both in one.
+
+    parts: the rows of the projection (hidden, num_heads * value_dim), some at a time, float32.
+    """
+    # |P V|^2 is the sum of (P^T P) * (V V^T): neither product is as large as P V.
+    squares = sum(
+        torch.einsum("nhi,nhj->hij", heads, heads)
+        for heads in (rows.unflatten(1, (num_heads, -1)) for rows in parts)
+    )
+    value_dim, norms = values.shape[0] // num_heads, torch.empty(1, num_heads)
+    for head, square in enumerate(squares.cpu()):
+        own = decoded_rows(values, head * value_dim, (head + 1) * value_dim).cpu()
+        norms[0, head] = (square * (own @ own.t())).sum().clamp(min=0).sqrt()
+    return norms.to(squares.device) / values.shape[1] ** 0.5

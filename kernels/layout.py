@@ -7,6 +7,7 @@
 
     far block, "quantised"   far key planes | value planes | value min fp16[P] | value scale fp16[P]
     far block, "full"        raw keys [P, d] | raw values [P, d]
+    where values are the keys, a far block ends behind these
 
 P is page_tokens, d is head_dim. A code of b bits is stored as planes whose widths are the powers of
 two that make up b, widest first, the most significant bits in the first plane: 6 is 4 and 2, 3 is 2
@@ -49,6 +50,9 @@ class PageLayout:
     near_resident  False: the near block lies in the record and near records are empty
     raw_dtype    what a full page's keys and values are stored as
     value_means  each near block ends with the mean of the page's values; quantised pages only
+    shared_from  values are the keys, of which elements from this one on count: no values are stored
+                 and value_bits has no meaning. Attention gives the others too, for nobody's use.
+                 None: values are stored
     least_record_bytes  records are padded to it, so that layers of different bits share frames
     """
 
@@ -64,6 +68,7 @@ class PageLayout:
     near_resident: bool = True
     raw_dtype: torch.dtype = torch.bfloat16
     value_means: bool = False
+    shared_from: int | None = None
     least_record_bytes: int = 0
 
     def __post_init__(self):
@@ -81,6 +86,13 @@ class PageLayout:
                 f"least_record_bytes is {self.least_record_bytes}; "
                 f"it must be a multiple of {RECORD_ALIGN_BYTES}"
             )
+        if self.shared_from is not None:
+            if not 0 <= self.shared_from < self.head_dim:
+                raise ValueError(
+                    f"shared_from is {self.shared_from}; it must be 0..{self.head_dim - 1}"
+                )
+            if self.rotate:
+                raise ValueError("values that are the keys are not rotated: rotate must be False")
         if self.codec == "full":
             if self.rotate:
                 raise ValueError("full pages hold keys as they are: rotate must be False")
@@ -95,6 +107,11 @@ class PageLayout:
             raise ValueError(
                 f"near_bits is {self.near_bits}; it must be 0..4, below key_bits {self.key_bits}"
             )
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether values are the keys."""
+        return self.shared_from is not None
 
     # --- codes ------------------------------------------------------------------------------------
 
@@ -140,8 +157,11 @@ class PageLayout:
 
     @property
     def value_offset(self) -> int:
-        """Where values (planes, or raw) start in a far block; keys start at 0."""
-        return self._raw_bytes if self.is_full else self._plane_bytes(self.far_key_bits)
+        """Where values (planes, or raw) start in a far block; keys start at 0. Of raw ones that are
+        the keys, there too."""
+        if self.is_full:
+            return 0 if self.shares_values else self.raw_bytes
+        return self._plane_bytes(self.far_key_bits)
 
     @property
     def value_min_offset(self) -> int:
@@ -151,7 +171,9 @@ class PageLayout:
     @property
     def far_head_used_bytes(self) -> int:
         if self.is_full:
-            return 2 * self._raw_bytes
+            return self.value_offset + self.raw_bytes
+        if self.shares_values:
+            return self.value_offset
         return self.value_min_offset + 4 * self.page_tokens
 
     @property
@@ -195,7 +217,8 @@ class PageLayout:
     @property
     def bits_per_element(self) -> float:
         """Bits for each key or value element, with all parameters, both planes and padding."""
-        elements = 2 * self.record_tokens * self.kv_heads * self.head_dim
+        kinds = 1 if self.shares_values else 2
+        elements = kinds * self.record_tokens * self.kv_heads * self.head_dim
         return 8 * (self.record_bytes + self.near_record_bytes) / elements
 
     @property
@@ -212,5 +235,6 @@ class PageLayout:
         return self.page_tokens * self.head_dim * bits // 8
 
     @property
-    def _raw_bytes(self) -> int:
+    def raw_bytes(self) -> int:
+        """Of the raw keys of one page and head, or of its values."""
         return self.page_tokens * self.head_dim * self.raw_dtype.itemsize

@@ -56,6 +56,38 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) ->
     return out if bias is None else out.add_(bias.to(torch.float32))
 
 
+def linear_heads(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """`linear` of each head by rows of its own: x (rows, heads, in) float32 times weight
+    (heads * out, in), head after head: (rows, heads, out) float32.
+    """
+    rows, heads, in_features = x.shape
+    if in_features != weight.shape[1] or weight.shape[0] % heads or x.dtype != torch.float32:
+        raise ValueError(
+            f"x is {x.dtype} {tuple(x.shape)} and the weight {tuple(weight.shape)}; they must be "
+            "float32 (rows, heads, in) and (heads * out, in)"
+        )
+    each = weight.shape[0] // heads
+    out = torch.empty((rows, heads, each), dtype=torch.float32, device=x.device)
+    native = dispatch.compiled_for(x, *_tensors(weight))
+    if native is not None:
+        x = x if x.stride(2) == 1 else x.contiguous()
+        weight = weight if isinstance(weight, QuantisedWeight) else weight.contiguous()
+        sizes = in_features, each, heads
+        native.multiply_heads(
+            *weight_numbers(weight),
+            *sizes,
+            x.data_ptr(),
+            *x.stride()[:2],
+            rows,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+    for head in range(heads):
+        out[:, head] = linear(x[:, head], rows_of(weight, head * each, (head + 1) * each))
+    return out
+
+
 def reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`linear` by torch."""
     rows, out_features = x.shape[0], weight.shape[0]
@@ -67,7 +99,7 @@ def reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     step = BLOCK_ROWS if x.device.type == "cpu" else max(1, out_features)
     for start in range(0, out_features, step):
         stop = min(start + step, out_features)
-        block = _rows(weight, start, stop)
+        block = decoded_rows(weight, start, stop)
         if rows == 1:
             torch.mv(block, x[0], out=out[0, start:stop])
             continue
@@ -109,11 +141,18 @@ def weight_numbers(weight: Weight) -> tuple[int, int, int, int]:
     return RAW_DTYPES.index(weight.dtype), weight.data_ptr(), 0, 0
 
 
-def _rows(weight: Weight, start: int, stop: int) -> torch.Tensor:
+def decoded_rows(weight: Weight, start: int, stop: int) -> torch.Tensor:
     """Rows start..stop of a weight as float32 (stop - start, in)."""
     if isinstance(weight, QuantisedWeight):
         return weight.rows(start, stop)
     return weight[start:stop].to(torch.float32)
+
+
+def rows_of(weight: Weight, start: int, stop: int) -> Weight:
+    """Rows start..stop of a weight, sharing its memory."""
+    if stop - start == weight.shape[0]:
+        return weight
+    return weight.part(start, stop) if isinstance(weight, QuantisedWeight) else weight[start:stop]
 
 
 def _tensors(weight: Weight) -> tuple[torch.Tensor, ...]:

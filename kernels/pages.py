@@ -43,7 +43,7 @@ def seal(
     v: torch.Tensor,  # (num_tokens, kv_heads, head_dim)
     layout: PageLayout,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole records of keys and values to bytes.
+    """Whole records of keys and values to bytes. Values are not looked at where they are the keys.
 
     Returns near (num_records, near_record_bytes) and records (num_records, record_bytes), both
     uint8; padding is zero. Raises ValueError for shapes that do not fit the layout,
@@ -122,8 +122,9 @@ def repack(
     heads = _heads(records, layout)
     blocks = _every_near_block(near, heads, layout)
     parameters = blocks[..., layout.key_min_offset : layout.value_mean_offset]
-    values = heads[..., layout.value_offset : layout.far_head_used_bytes]
-    near_parts, far_parts = [parameters], [heads[..., : layout.value_offset], values]
+    keys, values = heads[..., : layout.value_offset], heads[..., layout.value_offset :]
+    values = values[..., : layout.far_head_used_bytes - layout.value_offset]
+    near_parts, far_parts = [parameters], [keys, values]
     if not layout.is_full:
         near_parts.insert(0, blocks[..., : layout.near_codes_bytes])
         if layout.near_bits != wanted.near_bits:
@@ -134,7 +135,7 @@ def repack(
         if wanted.value_means and layout.value_means:
             near_parts.append(blocks[..., layout.value_mean_offset : layout.near_head_bytes])
         elif wanted.value_means:
-            near_parts.append(_bytes(_mean(_values(heads, layout))))
+            near_parts.append(_bytes(_mean(_values(blocks, heads, layout))))
     return _lay_out(near_parts, far_parts, wanted)
 
 
@@ -205,16 +206,17 @@ def _seal_reference(k, v, layout: PageLayout) -> tuple[torch.Tensor, torch.Tenso
         codes = codec.encode(k, key_lo, key_scale, layout.key_bits)
         near_codes = codes >> layout.far_key_bits
         near_parts.insert(0, codec.pack(near_codes, layout.near_bits))
-        value_lo, value_scale = codec.box(v, -1, layout.value_bits, "values")
-        value_codes = codec.encode(v, value_lo, value_scale, layout.value_bits)
-        far_parts = [
-            codec.pack(codes & (2**layout.far_key_bits - 1), layout.far_key_bits),
-            codec.pack(value_codes, layout.value_bits),
-            _bytes(value_lo),
-            _bytes(value_scale),
-        ]
+        far_parts = [codec.pack(codes & (2**layout.far_key_bits - 1), layout.far_key_bits)]
+        if layout.shares_values:
+            read_back = codec.decode(codes, key_lo, key_scale)
+        else:
+            value_lo, value_scale = codec.box(v, -1, layout.value_bits, "values")
+            value_codes = codec.encode(v, value_lo, value_scale, layout.value_bits)
+            far_parts.append(codec.pack(value_codes, layout.value_bits))
+            far_parts += [_bytes(value_lo), _bytes(value_scale)]
+            read_back = codec.decode(value_codes, value_lo, value_scale)
         if layout.value_means:
-            near_parts.append(_bytes(_mean(codec.decode(value_codes, value_lo, value_scale))))
+            near_parts.append(_bytes(_mean(read_back)))
     return _lay_out(near_parts, far_parts, layout)
 
 
@@ -242,7 +244,9 @@ def _raw_parts(k, v, layout: PageLayout) -> tuple[list[torch.Tensor], torch.Tens
     for name, raw in (("keys", raw_k), ("values", raw_v)):
         if not bool(torch.isfinite(raw).all()):
             raise FloatingPointError(f"{name} are not finite (NaN or infinity) in {raw.dtype}")
-    parts = [_bytes(raw_k.flatten(-2)), _bytes(raw_v.flatten(-2))]
+    parts = [_bytes(raw_k.flatten(-2))]
+    if not layout.shares_values:
+        parts.append(_bytes(raw_v.flatten(-2)))
     return parts, raw_k.to(torch.float32)
 
 
@@ -264,13 +268,12 @@ def _unpack_reference(near, records, layout: PageLayout, out_k, out_v) -> None:
     if layout.is_full:
         shape = (*heads.shape[:3], layout.page_tokens, layout.head_dim)
         for out, start in ((out_k, 0), (out_v, layout.value_offset)):
-            raw = heads[..., start : start + layout.value_offset].contiguous()
+            raw = heads[..., start : start + layout.raw_bytes].contiguous()
             out.copy_(_tokens(raw.view(layout.raw_dtype).reshape(shape), layout))
         return
     blocks = _every_near_block(near, heads, layout)
-    codes = _key_codes(blocks, heads, layout)
-    out_k.copy_(_tokens(codec.decode(codes, *_key_parameters(blocks, layout)), layout))
-    out_v.copy_(_tokens(_values(heads, layout), layout))
+    out_k.copy_(_tokens(_keys(blocks, heads, layout), layout))
+    out_v.copy_(_tokens(_values(blocks, heads, layout), layout))
 
 
 def _every_near_block(near, heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
@@ -288,8 +291,16 @@ def _key_codes(blocks: torch.Tensor, heads: torch.Tensor, layout: PageLayout) ->
     return (near_codes << layout.far_key_bits) | far_codes
 
 
-def _values(heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
-    """The values as they are read back, (num_records, pages_per_record, kv_heads, P, d) float32."""
+def _keys(blocks: torch.Tensor, heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The keys as they are read back, (num_records, pages_per_record, kv_heads, P, d) float32."""
+    codes = _key_codes(blocks, heads, layout)
+    return codec.decode(codes, *_key_parameters(blocks, layout))
+
+
+def _values(blocks: torch.Tensor, heads: torch.Tensor, layout: PageLayout) -> torch.Tensor:
+    """The values likewise."""
+    if layout.shares_values:
+        return _keys(blocks, heads, layout)
     tokens, parameters = layout.page_tokens, layout.value_min_offset
     codes = codec.unpack(
         heads[..., layout.value_offset : parameters], layout.value_bits, tokens, layout.head_dim

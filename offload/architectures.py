@@ -6,7 +6,9 @@ from .cohere_families import COHERE_FAMILIES
 from .families import DENSE_FAMILIES
 from .gateless_families import GATELESS_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
+from .latent_families import LATENT_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
+from .mixture_families import MIXTURE_FAMILIES
 from .routed_families import ROUTED_FAMILIES
 
 FAMILIES = {
@@ -14,6 +16,8 @@ FAMILIES = {
     **GATELESS_FAMILIES,
     **COHERE_FAMILIES,
     **ROUTED_FAMILIES,
+    **MIXTURE_FAMILIES,
+    **LATENT_FAMILIES,
     **HYBRID_FAMILIES,
     **MAMBA_FAMILIES,
 }

@@ -18,6 +18,7 @@ from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
+from .latent import LatentAttention
 from .layer_steps import LayerSteps, Prepared
 from .mlp import chosen_experts, dense_mlp, routed_mlps
 from .model_config import ModelConfig
@@ -31,11 +32,6 @@ from .weights import LayerTensors
 # What goes into a layer's output projections, each (n, inputs): what was attended to, what `recur`
 # gave; one of them, both, or neither.
 Mixed = Sequence[torch.Tensor]
-
-
-def gated(attended: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """Attention's output rows times the sigmoid of their gate, where there is one: in its place."""
-    return attended if gate is None else gate_with(gate, attended, "sigmoid")
 
 
 class Decoder:
@@ -55,6 +51,7 @@ class Decoder:
         self.ropes = layer_ropes(config.ropes, config.head_dim, device)
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
+        self._latent = config.latent and LatentAttention(config, config.latent)
         self._steps = LayerSteps(config, self.ropes, is_resident)
         self._recurrent = Prepared(
             lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
@@ -75,7 +72,7 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Queries, as `queries` gives them, and keys and values, each (n, kv_heads, head_dim), of
         residual rows x (n, hidden_size), the first of which is at `position`; and the gate of the
-        output, (n, num_heads * head_dim), where there is one: see `gated`.
+        output, (n, num_heads * head_dim), where there is one: see `attention_output`.
         """
         step = self._projecting_step(layer, w, x)
         if step is not None:
@@ -83,9 +80,13 @@ class Decoder:
             return *step.project(x, *angles, self.query_scale(position)), None
         h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
-        k = self.ropes[layer].turn(self._heads(w, h, rows, "k"), position)
-        v = self._heads(w, h, rows, "v")
-        return q, self._normed_behind(w, k, "k"), v, gate
+        latent = self._latent
+        k = self._heads(w, h, rows, "k") if latent is None else latent.keys(w, h, rows)
+        k = self._normed_behind(w, self.ropes[layer].turn(k, position), "k")
+        v = self._heads(w, h, rows, "v") if latent is None else k
+        if self.config.gate_projection:
+            gate = self._project(w, h, rows, "gate")
+        return q, k, v, gate
 
     def project_row(
         self,
@@ -132,6 +133,15 @@ class Decoder:
         if bias is None or self.config.qk_norm:
             return None
         return bias.view(self.config.num_kv_heads, self.config.head_dim)
+
+    def attention_output(
+        self, w: LayerTensors, attended: torch.Tensor, gate: torch.Tensor | None, rows: slice
+    ) -> torch.Tensor:
+        """Attention's output, (n, num_heads * head_dim), as the output projection takes it, with
+        the gate that `project` gave; both are used up."""
+        if self._latent is not None:
+            return self._latent.mixed(w, attended, rows)
+        return attended if gate is None else gate_with(gate, attended, "sigmoid")
 
     def mix(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
@@ -269,6 +279,8 @@ class Decoder:
             both = self._project(w, h, rows, "q").view(n, c.num_heads, 2, c.head_dim)
             gate = both[:, :, 1].reshape(n, -1)
             heads = self._normed(w, both[:, :, 0].reshape(n, -1), "q")
+        elif self._latent is not None:
+            heads = self._latent.queries(w, h, rows)
         else:
             heads = self._heads(w, h, rows, "q")
         while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by

@@ -25,7 +25,7 @@ from ..kernels.pages import seal
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
-from .decoder import Decoder, Mixed, gated
+from .decoder import Decoder, Mixed
 from .errors import ModelError
 from .footprint import MOST_VERIFIED
 from .geometry import Geometry
@@ -231,8 +231,8 @@ class Engine:
                 window = self._window(kv)
                 self._wish_ahead(sequence, kv, query, decodes=True)
                 attended = self.attention.run_several(kv, sequence, query, window, bias)
-            attended = gated(attended, gate)
-            x = self.decoder.mix(layer, w, x, [attended], slice(0, count))
+            mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
+            x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
         sequence.verified = deque(notes)
         return x
 
@@ -265,7 +265,7 @@ class Engine:
                     attended = self.selected.run(kv, sequence, query, bias, x, w)
                 else:
                     attended = self._attend(sequence, kv, [query], bias)[0]
-                mixed.append(gated(attended, gate))
+                mixed.append(self.decoder.attention_output(w, attended, gate, rows))
             if self._state[layer] is not None:
                 state = sequence.states.of(0, self._state[layer])
                 mixed.append(self.decoder.recur(layer, w, x, rows, *state))
@@ -331,7 +331,11 @@ class Engine:
         attended = {} if kv is None else self._attend_cells(sequence, layer, w, sweep, wanted)
         entered = [part.x if self.config.parallel_mlp else None for part in sweep]
         for index, part in enumerate(sweep):
-            mixed = [self._placed(*attended[index])] if index in attended else []
+            mixed = []
+            if index in attended:
+                query, out, gate = attended[index]
+                placed, rows = self._placed(query, out), wanted[index]
+                mixed.append(self.decoder.attention_output(w, placed, gate, rows))
             if state is not None:
                 states = sequence.states.of(index, state)
                 mixed.append(self.decoder.recur(layer, w, part.x, part.rows, *states))
@@ -360,12 +364,12 @@ class Engine:
         outs = self._attend(sequence, kv, queries, bias)
         return dict(zip(wanted, zip(queries, outs, gates, strict=True), strict=True))
 
-    def _placed(self, query: Query, out: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    def _placed(self, query: Query, out: torch.Tensor) -> torch.Tensor:
         """What was attended to, at its rows of a cell."""
         cells = self.geometry.cell_tokens
         attended = out.new_zeros(cells, out.shape[1])
         attended[query.position % cells :][: query.rows] = out
-        return gated(attended, gate)
+        return attended
 
     def _mix(self, layer: int, w: LayerTensors, part: _CellRows, mixed: Mixed, rows: slice) -> None:
         """The second half of a layer; with routed experts `_end_layer` is a part of it."""

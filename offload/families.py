@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from .config_fields import MOST_POSITIONS, Fields
 from .errors import UnsupportedModel
 from .model_config import Norms
-from .rope_config import read_rope
+from .rope_config import RopeConfig, read_rope
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,21 @@ def mistral(get: Fields, head_dim: int) -> dict:
 
 
 def ministral3(get: Fields, head_dim: int) -> dict:
+    fields = mistral(get, head_dim)
+    return {**fields, "query_growth": query_growth(get, fields["ropes"][0])}
+
+
+def query_growth(get: Fields, rope: RopeConfig) -> tuple[float, int] | None:
     """Queries grow with their position, as in Llama 4."""
-    rope = read_rope(get, head_dim)
     beta, original = (
         rope.parameters.get(name)
         for name in ("llama_4_scaling_beta", "original_max_position_embeddings")
     )
     if beta is None:
-        return mistral(get, head_dim)
+        return None
     nested = Fields({"beta": beta, "original": original}, get.path)
     beta = nested.number("beta", kind=float, low=0.0, high=100.0)
-    original = nested.number("original", high=MOST_POSITIONS)
-    return {**mistral(get, head_dim), "query_growth": (beta, original)}
+    return beta, nested.number("original", high=MOST_POSITIONS)
 
 
 def qwen2(get: Fields, head_dim: int) -> dict:

@@ -215,6 +215,14 @@ def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> in
     return 4 * (scores + means + partials + bias)
 
 
+def _around_latents(config: ModelConfig) -> int:
+    """Numbers of a token that its queries and its output take besides, where it has a latent."""
+    if config.latent is None:
+        return 0
+    of_queries = 2 * config.num_heads * config.latent.query_dim
+    return of_queries + 2 * (config.latent.query_rank or 0) + config.mixed_size
+
+
 def _packed(head_dim: int) -> int:
     """What a prefill kernel holds of one head's token: its key, and its value in whole lanes of
     sixteen where it has no such number of channels."""
@@ -248,7 +256,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 0
     for attends, r in config.mixers:
-        here = (4 * heads + 8 * kv + 2 * longest) * attends
+        here = (4 * heads + 8 * kv + 2 * longest + _around_latents(config)) * attends
         if r is not None:
             here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
         mixing = max(mixing, here)
@@ -270,6 +278,7 @@ def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     count, heads = MOST_VERIFIED, config.num_heads * config.head_dim
     inner = _widest(config)
     a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner
+    a_token += _around_latents(config)
     partials = (geometry.num_spans(context) + 1) * config.num_heads * (config.head_dim + 2)
     bias = BIASED_SPANS * geometry.span_tokens * config.num_heads * config.qkv_bias
     return 4 * (count * (a_token + partials + 2 * bias) + partials) + SLACK_BYTES

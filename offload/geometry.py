@@ -122,7 +122,12 @@ def choose_geometry(
         key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
     page = PageLayout(
-        config.num_kv_heads, config.head_dim, PAGE_TOKENS, raw_dtype=raw_dtype, **codec
+        config.num_kv_heads,
+        config.head_dim,
+        PAGE_TOKENS,
+        raw_dtype=raw_dtype,
+        shared_from=config.values_from,
+        **codec,
     )
     cell = CELL_TOKENS
     while (

@@ -77,7 +77,7 @@ def _common(k: Keys) -> dict:
         raise BadCheckpoint(f"{k.path} has no token_embd.weight: it holds no language model.")
     kinds = {"F32": "float32", "F16": "float16"}
     head_dim, value_dim = k.get("attention.key_length"), k.get("attention.value_length")
-    if head_dim != value_dim:
+    if head_dim != value_dim and k.architecture != "deepseek2":
         raise UnsupportedModel(f"{k.path}: keys of {head_dim} and values of {value_dim} numbers.")
     return {
         "hidden_size": k.get("embedding_length"),
@@ -286,6 +286,64 @@ def _glm4(k: Keys) -> dict:
     return {
         "architectures": ["Glm4ForCausalLM"],
         "partial_rotary_factor": _partial(k, _head_dim(k)),
+    }
+
+
+def _glm4_moe(k: Keys) -> dict:
+    return {
+        "architectures": ["Glm4MoeForCausalLM"],
+        **_deepseek_experts(k),
+        "partial_rotary_factor": _partial(k, _head_dim(k)),
+        "use_qk_norm": k.has("attn_q_norm.weight"),
+    }
+
+
+def _deepseek_experts(k: Keys) -> dict:
+    """Files that were made before they could name groups are of models that are known by their
+    number of experts."""
+    count = k.get("expert_count")
+    groups = {256: (8, 4), 160: (8, 3)}.get(count, (1, 1))
+    said = k.get("expert_group_count"), k.get("expert_group_used_count")
+    num_groups, chosen = groups if None in said else said
+    return {
+        "n_routed_experts": count,
+        "num_experts_per_tok": k.get("expert_used_count"),
+        "moe_intermediate_size": k.get("expert_feed_forward_length"),
+        "n_shared_experts": k.get("expert_shared_count", 0),
+        "routed_scaling_factor": k.get("expert_weights_scale") or 1.0,
+        "norm_topk_prob": bool(k.get("expert_weights_norm", False)),
+        "first_k_dense_replace": k.get("leading_dense_block_count", 0),
+        "n_group": num_groups,
+        "topk_group": chosen,
+    }
+
+
+def _deepseek2(k: Keys) -> dict:
+    """DeepSeek-V2's and V3's, and of those who have the same: experts are chosen by shares or by
+    sigmoids."""
+    by_sigmoid = k.get("expert_gating_func") == 2 or k.has("exp_probs_b.bias")
+    query, turning = (
+        k.get("attention.key_length_mla", k.get("attention.key_length")),
+        k.get("rope.dimension_count"),
+    )
+    if not isinstance(query, int) or not isinstance(turning, int):
+        raise BadCheckpoint(f"{k.path} does not say how long queries are, and how much turns.")
+    experts, scaling = _deepseek_experts(k), _scaling(k)
+    if not by_sigmoid and experts["n_group"] > 1:
+        experts["topk_method"] = "group_limited_greedy"
+    every = k.get("rope.scaling.yarn_log_multiplier")
+    if scaling is not None and every:  # a tenth of it, in float32
+        scaling |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * every, 5))
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if by_sigmoid else "DeepseekV2ForCausalLM"],
+        **experts,
+        "rope_scaling": scaling,
+        "kv_lora_rank": k.get("attention.kv_lora_rank"),
+        "q_lora_rank": k.get("attention.q_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": query - turning,
+        "v_head_dim": k.get("attention.value_length_mla", k.get("attention.value_length")),
+        "attention_bias": k.has("attn_kv_a_mqa.bias"),
     }
 
 
@@ -501,6 +559,8 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "granite": _granite,
     "gpt-oss": _gpt_oss,
     "glm4": _glm4,
+    "glm4moe": _glm4_moe,
+    "deepseek2": _deepseek2,
     "exaone4": _exaone4,
     "seed_oss": _only("SeedOssForCausalLM"),
     "qwen35": _qwen35,

@@ -16,7 +16,8 @@ from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_config import IN_PAIRS
 from .gguf_file import GgufHeader
 from .gguf_packings import Half, LogOf, Swapped, SwappedNumbers, packing_of
-from .model_config import Experts, ModelConfig, Recurrence
+from .head_rows import rows_of_heads
+from .model_config import Experts, HeadRows, ModelConfig, Recurrence
 from .packing import Packing
 from .skeleton import layer_of, layer_prefix
 
@@ -32,6 +33,13 @@ _MODULES = {
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.v_b_proj": "attn_v_b",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -135,12 +143,29 @@ class _Names:
         if kind == "weight":  # Falcon-H1's second norm is written without it
             sources += [f"blk.{layer}.{their}" for their in theirs]
         ref = self._placed(name, sources)
+        split = next((s for s in self._config.head_rows if inner == s.name), None)
+        if split is not None:
+            return self._of_heads(name, shape, layer, ref, split)
         if expert is not None:
             return self._expert(name, layer, ref, theirs[0], expert, kind)
         if ref is not None and self._in_pairs and module in _PAIRED and ref.shape == shape:
             dim = self._config.head_dim
             swapped = Swapped(ref.packing, shape[0] // dim, dim // 2, 2)
             return replace(ref, packing=swapped)
+        return ref
+
+    def _of_heads(
+        self, name: str, shape: tuple[int, ...], layer: int, ref: TensorRef | None, split: HeadRows
+    ) -> TensorRef | None:
+        """A matrix of all heads: one for each head in the file, or, in older ones, rows of
+        another."""
+        if ref is None:
+            source = f"blk.{layer}.attn_kv_b.weight"
+            whole = self._placed(name, (source,))
+            return whole and rows_of_heads(source, whole, split)
+        heads = split.heads
+        if ref.shape == (heads, shape[0] // heads, shape[1]):
+            return replace(ref, shape=shape)
         return ref
 
     def _expert(

@@ -4,22 +4,26 @@ those that attend in every layer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_ROWS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family
-from .model_config import Experts, Recurrence, Stacked
+from .model_config import Experts, Recurrence
 from .rope_config import read_rope
-from .routed_families import checked_experts, num_experts, qwen3_experts
+from .routed_families import (
+    STACKED,
+    checked_experts,
+    num_experts,
+    qwen3_experts,
+    with_shared,
+)
 
 MOST_HEADS, MOST_DIM = 1024, 1024
 MOST_CONV = 16  # what the kernels take at most
 
 
 def qwen3_next(get: Fields, head_dim: int) -> dict:
-    experts = _with_shared(get, qwen3_experts(get, 512))
+    experts = with_shared(get, qwen3_experts(get, 512), 512)
     return {**qwen3_5(get, head_dim, by_heads=True), "experts": experts}
 
 
@@ -57,13 +61,8 @@ def qwen3_5_moe(get: Fields, head_dim: int) -> dict:
         get.number("moe_intermediate_size", 512),
     )
     experts = (checked_experts(get, experts),) * get.num_layers
-    return {**qwen3_5(get, head_dim), "experts": _with_shared(get, experts), "stacked": _STACKED}
-
-
-def _with_shared(get: Fields, experts: tuple[Experts | None, ...]) -> tuple[Experts | None, ...]:
-    """The same with the expert that every token goes through."""
-    size = get.number("shared_expert_intermediate_size", 512)
-    return tuple(e and replace(e, shared_size=size) for e in experts)
+    experts = with_shared(get, experts, 512)
+    return {**qwen3_5(get, head_dim), "experts": experts, "stacked": STACKED}
 
 
 def lfm2(get: Fields, head_dim: int) -> dict:
@@ -113,6 +112,7 @@ def lfm2_moe(get: Fields, head_dim: int) -> dict:
         by_sigmoid=True,
         bias=f"{block}.expert_bias" if get.flag("use_expert_bias", True) else None,
         scaling=get.positive("routed_scaling_factor", 1.0),
+        least_sum=1e-6,
     )
     dense, layers = get.number("num_dense_layers", 2, low=0), range(get.num_layers)
     return {
@@ -152,13 +152,6 @@ def checked_recurrence(
     return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
 
 
-_STACKED = (
-    Stacked(
-        "mlp.experts.gate_up_proj",
-        ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
-    ),
-    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
-)
 _LFM2_NAMES = (
     ("model.embedding_norm.", "model.norm."),
     (".operator_norm.", ".input_layernorm."),

@@ -76,7 +76,8 @@ class LayerSteps:
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values."""
         c = self._config
-        return c.attends(layer) and not c.output_gate and c.qk_norm != "turned"
+        is_plain = not (c.output_gate or c.gate_projection or c.latent or c.qk_norm == "turned")
+        return c.attends(layer) and is_plain
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)

@@ -17,7 +17,7 @@ from ..kernels.gate import activate, xielu
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from ..kernels.step import add_expert, expert_numbers, native_for
-from .model_config import XIELU_PARAMETERS, Experts
+from .model_config import XIELU_PARAMETERS, ExpertGroups, Experts
 from .rowwise import tiled
 from .weights import LayerTensors
 
@@ -161,9 +161,7 @@ def _numbers(w: LayerTensors, paths: list[str]) -> list[int]:
 
 def _shared_share(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts) -> torch.Tensor:
     """How much of the shared expert counts for each row, (n, 1)."""
-    scores = tiled(h, rows, w[f"{experts.shared_gate}.weight"])
-    # The kernel's sigmoid: torch's of a few numbers has other bits than of many.
-    return gate_with(scores, torch.ones_like(scores), "sigmoid")
+    return _sigmoid(tiled(h, rows, w[f"{experts.shared_gate}.weight"]))
 
 
 def _expert(w: LayerTensors, h: torch.Tensor, activation: str, experts: Experts, number: int):
@@ -195,14 +193,31 @@ def _route(
     scores: torch.Tensor, experts: Experts, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
-    shares = scores.sigmoid() if experts.by_sigmoid else scores.softmax(-1)
+    shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
     worth = shares if bias is None else shares + bias
+    if experts.groups is not None:
+        worth = _within_groups(worth, experts.groups)
     numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]
     shares = shares.gather(-1, numbers)
     if experts.normalised:
         least = experts.least_sum if experts.by_sigmoid else 0.0
         shares = shares / (shares.sum(-1, keepdim=True) + least)
     return (shares if experts.scaling == 1 else shares * experts.scaling), numbers
+
+
+def _sigmoid(scores: torch.Tensor) -> torch.Tensor:
+    """In their place. The kernel's: torch's of a few numbers has other bits than of many."""
+    return gate_with(scores, torch.ones_like(scores), "sigmoid")
+
+
+def _within_groups(worth: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+    """What experts (n, count) are worth, with the least of all where a group is not chosen."""
+    grouped = worth.unflatten(-1, (groups.count, -1))
+    best = grouped.topk(groups.best, -1).values.sum(-1)
+    numbers = best.sort(stable=True, dim=-1, descending=True).indices[:, groups.chosen :]
+    return grouped.scatter(
+        1, numbers.unsqueeze(-1).expand(-1, -1, grouped.shape[-1]), -torch.inf
+    ).flatten(1)
 
 
 def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:

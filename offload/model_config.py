@@ -41,6 +41,16 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class ExpertGroups:
+    """Equal groups of neighbouring experts, of which `chosen` are in question for a token: those
+    whose `best` highest scores have the largest sum."""
+
+    count: int
+    chosen: int
+    best: int
+
+
+@dataclass(frozen=True)
 class Experts:
     """The routed experts of one layer: a router chooses some of them for each token.
 
@@ -48,12 +58,13 @@ class Experts:
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
     standing for the expert's number. by_sigmoid: scores are sigmoids, each on its own, not shares
     of one whole; bias: the files' name of what is added to them for the choice alone, a matrix of
-    one row if bias_is_row; scaling: of the chosen ones' weights; least_sum: added to the sum that
-    normalised sigmoids are divided by. shared_size: of the expert that every token goes through
-    besides, 0 without one; shared: what its projections' names begin with; shared_gate: what says,
-    for each token, how much of it counts, None: all; shared_scaling: of what it gives. gate_up:
-    gate and up in one, their rows in turn, in place of both; biases: whether router and experts
-    have them. gate is None where MLPs have no gates.
+    one row if bias_is_row; groups: which limit the choice, None: nothing does; scaling: of the
+    chosen ones' weights; least_sum: added to the sum that normalised sigmoids are divided by.
+    shared_size: of the expert that every token goes through besides, 0 without one; shared: what
+    its projections' names begin with; shared_gate: what says, for each token, how much of it
+    counts, None: all; shared_scaling: of what it gives. gate_up: gate and up in one, their rows in
+    turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
+    have no gates.
     """
 
     count: int
@@ -68,6 +79,7 @@ class Experts:
     bias: str | None = None
     bias_is_row: bool = False
     scaling: float = 1.0
+    groups: ExpertGroups | None = None
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
     shared_gate: str | None = "mlp.shared_expert_gate"
@@ -98,6 +110,51 @@ class Stacked:
     end: str
     names: tuple[str, ...]
     by_columns: bool = False
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """A tensor in which the files hold rows of every head, some of which are a tensor of ours.
+
+    end: of its name; name: end of ours; shape: of the files'. rows: from .. to, of each head's.
+    turned: each head's rows are inputs there and outputs here.
+    """
+
+    end: str
+    name: str
+    shape: tuple[int, int]
+    heads: int
+    rows: tuple[int, int]
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434): a token's keys and values are made of
+    `rank` numbers, normed, and of `rope_dim` that turn, which all heads share.
+
+    Each head has nope_dim + rope_dim numbers for a query and value_dim for a value. query_rank: of
+    what queries are made of, None: of the layer's input itself. bias: of the projections to those
+    few numbers, and of the output. norm_eps: of the norms behind them.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    query_rank: int | None
+    bias: bool = False
+    norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        """Of the one head that pages hold: what turns, then the latent."""
+        return self.rope_dim + self.rank
+
+    @property
+    def query_dim(self) -> int:
+        """Of a head's query as it is projected."""
+        return self.nope_dim + self.rope_dim
 
 
 @dataclass(frozen=True)
@@ -138,7 +195,7 @@ class Recurrence:
 @dataclass(frozen=True)
 class ModelConfig:
     """One decoder-only transformer, as the one configurable decoder needs it. Tuples have one entry
-    for each layer.
+    for each layer. num_kv_heads and head_dim are of what pages hold; see `latent`.
     """
 
     architecture: str
@@ -182,12 +239,15 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
     experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
     output_gate: bool = False  # of attention, beside each head's query in q_proj
+    gate_projection: bool = False  # the same, by a matrix of its own: self_attn.gate_proj
+    latent: Latent | None = None  # what all layers attend to in place of keys and values
     recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer keeps no state; empty: none do
     attention: tuple[bool, ...] = ()  # whether a layer attends; empty: those that keep no state do
     mlps: tuple[bool, ...] = ()  # whether a layer has an MLP, or experts; empty: all have
     gated_mlp: bool = True  # else down(activation(up(x)))
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
     stacked: tuple[Stacked, ...] = ()
+    head_rows: tuple[HeadRows, ...] = ()
     null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
     quantisation: Quantisation | None = None  # in the files; None also for the family's own
 
@@ -195,6 +255,16 @@ class ModelConfig:
     def groups(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def mixed_size(self) -> int:
+        """Numbers of a token that go into attention's output projection."""
+        return self.num_heads * (self.head_dim if self.latent is None else self.latent.value_dim)
+
+    @property
+    def values_from(self) -> int | None:
+        """Where values are the keys' elements, the first of them; None: values are others."""
+        return None if self.latent is None else self.latent.rope_dim
 
     def experts_of(self, layer: int) -> Experts | None:
         return self.experts[layer] if self.experts else None
@@ -288,6 +358,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)
     fields = {**common, **family.fields(get, common["head_dim"])}
+    _check_heads(path, fields)
     config = ModelConfig(**fields, quantisation=quantisation)
     if config.gated_mlp and config.activation in _GATELESS.values():
         raise UnsupportedModel(
@@ -302,7 +373,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
 # Fields whose null is an answer, and not an absence.
 _NULLS = (
     *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
-    *("block_ffn_dim_multiplier", "mamba_d_ssm"),
+    *("block_ffn_dim_multiplier", "mamba_d_ssm", "q_lora_rank"),
 )
 
 
@@ -327,22 +398,13 @@ def _common(get: Fields, architecture: str) -> dict:
     num_heads = get.number("num_attention_heads")
     hidden = get.number("hidden_size")
     head_dim = get.number("head_dim", hidden // num_heads or None)
-    num_kv_heads = get.number("num_key_value_heads", num_heads)
-    if num_heads % num_kv_heads:
-        raise BadCheckpoint(
-            f"{path}: {num_heads} attention heads cannot share {num_kv_heads} KV heads evenly."
-        )
-    if num_heads * head_dim > MOST_ROWS:
-        raise BadCheckpoint(f"{path}: {num_heads} heads of {head_dim} are more than any model has.")
-    if head_dim % 8:
-        raise UnsupportedModel(f"{path}: head_dim {head_dim} is not a multiple of 8.")
     return {
         "architecture": architecture,
         "num_layers": num_layers,
         "hidden_size": hidden,
         "intermediate_size": get.number("intermediate_size"),
         "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
+        "num_kv_heads": get.number("num_key_value_heads", num_heads),
         "head_dim": head_dim,
         "vocab_size": get.number("vocab_size"),
         "max_positions": get.number("max_position_embeddings", 2048, high=MOST_POSITIONS),
@@ -352,6 +414,18 @@ def _common(get: Fields, architecture: str) -> dict:
         "activation": _read_activation(get.raw, path),
         "windows": (None,) * num_layers,
     }
+
+
+def _check_heads(path: Path, fields: dict) -> None:
+    heads, kv_heads, dim = (fields[name] for name in ("num_heads", "num_kv_heads", "head_dim"))
+    if heads % kv_heads:
+        raise BadCheckpoint(
+            f"{path}: {heads} attention heads cannot share {kv_heads} KV heads evenly."
+        )
+    if heads * dim > MOST_ROWS:
+        raise BadCheckpoint(f"{path}: {heads} heads of {dim} are more than any model has.")
+    if dim % 8:
+        raise UnsupportedModel(f"{path}: head_dim {dim} is not a multiple of 8.")
 
 
 def _read_activation(raw: dict, path: Path) -> str:

@@ -59,7 +59,7 @@ class FolderFiles:
         return read_model_config(self.path)
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
-        how = config.renamed, config.stacked, config.quantisation
+        how = config.renamed, config.stacked, config.quantisation, config.head_rows
         return open_folder(self.path, shapes, *how)
 
     def generation(self) -> GenerationConfig:

@@ -207,15 +207,7 @@ class _Filling:
             buffers = facts.expert_staging_bytes
         head = facts.head_bytes() if held.head_resident else 2 * facts.head_block_bytes()
         slots, layout = raw_slots(sweep), geometry.layout
-        raw = RawPages.num_bytes(
-            self.num_kv_layers,
-            slots,
-            layout.kv_heads,
-            geometry.cell_tokens,
-            layout.head_dim,
-            layout.page_tokens,
-            layout.raw_dtype,
-        )
+        raw = RawPages.num_bytes(layout, self.num_kv_layers, slots, geometry.cell_tokens)
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())

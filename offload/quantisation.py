@@ -132,7 +132,7 @@ def _compressed(said: dict, path: Path) -> Quantisation:
 
 def _fp8(said: dict, path: Path) -> Quantisation:
     kind = said.get("fmt") or "e4m3"
-    if kind != "e4m3":
+    if kind not in ("e4m3", "float8_e4m3fn"):  # MiniMax spells it out
         raise _refused(path, f"fp8, {kind}")
     return Quantisation("fp8", 8, block=_block(said.get("weight_block_size"), path))
 

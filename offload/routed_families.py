@@ -3,6 +3,8 @@ config.json. As families.py, which has those whose MLPs are dense."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import OLMO, Family, ernie4_5, granite, hunyuan, olmo2, qwen3, two_ropes
@@ -31,6 +33,15 @@ def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
         raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
     routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
     return tuple(checked_experts(get, experts) if here else None for here in routed)
+
+
+def with_shared(
+    get: Fields, experts: tuple[Experts | None, ...], default: int
+) -> tuple[Experts | None, ...]:
+    """The same with the expert that every token goes through, of as many numbers as the file says,
+    or `default`."""
+    size = get.number("shared_expert_intermediate_size", default)
+    return tuple(e and replace(e, shared_size=size) for e in experts)
 
 
 def num_experts(get: Fields, default: int) -> int:
@@ -217,6 +228,13 @@ def gpt_oss(get: Fields, head_dim: int) -> dict:
     }
 
 
+STACKED = (
+    Stacked(
+        "mlp.experts.gate_up_proj",
+        ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
+    ),
+    Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
+)
 GRANITE_STACKED = (
     Stacked(
         "block_sparse_moe.input_linear.weight",

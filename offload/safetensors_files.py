@@ -17,7 +17,8 @@ import torch
 from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint
-from .model_config import Stacked
+from .head_rows import split_heads
+from .model_config import HeadRows, Stacked
 from .packed_modules import packed_modules
 from .packing import Mxfp4, Plain, Transposed
 from .quantisation import Quantisation
@@ -43,11 +44,13 @@ def open_folder(
     renamed: Sequence[tuple[str, str]] = (),
     stacked: Sequence[Stacked] = (),
     quantisation: Quantisation | None = None,
+    head_rows: Sequence[HeadRows] = (),
 ) -> Checkpoint:
     """The tensors of a model folder.
 
     shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
     stacked: tensors of all experts in the files. quantisation: how some of them are packed.
+    head_rows: tensors in the files of which some rows of each head are one that is needed.
 
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
     wrong shape or dtype, and for folders that hold pickled weights only.
@@ -57,9 +60,16 @@ def open_folder(
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
     if quantisation is not None:
-        found.update(packed_modules(found, quantisation, shapes))
+        whole = {
+            name.removesuffix(split.name) + split.end
+            for split in head_rows
+            for name in shapes
+            if name.endswith(split.name)
+        }
+        found.update(packed_modules(found, quantisation, whole.union(shapes)))
     for name in list(found):
         found.update(_unstacked(name, found, stacked))
+    found.update(split_heads(found, head_rows))
     return Checkpoint(found, shapes, folder)
 
 

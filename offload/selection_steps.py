@@ -20,12 +20,19 @@ import torch
 
 from ..kernels.attention import Partial, empty_parts
 from ..kernels.bounds import bound_pages
-from ..kernels.effect import Standing, head_effect, output_norms, stand, value_spread
+from ..kernels.effect import (
+    Standing,
+    composed_norms,
+    head_effect,
+    output_norms,
+    stand,
+    value_spread,
+)
 from ..kernels.layer_selection import Choice, LayerSelection
+from ..kernels.matmul import decoded_rows
 from ..kernels.means import attend_left_out
 from ..kernels.paged_attention import attend_records, merge_records
 from ..kernels.pages import rotate
-from ..kernels.quantised import QuantisedWeight
 from ..kernels.score import score_pages
 from ..prefetch.evidence import Evidence
 from ..prefetch.source import Selector
@@ -55,17 +62,19 @@ class Known:
     def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
         """(kv_heads, num_rows): see kernels.effect."""
         if layer not in self._output_norms:
-            projection, layout = w["self_attn.o_proj.weight"], self.tiered.layouts[layer]
-            squares = 0.0
-            for start in range(0, projection.shape[0], _NORM_ROWS):
-                stop = min(start + _NORM_ROWS, projection.shape[0])
-                if isinstance(projection, QuantisedWeight):
-                    rows = projection.rows(start, stop)
-                else:
-                    rows = projection[start:stop]
-                norms = output_norms(rows, layout.kv_heads, layout.head_dim)
-                squares = squares + norms.square()
-            self._output_norms[layer] = squares.sqrt()
+            projection = w["self_attn.o_proj.weight"]
+            parts = (
+                decoded_rows(projection, start, min(start + _NORM_ROWS, projection.shape[0]))
+                for start in range(0, projection.shape[0], _NORM_ROWS)
+            )
+            values = w.get("self_attn.v_b_proj.weight")
+            if values is None:
+                layout = self.tiered.layouts[layer]
+                norms = (output_norms(rows, layout.kv_heads, layout.head_dim) for rows in parts)
+                self._output_norms[layer] = sum(n.square() for n in norms).sqrt()
+            else:  # a latent goes through both
+                num_heads = w["self_attn.k_b_proj.weight"].shape[0] // values.shape[1]
+                self._output_norms[layer] = composed_norms(parts, values, num_heads)
         return self._output_norms[layer]
 
     def stand(
@@ -78,8 +87,10 @@ class Known:
             q, x = query.q.contiguous(), residual.contiguous()
             return stand(q, raw, tiered.layouts[layer], tiered.softcap, norms, x)
         raw = tiered.raw_partial(layer, sequence, query, None)
-        spread = value_spread(tiered.raw_values(layer, sequence, query.position))
-        effect = head_effect(norms, residual.norm(), raw.out / raw.sum.unsqueeze(-1), spread)
+        first = tiered.layouts[layer].shared_from or 0
+        spread = value_spread(tiered.raw_values(layer, sequence, query.position)[..., first:])
+        out = raw.out[..., first:] / raw.sum.unsqueeze(-1)
+        effect = head_effect(norms, residual.norm(), out, spread)
         return Standing(raw, raw.max + raw.sum.log(), effect)
 
     def evidence(

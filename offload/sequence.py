@@ -17,6 +17,7 @@ from copy import copy
 
 import torch
 
+from ..kernels.layout import PageLayout
 from ..kernels.raw_rows import store_rows
 from ..prefetch.trail import Trail
 from .states import States
@@ -30,21 +31,26 @@ def raw_slots(sweep_cells: int) -> int:
 
 
 class RawPages:
-    """Keys and values of the newest cells and of the sink, in the model's own dtype.
+    """Keys and values of the newest cells and of the sink, in the model's own dtype: of `layout`.
 
     A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there. Each
-    buffer is (num_layers, num_slots, kv_heads, cell_tokens, head_dim).
+    buffer is (num_layers, num_slots, kv_heads, cell_tokens, head_dim). Values that are the keys are
+    the same buffers.
     """
 
     def __init__(
-        self, num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype, device
+        self, layout: PageLayout, num_layers: int, num_slots: int, cell_tokens: int, device
     ):
+        kv_heads, head_dim, dtype = layout.kv_heads, layout.head_dim, layout.raw_dtype
+        sink_tokens, self._shares_values = layout.page_tokens, layout.shares_values
         shape = (num_layers, num_slots, kv_heads, cell_tokens, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
         sink = (num_layers, kv_heads, sink_tokens, head_dim)
-        self.sink_keys = torch.zeros(sink, dtype=dtype, device=device)
-        self.sink_values = torch.zeros(sink, dtype=dtype, device=device)
+        self.keys, self.sink_keys = (
+            torch.zeros(size, dtype=dtype, device=device) for size in (shape, sink)
+        )
+        self.values, self.sink_values = self.keys, self.sink_keys
+        if not self._shares_values:
+            self.values, self.sink_values = map(torch.zeros_like, (self.keys, self.sink_keys))
         self.num_slots = num_slots
         # Asked for in every layer of every decoded token, and dear where no cache holds them.
         self._row_bytes = head_dim * dtype.itemsize
@@ -56,17 +62,18 @@ class RawPages:
         self._sink_tokens, self._sink_bytes = sink_tokens, kv_heads * sink_tokens * self._row_bytes
 
     @staticmethod
-    def num_bytes(
-        num_layers, num_slots, kv_heads, cell_tokens, head_dim, sink_tokens, dtype
-    ) -> int:
-        tokens = num_slots * cell_tokens + sink_tokens
-        return 2 * num_layers * kv_heads * tokens * head_dim * dtype.itemsize
+    def num_bytes(layout: PageLayout, num_layers: int, num_slots: int, cell_tokens: int) -> int:
+        tokens, kinds = num_slots * cell_tokens + layout.page_tokens, 2 - layout.shares_values
+        numbers = kinds * num_layers * layout.kv_heads * tokens * layout.head_dim
+        return numbers * layout.raw_dtype.itemsize
 
     def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim)."""
+        """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim). v is not looked
+        at where values are the keys."""
         stop, slot = row + k.shape[0], cell % self.num_slots
         store_rows(k, self.keys[layer, slot, :, row:stop])
-        store_rows(v, self.values[layer, slot, :, row:stop])
+        if not self._shares_values:
+            store_rows(v, self.values[layer, slot, :, row:stop])
         sink_tokens = self.sink_keys.shape[2]
         if cell == 0 and row < sink_tokens:
             last = min(stop, sink_tokens)

@@ -117,15 +117,11 @@ class Sequences:
 
     def new_raw(self) -> RawPages:
         """Empty raw pages, as a sequence or a snapshot of one needs them."""
-        layout = self._geometry.layout
         return RawPages(
+            self._geometry.layout,
             len(self._config.kv_layers),
             raw_slots(self.sweep_cells),
-            layout.kv_heads,
             self._geometry.cell_tokens,
-            layout.head_dim,
-            layout.page_tokens,
-            layout.raw_dtype,
             self._device,
         )
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .model_config import XIELU_PARAMETERS, Experts, ModelConfig, Recurrence
+from .model_config import XIELU_PARAMETERS, Experts, Latent, ModelConfig, Recurrence
 
 
 class _Weight(nn.Module):
@@ -28,6 +28,25 @@ class _Weight(nn.Module):
             self.bias = nn.Parameter(torch.empty(shape[0]))
 
 
+class _LatentAttention(nn.Module):
+    """kv_b_proj of the files is k_b_proj, each head's turned around, and v_b_proj."""
+
+    def __init__(self, c: ModelConfig, latent: Latent):
+        super().__init__()
+        q, few = c.num_heads * latent.query_dim, latent.query_rank
+        if few is None:
+            self.q_proj = _Weight(q, c.hidden_size)
+        else:
+            self.q_a_proj = _Weight(few, c.hidden_size, bias=latent.bias)
+            self.q_a_layernorm = _Weight(few)
+            self.q_b_proj = _Weight(q, few)
+        self.kv_a_proj_with_mqa = _Weight(latent.head_dim, c.hidden_size, bias=latent.bias)
+        self.kv_a_layernorm = _Weight(latent.rank)
+        self.k_b_proj = _Weight(c.num_heads * latent.rank, latent.nope_dim)
+        self.v_b_proj = _Weight(c.num_heads * latent.value_dim, latent.rank)
+        self.o_proj = _Weight(c.hidden_size, c.mixed_size, bias=latent.bias)
+
+
 class _Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -39,6 +58,8 @@ class _Attention(nn.Module):
             self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
             self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
+        if c.gate_projection:
+            self.gate_proj = _Weight(q, c.hidden_size)
         if c.null_scores:
             self.sinks = nn.Parameter(torch.empty(c.num_heads))
         if c.qk_norm:
@@ -115,7 +136,7 @@ class _Layer(nn.Module):
             if name is not None:
                 self.add_module(name, _Weight(c.hidden_size, bias=c.norm_bias))
         if kind.attends:
-            self.self_attn = _Attention(c)
+            self.self_attn = _Attention(c) if c.latent is None else _LatentAttention(c, c.latent)
         if kind.recurrence is not None:
             self.add_module(kind.recurrence.module, _Recurrent(kind.recurrence, c.hidden_size))
         if kind.experts is not None:

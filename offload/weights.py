@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.matmul import linear
+from ..kernels.matmul import linear, rows_of
 from ..kernels.norm import layer_norm, rms_norm
-from ..kernels.quantised import QuantisedWeight
 from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
@@ -301,7 +300,7 @@ class WeightStore:
             if name not in self._fused:
                 named[name] = tensor
             for part, start, stop in self._fused.get(name, ()):
-                named[part] = _rows_of(tensor, start, stop)
+                named[part] = rows_of(tensor, start, stop)
         return named
 
     def _loaded(self, loader: TensorLoader, names: list[str]) -> dict[str, Kept]:
@@ -418,10 +417,3 @@ class WeightStore:
 
     def _layer_bytes(self, layer: int) -> int:
         return sum(map(self._kept_bytes, self._names[layer]))
-
-
-def _rows_of(tensor: Kept, start: int, stop: int) -> Kept:
-    """Rows start..stop of a tensor, sharing its memory."""
-    if stop - start == tensor.shape[0]:
-        return tensor
-    return tensor.part(start, stop) if isinstance(tensor, QuantisedWeight) else tensor[start:stop]

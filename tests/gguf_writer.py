@@ -42,6 +42,10 @@ ARCHITECTURES = {
     "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4,
     "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS,
     "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+    "Glm4MoeForCausalLM": MODEL_ARCH.GLM4_MOE,
+    "DeepseekV2ForCausalLM": MODEL_ARCH.DEEPSEEK2,
+    "DeepseekV3ForCausalLM": MODEL_ARCH.DEEPSEEK2,
+    "Glm4MoeLiteForCausalLM": MODEL_ARCH.DEEPSEEK2,
     "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT,
     "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35,
     "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
@@ -86,14 +90,15 @@ def write(
     experts: str = "",
     others: dict[str, str] | None = None,
     by_heads: bool = True,
+    heads_apart: bool = True,
     **keys: Any,
 ) -> Path:
     """Write the model of a folder to a file, and return its path.
 
     kind: of matrices whose rows are whole blocks; others, and all else, are F32. experts: of
     experts, where that is another. others: of tensors by a part of their names. pre: how text is
-    cut. by_heads: see tensors_of. keys: further metadata, or, None, what is left out; with __ in
-    place of a dot, and arch for the architecture's name.
+    cut. by_heads, heads_apart: see tensors_of. keys: further metadata, or, None, what is left out;
+    with __ in place of a dot, and arch for the architecture's name.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["architectures"][0]]
@@ -102,7 +107,7 @@ def write(
     read = read_model_config(folder)
     inner, config = read.intermediate_size, {"num_hidden_layers": read.num_layers, **config}
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
-    tensors = tensors_of(folder, config, arch, by_heads)
+    tensors = tensors_of(folder, config, arch, by_heads, heads_apart)
     said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
     said |= {
         name.replace("arch__", "{arch}.").replace("__", "."): value for name, value in keys.items()
@@ -173,7 +178,7 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     if c.get("layer_types") and c.get("sliding_window"):
         local = [kind == "sliding_attention" for kind in c["layer_types"]]
         said["attention.sliding_window_pattern"] = local
-    said |= _of_hybrid(c, arch, inner)
+    said |= _of_hybrid(c, arch, inner) | _of_deepseek(c, arch)
     if arch == MODEL_ARCH.GPT_OSS:
         said["expert_feed_forward_length"] = c["intermediate_size"]
     if arch == MODEL_ARCH.QWEN2 and not c.get("use_sliding_window"):
@@ -275,6 +280,38 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
     return {}
 
 
+def _of_deepseek(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
+    """Of models with DeepSeek's experts, some of which have its latent attention."""
+    if "n_routed_experts" not in c:
+        return {}
+    by_sigmoid = c["model_type"] != "deepseek_v2"
+    said = {
+        "expert_count": c["n_routed_experts"],
+        "expert_used_count": c["num_experts_per_tok"],
+        "expert_shared_count": c["n_shared_experts"],
+        "expert_weights_norm": c["norm_topk_prob"] if by_sigmoid else False,
+        "expert_gating_func": 2 if by_sigmoid else 1,
+        "expert_group_count": c["n_group"],
+        "expert_group_used_count": c["topk_group"],
+        "leading_dense_block_count": c.get("first_k_dense_replace", 1),
+    }
+    if arch == MODEL_ARCH.DEEPSEEK2:
+        scaling, turning = c.get("rope_scaling") or {}, c["qk_rope_head_dim"]
+        said |= {
+            "attention.head_count_kv": 1,
+            "attention.q_lora_rank": c["q_lora_rank"],
+            "attention.kv_lora_rank": c["kv_lora_rank"],
+            "attention.key_length": c["kv_lora_rank"] + turning,
+            "attention.value_length": c["kv_lora_rank"],
+            "attention.key_length_mla": c["qk_nope_head_dim"] + turning,
+            "attention.value_length_mla": c["v_head_dim"],
+            "rope.dimension_count": turning,
+        }
+        if scaling:
+            said["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling["mscale_all_dim"]
+    return said
+
+
 def _scaling(c: dict[str, Any]) -> dict[str, Any]:
     scaling = c.get("rope_scaling") or {}
     if scaling.get("alpha"):
@@ -326,10 +363,15 @@ def tokens(folder: Path, c: dict[str, Any], pre: str) -> dict[str, Any]:
 
 
 def tensors_of(
-    folder: Path, c: dict[str, Any], arch: MODEL_ARCH, by_heads: bool = True
+    folder: Path,
+    c: dict[str, Any],
+    arch: MODEL_ARCH,
+    by_heads: bool = True,
+    heads_apart: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The tensors by GGUF's names, in float32, as a file has them. by_heads: Qwen3-Next's
-    projections in one tensor, as first files had them."""
+    projections in one tensor, as first files had them. heads_apart: latent attention's keys and
+    values of each head as matrices of their own, as first files had not."""
     names = gguf.get_tensor_name_map(arch, c["num_hidden_layers"])
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -337,6 +379,8 @@ def tensors_of(
     made: dict[str, torch.Tensor] = {}
     if not by_heads:
         found = _taken_apart(found, c)
+    if heads_apart:
+        found = _heads_apart(found, c)
     for name, tensor in _stacked(found, c).items():
         if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):
             continue
@@ -394,6 +438,20 @@ def multiplied(name: str, numbers: torch.Tensor, c: dict[str, Any]) -> torch.Ten
         "embed_tokens": c["embedding_multiplier"],
     }
     return numbers * times.get(name.split(".")[-2], 1.0)
+
+
+def _heads_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Of latent attention, a matrix for each head's keys, turned around, and for its values."""
+    made = {}
+    for name, tensor in found.items():
+        if not name.endswith("kv_b_proj.weight"):
+            made[name] = tensor
+            continue
+        heads = tensor.unflatten(0, (c["num_attention_heads"], -1))
+        keys, values = heads.split((c["qk_nope_head_dim"], c["v_head_dim"]), 1)
+        made[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2).contiguous()
+        made[name.replace("kv_b_proj", "v_b_proj")] = values.contiguous()
+    return made
 
 
 def _taken_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,8 @@ LAYOUTS = [
     PageLayout(2, 64, 16, 2, codec="full", raw_dtype=torch.bfloat16),
     PageLayout(2, 40, 16, 2, codec="full", raw_dtype=torch.float16),
     PageLayout(1, 80, 16, 2, codec="full", raw_dtype=torch.float32),
+    PageLayout(1, 576, 64, 1, key_bits=8, value_means=True, near_bits=2, shared_from=64),
+    PageLayout(1, 56, 16, 1, key_bits=5, near_bits=1, shared_from=16),
 ]
 
 if __name__ == "__main__":

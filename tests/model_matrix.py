@@ -113,6 +113,25 @@ _LFM2 = {
     "norm_eps": 1e-5,
     "rope_parameters": rope(1e6),
 }
+_LATENT = {
+    "kv_lora_rank": 40,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "num_key_value_heads": 4,
+}
+_ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_GROUPS = {"n_group": 4, "topk_group": 2}
 _HUB_LFM2 = {"block_ff_dim": 96, "tie_embedding": True}
 
 _NEMOTRON_H = {
@@ -664,6 +683,124 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
+    "qwen2-moe": Variant(
+        "Qwen2Moe",
+        "a shared expert with a gate; windows in every other layer, up to one",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 2,
+        },
+        {"num_experts": 8, "num_local_experts": ...},
+    ),
+    "qwen2-moe-dense": Variant(
+        "Qwen2Moe",
+        "no biases, weights that sum to one, a dense layer",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "qkv_bias": False,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+        {"num_experts": 8, "num_local_experts": ...},
+    ),
+    "glm4-moe": Variant(
+        "Glm4Moe",
+        "experts chosen by sigmoids and a bias, a dense layer; norms of heads, biases",
+        {**_ROUTED, "use_qk_norm": True, "attention_bias": True},
+    ),
+    "glm4-moe-groups": Variant(
+        "Glm4Moe", "groups of experts; no norms of heads", {**_ROUTED, **_GROUPS}
+    ),
+    "dots1-moe": Variant(
+        "Dots1",
+        "windows from the second layer on, groups of experts",
+        {**_ROUTED, **_GROUPS, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "minimax-m2-moe": Variant(
+        "MiniMaxM2",
+        "sigmoids and a bias; one norm over all heads; RoPE on half of each head",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8},
+        {"rotary_dim": 8},
+    ),
+    "exaone-moe": Variant(
+        "ExaoneMoe",
+        "norms before, global layers without positions; groups of experts",
+        {
+            **_EXPERTS,
+            **_GROUPS,
+            "num_shared_experts": 2,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+        },
+    ),
+    "afmoe": Variant(
+        "Afmoe",
+        "a gate of its own on attention; experts beside two that are shared",
+        {
+            **_EXPERTS,
+            "num_shared_experts": 2,
+            "route_scale": 2.0,
+            "sliding_window": WINDOW,
+            "global_attn_every_n_layers": 2,
+            "mup_enabled": True,
+        },
+    ),
+    "deepseek-v2-moe": Variant(
+        "DeepseekV2",
+        "queries in full, yarn whose scale counts twice",
+        {
+            **_LATENT,
+            **_ROUTED,
+            "q_lora_rank": None,
+            "rope_parameters": _yarn(64, mscale=0.707, mscale_all_dim=0.707),
+        },
+    ),
+    "deepseek-v2-moe-groups": Variant(
+        "DeepseekV2",
+        "groups by their best expert, biases",
+        {**_LATENT, **_ROUTED, **_GROUPS, "topk_method": "group_limited_greedy"}
+        | {"attention_bias": True},
+    ),
+    "deepseek-v3-moe": Variant(
+        "DeepseekV3",
+        "groups by their two best experts, with a bias; yarn of two scales",
+        {
+            **_LATENT,
+            **_ROUTED,
+            **_GROUPS,
+            "rope_parameters": _yarn(64, mscale=1.0, mscale_all_dim=0.8),
+        },
+    ),
+    "deepseek-v3-moe-halves": Variant(
+        "DeepseekV3",
+        "RoPE of halves, queries in full, weights of experts as they are",
+        {**_LATENT, **_ROUTED, "q_lora_rank": None}
+        | {"rope_interleave": False, "norm_topk_prob": False, "attention_bias": True},
+    ),
+    "glm4-moe-lite": Variant(
+        "Glm4MoeLite", "values wider than keys", {**_LATENT, **_ROUTED} | {"v_head_dim": 48}
+    ),
+    "mistral4-moe": Variant(
+        "Mistral4",
+        "queries that grow, groups of experts by shares",
+        {
+            **_LATENT,
+            **_ROUTED,
+            **_GROUPS,
+            "head_dim": 40,
+            "rope_parameters": _yarn(64, llama_4_scaling_beta=0.4, mscale=1.0, mscale_all_dim=1.0),
+        },
+    ),
+    "youtu": Variant(
+        "Youtu",
+        "latent attention in a dense model",
+        # transformers makes the embedding of padding zero while it loads this one.
+        {**_LATENT, "tie_word_embeddings": True, "pad_token_id": None},
+    ),
 }
 
 

@@ -134,7 +134,7 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
                 normal(parameter, 1.0, mean=2.0)
             elif name.endswith("bias"):
                 normal(parameter, 0.3)
-            elif name.endswith(("q_proj.weight", "k_proj.weight")):
+            elif name.endswith(tuple(f"{part}_proj.weight" for part in ("q", "k", "q_b", "kv_b"))):
                 normal(parameter, 1.6 * fan_in**-0.5)
             elif "embed" in name or "lm_head" in name:
                 normal(parameter, 0.3)
@@ -202,7 +202,10 @@ def reference_model(folder: str | Path, attention: str = "eager") -> Any:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    # By its own class, which "Auto" may not know, or that alone.
+    config = json.loads((Path(folder) / "config.json").read_text())
+    automatic = transformers.AutoModelForCausalLM
+    model = getattr(transformers, config["architectures"][0], automatic).from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     )
     return model.eval()

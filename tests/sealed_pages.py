@@ -44,6 +44,14 @@ for dim, key_bits, value_bits in ((16, 5, 4), (64, 5, 4), (64, 6, 6), (64, 8, 8)
         2, dim, 16, 2, key_bits=key_bits, value_bits=value_bits, near_bits=3,
         least_record_bytes=32768,
     )  # fmt: skip
+# Values that are the keys, as of latent attention.
+for bits in (8, 6, 5):
+    LAYOUTS[f"shared, {bits} bits"] = PageLayout(
+        1, 576, 64, 1, key_bits=bits, near_bits=2, shared_from=64
+    )
+LAYOUTS["shared, 56"] = PageLayout(1, 56, 16, 2, key_bits=8, near_bits=2, shared_from=16)
+LAYOUTS["shared, pages of 20"] = PageLayout(2, 40, 20, 3, key_bits=7, near_bits=4, shared_from=8)
+LAYOUTS["shared bf16"] = PageLayout(1, 56, 32, 2, codec="full", shared_from=16)
 LAYOUTS["near in record"] = dataclasses.replace(LAYOUTS["usual"], near_resident=False)
 LAYOUTS["rotated"] = dataclasses.replace(LAYOUTS["usual"], rotate=True)
 

@@ -54,6 +54,7 @@ def small_geometry(
         value_means=selects,
         rotate=rotate,
         raw_dtype=getattr(torch, config.dtype),
+        shared_from=config.values_from,
     )
     finer = choose_finer_layers(config) if selects else ()
     return Geometry(cell_tokens, span_tokens, layout, finer)

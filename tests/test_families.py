@@ -117,7 +117,13 @@ def test_a_row_has_its_bits_however_the_text_was_cut(
             assert torch.equal(row[0], expected[stop - 1])
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi3", "ministral3", "smollm3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gemma2", "olmo2", "phi3", "ministral3", "smollm3"),
+        *("afmoe", "deepseek-v2-moe", "mistral4-moe"),
+    ],
+)
 def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
     """What rehearses a layer must compute what the layer will: to the bit."""
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
@@ -127,7 +133,7 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
         for layer in range(llm.config.num_layers):
             w = llm.admission.weights.layer(layer)
             q, *_ = decoder.project(layer, w, x, slice(0, 32), 96)
-            needed = ("self_attn.q_", f"{llm.config.norms.before_attention}.")
+            needed = ("self_attn.q_", "self_attn.k_b_", f"{llm.config.norms.before_attention}.")
             w = {name: tensor for name, tensor in w.items() if name.startswith(needed)}
             assert torch.equal(decoder.queries(layer, w, x, slice(0, 32), 96), q)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_writer import write
+from model_matrix import rope
 from safetensors.torch import load_file, save_file
 from small_llm import TINY, hold, hold_few_experts, open_small
 
@@ -27,6 +28,14 @@ from ebbtide.offload.plan import Loaded
 from ebbtide.offload.skeleton import expected_shapes
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
+# A file has one scale of yarn's.
+_YARN = rope(
+    rope_type="yarn",
+    factor=4.0,
+    original_max_position_embeddings=64,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+)
 # Variants of model_matrix.py, with what a GGUF file cannot say made ordinary.
 VARIANTS = {
     "llama2": {},
@@ -75,6 +84,12 @@ VARIANTS = {
     "hunyuan-moe": {},
     "arcee": {},
     "starcoder2": {},
+    "glm4-moe": {},
+    "glm4-moe-groups": {},
+    "deepseek-v2-moe": {},
+    "deepseek-v2-moe-groups": {},
+    "deepseek-v3-moe": {"rope_parameters": _YARN},
+    "glm4-moe-lite": {},
 }
 # What a file has divided or multiplied, in float32: frequencies by factors, a base, weights by
 # Falcon-H1's multipliers.
@@ -99,6 +114,16 @@ def test_projections_one_by_one_are_those_head_by_head(checkpoint, tmp_path):
     path = write(folder, tmp_path / "model.gguf", by_heads=False)
     ours, theirs = logits_of(path, tmp_path), logits_of(folder, tmp_path)
     assert torch.equal(ours, theirs)
+
+
+def test_keys_and_values_of_heads_in_one_tensor_are_the_same(checkpoint, tmp_path):
+    """As in older files, which say otherwise what is kept of a token too."""
+    folder = checkpoint("deepseek-v2-moe")
+    keys = {"head_count_kv": 4, "key_length": 40, "value_length": 20}
+    keys |= {"key_length_mla": None, "value_length_mla": None}
+    keys = {f"arch__attention__{name}": value for name, value in keys.items()}
+    path = write(folder, tmp_path / "model.gguf", heads_apart=False, **keys)
+    assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
 
 
 @pytest.mark.parametrize("name", WITH_FACTORS)

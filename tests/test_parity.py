@@ -96,6 +96,7 @@ def test_quantised_weights_are_the_reference_of_their_own_dequantisation(
         ("gemma3", "Gemma3ForConditionalGeneration"),
         ("qwen3.5", "Qwen3_5ForConditionalGeneration"),
         ("qwen3.5-moe", "Qwen3_5MoeForConditionalGeneration"),
+        ("mistral4-moe", "Mistral3ForConditionalGeneration"),
     ],
 )
 def test_the_text_part_of_a_larger_model_is_the_model_itself(
@@ -113,7 +114,7 @@ def test_the_text_part_of_a_larger_model_is_the_model_itself(
     save_file(named, whole / "model.safetensors")
     text = json.loads((folder / "config.json").read_text())
     outer = {"architectures": [architecture], "dtype": text.pop("dtype")}
-    if name != "gemma3":  # positions of images and texts are one in a text
+    if name.startswith("qwen"):  # positions of images and texts are one in a text
         text["rope_parameters"] |= {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
     (whole / "config.json").write_text(json.dumps({**outer, "text_config": text}))
     with open_small(folder, tmp_path, "full") as llm:

@@ -143,7 +143,10 @@ def test_what_was_decoded_is_nobody_elses(folder, tmp_path, state):
 # ---- any order of things -------------------------------------------------------------------------
 
 
-ORDERS = [("qwen2", range(10)), ("qwen3.5", range(6)), ("granite4-h", range(3)), ("lfm2", range(3))]
+ORDERS = [
+    *(("qwen2", range(10)), ("youtu", range(3))),
+    *(("qwen3.5", range(6)), ("granite4-h", range(3)), ("lfm2", range(3))),
+]
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, s) for name, seeds in ORDERS for s in seeds])

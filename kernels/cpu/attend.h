@@ -3,7 +3,8 @@
 // Included inside an anonymous namespace, after pages.h.
 //
 // A quantised key is lo + code * scale, so q.k = q.lo + (q * scale).code: queries are scaled once for each page, and keys
-// are only widened to float. Values likewise: sum w * v = sum (w * scale) * code + sum w * lo.
+// are only widened to float. Values likewise: sum w * v = sum (w * scale) * code + sum w * lo. Where values are the keys, scale and lo are
+// the channel's, and stand before the sum.
 
 // Query rows and weights become whole numbers of sixteen bits for each page: their error, 2**-16 of the greatest, is a
 // hundredth of that of the codes themselves, products are exact, and they run at twice the rate of float32's.
@@ -12,10 +13,11 @@
 struct CodesSpace {
     int64_t wide, padded, stride;  // head_dim, a page's tokens, a chunk's scores, in whole lanes
     int64_t tiles_at, floats;      // where bytes and where floats begin, in floats
+    int64_t page_sums;             // of one page, where its channels have scales; 0: none
     CodesSpace(const Layout &l, int64_t rows)
         : wide(whole_lanes(l.head_dim)), padded(whole_lanes(l.page_tokens)),
-          stride(whole_lanes((l.pages_per_record - 1) * l.page_tokens) + padded) {
-        floats = rows * (stride + wide + 2) + 16;
+          stride(whole_lanes((l.pages_per_record - 1) * l.page_tokens) + padded), page_sums(l.shares() ? rows * wide : 0) {
+        floats = rows * (stride + wide + 2) + page_sums + 16;
         const int64_t longer = wide > padded ? wide : padded;
         tiles_at = floats + (rows * 2 * longer + 3) / 4;
         tiles_at += 16;
@@ -105,6 +107,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
     const CodesSpace space(l, rows);
     const int64_t wide = space.wide, padded = space.padded, stride = space.stride, blocks = num_blocks(dim);
     float *scores = scratch, *sums = scores + rows * stride, *base = sums + rows * wide, *step = base + rows;
+    float *page_sums = step + rows;
     uint8_t *numbers = (uint8_t *)(scratch + space.floats), *tiles = aligned(scratch + space.tiles_at);
     const float *q = a.q + a.row_of(head) * dim;
     float lo[MAX_DIM], scale[MAX_DIM];
@@ -113,14 +116,17 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
     CodesReader keys, values;
     keys.add(l.near_bits, tokens, dim, 0, true);
     keys.add(l.far_key_bits(), tokens, dim, 0, false);
-    values.add(l.value_bits, tokens, dim, l.value_offset, false);
+    if (l.shares())
+        values = keys;
+    else
+        values.add(l.value_bits, tokens, dim, l.value_offset, false);
     const ReadTiles read_keys = keys.count > MOST_PLANES ? nullptr : tile_reader<false>(keys.widths, dim);
     const ReadTiles read_values = values.count > MOST_PLANES ? nullptr : tile_reader<BYTE_PRODUCTS>(values.widths, dim);
 
     const bool spreads = can_spread(tokens, dim);
 
     const int64_t first_page = first / tokens, last_page = (last + tokens - 1) / tokens;
-    const float largest_key = largest_step(wide, l.key_bits), largest_weight = largest_step(padded, l.value_bits);
+    const float largest_key = largest_step(wide, l.key_bits), largest_weight = largest_step(padded, l.shares() ? l.key_bits : l.value_bits);
     for (int64_t page = first_page; page < last_page; ++page) {
         const Block at(l, page * l.kv_heads + head);
         const uint8_t *far = a.records[record] + at.far_at;
@@ -151,31 +157,52 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
                                        a.softcap, highest + r, total + r);
     });
     std::memset(sums, 0, (size_t)(rows * (wide + 1)) * 4);  // and base
-    for (int64_t j = tokens; j < padded; ++j) lo[j] = scale[j] = 0;
+    float ones[MAX_DIM];
+    for (int64_t j = 0; j < padded; ++j) ones[j] = j < tokens ? 1.0f : 0.0f;
+    if (!l.shares())
+        for (int64_t j = tokens; j < padded; ++j) lo[j] = scale[j] = 0;
     for (int64_t page = first_page; page < last_page; ++page) {
         const Block at(l, page * l.kv_heads + head);
         const uint8_t *far = a.records[record] + at.far_at;
+        const uint8_t *near = at.near_block(l, a.near[record], a.records[record]);
         Ahead ahead = keys_ahead(a, head, record + 1, page);
         ahead.spread_over(num_tile_steps(tokens, blocks) * num_row_blocks<WEIGHED_ROWS>(rows));
         if (read_values)
-            read_values(values.at(far, far), tokens, blocks, tiles);
+            read_values(values.at(near, far), tokens, blocks, tiles);
         else if (spreads && values.count <= MOST_PLANES)
-            read_spread_tiles<BYTE_PRODUCTS>(values.widths, values.at(far, far), tokens, dim, tiles);
+            read_spread_tiles<BYTE_PRODUCTS>(values.widths, values.at(near, far), tokens, dim, tiles);
         else
-            read_any_tiles<true>(value_codes(l, far), tokens, dim, tiles);
-        load_halves(far + l.value_min_offset, tokens, lo);
-        load_halves(far + l.value_min_offset + 2 * tokens, tokens, scale);
+            read_any_tiles<true>(l.shares() ? key_codes(l, near, far) : value_codes(l, far), tokens, dim, tiles);
+        if (l.shares()) {
+            load_halves(near + l.key_min_offset, dim, lo);
+            load_halves(near + l.key_min_offset + 2 * dim, dim, scale);
+        } else {
+            load_halves(far + l.value_min_offset, tokens, lo);
+            load_halves(far + l.value_min_offset + 2 * tokens, tokens, scale);
+        }
+        const float *token_lo = l.shares() ? ones : lo, *token_scale = l.shares() ? ones : scale;
+        float *to = l.shares() ? page_sums : sums;
+        if (l.shares()) std::memset(page_sums, 0, (size_t)(rows * wide) * 4);
         by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
             constexpr int ROWS = decltype(count)::VALUE;
             float along[ROWS];
-            to_steps<ROWS>(scores + r * stride + page * tokens, stride, padded, lo, scale, largest_weight, along, step + r,
+            to_steps<ROWS>(scores + r * stride + page * tokens, stride, padded, token_lo, token_scale, largest_weight, along, step + r,
                            numbers + r * 2 * padded);
             for (int i = 0; i < ROWS; ++i) base[r + i] += along[i];
         });
         by_rows<WEIGHED_ROWS>(rows, [&](auto count, int64_t r) {
             add_all_tiles<decltype(count)::VALUE>(tiles, blocks, tokens, numbers + r * 2 * padded, 2 * padded, padded, step + r,
-                                                  sums + r * wide, ahead);
+                                                  to + r * wide, ahead);
         });
+        if (!l.shares()) continue;
+        for (int64_t r = 0; r < rows; ++r) {  // base: the page's weights
+            const Lanes all_weights = all(base[r]);
+            for (int64_t j = 0; j < wide; j += 16) {
+                const Lanes along = mul_add(load(page_sums + r * wide + j), load(scale + j), mul(all_weights, load(lo + j)));
+                store(sums + r * wide + j, add(load(sums + r * wide + j), along));
+            }
+            base[r] = 0;
+        }
     }
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < dim; ++j) out[r * dim + j] = sums[r * wide + j] + base[r];

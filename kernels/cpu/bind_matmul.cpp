@@ -36,6 +36,26 @@ void multiply(int kind, uintptr_t weight, uintptr_t scales, int64_t first, int64
     });
 }
 
+// Each head by `each` outputs of its own: x (rows, heads, in), rows and heads any strides apart, to out (rows, heads, each).
+void multiply_heads(int kind, uintptr_t weight, uintptr_t scales, int64_t first, int64_t in, int64_t each, int64_t heads, uintptr_t x,
+                    int64_t x_stride, int64_t head_stride, int64_t rows, uintptr_t out, int threads) {
+    const Matrix m{(WeightKind)kind, in, heads * each, at<const void>(weight), at<const uint16_t>(scales), first};
+    nb::gil_scoped_release released;
+    const int64_t of_head = takes_bytes(m.kind) ? rows * row_bytes(in) : 0;
+    std::vector<uint8_t> bytes((size_t)(heads * of_head) + LINE);
+    uint8_t *aligned = at<uint8_t>((reinterpret_cast<uintptr_t>(bytes.data()) + LINE - 1) / LINE * LINE);
+    share_out(heads, 1, weight_bytes(m) * rows, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t head = begin; head < end; ++head) {
+            Rows given{rows, at<const float>(x) + head * head_stride, x_stride, nullptr};
+            if (of_head) {
+                active->quantise_rows(given.x, in, x_stride, aligned + head * of_head, 0, rows);
+                given.bytes = aligned + head * of_head;
+            }
+            active->multiply(m, given, at<float>(out), heads * each, head * each, (head + 1) * each);
+        }
+    });
+}
+
 void quantise_rows(uintptr_t x, int64_t in, int64_t stride, uintptr_t bytes, int64_t rows) {
     active->quantise_rows(at<const float>(x), in, stride, at<uint8_t>(bytes), 0, rows);
 }
@@ -82,6 +102,7 @@ void bind_matmul(nb::module_ &m) {
     m.def("repack_mxfp4", &repack_mxfp4, "False when float16 cannot hold a scale.");
     m.def("repack_affine", &repack_affine, "False when float16 cannot hold a number.");
     m.def("multiply", &multiply);
+    m.def("multiply_heads", &multiply_heads);
     m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");
     m.def("row_bytes", &row_bytes);
 }

@@ -46,8 +46,9 @@ void stand_raw(uintptr_t q, int64_t rows, const std::vector<int64_t> &numbers, i
                uintptr_t total, uintptr_t out, uintptr_t log_mass, uintptr_t effect, int threads) {
     const Layout l = layout_of(numbers);
     const std::vector<RawRun> held = runs_of(runs);
-    const Standing s{raw_attend(kind, l.kv_heads, l.head_dim, rows, q, softcap, held, null_scores),
-                     at<const float>(output_norms), at<const float>(x), hidden};
+    Standing s{raw_attend(kind, l.kv_heads, l.head_dim, rows, q, softcap, held, null_scores),
+               at<const float>(output_norms), at<const float>(x), hidden};
+    s.raw.value_first = l.value_first();
     nb::gil_scoped_release released;
     stand(*active, s, at<float>(highest), at<float>(total), at<float>(out), at<float>(log_mass), at<float>(effect), threads);
 }
@@ -79,6 +80,7 @@ public:
                    at<const float>(x), hidden},
                   {l, rows, 0, 0, 0, at<const float>(page_q), at<const float>(bias), softcap, at<const uint8_t *const>(near), nullptr},
                   num_records, l.page_tokens};
+        given_.standing.raw.value_first = l.value_first();
         is_estimated_ = false;
         nb::gil_scoped_release released;
         selection_.choose(*active, given_, {epsilon, by_unevenness, by_effect}, threads);

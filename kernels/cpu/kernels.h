@@ -102,6 +102,7 @@ struct RawAttend {
     const RawRun *runs;
     int64_t num_runs;
     const float *null_scores = nullptr;  // (kv_heads, rows): of what each row sees besides, without a value; or null
+    int64_t value_first = 0;             // elements of values before it are passed over where their spread is asked for
 };
 
 // Sums of cosines and sines of turning angles at consecutive positions, for rows of factors.

@@ -14,11 +14,14 @@ struct Layout {
     int64_t near_head_bytes, near_record_bytes, key_min_offset;
     int64_t value_mean_offset;  // 0 = near blocks hold no means of values
     int64_t value_offset, value_min_offset, far_head_bytes, head_stride_bytes, record_bytes;
+    int64_t shared_from;  // values are the keys, of which elements from here on count; -1: they are stored
 
     int64_t far_key_bits() const { return key_bits - near_bits; }
+    bool shares() const { return shared_from >= 0; }
+    int64_t value_first() const { return shares() ? shared_from : 0; }
     int64_t blocks_per_record() const { return pages_per_record * kv_heads; }
 };
-constexpr int LAYOUT_NUMBERS = 18;
+constexpr int LAYOUT_NUMBERS = 19;
 static_assert(sizeof(Layout) == LAYOUT_NUMBERS * sizeof(int64_t), "every field is one number");
 
 // One page of one head: where its blocks and its tokens are.

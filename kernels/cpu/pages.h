@@ -114,6 +114,10 @@ void unpack(const Layout &l, const uint8_t *near, const uint8_t *records, float 
             key_reader.read(t, codes);
             decode_channels(codes, lo, scale, dim, k + t * dim);
         }
+        if (l.shares()) {
+            std::memcpy(v, k, (size_t)(tokens * dim) * 4);
+            continue;
+        }
         for (int64_t t = 0; t < tokens; ++t) {
             value_reader.read(t, codes);
             decode_token(codes, half_to_float(load16(value_lo + 2 * t)), half_to_float(load16(value_scale + 2 * t)),
@@ -152,7 +156,7 @@ inline uint8_t encode(float x, float lo, float divisor, float greatest_code) {
 bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_t *records, int64_t begin,
           int64_t end) {
     const int64_t dim = l.head_dim, tokens = l.page_tokens, stride = l.kv_heads * dim;
-    float least[MAX_DIM], greatest[MAX_DIM], lo[MAX_DIM], divisor[MAX_DIM], read_back[MAX_DIM], total[MAX_DIM];
+    float least[MAX_DIM], greatest[MAX_DIM], lo[MAX_DIM], scale[MAX_DIM], divisor[MAX_DIM], read_back[MAX_DIM], total[MAX_DIM];
     uint8_t codes[MAX_DIM], near_codes[MAX_DIM];
     const float greatest_key = (float)((1 << l.key_bits) - 1), greatest_value = (float)((1 << l.value_bits) - 1);
     for (int64_t index = begin; index < end; ++index) {
@@ -178,6 +182,9 @@ bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_
             divisor[j] = scale_bits ? half_to_float(scale_bits) : 1.0f;
         }
         const int64_t far_bits = l.far_key_bits();
+        const bool has_key_means = l.shares() && l.value_mean_offset;
+        if (has_key_means) load_halves(head + l.key_min_offset + 2 * dim, dim, scale);
+        std::memset(total, 0, sizeof total);
         for (int64_t t = 0; t < tokens; ++t) {
             const float *row = keys + t * stride;
             for (int64_t j = 0; j < dim; ++j) codes[j] = encode(row[j], lo[j], divisor[j], greatest_key);
@@ -188,9 +195,11 @@ bool seal(const Layout &l, const float *k, const float *v, uint8_t *near, uint8_
             for_planes(far_bits, tokens, dim, [&](int width, int below, int64_t offset) {
                 write_plane(codes, dim, width, below, far + offset + t * dim * width / 8);
             });
+            if (!has_key_means) continue;
+            decode_channels(codes, lo, scale, dim, read_back);
+            for (int64_t j = 0; j < dim; ++j) total[j] += read_back[j];
         }
-        std::memset(total, 0, sizeof total);
-        for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t t = 0; t < (l.shares() ? 0 : tokens); ++t) {
             const float *row = values + t * stride;
             float low = row[0], high = row[0];
             for (int64_t j = 1; j < dim; ++j) {

@@ -39,7 +39,7 @@ inline void stand(const Kernels &kernels, const Standing &s, float *highest, flo
     for (int64_t r = 0; r < all; ++r) {
         log_mass[r] = highest[r] + std::log(total[r]);
         double square = 0;
-        for (int64_t j = 0; j < dim; ++j) square += (double)out[r * dim + j] * out[r * dim + j];
+        for (int64_t j = raw.value_first; j < dim; ++j) square += (double)out[r * dim + j] * out[r * dim + j];
         const double norm = s.output_norms[r] / total[r];
         added += norm * norm * square;
     }

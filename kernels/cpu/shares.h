@@ -96,6 +96,7 @@ float value_spread(const RawAttend &a, int64_t head, float *scratch) {
         const Lanes off = sub(value, load(mean + j));
         return mul(off, off);
     });
+    for (int64_t j = 0; j < a.value_first; ++j) apart[j] = 0;
     Lanes along = zero();
     for (int64_t j = 0; j < wide; j += 16) along = add(along, load(apart + j));
     return std::sqrt(sum(along) / (float)tokens);

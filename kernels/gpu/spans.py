@@ -25,9 +25,10 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 
 def serves(layout: PageLayout) -> bool:
-    """Whether pages of such a layout are taken: of a power of two of tokens, sixteen or more."""
+    """Whether pages of such a layout are taken: of a power of two of tokens, sixteen or more, with
+    values of their own."""
     tokens = layout.page_tokens
-    return tokens >= 16 and tokens & (tokens - 1) == 0
+    return tokens >= 16 and tokens & (tokens - 1) == 0 and not layout.shares_values
 
 
 def attend_spans(

@@ -1,0 +1,217 @@
+"""The architectures of large mixtures of experts with plain attention, and the experts that they
+share with those of latent attention: what each is made of, from config.json. As families.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .config_fields import Fields
+from .errors import BadCheckpoint, UnsupportedModel
+from .families import Family, exaone4, llama, qwen2, qwen3
+from .model_config import ExpertGroups, Experts, Norms
+from .rope_config import read_rope
+from .routed_families import STACKED, checked_experts, num_experts, qwen3_experts, with_shared
+
+
+def deepseek_experts(
+    get: Fields,
+    *,
+    count: str = "n_routed_experts",
+    shared: str = "n_shared_experts",
+    by_sigmoid: bool = True,
+    normalised: bool = True,
+) -> Experts:
+    """DeepSeek-V3's, which others have too: scores are sigmoids, a bias counts for the choice
+    alone, and experts that every token goes through are one. count, shared: fields of config.json.
+    """
+    inner = get.number("moe_intermediate_size")
+    if get.number("moe_layer_freq", 1) != 1:
+        raise UnsupportedModel(f"{get.path}: moe_layer_freq is not 1, which it is for this family.")
+    experts = Experts(
+        get.number(count),
+        get.number("num_experts_per_tok"),
+        inner,
+        get.flag("norm_topk_prob", normalised),
+        by_sigmoid=by_sigmoid,
+        bias="mlp.gate.e_score_correction_bias" if by_sigmoid else None,
+        scaling=get.positive("routed_scaling_factor", 1.0),
+        least_sum=1e-20,
+        shared_size=inner * get.number(shared, 1, low=0),
+        shared="mlp.shared_experts",
+        shared_gate=None,
+    )
+    return replace(checked_experts(get, experts), groups=_groups(get, experts))
+
+
+def _groups(get: Fields, experts: Experts) -> ExpertGroups | None:
+    """The groups that limit a choice, by the sum of their two best; None where all are chosen."""
+    count = get.number("n_group", 1)
+    chosen = get.number("topk_group", count)
+    each = experts.count // count
+    if experts.count % count or chosen > count or experts.chosen > chosen * each:
+        raise BadCheckpoint(
+            f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen from "
+            f"{chosen} of {count} groups."
+        )
+    return ExpertGroups(count, chosen, min(2, each)) if chosen < count else None
+
+
+def from_first_routed_on(get: Fields, experts: Experts, dense: int) -> tuple[Experts | None, ...]:
+    """Of each layer: none where mlp_layer_types says "dense"; without it, in the first layers, as
+    many as first_k_dense_replace says, or `dense`."""
+    kinds = get.per_layer("mlp_layer_types")
+    if kinds is None:
+        first = get.number("first_k_dense_replace", dense, low=0)
+        kinds = ["dense" if layer < first else "sparse" for layer in range(get.num_layers)]
+    return tuple(experts if kind == "sparse" else None for kind in kinds)
+
+
+def glm4_moe(get: Fields, head_dim: int) -> dict:
+    rope = read_rope(get, head_dim, share=0.5)
+    return {
+        "ropes": (rope,) * get.num_layers,
+        "qkv_bias": get.flag("attention_bias", False),
+        "qk_norm": "head" if get.flag("use_qk_norm", False) else "",
+        "experts": from_first_routed_on(get, deepseek_experts(get), 1),
+        "stacked": STACKED,
+    }
+
+
+def dots1(get: Fields, head_dim: int) -> dict:
+    first = get.number("max_window_layers", 62, low=0)
+    experts = deepseek_experts(get, normalised=False)
+    return {
+        **qwen3(get, head_dim),
+        "windows": get.windows(lambda layer: layer >= first),
+        "experts": from_first_routed_on(get, experts, 0),
+        "stacked": STACKED,
+    }
+
+
+def minimax_m2(get: Fields, head_dim: int) -> dict:
+    block = "block_sparse_moe"
+    experts = Experts(
+        get.number("num_local_experts", 256),
+        get.number("num_experts_per_tok", 8),
+        get.number("intermediate_size"),
+        router=f"{block}.gate",
+        gate=f"{block}.experts.{{}}.w1",
+        up=f"{block}.experts.{{}}.w3",
+        down=f"{block}.experts.{{}}.w2",
+        by_sigmoid=True,
+        bias=f"{block}.e_score_correction_bias",
+        least_sum=0.0,
+    )
+    width = get.number("rotary_dim", head_dim)
+    return {
+        "ropes": (read_rope(get, head_dim, theta=5e6, share=width / head_dim),) * get.num_layers,
+        "qk_norm": "all",
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+    }
+
+
+def qwen2_moe(get: Fields, head_dim: int) -> dict:
+    last, fields = get.number("max_window_layers", 28, low=0), qwen2(get, head_dim)
+    if get.flag("use_sliding_window", False):
+        fields["windows"] = get.windows(lambda layer: layer % 2 == 0 and layer < last)
+    return {
+        **fields,
+        "qkv_bias": get.flag("qkv_bias", True),
+        "experts": with_shared(get, qwen3_experts(get, 60), 5632),
+        "stacked": STACKED,
+    }
+
+
+def exaone_moe(get: Fields, head_dim: int) -> dict:
+    experts = deepseek_experts(get, count="num_experts", shared="num_shared_experts")
+    return {
+        **exaone4(get, head_dim),
+        "norms": Norms(),
+        "experts": from_first_routed_on(get, experts, 1),
+        "renamed": ((".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),),
+        "stacked": STACKED,
+    }
+
+
+def afmoe(get: Fields, head_dim: int) -> dict:
+    every = get.number("global_attn_every_n_layers", 4)
+    fields, hidden = llama(get, head_dim), get.number("hidden_size")
+    slides = get.slides(lambda layer: (layer + 1) % every != 0)
+    inner = get.number("moe_intermediate_size", 1408)
+    experts = Experts(
+        num_experts(get, 64),
+        get.number("num_experts_per_tok", 6),
+        inner,
+        router="mlp.router.gate",
+        by_sigmoid=True,
+        bias="mlp.expert_bias",
+        scaling=get.positive("route_scale", 1.0),
+        least_sum=1e-20,
+        shared_size=inner * get.number("num_shared_experts", 2, low=0),
+        shared="mlp.shared_experts",
+        shared_gate=None,
+    )
+    dense = get.number("num_dense_layers", 1, low=0)
+    return {
+        **fields,
+        "mlp_bias": False,
+        "ropes": tuple(fields["ropes"][0] if slide else None for slide in slides),
+        "windows": get.windows(lambda layer: slides[layer], default=1024),
+        "norms": Norms(
+            after_attention="post_attention_layernorm",
+            before_mlp="pre_mlp_layernorm",
+            after_mlp="post_mlp_layernorm",
+        ),
+        "qk_norm": "head",
+        "gate_projection": True,
+        "embedding_multiplier": hidden**0.5 if get.flag("mup_enabled", False) else 1.0,
+        "experts": tuple(
+            None if layer < dense else checked_experts(get, experts)
+            for layer in range(get.num_layers)
+        ),
+        "stacked": STACKED,
+    }
+
+
+MIXTURE_FAMILIES: dict[str, Family] = {
+    "Qwen2MoeForCausalLM": Family(
+        "Qwen1.5 and Qwen2 MoE",
+        "Qwen2 with routed experts and a shared one",
+        qwen2_moe,
+        {"num_experts_per_tok": 4, "moe_intermediate_size": 1408},
+    ),
+    "Glm4MoeForCausalLM": Family(
+        "GLM-4.5, 4.5-Air, 4.6, 4.7",
+        "RoPE on half of each head; DeepSeek-V3's experts",
+        glm4_moe,
+        {"rms_norm_eps": 1e-5, "n_routed_experts": 128, "moe_intermediate_size": 1408}
+        | {"num_experts_per_tok": 8, "max_position_embeddings": 131072},
+    ),
+    "Dots1ForCausalLM": Family(
+        "dots.llm1",
+        "Qwen3's attention, DeepSeek-V3's experts",
+        dots1,
+        {"routed_scaling_factor": 1.0},
+    ),
+    "MiniMaxM2ForCausalLM": Family(
+        "MiniMax-M2",
+        "experts chosen by sigmoids and a bias; one norm over all query heads; RoPE on a part of "
+        "each head",
+        minimax_m2,
+        {"head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 196608},
+    ),
+    "ExaoneMoeForCausalLM": Family(
+        "K-EXAONE",
+        "EXAONE 4's attention with norms before, DeepSeek-V3's experts",
+        exaone_moe,
+        {"rms_norm_eps": 1e-5, "num_experts": 64, "moe_intermediate_size": 1024}
+        | {"num_experts_per_tok": 8, "routed_scaling_factor": 2.5},
+    ),
+    "AfmoeForCausalLM": Family(
+        "Trinity Nano, Mini, Large",
+        "gated attention; norms before and after; local layers turn, global ones have no "
+        "positions; experts chosen by sigmoids and a bias",
+        afmoe,
+        {"rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 16384},
+    ),
+}
