@@ -76,8 +76,7 @@ def routed_mlps(
     """`routed_mlp` of several cells, to the bit; each expert is brought once for all of them."""
     routed = [_Routed(w, h, rows, experts) for h, rows in cells]
     h = cells[0][0]
-    has_gates = experts.gate is not None or experts.gate_up is not None
-    native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 and has_gates else None
+    native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 else None
     if native is not None:
         return [_one_row(native, w, h.contiguous(), activation, experts, routed[0])]
     # A few rows are verified: what they chose the next ones may choose again.
@@ -136,17 +135,24 @@ class _Routed:
 
 
 def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):
-    """The same for one row, an expert in one call."""
+    """The same for one row, an expert in one call, unless it has no gate."""
+
+    def add(own: LayerTensors, paths: list[str], share: float) -> None:
+        if experts.gate is None and experts.gate_up is None:
+            out.add_(dense_mlp(own, h, slice(0, 1), activation, paths) * share)
+        else:
+            add_expert(native, _numbers(own, paths), h, share, activation, out)
+
     chosen, weights = routed.chosen[0].tolist(), routed.weights[0].tolist()
     shares, out = dict(sorted(zip(chosen, weights, strict=True))), routed.out
     for number, own in w.experts(list(shares), keeps=True):
         paths = [path.format(number) for path in (*experts.inward, experts.down)]
-        add_expert(native, _numbers(own, paths), h, shares[number], activation, out)
+        add(own, paths, shares[number])
     if experts.shared_size:
         share = experts.shared_scaling
         if experts.shared_gate is not None:
             share *= _shared_share(w, h, slice(0, 1), experts).item()
-        add_expert(native, _numbers(w, _dense(w, experts.shared)), h, share, activation, out)
+        add(w, _dense(w, experts.shared), share)
     return out
 
 
