@@ -49,9 +49,9 @@ class LLM:
     manager.
 
     One LLM serves one thread at a time: a call from a second thread while one runs raises
-    InputError. on_progress: called with Progress while loading and reading. check: called before each
-    layer while reading; what either raises stops the run. warnings: what a user should know. plan:
-    where things lie for the last request, or would lie for the context that was asked for.
+    InputError. on_progress: called with Progress while loading and reading. check: called before
+    each layer while reading; what either raises stops the run. warnings: what a user should know.
+    plan: where things lie for the last request, or would lie for the context that was asked for.
     """
 
     def __init__(
