@@ -95,7 +95,7 @@ def test_doctor_names_a_state_folder_that_cannot_be(capfd, monkeypatch, tmp_path
     def refuse(*parts):
         raise errors.InputError("no folder")
 
-    monkeypatch.setitem(vars(ebbtide), "state_dir", refuse)
+    monkeypatch.setattr(ebbtide, "state_dir", refuse)
     assert main.main(["doctor", "--json", "--quick"]) == 0
     problems = json.loads(capfd.readouterr().out)["problems"]
     assert any("Nothing can be kept" in problem for problem in problems)
