@@ -32,7 +32,7 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
     shape = (geometry.span_tokens, layout.kv_heads, layout.head_dim)
     k, v = torch.randn((2, *shape))
     wanted = geometry.sealed_tokens(depth) // layout.record_tokens
-    for layer, layout in enumerate(geometry.layouts(len(engine.config.kv_layers))):
+    for layer, layout in enumerate(geometry.layouts(range(engine.config.num_page_layers))):
         near, records = seal(k, v, layout)
         codes = near.unflatten(1, (-1, layout.near_head_bytes))[..., : layout.near_codes_bytes]
         for first in range(0, wanted, len(records)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .cohere_families import COHERE_FAMILIES
 from .families import DENSE_FAMILIES
 from .gateless_families import GATELESS_FAMILIES
+from .gemma_families import GEMMA_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .latent_families import LATENT_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
@@ -13,6 +14,7 @@ from .routed_families import ROUTED_FAMILIES
 
 FAMILIES = {
     **DENSE_FAMILIES,
+    **GEMMA_FAMILIES,
     **GATELESS_FAMILIES,
     **COHERE_FAMILIES,
     **ROUTED_FAMILIES,

@@ -9,6 +9,7 @@ knows nothing of weights, files or budgets.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -70,35 +71,44 @@ class Query:
     tree: MergeTree = field(default_factory=MergeTree)
 
 
+def _tiles(
+    layouts: list[PageLayout], num_tokens: list[int], device: torch.device
+) -> list[torch.Tensor]:
+    """Room for keys and values of so many tokens of each layer, (2, kv_heads, num_tokens,
+    head_dim): the same memory for all."""
+    shapes = [
+        (2, of.kv_heads, tokens, of.head_dim)
+        for of, tokens in zip(layouts, num_tokens, strict=True)
+    ]
+    room = torch.empty(max(map(math.prod, shapes)), device=device)
+    return [room[: math.prod(shape)].view(shape) for shape in shapes]
+
+
 class TieredAttention:
     """Attention of one model over a page store. Owns the tiles that spans are unpacked to."""
 
     def __init__(
         self,
         layouts: list[PageLayout],
-        cell_tokens,
-        span_tokens,
+        cell_tokens: int,
+        span_tokens: list[int],
         store,
         ropes: list[Rope],
         device,
         softcap: float = 0.0,
         null_scores: list[torch.Tensor | None] | None = None,
     ):
-        self.layouts = layouts  # of each layer; their bits differ, not their shapes
+        self.layouts = layouts  # of each layer
         self.softcap = softcap  # see kernels.attention
         # Of each layer: (num_heads,), or None; see kernels.layer_attention.
         self.null_scores = null_scores or [None] * len(layouts)
         self.cell_tokens = cell_tokens
-        self.span_tokens = span_tokens
+        self.span_tokens = span_tokens  # of each layer
         self.store = store
         self.ropes = ropes  # one for each layer
-        layout = layouts[0]
-        shape = (2, layout.kv_heads, span_tokens, layout.head_dim)
-        self._span_tile = torch.empty(shape, device=device)
-        raw_tokens = layout.page_tokens + 2 * cell_tokens
-        self._raw_tile = torch.empty(
-            (2, layout.kv_heads, raw_tokens, layout.head_dim), device=device
-        )
+        raw_tokens = layouts[0].page_tokens + 2 * cell_tokens
+        self._span_tiles = _tiles(layouts, span_tokens, device)
+        self._raw_tiles = _tiles(layouts, [raw_tokens] * len(layouts), device)
         self._raw_masks: dict[tuple, torch.Tensor] = {}
         self.decode = DecodeAttention(
             layouts, cell_tokens, span_tokens, store, softcap, self.null_scores
@@ -135,7 +145,7 @@ class TieredAttention:
             rotate(query.q) if self.layouts[layer].rotate else query.q,
             query.position,
             window,
-            self.spans_wanted(query.position, query.cell, window),
+            self.spans_wanted(layer, query.position, query.cell, window),
             self.sealed_tokens(query.cell),
             lambda base, tokens: self.score_bias(layer, query, base, tokens, key_bias),
         )
@@ -164,7 +174,7 @@ class TieredAttention:
 
         q = by_token(query.q)
         positions = range(query.position, query.position + query.rows)
-        spans = [self.spans_wanted(position, query.cell, window) for position in positions]
+        spans = [self.spans_wanted(layer, at, query.cell, window) for at in positions]
         return self.decode.run_several(
             layer,
             sequence,
@@ -178,11 +188,12 @@ class TieredAttention:
             BIASED_SPANS if key_bias is not None else sum(map(len, spans)),
         )
 
-    def spans_wanted(self, position: int, cell: int, window: int | None) -> range:
-        """Which spans of sealed pages a query attends to that begins at `position` of a cell."""
-        sealed = self.sealed_tokens(cell)
-        first = 0 if window is None else max(0, position - window + 1) // self.span_tokens
-        return range(first, -(-sealed // self.span_tokens))
+    def spans_wanted(self, layer: int, position: int, cell: int, window: int | None) -> range:
+        """Which spans of a layer's sealed pages a query attends to that begins at `position` of a
+        cell."""
+        sealed, span_tokens = self.sealed_tokens(cell), self.span_tokens[layer]
+        first = 0 if window is None else max(0, position - window + 1) // span_tokens
+        return range(first, -(-sealed // span_tokens))
 
     def sealed_tokens(self, cell: int) -> int:
         """How many tokens a query in a cell sees sealed."""
@@ -194,13 +205,13 @@ class TieredAttention:
         cells = self.cell_tokens
         starts = [q.position if q.rows == 1 else q.cell * cells for q in queries]
         wanted = [
-            self.spans_wanted(start, query.cell, window)
+            self.spans_wanted(layer, start, query.cell, window)
             for start, query in zip(starts, queries, strict=True)
         ]
         stop = max((spans.stop for spans in wanted), default=0)
         start = min((spans.start for spans in wanted if spans), default=stop)
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
-        layout = self.layouts[layer]
+        layout, span_tokens = self.layouts[layer], self.span_tokens[layer]
         packed = self._attends_packed(layer, queries[0], window)
         asking = []  # queries, as pages are scored; what key biases have for them, if by position
         for query in queries:
@@ -215,9 +226,9 @@ class TieredAttention:
                 layer, sequence, asking, wanted, range(start, stop), at_once
             )
         for span in range(start, stop):
-            base = span * self.span_tokens
-            tokens = min(self.span_tokens, most_sealed - base)
-            k, v = self._span_tile[0, :, :tokens], self._span_tile[1, :, :tokens]
+            base = span * span_tokens
+            tokens = min(span_tokens, most_sealed - base)
+            k, v = self._span_tiles[layer][:, :, :tokens]
             records = tokens // layout.record_tokens
             # The sink is attended raw, so its sealed copy is passed over.
             first = layout.page_tokens if span == 0 else 0
@@ -249,13 +260,14 @@ class TieredAttention:
         """What `_sealed` does of packed pages, for a few rows: up to `most` spans in one call, to
         the bit the same."""
         layout, span = self.layouts[layer], spans.start
-        per_span = self.span_tokens // layout.record_tokens
+        span_tokens = self.span_tokens[layer]
+        per_span = span_tokens // layout.record_tokens
         while span < spans.stop:
             until = min(spans.stop, span + most)
             with self.decode.fetch(sequence, layer, span, until) as run:
                 for (query, q, factors), own in zip(asking, wanted, strict=True):
                     begin, end = max(run.first, own.start), min(run.stop, own.stop)
-                    sealed, base = self.sealed_tokens(query.cell), begin * self.span_tokens
+                    sealed, base = self.sealed_tokens(query.cell), begin * span_tokens
                     first = max(0, layout.page_tokens - base)  # the sink is attended raw
                     if begin >= end or sealed - base <= first:
                         continue
@@ -322,10 +334,10 @@ class TieredAttention:
             parts.append(raw.cell(layer, cell))
         for part in parts:
             stop = used + part[0].shape[1]
-            for rows, tile in zip(part, self._raw_tile, strict=True):
+            for rows, tile in zip(part, self._raw_tiles[layer], strict=True):
                 read_rows(rows, tile[:, used:stop])
             used = stop
-        k, v = self._raw_tile[:, :, :used]
+        k, v = self._raw_tiles[layer][:, :, :used]
         partial = attend(query.q, k, v, self._raw_mask(query, window), self.softcap)
         scores = self.null_scores[layer]
         if scores is None:

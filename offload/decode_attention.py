@@ -34,12 +34,13 @@ class DecodeAttention:
         self,
         layouts: list[PageLayout],
         cell_tokens: int,
-        span_tokens: int,
+        span_tokens: list[int],
         store,
         softcap: float,
         null_scores: list[torch.Tensor | None],
     ):
         self._layouts, self._store, self._softcap = layouts, store, softcap
+        self._kinds = list(dict.fromkeys(layouts))
         self._null_scores = null_scores
         self._page_tokens = layouts[0].page_tokens
         self._cell_tokens, self._span_tokens = cell_tokens, span_tokens
@@ -50,11 +51,11 @@ class DecodeAttention:
 
     def takes(self, q: torch.Tensor) -> bool:
         """Whether one token's queries are attended here: by compiled kernels or those for GPUs."""
-        return self.serves(q) or all(gpu_for(q, layout) is not None for layout in self._layouts)
+        return self.serves(q) or all(gpu_for(q, layout) is not None for layout in self._kinds)
 
     def serves_rows(self, num_rows: int) -> bool:
         """Whether they take so many rows of each KV head, where they are."""
-        return all(serves(num_rows, layout) for layout in self._layouts)
+        return all(serves(num_rows, layout) for layout in self._kinds)
 
     def raw_partial(
         self, layer: int, sequence: Sequence, q: torch.Tensor, position: int, window: int | None
@@ -85,13 +86,14 @@ class DecodeAttention:
         """
         q, page_q = q.contiguous(), page_q.contiguous()
         raw, layout = self.raw(layer, sequence, position, window), self._layouts[layer]
+        span_tokens = self._span_tokens[layer]
 
         def records(near_at, record_at, span: int, stop: int) -> Records:
-            base, tokens = span * self._span_tokens, len(record_at) * layout.record_tokens
+            base, tokens = span * span_tokens, len(record_at) * layout.record_tokens
             return Records(
                 near_at,
                 record_at,
-                self._span_tokens // layout.record_tokens,
+                span_tokens // layout.record_tokens,
                 self.visible(base, tokens, position, window, sealed_tokens),
                 score_bias(base, tokens),
             )
@@ -137,7 +139,7 @@ class DecodeAttention:
         side by side. most_spans: how many are attended in one call.
         """
         num_tokens, kv_heads, groups, dim = q.shape
-        layout = self._layouts[layer]
+        layout, span_tokens = self._layouts[layer], self._span_tokens[layer]
         # Tokens that see the same pages are one.
         step = num_tokens if window is None else 1
         views = []
@@ -151,13 +153,13 @@ class DecodeAttention:
             with self.fetch(sequence, layer, span, until) as run:
                 for first, wanted, rows, parts in views:
                     begin = max(run.first, wanted.start)
-                    skipped = (begin - run.first) * self._span_tokens // layout.record_tokens
+                    skipped = (begin - run.first) * span_tokens // layout.record_tokens
                     record_at = run.record_at[skipped:]
-                    base, tokens = begin * self._span_tokens, len(record_at) * layout.record_tokens
+                    base, tokens = begin * span_tokens, len(record_at) * layout.record_tokens
                     records = Records(
                         run.near_at[skipped:],
                         record_at,
-                        self._span_tokens // layout.record_tokens,
+                        span_tokens // layout.record_tokens,
                         self.visible(base, tokens, position + first, window, sealed_tokens),
                         score_bias(first, first + step, base, tokens),
                     )
@@ -210,4 +212,4 @@ class DecodeAttention:
         if cell and first < cell * cells:
             runs += raw.run(layer, cell - 1, max(0, first - (cell - 1) * cells), cells)
         runs += raw.run(layer, cell, max(0, first - cell * cells), row + 1)
-        return Raw(raw.keys.dtype, runs, self._null_scores[layer])
+        return Raw(raw.dtype, runs, self._null_scores[layer])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +21,8 @@ from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
 from .latent import LatentAttention
 from .layer_steps import LayerSteps, Prepared
-from .mlp import chosen_experts, dense_mlp, routed_mlps
-from .model_config import ModelConfig
+from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps
+from .model_config import Experts, ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
 from .rowwise import tiled
@@ -32,6 +33,16 @@ from .weights import LayerTensors
 # What goes into a layer's output projections, each (n, inputs): what was attended to, what `recur`
 # gave; one of them, both, or neither.
 Mixed = Sequence[torch.Tensor]
+
+
+class Projected(NamedTuple):
+    """q: as `Decoder.queries` gives them. kv: keys and values, each (n, kv_heads, head_dim), None
+    where a layer attends those of another. gate: of the output, (n, num_heads * head_dim), where
+    there is one: see `attention_output`."""
+
+    q: torch.Tensor
+    kv: tuple[torch.Tensor, torch.Tensor] | None
+    gate: torch.Tensor | None
 
 
 class Decoder:
@@ -48,7 +59,8 @@ class Decoder:
         is_resident: Callable[[int], bool] = lambda layer: True,
     ):
         self.config = config
-        self.ropes = layer_ropes(config.ropes, config.head_dim, device)
+        self._shapes = [config.shape_of(layer) for layer in range(config.num_layers)]
+        self.ropes = layer_ropes(config.ropes, [of.head_dim for of in self._shapes], device)
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
         self._latent = config.latent and LatentAttention(config, config.latent)
@@ -69,24 +81,27 @@ class Decoder:
 
     def project(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Queries, as `queries` gives them, and keys and values, each (n, kv_heads, head_dim), of
-        residual rows x (n, hidden_size), the first of which is at `position`; and the gate of the
-        output, (n, num_heads * head_dim), where there is one: see `attention_output`.
-        """
+    ) -> Projected:
+        """Of residual rows x (n, hidden_size), the first of which is at `position`."""
         step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
-            return *step.project(x, *angles, self.query_scale(position)), None
+            q, k, v = step.project(x, *angles, self.query_scale(position))
+            return Projected(q, (k, v), None)
         h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
-        latent = self._latent
-        k = self._heads(w, h, rows, "k") if latent is None else latent.keys(w, h, rows)
-        k = self._normed_behind(w, self.ropes[layer].turn(k, position), "k")
-        v = self._heads(w, h, rows, "v") if latent is None else k
         if self.config.gate_projection:
             gate = self._project(w, h, rows, "gate")
-        return q, k, v, gate
+        if self.config.shares_kv(layer):
+            return Projected(q, None, gate)
+        if self._latent is not None:
+            k = self._latent.keys(w, h, rows)
+        else:
+            k = self._project(w, h, rows, "k")
+            v = k if self._shapes[layer].keys_are_values else self._project(w, h, rows, "v")
+            k, v = (self._normed(layer, w, out, which) for out, which in ((k, "k"), (v, "v")))
+        k = self._normed_behind(w, self.ropes[layer].turn(k, position), "k")
+        return Projected(q, (k, k if self._latent is not None else v), gate)
 
     def project_row(
         self,
@@ -100,16 +115,17 @@ class Decoder:
         row: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries and gate of the residual row x (1, hidden_size) at `position`, whose keys and
-        values go to a row of a raw cell. kv: the layer's number there.
+        values, if it has some, go to a row of a raw cell. kv: the layer's number there.
         """
         step = self._projecting_step(layer, w, x)
         if step is None:
-            q, k, v, gate = self.project(layer, w, x, slice(0, 1), position)
-            raw.write(kv, cell, row, k, v)
-            return q, gate
+            projected = self.project(layer, w, x, slice(0, 1), position)
+            if projected.kv is not None:
+                raw.write(kv, cell, row, *projected.kv)
+            return projected.q, projected.gate
         places, scale = raw.places(kv, cell, row), self.query_scale(position)
         angles = self.ropes[layer].angles(position, 1)
-        return step.project_into(x, *angles, scale, places, raw.keys.dtype), None
+        return step.project_into(x, *angles, scale, places, raw.dtype), None
 
     def recur(
         self,
@@ -142,6 +158,18 @@ class Decoder:
         if self._latent is not None:
             return self._latent.mixed(w, attended, rows)
         return attended if gate is None else gate_with(gate, attended, "sigmoid")
+
+    def end(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Residual rows after all of the layer, of those behind its MLP. given: the layer's own
+        inputs (n, size), see PerLayer, where the model has some."""
+        if given is not None:
+            gate = tiled(x, rows, w["per_layer_input_gate.weight"])
+            inner = gate_with(gate, given, self.config.activation)
+            out = tiled(inner, rows, w["per_layer_projection.weight"])
+            x = add_scaled(x, self._norm(w, "post_per_layer_input_norm", out), 1.0)
+        return x * w["layer_scalar"] if self.config.layer_scalars else x
 
     def mix(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
@@ -185,8 +213,9 @@ class Decoder:
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
         were added to it first."""
-        h = self._mlp_input(w, x, x)
-        return chosen_experts(w, h, self.config.experts_of(layer))
+        experts = self.config.experts_of(layer)
+        by = self._chosen_by(w, experts, x)
+        return chosen_experts(w, self._mlp_input(w, x, x) if by is None else by, experts)
 
     def add_routed(
         self,
@@ -196,11 +225,25 @@ class Decoder:
     ) -> list[torch.Tensor]:
         """`add_mlp` of several cells of a layer with routed experts, to the bit: each expert is
         brought once."""
-        c = self.config
-        inputs = [(self._mlp_input(w, x, entered), rows) for x, rows, entered in cells]
-        outs = routed_mlps(w, inputs, c.activation, c.experts_of(layer))
+        c, experts = self.config, self.config.experts_of(layer)
+        inputs = [
+            Cell(self._expert_input(w, experts, x, entered), rows, self._chosen_by(w, experts, x))
+            for x, rows, entered in cells
+        ]
+        outs = routed_mlps(w, inputs, c.activation, experts)
+        beside = experts.beside
+        for (x, rows, entered), out in zip(cells, outs, strict=True) if beside is not None else ():
+            dense = dense_mlp(w, self._mlp_input(w, x, entered), rows, c.activation)
+            out.copy_(self._norm(w, beside.after_mlp, dense) + self._norm(w, beside.after, out))
         after = (self._norm(w, c.norms.after_mlp, out) for out in outs)
         return [self._add_mlp(x, out) for (x, *_), out in zip(cells, after, strict=True)]
+
+    def _chosen_by(self, w: LayerTensors, experts: Experts, x: torch.Tensor) -> torch.Tensor | None:
+        """What experts are chosen by, if not by what they are given."""
+        if experts.router_scale is None:
+            return None
+        scale = w[experts.router_scale] * self.config.hidden_size**-0.5
+        return rms_norm(x, scale, 0.0, self.config.norm_eps)
 
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""
@@ -211,9 +254,7 @@ class Decoder:
     def layer_step(self, layer: int, w: LayerTensors) -> LayerStep | None:
         """The compiled step that does all of a layer's arithmetic but attention, of one row; or
         None."""
-        steps = self._steps
-        does_all = steps.has_projections(layer) and steps.has_mlp(layer)
-        return steps.of(layer, w) if does_all else None
+        return self._steps.of(layer, w) if self._steps.is_whole(layer) else None
 
     def query_scale(self, position: int) -> float:
         """What the query at a position is multiplied by."""
@@ -237,6 +278,13 @@ class Decoder:
             return self._mixer_input(w, entered)
         return self._norm(w, self.config.norms.before_mlp, x)
 
+    def _expert_input(
+        self, w: LayerTensors, experts: Experts, x: torch.Tensor, entered: torch.Tensor
+    ) -> torch.Tensor:
+        if experts.beside is not None:
+            return self._norm(w, experts.beside.before, x)
+        return self._mlp_input(w, x, entered)
+
     def _norm(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
         """x normed by the tensor of that name; x itself where the layer has no norm there."""
         if name is None:
@@ -250,20 +298,20 @@ class Decoder:
         times = self.config.mlp_multiplier
         return add_scaled(x, y, self.config.residual_multiplier if times is None else times)
 
-    def _heads(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
-        """Queries (which = "q"), keys ("k") or values ("v") before RoPE: (n, heads, head_dim)."""
-        return self._normed(w, self._project(w, h, rows, which), which)
-
     def _project(self, w: LayerTensors, h: torch.Tensor, rows: slice, which: str) -> torch.Tensor:
         name = f"self_attn.{which}_proj"
         return tiled(h, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
-    def _normed(self, w: LayerTensors, out: torch.Tensor, which: str) -> torch.Tensor:
-        """Rows by heads, (n, heads, head_dim), normed as queries and keys are."""
-        how = self.config.qk_norm if which != "v" else ""
+    def _normed(self, layer: int, w: LayerTensors, out: torch.Tensor, which: str) -> torch.Tensor:
+        """Queries (which = "q"), keys ("k") or values ("v") before RoPE, of what they are projected
+        to: (n, heads, head_dim)."""
+        c, head_dim = self.config, self._shapes[layer].head_dim
+        how = c.qk_norm if which != "v" else ""
         if how == "all":
             out = self._norm(w, f"self_attn.{which}_norm", out)
-        out = out.view(len(out), -1, self.config.head_dim)
+        out = out.view(len(out), -1, head_dim)
+        if which == "v" and c.value_norm:
+            return rms_norm(out, out.new_ones(head_dim), 0.0, c.norm_eps)
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
     def _normed_behind(self, w: LayerTensors, heads: torch.Tensor, which: str) -> torch.Tensor:
@@ -273,16 +321,16 @@ class Decoder:
 
     def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int):
         """As `queries` has them, and the gate of the output, if there is one."""
-        c, n = self.config, h.shape[0]
+        c, shape, n = self.config, self._shapes[layer], h.shape[0]
         gate, turned, start = None, [], 0
-        if c.output_gate:
-            both = self._project(w, h, rows, "q").view(n, c.num_heads, 2, c.head_dim)
-            gate = both[:, :, 1].reshape(n, -1)
-            heads = self._normed(w, both[:, :, 0].reshape(n, -1), "q")
-        elif self._latent is not None:
+        if self._latent is not None:
             heads = self._latent.queries(w, h, rows)
         else:
-            heads = self._heads(w, h, rows, "q")
+            heads = self._project(w, h, rows, "q")
+            if c.output_gate:
+                both = heads.view(n, c.num_heads, 2, shape.head_dim)
+                gate, heads = both[:, :, 1].reshape(n, -1), both[:, :, 0].reshape(n, -1)
+            heads = self._normed(layer, w, heads, "q")
         while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by
             at = position + start
             stop = n if c.query_growth is None else min(n, start + self._same_scale(at))
@@ -294,7 +342,7 @@ class Decoder:
                 turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
             start = stop
         q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
-        return q.view(c.num_kv_heads, c.groups * n, c.head_dim), gate
+        return q.view(shape.kv_heads, -1, shape.head_dim), gate
 
     def _same_scale(self, position: int) -> int:
         """How many positions from this one on have its `query_scale`, where queries grow."""

@@ -56,6 +56,7 @@ class _CellRows:
     cell: int
     rows: slice
     x: torch.Tensor  # (cell_tokens, hidden_size)
+    given: torch.Tensor | None  # (num_layers, cell_tokens, size), see PerLayer
 
 
 def _numbers(layers: tuple[int, ...], num_layers: int) -> list[int | None]:
@@ -91,10 +92,11 @@ class Engine:
         # Of each layer its number among those that attend, and among those that keep a state.
         self._kv = _numbers(config.kv_layers, config.num_layers)
         self._state = _numbers(config.state_layers, config.num_layers)
+        layouts = geometry.layouts(config.kv_pages)
         self.attention = TieredAttention(
-            geometry.layouts(self._num_kv_layers),
+            layouts,
             geometry.cell_tokens,
-            geometry.span_tokens,
+            list(map(geometry.span_tokens_of, layouts)),
             store,
             [self.decoder.ropes[layer] for layer in config.kv_layers],
             device,
@@ -146,10 +148,11 @@ class Engine:
         """Process pending tokens up to `stop_at` (default: all); returns the last row's residual
         (1, hidden_size).
 
-        on_rows gets every new row's residual after the last layer; without it the last layer
-        computes only what later tokens need. on_progress(length) is called after each sweep; what
-        it raises stops the run between two sweeps, and the sequence is whole. check() is called
-        before each layer; what it raises stops the run too, and the sweep has to be made again.
+        on_rows gets every new row's residual after the last layer; without it the last layers, from
+        the last on that keeps something, compute only what later tokens need. on_progress(length)
+        is called after each sweep; what it raises stops the run between two sweeps, and the
+        sequence is whole. check() is called before each layer; what it raises stops the run too,
+        and the sweep has to be made again.
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
@@ -165,8 +168,7 @@ class Engine:
             for layer in range(self.config.num_layers):
                 if check is not None:
                     check()
-                final = layer == self.config.num_layers - 1
-                needs_all = on_rows is not None or not final
+                needs_all = on_rows is not None or layer < self.config.last_keeper
                 self._sweep_layer(sequence, layer, sweep, stop, needs_all)
             if sequence.states is not None:
                 sequence.states.end()
@@ -215,6 +217,7 @@ class Engine:
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
         x = self.weights.embed(tokens)
+        given = self.weights.per_layer_inputs(tokens, x, slice(0, count))
         sequence.will_write(cell)
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
@@ -222,8 +225,9 @@ class Engine:
             bias = self._page_bias(w)
             if row == 0:
                 self._seal(sequence, kv, cell - 2, bias)
-            q, k, v, gate = self.decoder.project(layer, w, x, slice(0, count), position)
-            sequence.raw.write(kv, cell, row, k, v)
+            q, own, gate = self.decoder.project(layer, w, x, slice(0, count), position)
+            if own is not None:
+                sequence.raw.write(kv, cell, row, *own)
             query = Query(q, count, position, cell)
             if self._selects(kv):
                 attended = self.selected.run_several(kv, sequence, query, bias, x, w, notes)
@@ -233,6 +237,7 @@ class Engine:
                 attended = self.attention.run_several(kv, sequence, query, window, bias)
             mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
             x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
+            x = self._end(layer, w, x, slice(0, count), given)
         sequence.verified = deque(notes)
         return x
 
@@ -246,6 +251,7 @@ class Engine:
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
         """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""
         position, rows = sequence.length, slice(0, 1)
+        given = self.weights.per_layer_inputs(sequence.tokens[position : position + 1], x, rows)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
             w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
@@ -271,12 +277,14 @@ class Engine:
                 mixed.append(self.decoder.recur(layer, w, x, rows, *state))
             if following is None and not self.weights.reads_experts:
                 x = self.decoder.mix(layer, w, x, mixed, rows)
+                x = self._end(layer, w, x, rows, given)
                 continue
             between = self.decoder.add_mixed(layer, w, x, mixed, rows)
             if following is not None:
                 self._rehearse(sequence, following, between, position, early=False)
             self._expect_experts(layer, between)
             before, x = x, self.decoder.add_mlp(layer, w, between, rows, x)
+            x = self._end(layer, w, x, rows, given)
             if following is not None:
                 self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
@@ -311,8 +319,10 @@ class Engine:
             end = min((cell + 1) * cells, stop)
             rows = slice(start - cell * cells, end - cell * cells)
             x = torch.zeros(cells, self.config.hidden_size, device=self.device)
-            x[rows] = self.weights.embed(sequence.tokens[start:end])
-            sweep.append(_CellRows(cell, rows, x))
+            tokens = sequence.tokens[start:end]
+            x[rows] = self.weights.embed(tokens)
+            given = self.weights.per_layer_inputs(tokens, x, rows)
+            sweep.append(_CellRows(cell, rows, x, given))
             start = end
         return sweep
 
@@ -320,8 +330,8 @@ class Engine:
         self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
     ):
         """One layer for a whole sweep: keys and values first, then attention, then, cell after
-        cell, states and the MLP. Unless it needs all, what later tokens need of the last layer is
-        keys, values and states, and its output for the row before `stop` alone."""
+        cell, states and the MLP. Unless it needs all, what later tokens need of the layer is at
+        most keys, values and states, and its output for the row before `stop` alone goes on."""
         w, kv, state = self.weights.layer(layer), self._kv[layer], self._state[layer]
         wanted = {index: part.rows for index, part in enumerate(sweep)}
         if not needs_all:
@@ -346,16 +356,20 @@ class Engine:
     def _attend_cells(
         self, sequence, layer: int, w: LayerTensors, sweep: list[_CellRows], wanted: dict
     ) -> dict[int, tuple[Query, torch.Tensor, torch.Tensor | None]]:
-        """Keys and values of a sweep's cells go to their places; of those cells of which some rows
-        are wanted: queries, what they attended to, and the gate of that."""
+        """Keys and values of a sweep's cells go to their places, if the layer has some; of those
+        cells of which some rows are wanted: queries, what they attended to, and the gate of
+        that."""
         kv, queries, gates = self._kv[layer], [], []
-        bias = self._page_bias(w)
+        bias, shares = self._page_bias(w), self.config.shares_kv(layer)
         for index, part in enumerate(sweep):
-            position = part.cell * self.geometry.cell_tokens
-            q, k, v, gate = self.decoder.project(layer, w, part.x, part.rows, position)
-            self._seal(sequence, kv, part.cell - 2, bias)
-            new = part.rows
-            sequence.raw.write(kv, part.cell, new.start, k[new], v[new])
+            if shares and index not in wanted:
+                continue
+            position, new = part.cell * self.geometry.cell_tokens, part.rows
+            rows = wanted[index] if shares else new
+            q, own, gate = self.decoder.project(layer, w, part.x, rows, position)
+            if own is not None:
+                self._seal(sequence, kv, part.cell - 2, bias)
+                sequence.raw.write(kv, part.cell, new.start, *(of[new] for of in own))
             if index in wanted:
                 queries.append(self._query(part.cell, q, wanted[index]))
                 gates.append(gate)
@@ -378,13 +392,18 @@ class Engine:
         part.x = mix(layer, w, part.x, mixed, rows)
 
     def _end_layer(self, layer: int, w: LayerTensors, parts: list) -> None:
-        """Routed experts, once for all cells of a sweep. parts: cells, rows, and the residual that
-        entered the layer, where MLPs read that."""
-        if self.config.experts_of(layer) is None or not parts:
-            return
-        cells = [(part.x, rows, entered) for part, rows, entered in parts]
-        for (part, *_), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
-            part.x = x
+        """Routed experts, once for all cells of a sweep, and what follows the MLP. parts: cells,
+        rows, and the residual that entered the layer, where MLPs read that."""
+        if self.config.experts_of(layer) is not None and parts:
+            cells = [(part.x, rows, entered) for part, rows, entered in parts]
+            for (part, *_), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
+                part.x = x
+        for part, rows, _ in parts:
+            part.x = self._end(layer, w, part.x, rows, part.given)
+
+    def _end(self, layer: int, w: LayerTensors, x, rows: slice, given: torch.Tensor | None):
+        """given: the inputs of all layers, if there are any."""
+        return self.decoder.end(layer, w, x, rows, None if given is None else given[layer])
 
     def _ends_at(self, part: _CellRows, stop: int) -> bool:
         return part.cell * self.geometry.cell_tokens + part.rows.stop >= stop
@@ -413,6 +432,8 @@ class Engine:
         query: the first, of a cell or of one or more tokens that are decoded."""
         if self.overlap:
             following = (kv + 1) % self._num_kv_layers
+            if not decodes and self.config.shares_kv(self.config.kv_layers[following]):
+                following = 0  # prefill passes those by, but for its last token
             self._wish(sequence, kv, query, decodes)
             if not (decodes and self._selects(following)):
                 self._wish(sequence, following, query, decodes)
@@ -451,7 +472,7 @@ class Engine:
             self.store.prefetch(sequence.table, kv)
         else:
             first = query.position if decodes else query.cell * self.geometry.cell_tokens
-            spans = self.attention.spans_wanted(first, query.cell, window)
+            spans = self.attention.spans_wanted(kv, first, query.cell, window)
             self.store.prefetch(sequence.table, kv, list(spans))
 
     def _window(self, kv: int) -> int | None:
@@ -463,7 +484,8 @@ class Engine:
 
     def _seal(self, sequence: Sequence, kv: int, cell: int, bias: torch.Tensor | None) -> None:
         """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
-        first = cell * self.geometry.cell_records
+        layout = self.attention.layouts[kv]
+        first = cell * self.geometry.cell_records_of(layout)
         if cell < 0 or sequence.table.num_records(kv) > first:
             return
         k, v = (part.transpose(0, 1) for part in sequence.raw.cell(kv, cell))
@@ -471,7 +493,7 @@ class Engine:
             cells, rope = self.geometry.cell_tokens, self.attention.ropes[kv]
             k = k.float() - rope.turn_bias(bias, cell * cells, cells)
         try:
-            near, records = seal(k, v, self.geometry.layout_of(kv))
+            near, records = seal(k, v, layout)
         except FloatingPointError as error:
             first = cell * self.geometry.cell_tokens
             raise ModelError(

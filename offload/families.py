@@ -127,13 +127,14 @@ def gemma2(get: Fields, head_dim: int) -> dict:
             after_mlp="post_feedforward_layernorm",
         ),
         "attention_scale": get.positive("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_softcap": _softcap(get, "attn_logit_softcapping", 50.0),
-        "logits_softcap": _softcap(get, "final_logit_softcapping", 30.0),
+        "attention_softcap": softcap(get, "attn_logit_softcapping", 50.0),
+        "logits_softcap": softcap(get, "final_logit_softcapping", 30.0),
         "windows": get.windows(lambda layer: layer % 2 == 0),
     }
 
 
-def _softcap(get: Fields, name: str, default: float) -> float:
+def softcap(get: Fields, name: str, default: float | None) -> float:
+    """A bound; 0 where the file says null, or nothing and the default is None."""
     return 0.0 if get.raw.get(name, default) is None else get.positive(name, default)
 
 

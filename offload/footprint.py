@@ -8,11 +8,13 @@ from functools import cached_property
 
 import torch
 
+from ..kernels.layout import PageLayout
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
 from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
 from .packing import Bits, Packing, Plain
+from .per_layer import PROJECTIONS
 from .skeleton import expert_names, layer_of
 from .weights import HEAD_BLOCK_ROWS
 
@@ -46,6 +48,25 @@ class Facts:
     def _head_packing(self) -> Packing:
         tied = self.config.tied_embeddings
         return self._packing("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+    @cached_property
+    def _unlayered(self) -> dict[str, tuple[int, ...]]:
+        """What makes inputs of each layer of a token's embedding, by name."""
+        return {name: self.shapes[name] for name in PROJECTIONS if name in self.shapes}
+
+    @property
+    def _unlayered_matrices(self) -> list[tuple[tuple[int, ...], Packing]]:
+        unlayered = self._unlayered.items()
+        return [(shape, self._packing(name)) for name, shape in unlayered if len(shape) == 2]
+
+    @property
+    def unlayered_bytes(self) -> int:
+        """Of what belongs to no layer and stays beside the head."""
+        bits = self.weight_bits
+        return sum(
+            stored_bytes(name, shape, self._packing(name), bits)
+            for name, shape in self._unlayered.items()
+        )
 
     @property
     def _head_bits(self) -> Bits:
@@ -196,23 +217,26 @@ class Facts:
         bits = self.weight_bits
         staged = (
             packing.staging_bytes(shape, packing.own_bits(bits))
-            for shape, packing in self._layer_matrices
+            for shape, packing in (*self._layer_matrices, *self._unlayered_matrices)
         )
         return max(self.head_block_bytes(), *staged) + SLACK_BYTES
 
 
 def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     """The most that choosing among the pages of one layer takes; 0 where all are attended."""
-    layout = geometry.layout
-    if not layout.value_means:
+    if not geometry.layout.value_means:
         return 0
     tokens = geometry.sealed_tokens(context)
-    pages, records = tokens // layout.page_tokens, tokens // layout.record_tokens
-    scores = _SCORE_COPIES * pages * config.num_heads
-    means = 2 * pages * layout.kv_heads * layout.head_dim
-    partials = 2 * records * config.num_heads * (layout.head_dim + 2)
+
+    def of_layer(layout: PageLayout) -> int:
+        pages, records = tokens // layout.page_tokens, tokens // layout.record_tokens
+        scores = _SCORE_COPIES * pages * config.num_heads
+        means = 2 * pages * layout.kv_heads * layout.head_dim
+        partials = 2 * records * config.num_heads * (layout.head_dim + 2)
+        return scores + means + partials
+
     bias = 4 * tokens * config.num_heads * config.qkv_bias  # in parts, joined, and of those chosen
-    return 4 * (scores + means + partials + bias)
+    return 4 * (max(map(of_layer, geometry.shapes)) + bias)
 
 
 def _around_latents(config: ModelConfig) -> int:
@@ -233,18 +257,22 @@ def _widest(config: ModelConfig) -> int:
     """The most numbers that an MLP or an expert has between its projections."""
     experts = [e for e in config.experts if e is not None]
     sizes = (size for e in experts for size in (e.intermediate_size, e.shared_size))
-    return max([config.intermediate_size, *sizes])
+    dense = config.inner_sizes or (config.intermediate_size,)
+    return max([*dense, *sizes])
 
 
 def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -> int:
     """The most that activations, tiles and scores of prefill take at once."""
-    cell, heads = geometry.cell_tokens, config.num_heads * config.head_dim
-    kv = config.num_kv_heads * config.head_dim
+    cell, layouts = geometry.cell_tokens, geometry.shapes
+    heads = config.num_heads * max(of.head_dim for of in layouts)
+    kv = max(of.kv_heads * of.head_dim for of in layouts)
     raw_tokens = 2 * cell + geometry.layout.page_tokens
-    longest = max(geometry.span_tokens, raw_tokens)
-    merges = 2 + max(1, (config.max_positions // geometry.span_tokens).bit_length())
+    spans = [geometry.span_tokens_of(of) for of in layouts]
+    longest = max(*spans, raw_tokens)
+    merges = 2 + max(1, (config.max_positions // min(spans)).bit_length())
     # Key biases' factors are as many as a query's elements.
     per_cell = config.hidden_size + heads * (2 + merges + config.qkv_bias)
+    per_cell += _per_layer_numbers(config)  # are kept for the sweep
     # Routed rows are gathered, multiplied and put back beside the residual's: all cells at once.
     experts = [e for e in config.experts if e is not None]
     if experts:
@@ -252,6 +280,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
             e.count for e in experts
         )
     inner = _widest(config)
+    own = _per_layer_numbers(config)
     gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 0
@@ -261,10 +290,11 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
             here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
         mixing = max(mixing, here)
     once = (
-        cell * (4 * config.hidden_size + mixing + 3 * inner + gathered)
-        + 2 * kv * (geometry.span_tokens + raw_tokens)
-        + cell * geometry.span_tokens * config.num_heads * config.qkv_bias  # of key biases' scores
-        + _packed(config.head_dim) * config.num_kv_heads * (longest + 64)
+        cell * (4 * config.hidden_size + mixing + 3 * inner + gathered + 4 * own)
+        + 2 * max(of.kv_heads * of.head_dim * geometry.span_tokens_of(of) for of in layouts)
+        + 2 * kv * raw_tokens
+        + cell * max(spans) * config.num_heads * config.qkv_bias  # of key biases' scores
+        + max(_packed(of.head_dim) * of.kv_heads for of in layouts) * (longest + 64)
         + _ATTENTION_SCRATCH_ROWS * longest
         + 256 * max(config.hidden_size, inner)
         + 4 * config.vocab_size
@@ -272,13 +302,23 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES
 
 
+def _per_layer_numbers(config: ModelConfig) -> int:
+    """What a token has besides the residual, of all layers."""
+    given = config.per_layer_inputs
+    return 0 if given is None else config.num_layers * given.size
+
+
 def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     """The most that verifying a few tokens takes: their logits beside those of the ones before,
     activations, the partial of each span, and what key biases add to the scores of some spans."""
-    count, heads = MOST_VERIFIED, config.num_heads * config.head_dim
-    inner = _widest(config)
+    count, layouts = MOST_VERIFIED, geometry.shapes
+    head_dim = max(of.head_dim for of in layouts)
+    heads, inner = config.num_heads * head_dim, _widest(config)
     a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner
     a_token += _around_latents(config)
-    partials = (geometry.num_spans(context) + 1) * config.num_heads * (config.head_dim + 2)
-    bias = BIASED_SPANS * geometry.span_tokens * config.num_heads * config.qkv_bias
+    a_token += 4 * _per_layer_numbers(config)
+    shortest = min(map(geometry.span_tokens_of, layouts))
+    most = geometry.num_spans(context) * geometry.most_span_tokens // shortest
+    partials = (most + 1) * config.num_heads * (head_dim + 2)
+    bias = BIASED_SPANS * geometry.most_span_tokens * config.num_heads * config.qkv_bias
     return 4 * (count * (a_token + partials + 2 * bias) + partials) + SLACK_BYTES

@@ -76,15 +76,16 @@ def _common(k: Keys) -> dict:
     if embeddings is None or len(embeddings.shape) != 2:
         raise BadCheckpoint(f"{k.path} has no token_embd.weight: it holds no language model.")
     kinds = {"F32": "float32", "F16": "float16"}
+    of_layers = k.first if k.architecture in _LAYERS_DIFFER else k.same
     head_dim, value_dim = k.get("attention.key_length"), k.get("attention.value_length")
     if head_dim != value_dim and k.architecture != "deepseek2":
         raise UnsupportedModel(f"{k.path}: keys of {head_dim} and values of {value_dim} numbers.")
     return {
         "hidden_size": k.get("embedding_length"),
-        "intermediate_size": k.same("feed_forward_length"),
+        "intermediate_size": of_layers("feed_forward_length"),
         "num_hidden_layers": k.num_layers,
         "num_attention_heads": k.same("attention.head_count"),
-        "num_key_value_heads": k.same("attention.head_count_kv"),
+        "num_key_value_heads": of_layers("attention.head_count_kv"),
         "head_dim": _head_dim(k),
         "vocab_size": embeddings.shape[0],
         "max_position_embeddings": k.get("context_length"),
@@ -242,6 +243,60 @@ def _gemma3(k: Keys) -> dict:
         "rope_local_base_freq": k.get("rope.freq_base_swa", 10000.0),
         "final_logit_softcapping": k.get("final_logit_softcapping"),
     }
+
+
+def _gemma4(k: Keys) -> dict:
+    kinds, kv_heads = _kinds(k), k.get("attention.head_count_kv")
+    if kinds is None or len(kinds) < k.num_layers:
+        raise BadCheckpoint(f"{k.path} does not say which layers have a window.")
+    own = kv_heads if isinstance(kv_heads, list) else [kv_heads] * k.num_layers
+    if len(own) < k.num_layers:
+        raise BadCheckpoint(f"{k.path} does not say how many KV heads each layer has.")
+    wide = k.get("attention.key_length")
+    sizes, table = k.get("feed_forward_length"), k.header.tensors.get("per_layer_token_embd.weight")
+    routed = bool(k.get("expert_count"))
+    return {
+        "architectures": ["Gemma4ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": kinds,
+        "sliding_window": k.get("attention.sliding_window"),
+        "head_dim": k.get("attention.key_length_swa"),
+        "per_layer_config": {
+            str(layer): {"head_dim": wide, "num_key_value_heads": own[layer]}
+            for layer in range(k.num_layers)
+            if kinds[layer] == "full_attention"
+        },
+        "attention_k_eq_v": k.layers_with("attn_v.weight") != k.layers_with("attn_k.weight"),
+        "num_kv_shared_layers": k.get("attention.shared_kv_layers", 0),
+        "use_double_wide_mlp": isinstance(sizes, list) and len(set(sizes)) > 1,
+        "hidden_size_per_layer_input": k.get("embedding_length_per_layer_input", 0),
+        "vocab_size_per_layer_input": None if table is None else table.shape[0],
+        "final_logit_softcapping": k.get("final_logit_softcapping"),
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": k.get("rope.freq_base_swa", 10000.0)},
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": k.get("rope.freq_base", 1e6),
+                "partial_rotary_factor": _turning(k),
+            },
+        },
+        "rope_scaling": None,
+        "enable_moe_block": routed,
+        "num_experts": k.get("expert_count") or None,
+        "top_k_experts": k.get("expert_used_count"),
+        "moe_intermediate_size": k.get("expert_feed_forward_length"),
+    }
+
+
+def _turning(k: Keys) -> float:
+    """Which part of a global head's pairs turns: the others' frequencies are divided by 1e30."""
+    factors = k.factors.get("rope_freqs.weight")
+    if not factors:
+        return 1.0
+    turning = sum(factor == 1 for factor in factors)
+    if not turning or any(factor < 1e20 for factor in factors[turning:]):
+        raise UnsupportedModel(f"{k.path}: rope_freqs.weight is not as Gemma 4 has it.")
+    return turning / len(factors)
 
 
 def _shared_dim(k: Keys) -> int | None:
@@ -553,6 +608,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "gemma": _only("GemmaForCausalLM"),
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "smollm3": _only("SmolLM3ForCausalLM"),
     "olmo2": _olmo2,
     "olmoe": _olmoe,
@@ -582,5 +638,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "arcee": _only("ArceeForCausalLM"),
     "starcoder2": _starcoder2,
 }
+# Whose layers may have other sizes than the first.
+_LAYERS_DIFFER = ("gemma4",)
 # Whose rows of queries and keys are in pairs.
 IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid", "granitemoe", "arcee")

@@ -35,6 +35,11 @@ class Keys:
             (value,) = values
         return value
 
+    def first(self, key: str):
+        """A value that may stand there once for each layer: the first one."""
+        value = self.get(key)
+        return (value or [None])[0] if isinstance(value, list) else value
+
     def has(self, end: str) -> bool:
         """Whether a layer has a tensor of this name."""
         return any(

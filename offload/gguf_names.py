@@ -26,6 +26,9 @@ _WHOLE = {
     "model.norm.weight": ("output_norm.weight", "token_embd_norm.weight"),
     "model.norm.bias": ("output_norm.bias",),
     "lm_head.weight": ("output.weight",),
+    "model.embed_tokens_per_layer.weight": ("per_layer_token_embd.weight",),
+    "model.per_layer_model_projection.weight": ("per_layer_model_proj.weight",),
+    "model.per_layer_projection_norm.weight": ("per_layer_proj_norm.weight",),
 }
 _MODULES = {
     "self_attn.q_proj": "attn_q",
@@ -46,6 +49,9 @@ _MODULES = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
 }
 _PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
 # Of what a layer has in place of attention.
@@ -136,8 +142,15 @@ class _Names:
         if inner == "self_attn.sinks":
             return self._placed(name, (f"blk.{layer}.attn_sinks.weight",))
         experts = self._config.experts_of(layer)
-        if experts is not None and inner == experts.bias:
-            return self._placed(name, (f"blk.{layer}.exp_probs_b.bias",))
+        vectors = {"layer_scalar": "layer_output_scale.weight"}
+        if experts is not None:
+            vectors |= {
+                experts.bias: "exp_probs_b.bias",
+                experts.router_scale: "ffn_gate_inp.scale",
+                experts.expert_scale: "ffn_down_exps.scale",
+            }
+        if inner in vectors:
+            return self._placed(name, (f"blk.{layer}.{vectors[inner]}",))
         theirs, expert = self._modules(layer).get(module, ((), None))
         sources = [f"blk.{layer}.{their}.{kind}" for their in theirs]
         if kind == "weight":  # Falcon-H1's second norm is written without it
@@ -248,6 +261,11 @@ class _Names:
             experts = self._config.experts_of(layer)
             if experts is not None:
                 made |= _expert_modules(experts)
+            if experts is not None and experts.beside is not None:
+                beside = experts.beside
+                made[beside.before] = ("pre_ffw_norm_2",), None
+                made[beside.after] = ("post_ffw_norm_2",), None
+                made[beside.after_mlp] = ("post_ffw_norm_1",), None
             self._of_layer[layer] = made
         return self._of_layer[layer]
 

@@ -2,6 +2,7 @@
 
     gpt2     byte-level BPE: merges, and a name for how text is cut before they are made
     llama    SentencePiece's BPE: tokens with scores
+    gemma4   the same by merges, of text whose spaces are pieces
 
 Ids are those of the original tokenizer. What a name of a pre-tokenizer stands for is known here;
 one that is not is refused. Knows no special tokens' meanings but those that end answers.
@@ -23,6 +24,7 @@ from .vocabulary import (
     CONTROL,
     NORMAL,
     QWEN_PATTERN,
+    SPACE,
     UNUSED,
     USER_DEFINED,
     Piece,
@@ -99,6 +101,7 @@ _ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"),
     *("<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<|return|>", "<|call|>"),
     *("<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[EOT]", "<|eot|>", "[|endofturn|]"),
+    "<turn|>",
 )
 # Of Phi-3's tokens in a SentencePiece vocabulary, those that leave the white space behind them.
 _LEAVE_SPACE = ("<unk>", "<s>", "<|endoftext|>")
@@ -173,6 +176,14 @@ class _Vocabulary:
         pairs = zip(self.tokens, self.kinds, strict=True)
         return {text: kind for text, kind in pairs if kind in (CONTROL, USER_DEFINED) and text}
 
+    def merged(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """The vocabulary of a BPE, and its merges."""
+        pairs = []
+        for merge in self.get("merges", Strings) or ():
+            left, _, right = merge[1:].partition(" ")
+            pairs.append((merge[:1] + left, right))
+        return {text: at for at, text in enumerate(self.tokens)}, pairs
+
     @property
     def template(self) -> str | None:
         template = self._said.get("tokenizer.chat_template")
@@ -195,7 +206,7 @@ class _Vocabulary:
 def read_gguf_tokenizer(header: GgufHeader, name: str) -> TokenizerFiles:
     """A file's tokenizer. Raises BadCheckpoint, UnsupportedModel."""
     found = _Vocabulary(header)
-    makers = {"gpt2": _byte_level, "llama": _sentencepiece}
+    makers = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _of_merges}
     make = makers.get(found.model)
     if make is None:
         raise UnsupportedModel(
@@ -213,7 +224,7 @@ def read_gguf_tokenizer(header: GgufHeader, name: str) -> TokenizerFiles:
     named = {ours: text for ours, key in _NAMED.items() if (text := found.token(key)) is not None}
     add_bos = found.get("add_bos_token", bool)
     if add_bos is None:
-        add_bos = found.model == "llama" or found.pre in _WITH_BOS
+        add_bos = found.model in ("llama", "gemma4") or found.pre in _WITH_BOS
     return TokenizerFiles(
         name=name,
         backend=backend,
@@ -254,13 +265,7 @@ def _byte_level(found: _Vocabulary) -> Backend:
             "original model."
         )
     patterns, whole_words = _CUTS[found.pre]
-    merges = found.get("merges", Strings)
-    pairs = []
-    for merge in merges or ():
-        left, _, right = merge[1:].partition(" ")
-        pairs.append((merge[:1] + left, right))
-    vocabulary = {text: at for at, text in enumerate(found.tokens)}
-    backend = Backend(models.BPE(vocabulary, pairs, ignore_merges=whole_words))
+    backend = Backend(models.BPE(*found.merged(), ignore_merges=whole_words))
     if found.pre in _COMPOSED:
         backend.normalizer = normalizers.NFC()
     steps = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in patterns]
@@ -271,6 +276,29 @@ def _byte_level(found: _Vocabulary) -> Backend:
     backend.add_tokens(
         [
             AddedToken(text, normalized=False, special=kind == CONTROL)
+            for text, kind in found.added().items()
+        ]
+    )
+    return backend
+
+
+def _of_merges(found: _Vocabulary) -> Backend:
+    backend = Backend(
+        models.BPE(
+            *found.merged(),
+            unk_token=found.token("unknown"),
+            fuse_unk=True,
+            byte_fallback=BYTE in found.kinds,
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_tokens(
+        [
+            # What users defined is found among spaces that are pieces already.
+            AddedToken(text, normalized=kind == USER_DEFINED, special=kind == CONTROL)
             for text, kind in found.added().items()
         ]
     )

@@ -7,7 +7,6 @@ operation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from ..kernels.step import LayerStep, StepShape, native_for
@@ -49,16 +48,6 @@ class LayerSteps:
 
     def __init__(self, config: ModelConfig, ropes: list[Rope], is_resident: Callable[[int], bool]):
         self._config, self._ropes = config, ropes
-        self._shape = StepShape(
-            config.hidden_size,
-            config.head_dim,
-            config.num_heads,
-            config.num_kv_heads,
-            config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
-            config.qk_norm if config.qk_norm != "turned" else "",  # which no step has
-            config.norm_eps,
-            config.norm_offset,
-        )
         self._steps: Prepared[LayerStep | None] = Prepared(self._make, is_resident)
 
     def of(self, layer: int, w: LayerTensors) -> LayerStep | None:
@@ -76,8 +65,29 @@ class LayerSteps:
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values."""
         c = self._config
-        is_plain = not (c.output_gate or c.gate_projection or c.latent or c.qk_norm == "turned")
-        return c.attends(layer) and is_plain
+        is_other = c.output_gate or c.gate_projection or c.latent or c.qk_norm == "turned"
+        return c.attends(layer) and not (is_other or c.value_norm or c.shares_kv(layer))
+
+    def is_whole(self, layer: int) -> bool:
+        """Whether it is all that a layer does but for its attention."""
+        config = self._config
+        has_more = config.per_layer_inputs is not None or config.layer_scalars
+        return self.has_mlp(layer) and self.has_projections(layer) and not has_more
+
+    def _shape(self, layer: int, multiplier: float) -> StepShape:
+        """multiplier: of what the layer adds to the residual."""
+        config, shape = self._config, self._config.shape_of(layer)
+        return StepShape(
+            config.hidden_size,
+            shape.head_dim,
+            config.num_heads,
+            shape.kv_heads,
+            config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
+            config.qk_norm if config.qk_norm != "turned" else "",  # which no step has
+            config.norm_eps,
+            config.norm_offset,
+            multiplier,
+        )
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)
@@ -100,7 +110,7 @@ class LayerSteps:
         turns = rope.config is not None
         return LayerStep(
             native,
-            replace(self._shape, residual_multiplier=multiplier),
+            self._shape(layer, multiplier),
             norms,
             products,
             rope.width if turns else 0,

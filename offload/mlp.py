@@ -10,6 +10,7 @@ that; which rows stand beside it changes nothing. Knows no norms and no residual
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -60,22 +61,28 @@ def _dense(w: LayerTensors, mlp: str) -> list[str]:
     return [f"{mlp}.{name}" for name in _PROJECTIONS[first:]]
 
 
+class Cell(NamedTuple):
+    """Rows that experts are chosen for. h: (n, hidden_size), what those are given; rows: of it,
+    those that are asked for; by: (n, hidden_size), what they are chosen by, None: h."""
+
+    h: torch.Tensor
+    rows: slice
+    by: torch.Tensor | None = None
+
+
 def routed_mlp(w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts):
     """The chosen experts' outputs for `rows` of h (n, hidden_size), weighted and added in the order
     of their numbers, and behind them the shared one's; other rows of the result are zero.
     """
-    return routed_mlps(w, [(h, rows)], activation, experts)[0]
+    return routed_mlps(w, [Cell(h, rows)], activation, experts)[0]
 
 
 def routed_mlps(
-    w: LayerTensors,
-    cells: list[tuple[torch.Tensor, slice]],
-    activation: str,
-    experts: Experts,
+    w: LayerTensors, cells: list[Cell], activation: str, experts: Experts
 ) -> list[torch.Tensor]:
     """`routed_mlp` of several cells, to the bit; each expert is brought once for all of them."""
-    routed = [_Routed(w, h, rows, experts) for h, rows in cells]
-    h = cells[0][0]
+    routed = [_Routed(w, cell, experts) for cell in cells]
+    h = cells[0].h
     native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 else None
     if native is not None:
         return [_one_row(native, w, h.contiguous(), activation, experts, routed[0])]
@@ -93,12 +100,12 @@ def routed_mlps(
 class _Routed:
     """The rows of a cell, which experts each chose, and what comes of it: `out`."""
 
-    def __init__(self, w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
-        self.h, self._rows = h, rows
-        self.weights, self.chosen = _chosen(w, h, rows, experts)
-        self.out = torch.zeros_like(h)
-        self._asked = torch.zeros(h.shape[0], 1, dtype=torch.bool, device=h.device)
-        self._asked[rows] = True
+    def __init__(self, w: LayerTensors, cell: Cell, experts: Experts):
+        self.h, self._rows, by = cell
+        self.weights, self.chosen = _chosen(w, self.h if by is None else by, cell.rows, experts)
+        self.out = torch.zeros_like(self.h)
+        self._asked = torch.zeros(len(self.h), 1, dtype=torch.bool, device=self.h.device)
+        self._asked[cell.rows] = True
 
     def numbers(self) -> list[int]:
         """The experts that some row chose."""
@@ -192,7 +199,10 @@ def _chosen(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
     """As `_route` has them, of `rows` of h (n, hidden_size)."""
     router = experts.router
     scores = tiled(h, rows, w[f"{router}.weight"], w.get(f"{router}.bias"))
-    return _route(scores, experts, None if experts.bias is None else w[experts.bias])
+    shares, numbers = _route(scores, experts, None if experts.bias is None else w[experts.bias])
+    if experts.expert_scale is not None:
+        shares = shares * w[experts.expert_scale][numbers]
+    return shares, numbers
 
 
 def _route(

@@ -51,6 +51,16 @@ class ExpertGroups:
 
 
 @dataclass(frozen=True)
+class BesideMlp:
+    """Norms of routed experts that stand beside a dense MLP, by the files' names: of what they are
+    given, of what they give, and of what the MLP gives, before both are added."""
+
+    before: str
+    after: str
+    after_mlp: str
+
+
+@dataclass(frozen=True)
 class Experts:
     """The routed experts of one layer: a router chooses some of them for each token.
 
@@ -64,7 +74,9 @@ class Experts:
     its projections' names begin with; shared_gate: what says, for each token, how much of it
     counts, None: all; shared_scaling: of what it gives. gate_up: gate and up in one, their rows in
     turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
-    have no gates.
+    have no gates. router_scale: the files' name of what the router's own norm of the residual is
+    multiplied with, over sqrt(hidden_size); None: it sees what the experts see. expert_scale: of a
+    factor for each chosen expert's weight. beside: None where experts are in the MLP's place.
     """
 
     count: int
@@ -87,6 +99,9 @@ class Experts:
     gate_up: str | None = None
     biases: bool = False
     least_sum: float = 1e-6
+    router_scale: str | None = None
+    expert_scale: str | None = None
+    beside: BesideMlp | None = None
 
     @property
     def inward(self) -> dict[str, int]:
@@ -193,6 +208,24 @@ class Recurrence:
 
 
 @dataclass(frozen=True)
+class AttentionShape:
+    """Of one layer's keys and values. keys_are_values: the key projection gives both."""
+
+    kv_heads: int
+    head_dim: int
+    keys_are_values: bool = False
+
+
+@dataclass(frozen=True)
+class PerLayerInputs:
+    """What every layer is given of a token besides the residual: `size` numbers, of a table with so
+    many rows and of the token's embedding."""
+
+    rows: int
+    size: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One decoder-only transformer, as the one configurable decoder needs it. Tuples have one entry
     for each layer. num_kv_heads and head_dim are of what pages hold; see `latent`.
@@ -249,6 +282,12 @@ class ModelConfig:
     stacked: tuple[Stacked, ...] = ()
     head_rows: tuple[HeadRows, ...] = ()
     null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
+    attention_shapes: tuple[AttentionShape, ...] = ()  # empty: num_kv_heads of head_dim in all
+    kv_sources: tuple[int, ...] = ()  # whose keys and values a layer attends; empty: its own
+    value_norm: bool = False  # RMSNorm of each value head, without weights
+    inner_sizes: tuple[int, ...] = ()  # of MLPs; empty: intermediate_size in all
+    per_layer_inputs: PerLayerInputs | None = None
+    layer_scalars: bool = False  # what a layer makes of the residual is multiplied by a number
     quantisation: Quantisation | None = None  # in the files; None also for the family's own
 
     @property
@@ -265,6 +304,20 @@ class ModelConfig:
     def values_from(self) -> int | None:
         """Where values are the keys' elements, the first of them; None: values are others."""
         return None if self.latent is None else self.latent.rope_dim
+
+    def shape_of(self, layer: int) -> AttentionShape:
+        """Of the keys and values that a layer attends."""
+        if self.attention_shapes:
+            return self.attention_shapes[layer]
+        return AttentionShape(self.num_kv_heads, self.head_dim)
+
+    def inner_size(self, layer: int) -> int:
+        """Of a layer's dense MLP."""
+        return self.inner_sizes[layer] if self.inner_sizes else self.intermediate_size
+
+    def shares_kv(self, layer: int) -> bool:
+        """Whether a layer attends the keys and values of an earlier one, and has none."""
+        return bool(self.kv_sources) and self.kv_sources[layer] != layer
 
     def experts_of(self, layer: int) -> Experts | None:
         return self.experts[layer] if self.experts else None
@@ -306,6 +359,26 @@ class ModelConfig:
     def mixers(self) -> set[tuple[bool, Recurrence | None]]:
         """Whether a layer attends, and what state it keeps: the pairs that there are."""
         return {(self.attends(n), self.recurrence_of(n)) for n in range(self.num_layers)}
+
+    @cached_property
+    def kv_pages(self) -> tuple[int, ...]:
+        """Of each layer that attends, by its place among `kv_layers`, the place of the layer whose
+        pages it reads. Those that keep pages come first, so that their places count them."""
+        layers = self.kv_layers
+        if not self.kv_sources:
+            return tuple(range(len(layers)))
+        return tuple(layers.index(self.kv_sources[layer]) for layer in layers)
+
+    @cached_property
+    def num_page_layers(self) -> int:
+        """How many layers keep pages."""
+        return len(set(self.kv_pages))
+
+    @cached_property
+    def last_keeper(self) -> int:
+        """The last layer of which later tokens need something: keys and values, or a state."""
+        own = (layer for layer in self.kv_layers if not self.shares_kv(layer))
+        return max((*own, *self.state_layers))
 
     @cached_property
     def kv_windows(self) -> tuple[int | None, ...]:

@@ -76,14 +76,25 @@ class Extent:
 class PageTable:
     """(layer, span) -> extent, for one sequence. Records of a layer are numbered from 0.
 
+    num_layers: those that keep pages. pages_of: of every layer that reads some, the number of the
+    one whose they are, if not each has its own; the first num_layers do. So whoever reads names the
+    layer for which that is done, and what is foreseen and counted belongs to it.
+
     P1: a layer with n records has ceil(n / records_per_span) extents: no empty entry, no gap.
     P2: tables never hand out frames; only `Extents` does, so that counts stay in one place.
     P3: version grows with every change, so that what was derived from a table can be kept.
     """
 
-    def __init__(self, num_layers: int, records_per_span: int, expected_spans: int | None = None):
+    def __init__(
+        self,
+        num_layers: int,
+        records_per_span: int,
+        expected_spans: int | None = None,
+        pages_of: Sequence[int] | None = None,
+    ):
         self.records_per_span = records_per_span
         self.expected_spans = expected_spans  # per layer, a hint to the policy; None: unknown
+        self._pages_of = range(num_layers) if pages_of is None else pages_of
         self.is_open = True
         self.version = 0  # P3
         self._extents: list[list[Extent]] = [[] for _ in range(num_layers)]  # P1
@@ -94,17 +105,17 @@ class PageTable:
         return len(self._num_records)
 
     def num_records(self, layer: int) -> int:
-        return self._num_records[layer]
+        return self._num_records[self._pages_of[layer]]
 
     def num_spans(self, layer: int) -> int:
-        return len(self._extents[layer])
+        return len(self._extents[self._pages_of[layer]])
 
     def extent(self, layer: int, span: int) -> Extent:
-        return self._extents[layer][span]
+        return self._extents[self._pages_of[layer]][span]
 
     def records_seen(self, layer: int, span: int) -> int:
         """How many of the span's records this table sees; the last span may be partly filled."""
-        left = self._num_records[layer] - span * self.records_per_span
+        left = self.num_records(layer) - span * self.records_per_span
         return max(0, min(left, self.records_per_span))
 
     def extents_needed(self, layer: int, num_records: int) -> int:
@@ -135,20 +146,25 @@ class PageTable:
 
     def fork(self) -> PageTable:
         """A table that sees the same records. The caller shares every extent (`Extents.share`)."""
-        other = PageTable(self.num_layers, self.records_per_span, self.expected_spans)
+        other = PageTable(
+            self.num_layers, self.records_per_span, self.expected_spans, self._pages_of
+        )
         other._extents = [list(extents) for extents in self._extents]
         other._num_records = list(self._num_records)
         return other
 
-    def truncate(self, num_records: int) -> list[Extent]:
-        """Keeps the first `num_records` of every layer; returns the extents it let go of."""
+    def truncate(self, num_records: int | Sequence[int]) -> list[Extent]:
+        """Keeps the first `num_records` of every layer, or so many of each; returns the extents it
+        let go of."""
         dropped = []
         self.version += 1
-        num_spans = -(-num_records // self.records_per_span)
-        for layer, extents in enumerate(self._extents):
+        if isinstance(num_records, int):
+            num_records = [num_records] * self.num_layers
+        for layer, (extents, count) in enumerate(zip(self._extents, num_records, strict=True)):
+            num_spans = -(-count // self.records_per_span)
             dropped += extents[num_spans:]
             del extents[num_spans:]
-            self._num_records[layer] = min(self._num_records[layer], num_records)
+            self._num_records[layer] = min(self._num_records[layer], count)
         return dropped
 
     def extents(self) -> Iterable[Extent]:
@@ -169,7 +185,8 @@ class Extents:
     """Hands out the frames of all tiers, an extent at a time, each with its near planes.
 
     near_arenas: which arena of near planes, by number, is each layer's; by default all have one.
-    Arenas share out all extents by their numbers of layers.
+    spans_at_once: how many extents each layer takes while another takes one; by default all as
+    many. Arenas share out all extents by what their layers take.
 
     X1: per tier, free + used extents = all extents, and no base is in both.
     X2: a tier's frames that do not make a whole extent are never used.
@@ -181,6 +198,7 @@ class Extents:
         num_frames: Mapping[Tier, int],
         records_per_span: int,
         near_arenas: Sequence[int] | None = None,
+        spans_at_once: Sequence[int] | None = None,
     ):
         self.records_per_span = records_per_span
         self.num_extents = {t: num_frames.get(t, 0) // records_per_span for t in Tier}  # X2
@@ -191,9 +209,11 @@ class Extents:
         }
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
         self._near_arenas, total = near_arenas, sum(self.num_extents.values())
-        layers = Counter(near_arenas or (0,))
+        taken: Counter[int] = Counter()
+        for layer, arena in enumerate(near_arenas or (0,)):
+            taken[arena] += spans_at_once[layer] if spans_at_once else 1
         self.num_near_extents = [
-            -(-total * layers[arena] // layers.total()) for arena in sorted(layers)
+            -(-total * taken[arena] // taken.total()) for arena in sorted(taken)
         ]
         self._free_near = [  # X3
             [e * records_per_span for e in reversed(range(n))] for n in self.num_near_extents

@@ -38,7 +38,9 @@ from .transfer import Transfers
 class PageStore:
     """See the head of this file; `close` it, or use it as a context manager.
 
-    near_record_bytes: of every layer, or of each; layers of one size share an arena of near planes.
+    num_layers: those that keep pages; pages_of: see PageTable. near_record_bytes: of every layer,
+    or of each; layers of one size share an arena of near planes. spans_at_once: how many spans each
+    layer has where the one with the longest has one; by default all as many.
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
     frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
     to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
@@ -76,6 +78,8 @@ class PageStore:
         read_delay: Callable[[], float] | None = None,
         copy_to_compute: bool = False,
         stall_limit_s: float = 120.0,
+        pages_of: Sequence[int] | None = None,
+        spans_at_once: Sequence[int] | None = None,
     ):
         self.num_layers, self.records_per_span = num_layers, records_per_span
         self.record_bytes = record_bytes
@@ -83,6 +87,8 @@ class PageStore:
             near_record_bytes = [near_record_bytes] * num_layers
         assert len(near_record_bytes) == num_layers
         self.near_record_bytes = tuple(near_record_bytes)  # by layer
+        self._pages_of = pages_of or range(num_layers)
+        self._spans_at_once = spans_at_once or [1] * num_layers
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
@@ -93,7 +99,7 @@ class PageStore:
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
         near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
-        self._extents = Extents(frames, records_per_span, near_arenas)
+        self._extents = Extents(frames, records_per_span, near_arenas, self._spans_at_once)
         if isinstance(eviction, str):
             eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
@@ -126,7 +132,7 @@ class PageStore:
             record_bytes,
             near_sizes,
             self._extents.num_near_extents,
-            near_arenas,
+            [near_arenas[layer] for layer in self._pages_of],
             self.compute_device,
             self._transfers,
             staging_slots if copy_to_compute or self.compute_device.type != "cpu" else 0,
@@ -138,9 +144,9 @@ class PageStore:
     # ---- tables ------------------------------------------------------------------------------
 
     def open_table(self, expected_spans: int | None = None) -> PageTable:
-        """An empty table. expected_spans: how many each layer may reach, for the policy; may be
-        changed on the table as more becomes known."""
-        table = PageTable(self.num_layers, self.records_per_span, expected_spans)
+        """An empty table. expected_spans: how many the layers with the longest spans may reach, for
+        the policy; may be changed on the table as more becomes known."""
+        table = PageTable(self.num_layers, self.records_per_span, expected_spans, self._pages_of)
         self._tables.add(table)
         return table
 
@@ -153,8 +159,8 @@ class PageStore:
         self._tables.add(other)
         return other
 
-    def truncate(self, table: PageTable, num_records: int) -> None:
-        """Keeps the first `num_records` of every layer."""
+    def truncate(self, table: PageTable, num_records: int | Sequence[int]) -> None:
+        """Keeps the first `num_records` of every layer, or so many of each."""
         self._check(table)
         for extent in table.truncate(num_records):
             self._release(extent)
@@ -260,7 +266,10 @@ class PageStore:
     def _allocate(self, table: PageTable, layer: int, span: int) -> Extent:
         """A new extent, in the tier that the policy chooses."""
         free = {tier: self._extents.num_free(tier) for tier in Tier}
-        tier = self._policy.choose(layer, span, free, self.num_layers, table.expected_spans)
+        # As if all layers had spans as long as this one's.
+        of_all, own = sum(self._spans_at_once), self._spans_at_once[layer]
+        expected = None if table.expected_spans is None else table.expected_spans * own
+        tier = self._policy.choose(layer, span, free, -(-of_all // own), expected)
         return self._extents.allocate(tier, layer, span)
 
     def _writable(self, table: PageTable, layer: int, span: int, start: int) -> Extent:

@@ -50,9 +50,9 @@ class Planes:
     """All arenas of a store, and its traffic with the disk.
 
     num_extents: whole extents per tier. near_record_bytes: of each arena of near planes, which
-    holds num_near_extents; near_arenas: each layer's arena. transfers: None without disk frames.
-    num_copies: slots of an extent's size on the compute device, for records that it cannot read
-    where they are.
+    holds num_near_extents; near_arenas: the arena of each layer that reads. transfers: None without
+    disk frames. num_copies: slots of an extent's size on the compute device, for records that it
+    cannot read where they are.
 
     L1: an extent's near planes lie in its layer's arena from its near_base on, wherever its records
         are, so the two planes are never out of step.

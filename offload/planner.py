@@ -94,8 +94,8 @@ def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) ->
     plan = None
     # Who selects pages needs their near planes at hand.
     for near_resident in (True,) if geometry.layout.value_means else (True, False):
-        layout = replace(geometry.layout, near_resident=near_resident)
-        other = _Filling(facts, replace(geometry, layout=layout), limits, request).plan()
+        way = geometry.with_pages(near_resident=near_resident)
+        other = _Filling(facts, way, limits, request).plan()
         if plan is None or _lacks_less(other, plan):
             plan = other
         if plan.fits:
@@ -146,14 +146,15 @@ class _Filling:
         self.selects_drafts = selects_drafts
         self.config = facts.config
         self.layers = range(self.config.num_layers)
-        self.num_kv_layers = len(self.config.kv_layers)
+        self.page_layers = range(self.config.num_page_layers)
         self.on_device = limits.device_bytes is not None
         # Where weights, raw tokens, near planes and activations lie.
         self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
         sealed = geometry.sealed_tokens(request.context)
-        self.layouts = geometry.layouts(self.num_kv_layers)
+        self.layouts = geometry.layouts(self.page_layers)
         self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
-        self.num_spans = geometry.num_spans(request.context) * self.num_kv_layers
+        self.spans_at_once = list(map(geometry.spans_at_once, self.page_layers))
+        self.num_spans = geometry.num_spans(request.context) * sum(self.spans_at_once)
         self.selects = geometry.layout.value_means
         # Layers with a sliding window attend to all of it, as does what is verified: for those a
         # cache is of no use.
@@ -206,14 +207,13 @@ class _Filling:
             experts["routed experts"] = held.expert_slots * facts.expert_bytes
             buffers = facts.expert_staging_bytes
         head = facts.head_bytes() if held.head_resident else 2 * facts.head_block_bytes()
-        slots, layout = raw_slots(sweep), geometry.layout
-        raw = RawPages.num_bytes(layout, self.num_kv_layers, slots, geometry.cell_tokens)
+        raw = RawPages.num_bytes(self.layouts, raw_slots(sweep), geometry.cell_tokens)
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())
         states = {"recurrent states": self._state_bytes(sweep)} if config.recurrent else {}
         return {
-            "weights": resident + head,
+            "weights": resident + head + facts.unlayered_bytes,
             **experts,
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
@@ -375,16 +375,21 @@ class _Filling:
         return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
 
     def _attended_share(self) -> float:
-        """Of all spans, those that a token attends to where none are selected: of a layer with a
-        window its last ones."""
-        spans, tokens = self.geometry.num_spans(self.request.context), self.geometry.span_tokens
-        seen = [spans if w is None else min(spans, w // tokens + 2) for w in self.config.kv_windows]
-        return sum(seen) / max(1, self.num_spans)
+        """Of all spans, how many a token attends to where none are selected: of a layer with a
+        window its last ones, and those that layers share for each of them."""
+        geometry, seen = self.geometry, 0
+        for layer, window in zip(self.config.kv_pages, self.config.kv_windows, strict=True):
+            spans = geometry.num_spans(self.request.context) * self.spans_at_once[layer]
+            if window is not None:
+                tokens = geometry.span_tokens_of(self.layouts[layer])
+                spans = min(spans, window // tokens + 2)
+            seen += spans
+        return seen / max(1, self.num_spans)
 
     @property
     def _spare_spans(self) -> int:
         """A fork copies the last span of each layer before it writes to it."""
-        return self.num_kv_layers * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
+        return len(self.page_layers) * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
 
     # ---- the plan ----------------------------------------------------------------------------
 
@@ -443,7 +448,7 @@ class _Filling:
         attended = 0.0 if bounded else self._attended_share()
         decode = {tier: int(attended * count * span) for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
-        decode[fast] += facts.head_bytes() if head_resident else 0
+        decode[fast] += facts.unlayered_bytes + (facts.head_bytes() if head_resident else 0)
         decode[fast] += 2 * States.num_bytes(config.recurrent)  # read and written
         if held.expert_slots:  # as if every expert were as likely
             missing = 1 - (held.expert_slots - PASSING_SLOTS) / facts.num_experts
@@ -484,7 +489,7 @@ class _Filling:
             kv_far_bytes=self.num_spans * span,
             fixed_host_bytes=fixed,
             decode_bytes=decode,
-            prefill_far_bytes=spans_walked * span * self.num_kv_layers,
+            prefill_far_bytes=spans_walked * sum(self.spans_at_once) * span,
             shortage=shortage,
             selects=bounded,
             drafts=self._drafts(items["workspace"]),

@@ -10,8 +10,8 @@ A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of wha
 depend on: the model, its options, and what computes. The tokens are in the file too. Decoding gives
 a token's keys and values other bits than prefill does, which do not depend on how a text was cut;
 so a decoded token counts as another one (its complement), and only a session that knows which of
-its tokens were decoded finds them. Pages are kept in the layout that exact mode has with near
-planes in memory, so one file serves every mode and budget.
+its tokens were decoded finds them. Pages are kept in one layout (prefix_layout.py), so one file
+serves every mode and budget.
 
 Knows the folder by its store, and pages by the engine's; nothing here may fail a request.
 """
@@ -24,7 +24,6 @@ import os
 from array import array
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -35,6 +34,7 @@ from .engine import Engine
 from .errors import StorageError
 from .mode import Mode
 from .prefix_file import BadPrefixFile, file_bytes, head_of, read_prefix_file, token_bytes
+from .prefix_layout import PrefixLayout
 from .prefix_store import PrefixStore, PrefixStoreFull
 from .sequence import Sequence
 from .spill_dir import PREFIX_SUFFIXES
@@ -86,19 +86,16 @@ class PrefixKeeper:
         geometry, config = engine.geometry, engine.config
         self._cells = geometry.cell_tokens
         self._least_cells = -(-_LEAST_TOKENS // self._cells)
-        self._span_cells = geometry.span_tokens // geometry.cell_tokens
-        self._cell_records = geometry.cell_records
-        self._layout = replace(geometry.layout, value_means=False, near_resident=True)
-        self._layouts = geometry.layouts(len(config.kv_layers))
+        self._layout = PrefixLayout(config, geometry)
+        self._span_cells = self._layout.span_cells
         # A state takes as much as the pages of thousands of tokens: of ends there are so many that
         # all of theirs take no more than half of the pages.
         state_bytes = States.num_bytes(config.recurrent)
         self._state_sizes = [state_bytes] if config.recurrent else []
-        page_bytes = self._layout.near_record_bytes + self._layout.record_bytes
-        per_token = len(self._layouts) * page_bytes / self._layout.record_tokens
-        self._end_tokens = max(_END_TOKENS, int(2 * state_bytes / per_token))
+        self._end_tokens = max(_END_TOKENS, int(2 * state_bytes / self._layout.bytes_per_token))
         depends_on = [
-            *(model, repr(config), repr(self._layout), geometry.cell_tokens, geometry.span_tokens),
+            *(model, repr(config), *map(repr, dict.fromkeys(self._layout.kept))),
+            *(geometry.cell_tokens, geometry.span_tokens),
             *_kernels_fingerprint(engine.device),
         ]
         self._fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
@@ -232,7 +229,7 @@ class PrefixKeeper:
         if self._store.has(name):
             return
         head = self._head(SPAN_SUFFIX, sequence.processed, stop)
-        sizes = self._sealed_sizes(self._span_cells)
+        sizes = self._layout.sealed_sizes(self._span_cells)
         parts = self._sealed(sequence, span, self._span_cells)
         self._write(name, head, parts, sizes, needed)
 
@@ -251,7 +248,7 @@ class PrefixKeeper:
             if sequence.states is not None:
                 yield sequence.states.at(boundary * self._cells)
 
-        sizes = [*self._sealed_sizes(num_cells), *self._end_sizes]
+        sizes = [*self._layout.sealed_sizes(num_cells), *self._end_sizes]
         self._write(name, head, parts(), sizes, needed)
         self._store.touch(self._all_files(names, boundary))
 
@@ -299,41 +296,28 @@ class PrefixKeeper:
 
     def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> _Parts:
         """Near planes and records of a span's first cells, layer by layer."""
-        count = num_cells * self._cell_records
-        if not count:
-            return
-        for layer, layout in enumerate(self._layouts):
-            with self._engine.store.look_at(sequence.table, layer, span) as pages:
+        used, kept = self._layout.used, self._layout.kept
+        for layer, at, _, count in self._layout.pieces(span, num_cells):
+            with self._engine.store.look_at(sequence.table, layer, at) as pages:
                 near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
-                yield from repack(near, records, layout, self._layout)
+                yield from repack(near, records, used[layer], kept[layer])
 
     def _raw(self, sequence: Sequence, cell: int, *, has_sink: bool = True) -> _Parts:
         """Views of a cell's raw keys and values, and of the sink's, layer by layer."""
         raw = sequence.raw
-        for layer in range(len(self._layouts)):
+        for layer in range(len(self._layout.used)):
             yield from raw.cell(layer, cell)
             if has_sink:
                 yield raw.sink_keys[layer]
                 yield raw.sink_values[layer]
 
-    def _sealed_sizes(self, num_cells: int) -> list[int]:
-        count = num_cells * self._cell_records
-        sizes = [count * self._layout.near_record_bytes, count * self._layout.record_bytes]
-        return sizes * len(self._layouts) if count else []
-
-    def _raw_sizes(self, *, has_sink: bool) -> list[int]:
-        layout = self._layout
-        token = layout.kv_heads * layout.head_dim * layout.raw_dtype.itemsize
-        sizes = [self._cells * token] * 2 + [layout.page_tokens * token] * 2 * has_sink
-        return sizes * len(self._layouts)
-
     @property
     def _end_sizes(self) -> list[int]:
-        return [*self._raw_sizes(has_sink=True), *self._state_sizes]
+        return [*self._layout.raw_sizes(has_sink=True), *self._state_sizes]
 
     @property
     def _rows_sizes(self) -> list[int]:
-        sizes = self._raw_sizes(has_sink=False)
+        sizes = self._layout.raw_sizes(has_sink=False)
         return [4 * self._cells, _MARK_BYTES, *sizes, *self._state_sizes]
 
     def _mode_mark(self, tokens: array) -> torch.Tensor:
@@ -447,19 +431,18 @@ class PrefixKeeper:
     def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""
         num_cells = self._span_cells if end is None else end - 1 - span * self._span_cells
-        sealed = self._sealed_sizes(num_cells)
+        sealed = self._layout.sealed_sizes(num_cells)
         sizes = sealed + ([] if end is None else self._end_sizes)
         room = torch.empty(max(sizes), dtype=torch.uint8)
         table, store = sequence.table, self._engine.store
-        count = num_cells * self._cell_records
-        first = span * self._span_cells * self._cell_records
+        used, kept = self._layout.used, self._layout.kept
         with read_prefix_file(self._store.path(name), head, sizes) as file:
-            for layer, layout in enumerate(self._layouts if count else ()):
+            for layer, _, first, count in self._layout.pieces(span, num_cells):
                 near = file.take(room).view(count, -1).clone()
                 records = file.take(room).view(count, -1)
                 known = table.num_records(layer) - first
                 if known < count:
-                    near, records = repack(near, records, self._layout, layout)
+                    near, records = repack(near, records, kept[layer], used[layer])
                     new = slice(max(0, known), count)
                     store.write(table, layer, first + new.start, near[new], records[new])
             if end is not None:

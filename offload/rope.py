@@ -10,6 +10,7 @@ code.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -114,15 +115,17 @@ class Rope:
         return of_all[:, None, :] * self.amplitude
 
 
-def layer_ropes(configs: tuple[RopeConfig | None, ...], head_dim: int, device) -> list[Rope]:
-    """One Rope for each layer; layers with equal embeddings share theirs."""
-    made: list[Rope] = []
+def layer_ropes(
+    configs: Sequence[RopeConfig | None], head_dims: Sequence[int], device
+) -> list[Rope]:
+    """One Rope for each layer; layers with equal embeddings and heads share theirs."""
+    made: list[tuple[int, Rope]] = []
     ropes = []
-    for config in configs:
-        rope = next((r for r in made if r.config == config), None)
+    for config, dim in zip(configs, head_dims, strict=True):
+        rope = next((r for of, r in made if of == dim and r.config == config), None)
         if rope is None:
-            rope = Rope(config, head_dim, device)
-            made.append(rope)
+            rope = Rope(config, dim, device)
+            made.append((dim, rope))
         ropes.append(rope)
     return ropes
 
@@ -135,6 +138,9 @@ def _frequencies(config: RopeConfig, width: int) -> tuple[torch.Tensor, float]:
         factors = torch.tensor(p["factors"], dtype=torch.float32)
         return 1.0 / (factors * config.theta**exponents), p["attention_factor"]
     plain = 1.0 / (config.theta**exponents)
+    if config.kind == "proportional":
+        plain[int(p["partial_rotary_factor"] * width // 2) :] = 0.0
+        return plain / p.get("factor", 1.0), 1.0
     if config.kind == "linear":
         return plain / p["factor"], 1.0
     if config.kind == "llama3":

@@ -19,6 +19,7 @@ _NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
     "dynamic": ("factor", "max_position_embeddings"),
+    "proportional": (),
     "longrope": ("original_max_position_embeddings", "max_position_embeddings"),
 }
 _YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
@@ -26,8 +27,9 @@ _YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """kind: default, linear, llama3, yarn, or factors (one divisor for each frequency); dynamic and
-    longrope until they are fixed. parameters: that kind's own, by Hugging Face's names.
+    """kind: default, linear, llama3, yarn, proportional (the first pairs of a whole head turn, the
+    others stay), or factors (one divisor for each frequency); dynamic and longrope until they are
+    fixed. parameters: that kind's own, by Hugging Face's names.
 
     share: the part of a head's elements that turn, the first ones. interleaved: element 2i pairs
     with 2i + 1, and not i with i + half.
@@ -104,7 +106,9 @@ def read_rope(
         if k not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")
     }
     _fill_lengths(kind, parameters, raw)
-    share = _share(get, given, share)
+    share = _share(get, given, 1.0 if kind == "proportional" else share)
+    if kind == "proportional":
+        parameters["partial_rotary_factor"], share = share, 1.0
     rope = RopeConfig(kind, float(theta), parameters, share, interleaved)
     _check(rope, path, head_dim)
     return rope
@@ -161,9 +165,10 @@ def _check(rope: RopeConfig, path, head_dim: int) -> None:
             raise BadCheckpoint(
                 f"{path}: RoPE scaling longrope needs {name}, {width // 2} numbers above 0."
             )
-    for name in ("attention_factor", "factor") if rope.kind == "longrope" else ():
+    options = {"longrope": ("attention_factor", "factor"), "proportional": ("factor",)}
+    for name in options.get(rope.kind, ()):
         value = parameters.get(name)
         if value is not None and (not is_number(value) or value <= 0):
-            raise BadCheckpoint(f"{path}: RoPE scaling longrope has {name} {value!r}.")
+            raise BadCheckpoint(f"{path}: RoPE scaling {rope.kind} has {name} {value!r}.")
     if rope.kind == "longrope" and parameters["original_max_position_embeddings"] < 2:
         raise BadCheckpoint(f"{path}: RoPE scaling longrope has an original length below 2.")

@@ -6,7 +6,6 @@ Opened after the plan was admitted, closed when the last sequence that uses it i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,12 +51,11 @@ class Runtime:
     ):
         if plan.drafts == "selection":
             geometry = geometry.selecting(config)
-        layout = replace(geometry.layout, near_resident=plan.near_resident)
-        geometry = replace(geometry, layout=layout)
+        geometry = geometry.with_pages(near_resident=plan.near_resident)
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
         # A fork copies the last span of each layer before it writes to it.
-        num_layers = len(config.kv_layers)
+        num_layers = config.num_page_layers
         spare = 2 * num_layers * (num_sequences > 1)
         if not disk_spans:
             disk_spans, host_spans = 0, plan.far_spans["host"] + spare
@@ -73,8 +71,8 @@ class Runtime:
             check_space(spill_dir, disk_spans * geometry.span_bytes, _KEEP_FREE_BYTES)
         self.store = PageStore(
             num_layers,
-            layout.record_bytes,
-            [of.near_record_bytes for of in geometry.layouts(num_layers)],
+            geometry.layout.record_bytes,
+            [of.near_record_bytes for of in geometry.layouts(range(num_layers))],
             per_span,
             frames,
             device,
@@ -83,6 +81,8 @@ class Runtime:
                 "staging_slots": plan.staging_slots,
                 "write_buffers": WRITE_BUFFERS,
                 "hot_records": plan.hot_records,
+                "pages_of": config.kv_pages,
+                "spans_at_once": list(map(geometry.spans_at_once, range(num_layers))),
                 "policy": "first_layers" if mode and mode.selects else "interleave",
                 **store_options,
             },

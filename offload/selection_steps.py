@@ -125,7 +125,7 @@ class Known:
         if key_bias is None:
             return None
         num_tokens = sequence.table.num_records(layer) * self.tiered.layouts[layer].record_tokens
-        step = self.tiered.span_tokens
+        step = self.tiered.span_tokens[layer]
         parts = [
             self.tiered.score_bias(layer, query, base, min(step, num_tokens - base), key_bias)
             for base in range(0, num_tokens, step)

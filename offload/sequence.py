@@ -11,8 +11,10 @@ sealed when the first token of cell c is processed. Knows no weights and compute
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
+from collections.abc import Sequence as Items
 from copy import copy
 
 import torch
@@ -33,84 +35,121 @@ def raw_slots(sweep_cells: int) -> int:
 class RawPages:
     """Keys and values of the newest cells and of the sink, in the model's own dtype: of `layout`.
 
-    A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there. Each
-    buffer is (num_layers, num_slots, kv_heads, cell_tokens, head_dim). Values that are the keys are
+    A ring: cell c lies in slot c % num_slots, and only the newest num_slots cells are there.
+    layouts: of each layer that keeps pages; pages_of: as PageTable has it. keys and values: of each
+    layer (num_slots, kv_heads, cell_tokens, head_dim), sink_keys and sink_values (kv_heads,
+    page_tokens, head_dim). Layers lie one behind the other in memory. Values that are the keys are
     the same buffers.
     """
 
     def __init__(
-        self, layout: PageLayout, num_layers: int, num_slots: int, cell_tokens: int, device
+        self,
+        layouts: Items[PageLayout],
+        pages_of: Items[int],
+        num_slots: int,
+        cell_tokens: int,
+        device: torch.device,
     ):
-        kv_heads, head_dim, dtype = layout.kv_heads, layout.head_dim, layout.raw_dtype
-        sink_tokens, self._shares_values = layout.page_tokens, layout.shares_values
-        shape = (num_layers, num_slots, kv_heads, cell_tokens, head_dim)
-        sink = (num_layers, kv_heads, sink_tokens, head_dim)
-        self.keys, self.sink_keys = (
-            torch.zeros(size, dtype=dtype, device=device) for size in (shape, sink)
-        )
+        cells = [(num_slots, of.kv_heads, cell_tokens, of.head_dim) for of in layouts]
+        sinks = [(of.kv_heads, of.page_tokens, of.head_dim) for of in layouts]
+        self.dtype, self.num_slots = layouts[0].raw_dtype, num_slots
+        self._shares_values, self._buffers = layouts[0].shares_values, []
+
+        def views(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+            sizes = [math.prod(shape) for shape in shapes]
+            buffer = torch.zeros(sum(sizes), dtype=self.dtype, device=device)
+            self._buffers.append(buffer)
+            parts = zip(buffer.split(sizes), shapes, strict=True)
+            made = [part.view(shape) for part, shape in parts]
+            return [made[of] for of in pages_of]
+
+        self.keys, self.sink_keys = views(cells), views(sinks)
         self.values, self.sink_values = self.keys, self.sink_keys
         if not self._shares_values:
-            self.values, self.sink_values = map(torch.zeros_like, (self.keys, self.sink_keys))
-        self.num_slots = num_slots
+            self.values, self.sink_values = views(cells), views(sinks)
         # Asked for in every layer of every decoded token, and dear where no cache holds them.
-        self._row_bytes = head_dim * dtype.itemsize
-        self._head_bytes = cell_tokens * self._row_bytes
-        self._cell_bytes = kv_heads * self._head_bytes
-        self._keys_at, self._values_at = self.keys.data_ptr(), self.values.data_ptr()
-        self._sink_keys_at = self.sink_keys.data_ptr()
-        self._sink_values_at = self.sink_values.data_ptr()
-        self._sink_tokens, self._sink_bytes = sink_tokens, kv_heads * sink_tokens * self._row_bytes
+        self._at = [_Strides(*of) for of in zip(*self._views, strict=True)]
+
+    @property
+    def _views(self) -> tuple[list[torch.Tensor], ...]:
+        return self.keys, self.values, self.sink_keys, self.sink_values
 
     @staticmethod
-    def num_bytes(layout: PageLayout, num_layers: int, num_slots: int, cell_tokens: int) -> int:
-        tokens, kinds = num_slots * cell_tokens + layout.page_tokens, 2 - layout.shares_values
-        numbers = kinds * num_layers * layout.kv_heads * tokens * layout.head_dim
-        return numbers * layout.raw_dtype.itemsize
+    def num_bytes(layouts: Items[PageLayout], num_slots: int, cell_tokens: int) -> int:
+        return sum(
+            (2 - of.shares_values)
+            * of.kv_heads
+            * (num_slots * cell_tokens + of.page_tokens)
+            * of.head_dim
+            * of.raw_dtype.itemsize
+            for of in layouts
+        )
 
     def write(self, layer: int, cell: int, row: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store rows [row, row + n) of a cell; k and v are (n, kv_heads, head_dim). v is not looked
         at where values are the keys."""
-        stop, slot = row + k.shape[0], cell % self.num_slots
-        store_rows(k, self.keys[layer, slot, :, row:stop])
-        if not self._shares_values:
-            store_rows(v, self.values[layer, slot, :, row:stop])
-        sink_tokens = self.sink_keys.shape[2]
-        if cell == 0 and row < sink_tokens:
-            last = min(stop, sink_tokens)
-            self.sink_keys[layer, :, row:last] = self.keys[layer, slot, :, row:last]
-            self.sink_values[layer, :, row:last] = self.values[layer, slot, :, row:last]
+        stop, places = row + k.shape[0], [(k, self.sink_keys), (v, self.sink_values)]
+        for here, (rows, sinks) in zip(self.cell(layer, cell), places, strict=True):
+            store_rows(rows, here[:, row:stop])
+            sink = sinks[layer]
+            if cell == 0 and row < sink.shape[1]:
+                last = min(stop, sink.shape[1])
+                sink[:, row:last] = here[:, row:last]
+            if self._shares_values:
+                return
 
     def places(self, layer: int, cell: int, row: int) -> list[int]:
         """Where a row is written, as LayerStep.project_into takes it; the sink's rows are kept
         twice.
         """
         places = self.run(layer, cell, row, row + 1)[:-1]
-        if cell == 0 and row < self._sink_tokens:
+        if cell == 0 and row < self._at[layer].sink_tokens:
             places += self.sink_run(layer, row)[:-1]
         return places
 
     def cell(self, layer: int, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a cell: views, each (kv_heads, cell_tokens, head_dim)."""
         slot = cell % self.num_slots
-        return self.keys[layer, slot], self.values[layer, slot]
+        return self.keys[layer][slot], self.values[layer][slot]
 
     def run(self, layer: int, cell: int, first: int, stop: int) -> list[int]:
-        """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it."""
-        at = cell % self.num_slots * self._cell_bytes + first * self._row_bytes
-        at += layer * self.num_slots * self._cell_bytes
-        places = [self._keys_at + at, self._values_at + at, self._head_bytes]
-        return [*places, self.num_slots * self._cell_bytes, stop - first]
+        """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it; the
+        way to the next layer is right where that one has the same shape."""
+        of = self._at[layer]
+        at = cell % self.num_slots * of.cell_bytes + first * of.row_bytes
+        places = [of.keys_at + at, of.values_at + at, of.head_bytes]
+        return [*places, self.num_slots * of.cell_bytes, stop - first]
 
     def sink_run(self, layer: int, first: int) -> list[int]:
         """The same of the sink's rows from `first` on."""
-        at = layer * self._sink_bytes + first * self._row_bytes
-        places = [self._sink_keys_at + at, self._sink_values_at + at]
-        head_bytes = self._sink_tokens * self._row_bytes
-        return [*places, head_bytes, self._sink_bytes, self._sink_tokens - first]
+        of = self._at[layer]
+        at = first * of.row_bytes
+        places = [of.sink_keys_at + at, of.sink_values_at + at]
+        return [*places, of.sink_head_bytes, of.sink_bytes, of.sink_tokens - first]
 
     def copy_from(self, other: RawPages) -> None:
-        for name in ("keys", "values", "sink_keys", "sink_values"):
-            getattr(self, name).copy_(getattr(other, name))
+        for own, theirs in zip(self._buffers, other._buffers, strict=True):
+            own.copy_(theirs)
+
+
+class _Strides:
+    """Where one layer's raw rows lie."""
+
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sink_keys: torch.Tensor,
+        sink_values: torch.Tensor,
+    ):
+        self.keys_at, self.values_at = keys.data_ptr(), values.data_ptr()
+        self.sink_keys_at, self.sink_values_at = sink_keys.data_ptr(), sink_values.data_ptr()
+        self.cell_bytes, self.head_bytes, self.row_bytes, _ = (
+            stride * keys.itemsize for stride in keys.stride()
+        )
+        self.sink_tokens = sink_keys.shape[1]
+        self.sink_head_bytes = self.sink_tokens * self.row_bytes
+        self.sink_bytes = sink_keys.shape[0] * self.sink_head_bytes
 
 
 class Sequence:

@@ -43,10 +43,11 @@ class Sequences:
     ):
         self._config, self._store, self._geometry = config, store, geometry
         self._device, self.sweep_cells = device, sweep_cells
+        self._layouts = geometry.layouts(range(config.num_page_layers))
 
     def open(self, expected_tokens: int) -> Sequence:
         """An empty sequence. expected_tokens: how long it may become, for the policy."""
-        spans = -(-expected_tokens // self._geometry.span_tokens)
+        spans = -(-expected_tokens // self._geometry.most_span_tokens)
         return self._sequence(self._store.open_table(spans))
 
     def fork(self, sequence: Sequence) -> Sequence:
@@ -118,8 +119,8 @@ class Sequences:
     def new_raw(self) -> RawPages:
         """Empty raw pages, as a sequence or a snapshot of one needs them."""
         return RawPages(
-            self._geometry.layout,
-            len(self._config.kv_layers),
+            self._layouts,
+            self._config.kv_pages,
             raw_slots(self.sweep_cells),
             self._geometry.cell_tokens,
             self._device,
@@ -132,6 +133,7 @@ class Sequences:
             states = States(recurrent, num_copies, self._geometry.cell_tokens, self._device)
         return Sequence(table, self.new_raw(), states, self._geometry.cell_tokens)
 
-    def _sealed_records(self, length: int) -> int:
+    def _sealed_records(self, length: int) -> list[int]:
         """The most that each layer's table may hold of a text of `length` tokens."""
-        return max(0, length // self._geometry.cell_tokens - 1) * self._geometry.cell_records
+        cells = max(0, length // self._geometry.cell_tokens - 1)
+        return [cells * self._geometry.cell_records_of(layout) for layout in self._layouts]

@@ -4,9 +4,11 @@ tier. Reads counters; changes nothing but where the next count begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from .output import peak_rss_bytes
+from .page_table import Tier
 from .runtime import Runtime
 from .sequence import Sequence
 
@@ -21,14 +23,14 @@ class SessionUsage:
 
     def kv(self) -> dict:
         """The `kv` object: bytes since the last call, what was left out, where pages are."""
-        plan, engine = self._runtime.plan, self._runtime.engine
+        plan = self._runtime.plan
         now = self._runtime.store.stats.snapshot()
         spent, self._stats_before = now - self._stats_before, now
         table = self._sequence.table
-        records = sum(table.num_records(layer) for layer in range(table.num_layers))
+        pages = self._pages({n: table.num_records(n) for n in range(table.num_layers)})
         return {
             "bits_per_element": plan.kv_bits_per_element,
-            "pages": records * engine.geometry.layout.pages_per_record,
+            "pages": pages,
             "resident_bytes_per_token": plan.resident_bytes_per_token,
             "bytes_read": dict(spent.bytes_read),
             "bytes_written": dict(spent.bytes_written),
@@ -39,15 +41,14 @@ class SessionUsage:
 
     def tiers(self) -> dict[str, dict[str, int]]:
         """See Session.tiers."""
-        geometry = self._runtime.engine.geometry
-        per_span, pages_per_record = geometry.records_per_span, geometry.layout.pages_per_record
+        per_span = self._runtime.engine.geometry.records_per_span
         usage = self._runtime.store.usage()
-        records = dict.fromkeys(usage, 0)
+        records: dict[Tier, Counter[int]] = {tier: Counter() for tier in usage}
         for extent in list(self._sequence.table.extents()):
-            records[extent.tier] += min(extent.filled, per_span)
+            records[extent.tier][extent.layer] += min(extent.filled, per_span)
         return {
             tier.value: {
-                "pages": records[tier] * pages_per_record,
+                "pages": self._pages(records[tier]),
                 "used_bytes": use.used_bytes,
                 "peak_bytes": use.peak_bytes,
                 "capacity_bytes": use.capacity_bytes,
@@ -80,10 +81,16 @@ class SessionUsage:
         engine = self._runtime.engine
         if engine.selected is None:
             return {"missed_mass": {"mean": 0.0, "max": 0.0}}
-        never, looked = self._sequence.trail.never_selected(), engine.selected.audit.take()
+        never = self._pages(self._sequence.trail.never_selected())
+        looked = engine.selected.audit.take()
         return {
             **engine.selected.fidelity.take().to_dict(),
             "missed_mass_true_over_estimated": looked.true_over_estimated(),
             "audited_records": looked.num_drawn,
-            "pages_never_attended": never * engine.geometry.layout.pages_per_record,
+            "pages_never_attended": never,
         }
+
+    def _pages(self, records: Mapping[int, int]) -> int:
+        """In so many records of layers, by their numbers among those that attend."""
+        layouts = self._runtime.engine.attention.layouts
+        return sum(layouts[layer].pages_per_record * count for layer, count in records.items())

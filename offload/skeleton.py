@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .model_config import XIELU_PARAMETERS, Experts, Latent, ModelConfig, Recurrence
+from .model_config import (
+    XIELU_PARAMETERS,
+    AttentionShape,
+    Experts,
+    Latent,
+    ModelConfig,
+    Recurrence,
+)
 
 
 class _Weight(nn.Module):
@@ -48,15 +55,18 @@ class _LatentAttention(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, c: ModelConfig):
+    def __init__(self, c: ModelConfig, kind: _Kind):
         super().__init__()
-        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        shape = kind.shape
+        q, kv = c.num_heads * shape.head_dim, shape.kv_heads * shape.head_dim
         if c.fused_qkv:
             self.qkv_proj = _Weight(q + 2 * kv, c.hidden_size, bias=c.qkv_bias)
         else:
             self.q_proj = _Weight(q * (1 + c.output_gate), c.hidden_size, bias=c.qkv_bias)
-            self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
-            self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
+            if not kind.shares_kv:
+                self.k_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
+            if not (kind.shares_kv or shape.keys_are_values):
+                self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
         if c.gate_projection:
             self.gate_proj = _Weight(q, c.hidden_size)
@@ -64,8 +74,9 @@ class _Attention(nn.Module):
             self.sinks = nn.Parameter(torch.empty(c.num_heads))
         if c.qk_norm:
             each = c.qk_norm != "all"
-            self.q_norm = _Weight(c.head_dim if each else q)
-            self.k_norm = _Weight(c.head_dim if each else kv)
+            self.q_norm = _Weight(shape.head_dim if each else q)
+            if not kind.shares_kv:
+                self.k_norm = _Weight(shape.head_dim if each else kv)
 
 
 class _Recurrent(nn.Module):
@@ -122,6 +133,9 @@ class _Kind:
     recurrence: Recurrence | None
     has_mlp: bool
     experts: Experts | None
+    shape: AttentionShape
+    shares_kv: bool
+    inner_size: int
 
 
 class _Layer(nn.Module):
@@ -132,17 +146,26 @@ class _Layer(nn.Module):
             names += (c.norms.before_attention, c.norms.after_attention)
         if kind.has_mlp:
             names += (c.norms.before_mlp, c.norms.after_mlp)
-        for name in names:
-            if name is not None:
-                self.add_module(name, _Weight(c.hidden_size, bias=c.norm_bias))
+        if c.per_layer_inputs is not None:
+            size = c.per_layer_inputs.size
+            self.per_layer_input_gate = _Weight(size, c.hidden_size)
+            self.per_layer_projection = _Weight(c.hidden_size, size)
+            names.append("post_per_layer_input_norm")
+        if c.layer_scalars:
+            self.layer_scalar = nn.Parameter(torch.empty(1))
         if kind.attends:
-            self.self_attn = _Attention(c) if c.latent is None else _LatentAttention(c, c.latent)
+            latent = c.latent
+            self.self_attn = _Attention(c, kind) if latent is None else _LatentAttention(c, latent)
         if kind.recurrence is not None:
             self.add_module(kind.recurrence.module, _Recurrent(kind.recurrence, c.hidden_size))
         if kind.experts is not None:
+            beside = kind.experts.beside
+            names += () if beside is None else vars(beside).values()
             _add_experts(self, kind.experts, c)
-        elif kind.has_mlp:
-            self.mlp = _Mlp(c, c.intermediate_size)
+        if kind.has_mlp and (kind.experts is None or kind.experts.beside is not None):
+            self.mlp = _Mlp(c, kind.inner_size)
+        for name in filter(None, names):
+            self.add_module(name, _Weight(c.hidden_size, bias=c.norm_bias))
 
 
 def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
@@ -151,6 +174,9 @@ def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
     if e.bias is not None:
         shape = (1, e.count) if e.bias_is_row else (e.count,)
         _add(layer, e.bias, nn.Parameter(torch.empty(shape)))
+    for path, size in ((e.router_scale, hidden_size), (e.expert_scale, e.count)):
+        if path is not None:
+            _add(layer, path, nn.Parameter(torch.empty(size)))
     if e.shared_size:
         _add(layer, e.shared, _Mlp(c, e.shared_size))
         if e.shared_gate is not None:
@@ -177,6 +203,11 @@ class _Body(nn.Module):
         super().__init__()
         self.embed_tokens = _Weight(c.vocab_size, c.hidden_size)
         self.norm = _Weight(c.hidden_size, bias=c.norm_bias)
+        if c.per_layer_inputs is not None:
+            rows, size = c.per_layer_inputs.rows, c.per_layer_inputs.size
+            self.embed_tokens_per_layer = _Weight(rows, c.num_layers * size)
+            self.per_layer_model_projection = _Weight(c.num_layers * size, c.hidden_size)
+            self.per_layer_projection_norm = _Weight(size)
 
 
 class Skeleton(nn.Module):
@@ -195,7 +226,15 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     c = config
     kinds = [
-        _Kind(c.attends(layer), c.recurrence_of(layer), c.has_mlp(layer), c.experts_of(layer))
+        _Kind(
+            c.attends(layer),
+            c.recurrence_of(layer),
+            c.has_mlp(layer),
+            c.experts_of(layer),
+            c.shape_of(layer),
+            c.shares_kv(layer),
+            c.inner_size(layer),
+        )
         for layer in range(c.num_layers)
     ]
     # With buffers included every constructor works on the meta device: otherwise each tensor is
@@ -263,10 +302,11 @@ def layer_of(name: str) -> int | None:
 _DECIDING = (
     ".gate.weight",
     ".router.weight",
+    ".router.proj.weight",
     ".router.layer.weight",
     ".gate.wg.weight",
     ".e_score_correction_bias",
-    "_gate.weight",
+    "_expert_gate.weight",
     "_a.weight",
     "_b.weight",
     "_ba.weight",

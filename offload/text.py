@@ -430,10 +430,15 @@ class Tokenizer:
         if prompt_ids is None or marks is None:
             return MarkedReader(self.stream(), Thoughts(None), stops)
         end = self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False)
-        # Marks of thoughts are text even where they are special tokens.
-        shown = {self._backend.token_to_id(mark) for mark in marks}
-        decoded = TextStream(self._detokenizer, self.special_ids - shown)
+        decoded = TextStream(self._detokenizer, self._unmarked_ids)
         return MarkedReader(decoded, Thoughts(marks, is_open(end, marks)), stops)
+
+    @cached_property
+    def _unmarked_ids(self) -> frozenset[int]:
+        """Special tokens but for those of marks of thoughts, or what these begin with."""
+        marks, texts = self.thought_marks or (), map(self._backend.id_to_token, self.special_ids)
+        shown = [text for text in texts if text and any(m.startswith(text) for m in marks)]
+        return self.special_ids.difference(map(self._backend.token_to_id, shown))
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""

@@ -18,6 +18,7 @@ MARKS = (
     ("<seed:think>", "</seed:think>"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|channel>thought", "<channel|>"),
 )
 
 

@@ -37,6 +37,7 @@ from .kept_tensors import (
 )
 from .model_config import ModelConfig
 from .packing import Bits, Kept
+from .per_layer import PROJECTIONS, PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
@@ -146,7 +147,8 @@ class WeightStore:
         groups = [*self._names, *(self._expert_names.values() if keeps_experts else ())]
         total = sum(refs[name].num_bytes for group in groups for name in group)
         done = 0
-        to_convert = [refs[name] for group in groups for name in group]
+        unlayered = [name for name in PROJECTIONS if name in refs]
+        to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
         staging = most_staging(to_convert, self._bits)
         if head_resident:
             staging = max(staging, self._head_staging())
@@ -174,6 +176,10 @@ class WeightStore:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
             self._buffers = [aligned_bytes(size) for _ in range(2)]
             self._start_reading(self._streamed[0])
+        self._per_layer = None
+        if unlayered:
+            kept = self._to_device(self._loaded(loader, unlayered))
+            self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
         self._final_norm, self._final_bias = (
             self.checkpoint.read(name).float().to(self.device) if name in refs else None
             for name in ("model.norm.weight", "model.norm.bias")
@@ -224,6 +230,12 @@ class WeightStore:
         rows = self._embedding_rows(token_ids)
         multiplier = self.config.embedding_multiplier
         return rows if multiplier == 1 else rows * multiplier
+
+    def per_layer_inputs(
+        self, token_ids: Sequence[int], x: torch.Tensor, rows: slice
+    ) -> torch.Tensor | None:
+        """What the layers of some models are given besides: see PerLayer.inputs."""
+        return None if self._per_layer is None else self._per_layer.inputs(token_ids, x, rows)
 
     def _embedding_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read one by one: the table is never resident for its own sake."""
@@ -279,7 +291,7 @@ class WeightStore:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
         self._buffers.clear()
-        self._head = self._head_product = None
+        self._head = self._head_product = self._per_layer = None
         if self._scratch is not None:
             self._scratch.close()
         self.checkpoint.close()

@@ -4,7 +4,8 @@ weights lie in memory, and every record of the sequence that is not selected.
 What is selected from disk is brought in the middle of the call, unless it is at hand. To the bit
 what the engine computes layer by layer, which it does wherever this does not serve: weights that
 are streamed, experts, pages on disk in exact mode, selections that are read ahead, selectors other
-than the default one, key biases of which not all elements turn, the token that seals a cell.
+than the default one, key biases of which not all elements turn, layers of several shapes or that
+share pages, the token that seals a cell.
 
 What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
@@ -100,7 +101,7 @@ class WholeToken:
         from_disk = bool(self._selecting) and addresses is not None and addresses.any_on_disk
         if from_disk and not self._selected.serves_tokens(self._foreseen, sequence):
             return None
-        spans = {w: self._attention.spans_wanted(position, cell, w) for w in self._kinds}
+        spans = {w: self._attention.spans_wanted(0, position, cell, w) for w in self._kinds}
         attended = [spans[w] for w in self._windows]
         for layer in self._selecting:
             attended[layer] = range(0)
@@ -181,6 +182,7 @@ def make_whole_token(
     not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
     by_layers = layout.rotate or config.recurrent or config.null_scores
+    by_layers = by_layers or config.attention_shapes or config.kv_sources
     if by_layers or not attention.decode.serves_rows(config.groups):
         return None
     choice = None if selected is None else selected.choice()

@@ -39,6 +39,6 @@ class Trail:
             self._ever[layer] = ever = kept
         ever[attended.cpu().numpy()] = True
 
-    def never_selected(self) -> int:
-        """Records of all layers that no step has attended to yet."""
-        return sum(int((~ever).sum()) for ever in self._ever.values())
+    def never_selected(self) -> dict[int, int]:
+        """By layer: how many of its records no step has attended to yet."""
+        return {layer: int((~ever).sum()) for layer, ever in self._ever.items()}

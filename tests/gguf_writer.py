@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "GemmaForCausalLM": MODEL_ARCH.GEMMA,
     "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
     "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
+    "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
     "Olmo2ForCausalLM": MODEL_ARCH.OLMO2,
     "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
@@ -189,6 +190,8 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
 def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     """Of models whose layers differ."""
     kinds = c.get("layer_types") or c.get("layers_block_type")
+    if arch == MODEL_ARCH.GEMMA4:
+        return _of_gemma4(c)
     if arch in (*_DELTA, MODEL_ARCH.QWEN3NEXT):
         return {
             "ssm.conv_kernel": c["linear_conv_kernel_dim"],
@@ -312,6 +315,35 @@ def _of_deepseek(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
     return said
 
 
+def _of_gemma4(c: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the global layers, and those of local ones beside them."""
+    local = [kind == "sliding_attention" for kind in c["layer_types"]]
+    shared, size = c.get("num_kv_shared_layers", 0), c["intermediate_size"]
+    first = len(local) - shared
+    kv_heads, wide = c["num_key_value_heads"], c["global_head_dim"]
+    said = {
+        "attention.key_length": wide,
+        "attention.value_length": wide,
+        "attention.key_length_swa": c["head_dim"],
+        "attention.value_length_swa": c["head_dim"],
+        "attention.shared_kv_layers": shared,
+        "attention.sliding_window_pattern": local,
+        "embedding_length_per_layer_input": c.get("hidden_size_per_layer_input") or 0,
+        "rope.dimension_count": wide,
+        "rope.dimension_count_swa": c["head_dim"],
+        "rope.freq_base": c["rope_parameters"]["full_attention"]["rope_theta"],
+        "rope.freq_base_swa": c["rope_parameters"]["sliding_attention"]["rope_theta"],
+    }
+    if c.get("use_double_wide_mlp"):
+        said["feed_forward_length"] = [size * (1 + (i >= first)) for i in range(len(local))]
+    if c.get("num_global_key_value_heads"):
+        ours = c["num_global_key_value_heads"]
+        said["attention.head_count_kv"] = [kv_heads if slides else ours for slides in local]
+    if c.get("enable_moe_block"):
+        said["expert_used_count"] = c["top_k_experts"]
+    return said
+
+
 def _scaling(c: dict[str, Any]) -> dict[str, Any]:
     scaling = c.get("rope_scaling") or {}
     if scaling.get("alpha"):
@@ -385,6 +417,8 @@ def tensors_of(
         if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if arch == MODEL_ARCH.GEMMA4:
+            theirs = _gemma4_name(name) or theirs
         assert theirs is not None, name
         numbers = tensor.float()
         plain = name.endswith("linear_attn.norm.weight")
@@ -409,6 +443,11 @@ def tensors_of(
         if arch in _IN_PAIRS and ".k_proj." in name:
             numbers = in_pairs(numbers, c["num_key_value_heads"])
         made[theirs] = numbers
+    if arch == MODEL_ARCH.GEMMA4:
+        pairs = c["global_head_dim"] // 2
+        turning = int(c["rope_parameters"]["full_attention"]["partial_rotary_factor"] * pairs)
+        factors = [1.0] * turning + [1e30] * (pairs - turning)
+        made["rope_freqs.weight"] = torch.tensor(factors)
     scaling = c.get("rope_scaling") or {}
     if scaling.get("rope_type") == "llama3":
         made["rope_freqs.weight"] = llama3_factors(c, scaling)
@@ -452,6 +491,20 @@ def _heads_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str,
         made[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2).contiguous()
         made[name.replace("kv_b_proj", "v_b_proj")] = values.contiguous()
     return made
+
+
+def _gemma4_name(name: str) -> str | None:
+    """Of what the package's table has no name for."""
+    layer = name.split(".")[2]
+    vectors = {
+        "layer_scalar": "layer_output_scale.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    }
+    ends = (theirs for ours, theirs in vectors.items() if name.endswith(f".{ours}"))
+    found = next(ends, None)
+    return None if found is None else f"blk.{layer}.{found}"
 
 
 def _taken_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -523,6 +576,8 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             if c["model_type"] == "nemotron_h":
                 whole = whole.replace("backbone.", "model.").replace(".mixer.", ".mlp.")
             gathered.setdefault(whole, {})[int(parts[at])] = tensor
+        elif name.endswith("experts.gate_up_proj") and "gemma4" in c["model_type"]:
+            made[name] = tensor
         elif name.endswith("experts.gate_up_proj") and "gpt" not in c["model_type"]:
             gate, up = tensor.chunk(2, 1)
             base = name.removesuffix("gate_up_proj")

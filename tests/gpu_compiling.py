@@ -69,7 +69,7 @@ class Recorded:
 
 
 def record() -> list[Recorded]:
-    """Calls every kernel as a model does: heads of 64, 128 and 256, all codecs and weights."""
+    """Calls every kernel as a model does: heads of 64 to 512, all codecs and weights."""
     recorded = []
     for module in (products, rows, spans):
         for name, kernel in list(vars(module).items()):
@@ -89,9 +89,11 @@ def record() -> list[Recorded]:
         PageLayout(2, 128, 64, 1, key_bits=8, value_bits=8, near_bits=2),
         PageLayout(2, 80, 64, 1, key_bits=6, value_bits=6, near_bits=3, value_means=True),
         PageLayout(2, 256, 64, 1, key_bits=8, value_bits=8, near_bits=2, near_resident=False),
+        PageLayout(2, 512, 64, 1, key_bits=8, value_bits=8, near_bits=2),
         PageLayout(2, 128, 64, 1, codec="full", raw_dtype=torch.bfloat16),
         PageLayout(2, 64, 64, 1, codec="full", raw_dtype=torch.float16),
         PageLayout(2, 128, 64, 1, codec="full", raw_dtype=torch.float32),
+        PageLayout(2, 512, 64, 1, codec="full", raw_dtype=torch.float32),
     ]
     at = torch.empty(8, dtype=torch.int64)
     for layout in layouts:

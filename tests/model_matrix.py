@@ -107,6 +107,33 @@ _GRANITE_H = {
     "residual_multiplier": 0.6,
     "logits_scaling": 1.5,
 }
+_GEMMA4_ROPES = {
+    "sliding_attention": rope(1e4),
+    "full_attention": rope(1e6, rope_type="proportional", partial_rotary_factor=0.25),
+}
+_GEMMA4 = {
+    "tie_word_embeddings": True,
+    "sliding_window": WINDOW,
+    "rope_parameters": _GEMMA4_ROPES,
+    "global_head_dim": 32,
+    "final_logit_softcapping": 6.0,
+    "hidden_size_per_layer_input": 0,
+}
+_KEYS_ARE_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+
+
+def _hub_gemma4(pattern: str, **more: Any) -> dict[str, Any]:
+    """Hubs name each kind's RoPE too, and the global layers' sizes once."""
+    others = ("rope_theta", "rope_scaling", "rope_local_base_freq", "per_layer_config")
+    return {
+        "layer_types": _types(pattern),
+        "rope_parameters": _GEMMA4_ROPES,
+        "global_head_dim": 32,
+        **dict.fromkeys(others, ...),
+        **more,
+    }
+
+
 _LFM2 = {
     "tie_word_embeddings": True,
     "block_multiple_of": 16,
@@ -256,6 +283,63 @@ VARIANTS: dict[str, Variant] = {
             },
         },
         {"sliding_window_pattern": 2},
+    ),
+    "gemma4": Variant(
+        "Gemma4",
+        "wide global heads, layers that attend others' pages and have wider MLPs, inputs of each "
+        "layer",
+        {
+            **_GEMMA4,
+            "num_hidden_layers": 7,
+            "layer_types": _types("LLGLGLG"),
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 24,
+            "vocab_size_per_layer_input": 270,
+        },
+        _hub_gemma4("LLGLGLG"),
+    ),
+    "gemma4-keys-are-values": Variant(
+        "Gemma4",
+        "global layers with another number of KV heads, whose keys are their values",
+        {**_GEMMA4, **_KEYS_ARE_VALUES, "layer_types": _types("LGG")},
+        _hub_gemma4("LGG", num_global_key_value_heads=1),
+    ),
+    "gemma4-moe": Variant(
+        "Gemma4",
+        "experts beside an MLP, with a norm, a scale and factors of their own",
+        {
+            **_GEMMA4,
+            **_KEYS_ARE_VALUES,
+            "layer_types": _types("LLG"),
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 40,
+        },
+        _hub_gemma4("LLG", num_global_key_value_heads=1),
+    ),
+    "gemma4-unified": Variant(
+        "Gemma4Unified",
+        "biases, of keys that are values too; a scaled RoPE",
+        {
+            **{k: v for k, v in _GEMMA4.items() if k != "hidden_size_per_layer_input"},
+            **_KEYS_ARE_VALUES,
+            "layer_types": _types("GLG"),
+            "attention_bias": True,
+            "rope_parameters": {
+                **_GEMMA4_ROPES,
+                "full_attention": {**_GEMMA4_ROPES["full_attention"], "factor": 4.0},
+            },
+        },
+        _hub_gemma4(
+            "GLG",
+            num_global_key_value_heads=1,
+            rope_parameters={
+                **_GEMMA4_ROPES,
+                "full_attention": {**_GEMMA4_ROPES["full_attention"], "factor": 4.0},
+            },
+        ),
     ),
     "smollm3": Variant(
         "SmolLM3",

@@ -38,6 +38,7 @@ _SMALL = {
     "initializer_range": 0.02,
 }
 FAMILIES = list(VARIANTS)
+_TEXT_PARTS = ("Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
@@ -75,7 +76,7 @@ def make(
     variant = VARIANTS[name]
     architecture = variant.architecture
     fields = {**_SMALL, "rope_parameters": rope(), **variant.config, **config}
-    text = "Text" if architecture in ("Gemma3", "Qwen3_5", "Qwen3_5Moe") else ""
+    text = "Text" if architecture in _TEXT_PARTS else ""
     configuration = getattr(transformers, f"{architecture}{text}Config")(**fields)
     configuration.head_dim = fields["head_dim"]  # not an argument of each, but respected
     own = getattr(transformers, f"{architecture}ForCausalLM", None)  # some are another's
@@ -101,9 +102,12 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
     """Random weights at the scales that the module's docstring promises."""
     import torch
 
-    # Gemma's norms multiply by 1 + w, and Qwen's since 3-Next, but for those behind a state.
+    # Norms of Gemma 1 to 3 multiply by 1 + w, and Qwen's since 3-Next, but for those behind a
+    # state.
+    kind = model.config.model_type
     kinds = ("gemma", "qwen3_next", "qwen3_5")
-    offset = 1.0 if model.config.model_type.startswith(kinds) else 0.0
+    is_gemma4 = kind.startswith("gemma4")
+    offset = 1.0 if kind.startswith(kinds) and not is_gemma4 else 0.0
 
     def normal(parameter: Any, std: float, mean: float = 0.0) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
@@ -112,6 +116,8 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith(("expert_bias", "e_score_correction_bias")):
                 normal(buffer, 0.3)
+            elif name.endswith("layer_scalar"):
+                normal(buffer, 0.2, mean=1.0)
         for name, parameter in model.named_parameters():
             fan_in = parameter.shape[-1]
             if name.endswith(("linear_attn.norm.weight", "mamba.norm.weight", ".D")):
@@ -124,8 +130,10 @@ def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
                     *("k_layernorm.weight", "query_layernorm.weight", "key_layernorm.weight"),
                 )
             ):
-                normal(parameter, 0.3, mean=1.6 - offset)  # 1.6^2: the scores' standard deviation
-            elif "norm" in name:
+                # 1.6^2: the scores' standard deviation, which Gemma 4 divides by nothing.
+                share = fan_in**-0.25 if is_gemma4 else 1.0
+                normal(parameter, 0.3 * share, mean=1.6 * share - offset)
+            elif "norm" in name or name.endswith("scale"):
                 normal(parameter, 0.3, mean=1.0 - offset)
             elif name.endswith("k_proj.bias") and large_key_biases:
                 normal(parameter, 1.0)

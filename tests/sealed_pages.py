@@ -38,6 +38,12 @@ for dim, bits in ((80, 8), (96, 6), (112, 8)):
     LAYOUTS[f"{dim}, pages of 64"] = PageLayout(
         1, dim, 64, 1, key_bits=bits, value_bits=bits, near_bits=2
     )
+# Gemma 4's global layers.
+for bits in (6, 8):
+    LAYOUTS[f"512, {bits} bits"] = PageLayout(
+        1, 512, 32, 1, key_bits=bits, value_bits=bits, near_bits=2
+    )
+LAYOUTS["512, full"] = PageLayout(1, 512, 16, 2, codec="full")
 # And what their first layers have.
 for dim, key_bits, value_bits in ((16, 5, 4), (64, 5, 4), (64, 6, 6), (64, 8, 8), (128, 8, 8)):
     LAYOUTS[f"{dim}, {key_bits} bits, three near bits"] = PageLayout(

@@ -13,7 +13,12 @@ import torch
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.offload.expert_cache import fewest_slots
-from ebbtide.offload.geometry import Geometry, choose_finer_layers
+from ebbtide.offload.geometry import (
+    Geometry,
+    choose_finer_layers,
+    make_geometry,
+    shaped_pages,
+)
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_files import open_model_files
 from ebbtide.offload.options import Options
@@ -56,8 +61,14 @@ def small_geometry(
         raw_dtype=getattr(torch, config.dtype),
         shared_from=config.values_from,
     )
-    finer = choose_finer_layers(config) if selects else ()
-    return Geometry(cell_tokens, span_tokens, layout, finer)
+    pages = shaped_pages(config, layout)
+    if len(set(pages)) > 1:  # of other shapes than the first more, as in larger models
+        count = min(2 * layout.pages_per_record, cell_tokens // page_tokens)
+        pages = [p if p == pages[0] else replace(p, pages_per_record=count) for p in pages]
+        geometry = make_geometry(cell_tokens, span_tokens, pages)
+    else:
+        geometry = Geometry(cell_tokens, span_tokens, layout)
+    return replace(geometry, finer_layers=choose_finer_layers(config) if selects else ())
 
 
 def open_small(

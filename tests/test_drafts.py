@@ -70,7 +70,7 @@ def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tu
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "mistral", "gemma2", "olmoe"])
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "mistral", "gemma2", "gemma4", "olmoe"])
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
     folder = checkpoint(name)
@@ -88,7 +88,7 @@ def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2", "youtu"])
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2", "gemma4", "youtu"])
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name, config):
     folder, mode = checkpoint(name), Mode("bounded", selector_options={"epsilon": 0.05})
@@ -257,7 +257,7 @@ def test_verifying_wishes_for_what_it_reads_alone(checkpoint, tmp_path, name, mo
             assert wished
             for layer, spans in wished:
                 assert windows[layer] is not None
-                wanted = engine.attention.spans_wanted(sequence.length, cell, windows[layer])
+                wanted = engine.attention.spans_wanted(layer, sequence.length, cell, windows[layer])
                 assert spans == list(wanted)
 
 

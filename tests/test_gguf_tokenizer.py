@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 import pytest
@@ -326,3 +327,48 @@ def test_runs_of_spaces_that_users_defined_keep_their_ids(tmp_path, prefix, mark
         ids = tokenizer.encode(text, False)
         assert ids[-1] == wanted
         assert tokenizer.decode(ids).endswith(text[1:])
+
+
+@pytest.fixture(scope="module")
+def of_merges(tmp_path_factory):
+    """(of a GGUF file, of the original files): Llama 2's pieces, cut and joined as Gemma 4 does."""
+    if not (DATA / "tokenizers/llama2").is_dir():
+        pytest.skip("../shared/data is not here")
+    folder = tmp_path_factory.mktemp("merges")
+    said = json.loads((DATA / "tokenizers/llama2/tokenizer.json").read_text(encoding="utf-8"))
+    said["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    said["decoder"]["decoders"] = said["decoder"]["decoders"][:3]  # no space is stripped
+    said["post_processor"] = None
+    added = [{**said["added_tokens"][0], "id": 32000, "content": "<|turn>"}]
+    added.append({**added[0], "id": 32001, "content": "<turn|>"})
+    said["added_tokens"] += added
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<turn|>"}')
+    keys = tokens_of(DATA / "tokenizers/llama2")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in said["model"]["merges"]]
+    keys |= {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": [*keys["tokenizer.ggml.tokens"], "<|turn>", "<turn|>"],
+        "tokenizer.ggml.token_type": [*keys["tokenizer.ggml.token_type"], CONTROL, CONTROL],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.eos_token_id": 32001,
+    }
+    keys.pop("tokenizer.ggml.scores")
+    header = write_keys(folder / "tokens.gguf", keys, "gemma4")
+    return Tokenizer(read_gguf_tokenizer(header, "m")), Tokenizer.load(folder), header
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_merges_of_pieces_give_the_ids_of_the_originals(of_merges, text):
+    ours, original, _ = of_merges
+    ids = original.encode(text, False)
+    assert ours.encode(text, False) == ids
+    assert ours.decode(ids) == original.decode(ids)
+
+
+def test_control_tokens_of_gemma_4(of_merges):
+    ours, original, header = of_merges
+    assert end_ids(header) == [32001]
+    for text in ("<|turn>user", "a <turn|> b"):  # what users write is never a control token
+        assert ours.encode(text, False) == original.encode(text, False)
+        assert not {32000, 32001} & set(ours.encode(text, False))

@@ -43,14 +43,14 @@ def test_the_first_two_layers_that_select_are_finer(windows, finer):
     config = replace(MODELS["small"], windows=windows)
     assert choose_finer_layers(config) == finer
     geometry = choose_geometry(config, selects=True)
-    bits = [layout.near_bits for layout in geometry.layouts(4)]
+    bits = [layout.near_bits for layout in geometry.layouts(range(4))]
     assert bits == [3 if layer in finer else 2 for layer in range(4)]
 
 
 @pytest.mark.parametrize("kv_bits", ["auto", "8", "6", "4", "full"])
 def test_exact_mode_has_one_layout(kv_bits):
     geometry = choose_geometry(MODELS["small"], kv_bits)
-    assert geometry.layouts(4) == [geometry.layout] * 4
+    assert geometry.layouts(range(4)) == [geometry.layout] * 4
     assert geometry.layout.is_full or geometry.layout.near_bits == 2
 
 
@@ -106,7 +106,7 @@ def test_every_layers_near_planes_have_room_for_their_spans(checkpoint, tmp_path
             per_span = llm.geometry.records_per_span
             frames = [len(store.records._planes.near_frames(layer)) for layer in range(3)]
             assert frames == [2 * spans * per_span, 2 * spans * per_span, spans * per_span]
-            sizes = [layout.near_record_bytes for layout in llm.geometry.layouts(3)]
+            sizes = [layout.near_record_bytes for layout in llm.geometry.layouts(range(3))]
             assert store.near_record_bytes == tuple(sizes) and sizes[0] == sizes[1] > sizes[2]
             near = store._planes.overhead_bytes()[Tier.HOST]
             assert near == spans * per_span * sum(sizes)

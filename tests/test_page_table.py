@@ -110,6 +110,33 @@ def test_near_planes_come_from_the_layers_own_arena():
     assert extents.allocate(Tier.DISK, 1, 0).near_base == first.near_base, "wherever records are"
 
 
+def test_arenas_share_out_extents_by_what_their_layers_take():
+    """A layer that has two spans where another has one takes two shares."""
+    for spans_at_once in ([1, 2, 1], [1, 1, 2], [4, 1, 1]):
+        longest = 3  # spans of the layer with the longest
+        total = longest * sum(spans_at_once)
+        extents = Extents({Tier.HOST: total * S}, S, [1, 0, 0], spans_at_once)
+        for layer, count in enumerate(spans_at_once):
+            for span in range(longest * count):
+                extents.allocate(Tier.HOST, layer, span)
+        assert extents.num_free(Tier.HOST) == 0
+
+
+def test_layers_that_share_see_the_pages_of_another():
+    extents, table = Extents({Tier.HOST: 9 * S}, S), PageTable(2, S, pages_of=[0, 1, 1, 0])
+    append(extents, table, 1, Tier.HOST, S)
+    append(extents, table, 1, Tier.HOST, 1)
+    for seen in (table, table.fork()):
+        assert [seen.num_records(layer) for layer in range(4)] == [0, S + 1, S + 1, 0]
+        assert [seen.num_spans(layer) for layer in range(4)] == [0, 2, 2, 0]
+        assert seen.extent(2, 1) is seen.extent(1, 1) and seen.records_seen(2, 1) == 1
+        assert len(list(seen.extents())) == 2
+    for extent in table.truncate([0, 1]):
+        extents.release(extent)
+    assert table.num_records(1) == table.num_records(2) == 1
+    extents.check([table])
+
+
 @pytest.mark.parametrize("what", ["leak", "double free", "near", "refs", "gap", "crc"])
 def test_check_sees_what_is_broken(what):
     extents, table = Extents({Tier.HOST: 4 * S}, S), PageTable(1, S)

@@ -30,7 +30,9 @@ def test_full_pages_give_the_logits_of_transformers(checkpoint, tmp_path, name, 
     assert (got - expected).abs().max() <= tolerance(expected)
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen3", "gemma3", "mixtral", "phi3-longrope-long"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "qwen3", "gemma3", "gemma4", "gemma4-moe", "mixtral", "phi3-longrope-long"]
+)
 def test_the_other_config_layout_and_shards_load_alike(checkpoint, tmp_path, name):
     hub, new = checkpoint(name), checkpoint(name, layout="transformers5", sharded=True)
     with open_small(hub, tmp_path, "full") as llm:
@@ -94,6 +96,8 @@ def test_quantised_weights_are_the_reference_of_their_own_dequantisation(
     ("name", "architecture"),
     [
         ("gemma3", "Gemma3ForConditionalGeneration"),
+        ("gemma4", "Gemma4ForConditionalGeneration"),
+        ("gemma4-unified", "Gemma4UnifiedForConditionalGeneration"),
         ("qwen3.5", "Qwen3_5ForConditionalGeneration"),
         ("qwen3.5-moe", "Qwen3_5MoeForConditionalGeneration"),
         ("mistral4-moe", "Mistral3ForConditionalGeneration"),

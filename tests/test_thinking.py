@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_checkpoints import make
+from tokenizers_under_test import byte_level_backend, write
 
 from ebbtide import LLM
 from ebbtide.offload.text import Tokenizer
@@ -72,6 +73,7 @@ def test_the_pieces_do_not_matter_and_nothing_else_is_lost(parts, inside, data):
         ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", THINK, True),
         ("mistralai-Ministral-3-14B-Reasoning-2512", MARKS[1], False),
         ("ByteDance-Seed-OSS", MARKS[2], False),
+        ("google-gemma-4-31B-it", ("<|channel>thought", "<channel|>"), False),
         ("Qwen-Qwen2.5-7B-Instruct", None, False),
         ("meta-llama-Llama-3.1-8B-Instruct", None, False),
     ],
@@ -86,6 +88,27 @@ def test_marks_of_real_templates(tmp_path, name, marks, opens):
     assert tokenizer.thought_marks == marks
     text = tokenizer.chat_text([{"role": "user", "content": "hi"}])
     assert (marks is not None and is_open(text, marks)) == opens
+
+
+def test_marks_that_are_control_tokens_or_begin_with_one(tmp_path):
+    """As Gemma 4 has them: a token, and a word that says what its channel is for."""
+    backend = byte_level_backend()
+    backend.add_special_tokens(["<|bos|>", "<|channel>", "<channel|>", "<turn|>"])
+    template = "{% for m in messages %}{{ m.content.split('<channel|>')[-1] }}{% endfor %}"
+    folder = write(tmp_path, backend, template=template, eos_token="<turn|>")
+    tokenizer = Tokenizer.load(folder)
+    opening, closing, end = (
+        backend.token_to_id(t) for t in ("<|channel>", "<channel|>", "<turn|>")
+    )
+    thought = [opening, *tokenizer.encode("thought\nhm\n", False), closing]
+    for ids, expected in (
+        ([*thought, *tokenizer.encode("Yes.", False), end], ("hm\n", "Yes.")),
+        ([*tokenizer.encode("Yes.", False), end], ("", "Yes.")),
+        ([opening, *tokenizer.encode("other", False)], ("", "<|channel>other")),
+    ):
+        reader = tokenizer.answer_reader(tokenizer.encode("hi", False))
+        pieces = [*map(reader.push, ids), reader.finish()]
+        assert tuple("".join(part) for part in zip(*pieces, strict=True)) == expected
 
 
 TEMPLATE = (

@@ -36,7 +36,7 @@ USER = {"role": "user", "content": "hi"}
 
 def byte_level(folder, *, added=(), template=CHATML, merges=(), **config):
     """A byte-level BPE like Qwen's: 256 bytes, a few merges, control tokens behind them."""
-    backend = _byte_level_backend(merges)
+    backend = byte_level_backend(merges)
     backend.add_special_tokens(["<|bos|>", "<|im_start|>", "<|im_end|>"])
     backend.add_tokens(["<think>", "</think>", "<unused>", *added])
     config = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", **config}
@@ -45,13 +45,13 @@ def byte_level(folder, *, added=(), template=CHATML, merges=(), **config):
 
 def harmony(folder, *, template=HARMONY, merges=()):
     """The same with the control tokens of gpt-oss, whose answers come in channels."""
-    backend = _byte_level_backend(merges)
+    backend = byte_level_backend(merges)
     backend.add_special_tokens(list(HARMONY_TOKENS))
     config = {"eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
     return write(folder, backend, template=template, **config)
 
 
-def _byte_level_backend(merges):
+def byte_level_backend(merges=()):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: at for at, char in enumerate(alphabet)}
     for left, right in merges:

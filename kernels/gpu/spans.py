@@ -68,7 +68,7 @@ def attend_spans(
         DIM=dim,
         DIMS=_padded(dim),
         PAGE_TOKENS=layout.page_tokens,
-        TOKENS=min(layout.page_tokens, 64 if dim <= 128 else 32),
+        TOKENS=min(layout.page_tokens, _tokens_at_once(dim)),
         PAGES=layout.pages_per_record,
         IS_FULL=layout.is_full,
         RAW=_TYPES[layout.raw_dtype],
@@ -116,7 +116,7 @@ def attend_raw(
         *places,
         DIM=dim,
         DIMS=_padded(dim),
-        TOKENS=64 if dim <= 128 and dtype != torch.float32 else 32,
+        TOKENS=min(32 if dtype == torch.float32 else 64, _tokens_at_once(dim)),
         RAW=_TYPES[dtype],
         HAS_NULL=null_scores is not None,
         HAS_CAP=bool(softcap),
@@ -144,6 +144,11 @@ def _rows_at_once(num_rows: int, dim: int) -> int:
 
 def _warps(rows: int) -> int:
     return 8 if rows == 64 else 4
+
+
+def _tokens_at_once(dim: int) -> int:
+    """Of keys and values, as many as fit in the memory that programs share."""
+    return 64 if dim <= 128 else 32 if dim <= 256 else 16
 
 
 def _padded(dim: int) -> int:

@@ -1,0 +1,217 @@
+"""Gemma 4: layers of two shapes, of which the last may attend the pages of earlier ones.
+
+As families.py; the Gemmas before it stand there.
+"""
+
+from __future__ import annotations
+
+from .config_fields import MOST_ROWS, Fields
+from .errors import BadCheckpoint, UnsupportedModel
+from .families import Family, softcap
+from .model_config import AttentionShape, BesideMlp, Experts, Norms, PerLayerInputs, Stacked
+from .rope_config import read_rope
+from .routed_families import checked_experts
+
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+
+
+def gemma4(get: Fields, head_dim: int) -> dict:
+    if get.raw.get("use_bidirectional_attention") == "all":
+        raise UnsupportedModel(
+            f"{get.path}: this model reads in both directions, as embedding models do, and writes "
+            "no text."
+        )
+    # The last layer sees everything, whatever the file says.
+    slides = [*get.slides(lambda layer: (layer + 1) % 6 != 0)[:-1], False]
+    shapes = _shapes(get, head_dim, slides)
+    sources = _sources(get, slides)
+    window = get.number("sliding_window")
+    bias = get.flag("attention_bias", False)
+    return {
+        "ropes": _ropes(get, shapes, slides),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "norms": Norms(
+            after_attention="post_attention_layernorm",
+            before_mlp="pre_feedforward_layernorm",
+            after_mlp="post_feedforward_layernorm",
+        ),
+        "qk_norm": "head",
+        "value_norm": True,
+        "attention_scale": 1.0,
+        "embedding_multiplier": get.number("hidden_size") ** 0.5,
+        "logits_softcap": softcap(get, "final_logit_softcapping", None),
+        "windows": tuple(window if slide else None for slide in slides),
+        "attention_shapes": shapes,
+        "kv_sources": sources,
+        "inner_sizes": _inner_sizes(get, sources),
+        "per_layer_inputs": _per_layer_inputs(get),
+        "layer_scalars": True,
+        **_experts(get),
+    }
+
+
+def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionShape, ...]:
+    """Hubs name the global layers' sizes once, transformers 5 those of each layer that differs."""
+    kv_heads = get.number("num_key_value_heads", get.number("num_attention_heads"))
+    are_values = get.flag("attention_k_eq_v", False)
+    named = get.raw.get("per_layer_config")
+    if named is None:
+        own = {"head_dim": get.number("global_head_dim", 512)}
+        if are_values:
+            own["num_key_value_heads"] = get.number("num_global_key_value_heads", kv_heads)
+        named = {str(layer): own for layer, slide in enumerate(slides) if not slide}
+    if not isinstance(named, dict) or not all(isinstance(own, dict) for own in named.values()):
+        raise BadCheckpoint(f"{get.path}: per_layer_config is {named!r}; expected layers' fields.")
+    shapes = []
+    for layer, slide in enumerate(slides):
+        own = Fields(named.get(str(layer), {}), get.path)
+        shape = AttentionShape(
+            own.number("num_key_value_heads", kv_heads),
+            own.number("head_dim", head_dim),
+            are_values and not slide,
+        )
+        shapes.append(_checked(get, layer, shape))
+    return tuple(shapes)
+
+
+def _checked(get: Fields, layer: int, shape: AttentionShape) -> AttentionShape:
+    num_heads, where = get.number("num_attention_heads"), f"{get.path}: layer {layer}"
+    if num_heads % shape.kv_heads:
+        raise BadCheckpoint(
+            f"{where}: {num_heads} attention heads cannot share {shape.kv_heads} KV heads evenly."
+        )
+    if num_heads * shape.head_dim > MOST_ROWS:
+        raise BadCheckpoint(
+            f"{where}: {num_heads} heads of {shape.head_dim} are more than any model has."
+        )
+    if shape.head_dim % 8:
+        raise UnsupportedModel(f"{where}: head_dim {shape.head_dim} is not a multiple of 8.")
+    return shape
+
+
+def _sources(get: Fields, slides: list[bool]) -> tuple[int, ...]:
+    """The last layers attend what the last one of their kind before them has."""
+    num_layers = get.num_layers
+    first = num_layers - get.number("num_kv_shared_layers", 0, low=0, high=num_layers - 1)
+    latest = {slide: layer for layer, slide in enumerate(slides[:first])}
+    if not set(slides[first:]) <= set(latest):
+        raise BadCheckpoint(
+            f"{get.path}: num_kv_shared_layers is {num_layers - first}: of the {first} layers "
+            "before those, none is of a kind that they need."
+        )
+    return tuple(layer if layer < first else latest[slides[layer]] for layer in range(num_layers))
+
+
+def _inner_sizes(get: Fields, sources: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that share keys and values may have twice as wide MLPs."""
+    size = get.number("intermediate_size", high=MOST_ROWS // 2)
+    if not get.flag("use_double_wide_mlp", False):
+        return ()
+    return tuple(size if layer == source else 2 * size for layer, source in enumerate(sources))
+
+
+def _ropes(get: Fields, shapes: tuple[AttentionShape, ...], slides: list[bool]) -> tuple:
+    """Local layers turn by an embedding of their own, global ones a part of their pairs."""
+    given = get.raw.get("rope_parameters") or {
+        _LOCAL: {"rope_type": "default", "rope_theta": 1e4},
+        _GLOBAL: {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1e6,
+        },
+    }
+    fields = Fields({**get.raw, "rope_parameters": given}, get.path)
+    kinds = (_LOCAL if slide else _GLOBAL for slide in slides)
+    return tuple(
+        read_rope(fields, shape.head_dim, layers=kind)
+        for kind, shape in zip(kinds, shapes, strict=True)
+    )
+
+
+def _per_layer_inputs(get: Fields) -> PerLayerInputs | None:
+    size = get.number("hidden_size_per_layer_input", 0, low=0, high=MOST_ROWS // get.num_layers)
+    if not size:
+        return None
+    return PerLayerInputs(get.number("vocab_size_per_layer_input", 262144), size)
+
+
+def _experts(get: Fields) -> dict:
+    if not get.flag("enable_moe_block", False):
+        return {}
+    experts = Experts(
+        get.number("num_experts"),
+        get.number("top_k_experts"),
+        get.number("moe_intermediate_size"),
+        router="router.proj",
+        gate="experts.{}.gate_proj",
+        up="experts.{}.up_proj",
+        down="experts.{}.down_proj",
+        router_scale="router.scale",
+        expert_scale="router.per_expert_scale",
+        beside=BesideMlp(
+            before="pre_feedforward_layernorm_2",
+            after="post_feedforward_layernorm_2",
+            after_mlp="post_feedforward_layernorm_1",
+        ),
+    )
+    return {
+        "experts": (checked_experts(get, experts),) * get.num_layers,
+        "stacked": (
+            Stacked(
+                "experts.gate_up_proj",
+                ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight"),
+            ),
+            Stacked("experts.down_proj", ("experts.{}.down_proj.weight",)),
+        ),
+    }
+
+
+_UNIFIED = {
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "vocab_size": 262144,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 262144,
+    "sliding_window": 1024,
+}
+_GEMMA4 = {
+    **_UNIFIED,
+    "max_position_embeddings": 131072,
+    "sliding_window": 512,
+    "hidden_size_per_layer_input": 256,
+}
+_SHAPES = "local and global layers with heads of their own sizes; norms of values"
+_TEXT_PART = "the other parts are not loaded"
+
+GEMMA_FAMILIES: dict[str, Family] = {
+    "Gemma4ForCausalLM": Family(
+        "Gemma 4",
+        f"{_SHAPES}; layers that attend others' pages; inputs of each layer, read by token; "
+        "experts beside an MLP",
+        gemma4,
+        _GEMMA4,
+    ),
+    "Gemma4ForConditionalGeneration": Family(
+        "Gemma 4 E2B, E4B, 26B-A4B, 31B (the text part)",
+        f"as Gemma 4; {_TEXT_PART}",
+        gemma4,
+        _GEMMA4,
+        text_config=True,
+    ),
+    "Gemma4UnifiedForCausalLM": Family(
+        "Gemma 4 12B", f"{_SHAPES}; keys that are values", gemma4, _UNIFIED
+    ),
+    "Gemma4UnifiedForConditionalGeneration": Family(
+        "Gemma 4 12B (the text part)",
+        f"as Gemma 4; {_TEXT_PART}",
+        gemma4,
+        _UNIFIED,
+        text_config=True,
+    ),
+}
