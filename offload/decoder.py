@@ -162,11 +162,11 @@ class Decoder:
     def end(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, given: torch.Tensor | None
     ) -> torch.Tensor:
-        """Residual rows after all of the layer, of those behind its MLP. given: the layer's own
-        inputs (n, size), see PerLayer, where the model has some."""
+        """Residual rows after all of the layer, of those behind its MLP. given: the inputs of all
+        layers (num_layers, n, size), see PerLayer, where the model has some."""
         if given is not None:
             gate = tiled(x, rows, w["per_layer_input_gate.weight"])
-            inner = gate_with(gate, given, self.config.activation)
+            inner = gate_with(gate, given[layer], self.config.activation)
             out = tiled(inner, rows, w["per_layer_projection.weight"])
             x = add_scaled(x, self._norm(w, "post_per_layer_input_norm", out), 1.0)
         return x * w["layer_scalar"] if self.config.layer_scalars else x

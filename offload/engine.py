@@ -148,11 +148,11 @@ class Engine:
         """Process pending tokens up to `stop_at` (default: all); returns the last row's residual
         (1, hidden_size).
 
-        on_rows gets every new row's residual after the last layer; without it the last layers, from
-        the last on that keeps something, compute only what later tokens need. on_progress(length)
-        is called after each sweep; what it raises stops the run between two sweeps, and the
-        sequence is whole. check() is called before each layer; what it raises stops the run too,
-        and the sweep has to be made again.
+        on_rows gets every new row's residual after the last layer; without it the layers from the
+        last one on that keeps something compute only what later tokens need. on_progress(length) is
+        called after each sweep; what it raises stops the run between two sweeps, and the sequence
+        is whole. check() is called before each layer; what it raises stops the run too, and the
+        sweep has to be made again.
         """
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
@@ -237,7 +237,7 @@ class Engine:
                 attended = self.attention.run_several(kv, sequence, query, window, bias)
             mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
             x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
-            x = self._end(layer, w, x, slice(0, count), given)
+            x = self.decoder.end(layer, w, x, slice(0, count), given)
         sequence.verified = deque(notes)
         return x
 
@@ -277,14 +277,14 @@ class Engine:
                 mixed.append(self.decoder.recur(layer, w, x, rows, *state))
             if following is None and not self.weights.reads_experts:
                 x = self.decoder.mix(layer, w, x, mixed, rows)
-                x = self._end(layer, w, x, rows, given)
+                x = self.decoder.end(layer, w, x, rows, given)
                 continue
             between = self.decoder.add_mixed(layer, w, x, mixed, rows)
             if following is not None:
                 self._rehearse(sequence, following, between, position, early=False)
             self._expect_experts(layer, between)
             before, x = x, self.decoder.add_mlp(layer, w, between, rows, x)
-            x = self._end(layer, w, x, rows, given)
+            x = self.decoder.end(layer, w, x, rows, given)
             if following is not None:
                 self.selected.note_changes(self._kv[following], sequence, before, between, x)
         return x
@@ -356,9 +356,8 @@ class Engine:
     def _attend_cells(
         self, sequence, layer: int, w: LayerTensors, sweep: list[_CellRows], wanted: dict
     ) -> dict[int, tuple[Query, torch.Tensor, torch.Tensor | None]]:
-        """Keys and values of a sweep's cells go to their places, if the layer has some; of those
-        cells of which some rows are wanted: queries, what they attended to, and the gate of
-        that."""
+        """Keys and values of a sweep's cells go to their places, if the layer has some; of cells of
+        which some rows are wanted: queries, what they attended to, and the gate of that."""
         kv, queries, gates = self._kv[layer], [], []
         bias, shares = self._page_bias(w), self.config.shares_kv(layer)
         for index, part in enumerate(sweep):
@@ -399,11 +398,7 @@ class Engine:
             for (part, *_), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
                 part.x = x
         for part, rows, _ in parts:
-            part.x = self._end(layer, w, part.x, rows, part.given)
-
-    def _end(self, layer: int, w: LayerTensors, x, rows: slice, given: torch.Tensor | None):
-        """given: the inputs of all layers, if there are any."""
-        return self.decoder.end(layer, w, x, rows, None if given is None else given[layer])
+            part.x = self.decoder.end(layer, w, part.x, rows, part.given)
 
     def _ends_at(self, part: _CellRows, stop: int) -> bool:
         return part.cell * self.geometry.cell_tokens + part.rows.stop >= stop
