@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 AWQ_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
 KEPT_PLAIN = (
     "norm",
-    "embed_tokens",
+    "embed",
     "lm_head",
     ".gate.weight",
     "router",
