@@ -181,9 +181,9 @@ class Recurrence:
     that its convolution sees, of `channels` numbers each. by_heads: a token's projections lie head
     by head in two matrices, in_proj_qkvz and in_proj_ba. conv_bias, projection_bias, output_bias:
     whether the convolution and the projections before and behind it have biases. has_norm: whether
-    the gated output is normed. multipliers, Mamba-2's alone: of its input, and of the parts of what
-    is projected (gate, values, keys, queries, steps); output_multiplier: of what it adds to the
-    residual, None: as of all that adds to it.
+    the gated output is normed. input_multiplier: of what it reads; multipliers, Mamba-2's alone: of
+    the parts of what is projected (gate, values, keys, queries, steps); output_multiplier: of what
+    it adds to the residual, None: that of all that adds to it.
     """
 
     module: str

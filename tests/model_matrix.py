@@ -1,7 +1,8 @@
 """The matrix of models: one entry for each small checkpoint that the tests make and compare with
 transformers, in float32, in both layouts of config.json.
 
-Adding a family is an entry in offload/families.py and one here. docs/models.md is made from both:
+Adding a family is an entry in offload/families.py, or beside it, and one here. docs/models.md is
+made from both:
 
     python tests/model_matrix.py
 """
@@ -929,12 +930,11 @@ whole numbers, as in the original models."""
 _HEAD = """\
 # Models
 
-Made from `offload/families.py`, `routed_families.py`, `hybrid_families.py` and `mamba_families.py`
-beside it, and `tests/model_matrix.py` by `python tests/model_matrix.py`; a test says when this page
-is stale. "Checked" names the small random checkpoints of an architecture, and what would show in
-them. Each is compared with transformers in float32: prefill in cells and decode token by token,
-full pages and pages of 8 bits, both layouts of config.json, texts longer than the windows, sessions
-resumed, forked and truncated.
+Made from the families in `offload/*families.py` and from `tests/model_matrix.py` by
+`python tests/model_matrix.py`; a test says when this page is stale. "Checked" names the small
+random checkpoints of an architecture, and what would show in them. Each is compared with
+transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,
+both layouts of config.json, texts longer than the windows, sessions resumed, forked and truncated.
 
 | models | architecture in config.json | what sets it apart | checked |
 |---|---|---|---|"""
