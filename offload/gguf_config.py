@@ -1,8 +1,8 @@
 """What a GGUF file says about its model, as the config.json that the families read.
 
-A function for each architecture that llama.cpp has a name for and Ebbtide runs. What llama.cpp
-knows by the architecture's name or the number of layers, and files do not say, stands here too.
-Knows no tensors' places; gguf_names.py does.
+A function for each architecture that llama.cpp has a name for and Ebbtide runs; gguf_hybrids.py has
+those whose layers keep states. What llama.cpp knows by the architecture's name or the number of
+layers, and files do not say, stands here too. Knows no tensors' places; gguf_names.py does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .errors import BadCheckpoint, UnsupportedModel
+from .gguf_fields import (
+    expert_fields,
+    head_dim_of,
+    multiplier_fields,
+    routed_fields,
+    scaling_of,
+    share_of,
+    turning_part,
+    window_fields,
+    window_kinds,
+)
 from .gguf_file import GgufHeader
+from .gguf_hybrids import HYBRIDS
 from .gguf_keys import Keys
 from .model_config import ModelConfig, Recurrence, config_of
 from .quantisation import Quantisation
@@ -86,99 +98,28 @@ def _common(k: Keys) -> dict:
         "num_hidden_layers": k.num_layers,
         "num_attention_heads": k.same("attention.head_count"),
         "num_key_value_heads": of_layers("attention.head_count_kv"),
-        "head_dim": _head_dim(k),
+        "head_dim": head_dim_of(k),
         "vocab_size": embeddings.shape[0],
         "max_position_embeddings": k.get("context_length"),
         "rms_norm_eps": k.get("attention.layer_norm_rms_epsilon"),
         "dtype": kinds.get(embeddings.kind, _QUANTISED),
         "tie_word_embeddings": "output.weight" not in k.header.tensors,
         "rope_theta": k.get("rope.freq_base", 10000.0),
-        "rope_scaling": _scaling(k),
-    }
-
-
-def _scaling(k: Keys) -> dict | None:
-    """RoPE's, by Hugging Face's names. Factors of its frequencies are what llama3 comes to."""
-    factor = k.get("rope.scaling.factor", k.get("rope.scale_linear"))
-    kind = k.get("rope.scaling.type", "linear" if factor not in (None, 1, 0) else "none")
-    original = k.get("rope.scaling.original_context_length")
-    short, long = (k.factors.get(f"rope_factors_{n}.weight") for n in ("short", "long"))
-    every = k.factors.get("rope_freqs.weight")
-    if short and long:
-        return {
-            "rope_type": "longrope",
-            "short_factor": short,
-            "long_factor": long,
-            "original_max_position_embeddings": original,
-            "attention_factor": k.get("rope.scaling.attn_factor"),
-        }
-    if every:
-        return {
-            "rope_type": "longrope",
-            "short_factor": every,
-            "long_factor": every,
-            "attention_factor": 1.0,
-        }
-    if kind == "none" or (kind == "linear" and factor in (None, 1, 0)):
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise UnsupportedModel(f"{k.path}: RoPE scaling {kind!r} is not supported.")
-    scaling = {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": original,
-        "beta_fast": k.get("rope.scaling.yarn_beta_fast"),
-        "beta_slow": k.get("rope.scaling.yarn_beta_slow"),
-    }
-    return {name: value for name, value in scaling.items() if value is not None}
-
-
-def _partial(k: Keys, head_dim: int | None) -> float | None:
-    """The part of a head that turns."""
-    width = k.get("rope.dimension_count")
-    if not isinstance(width, int) or not isinstance(head_dim, int) or not head_dim:
-        return None
-    return width / head_dim
-
-
-def _kinds(k: Keys) -> list[str] | None:
-    """Which layers have a window, where the file says so one by one."""
-    pattern = k.get("attention.sliding_window_pattern")
-    if not isinstance(pattern, list):
-        return None
-    return ["sliding_attention" if local else "full_attention" for local in pattern]
-
-
-def _windows(k: Keys) -> dict:
-    pattern = k.get("attention.sliding_window_pattern")
-    return {
-        "sliding_window": k.get("attention.sliding_window") or None,
-        "layer_types": _kinds(k),
-        "sliding_window_pattern": pattern if isinstance(pattern, int) else None,
-    }
-
-
-def _experts(k: Keys) -> dict:
-    return {
-        "num_local_experts": k.get("expert_count"),
-        "num_experts_per_tok": k.get("expert_used_count"),
-        "moe_intermediate_size": k.get("expert_feed_forward_length"),
+        "rope_scaling": scaling_of(k),
     }
 
 
 def _llama(k: Keys) -> dict:
     if k.get("expert_count"):
-        return {"architectures": ["MixtralForCausalLM"], **_experts(k)}
-    window = _windows(k)
+        return {"architectures": ["MixtralForCausalLM"], **expert_fields(k)}
+    window = window_fields(k)
     if window["sliding_window"]:
         return {"architectures": ["MistralForCausalLM"], **window}
     return {"architectures": ["LlamaForCausalLM"]}
 
 
 def _mistral3(k: Keys) -> dict:
-    beta, scaling = k.get("attention.temperature_scale"), _scaling(k) or {}
+    beta, scaling = k.get("attention.temperature_scale"), scaling_of(k) or {}
     scaling["llama_4_scaling_beta"] = beta
     every = k.get("rope.scaling.yarn_log_multiplier")
     if every:
@@ -186,39 +127,20 @@ def _mistral3(k: Keys) -> dict:
     return {
         "architectures": ["Ministral3ForCausalLM"],
         "rope_scaling": {name: value for name, value in scaling.items() if value is not None},
-        **_windows(k),
+        **window_fields(k),
     }
 
 
 def _qwen3_moe(k: Keys) -> dict:
-    routed = k.layers_with("ffn_gate_inp.weight")
-    return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        **_experts(k),
-        "norm_topk_prob": True,
-        "mlp_only_layers": [layer for layer, here in enumerate(routed) if not here],
-    }
+    return {"architectures": ["Qwen3MoeForCausalLM"], **routed_fields(k)}
 
 
 def _phi3(k: Keys) -> dict:
     return {
         "architectures": ["Phi3ForCausalLM"],
         "sliding_window": k.get("attention.sliding_window") or None,
-        "partial_rotary_factor": _partial(k, _head_dim(k)),
+        "partial_rotary_factor": turning_part(k, head_dim_of(k)),
     }
-
-
-def _head_dim(k: Keys) -> int | None:
-    said = k.get("attention.key_length")
-    return _share(k, "embedding_length", "attention.head_count") if said is None else said
-
-
-def _share(k: Keys, whole: str, count: str) -> int | None:
-    """How much of a number each of so many has; None where it is not said."""
-    numbers = k.same(whole), k.same(count)
-    if not all(isinstance(n, int) and n > 0 for n in numbers):
-        return None
-    return numbers[0] // numbers[1]
 
 
 def _gemma2(k: Keys) -> dict:
@@ -226,9 +148,9 @@ def _gemma2(k: Keys) -> dict:
     is_large = k.num_layers == 46
     return {
         "architectures": ["Gemma2ForCausalLM"],
-        **_windows(k),
+        **window_fields(k),
         "sliding_window": k.get("attention.sliding_window", 4096),
-        "query_pre_attn_scalar": _shared_dim(k) if is_large else _head_dim(k),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else head_dim_of(k),
         "attn_logit_softcapping": k.get("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": k.get("final_logit_softcapping", 30.0),
     }
@@ -238,15 +160,15 @@ def _gemma3(k: Keys) -> dict:
     is_large = k.num_layers == 62
     return {
         "architectures": ["Gemma3ForCausalLM"],
-        **_windows(k),
-        "query_pre_attn_scalar": _shared_dim(k) if is_large else _head_dim(k),
+        **window_fields(k),
+        "query_pre_attn_scalar": _shared_dim(k) if is_large else head_dim_of(k),
         "rope_local_base_freq": k.get("rope.freq_base_swa", 10000.0),
         "final_logit_softcapping": k.get("final_logit_softcapping"),
     }
 
 
 def _gemma4(k: Keys) -> dict:
-    kinds, kv_heads = _kinds(k), k.get("attention.head_count_kv")
+    kinds, kv_heads = window_kinds(k), k.get("attention.head_count_kv")
     if kinds is None or len(kinds) < k.num_layers:
         raise BadCheckpoint(f"{k.path} does not say which layers have a window.")
     own = kv_heads if isinstance(kv_heads, list) else [kv_heads] * k.num_layers
@@ -300,38 +222,29 @@ def _turning(k: Keys) -> float:
 
 
 def _shared_dim(k: Keys) -> int | None:
-    return _share(k, "embedding_length", "attention.head_count")
+    return share_of(k, "embedding_length", "attention.head_count")
 
 
 def _olmo2(k: Keys) -> dict:
-    windows = _windows(k)
+    windows = window_fields(k)
     name = "Olmo3ForCausalLM" if windows["sliding_window"] else "Olmo2ForCausalLM"
     return {"architectures": [name], **windows}
 
 
 def _olmoe(k: Keys) -> dict:
-    return {"architectures": ["OlmoeForCausalLM"], **_experts(k), "norm_topk_prob": False}
+    return {"architectures": ["OlmoeForCausalLM"], **expert_fields(k), "norm_topk_prob": False}
 
 
 def _granite(k: Keys) -> dict:
-    return {"architectures": ["GraniteForCausalLM"], **_multipliers(k)}
-
-
-def _multipliers(k: Keys) -> dict:
-    return {
-        "attention_multiplier": k.get("attention.scale"),
-        "embedding_multiplier": k.get("embedding_scale"),
-        "residual_multiplier": k.get("residual_scale"),
-        "logits_scaling": k.get("logit_scale"),
-    }
+    return {"architectures": ["GraniteForCausalLM"], **multiplier_fields(k)}
 
 
 def _gpt_oss(k: Keys) -> dict:
-    scaling = _scaling(k)
+    scaling = scaling_of(k)
     return {
         "architectures": ["GptOssForCausalLM"],
-        **_windows(k),
-        **_experts(k),
+        **window_fields(k),
+        **expert_fields(k),
         "intermediate_size": k.get("expert_feed_forward_length", k.same("feed_forward_length")),
         "rope_scaling": scaling and {**scaling, "truncate": False},
     }
@@ -340,7 +253,7 @@ def _gpt_oss(k: Keys) -> dict:
 def _glm4(k: Keys) -> dict:
     return {
         "architectures": ["Glm4ForCausalLM"],
-        "partial_rotary_factor": _partial(k, _head_dim(k)),
+        "partial_rotary_factor": turning_part(k, head_dim_of(k)),
     }
 
 
@@ -348,7 +261,7 @@ def _glm4_moe(k: Keys) -> dict:
     return {
         "architectures": ["Glm4MoeForCausalLM"],
         **_deepseek_experts(k),
-        "partial_rotary_factor": _partial(k, _head_dim(k)),
+        "partial_rotary_factor": turning_part(k, head_dim_of(k)),
         "use_qk_norm": k.has("attn_q_norm.weight"),
     }
 
@@ -383,7 +296,7 @@ def _deepseek2(k: Keys) -> dict:
     )
     if not isinstance(query, int) or not isinstance(turning, int):
         raise BadCheckpoint(f"{k.path} does not say how long queries are, and how much turns.")
-    experts, scaling = _deepseek_experts(k), _scaling(k)
+    experts, scaling = _deepseek_experts(k), scaling_of(k)
     if not by_sigmoid and experts["n_group"] > 1:
         experts["topk_method"] = "group_limited_greedy"
     every = k.get("rope.scaling.yarn_log_multiplier")
@@ -403,136 +316,10 @@ def _deepseek2(k: Keys) -> dict:
 
 
 def _exaone4(k: Keys) -> dict:
-    windows = _windows(k)
+    windows = window_fields(k)
     if windows["sliding_window"] is None:
         windows["sliding_window_pattern"] = 0
     return {"architectures": ["Exaone4ForCausalLM"], **windows}
-
-
-def _layer_types(k: Keys) -> list[str]:
-    """Which layers attend: those that have queries."""
-    here = k.layers_with("attn_q.weight")
-    return ["full_attention" if attends else "linear_attention" for attends in here]
-
-
-def _qwen35(k: Keys) -> dict:
-    routed = bool(k.get("expert_count"))
-    return {
-        "architectures": ["Qwen3_5MoeForCausalLM" if routed else "Qwen3_5ForCausalLM"],
-        "layer_types": _layer_types(k),
-        "linear_num_value_heads": k.get("ssm.time_step_rank"),
-        "linear_num_key_heads": k.get("ssm.group_count"),
-        "linear_key_head_dim": k.get("ssm.state_size"),
-        "linear_value_head_dim": _share(k, "ssm.inner_size", "ssm.time_step_rank"),
-        "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
-        "partial_rotary_factor": _partial(k, _head_dim(k)),
-        **_experts(k),
-        "shared_expert_intermediate_size": k.get("expert_shared_feed_forward_length"),
-    }
-
-
-def _qwen3_next(k: Keys) -> dict:
-    return {**_qwen35(k), **_qwen3_moe(k), "architectures": ["Qwen3NextForCausalLM"]}
-
-
-def _lfm2(k: Keys) -> dict:
-    size = k.same("feed_forward_length")
-    return {
-        "architectures": ["Lfm2ForCausalLM"],
-        "layer_types": _layer_types(k),
-        "conv_L_cache": k.get("shortconv.l_cache"),
-        "conv_bias": k.has("shortconv.in_proj.bias"),
-        "block_auto_adjust_ff_dim": False,
-        "block_ff_dim": size,
-        "norm_eps": k.get("attention.layer_norm_rms_epsilon"),
-        "tie_embedding": "output.weight" not in k.header.tensors,
-    }
-
-
-def _lfm2_moe(k: Keys) -> dict:
-    return {
-        **_lfm2(k),
-        "architectures": ["Lfm2MoeForCausalLM"],
-        **_experts(k),
-        "num_dense_layers": k.get("leading_dense_block_count"),
-        "use_expert_bias": k.has("exp_probs_b.bias"),
-        "routed_scaling_factor": k.get("expert_weights_scale"),
-    }
-
-
-def _granite_hybrid(k: Keys) -> dict:
-    shared = k.get("expert_shared_feed_forward_length") or k.same("feed_forward_length")
-    return {
-        "architectures": ["GraniteMoeHybridForCausalLM"],
-        **_multipliers(k),
-        "layer_types": _layer_types(k),
-        # llama.cpp's switch for positions.
-        "position_embedding_type": "rope" if k.get("rope.scaling.finetuned", True) else "nope",
-        **_mamba2(k),
-        "mamba_expand": _share(k, "ssm.inner_size", "embedding_length"),
-        "shared_intermediate_size": shared,
-        "num_local_experts": k.get("expert_count", 0),
-        "num_experts_per_tok": k.get("expert_used_count") or None,
-        "intermediate_size": k.get("expert_feed_forward_length") or k.same("feed_forward_length"),
-    }
-
-
-def _mamba2(k: Keys) -> dict:
-    return {
-        "mamba_n_heads": k.get("ssm.time_step_rank"),
-        "mamba_n_groups": k.get("ssm.group_count"),
-        "mamba_d_state": k.get("ssm.state_size"),
-        "mamba_d_head": _share(k, "ssm.inner_size", "ssm.time_step_rank"),
-        "mamba_d_conv": k.get("ssm.conv_kernel"),
-        "mamba_conv_bias": k.has("ssm_conv1d.bias"),
-        "mamba_proj_bias": k.has("ssm_in.bias"),
-    }
-
-
-def _falcon_h1(k: Keys) -> dict:
-    """Converters multiply the weights by the multipliers: files have none."""
-    return {
-        "architectures": ["FalconH1ForCausalLM"],
-        **_mamba2(k),
-        "mamba_d_ssm": k.get("ssm.inner_size"),
-        "projectors_bias": k.has("ssm_out.bias"),
-        "mamba_rms_norm": k.has("ssm_norm.weight"),
-        "mamba_norm_before_gate": False,
-    }
-
-
-def _nemotron_h(k: Keys) -> dict:
-    kinds = {
-        "attn_q.weight": "full_attention",
-        "ssm_in.weight": "linear_attention",
-        "ffn_gate_inp.weight": "moe",
-    }
-    layers = ["mlp"] * k.num_layers
-    for tensor, kind in kinds.items():
-        here = k.layers_with(tensor)
-        layers = [kind if has else other for has, other in zip(here, layers, strict=True)]
-    mamba, size = _mamba2(k), k.get("expert_feed_forward_length")
-    return {
-        "architectures": ["NemotronHForCausalLM"],
-        "layers_block_type": layers,
-        "layer_norm_epsilon": k.get("attention.layer_norm_rms_epsilon"),
-        "intermediate_size": k.same("feed_forward_length") or size,
-        "mamba_num_heads": mamba["mamba_n_heads"],
-        "mamba_head_dim": mamba["mamba_d_head"],
-        "n_groups": mamba["mamba_n_groups"],
-        "ssm_state_size": mamba["mamba_d_state"],
-        "conv_kernel": mamba["mamba_d_conv"],
-        "use_conv_bias": mamba["mamba_conv_bias"],
-        "use_bias": mamba["mamba_proj_bias"],
-        "n_routed_experts": k.get("expert_count"),
-        "num_experts_per_tok": k.get("expert_used_count"),
-        "moe_intermediate_size": size,
-        "moe_shared_expert_intermediate_size": k.get("expert_shared_feed_forward_length"),
-        "norm_topk_prob": k.get("expert_weights_norm", True),
-        "routed_scaling_factor": k.get("expert_weights_scale"),
-        "n_group": k.get("expert_group_count"),
-        "topk_group": k.get("expert_group_used_count"),
-    }
 
 
 def _cohere(k: Keys) -> dict:
@@ -544,7 +331,7 @@ def _cohere(k: Keys) -> dict:
 
 
 def _cohere2(k: Keys) -> dict:
-    return {**_cohere(k), "architectures": ["Cohere2ForCausalLM"], **_windows(k)}
+    return {**_cohere(k), "architectures": ["Cohere2ForCausalLM"], **window_fields(k)}
 
 
 def _ernie_moe(k: Keys) -> dict:
@@ -554,7 +341,7 @@ def _ernie_moe(k: Keys) -> dict:
         "moe_num_experts": k.get("expert_count"),
         "moe_k": k.get("expert_used_count"),
         "moe_intermediate_size": size,
-        "moe_num_shared_experts": _share(
+        "moe_num_shared_experts": share_of(
             k, "expert_shared_feed_forward_length", "expert_feed_forward_length"
         )
         or 0,
@@ -566,8 +353,8 @@ def _ernie_moe(k: Keys) -> dict:
 def _granite_moe(k: Keys) -> dict:
     return {
         "architectures": ["GraniteMoeSharedForCausalLM"],
-        **_multipliers(k),
-        **_experts(k),
+        **multiplier_fields(k),
+        **expert_fields(k),
         "intermediate_size": k.get("expert_feed_forward_length", k.same("feed_forward_length")),
         "shared_intermediate_size": k.get("expert_shared_feed_forward_length", 0),
     }
@@ -619,16 +406,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "deepseek2": _deepseek2,
     "exaone4": _exaone4,
     "seed_oss": _only("SeedOssForCausalLM"),
-    "qwen35": _qwen35,
-    "qwen35moe": _qwen35,
-    "qwen3next": _qwen3_next,
-    "lfm2": _lfm2,
-    "lfm2moe": _lfm2_moe,
-    "granitehybrid": _granite_hybrid,
     "granitemoe": _granite_moe,
-    "falcon-h1": _falcon_h1,
-    "nemotron_h": _nemotron_h,
-    "nemotron_h_moe": _nemotron_h,
     "command-r": _cohere,
     "cohere2": _cohere2,
     "ernie4_5": _only("Ernie4_5ForCausalLM"),
@@ -637,6 +415,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "hunyuan-moe": _hunyuan_moe,
     "arcee": _only("ArceeForCausalLM"),
     "starcoder2": _starcoder2,
+    **HYBRIDS,
 }
 # Whose layers may have other sizes than the first.
 _LAYERS_DIFFER = ("gemma4",)
