@@ -18,7 +18,7 @@ import torch
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload import mlp
 from ebbtide.offload.bandwidth import measure_memory
-from ebbtide.offload.model_config import Experts
+from ebbtide.offload.layer_config import Experts
 from ebbtide.offload.weights import LayerTensors
 
 LAYERS = 3  # so that no cache holds the experts of the row before

@@ -7,7 +7,7 @@ from .config_fields import Fields
 from .errors import UnsupportedModel
 from .families import Family, llama
 from .gateless_families import layer_norms
-from .model_config import Experts, Norms
+from .layer_config import Experts, Norms
 from .rope_config import read_rope
 from .routed_families import checked_experts, num_experts
 

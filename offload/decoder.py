@@ -20,9 +20,10 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
 from .latent import LatentAttention
+from .layer_config import Experts
 from .layer_steps import LayerSteps, Prepared
 from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps
-from .model_config import Experts, ModelConfig
+from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
 from .rowwise import tiled

@@ -59,12 +59,6 @@ class _CellRows:
     given: torch.Tensor | None  # (num_layers, cell_tokens, size), see PerLayer
 
 
-def _numbers(layers: tuple[int, ...], num_layers: int) -> list[int | None]:
-    """Of each layer its place in `layers`; None where it is not there."""
-    places = {layer: place for place, layer in enumerate(layers)}
-    return [places.get(layer) for layer in range(num_layers)]
-
-
 class Engine:
     """A model, ready to run sequences whose pages lie in one store.
 
@@ -90,8 +84,11 @@ class Engine:
         self.decoder = Decoder(config, device, weights.is_resident)
         self._num_kv_layers = len(config.kv_layers)
         # Of each layer its number among those that attend, and among those that keep a state.
-        self._kv = _numbers(config.kv_layers, config.num_layers)
-        self._state = _numbers(config.state_layers, config.num_layers)
+        layers = range(config.num_layers)
+        self._kv, self._state = (
+            [those.index(layer) if layer in those else None for layer in layers]
+            for those in (config.kv_layers, config.state_layers)
+        )
         layouts = geometry.layouts(config.kv_pages)
         self.attention = TieredAttention(
             layouts,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .config_fields import MOST_POSITIONS, Fields
 from .errors import UnsupportedModel
-from .model_config import Norms
+from .layer_config import Norms
 from .rope_config import RopeConfig, read_rope
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .config_fields import Fields
 from .families import Family, llama, mistral
-from .model_config import Norms
+from .layer_config import Norms
 
 
 def arcee(get: Fields, head_dim: int) -> dict:

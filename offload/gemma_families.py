@@ -8,7 +8,7 @@ from __future__ import annotations
 from .config_fields import MOST_ROWS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, softcap
-from .model_config import AttentionShape, BesideMlp, Experts, Norms, PerLayerInputs, Stacked
+from .layer_config import AttentionShape, BesideMlp, Experts, Norms, PerLayerInputs, Stacked
 from .rope_config import read_rope
 from .routed_families import checked_experts
 

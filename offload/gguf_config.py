@@ -25,7 +25,8 @@ from .gguf_fields import (
 from .gguf_file import GgufHeader
 from .gguf_hybrids import HYBRIDS
 from .gguf_keys import Keys
-from .model_config import ModelConfig, Recurrence, config_of
+from .layer_config import Recurrence
+from .model_config import ModelConfig, config_of
 from .quantisation import Quantisation
 
 _QUANTISED = "bfloat16"  # what most models are quantised from

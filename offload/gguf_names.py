@@ -17,7 +17,8 @@ from .gguf_config import IN_PAIRS
 from .gguf_file import GgufHeader
 from .gguf_packings import Half, LogOf, Swapped, SwappedNumbers, packing_of
 from .head_rows import rows_of_heads
-from .model_config import Experts, HeadRows, ModelConfig, Recurrence
+from .layer_config import Experts, HeadRows, Recurrence
+from .model_config import ModelConfig
 from .packing import Packing
 from .skeleton import layer_of, layer_prefix
 

@@ -14,7 +14,7 @@ import torch
 
 from .checkpoint import TensorRef
 from .errors import BadCheckpoint
-from .model_config import HeadRows
+from .layer_config import HeadRows
 from .packed_weights import Decoded
 from .packing import Bits, Form, Kept, Packing, Plain, Shape, aligned, kept_by_rows
 

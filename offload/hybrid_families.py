@@ -8,7 +8,7 @@ from ..kernels.recurrence import RecurrentShape
 from .config_fields import MOST_ROWS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family
-from .model_config import Experts, Recurrence
+from .layer_config import Experts, Recurrence
 from .rope_config import read_rope
 from .routed_families import (
     STACKED,

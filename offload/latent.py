@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 
 from ..kernels.norm import rms_norm
-from .model_config import Latent, ModelConfig
+from .layer_config import Latent
+from .model_config import ModelConfig
 from .rowwise import tiled, tiled_heads
 from .weights import LayerTensors
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from .config_fields import MOST_ROWS, Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, ministral3, query_growth
+from .layer_config import HeadRows, Latent
 from .mixture_families import deepseek_experts, from_first_routed_on
-from .model_config import HeadRows, Latent
 from .rope_config import RopeConfig, read_rope
 from .routed_families import STACKED
 

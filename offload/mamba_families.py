@@ -8,7 +8,7 @@ from .config_fields import Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, granite
 from .hybrid_families import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, which_attend
-from .model_config import Experts, Norms, Recurrence
+from .layer_config import Experts, Norms, Recurrence
 from .rope_config import read_rope
 from .routed_families import GRANITE_STACKED, checked_experts, granite_experts, granite_names
 

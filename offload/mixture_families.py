@@ -8,7 +8,7 @@ from dataclasses import replace
 from .config_fields import Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, exaone4, llama, qwen2, qwen3
-from .model_config import ExpertGroups, Experts, Norms
+from .layer_config import ExpertGroups, Experts, Norms
 from .rope_config import read_rope
 from .routed_families import STACKED, checked_experts, num_experts, qwen3_experts, with_shared
 

@@ -18,7 +18,7 @@ from ..kernels.gate import activate, xielu
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from ..kernels.step import add_expert, expert_numbers, native_for
-from .model_config import XIELU_PARAMETERS, ExpertGroups, Experts
+from .layer_config import XIELU_PARAMETERS, ExpertGroups, Experts
 from .rowwise import tiled
 from .weights import LayerTensors
 

@@ -11,7 +11,8 @@ import torch
 from ..kernels.norm import rms_norm
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
 from ..kernels.step import BlockProduct, native_for
-from .model_config import ModelConfig, Recurrence
+from .layer_config import Recurrence
+from .model_config import ModelConfig
 from .rowwise import tiled
 from .states import LayerState
 from .weights import LayerTensors

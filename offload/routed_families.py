@@ -8,7 +8,7 @@ from dataclasses import replace
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import OLMO, Family, ernie4_5, granite, hunyuan, olmo2, qwen3, two_ropes
-from .model_config import Experts, Norms, Stacked
+from .layer_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
 

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint
 from .head_rows import split_heads
-from .model_config import HeadRows, Stacked
+from .layer_config import HeadRows, Stacked
 from .packed_modules import packed_modules
 from .packing import Mxfp4, Plain, Transposed
 from .quantisation import Quantisation

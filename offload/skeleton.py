@@ -13,14 +13,8 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .model_config import (
-    XIELU_PARAMETERS,
-    AttentionShape,
-    Experts,
-    Latent,
-    ModelConfig,
-    Recurrence,
-)
+from .layer_config import XIELU_PARAMETERS, AttentionShape, Experts, Latent, Recurrence
+from .model_config import ModelConfig
 
 
 class _Weight(nn.Module):

@@ -16,7 +16,7 @@ from math import prod
 
 import torch
 
-from .model_config import Recurrence
+from .layer_config import Recurrence
 
 LayerState = tuple[torch.Tensor, torch.Tensor]  # see kernels.recurrence.recur
 _UNKNOWN = -1

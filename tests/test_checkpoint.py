@@ -15,7 +15,8 @@ from small_llm import hold, open_small
 
 from ebbtide.offload.checkpoint import TensorRef
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
-from ebbtide.offload.model_config import Stacked, read_model_config
+from ebbtide.offload.layer_config import Stacked
+from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.packing import Plain
 from ebbtide.offload.plan import Loaded
 from ebbtide.offload.safetensors_files import _unstacked, open_folder

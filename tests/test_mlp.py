@@ -14,8 +14,8 @@ from ebbtide.kernels import matmul
 from ebbtide.kernels.matmul import ROW_TILE
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload import mlp
+from ebbtide.offload.layer_config import Experts
 from ebbtide.offload.mlp import routed_mlp
-from ebbtide.offload.model_config import Experts
 from ebbtide.offload.skeleton import decides
 from ebbtide.offload.weights import LayerTensors
 

@@ -19,8 +19,9 @@ from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
 from ebbtide.offload.expert_cache import fewest_slots
 from ebbtide.offload.footprint import Facts
 from ebbtide.offload.geometry import choose_geometry
+from ebbtide.offload.layer_config import Experts
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_config import Experts, ModelConfig
+from ebbtide.offload.model_config import ModelConfig
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.plan import Request
 from ebbtide.offload.planner import make_plan
