@@ -802,8 +802,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "dots1-moe": Variant(
         "Dots1",
-        "windows from the second layer on, groups of experts",
-        {**_ROUTED, **_GROUPS, "sliding_window": WINDOW, "max_window_layers": 1},
+        "windows from the third layer on, groups of experts",
+        {**_ROUTED, **_GROUPS, "sliding_window": WINDOW, "max_window_layers": 2},
     ),
     "minimax-m2-moe": Variant(
         "MiniMaxM2",

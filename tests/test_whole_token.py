@@ -23,9 +23,9 @@ NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
 # Experts, null scores, states, gates, biases of keys of which not all elements turn, layer norms,
-# MLPs without gates or beside attention, norms behind RoPE, and layers of several shapes.
-BY_LAYERS = {n for n, v in VARIANTS.items() if v.recurrent or "expert" in v.shows}
-BY_LAYERS |= {"glm", "smollm3-yarn", "qwen3.5-attention", "arcee", "apertus", "hunyuan"}
+# MLPs without gates or beside attention, norms behind RoPE, layers of several shapes, and latents.
+BY_LAYERS = {n for n, v in VARIANTS.items() if v.recurrent or "expert" in v.shows or "moe" in n}
+BY_LAYERS |= {"glm", "smollm3-yarn", "qwen3.5-attention", "arcee", "apertus", "hunyuan", "youtu"}
 BY_LAYERS |= {n for n in VARIANTS if n.startswith(("cohere", "gemma4", "jais2", "starcoder2"))}
 BY_LAYERS |= {n for n in VARIANTS if "moe" in n or n == "youtu"}  # experts, a latent
 
