@@ -27,7 +27,6 @@ IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_se
 BY_LAYERS = {n for n, v in VARIANTS.items() if v.recurrent or "expert" in v.shows or "moe" in n}
 BY_LAYERS |= {"glm", "smollm3-yarn", "qwen3.5-attention", "arcee", "apertus", "hunyuan", "youtu"}
 BY_LAYERS |= {n for n in VARIANTS if n.startswith(("cohere", "gemma4", "jais2", "starcoder2"))}
-BY_LAYERS |= {n for n in VARIANTS if "moe" in n or n == "youtu"}  # experts, a latent
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
