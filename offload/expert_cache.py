@@ -81,6 +81,11 @@ class _Slot:
             if self.reading is reading:  # nobody has taken the slot for another expert
                 reading.run(fill, self.buffer)
 
+    def let_go(self) -> None:
+        """Give the memory back, which waits for a reading that is under way."""
+        with self._writing:
+            self.buffer = None
+
 
 class ExpertCache:
     """num_slots, of slot_bytes each. fill(expert, buffer) reads an expert into a slot and gives its
@@ -148,7 +153,8 @@ class ExpertCache:
         self._expected[layer] = [(layer, number) for number in numbers]
 
     def shrink(self, num_slots: int) -> None:
-        """Give the memory of all but so many slots back; the least recently used experts go."""
+        """Give the memory of all but so many slots back; the least recently used experts go. On
+        return nothing is read into it any more."""
         keep = min(num_slots - PASSING_SLOTS, len(self._slots))
         assert keep > 0, "an expert has no slot to stay in"
         while len(self._held) > keep:
@@ -156,7 +162,12 @@ class ExpertCache:
         held = list(self._held.values())
         used = {id(slot) for slot in held}
         free = [slot for slot in self._slots if id(slot) not in used]
-        self._slots = held + free[: keep - len(held)]
+        kept = held + free[: keep - len(held)]
+        gone, self._slots = set(self._slots).difference(kept), kept
+        for slot in gone:
+            slot.reading = None  # what has not begun never will
+        for slot in gone:
+            slot.let_go()
 
     def close(self) -> None:
         """Stop reading, and let go of all memory. May be called again."""

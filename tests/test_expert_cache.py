@@ -196,6 +196,32 @@ def test_what_is_given_back_and_closed_holds_no_memory():
         gc.enable()
 
 
+def test_what_is_given_back_is_written_into_no_more():
+    """Readings of expected experts may be under way, and queued, when a session needs the room."""
+    begun, go, read = threading.Semaphore(0), threading.Event(), []
+
+    def slow(expert, buffer):
+        begun.release()
+        go.wait(20)
+        read.append(expert)
+        return fill(expert, buffer)
+
+    cache = cache_of(READERS + 4, slow)
+    cache._right[1] = 1.0
+    cache.expect(1, range(READERS + 2))
+    cache._begin_expected(set())
+    for _ in range(READERS):
+        assert begun.acquire(timeout=20)
+    buffers = [weakref.ref(slot.buffer) for slot in cache._slots]
+    threading.Timer(0.05, go.set).start()
+    cache.shrink(PASSING_SLOTS + 1)
+    assert sum(buffer() is not None for buffer in buffers) == 1
+    cache._pool.shutdown(wait=True)
+    # Of the two that were queued the last one alone, which stays.
+    assert sorted(read) == [(1, n) for n in (*range(READERS), READERS + 1)]
+    cache.close()
+
+
 def test_all_that_a_layer_lacks_is_read_at_once():
     arrived = threading.Barrier(CHOSEN, timeout=20)
 
