@@ -56,12 +56,17 @@ def xielu(x: torch.Tensor, of_positive, of_negative, beta, eps) -> torch.Tensor:
     exponential below. The parameters are learnt, one number each, the first two before softplus.
     """
     of_positive, of_negative, beta, eps = (float(y) for y in (of_positive, of_negative, beta, eps))
-    above = log1p(exp(of_positive))
-    below = beta + log1p(exp(of_negative))
+    above = _softplus(of_positive)
+    below = beta + _softplus(of_negative)
     for row in x:  # torch's exponential of a row among others may have other bits than alone
         curved = (row.clamp(max=eps).expm1() - row) * below
         row.copy_(torch.where(row > 0, above * row * row, curved) + beta * row)
     return x
+
+
+def _softplus(x: float) -> float:
+    """log(1 + exp(x)), also where exp(x) is more than a float holds."""
+    return log1p(exp(-abs(x))) + max(0.0, x)
 
 
 def factors(

@@ -87,6 +87,14 @@ def test_xielu(size, threads):
     assert torch.equal(alone, got)
 
 
+def test_xielu_of_odd_parameters_is_what_float32_makes_of_them():
+    """A damaged file's numbers may have no exponential."""
+    x = torch.tensor([[2.0, -3.0]])
+    got = xielu(x.clone(), 1e4, -1e4, 0.5, -1e-6)
+    assert got.tolist() == [[4e4 + 1.0, 0.5 * (torch.expm1(x[0, 1]).item() + 3.0 - 3.0)]]
+    assert xielu(x.clone(), 1e30, float("nan"), 0.5, -1e-6).isnan().tolist() == [[False, True]]
+
+
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("size", [8, 100, 4096])
 def test_layer_norms(size, has_bias, threads):
