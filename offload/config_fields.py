@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, UnsupportedModel
 
 # No model comes near; what says more is damaged, and would overflow sizes in bytes.
 MOST_ROWS = 1 << 24
@@ -109,6 +109,11 @@ class Fields:
         kinds = self.per_layer("layer_types")
         if kinds is None:
             return [rule(layer) for layer in range(self.num_layers)]
+        for kind in kinds:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise UnsupportedModel(
+                    f"{self.path}: a layer of the type {kind!r} is not supported by this family."
+                )
         return [kind == "sliding_attention" for kind in kinds]
 
     def windows(

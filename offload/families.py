@@ -258,9 +258,11 @@ def ernie4_5(get: Fields, head_dim: int) -> dict:
 
 def hunyuan(get: Fields, head_dim: int) -> dict:
     """Heads are normed behind their turning. A "dynamic" scaling with an alpha depends on no
-    length: it stretches the base, once and for all."""
+    length: it stretches the base, once and for all. Others have no use for an alpha."""
     given = get.raw.get("rope_parameters") or get.raw.get("rope_scaling")
-    if isinstance(given, dict) and given.get("alpha") is not None:
+    given = given if isinstance(given, dict) else {}
+    kinds = given.get("rope_type"), given.get("type")
+    if "dynamic" in kinds and given.get("alpha") is not None:
         base = Fields({"rope_theta": get.raw.get("rope_theta", 1e4), **given}, get.path)
         stretched = base.positive("alpha") ** (head_dim / (head_dim - 2))
         theta = base.positive("rope_theta") * stretched

@@ -127,6 +127,8 @@ def granite_names(mlp: str) -> tuple[tuple[str, str], ...]:
 
 
 def ernie4_5_moe(get: Fields, head_dim: int) -> dict:
+    if get.flag("use_bias", False):  # the output head would have one too
+        raise UnsupportedModel(f"{get.path}: use_bias is not supported by this family.")
     size = get.number("moe_intermediate_size", 1536)
     experts = Experts(
         get.number("moe_num_experts", 64),

@@ -85,6 +85,15 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
         ({"rope_scaling": "linear"}, "not supported"),
         ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn.*float32, bfloat16, float16"),
         ({"head_dim": 12}, "not a multiple of 8"),
+        (
+            {
+                "architectures": ["Cohere2ForCausalLM"],
+                "layer_types": ["sliding_attention", "chunked_attention", "full_attention"],
+            },
+            "of the type 'chunked_attention'",
+        ),
+        # Its output head would have a bias.
+        ({"architectures": ["Ernie4_5_MoeForCausalLM"], "use_bias": True}, "use_bias"),
     ],
 )
 def test_what_we_do_not_run_is_named(read, changes, says):
@@ -163,6 +172,14 @@ def test_yarn_of_a_hub_states_the_original_length(read):
     config = read(rope_scaling=scaling)
     assert config.max_positions == 4 * 4096
     assert config.ropes[0].parameters["original_max_position_embeddings"] == 4096
+
+
+def test_alpha_stretches_the_base_of_a_dynamic_scaling_alone(read):
+    hunyuan = {"architectures": ["HunYuanDenseV1ForCausalLM"], "rope_theta": 1e4}
+    (rope, *_) = read(**hunyuan, rope_scaling={"type": "dynamic", "alpha": 50.0}).ropes
+    assert (rope.kind, rope.theta) == ("default", pytest.approx(1e4 * 50 ** (16 / 14)))
+    (rope, *_) = read(**hunyuan, rope_scaling={"type": "linear", "factor": 2.0, "alpha": 5.0}).ropes
+    assert (rope.kind, rope.theta) == ("linear", 1e4)
 
 
 _JSON = st.recursive(
