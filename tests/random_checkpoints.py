@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_matrix import VARIANTS, rope
+from model_matrix import VARIANTS
+from variants import rope
 
 _SMALL = {
     "vocab_size": 264,  # 256 bytes and 8 control tokens

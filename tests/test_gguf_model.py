@@ -15,9 +15,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_writer import write
-from model_matrix import rope
 from safetensors.torch import load_file, save_file
 from small_llm import TINY, hold, hold_few_experts, open_small
+from variants import rope
 
 from ebbtide.kernels.quantised import QuantisedWeight
 from ebbtide.offload.checkpoint import Checkpoint
