@@ -175,6 +175,43 @@ def test_headers_that_do_not_come_are_not_waited_for(monkeypatch):
             pass
 
 
+def health_of(address) -> bytes:
+    """The answer, or nothing where the connection was not taken up."""
+    with connect(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        try:
+            return connection.recv(4096)
+        except ConnectionResetError:
+            return b""
+
+
+def test_connections_beyond_what_they_may_take_are_not_taken_up(monkeypatch):
+    monkeypatch.setattr(listener, "_CONNECTIONS", 4)
+    monkeypatch.setattr(listener, "_TURNED_AWAY", 2)
+    most = 4 + 8 + 2  # the listener of these tests lets eight requests wait
+    with listening(ScriptedWorker()) as (address, _):
+        held = [connect(address, b"GET /") for _ in range(most)]
+        answers = [health_of(address) for _ in range(3)]
+        assert answers == [b""] * 3
+        held.pop().close()
+        for _ in range(1000):
+            if answer := health_of(address):
+                break
+        assert b" 503 " in answer  # there are as many as may ask
+        for connection in held:
+            connection.close()
+
+
+def test_who_stops_taking_an_answer_is_given_up_and_what_it_held_is_free(monkeypatch):
+    monkeypatch.setattr(listener, "_STALLED_S", 0.05)
+    worker = ScriptedWorker(Started(3, 2), *[Piece("x" * 100_000, [1])] * 400, output("x"))
+    with listening(worker) as (address, log):
+        data = json.dumps({**HELLO, "stream": True}).encode()
+        connection = connect(address, post(len(data), data))
+        assert worker.gone.wait(PATIENCE_S)
+        connection.close()
+    assert log == ["POST /v1/chat/completions: hung up"]
+
+
 def test_headers_have_a_size():
     with listening(ScriptedWorker()) as (address, _):
         large = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (40 << 10)

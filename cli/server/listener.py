@@ -20,7 +20,9 @@ from ebbtide import errors
 _HEADERS_S = 10.0  # for the headers of a request to come
 _HEADERS_BYTES = 32 << 10
 _CONNECTIONS = 64  # at a time, beside those whose requests wait
+_TURNED_AWAY = 16  # beyond them, that are told so (503); more are not taken up
 _IDLE_S = 30  # a connection that may be used again; clients give theirs up after 5 to 15
+_STALLED_S = 60.0  # for a client to take up something of what it is sent
 _STOP_S = 3  # for the last events to reach their clients
 
 
@@ -51,14 +53,19 @@ def url_of(listening: socket.socket) -> str:
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose request does not come: a few bytes now and then would hold it for
-    ever."""
+    """Closes connections that would be held for ever: whose request does not come but a few bytes
+    now and then, whose client takes nothing of the answer, and those beyond what memory was set
+    aside for."""
 
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > (self.limit_concurrency or 0) + _TURNED_AWAY:
+            transport.abort()
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -66,7 +73,22 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # close() would wait for the client too.
+        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
