@@ -224,6 +224,18 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
         assert b" 408 " in connect(address, post(100, b"{")).recv(4096)
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost", b" 413 "), ("evil", b" 403 ")])
+def test_who_is_refused_while_it_sends_hears_why(host, status):
+    length = 32 << 20  # more than sockets hold
+    with listening(ScriptedWorker()) as (address, _):
+        head = post(length, b"").replace(b"Host: localhost", f"Host: {host}".encode())
+        connection = connect(address, head)
+        connection.sendall(b" " * length)
+        assert status in connection.recv(4096)
+        while connection.recv(4096):  # and then the connection is closed
+            pass
+
+
 def test_bodies_have_a_size_alone_and_together():
     worker = ScriptedWorker()
     with listening(worker, most_bytes=1000) as (address, _):

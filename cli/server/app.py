@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from .bodies import Bodies
 from .exchange import EventStream, Exchange
-from .guard import CLOSE, Guard, Rules
+from .guard import Guard, Refusal, Rules
 from .job import HungUp
 from .request import BadRequest, chat_request, completion_request, read_json
 from .response import Answer, encoded, error_object, model_object, models_object
@@ -174,12 +174,10 @@ class Routes:
         return await self.refuse(http, BadRequest(reason, status=status))
 
     def _refusal(self, error: BaseException) -> Response:
+        if isinstance(error, BadRequest) and error.status in (408, 413, 415):
+            return Refusal(error)  # its body may still be coming
         status, body = error_object(error)
-        headers = {}
-        if status == 503:
-            headers["retry-after"] = str(_RETRY_AFTER_S)
-        if status in (408, 413, 415):  # a body may still be coming
-            headers |= CLOSE
+        headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else None
         return _json(body, status, headers)
 
 

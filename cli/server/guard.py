@@ -10,6 +10,7 @@ Knows headers; it reads no body.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from .request import BadRequest
 from .response import encoded, error_object
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-CLOSE = {"connection": "close"}  # nobody reads a body that was refused
+_LINGER_S = 5.0  # for the body of a request that was refused to come
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,29 @@ class Rules:
                 )
 
 
+class Refusal(Response):
+    """The last answer on its connection, to a request whose body nobody wants. What still comes of
+    that is thrown away for a while: a connection that is closed under a client that sends takes the
+    answer with it."""
+
+    def __init__(self, error: BadRequest):
+        status, body = error_object(error)
+        close = {"connection": "close"}
+        super().__init__(encoded(body), status, close, media_type="application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while (await receive()).get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
 class Guard:
     """Middleware around an app. log: takes a line for each refusal."""
 
@@ -76,8 +100,6 @@ class Guard:
             self._rules.check(scope["path"], Headers(scope=scope))
         except BadRequest as refusal:
             self._log(f"{scope['method']} {scope['path']}: {refusal.status}")
-            status, body = error_object(refusal)
-            response = Response(encoded(body), status, CLOSE, media_type="application/json")
-            await response(scope, receive, send)
+            await Refusal(refusal)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
