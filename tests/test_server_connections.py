@@ -141,8 +141,20 @@ def test_the_log_has_numbers_and_no_words():
         assert "Secret." in ask(address, HELLO)[1]
         ask(address, {"secret": 1})
         ask(address, HELLO, "/secret")
+        ask(address, HELLO, "/one%0aline%1b")
     assert log[0].startswith("POST /v1/chat/completions: 200, 3 tokens (2 cached), 1 written, ")
-    assert log[1:] == ["POST /v1/chat/completions: 400", "POST /secret: 404"]
+    assert log[1:] == [
+        "POST /v1/chat/completions: 400",
+        "POST /secret: 404",
+        "POST /one%0aline%1b: 404",
+    ]
+
+
+def test_who_asks_by_another_method_is_told_which():
+    with listening(ScriptedWorker()) as (address, _):
+        sent = b"PUT /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = connect(address, sent).recv(4096)
+    assert b" 405 " in answer and b"\r\nallow: POST\r\n" in answer
 
 
 def test_a_fault_of_ours_is_told_as_json():

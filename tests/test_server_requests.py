@@ -202,6 +202,15 @@ def test_errors_have_a_status_and_a_type(error, status, kind, code):
     assert "x" in body["error"]["message"] or status == 503
 
 
+def test_a_refusal_repeats_little_of_what_was_sent():
+    for body in ({"messages": [{"role": "x" * 100_000, "content": ""}]}, {"x" * 100_000: 1}):
+        with pytest.raises(BadRequest) as refused:
+            chat_request(body)
+        error = error_object(refused.value)[1]["error"]
+        assert "allowed are" in error["message"] or "role must be one of" in error["message"]
+        assert len(json.dumps(error)) < 3000
+
+
 def events(data: bytes) -> list[dict]:
     return [json.loads(part.removeprefix(b"data: ")) for part in data.split(b"\n\n") if part]
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from .bodies import Bodies
 from .exchange import EventStream, Exchange
-from .guard import Guard, Refusal, Rules
+from .guard import Guard, Refusal, Rules, asked
 from .job import HungUp
 from .request import BadRequest, chat_request, completion_request, read_json
 from .response import Answer, encoded, error_object, model_object, models_object
@@ -136,7 +136,7 @@ class Routes:
         def on_end(told: str) -> None:
             self._worker.hang_up(job)
             body.release()
-            self._log(f"{http.method} {http.scope['path']}: {told}")
+            self._log(f"{asked(http.scope)}: {told}")
 
         exchange = Exchange(http, job, on_end)
         is_streaming = False
@@ -162,7 +162,7 @@ class Routes:
     # ---- refusals -----------------------------------------------------------------------------
 
     async def refuse(self, http: HTTPRequest, error: Exception) -> Response:
-        self._log(f"{http.method} {http.scope['path']}: {getattr(error, 'status', 500)}")
+        self._log(f"{asked(http.scope)}: {getattr(error, 'status', 500)}")
         return self._refusal(error)
 
     async def refuse_path(self, http: HTTPRequest, error: Exception) -> Response:
@@ -171,7 +171,9 @@ class Routes:
         reason = f"There is no {http.scope['path']} here."
         if status == 405:
             reason = f"{http.scope['path']} does not take {http.method}."
-        return await self.refuse(http, BadRequest(reason, status=status))
+        response = await self.refuse(http, BadRequest(reason, status=status))
+        response.headers.update(getattr(error, "headers", None) or {})  # which methods it takes
+        return response
 
     def _refusal(self, error: BaseException) -> Response:
         if isinstance(error, BadRequest) and error.status in (408, 413, 415):

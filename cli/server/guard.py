@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .request import BadRequest
 from .response import encoded, error_object
 
+_SHOWN_CHARS = 200  # of a path, in the log
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _LINGER_S = 5.0  # for the body of a request that was refused to come
 
@@ -63,6 +64,11 @@ class Rules:
                 )
 
 
+def asked(scope: Scope) -> str:
+    """For the log: method and path as they were sent, on one line whatever the path says."""
+    return f"{scope['method']} {scope['raw_path'].decode('ascii', 'replace')[:_SHOWN_CHARS]}"
+
+
 class Refusal(Response):
     """The last answer on its connection, to a request whose body nobody wants. What still comes of
     that is thrown away for a while: a connection that is closed under a client that sends takes the
@@ -99,7 +105,7 @@ class Guard:
         try:
             self._rules.check(scope["path"], Headers(scope=scope))
         except BadRequest as refusal:
-            self._log(f"{scope['method']} {scope['path']}: {refusal.status}")
+            self._log(f"{asked(scope)}: {refusal.status}")
             await Refusal(refusal)(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -20,6 +20,8 @@ from .request import BadRequest, Request
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it says nothing, and no proxy takes us for dead
 
+_MOST_CHARS = 1000  # of a message: it may repeat what was sent
+
 # Of errors that a request may cause: status, type and code. Others are the server's.
 _STATUSES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (errors.ContextOverflow, 400, "invalid_request_error", "context_length_exceeded"),
@@ -55,7 +57,14 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def _error(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    where = param and _short(param)
+    return {"error": {"message": _short(message), "type": kind, "param": where, "code": code}}
+
+
+def _short(text: str) -> str:
+    """Its beginning and its end, where what is allowed is told."""
+    half = _MOST_CHARS // 2
+    return text if len(text) <= _MOST_CHARS else f"{text[:half]} ... {text[-half:]}"
 
 
 def models_object(name: str, context: int, created_s: int) -> dict[str, Any]:
