@@ -8,12 +8,13 @@ import pytest
 from scripted_harmony import FINAL, THINKS, ids_of
 from sessions_under_test import assert_nothing_is_held
 
-from ebbtide import Output, Piece, errors
+from ebbtide import Output, Piece, Progress, errors
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
 from ebbtide.cli.server.job import HungUp, Job, Started
 from ebbtide.cli.server.request import BadRequest, chat_request, completion_request
 from ebbtide.cli.server.response import Answer
+from ebbtide.cli.server.text_query import detokenize_query
 from ebbtide.cli.server.worker import Worker
 from ebbtide.cli.signals import Signals
 
@@ -72,7 +73,10 @@ def test_a_wrong_request_leaves_the_conversation_where_it_was(worker, script):
     assert [type(e) for e in events_of(worker, overlong)] == [errors.ContextOverflow]
     beyond = completion_request({"prompt": [10**6]})
     assert [type(e) for e in events_of(worker, beyond)] == [errors.InputError]
-    assert worker.session.tokens == held and worker.counts["requests_refused"] == 2
+    ids = [5] * (worker.context + 1)
+    for many in (completion_request({"prompt": ids}), detokenize_query({"tokens": ids})):
+        assert [type(e) for e in events_of(worker, many)] == [errors.ContextOverflow]
+    assert worker.session.tokens == held and worker.counts["requests_refused"] == 4
 
 
 @pytest.mark.parametrize("error", [errors.StorageError("the disk is full"), KeyError("a bug")])
@@ -84,6 +88,46 @@ def test_after_a_failure_nothing_is_trusted_and_the_next_is_answered(
     assert found[-1] is error and isinstance(found[-2], Piece)
     assert_nothing_is_held(scripted_llm)
     assert isinstance(events_of(worker, chat(max_tokens=2))[-1], Output)
+
+
+def test_the_next_one_is_not_to_blame_for_what_a_failure_left(
+    worker, script, scripted_llm, monkeypatch
+):
+    script += [5, KeyError("a bug")]
+    events_of(worker, chat(max_tokens=2))
+    full = errors.DoesNotFit("no room on disk", tier="disk", needed_bytes=2, available_bytes=1)
+    open_session = scripted_llm.session
+
+    def fails():
+        raise full
+
+    monkeypatch.setattr(scripted_llm, "session", fails)
+    (found,) = events_of(worker, chat(max_tokens=2))
+    assert isinstance(found, errors.StorageError) and str(found) == str(full)
+    monkeypatch.setattr(scripted_llm, "session", open_session)
+    script += [5, 5]
+    found = events_of(worker, chat(max_tokens=2))
+    # What it reads is told as ever, though the session was opened for it.
+    assert isinstance(found[-1], Output) and any(isinstance(e, Progress) for e in found)
+
+
+def test_who_has_its_answer_may_ask_again_at_once(worker, script):
+    script += [5] * 2
+    worker._most_waiting = 0
+
+    def asks_again(job):
+        worker._answering = job
+        put = job.put
+
+        def put_and_ask(event):
+            put(event)
+            if isinstance(event, Output):
+                worker.submit(chat())
+
+        job.put = put_and_ask
+
+    events_of(worker, chat(max_tokens=2), asks_again)
+    assert worker.num_waiting == 1
 
 
 def test_who_has_hung_up_is_not_answered_any_further(worker, script):

@@ -82,18 +82,19 @@ class Worker:
 
     def work(self) -> None:
         """Answers requests until a signal raises; every job has its last event then."""
+        job: Job | None = None
         try:
             while True:
                 with self._changed:
                     while not self._waiting:
                         self._changed.wait(_SIGNAL_S)
-                    self._answering = self._waiting.popleft()
-                self.answer(self._answering)
-                self._answering = None
+                    job = self._answering = self._waiting.popleft()
+                self.answer(job)
+                job = None
         finally:
             with self._changed:
                 self._is_stopping = True
-                left = [*filter(None, [self._answering]), *self._waiting]
+                left = [*filter(None, [job]), *self._waiting]
                 self._waiting.clear()
             for job in left:
                 job.put(Stopping())
@@ -126,6 +127,7 @@ class Worker:
             if stream is not None:
                 stream.close()
             self._run.warn_of(llm.warnings)
+        self._answering = None  # whoever hears the end may ask again at once
         job.put(last)
 
     def _told(self, job: Job, stream: Any) -> Any:
@@ -141,7 +143,10 @@ class Worker:
 
     def _stream(self, request: Request) -> Any:
         if self.session is None:
-            self._open_session()
+            try:
+                self._open_session()
+            except errors.DoesNotFit as error:  # it did once: the request is not to blame
+                raise errors.StorageError(str(error)) from None
         session = self.session
         generation = {**self._run.generation(), **request.generation}
         if request.is_chat:
@@ -152,29 +157,34 @@ class Worker:
         return session.stream(ids[num_held:], **generation)
 
     def _refuse_too_long(self, prompt: Any) -> None:
-        """Encoding takes memory by the token, of which the plan has as much as the context needs; a
-        text of many times that is refused before it is encoded whole."""
+        """Encoding and decoding take memory by the token, of which the plan has as much as the
+        context needs; a text of many times that is refused before it is encoded whole."""
         texts = [prompt] if isinstance(prompt, str) else _contents(prompt)
-        num_tokens = num_cut = 0
+        num_tokens = 0 if texts else len(prompt)  # of token ids
+        self._check_room(num_tokens)
         for text in texts:
             for start in range(0, len(text), _PART_CHARS):
                 num_tokens += self._llm.count_tokens(text[start : start + _PART_CHARS])
-                num_cut += _CUT_TOKENS
-                if num_tokens - num_cut > self.context:
-                    raise errors.ContextOverflow(
-                        f"the prompt has more than {num_tokens - num_cut:,} tokens, and the "
-                        f"context holds {self.context:,}. Shorten it, or raise --context.",
-                        needed_tokens=num_tokens - num_cut,
-                        available_tokens=self.context,
-                    )
+                num_tokens -= _CUT_TOKENS
+                self._check_room(num_tokens)
+
+    def _check_room(self, num_tokens: int) -> None:
+        if num_tokens > self.context:
+            raise errors.ContextOverflow(
+                f"the prompt has at least {num_tokens:,} tokens, and the context holds "
+                f"{self.context:,}. Shorten it, or raise --context.",
+                needed_tokens=num_tokens,
+                available_tokens=self.context,
+            )
 
     def _open_session(self) -> None:
+        before = self._llm.on_progress
         with ProgressDisplay(self._run.terminal) as progress:
             self._llm.on_progress = progress
             try:
                 self.session = self._llm.session()
             finally:
-                self._llm.on_progress = None
+                self._llm.on_progress = before
 
     def _forget_session(self) -> None:
         """After a failure that was not the request's: nobody knows what the session holds."""
