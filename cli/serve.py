@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -109,7 +110,7 @@ def serve(
     most_waiting = parsed(values.whole(0, 1024), queue, "--queue")
     most_bytes = _most_bytes(max_body, run.settings.host_memory)
     key = None if api_key is None else parsed(_key, api_key, "--api-key")
-    origins = tuple(cors_origin or ())
+    origins = tuple(parsed(_origin, text, "--cors-origin") for text in cors_origin or ())
     if "*" in origins and key is None:
         raise typer.BadParameter(
             "* lets every web page that you visit ask the model; it needs --api-key",
@@ -130,7 +131,8 @@ def serve(
                 "(or EBBTIDE_API_KEY)",
                 param_hint="--host",
             )
-        hosts = tuple(dict.fromkeys([*LOOPBACK_NAMES, host.lower()])) if is_private else None
+        own = listener.shown(host.lower())
+        hosts = tuple(dict.fromkeys([*LOOPBACK_NAMES, own])) if is_private else None
         budget = replace(run.open_options()["budget"], caller_bytes=reserved_bytes(most_bytes))
         with run.open_llm(budget=budget) as llm:
             worker = Worker(run, llm, most_waiting)
@@ -162,6 +164,14 @@ def _key(text: str) -> str:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("it must be letters, digits and signs of ASCII, without blanks")
     return text
+
+
+def _origin(text: str) -> str:
+    """A web page's origin as browsers send it, or *."""
+    found = text.lower()
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[!-.0-~]+", found):
+        raise ValueError(f"{text!r} is no origin; allowed are * and such as http://localhost:3000")
+    return found
 
 
 def _require_packages() -> None:

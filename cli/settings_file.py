@@ -71,7 +71,8 @@ def _own(command: str, key: str, value: Any, known: dict[str, type], path: Path)
     is_switch = known[name] is bool
     if isinstance(value, bool) != is_switch or not isinstance(value, bool | str | int | float):
         wanted = "true or false" if is_switch else "a text or a number"
-        raise errors.InputError(f"{key} in [{command}] of {path} must be {wanted}, not {value!r}.")
+        given = "" if name == "api_key" else f", not {value!r}"  # a key is never shown
+        raise errors.InputError(f"{key} in [{command}] of {path} must be {wanted}{given}.")
     return name, value if is_switch else str(value)
 
 

@@ -86,6 +86,8 @@ class Budget:
     caller_bytes: int = 0
 
     def __post_init__(self):
+        if type(self.caller_bytes) is not int or self.caller_bytes < 0:
+            raise InputError(f"caller_bytes is {self.caller_bytes!r}; allowed are bytes, 0 or more")
         for name in ("device_memory", "host_memory", "disk_memory"):
             value = getattr(self, name)
             if isinstance(value, str):

@@ -86,6 +86,9 @@ def test_given_sizes_are_the_limits(tmp_path):
 def test_what_the_caller_takes_is_no_model_s():
     limits = resolve(Budget(host_memory="3GiB", caller_bytes=2 << 30), None, None)
     assert limits.host_bytes == 3 << 30 and limits.runtime_bytes > 2 << 30
+    for wrong in (-1, "1MiB", True, None):
+        with pytest.raises(InputError, match="caller_bytes"):
+            Budget(caller_bytes=wrong)
 
 
 def test_a_tier_that_is_not_there_has_nothing():

@@ -326,3 +326,10 @@ def test_a_wrong_table_is_named(capfd, tmp_path, text, says):
     (tmp_path / "config.toml").write_text(text)
     assert main.main(["config", "show"]) == 2
     assert says in capfd.readouterr().err
+
+
+def test_a_key_is_not_shown_even_where_it_is_wrong(capfd, tmp_path):
+    (tmp_path / "config.toml").write_text("[serve]\napi-key = ['hidden']")
+    assert main.main(["config", "show"]) == 2
+    said = capfd.readouterr().err
+    assert "api-key in [serve]" in said and "hidden" not in said

@@ -288,7 +288,8 @@ def test_addresses_that_cannot_be_listened_on():
         assert listener.url_of(bound) == f"http://127.0.0.1:{port}" and listener.is_loopback(bound)
         with pytest.raises(errors.InputError, match=f"127.0.0.1:{port} cannot .* --port"):
             listener.bind("127.0.0.1", port)
-    with pytest.raises(errors.InputError, match="no address"):
-        listener.bind("no such host", 0)
+    for host in ("no such host", "", "a" * 70, "203.0.113.1"):  # the last one is nobody's
+        with pytest.raises(errors.InputError, match="no address"):
+            listener.bind(host, 0)
     with listener.bind("0.0.0.0", 0) as bound:
         assert not listener.is_loopback(bound)

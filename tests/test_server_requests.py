@@ -245,3 +245,14 @@ def test_without_the_packages_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(errors.InputError, match=r"pip install 'ebbtide\[server\]'"):
         serve._require_packages()
+
+
+def test_origins_are_what_browsers_send():
+    from ebbtide.cli import serve
+
+    for text in ("*", "http://localhost:3000", "https://a.example", "vscode-webview://1a2b"):
+        assert serve._origin(text) == text
+    assert serve._origin("HTTP://LocalHost") == "http://localhost"
+    for wrong in ("", "localhost:3000", "http://localhost:3000/", "http://", "null"):
+        with pytest.raises(ValueError, match="is no origin; allowed are"):
+            serve._origin(wrong)

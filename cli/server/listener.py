@@ -6,8 +6,10 @@ Knows uvicorn, and no model.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
+import os
 import socket
 import threading
 from typing import Any
@@ -32,14 +34,20 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=_CONNECTIONS)
-    except socket.gaierror:
-        raise errors.InputError(f"--host {host!r} is no address of this machine.") from None
-    except OSError as error:
+        return socket.create_server(address, family=family, backlog=_CONNECTIONS)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, socket.gaierror | UnicodeError) or number == errno.EADDRNOTAVAIL:
+            raise errors.InputError(f"--host {host!r} is no address of this machine.") from None
         raise errors.InputError(
-            f"{host}:{port} cannot be listened on: {error.strerror}. "
+            f"{shown(host)}:{port} cannot be listened on: {os.strerror(number or 0)}. "
             "Name another port with --port; 0 takes any that is free."
         ) from None
+
+
+def shown(host: str) -> str:
+    """As URLs and headers have it: an IPv6 address stands in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(listening: socket.socket) -> bool:
@@ -49,7 +57,7 @@ def is_loopback(listening: socket.socket) -> bool:
 
 def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{shown(host)}:{port}"
 
 
 class _Protocol(H11Protocol):
