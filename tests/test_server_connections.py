@@ -9,6 +9,7 @@ import http.client
 import json
 import socket
 import threading
+import tracemalloc
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from ebbtide.cli.server import job as job_module
 from ebbtide.cli.server.app import Routes
 from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
 from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
+from ebbtide.cli.server.request import BadRequest
 
 PATIENCE_S = 30
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -265,6 +267,40 @@ def test_bodies_have_a_size_alone_and_together():
             connection.close()
         while status == 503:  # until both have gone
             status, _ = ask(address, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    "item", ["{}", '{"a":1}', "[]", "[0]", '"ab"', "3000", "1.5", '"\\"[[[["', '"\\\\",[]']
+)
+def test_what_a_body_becomes_has_room_too(item):
+    """Judged by what Python takes for it."""
+    most_bytes = 64 << 10
+    text = "[" + ",".join([item] * (most_bytes // (len(item) + 1) - 1)) + "]"
+    tracemalloc.start()
+    found = json.loads(text)
+    taken = tracemalloc.get_traced_memory()[0]
+    assert found
+    del found
+    data, message = bytearray(text.encode()), ""
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    try:
+        bodies.Bodies(most_bytes).check_values(data)
+    except BadRequest as refused:
+        message = str(refused)
+    assert tracemalloc.get_traced_memory()[1] - before < most_bytes // 2  # of looking at it
+    tracemalloc.stop()
+    if taken > 8 * most_bytes:
+        assert "--max-body" in message
+    if taken < 4 * most_bytes:
+        assert not message
+
+
+def test_text_is_no_structure_however_it_looks():
+    admitting = bodies.Bodies(64 << 10)
+    for text in ("[{,}]" * 10_000, '"{[,' * 8_000, "\\[[" * 10_000):
+        admitting.check_values(bytearray(json.dumps({"prompt": text}).encode()))
+    admitting.check_values(bytearray(rb'"' + rb"\"," * 32_000))  # ends nowhere, and at once
 
 
 def test_who_takes_nothing_of_an_answer_is_taken_for_gone(monkeypatch):

@@ -148,7 +148,11 @@ def test_other_prompts_are_refused(prompt):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"NaN", b'{"a": Infinity}', b"\xff", b"[" * 100_000, b"1" * 5000]
+    "body",
+    [
+        *(b"", b"{", b"[]", b"NaN", b'{"a": Infinity}', b"\xff", b"[" * 100_000, b"1" * 5000),
+        *('{"a": 1}'.encode(coding) for coding in ("utf-16", "utf-32")),
+    ],
 )
 def test_what_is_no_json_object(body):
     with pytest.raises(BadRequest):

@@ -8,6 +8,7 @@ What may be held was set aside from the memory budget before the model was opene
 from __future__ import annotations
 
 import asyncio
+import re
 
 from starlette.requests import Request as HTTPRequest
 
@@ -20,6 +21,10 @@ _HELD_BODIES = 2  # as large as one may be; smaller ones may be more
 # A character may take four bytes where it takes one in a body, and while one body is decoded both
 # are there; and what connections, their buffers and an event loop take.
 _BYTES_PER_BYTE, _CONNECTIONS_BYTES = 4, 4 << 20
+# What values take beside their text. A list of empty ones would take thirty times its body.
+_VALUE_BYTES = {ord("{"): 200, ord("["): 88, ord(","): 48}
+# The last one may not end: looking for its end from each quote in it would take for ever.
+_STRING_OR_SIGN = re.compile(rb'[{\[,]|"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 def reserved_bytes(most_bytes: int) -> int:
@@ -68,6 +73,17 @@ class Bodies:
             )
         self._held_bytes += num_bytes
 
+    def check_values(self, data: bytearray) -> None:
+        """Raises BadRequest where the values of a body take more than there is for text."""
+        num_bytes = 0
+        for found in _STRING_OR_SIGN.finditer(data):
+            num_bytes += _VALUE_BYTES.get(data[found.start()], 0)
+            if num_bytes > _BYTES_PER_BYTE * self._most_bytes:
+                raise BadRequest(
+                    "The body has too many lists, objects or numbers; "
+                    "'ebbtide serve --max-body SIZE' allows more."
+                )
+
     def release(self, num_bytes: int) -> None:
         self._held_bytes -= num_bytes
 
@@ -91,8 +107,10 @@ class Body:
         self._data += chunk
 
     def take(self) -> bytearray:
-        """What has come; it is not kept here any longer."""
+        """What has come; it is not kept here any longer. Raises BadRequest where there would be no
+        room for what it becomes."""
         data, self._data = self._data, bytearray()
+        self._bodies.check_values(data)
         return data
 
     def release(self) -> None:

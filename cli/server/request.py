@@ -110,7 +110,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise ValueError(f"{word} is no JSON")
 
     try:
-        found = json.loads(body, parse_constant=no_number)
+        found = json.loads(body.decode("utf-8-sig"), parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
     if not isinstance(found, dict):
