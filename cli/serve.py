@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ebbtide import errors
+from ebbtide import errors, format_size
 
 from . import values
 from .plan import ModelArgument
@@ -106,6 +106,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does."""
     run.choose_model(model_argument)
+    _require_packages()
     number = parsed(values.whole(0, 65535), port, "--port")
     most_waiting = parsed(values.whole(0, 1024), queue, "--queue")
     most_bytes = _most_bytes(max_body, run.settings.host_memory)
@@ -116,7 +117,6 @@ def serve(
             "* lets every web page that you visit ask the model; it needs --api-key",
             param_hint="--cors-origin",
         )
-    _require_packages()
     from .server import listener
     from .server.app import Routes
     from .server.bodies import Bodies, reserved_bytes
@@ -146,6 +146,8 @@ def serve(
 
 def _most_bytes(max_body: str, host_memory: int | str) -> int:
     """Of one body. Raises typer.BadParameter."""
+    from .server.bodies import reserved_bytes
+
     given = parsed(values.size, max_body, "--max-body")
     if given == "auto":
         if host_memory == "auto":
@@ -154,6 +156,13 @@ def _most_bytes(max_body: str, host_memory: int | str) -> int:
     if given < _LEAST_BODY_BYTES:
         raise typer.BadParameter(
             f"{max_body!r} is not allowed: it must be auto, or a size of 16KiB or more",
+            param_hint="--max-body",
+        )
+    reserve = reserved_bytes(given)
+    if host_memory != "auto" and reserve >= host_memory:
+        raise typer.BadParameter(
+            f"{max_body!r} sets {format_size(reserve)} aside for requests, and --host-memory is "
+            f"{format_size(host_memory)}",
             param_hint="--max-body",
         )
     return given
@@ -187,8 +196,8 @@ def _names(llm: Any, alias: str | None, model: str | None) -> tuple[str, ...]:
     """By what clients may call the model; the first is what they are told."""
     if model is None:
         own = llm.model_name.partition(" ")[0]
-    elif os.path.exists(model):  # where it lies is nobody's business
-        own = os.path.basename(os.path.abspath(model)).removesuffix(".gguf")
+    elif os.path.exists(path := os.path.expanduser(model)):  # where it lies is nobody's business
+        own = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     else:
         own = model
     return tuple(dict.fromkeys(name for name in (alias, own, model) if name))

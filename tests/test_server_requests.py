@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,3 +261,28 @@ def test_origins_are_what_browsers_send():
     for wrong in ("", "localhost:3000", "http://localhost:3000/", "http://", "null"):
         with pytest.raises(ValueError, match="is no origin; allowed are"):
             serve._origin(wrong)
+
+
+def test_a_model_is_known_by_its_name_and_not_by_where_it_lies(monkeypatch, tmp_path):
+    from ebbtide.cli.serve import _names
+
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small.gguf").touch()
+    builtin = SimpleNamespace(model_name="ebb-nano (built in)")
+    for model in (f"{tmp_path}/small/", "~/small", "~/small.gguf"):
+        assert _names(builtin, None, model) == ("small", model)
+    assert _names(builtin, None, None) == ("ebb-nano",)
+    assert _names(builtin, "mine", "org/small") == ("mine", "org/small")
+
+
+def test_what_is_set_aside_for_requests_leaves_room_for_a_model():
+    from ebbtide.cli.serve import _most_bytes
+
+    assert _most_bytes("auto", "auto") == 2 << 20
+    assert _most_bytes("auto", 500 << 20) == (500 << 20) // 1000
+    assert _most_bytes("1MiB", 500 << 20) == 1 << 20
+    for wrong, says in (("15KiB", "16KiB or more"), ("40MiB", "--host-memory is 500.0 MiB")):
+        with pytest.raises(typer.BadParameter, match=says):
+            _most_bytes(wrong, 500 << 20)
