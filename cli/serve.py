@@ -28,6 +28,7 @@ EBBTIDE_API_KEY=... ebbtide serve ./model --host 0.0.0.0
 curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -d
 '{"messages": [{"role": "user", "content": "Name three rivers."}]}'"""
 
+_MOST_WAITING = 512  # each is an open file, of which a process often has 1,024
 _LEAST_BODY_BYTES, _MOST_BODY_BYTES = 16 << 10, 2 << 20
 
 
@@ -108,8 +109,8 @@ def serve(
     run.choose_model(model_argument)
     _require_packages()
     number = parsed(values.whole(0, 65535), port, "--port")
-    most_waiting = parsed(values.whole(0, 1024), queue, "--queue")
-    most_bytes = _most_bytes(max_body, run.settings.host_memory)
+    most_waiting = parsed(values.whole(0, _MOST_WAITING), queue, "--queue")
+    most_bytes = _most_bytes(max_body, run.settings.host_memory, most_waiting)
     key = None if api_key is None else parsed(_key, api_key, "--api-key")
     origins = tuple(parsed(_origin, text, "--cors-origin") for text in cors_origin or ())
     if "*" in origins and key is None:
@@ -133,7 +134,8 @@ def serve(
             )
         own = listener.shown(host.lower())
         hosts = tuple(dict.fromkeys([*LOOPBACK_NAMES, own])) if is_private else None
-        budget = replace(run.open_options()["budget"], caller_bytes=reserved_bytes(most_bytes))
+        reserve = reserved_bytes(most_bytes, most_waiting)
+        budget = replace(run.open_options()["budget"], caller_bytes=reserve)
         with run.open_llm(budget=budget) as llm:
             worker = Worker(run, llm, most_waiting)
             names = _names(llm, alias, run.settings.model)
@@ -144,7 +146,7 @@ def serve(
                 worker.work()
 
 
-def _most_bytes(max_body: str, host_memory: int | str) -> int:
+def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int:
     """Of one body. Raises typer.BadParameter."""
     from .server.bodies import reserved_bytes
 
@@ -158,7 +160,7 @@ def _most_bytes(max_body: str, host_memory: int | str) -> int:
             f"{max_body!r} is not allowed: it must be auto, or a size of 16KiB or more",
             param_hint="--max-body",
         )
-    reserve = reserved_bytes(given)
+    reserve = reserved_bytes(given, most_waiting)
     if host_memory != "auto" and reserve >= host_memory:
         raise typer.BadParameter(
             f"{max_body!r} sets {format_size(reserve)} aside for requests, and --host-memory is "

@@ -21,15 +21,17 @@ _HELD_BODIES = 2  # as large as one may be; smaller ones may be more
 # A character may take four bytes where it takes one in a body, and while one body is decoded both
 # are there; and what connections, their buffers and an event loop take.
 _BYTES_PER_BYTE, _CONNECTIONS_BYTES = 4, 4 << 20
+_WAITING_BYTES = 48 << 10  # a connection more, with its headers, and the objects of a request
 # What values take beside their text. A list of empty ones would take thirty times its body.
 _VALUE_BYTES = {ord("{"): 200, ord("["): 88, ord(","): 48}
 # The last one may not end: looking for its end from each quote in it would take for ever.
 _STRING_OR_SIGN = re.compile(rb'[{\[,]|"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
-def reserved_bytes(most_bytes: int) -> int:
+def reserved_bytes(most_bytes: int, most_waiting: int) -> int:
     """Memory that a server takes besides its model, where a body may have most_bytes."""
-    return (_HELD_BODIES * _BYTES_PER_BYTE + 1 + _BYTES_PER_BYTE) * most_bytes + _CONNECTIONS_BYTES
+    of_bodies = (_HELD_BODIES * _BYTES_PER_BYTE + 1 + _BYTES_PER_BYTE) * most_bytes
+    return of_bodies + _CONNECTIONS_BYTES + most_waiting * _WAITING_BYTES
 
 
 class Bodies:
