@@ -152,7 +152,7 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
 
     given = parsed(values.size, max_body, "--max-body")
     if given == "auto":
-        if host_memory == "auto":
+        if isinstance(host_memory, str):  # auto
             return _MOST_BODY_BYTES
         return max(_LEAST_BODY_BYTES, min(_MOST_BODY_BYTES, host_memory // 1000))
     if given < _LEAST_BODY_BYTES:
@@ -161,7 +161,7 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
             param_hint="--max-body",
         )
     reserve = reserved_bytes(given, most_waiting)
-    if host_memory != "auto" and reserve >= host_memory:
+    if not isinstance(host_memory, str) and reserve >= host_memory:
         raise typer.BadParameter(
             f"{max_body!r} sets {format_size(reserve)} aside for requests, and --host-memory is "
             f"{format_size(host_memory)}",

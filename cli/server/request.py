@@ -103,7 +103,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _MESSAGE_EXTRAS = ("name", "refusal", "annotations", "reasoning_content", "reasoning")
 
 
-def read_json(body: bytes) -> dict[str, Any]:
+def read_json(body: bytes | bytearray) -> dict[str, Any]:
     """The object that a body holds. Raises BadRequest."""
 
     def no_number(word: str) -> Any:

@@ -147,7 +147,7 @@ class Worker:
                 self._open_session()
             except errors.DoesNotFit as error:  # it did once: the request is not to blame
                 raise errors.StorageError(str(error)) from None
-        session = self.session
+        session: Any = self.session
         generation = {**self._run.generation(), **request.generation}
         if request.is_chat:
             return session.stream(request.prompt, **generation)
