@@ -60,12 +60,12 @@ def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionSh
         own = {"head_dim": get.number("global_head_dim", 512)}
         if are_values:
             own["num_key_value_heads"] = get.number("num_global_key_value_heads", kv_heads)
-        named = {str(layer): own for layer, slide in enumerate(slides) if not slide}
-    if not isinstance(named, dict) or not all(isinstance(own, dict) for own in named.values()):
-        raise BadCheckpoint(f"{get.path}: per_layer_config is {named!r}; expected layers' fields.")
+        by_layer = {layer: own for layer, slide in enumerate(slides) if not slide}
+    else:
+        by_layer = _by_layer(get, named)
     shapes = []
     for layer, slide in enumerate(slides):
-        own = Fields(named.get(str(layer), {}), get.path)
+        own = Fields(by_layer.get(layer, {}), get.path)
         shape = AttentionShape(
             own.number("num_key_value_heads", kv_heads),
             own.number("head_dim", head_dim),
@@ -73,6 +73,17 @@ def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionSh
         )
         shapes.append(_checked(get, layer, shape))
     return tuple(shapes)
+
+
+def _by_layer(get: Fields, named: object) -> dict[int, dict]:
+    """per_layer_config by numbers: transformers writes them with as many digits as the last
+    layer's has."""
+    is_one = isinstance(named, dict) and all(
+        key.isdecimal() and isinstance(own, dict) for key, own in named.items()
+    )
+    if not is_one:
+        raise BadCheckpoint(f"{get.path}: per_layer_config is {named!r}; expected layers' fields.")
+    return {int(key): own for key, own in named.items()}
 
 
 def _checked(get: Fields, layer: int, shape: AttentionShape) -> AttentionShape:

@@ -266,6 +266,15 @@ def test_both_layouts_say_the_same(checkpoint, name):
     assert hub == new
 
 
+def test_layers_of_a_deep_model_are_found_by_their_numbers(checkpoint):
+    """transformers writes "04" where there are ten layers or more."""
+    deep = {"num_hidden_layers": 12, "layer_types": _types("LLG" * 4), "num_kv_shared_layers": 6}
+    folder = checkpoint("gemma4", layout="transformers5", **deep)
+    assert "02" in json.loads((folder / "config.json").read_text())["per_layer_config"]
+    heads = [read_model_config(folder).shape_of(layer).head_dim for layer in range(12)]
+    assert heads == [16, 16, 32] * 4
+
+
 def test_what_the_file_leaves_out(tmp_path):
     config = sized("E4B", num_hidden_layers=12, num_kv_shared_layers=0)
     globals_ = [layer for layer in range(12) if config.windows[layer] is None]
@@ -286,6 +295,7 @@ def test_what_the_file_leaves_out(tmp_path):
         ({"num_kv_shared_layers": 42}, "num_kv_shared_layers is 42", BadCheckpoint),
         ({"num_kv_shared_layers": 37}, "none is of a kind that they need", BadCheckpoint),
         ({"per_layer_config": [1]}, "per_layer_config", BadCheckpoint),
+        ({"per_layer_config": {"x": {}}}, "per_layer_config", BadCheckpoint),
         ({"per_layer_config": {"3": {"head_dim": 36}}}, "layer 3: head_dim 36", UnsupportedModel),
         ({"per_layer_config": {"3": {"num_key_value_heads": 3}}}, "3 KV heads", BadCheckpoint),
         ({"global_head_dim": "wide"}, "head_dim is 'wide'", BadCheckpoint),
