@@ -388,8 +388,8 @@ class _Filling:
 
     @property
     def _spare_spans(self) -> int:
-        """A fork copies the last span of each layer before it writes to it."""
-        return len(self.page_layers) * 2 * (self.request.sequences > 1) * (self.num_spans > 0)
+        spare = self.geometry.spare_spans(len(self.page_layers), self.request.sequences)
+        return spare * (self.num_spans > 0)
 
     # ---- the plan ----------------------------------------------------------------------------
 

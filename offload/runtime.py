@@ -54,9 +54,8 @@ class Runtime:
         geometry = geometry.with_pages(near_resident=plan.near_resident)
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
-        # A fork copies the last span of each layer before it writes to it.
         num_layers = config.num_page_layers
-        spare = 2 * num_layers * (num_sequences > 1)
+        spare = geometry.spare_spans(num_layers, num_sequences)
         if not disk_spans:
             disk_spans, host_spans = 0, plan.far_spans["host"] + spare
         else:

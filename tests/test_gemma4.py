@@ -21,6 +21,7 @@ from ebbtide.offload.footprint import Facts
 from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import config_of, read_model_config
+from ebbtide.offload.page_table import Tier
 from ebbtide.offload.plan import Request
 from ebbtide.offload.planner import make_plan
 from ebbtide.offload.skeleton import expected_shapes
@@ -239,6 +240,25 @@ def test_every_layer_selects_by_its_own_query(checkpoint, tmp_path, monkeypatch,
         logits, stats, kept = run(checkpoint(name), tmp_path, BOUNDED, share=share)
         assert torch.equal(logits, expected)
         assert stats.bytes_read["disk"] > 0
+
+
+def test_a_fork_has_room_in_the_near_planes_of_every_shape(checkpoint, tmp_path):
+    """Most layers are of the shape of which fewest spans hold a text: two of their spans are copied
+    or begun by the fork, as of the others."""
+    layers = {"num_hidden_layers": 8, "layer_types": _types("LGGGGGGG"), "num_kv_shared_layers": 0}
+    folder, fork_at = checkpoint("gemma4", layout="transformers5", **layers), 544
+    with open_small(folder, tmp_path, mode=BOUNDED, **TINY) as llm:
+        with llm.open_session(NUM_TOKENS, sequences=2, text=False) as session:
+            session.append(IDS[:fork_at])
+            session.last_logits()
+            with session.fork() as other:
+                for one in (session, other):
+                    one.append(IDS[fork_at:])
+                assert torch.equal(session.last_logits(), other.last_logits())
+                store = session._runtime.store
+                spans = max(store._extents.num_used(tier) for tier in Tier)
+                assert spans > llm.plan.num_spans + 8  # more than one of each layer
+                store.check_integrity(deep=True)
 
 
 @pytest.mark.parametrize(("codec", "mode"), [("8", Mode()), ("8", BOUNDED), ("full", Mode())])
