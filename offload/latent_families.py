@@ -56,6 +56,8 @@ def glm4_moe_lite(get: Fields, head_dim: int) -> dict:
 
 def mistral4(get: Fields, head_dim: int) -> dict:
     """Queries grow with their position, as in Ministral 3."""
+    if not (get.raw.get("rope_parameters") or get.raw.get("rope_scaling")):
+        get = Fields({**get.raw, "rope_parameters": _MISTRAL4_ROPE}, get.path)
     experts = replace(deepseek_experts(get, by_sigmoid=False), bias=None)
     fields = _latent(get)
     return {
@@ -160,6 +162,16 @@ _GLM = {
     "routed_scaling_factor": 1.8,
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 202752,
+}
+_MISTRAL4_ROPE = {
+    "rope_type": "yarn",
+    "factor": 128.0,
+    "original_max_position_embeddings": 8192,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
 }
 _MISTRAL4 = {
     **_V2,

@@ -46,7 +46,7 @@ def deepseek_experts(
 def _groups(get: Fields, experts: Experts) -> ExpertGroups | None:
     """The groups that limit a choice, by the sum of their two best; None where all are chosen."""
     count = get.number("n_group", 1)
-    chosen = get.number("topk_group", count)
+    chosen = get.number("topk_group", 1)
     each = experts.count // count
     if experts.count % count or chosen > count or experts.chosen > chosen * each:
         raise BadCheckpoint(
@@ -178,14 +178,16 @@ MIXTURE_FAMILIES: dict[str, Family] = {
         "Qwen1.5 and Qwen2 MoE",
         "Qwen2 with routed experts and a shared one",
         qwen2_moe,
-        {"num_experts_per_tok": 4, "moe_intermediate_size": 1408},
+        {"num_experts_per_tok": 4, "moe_intermediate_size": 1408}
+        | {"max_position_embeddings": 32768},
     ),
     "Glm4MoeForCausalLM": Family(
         "GLM-4.5, 4.5-Air, 4.6, 4.7",
         "RoPE on half of each head; DeepSeek-V3's experts",
         glm4_moe,
         {"rms_norm_eps": 1e-5, "n_routed_experts": 128, "moe_intermediate_size": 1408}
-        | {"num_experts_per_tok": 8, "max_position_embeddings": 131072},
+        | {"num_experts_per_tok": 8, "max_position_embeddings": 131072}
+        | {"num_key_value_heads": 8},
     ),
     "Dots1ForCausalLM": Family(
         "dots.llm1",

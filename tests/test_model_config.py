@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from random_checkpoints import FAMILIES
 from ebbtide.offload.architectures import FAMILIES as SUPPORTED
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.errors import BadCheckpoint, ModelError, UnsupportedModel
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.model_config import config_of, read_model_config
 from ebbtide.offload.skeleton import expected_shapes
 
 LLAMA = {
@@ -49,6 +50,44 @@ def test_what_is_left_out_has_the_usual_value(read):
     assert (config.dtype, config.norm_eps, config.tied_embeddings) == ("bfloat16", 1e-6, False)
     assert [(r.kind, r.theta) for r in config.ropes] == [("default", 10000.0)] * 3
     assert config.windows == (None, None, None)
+
+
+# What no file leaves out.
+_ALWAYS_SAID = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+_ALWAYS_SAID += ("num_attention_heads",)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        *((name, {}) for name in ("DeepseekV2", "DeepseekV3", "Glm4MoeLite", "Mistral4", "Youtu")),
+        *((name, {}) for name in ("MiniMaxM2", "Qwen2Moe", "ExaoneMoe", "Afmoe")),
+        *((name, {}) for name in ("Gemma4", "Gemma4Unified")),
+        ("Glm4Moe", {"head_dim": 128}),
+        ("ExaoneMoe", {"n_group": 4}),
+        ("Glm4Moe", {"head_dim": 128, "n_group": 8}),
+        (
+            "Dots1",
+            {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_group": 8}
+            | {"moe_intermediate_size": 1408},
+        ),
+        ("Mistral4", {"n_group": 8}),
+    ],
+)
+def test_fields_left_out_mean_what_they_mean_to_transformers(architecture, said):
+    """Its configuration of nothing, which says all fields, is that of a file that says nothing."""
+    import transformers
+
+    text = "Text" if architecture.startswith("Gemma4") else ""
+    every = getattr(transformers, f"{architecture}{text}Config")(**said).to_dict()
+    every["architectures"] = [f"{architecture}ForCausalLM"]
+    few = {k: every[k] for k in (*_ALWAYS_SAID, "architectures")} | said
+    whole, left_out = (config_of(raw, Path("config.json")) for raw in (every, few))
+    if architecture == "Mistral4":  # whose RoPE says its greatest length once more
+        for theirs, ours in zip(whole.ropes, left_out.ropes, strict=True):
+            theirs.parameters.pop("max_position_embeddings", None)
+            assert theirs == ours
+    assert whole == left_out
 
 
 @pytest.mark.parametrize("name", FAMILIES)
