@@ -144,7 +144,8 @@ def _per_layer_inputs(get: Fields) -> PerLayerInputs | None:
     size = get.number("hidden_size_per_layer_input", 0, low=0, high=MOST_ROWS // get.num_layers)
     if not size:
         return None
-    return PerLayerInputs(get.number("vocab_size_per_layer_input", 262144), size)
+    rows = get.number("vocab_size_per_layer_input", 262144, low=get.number("vocab_size"))
+    return PerLayerInputs(rows, size)
 
 
 def _experts(get: Fields) -> dict:

@@ -59,6 +59,8 @@ def open_folder(
     for path in _shards(folder):
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
+    for name in list(found):
+        found.update(_unstacked(name, found, stacked))
     if quantisation is not None:
         whole = {
             name.removesuffix(split.name) + split.end
@@ -67,8 +69,6 @@ def open_folder(
             if name.endswith(split.name)
         }
         found.update(packed_modules(found, quantisation, whole.union(shapes)))
-    for name in list(found):
-        found.update(_unstacked(name, found, stacked))
     found.update(split_heads(found, head_rows))
     return Checkpoint(found, shapes, folder)
 
@@ -98,9 +98,12 @@ def _renamed(name: str, parts: Sequence[tuple[str, str]]) -> str:
 def _unstacked(
     name: str, found: dict[str, TensorRef], stacked: Sequence[Stacked]
 ) -> dict[str, TensorRef]:
-    """What a tensor of all experts holds, by the names of each one's own; nothing of another."""
+    """What a tensor of all experts holds, or one of the scales of such a tensor, by the names of
+    each one's own; nothing of another."""
     parts = {}
     for kind in stacked:
+        if name.endswith(kind.end + _SCALES) and not kind.by_columns:
+            return _unstacked_scales(name, found[name], kind)
         whole, is_packed = name, kind.by_columns and name.endswith(kind.end + "_blocks")
         if is_packed:
             whole = name.removesuffix("_blocks")
@@ -120,6 +123,30 @@ def _unstacked(
             of_expert = whole[: -len(kind.end)] + names[part].format(expert)
             parts[of_expert] = share(ref, index, size, each)
     return parts
+
+
+_SCALES = "_scale_inv"  # what the names of FP8's end with
+
+
+def _unstacked_scales(name: str, ref: TensorRef, kind: Stacked) -> dict[str, TensorRef]:
+    """Scales (experts, ...): of blocks, whose rows an expert's parts share as they share those of
+    the tensor, or one for all of an expert's parts."""
+    count, own, shares = (*ref.shape, 0)[0], ref.shape[1:], len(kind.names)
+    if not 0 < count <= MOST_EXPERTS or not math.prod(own):
+        return {}
+    if math.prod(own) == 1:
+        shares = 1
+    elif own[0] % shares:
+        return {}
+    each = (own[0] // shares, *own[1:]) if own else own
+    start = name.removesuffix(kind.end + _SCALES)
+    return {
+        start + of.format(expert) + _SCALES: share(
+            ref, expert * shares + part % shares, count * shares, each
+        )
+        for expert in range(count)
+        for part, of in enumerate(kind.names)
+    }
 
 
 def _mxfp4(codes: TensorRef, scales: TensorRef | None) -> TensorRef | None:

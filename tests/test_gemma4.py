@@ -314,6 +314,7 @@ def test_what_the_file_leaves_out(tmp_path):
         ({"use_bidirectional_attention": "all"}, "both directions", UnsupportedModel),
         ({"num_kv_shared_layers": 42}, "num_kv_shared_layers is 42", BadCheckpoint),
         ({"num_kv_shared_layers": 37}, "none is of a kind that they need", BadCheckpoint),
+        ({"vocab_size_per_layer_input": 99}, "vocab_size_per_layer_input is 99", BadCheckpoint),
         ({"per_layer_config": [1]}, "per_layer_config", BadCheckpoint),
         ({"per_layer_config": {"x": {}}}, "per_layer_config", BadCheckpoint),
         ({"per_layer_config": {"3": {"head_dim": 36}}}, "layer 3: head_dim 36", UnsupportedModel),

@@ -134,6 +134,38 @@ def test_families_are_read_alike(folders, tmp_path, name, model, monkeypatch):
     assert (got - expected).abs().max() <= tolerance(expected)
 
 
+@pytest.mark.parametrize("scales", ["of blocks", "of experts"])
+def test_experts_of_float8_in_one_tensor_are_the_same(folders, tmp_path, scales):
+    """Scales lie in one tensor too: an expert has some of each of its matrices, or one of all."""
+    packed, _ = folders("fp8", "glm4-moe")
+    folder = copied(packed, tmp_path)
+    tensors = load_file(packed / "model.safetensors")
+    if scales == "of experts":
+        for name in tensors:
+            if ".experts." in name and name.endswith("_scale_inv"):
+                expert = int(name.split(".experts.")[1].split(".")[0])
+                tensors[name] = torch.tensor(0.001 * (expert + 1))
+        save_file(tensors, folder / "model.safetensors")
+    for prefix in sorted({n.split(".experts.")[0] for n in tensors if ".experts." in n}):
+        for end in ("weight", "weight_scale_inv"):
+            gate, up, down = (
+                torch.stack([tensors.pop(f"{prefix}.experts.{e}.{part}.{end}") for e in range(8)])
+                for part in ("gate_proj", "up_proj", "down_proj")
+            )
+            if scales == "of blocks" or end == "weight":
+                both = torch.cat((gate.view(torch.uint8), up.view(torch.uint8)), 1).view(gate.dtype)
+            else:
+                both, down = gate.view(8, 1, 1), down.view(8, 1, 1)
+            end = end.removeprefix("weight")
+            tensors[f"{prefix}.experts.gate_up_proj{end}"] = both
+            tensors[f"{prefix}.experts.down_proj{end}"] = down
+    with open_small(folder, tmp_path, "full", **TINY) as llm:
+        expected = llm.logits(IDS)
+    save_file(tensors, folder / "model.safetensors")
+    with open_small(folder, tmp_path, "full", **TINY) as llm:
+        assert torch.equal(llm.logits(IDS), expected)
+
+
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("bits", ["full", "8", "4"])
 def test_what_is_kept_is_what_the_plan_counts(folders, tmp_path, name, bits):
