@@ -305,11 +305,11 @@ class PrefixKeeper:
     def _raw(self, sequence: Sequence, cell: int, *, has_sink: bool = True) -> _Parts:
         """Views of a cell's raw keys and values, and of the sink's, layer by layer."""
         raw = sequence.raw
-        for layer in range(len(self._layout.used)):
-            yield from raw.cell(layer, cell)
+        for layer, layout in enumerate(self._layout.used):
+            views = [*raw.cell(layer, cell)]
             if has_sink:
-                yield raw.sink_keys[layer]
-                yield raw.sink_values[layer]
+                views += raw.sink_keys[layer], raw.sink_values[layer]
+            yield from views[:: 1 + layout.shares_values]  # values that are the keys lie there
 
     @property
     def _end_sizes(self) -> list[int]:

@@ -60,9 +60,12 @@ class PrefixLayout:
         return sizes
 
     def raw_sizes(self, *, has_sink: bool) -> list[int]:
-        """Bytes of a raw cell's keys and values, layer by layer, and of the sink's."""
+        """Bytes of a raw cell's keys and values, layer by layer, and of the sink's; values that are
+        the keys are kept once."""
         sizes = []
         for kept in self.kept:
             token = kept.kv_heads * kept.head_dim * kept.raw_dtype.itemsize
-            sizes += [self._cell_tokens * token] * 2 + [kept.page_tokens * token] * 2 * has_sink
+            kinds = 2 - kept.shares_values
+            sizes += [self._cell_tokens * token] * kinds
+            sizes += [kept.page_tokens * token] * kinds * has_sink
         return sizes

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from packed_files import write
+from prefixes_under_test import TEXT, last_logits, short_texts_count  # noqa: F401
+from prefixes_under_test import opened as opened_with_store
 from random_checkpoints import reference_logits
 from safetensors.torch import load_file, save_file
 from small_llm import TINY, keep_in_memory, open_small
@@ -24,6 +26,8 @@ from ebbtide.offload.kept_tensors import Arena, TensorLoader, most_staging, stor
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import config_of
 from ebbtide.offload.model_files import open_model_files
+from ebbtide.offload.prefix_layout import PrefixLayout
+from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.skeleton import expected_shapes
 
 HEADS, RANK, NOPE, VALUE = 4, 40, 24, 20  # of the matrix of models
@@ -275,6 +279,28 @@ def test_a_latent_is_kept_once():
         layout = choose_geometry(config, bits).layout
         assert (layout.kv_heads, layout.head_dim, layout.shared_from) == (1, 576, 64)
         assert layout.near_bytes_per_token + layout.far_bytes_per_token < most * 2 * 576
+
+
+def test_a_latent_lies_in_kept_files_once():
+    """The raw cell too: a file's parts are what raw pages of one cell take in memory."""
+    config = config_of(RELEASED["DeepSeek-V2-Lite"][1], Path("config.json"))
+    geometry = choose_geometry(config, "8")
+    sizes = PrefixLayout(config, geometry).raw_sizes(has_sink=True)
+    layouts = geometry.layouts(range(config.num_page_layers))
+    assert sum(sizes) == RawPages.num_bytes(layouts, 1, geometry.cell_tokens)
+
+
+@pytest.mark.parametrize("codec", ["8", "full"])
+def test_kept_latents_are_found(checkpoint, tmp_path, codec):
+    with opened_with_store(checkpoint("youtu"), tmp_path, cap=None, codec=codec) as llm:
+        expected, restored = last_logits(llm, TEXT)
+        assert not restored
+    with opened_with_store(checkpoint("youtu"), tmp_path, codec=codec) as llm:
+        last_logits(llm, TEXT)
+    with opened_with_store(checkpoint("youtu"), tmp_path, codec=codec) as llm:
+        logits, restored = last_logits(llm, TEXT)
+    assert restored == len(TEXT) - 1
+    assert torch.equal(logits, expected)
 
 
 def test_a_group_that_cannot_give_enough_experts_is_named():
