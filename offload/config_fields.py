@@ -16,6 +16,7 @@ from .errors import BadCheckpoint, UnsupportedModel
 MOST_ROWS = 1 << 24
 MOST_POSITIONS = (1 << 31) - 1
 MOST_EXPERTS = 1024
+_MOST_HEAD_DIM = 1024  # that kernels take
 _MOST_LAYERS = 4096
 
 
@@ -47,6 +48,24 @@ def is_number(value) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 62
+
+
+def check_heads(where: Path | str, num_heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raises BadCheckpoint for heads that no model has, UnsupportedModel for those that kernels do
+    not take. where: what messages begin with.
+    """
+    if num_heads % kv_heads:
+        raise BadCheckpoint(
+            f"{where}: {num_heads} attention heads cannot share {kv_heads} KV heads evenly."
+        )
+    if num_heads * head_dim > MOST_ROWS:
+        raise BadCheckpoint(
+            f"{where}: {num_heads} heads of {head_dim} are more than any model has."
+        )
+    if head_dim % 8:
+        raise UnsupportedModel(f"{where}: head_dim {head_dim} is not a multiple of 8.")
+    if head_dim > _MOST_HEAD_DIM:
+        raise UnsupportedModel(f"{where}: head_dim {head_dim} is above {_MOST_HEAD_DIM}.")
 
 
 class Fields:

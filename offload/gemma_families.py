@@ -5,7 +5,7 @@ As families.py; the Gemmas before it stand there.
 
 from __future__ import annotations
 
-from .config_fields import MOST_ROWS, Fields
+from .config_fields import MOST_ROWS, Fields, check_heads
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, softcap
 from .layer_config import AttentionShape, BesideMlp, Experts, Norms, PerLayerInputs, Stacked
@@ -71,7 +71,9 @@ def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionSh
             own.number("head_dim", head_dim),
             are_values and not slide,
         )
-        shapes.append(_checked(get, layer, shape))
+        where = f"{get.path}: layer {layer}"
+        check_heads(where, get.number("num_attention_heads"), shape.kv_heads, shape.head_dim)
+        shapes.append(shape)
     return tuple(shapes)
 
 
@@ -84,21 +86,6 @@ def _by_layer(get: Fields, named: object) -> dict[int, dict]:
     if not is_one:
         raise BadCheckpoint(f"{get.path}: per_layer_config is {named!r}; expected layers' fields.")
     return {int(key): own for key, own in named.items()}
-
-
-def _checked(get: Fields, layer: int, shape: AttentionShape) -> AttentionShape:
-    num_heads, where = get.number("num_attention_heads"), f"{get.path}: layer {layer}"
-    if num_heads % shape.kv_heads:
-        raise BadCheckpoint(
-            f"{where}: {num_heads} attention heads cannot share {shape.kv_heads} KV heads evenly."
-        )
-    if num_heads * shape.head_dim > MOST_ROWS:
-        raise BadCheckpoint(
-            f"{where}: {num_heads} heads of {shape.head_dim} are more than any model has."
-        )
-    if shape.head_dim % 8:
-        raise UnsupportedModel(f"{where}: head_dim {shape.head_dim} is not a multiple of 8.")
-    return shape
 
 
 def _sources(get: Fields, slides: list[bool]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from .config_fields import MOST_POSITIONS, MOST_ROWS, Fields, load_json
+from .config_fields import MOST_POSITIONS, Fields, check_heads, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .layer_config import (
     PLAIN_NORMS,
@@ -245,7 +245,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     get = Fields({**family.defaults, **_said(raw)}, path)
     common = _common(get, architecture)
     fields = {**common, **family.fields(get, common["head_dim"])}
-    _check_heads(path, fields)
+    check_heads(path, *(fields[name] for name in ("num_heads", "num_kv_heads", "head_dim")))
     config = ModelConfig(**fields, quantisation=quantisation)
     if config.gated_mlp and config.activation in _GATELESS.values():
         raise UnsupportedModel(
@@ -301,18 +301,6 @@ def _common(get: Fields, architecture: str) -> dict:
         "activation": _read_activation(get.raw, path),
         "windows": (None,) * num_layers,
     }
-
-
-def _check_heads(path: Path, fields: dict) -> None:
-    heads, kv_heads, dim = (fields[name] for name in ("num_heads", "num_kv_heads", "head_dim"))
-    if heads % kv_heads:
-        raise BadCheckpoint(
-            f"{path}: {heads} attention heads cannot share {kv_heads} KV heads evenly."
-        )
-    if heads * dim > MOST_ROWS:
-        raise BadCheckpoint(f"{path}: {heads} heads of {dim} are more than any model has.")
-    if dim % 8:
-        raise UnsupportedModel(f"{path}: head_dim {dim} is not a multiple of 8.")
 
 
 def _read_activation(raw: dict, path: Path) -> str:
