@@ -122,7 +122,8 @@ _PACKED = (
     ),
     (
         "`fp8`",
-        "float8 (E4M3), a scale for each block, float32 or a power of two",
+        "float8 (E4M3), a scale for each block or for all, float32 or a power of two; experts of a "
+        "layer in one tensor too",
         "decoded",
     ),
     ("`mxfp4`", "gpt-oss's experts", "the codes and scales of the files, 4.5 bits per weight"),
