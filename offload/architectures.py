@@ -12,17 +12,19 @@ from .mamba_families import MAMBA_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .routed_families import ROUTED_FAMILIES
 
-FAMILIES = {
-    **DENSE_FAMILIES,
-    **GEMMA_FAMILIES,
-    **GATELESS_FAMILIES,
-    **COHERE_FAMILIES,
-    **ROUTED_FAMILIES,
-    **MIXTURE_FAMILIES,
-    **LATENT_FAMILIES,
-    **HYBRID_FAMILIES,
-    **MAMBA_FAMILIES,
-}
+_TABLES = (
+    DENSE_FAMILIES,
+    GEMMA_FAMILIES,
+    GATELESS_FAMILIES,
+    COHERE_FAMILIES,
+    ROUTED_FAMILIES,
+    MIXTURE_FAMILIES,
+    LATENT_FAMILIES,
+    HYBRID_FAMILIES,
+    MAMBA_FAMILIES,
+)
+FAMILIES = {name: family for table in _TABLES for name, family in table.items()}
+assert len(FAMILIES) == sum(map(len, _TABLES)), "an architecture stands in two tables"
 
 # Architectures that keep a state which the decoder does not know, and in what.
 UNKNOWN_STATES = {

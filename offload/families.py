@@ -374,13 +374,6 @@ DENSE_FAMILIES: dict[str, Family] = {
         ministral3,
         {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
     ),
-    "Mistral3ForConditionalGeneration": Family(
-        "Mistral Small 3.1, 3.2, Ministral 3 (the text part)",
-        "as Mistral and Ministral 3; the vision part is not loaded",
-        ministral3,
-        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
-        text_config=True,
-    ),
     "Qwen2ForCausalLM": Family(
         "Qwen2, Qwen2.5", "biases on queries, keys and values; windows from a layer on", qwen2
     ),
