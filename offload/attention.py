@@ -192,8 +192,9 @@ class TieredAttention:
         """Which spans of a layer's sealed pages a query attends to that begins at `position` of a
         cell."""
         sealed, span_tokens = self.sealed_tokens(cell), self.span_tokens[layer]
-        first = 0 if window is None else max(0, position - window + 1) // span_tokens
-        return range(first, -(-sealed // span_tokens))
+        first = 0 if window is None else max(0, position - window + 1)
+        stop = -(-sealed // span_tokens)
+        return range(first // span_tokens if first < sealed else stop, stop)
 
     def sealed_tokens(self, cell: int) -> int:
         """How many tokens a query in a cell sees sealed."""

@@ -477,9 +477,14 @@ class Engine:
     def _seal(self, sequence: Sequence, kv: int, cell: int, bias: torch.Tensor | None) -> None:
         """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
         layout = self.attention.layouts[kv]
-        first = cell * self.geometry.cell_records_of(layout)
+        first = cell * (count := self.geometry.cell_records_of(layout))
         if cell < 0 or sequence.table.num_records(kv) > first:
             return
+        if not self.sequences.windows.keeps_pages(kv):
+            self.store.skip(sequence.table, kv, count)
+            return
+        if first % self.geometry.records_per_span == 0:
+            self.sequences.let_go(sequence, kv)
         k, v = (part.transpose(0, 1) for part in sequence.raw.cell(kv, cell))
         if bias is not None:
             cells, rope = self.geometry.cell_tokens, self.attention.ropes[kv]

@@ -94,11 +94,11 @@ class Geometry:
         """How many spans of a layer make the longest of any."""
         return self.most_span_tokens // self.span_tokens_of(self.layout_of(layer))
 
-    def spare_spans(self, num_layers: int, sequences: int) -> int:
-        """Of all layers that keep pages, what several sequences take besides: a fork copies the
-        last span of each layer before it writes to it. Layers have as many as they have of others,
-        since by that near planes are shared out among them."""
-        return 2 * sum(map(self.spans_at_once, range(num_layers))) * (sequences > 1)
+    def spare_spans(self, layer: int, sequences: int) -> int:
+        """Of a layer that keeps pages, what several sequences take besides: a fork copies the last
+        span before it writes to it. Layers have as many as they have of others, since by that near
+        planes are shared out among them."""
+        return 2 * self.spans_at_once(layer) * (sequences > 1)
 
     def with_pages(self, **changes) -> Geometry:
         """The same with other fields of every layer's layout."""

@@ -201,6 +201,15 @@ class ModelConfig:
         return tuple(windows[layer] for layer in self.kv_layers)
 
     @cached_property
+    def page_windows(self) -> tuple[int | None, ...]:
+        """Of each layer that keeps pages, the widest window of those that attend to them."""
+        widest: list[int | None] = list(self.kv_windows[: self.num_page_layers])
+        for window, pages in zip(self.kv_windows, self.kv_pages, strict=True):
+            known = widest[pages]
+            widest[pages] = None if window is None or known is None else max(window, known)
+        return tuple(widest)
+
+    @cached_property
     def recurrent(self) -> tuple[Recurrence, ...]:
         """Of the layers that have one, in their order."""
         return tuple(r for r in self.recurrences if r is not None)

@@ -80,7 +80,8 @@ class PageTable:
     one whose they are, if not each has its own; the first num_layers do. So whoever reads names the
     layer for which that is done, and what is foreseen and counted belongs to it.
 
-    P1: a layer with n records has ceil(n / records_per_span) extents: no empty entry, no gap.
+    P1: a layer with n records has ceil(n / records_per_span) entries, each an extent or, where
+        nobody will read the span any more (`drop`) or ever (`skip`), None.
     P2: tables never hand out frames; only `Extents` does, so that counts stay in one place.
     P3: version grows with every change, so that what was derived from a table can be kept.
     """
@@ -97,7 +98,7 @@ class PageTable:
         self._pages_of = range(num_layers) if pages_of is None else pages_of
         self.is_open = True
         self.version = 0  # P3
-        self._extents: list[list[Extent]] = [[] for _ in range(num_layers)]  # P1
+        self._extents: list[list[Extent | None]] = [[] for _ in range(num_layers)]  # P1
         self._num_records = [0] * num_layers
 
     @property
@@ -107,11 +108,27 @@ class PageTable:
     def num_records(self, layer: int) -> int:
         return self._num_records[self._pages_of[layer]]
 
+    def ends_in_extent(self, layer: int) -> bool:
+        """Whether the layer's last span is partly filled, and kept."""
+        extents = self._extents[layer]
+        return self._num_records[layer] % self.records_per_span > 0 and extents[-1] is not None
+
+    def num_kept(self, layer: int) -> int:
+        """Of the layer's records, those that were neither dropped nor skipped."""
+        kept = enumerate(self._extents[self._pages_of[layer]])
+        return sum(self.records_seen(layer, span) for span, extent in kept if extent is not None)
+
     def num_spans(self, layer: int) -> int:
         return len(self._extents[self._pages_of[layer]])
 
     def extent(self, layer: int, span: int) -> Extent:
-        return self._extents[self._pages_of[layer]][span]
+        extent = self._extents[self._pages_of[layer]][span]
+        assert extent is not None, f"span {span} of layer {layer} was dropped"
+        return extent
+
+    def entries(self, layer: int) -> list[Extent | None]:
+        """Of every span of the layer; None where it was dropped or skipped."""
+        return list(self._extents[self._pages_of[layer]])
 
     def records_seen(self, layer: int, span: int) -> int:
         """How many of the span's records this table sees; the last span may be partly filled."""
@@ -138,9 +155,29 @@ class PageTable:
         self._num_records[layer] += num_records
         self.version += 1
 
+    def skip(self, layer: int, num_records: int) -> None:
+        """Counts records that nobody will read, and that are not kept. The span in which they begin
+        has no others."""
+        assert not self.ends_in_extent(layer), "a span's rest is skipped"
+        entries = self._extents[layer]
+        self._num_records[layer] += num_records
+        needed = -(-self._num_records[layer] // self.records_per_span)
+        entries += [None] * (needed - len(entries))
+        self.version += 1
+
+    def drop(self, layer: int, but: Sequence[range]) -> list[Extent]:
+        """Lets go of the layer's spans outside of these ranges; returns their extents."""
+        dropped = []
+        for span, extent in enumerate(self._extents[layer]):
+            if extent is not None and not any(span in kept for kept in but):
+                self._extents[layer][span] = None
+                dropped.append(extent)
+        self.version += bool(dropped)
+        return dropped
+
     def replace(self, layer: int, span: int, extent: Extent) -> Extent:
         """Points an entry at another extent and returns the one it pointed at (copy-on-write)."""
-        old, self._extents[layer][span] = self._extents[layer][span], extent
+        old, self._extents[layer][span] = self.extent(layer, span), extent
         self.version += 1
         return old
 
@@ -162,14 +199,14 @@ class PageTable:
             num_records = [num_records] * self.num_layers
         for layer, (extents, count) in enumerate(zip(self._extents, num_records, strict=True)):
             num_spans = -(-count // self.records_per_span)
-            dropped += extents[num_spans:]
+            dropped += [extent for extent in extents[num_spans:] if extent is not None]
             del extents[num_spans:]
             self._num_records[layer] = min(self._num_records[layer], count)
         return dropped
 
     def extents(self) -> Iterable[Extent]:
         """Every entry's extent, layer by layer."""
-        return (extent for extents in self._extents for extent in extents)
+        return (extent for extents in self._extents for extent in extents if extent is not None)
 
     def check(self) -> None:
         """Asserts P1 and this table's side of E2."""
@@ -177,8 +214,10 @@ class PageTable:
             assert len(extents) == -(-self._num_records[layer] // self.records_per_span), "P1"
             for span, extent in enumerate(extents):
                 seen = self.records_seen(layer, span)
-                assert 0 < seen <= extent.filled <= self.records_per_span, "E2"
-                assert (extent.layer, extent.span) == (layer, span), "E5"
+                assert seen > 0, "P1"
+                if extent is not None:
+                    assert seen <= extent.filled <= self.records_per_span, "E2"
+                    assert (extent.layer, extent.span) == (layer, span), "E5"
 
 
 class Extents:
@@ -186,7 +225,8 @@ class Extents:
 
     near_arenas: which arena of near planes, by number, is each layer's; by default all have one.
     spans_at_once: how many extents each layer takes while another takes one; by default all as
-    many. Arenas share out all extents by what their layers take.
+    many. most_spans: the most that a layer has at a time; None, the default: as many as there are.
+    Arenas share out all extents by what their layers take.
 
     X1: per tier, free + used extents = all extents, and no base is in both.
     X2: a tier's frames that do not make a whole extent are never used.
@@ -199,6 +239,7 @@ class Extents:
         records_per_span: int,
         near_arenas: Sequence[int] | None = None,
         spans_at_once: Sequence[int] | None = None,
+        most_spans: Sequence[int | None] | None = None,
     ):
         self.records_per_span = records_per_span
         self.num_extents = {t: num_frames.get(t, 0) // records_per_span for t in Tier}  # X2
@@ -209,11 +250,18 @@ class Extents:
         }
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
         self._near_arenas, total = near_arenas, sum(self.num_extents.values())
+        self._bounded = {n: most for n, most in enumerate(most_spans or ()) if most is not None}
+        self.num_bounded = 0  # extents in use of the layers that have at most so many
         taken: Counter[int] = Counter()
+        bounded: Counter[int] = Counter()
         for layer, arena in enumerate(near_arenas or (0,)):
-            taken[arena] += spans_at_once[layer] if spans_at_once else 1
+            bounded[arena] += self._bounded.get(layer, 0)
+            share = spans_at_once[layer] if spans_at_once else 1
+            taken[arena] += 0 if layer in self._bounded else share
+        shared, shares = max(0, total - bounded.total()), max(1, taken.total())
         self.num_near_extents = [
-            -(-total * taken[arena] // taken.total()) for arena in sorted(taken)
+            min(total, bounded[arena] - (-shared * taken[arena] // shares))
+            for arena in sorted(taken)
         ]
         self._free_near = [  # X3
             [e * records_per_span for e in reversed(range(n))] for n in self.num_near_extents
@@ -250,6 +298,7 @@ class Extents:
         crcs[:] = 0
         extent = Extent(tier, base, layer, span, crcs, free_near.pop())
         self._used[tier][extent.base] = extent
+        self.num_bounded += layer in self._bounded
         self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
         return extent
 
@@ -270,6 +319,7 @@ class Extents:
             del self._used[extent.tier][extent.base]
             self._free[extent.tier].append(extent.base)
             self._free_near[self._near_arena(extent.layer)].append(extent.near_base)
+            self.num_bounded -= extent.layer in self._bounded
 
     def _near_arena(self, layer: int) -> int:
         return self._near_arenas[layer] if self._near_arenas else 0
@@ -282,6 +332,7 @@ class Extents:
         refs = Counter(extent for table in tables for extent in table.extents())
         live = {extent for used in self._used.values() for extent in used.values()}
         assert set(refs) == live, "E3: frames that no table refers to, or freed ones that one does"
+        assert self.num_bounded == sum(extent.layer in self._bounded for extent in live)
         for extent in live:
             assert extent.refs == refs[extent], "E3"
             assert len(extent.crcs) == self.records_per_span, "E4"

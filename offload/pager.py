@@ -40,7 +40,9 @@ class PageStore:
 
     num_layers: those that keep pages; pages_of: see PageTable. near_record_bytes: of every layer,
     or of each; layers of one size share an arena of near planes. spans_at_once: how many spans each
-    layer has where the one with the longest has one; by default all as many.
+    layer has where the one with the longest has one; by default all as many. most_spans: of layers
+    that let go of old spans (`drop`), the most that they have at a time; None, the default: of one
+    that keeps all. The former have the fastest memory, since every step reads what they have.
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
     frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
     to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
@@ -80,6 +82,7 @@ class PageStore:
         stall_limit_s: float = 120.0,
         pages_of: Sequence[int] | None = None,
         spans_at_once: Sequence[int] | None = None,
+        most_spans: Sequence[int | None] | None = None,
     ):
         self.num_layers, self.records_per_span = num_layers, records_per_span
         self.record_bytes = record_bytes
@@ -89,6 +92,8 @@ class PageStore:
         self.near_record_bytes = tuple(near_record_bytes)  # by layer
         self._pages_of = pages_of or range(num_layers)
         self._spans_at_once = spans_at_once or [1] * num_layers
+        self._most_spans = most_spans or [None] * num_layers
+        self._keeping = [layer for layer, most in enumerate(self._most_spans) if most is None]
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
@@ -99,7 +104,9 @@ class PageStore:
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
         near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
-        self._extents = Extents(frames, records_per_span, near_arenas, self._spans_at_once)
+        self._extents = Extents(
+            frames, records_per_span, near_arenas, self._spans_at_once, self._most_spans
+        )
         if isinstance(eviction, str):
             eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
@@ -164,6 +171,18 @@ class PageStore:
         self._check(table)
         for extent in table.truncate(num_records):
             self._release(extent)
+
+    def drop(self, table: PageTable, layer: int, but: Sequence[range]) -> None:
+        """Lets go of a layer's spans outside of these ranges, which nobody will read any more."""
+        self._check(table)
+        for extent in table.drop(layer, but):
+            self._release(extent)
+
+    def skip(self, table: PageTable, layer: int, num_records: int) -> None:
+        """Counts records of a layer as if they were written, which nobody will ever read: they
+        begin in a span that has no others."""
+        self._check(table)
+        table.skip(layer, num_records)
 
     def close_table(self, table: PageTable) -> None:
         """Frees what no other table shares. May be called again, and after a failure."""
@@ -266,11 +285,28 @@ class PageStore:
     def _allocate(self, table: PageTable, layer: int, span: int) -> Extent:
         """A new extent, in the tier that the policy chooses."""
         free = {tier: self._extents.num_free(tier) for tier in Tier}
-        # As if all layers had spans as long as this one's.
-        of_all, own = sum(self._spans_at_once), self._spans_at_once[layer]
+        if self._most_spans[layer] is not None:
+            fastest = next((tier for tier in Tier if free[tier]), Tier.HOST)
+            return self._extents.allocate(fastest, layer, span)
+        # As if all layers that keep theirs had spans as long as this one's.
+        own = self._spans_at_once[layer]
+        of_all = sum(self._spans_at_once[other] for other in self._keeping)
         expected = None if table.expected_spans is None else table.expected_spans * own
-        tier = self._policy.choose(layer, span, free, -(-of_all // own), expected)
+        free = self._less_what_is_owed(free)
+        number = self._keeping.index(layer)
+        tier = self._policy.choose(number, span, free, -(-of_all // own), expected)
         return self._extents.allocate(tier, layer, span)
+
+    def _less_what_is_owed(self, free: dict[Tier, int]) -> dict[Tier, int]:
+        """What is free for layers that keep their spans: the others may still have so many more,
+        and have the fastest. One is left where any is, whatever was owed."""
+        most = sum(most for most in self._most_spans if most is not None)
+        owed = max(0, most - self._extents.num_bounded)
+        left = {}
+        for tier, count in free.items():
+            left[tier] = count - min(owed, count)
+            owed -= min(owed, count)
+        return left if any(left.values()) else free
 
     def _writable(self, table: PageTable, layer: int, span: int, start: int) -> Extent:
         """The extent of a partly filled span, with exactly `start` records and no other owner."""
@@ -391,8 +427,9 @@ class PageStore:
         num_spans = table.num_spans(layer)
         if spans is None:
             spans = self._predictor.predict(layer, num_spans)
-        extents = [table.extent(layer, span) for span in spans if 0 <= span < num_spans]
-        on_disk = [extent for extent in extents if extent.tier is Tier.DISK]
+        entries = table.entries(layer)
+        extents = [entries[span] for span in spans if 0 <= span < num_spans]
+        on_disk = [extent for extent in extents if extent and extent.tier is Tier.DISK]
         self._transfers.wish(on_disk, (table, layer))
 
     def is_ready(self, table: PageTable, layer: int, span: int) -> bool:

@@ -84,6 +84,7 @@ class Plan:
     # Where not all routed experts are in memory: room for how many, of how many. 0: all are.
     expert_slots: int = 0
     num_experts: int = 0
+    window_layers: int = 0  # keep the pages of their windows; bytes per token are of the others
     quantised_by: str = ""  # the method by which the files have weights; "" where they are plain
 
     @property
@@ -160,6 +161,11 @@ class Plan:
             f"{self.resident_bytes_per_token:,.0f} bytes per token resident, "
             f"{self.far_bytes_per_token:,.0f} far; padding {100 * self.padding_share:.1f} %"
         )
+        if self.window_layers:
+            lines.append(
+                f"  windows {self.window_layers} layers keep the pages of their windows alone; "
+                "bytes per token are of the others"
+            )
         places = ", ".join(f"{n} in {t}" for t, n in self.far_spans.items() if n)
         spare = sum(self.far_spans.values()) - self.num_spans
         if spare > 0:

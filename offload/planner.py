@@ -23,6 +23,7 @@ from .budget import Limits
 from .expert_cache import PASSING_SLOTS
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
+from .page_spans import PageSpans
 from .plan import Loaded, Plan, Request
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
 from .states import States
@@ -150,16 +151,13 @@ class _Filling:
         self.on_device = limits.device_bytes is not None
         # Where weights, raw tokens, near planes and activations lie.
         self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
-        sealed = geometry.sealed_tokens(request.context)
         self.layouts = geometry.layouts(self.page_layers)
-        self.near_bytes = sum(int(sealed * of.near_bytes_per_token) for of in self.layouts)
-        self.spans_at_once = list(map(geometry.spans_at_once, self.page_layers))
-        self.num_spans = geometry.num_spans(request.context) * sum(self.spans_at_once)
+        self.spans = PageSpans(self.config, geometry, request.context, request.sequences)
         self.selects = geometry.layout.value_means
-        # Layers with a sliding window attend to all of it, as does what is verified: for those a
-        # cache is of no use.
-        self.caches = self.selects and not selects_drafts and not any(self.config.windows or ())
-        fewest = fewest_hot_records(geometry, self.num_spans, for_drafts=selects_drafts)
+        # What is verified attends to all pages: for that a cache is of no use.
+        self.caches = self.selects and not selects_drafts
+        self.fewest_spans = self.spans.total(1)
+        fewest = fewest_hot_records(geometry, self.fewest_spans, for_drafts=selects_drafts)
         self.fewest_hot = fewest if self.selects else 0
 
     def plan(self) -> Plan:
@@ -218,7 +216,7 @@ class _Filling:
             "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             **states,
-            "near planes": self.near_bytes,
+            "near planes": self.spans.near_bytes(sweep),
             "selection": selection_bytes(config, geometry, self.request.context),
             "workspace": max(work, facts.load_bytes, self.request.workspace_bytes),
         }
@@ -243,7 +241,7 @@ class _Filling:
             "runtime": self.limits.runtime_bytes,
             "text": text,
             "output": self.request.output_bytes,
-            "staging": (staging_slots(span, self.num_spans) + WRITE_BUFFERS) * span
+            "staging": (staging_slots(span, self.fewest_spans) + WRITE_BUFFERS) * span
             if spills
             else 0,
             "hot pages": self.fewest_hot * self.geometry.layout.record_bytes if spills else 0,
@@ -338,22 +336,25 @@ class _Filling:
     def _far(self, sweep: int, held: Loaded) -> dict[str, int]:
         """Spans of far planes per tier; what no tier holds counts as disk."""
         items = sum(self._items(sweep, held).values())
-        left, span, far = self.num_spans, self.geometry.span_bytes, {}
+        left, span, far = self.spans.total(sweep), self.geometry.span_bytes, {}
         if self.on_device:
             far["device"] = min(left, max(0, self.fast_bytes - items) // span)
             left -= far["device"]
             items = 0
         for spills in (False, True):  # staging is needed only if something spills
             room = self.limits.host_bytes - items - sum(self._host_only(spills, held).values())
-            room -= 0 if spills else self._spare_spans * span
+            room -= 0 if spills else self.spans.spare * span
             # What spills is a span at least: its forks' copies have no room in memory then.
             far["host"] = min(max(0, left - spills), max(0, room) // span)
             if far["host"] == left:
                 break
-            if spills and self.caches:  # memory is for hot pages, as far as the disk has room
-                spare = self._scratch_bytes(held) + self._spare_spans * span
+            if spills and self.caches:
+                # Windows are attended whole; else memory is for hot pages, as far as the disk has
+                # room.
+                spare = self._scratch_bytes(held) + self.spans.spare * span
                 on_disk = max(0, self.limits.disk_bytes - spare) // span
-                far["host"] = min(far["host"], max(0, left - on_disk))
+                most = max(self.spans.of_windows(sweep), left - on_disk)
+                far["host"] = min(far["host"], most)
         far["disk"] = left - far["host"]
         return far
 
@@ -374,23 +375,6 @@ class _Filling:
             return 0
         return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
 
-    def _attended_share(self) -> float:
-        """Of all spans, how many a token attends to where none are selected: of a layer with a
-        window its last ones, and those that layers share for each of them."""
-        geometry, seen = self.geometry, 0
-        for layer, window in zip(self.config.kv_pages, self.config.kv_windows, strict=True):
-            spans = geometry.num_spans(self.request.context) * self.spans_at_once[layer]
-            if window is not None:
-                tokens = geometry.span_tokens_of(self.layouts[layer])
-                spans = min(spans, window // tokens + 2)
-            seen += spans
-        return seen / max(1, self.num_spans)
-
-    @property
-    def _spare_spans(self) -> int:
-        spare = self.geometry.spare_spans(len(self.page_layers), self.request.sequences)
-        return spare * (self.num_spans > 0)
-
     # ---- the plan ----------------------------------------------------------------------------
 
     def _tiers(self, sweep: int, held: Loaded, far: dict[str, int]):
@@ -400,13 +384,13 @@ class _Filling:
         host = self._host_only(spills, held)
         if not self.on_device:
             host |= items
-        host["far planes"] = (far["host"] + (0 if spills else self._spare_spans)) * span
+        host["far planes"] = (far["host"] + (0 if spills else self.spans.spare)) * span
         if spills:
             hot = self._hot_records(host, far)
             host["hot pages"] = hot * self.geometry.layout.record_bytes
         device = {**items, "far planes": far["device"] * span} if self.on_device else None
         disk = {
-            "far planes": (far["disk"] + (self._spare_spans if spills else 0)) * span,
+            "far planes": (far["disk"] + (self.spans.spare if spills else 0)) * span,
             "weights": self._scratch_bytes(held),
         }
         return device, host, disk
@@ -445,7 +429,7 @@ class _Filling:
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
         bounded = self.selects and not self.selects_drafts
-        attended = 0.0 if bounded else self._attended_share()
+        attended = 0.0 if bounded else self.spans.attended_share(sweep)
         decode = {tier: int(attended * count * span) for tier, count in far.items()}
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.unlayered_bytes + (facts.head_bytes() if head_resident else 0)
@@ -456,10 +440,8 @@ class _Filling:
             decode[fast] -= from_disk
             decode["disk"] += from_disk
         decode["disk"] += streamed_bytes
-        spans_walked = sum(
-            geometry.num_spans(end)
-            for end in range(0, self.request.context, sweep * geometry.cell_tokens)
-        )
+        num_spans = self.spans.total(sweep)
+        keeping = [layouts[layer] for layer in self.spans.keeping]
         return Plan(
             model=facts.name,
             fits=shortage is None,
@@ -479,17 +461,18 @@ class _Filling:
             num_experts=facts.num_experts,
             near_resident=geometry.layout.near_resident,
             sweep_cells=sweep,
-            staging_slots=staging_slots(span, self.num_spans),
+            staging_slots=staging_slots(span, self.fewest_spans),
             hot_records=host["hot pages"] // geometry.layout.record_bytes,
             far_spans=far,
-            num_spans=self.num_spans,
+            num_spans=num_spans,
             padding_share=mean(of.padding_share for of in layouts),
-            resident_bytes_per_token=sum(of.near_bytes_per_token for of in layouts),
-            far_bytes_per_token=sum(of.far_bytes_per_token for of in layouts),
-            kv_far_bytes=self.num_spans * span,
+            resident_bytes_per_token=sum(of.near_bytes_per_token for of in keeping),
+            far_bytes_per_token=sum(of.far_bytes_per_token for of in keeping),
+            window_layers=len(layouts) - len(keeping),
+            kv_far_bytes=num_spans * span,
             fixed_host_bytes=fixed,
             decode_bytes=decode,
-            prefill_far_bytes=spans_walked * sum(self.spans_at_once) * span,
+            prefill_far_bytes=self.spans.walked(sweep) * span,
             shortage=shortage,
             selects=bounded,
             drafts=self._drafts(items["workspace"]),

@@ -1,17 +1,15 @@
 """Keeps the pages of a text that is being read, and finds those of one that was read before.
 
-    span file   all sealed pages of one span of tokens, of every layer
+    span file   all sealed pages of one span of tokens, of every layer that keeps all of its own
+    window file the same of the layers that keep what their windows show, where an end needs it
     end file    what it takes to go on from the end of a cell: the pages sealed since the last whole
                 span, that cell raw, and the raw sink
     rows file   the raw rows behind an end, of which a text may use as many as it has in common
                 (where layers keep states: all or none, for a session that is resumed)
 
-A file's name is a SHA-256 of all tokens up to its end, cell by cell, and of what else a page's bits
-depend on: the model, its options, and what computes. The tokens are in the file too. Decoding gives
-a token's keys and values other bits than prefill does, which do not depend on how a text was cut;
-so a decoded token counts as another one (its complement), and only a session that knows which of
-its tokens were decoded finds them. Pages are kept in one layout (prefix_layout.py), so one file
-serves every mode and budget.
+A file's name says which tokens it is of (prefix_names.py), and these are in the file too. Only a
+session that knows which of its tokens were decoded finds those. Pages are kept in one layout
+(prefix_layout.py), so one file serves every mode and budget.
 
 Knows the folder by its store, and pages by the engine's; nothing here may fail a request.
 """
@@ -20,27 +18,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from array import array
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from importlib.metadata import version
 
 import torch
 
-from ..kernels import dispatch
 from ..kernels.pages import repack
 from .engine import Engine
 from .errors import StorageError
 from .mode import Mode
-from .prefix_file import BadPrefixFile, file_bytes, head_of, read_prefix_file, token_bytes
+from .prefix_file import BadPrefixFile, file_bytes, read_prefix_file
 from .prefix_layout import PrefixLayout
+from .prefix_names import END_SUFFIX, ROWS_SUFFIX, SPAN_SUFFIX, WINDOW_SUFFIX, Link, PrefixNames
 from .prefix_store import PrefixStore, PrefixStoreFull
 from .sequence import Sequence
 from .spill_dir import PREFIX_SUFFIXES
 from .states import States
 
-SPAN_SUFFIX, END_SUFFIX, ROWS_SUFFIX = PREFIX_SUFFIXES
 _LEAST_TOKENS = 2048  # of a text, and to be gained by looking: fewer are read again as quickly
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
 _NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
@@ -50,21 +45,6 @@ _MARK_BYTES = 32  # of a mode, in a rows file
 # Failures to open or read that say nothing about the file.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE}
 _Parts = Generator[torch.Tensor, None, None]  # of a file, of whatever shapes
-
-
-def _kernels_fingerprint(device: torch.device) -> list[str | int]:
-    """What prefill's bits depend on besides the model: where, and by which code, it runs."""
-    found = [version("ebbtide"), torch.__version__, device.type]
-    found.append(torch.backends.cpu.get_cpu_capability())
-    if device.type == "cuda":
-        found.append(torch.cuda.get_device_name(device))
-    native = dispatch.compiled_for(torch.empty(0, device=device))
-    if native is not None:
-        built = os.stat(native.__file__)  # a version may be built more than once
-        return [*found, dispatch.instruction_set(), built.st_size, built.st_mtime_ns]
-    if dispatch.gpu_for(torch.empty(0, device=device)) is not None:
-        return [*found, "triton", version("triton")]
-    return [*found, "reference", torch.get_num_threads()]
 
 
 class PrefixKeeper:
@@ -82,75 +62,37 @@ class PrefixKeeper:
         self._store, self._engine, self._warn = store, engine, warn
         # What is attended in deadline mode depends on the disk's load: nobody could find it again.
         self._is_repeatable = mode.name != "deadline"
-        self._mode = f"{mode.name} {mode.selector} {sorted(mode.selector_options.items())}"
         geometry, config = engine.geometry, engine.config
         self._cells = geometry.cell_tokens
         self._least_cells = -(-_LEAST_TOKENS // self._cells)
         self._layout = PrefixLayout(config, geometry)
         self._span_cells = self._layout.span_cells
-        # A state takes as much as the pages of thousands of tokens: of ends there are so many that
-        # all of theirs take no more than half of the pages.
+        # A state takes as much as the pages of thousands of tokens, and so does what windows show:
+        # of ends there are so many that all of theirs take no more than half of all pages.
         state_bytes = States.num_bytes(config.recurrent)
         self._state_sizes = [state_bytes] if config.recurrent else []
-        self._end_tokens = max(_END_TOKENS, int(2 * state_bytes / self._layout.bytes_per_token))
+        end_bytes = state_bytes + self._layout.window_bytes
+        self._end_tokens = max(_END_TOKENS, int(2 * end_bytes / self._layout.bytes_per_token))
         depends_on = [
             *(model, repr(config), *map(repr, dict.fromkeys(self._layout.kept))),
-            *(geometry.cell_tokens, geometry.span_tokens),
-            *_kernels_fingerprint(engine.device),
+            *(geometry.cell_tokens, geometry.span_tokens, self._layout.windowed),
         ]
-        self._fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
+        self._names = PrefixNames(self._layout, self._cells, depends_on, engine.device, mode)
         self._gives_up = False
         self._unusable: set[str] = set()  # names of files that failed
-
-    # ---- names -------------------------------------------------------------------------------
-
-    def _names(self, tokens: array, num_cells: int) -> list[str]:
-        """One for each cell that ends within the tokens, and for their beginning."""
-        name = hashlib.sha256(f"ebbtide prefix {self._fingerprint}".encode()).digest()
-        names = [name.hex()]
-        for cell in range(num_cells):
-            part = tokens[cell * self._cells : (cell + 1) * self._cells]
-            name = hashlib.sha256(name + token_bytes(part) + self._decoded_by(part)).digest()
-            names.append(name.hex())
-        return names
-
-    def _decoded_by(self, tokens: array) -> bytes:
-        """The mode that some of the tokens were decoded in; nothing where none was."""
-        return self._mode.encode() if min(tokens, default=0) < 0 else b""
-
-    def _chain(self, names: list[str], boundary: int) -> list[str]:
-        """The files that the end at cell `boundary` builds on, first to last, itself included."""
-        spans = (boundary - 1) // self._span_cells
-        files = [names[(s + 1) * self._span_cells] + SPAN_SUFFIX for s in range(spans)]
-        return [*files, names[boundary] + END_SUFFIX]
 
     def _all_files(self, names: list[str], boundary: int) -> list[str]:
         """The same with the ends before it that are kept now and then: each file behind those that
         it builds on."""
-        files = []
-        for cell in range(1, boundary + 1):
-            if cell % self._span_cells == 0 and cell < boundary:
-                files.append(names[cell] + SPAN_SUFFIX)
-            if cell == boundary or self._is_regular(cell):
-                files.append(names[cell] + END_SUFFIX)
-        return files
+        ends = (cell for cell in range(1, boundary) if self._is_regular(cell))
+        links = (link.name for cell in (*ends, boundary) for link in self._names.chain(names, cell))
+        return list(dict.fromkeys(links))
 
     def _is_regular(self, boundary: int) -> bool:
         """Whether an end is kept there, wherever the text ends: no sealed pages belong to it."""
-        is_place = (boundary - 1) % max(1, _END_TOKENS // self._cells) == 0
+        spans = max(1, self._end_tokens // (self._span_cells * self._cells))
+        is_place = (boundary - 1) % (spans * self._span_cells) == 0
         return is_place and not self._state_sizes  # where those are known depends on the sweeps
-
-    def _head(self, suffix: str, tokens: array, num_cells: int) -> bytes:
-        """Of a file that has the first cells before it. All tokens are there to be compared, for
-        keys and values depend on all of them."""
-        tokens = tokens[: num_cells * self._cells]
-        fields = {
-            "fingerprint": self._fingerprint,
-            "kind": suffix,
-            "num_cells": num_cells,
-            "decoded_by": self._decoded_by(tokens).decode(),
-        }
-        return head_of(fields, tokens)
 
     # ---- keeping -----------------------------------------------------------------------------
 
@@ -182,11 +124,12 @@ class PrefixKeeper:
         newest = (length - 1) // self._cells
         if newest < 1:
             return
-        names = self._names(sequence.processed, newest)
+        names = self._names.of_cells(sequence.processed, newest)
         needed = {name + suffix for name in names for suffix in PREFIX_SUFFIXES}
         # Cell newest - 2 and those before it are sealed, once the first token of `newest` is there.
-        for span in range((newest - 1) // self._span_cells):
-            self._keep_span(sequence, span, names, needed)
+        if self._layout.whole:
+            for span in range((newest - 1) // self._span_cells):
+                self._keep_span(sequence, span, SPAN_SUFFIX, names, needed)
         if is_last:
             # After going back to the end of a cell, or an interruption, others are in the ring.
             is_there = newest >= self._least_cells and self._is_there(sequence, newest)
@@ -223,15 +166,18 @@ class PrefixKeeper:
             return boundary * self._cells - kept_tokens >= self._end_tokens
         return boundary >= last - 1 and last * self._cells - kept_tokens >= _NEAR_TOKENS
 
-    def _keep_span(self, sequence: Sequence, span: int, names: list[str], needed: set[str]) -> None:
+    def _keep_span(
+        self, sequence: Sequence, span: int, suffix: str, names: list[str], needed: set[str]
+    ) -> None:
+        """A whole span's pages, of all layers of which files with the suffix have them."""
         stop = (span + 1) * self._span_cells
-        name = names[stop] + SPAN_SUFFIX
+        name = names[stop] + suffix
         if self._store.has(name):
             return
-        head = self._head(SPAN_SUFFIX, sequence.processed, stop)
-        sizes = self._layout.sealed_sizes(self._span_cells)
-        parts = self._sealed(sequence, span, self._span_cells)
-        self._write(name, head, parts, sizes, needed)
+        head = self._names.head(suffix, sequence.processed, stop)
+        shape = self._span_cells, self._names.layers_in(suffix)
+        sizes = self._layout.sealed_sizes(*shape)
+        self._write(name, head, self._sealed(sequence, span, *shape), sizes, needed)
 
     def _keep_end(
         self, sequence: Sequence, boundary: int, names: list[str], needed: set[str]
@@ -239,16 +185,19 @@ class PrefixKeeper:
         name = names[boundary] + END_SUFFIX
         if self._store.has(name):
             return
+        for whole_span in self._layout.window_spans(boundary):
+            self._keep_span(sequence, whole_span, WINDOW_SUFFIX, names, needed)
         span, num_cells = divmod(boundary - 1, self._span_cells)
-        head = self._head(END_SUFFIX, sequence.processed, boundary)
+        shape = num_cells, self._names.layers_in(END_SUFFIX)
+        head = self._names.head(END_SUFFIX, sequence.processed, boundary)
 
         def parts() -> _Parts:
-            yield from self._sealed(sequence, span, num_cells)
+            yield from self._sealed(sequence, span, *shape)
             yield from self._raw(sequence, boundary - 1)
             if sequence.states is not None:
                 yield sequence.states.at(boundary * self._cells)
 
-        sizes = [*self._layout.sealed_sizes(num_cells), *self._end_sizes]
+        sizes = [*self._layout.sealed_sizes(*shape), *self._end_sizes]
         self._write(name, head, parts(), sizes, needed)
         self._store.touch(self._all_files(names, boundary))
 
@@ -269,7 +218,7 @@ class PrefixKeeper:
         is_wanted = sequence.states is None or replaces
         if not is_wanted or (self._store.has(name) and not replaces):
             return
-        head = self._head(ROWS_SUFFIX, sequence.processed, cell)
+        head = self._names.head(ROWS_SUFFIX, sequence.processed, cell)
 
         def parts() -> _Parts:
             tokens = torch.full((self._cells,), _NO_TOKEN, dtype=torch.int32)
@@ -294,10 +243,10 @@ class PrefixKeeper:
         with closing(parts):  # it may hold pages
             self._store.write(name, head, parts, file_bytes(head, sizes), needed)
 
-    def _sealed(self, sequence: Sequence, span: int, num_cells: int) -> _Parts:
+    def _sealed(self, sequence: Sequence, span: int, num_cells: int, layers: list[int]) -> _Parts:
         """Near planes and records of a span's first cells, layer by layer."""
         used, kept = self._layout.used, self._layout.kept
-        for layer, at, _, count in self._layout.pieces(span, num_cells):
+        for layer, at, _, count in self._layout.pieces(span, num_cells, layers):
             with self._engine.store.look_at(sequence.table, layer, at) as pages:
                 near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
                 yield from repack(near, records, used[layer], kept[layer])
@@ -322,7 +271,7 @@ class PrefixKeeper:
 
     def _mode_mark(self, tokens: array) -> torch.Tensor:
         """(_MARK_BYTES,) uint8, of the mode that some of the tokens were decoded in."""
-        mark = hashlib.sha256(self._decoded_by(tokens)).digest()
+        mark = hashlib.sha256(self._names.decoded_by(tokens)).digest()
         return torch.frombuffer(bytearray(mark[:_MARK_BYTES]), dtype=torch.uint8)
 
     # ---- finding -----------------------------------------------------------------------------
@@ -343,14 +292,15 @@ class PrefixKeeper:
         num_cells = len(wanted) // self._cells
         if num_cells < sequence.length // self._cells + self._least_cells:
             return
-        names = self._names(wanted, num_cells)
+        names = self._names.of_cells(wanted, num_cells)
         for boundary in range(num_cells, self._least_cells - 1, -1):
             if boundary < sequence.length // self._cells + self._least_cells:
                 return
-            chain = self._chain(names, boundary)
-            if not self._store.has(chain[-1]) or self._unusable.intersection(chain):
+            chain = self._names.chain(names, boundary)
+            files = [link.name for link in chain]
+            if not self._store.has(files[-1]) or self._unusable.intersection(files):
                 continue
-            if all(map(self._store.has, chain)):
+            if all(map(self._store.has, files)):
                 if self._take_in(sequence, wanted, boundary, chain, on_progress):
                     rows = names[boundary] + ROWS_SUFFIX
                     self._store.touch([*self._all_files(names, boundary), rows])
@@ -360,31 +310,31 @@ class PrefixKeeper:
                     return
 
     def _take_in(
-        self, sequence: Sequence, wanted: array, boundary: int, chain: list[str], on_progress
+        self, sequence: Sequence, wanted: array, boundary: int, chain: list[Link], on_progress
     ) -> bool:
         """Whether the sequence goes on from the end of cell boundary - 1 now; else it is empty."""
-        done = False
-        name = chain[0]
-        self._engine.sequences.begin_anew(sequence)
+        done, sequences = False, self._engine.sequences
+        name = chain[0].name
+        sequences.begin_anew(sequence)
         if sequence.states is not None:
             sequence.states.forget_behind(0)
         try:
-            for span, name in enumerate(chain):
-                stop = min((span + 1) * self._span_cells, boundary)
-                is_end = name is chain[-1]
-                suffix, num_cells = (END_SUFFIX, boundary) if is_end else (SPAN_SUFFIX, stop)
-                head = self._head(suffix, wanted, num_cells)
-                self._read(sequence, name, head, span, boundary if is_end else None)
-                if on_progress is not None:
-                    on_progress(min(stop, boundary) * self._cells)
             sequence.oldest_raw_cell = boundary - 1
+            for layer, num_records in self._layout.num_unseen(boundary):
+                sequences.pass_over(sequence, layer, num_records)
+            for link in chain:
+                is_end, name = link is chain[-1], link.name
+                stop = boundary if is_end else (link.span + 1) * self._span_cells
+                self._read(sequence, link, self._names.head(link.suffix, wanted, stop), boundary)
+                if on_progress is not None:
+                    on_progress(stop * self._cells)
             sequence.processed[:] = wanted[: boundary * self._cells]
             sequence.is_settled = done = True
         except (OSError, BadPrefixFile, FloatingPointError) as error:
             self._tell_unusable(name, error)
         finally:
             if not done:
-                self._engine.sequences.rewind(sequence, 0)
+                sequences.rewind(sequence, 0)
         return done
 
     def _tell_unusable(self, name: str, error: Exception) -> None:
@@ -406,7 +356,7 @@ class PrefixKeeper:
         """Go on behind the rows that the sequence, at the end of a cell, has in common with those
         that are kept. Rows behind its length are garbage, whatever becomes of them here."""
         cell = sequence.length // self._cells
-        head, sizes = self._head(ROWS_SUFFIX, wanted, cell), self._rows_sizes
+        head, sizes = self._names.head(ROWS_SUFFIX, wanted, cell), self._rows_sizes
         room = torch.empty(max(sizes), dtype=torch.uint8)
         try:
             with read_prefix_file(self._store.path(name), head, sizes) as file:
@@ -428,16 +378,18 @@ class PrefixKeeper:
             return
         sequence.processed.extend(new)
 
-    def _read(self, sequence: Sequence, name: str, head: bytes, span: int, end: int | None) -> None:
+    def _read(self, sequence: Sequence, link: Link, head: bytes, boundary: int) -> None:
         """Append what a file has beyond the table's records; of an end file, the raw cell too."""
-        num_cells = self._span_cells if end is None else end - 1 - span * self._span_cells
-        sealed = self._layout.sealed_sizes(num_cells)
-        sizes = sealed + ([] if end is None else self._end_sizes)
+        is_end, num_cells = link.suffix == END_SUFFIX, self._span_cells
+        if is_end:
+            num_cells = boundary - 1 - link.span * self._span_cells
+        layers = self._names.layers_in(link.suffix)
+        sizes = self._layout.sealed_sizes(num_cells, layers) + self._end_sizes * is_end
         room = torch.empty(max(sizes), dtype=torch.uint8)
         table, store = sequence.table, self._engine.store
         used, kept = self._layout.used, self._layout.kept
-        with read_prefix_file(self._store.path(name), head, sizes) as file:
-            for layer, _, first, count in self._layout.pieces(span, num_cells):
+        with read_prefix_file(self._store.path(link.name), head, sizes) as file:
+            for layer, _, first, count in self._layout.pieces(link.span, num_cells, layers):
                 near = file.take(room).view(count, -1).clone()
                 records = file.take(room).view(count, -1)
                 known = table.num_records(layer) - first
@@ -445,9 +397,9 @@ class PrefixKeeper:
                     near, records = repack(near, records, kept[layer], used[layer])
                     new = slice(max(0, known), count)
                     store.write(table, layer, first + new.start, near[new], records[new])
-            if end is not None:
-                self._take_raw(file, room, self._raw(sequence, end - 1))
-                self._take_state(file, room, sequence, end * self._cells)
+            if is_end:
+                self._take_raw(file, room, self._raw(sequence, boundary - 1))
+                self._take_state(file, room, sequence, boundary * self._cells)
 
     def _take_state(self, file, room: torch.Tensor, sequence: Sequence, length: int) -> None:
         """The state behind `length` tokens, which is a file's next part, if there are any."""

@@ -14,6 +14,7 @@ import torch
 from .page_table import Extent, PageTable, Tier
 
 TIERS = tuple(Tier)
+NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RecordMap:
     near_rows: int64 tensor, each record's row of the layer's arena of near planes, on the compute
     device.
     tier: int8, index into TIERS; frame: int64, row of that tier's arena, or of the scratch file.
+    extents: of each span, None where it was dropped or skipped: its records have tier NOWHERE.
     """
 
     version: int
@@ -30,19 +32,19 @@ class RecordMap:
     near_rows: torch.Tensor
     tier: np.ndarray
     frame: np.ndarray
-    extents: list[Extent]
+    extents: list[Extent | None]
     records_per_span: int
 
     @cached_property
     def tiers(self) -> tuple[int, ...]:
-        """The tiers that occur."""
-        return tuple(np.unique(self.tier).tolist())
+        """The tiers that occur, by index."""
+        return tuple(index for index in np.unique(self.tier).tolist() if index != NOWHERE)
 
 
 def make_record_map(table: PageTable, layer: int, device: torch.device) -> RecordMap:
     """The map of all records that the layer has now."""
     count, per_span = table.num_records(layer), table.records_per_span
-    extents = [table.extent(layer, span) for span in range(table.num_spans(layer))]
+    extents = table.entries(layer)
     within = np.arange(per_span, dtype=np.int64)
 
     def spread(firsts: list[int]) -> np.ndarray:
@@ -50,14 +52,14 @@ def make_record_map(table: PageTable, layer: int, device: torch.device) -> Recor
             return np.empty(0, dtype=np.int64)
         return (np.array(firsts, dtype=np.int64)[:, None] + within).reshape(-1)[:count]
 
-    near = torch.from_numpy(spread([extent.near_base for extent in extents])).to(device)
-    tiers = np.array([TIERS.index(extent.tier) for extent in extents], dtype=np.int8)
+    near = torch.from_numpy(spread([e.near_base if e else 0 for e in extents])).to(device)
+    tiers = np.array([TIERS.index(e.tier) if e else NOWHERE for e in extents], dtype=np.int8)
     return RecordMap(
         table.version,
         layer,
         near,
         np.repeat(tiers, per_span)[:count],
-        spread([extent.base for extent in extents]),
+        spread([e.base if e else 0 for e in extents]),
         extents,
         per_span,
     )

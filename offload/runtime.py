@@ -21,6 +21,7 @@ from .plan import Plan
 from .planner import WRITE_BUFFERS
 from .sequence import Sequence
 from .weights import WeightStore
+from .windows import Windows
 
 # What guesses are made with: a coarse selection is right nearly as often as a finer one, and is had
 # for two thirds of the time or less (docs/log.md).
@@ -55,7 +56,12 @@ class Runtime:
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
         num_layers = config.num_page_layers
-        spare = geometry.spare_spans(num_layers, num_sequences)
+        most = Windows(config, geometry).most_spans(plan.context, plan.sweep_cells, num_sequences)
+        spare = sum(
+            geometry.spare_spans(layer, num_sequences)
+            for layer in range(num_layers)
+            if most[layer] is None
+        )
         if not disk_spans:
             disk_spans, host_spans = 0, plan.far_spans["host"] + spare
         else:
@@ -82,6 +88,7 @@ class Runtime:
                 "hot_records": plan.hot_records,
                 "pages_of": config.kv_pages,
                 "spans_at_once": list(map(geometry.spans_at_once, range(num_layers))),
+                "most_spans": most,
                 "policy": "first_layers" if mode and mode.selects else "interleave",
                 **store_options,
             },

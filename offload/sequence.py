@@ -16,6 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence as Items
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 
@@ -152,12 +153,25 @@ class _Strides:
         self.sink_bytes = sink_keys.shape[0] * self.sink_head_bytes
 
 
+@dataclass
+class Snapshot:
+    """What it takes to go on behind a sequence's first `length` tokens as long as their pages are
+    there: raw cells, the state of recurrent layers, and the last token's logits (vocab,)."""
+
+    length: int
+    oldest_raw_cell: int
+    raw: RawPages
+    state: torch.Tensor | None
+    logits: torch.Tensor
+
+
 class Sequence:
     """Tokens and their KV. The first `length` are processed; `tokens` may hold more, which wait.
 
     Invariants
       1. Every processed token lies in exactly one of: a sealed page of the table, or a raw cell.
-      2. The table holds all cells before cell(length - 1) - 1 for every layer, and never less.
+      2. The table counts all cells before cell(length - 1) - 1 for every layer, and never less. It
+         holds their pages, but for what nobody will see any more through a layer's window.
       3. Rows of raw cells at or behind `length` are garbage that no mask lets through.
 
     states: of the layers that have one in place of keys and values; None where all have those.
@@ -173,6 +187,7 @@ class Sequence:
         # and values have other bits.
         self.processed = array("i")
         self.remembered = array("i")  # the same of before, where tokens are not processed now
+        self.snapshots: list[Snapshot] = []  # of this sequence, from which one may go on
         self.kept_tokens = 0  # where one could go on by the prefix store, as far as is known
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
         # Whether the table holds no more than it should: not while something may be interrupted.

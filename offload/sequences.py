@@ -6,28 +6,15 @@ done, so that an interruption leaves less, and never something else. Computes no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from .geometry import Geometry
 from .model_config import ModelConfig
 from .page_table import PageTable
 from .pager import PageStore
-from .sequence import RawPages, Sequence, raw_slots
+from .sequence import RawPages, Sequence, Snapshot, raw_slots
 from .states import States
-
-
-@dataclass
-class Snapshot:
-    """What it takes to go on behind a sequence's first `length` tokens as long as their pages are
-    there: raw cells, the state of recurrent layers, and the last token's logits (vocab,)."""
-
-    length: int
-    oldest_raw_cell: int
-    raw: RawPages
-    state: torch.Tensor | None
-    logits: torch.Tensor
+from .windows import Windows
 
 
 class Sequences:
@@ -44,6 +31,7 @@ class Sequences:
         self._config, self._store, self._geometry = config, store, geometry
         self._device, self.sweep_cells = device, sweep_cells
         self._layouts = geometry.layouts(range(config.num_page_layers))
+        self.windows = Windows(config, geometry)
 
     def open(self, expected_tokens: int) -> Sequence:
         """An empty sequence. expected_tokens: how long it may become, for the policy."""
@@ -112,6 +100,29 @@ class Sequences:
         if not sequence.is_settled:
             self._store.truncate(sequence.table, self._sealed_records(sequence.length))
             sequence.is_settled = True
+
+    def let_go(self, sequence: Sequence, layer: int) -> None:
+        """Drop the spans of a layer that no query of the sequence will see any more. Called before
+        another one begins."""
+        if self.windows.bounds(layer):
+            self._store.drop(sequence.table, layer, self.windows.spans_seen(layer, sequence))
+
+    def pass_over(self, sequence: Sequence, layer: int, num_records: int) -> None:
+        """Count a layer's first records as if they were there, where it has fewer: no query of the
+        sequence will see them. In the span where what is seen begins they are zeros."""
+        self.let_go(sequence, layer)
+        store, table = self._store, sequence.table
+        per_span = table.records_per_span
+        keeps_pages = self.windows.keeps_pages(layer)
+        last = num_records // per_span * per_span if keeps_pages else num_records
+        while (have := table.num_records(layer)) < num_records:
+            if have < last and not table.ends_in_extent(layer):
+                store.skip(table, layer, last - have)
+                continue
+            count = min(num_records, (have // per_span + 1) * per_span) - have
+            near = torch.zeros(count, store.near_record_bytes[layer], dtype=torch.uint8)
+            records = torch.zeros(count, store.record_bytes, dtype=torch.uint8)
+            store.write(table, layer, have, near, records)
 
     def close(self, sequence: Sequence) -> None:
         self._store.close_table(sequence.table)

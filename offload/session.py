@@ -20,7 +20,6 @@ from .prefix_keeper import PrefixKeeper
 from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
 from .sequence import MOST_SNAPSHOTS
-from .sequences import Snapshot
 from .session_file import KeptTokens, SessionFile
 from .session_usage import SessionUsage
 from .stream import Stream
@@ -49,7 +48,6 @@ class Session:
         self._engine = runtime.engine
         self.context = context
         self._keeps_snapshots, self._prefixes = keeps_snapshots, prefixes
-        self._snapshots: list[Snapshot] = []  # where answers began: they can be made again
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
         self._is_chat = False  # whether the newest tokens are of messages, or of answers to them
@@ -118,8 +116,8 @@ class Session:
                 self._rewind(length)
             del sequence.tokens[length:], sequence.remembered[length:]
             self._known = min(self._known, length)
-            if sequence.length == length and self._snapshots:
-                newest = self._snapshots[-1]
+            if sequence.length == length and sequence.snapshots:
+                newest = sequence.snapshots[-1]
                 self._logits = newest.logits if newest.length == length else None
             self._turns = [turn for turn in self._turns if turn < length]
 
@@ -267,7 +265,7 @@ class Session:
         finally:
             if self._file is not None:
                 self._file.close()
-            self._snapshots.clear()
+            self._sequence.snapshots.clear()
             self._runtime.release(self._sequence)
             self._llm.forget(self)
 
@@ -340,16 +338,17 @@ class Session:
         sequence, sequences = self._sequence, self._engine.sequences
         self._forget_snapshots(length)
         # Should this be interrupted, what they were taken of is processed again, otherwise perhaps.
-        snapshots, self._snapshots = self._snapshots, []
+        snapshots, sequence.snapshots = sequence.snapshots, []
         if snapshots and snapshots[-1].length > sequence.resume_point(length):
             sequences.rewind_to(sequence, snapshots[-1])
         else:
             sequences.rewind(sequence, length)
-        self._snapshots, self._known = snapshots, max(self._known, length)
+        sequence.snapshots, self._known = snapshots, max(self._known, length)
 
     def _forget_snapshots(self, length: int) -> None:
         """What was taken behind more than the first `length` tokens is of another text."""
-        self._snapshots = [s for s in self._snapshots if s.length <= length]
+        sequence = self._sequence
+        sequence.snapshots = [s for s in sequence.snapshots if s.length <= length]
 
     def _process_whole_cells(self) -> None:
         cell = self._sequence.cell_tokens
@@ -399,7 +398,7 @@ class Session:
                 self._changed()
             self._restored += max(0, sequence.length - before)
             if sequence.length < before:  # it failed half-way, and nothing is left
-                self._snapshots.clear()
+                sequence.snapshots.clear()
                 self._known = max(self._known, before)
 
     def _report(self, phase: str, done: int, total: int, began: float) -> None:
@@ -463,12 +462,11 @@ class Session:
         """Remember this point, so that the answer that starts here can be made again or undone."""
         if not self._keeps_snapshots:
             return
-        sequence = self._sequence
-        if self._snapshots and self._snapshots[-1].length == sequence.length:
+        sequence, snapshots = self._sequence, self._sequence.snapshots
+        if snapshots and snapshots[-1].length == sequence.length:
             return
-        full = len(self._snapshots) >= MOST_SNAPSHOTS
-        old = self._snapshots.pop(0) if full else None
-        self._snapshots.append(self._engine.sequences.snapshot(sequence, self._logits, old))
+        old = snapshots.pop(0) if len(snapshots) >= MOST_SNAPSHOTS else None
+        snapshots.append(self._engine.sequences.snapshot(sequence, self._logits, old))
 
     def guesses(self) -> tuple[int, int]:
         """Guesses of tokens that were accepted and rejected since the session began."""

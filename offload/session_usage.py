@@ -27,7 +27,7 @@ class SessionUsage:
         now = self._runtime.store.stats.snapshot()
         spent, self._stats_before = now - self._stats_before, now
         table = self._sequence.table
-        pages = self._pages({n: table.num_records(n) for n in range(table.num_layers)})
+        pages = self._pages({n: table.num_kept(n) for n in range(table.num_layers)})
         return {
             "bits_per_element": plan.kv_bits_per_element,
             "pages": pages,

@@ -23,7 +23,7 @@ NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "9p", "afs", "ceph"),
     *("fuse.sshfs", "fuse.rclone", "fuse.s3fs", "glusterfs", "fuse.glusterfs", "lustre", "davfs"),
 }
-PREFIX_SUFFIXES = ".span", ".end", ".rows"  # of the files in it; see prefix_keeper
+PREFIX_SUFFIXES = ".span", ".window", ".end", ".rows"  # of the files in it; see prefix_keeper
 UNFINISHED_SUFFIX = ".part"
 _PREFIX_FOLDER = "ebbtide-prefixes"  # in a folder that the user names, which may hold other things
 _ADVICE = "choose another folder with --spill-dir"

@@ -37,6 +37,8 @@ pytestmark = pytest.mark.usefixtures("few_pages")
 
 CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
+# Windows that keep enough pages for some to lie on disk.
+WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma4")}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
 
 
@@ -73,7 +75,7 @@ def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tu
 @pytest.mark.parametrize("name", ["llama2", "qwen2", "mistral", "gemma2", "gemma4", "olmoe"])
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
-    folder = checkpoint(name)
+    folder = checkpoint(name, **WIDER.get(name, {}))
     with opened(folder, tmp_path, draft=False) as llm:
         expected, none = answers(llm, config)
         assert none == [(0, 0)] * 3 and llm.plan.drafts is None
@@ -264,7 +266,8 @@ def test_verifying_wishes_for_what_it_reads_alone(checkpoint, tmp_path, name, mo
 @needs_kernels
 def test_drafts_of_a_model_with_windows_wish_for_nothing_in_vain(checkpoint, tmp_path, always):
     """A layer that selects reads single records: its spans must not fill the staging slots."""
-    with opened(checkpoint("gemma2"), tmp_path) as llm, llm.session() as session:
+    folder = checkpoint("gemma2", **WIDER["gemma2"])
+    with opened(folder, tmp_path) as llm, llm.session() as session:
         session.append(LONG)
         session.last_logits()
         drafter, store = session._runtime.make_drafter(), session._runtime.store

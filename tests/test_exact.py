@@ -22,10 +22,10 @@ IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_se
 def run(folder, spill_dir, *, share=1.0, store=None, sweep=None, **options):
     """Logits of IDS, and the store's traffic."""
     with open_small(folder, spill_dir, store=store, **options) as llm:
-        keep_in_memory(llm, NUM_TOKENS, share)
         if sweep is not None:
             plan = llm.admission.plan
-            llm.admission.plan = lambda *a, **k: replace(plan(*a, **k), sweep_cells=sweep)
+            llm.admission.plan = lambda *a, **k: plan(*a, **{**k, "sweep_cells": sweep})
+        keep_in_memory(llm, NUM_TOKENS, share)
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         return logits, llm.last_stats
 
@@ -137,9 +137,11 @@ def test_every_codec_is_exact(folder, tmp_path, codec):
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2-window"])
-def test_windows_are_exact_too(checkpoint, tmp_path, name):
-    one, _ = run(checkpoint(name), tmp_path, **TINY)
-    other, stats = run(checkpoint(name), tmp_path, share=0.0, sweep=3, **TINY)
+@pytest.mark.parametrize("window", [48, 400], ids=["within a span", "of several spans"])
+def test_windows_are_exact_too(checkpoint, tmp_path, name, window):
+    folder = checkpoint(name, sliding_window=window)
+    one, _ = run(folder, tmp_path, **TINY)
+    other, stats = run(folder, tmp_path, share=0.0, sweep=3, **TINY)
     assert torch.equal(one, other) and stats.bytes_read["disk"] > 0
 
 

@@ -25,6 +25,7 @@ from page_stores import (
     mixes,
     opened,
     rows,
+    spans_there,
     threads,
     until,
     write,
@@ -295,6 +296,10 @@ class StoreMachine(RuleBasedStateMachine):
         table = self.any_table(pick)
         tags = range(self.next_tag, self.next_tag + count)
         self.next_tag += count
+        left = -len(self.model[table][layer]) % S
+        if left and table.entries(layer)[-1] is None:  # nothing is written to what was dropped
+            self.store.skip(table, layer, left)
+            self.model[table][layer] += [0] * left
         try:
             write(self.store, table, layer, tags)
             self.model[table][layer] += tags
@@ -314,6 +319,22 @@ class StoreMachine(RuleBasedStateMachine):
         table = self.any_table(pick)
         self.store.truncate(table, keep)
         self.model[table] = [tags[:keep] for tags in self.model[table]]
+
+    @has_tables
+    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), first=st.integers(0, 4))
+    def drop(self, pick, layer, first):
+        table = self.any_table(pick)
+        self.store.drop(table, layer, [range(first, first + 2), range(4, 9)])
+        there = spans_there(table, layer)
+        assert all(first <= span < first + 2 or span >= 4 for span in there)
+
+    @has_tables
+    @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), count=st.integers(1, 2 * S))
+    def skip(self, pick, layer, count):
+        table = self.any_table(pick)
+        if not table.ends_in_extent(layer):
+            self.store.skip(table, layer, count)
+            self.model[table][layer] += [0] * count
 
     @has_tables
     @rule(pick=st.integers(0, 9))
@@ -354,7 +375,8 @@ class StoreMachine(RuleBasedStateMachine):
     def fetch_records(self, pick, layer, records, in_place):
         table = self.any_table(pick)
         tags = self.model[table][layer]
-        there = sorted(record for record in records if record < len(tags))
+        spans = spans_there(table, layer)
+        there = sorted(r for r in records if r < len(tags) and r // S in spans)
         self.store.records.is_ready(table, layer, there)
         in_place = in_place and self.store.records.reads_in_place
         check_records(self.store, table, layer, tags, there, in_place)

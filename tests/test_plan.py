@@ -22,6 +22,7 @@ from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.layer_config import Experts
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import ModelConfig
+from ebbtide.offload.page_spans import PageSpans
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.plan import Request
 from ebbtide.offload.planner import make_plan
@@ -280,13 +281,17 @@ def test_a_device_streams_layers_and_not_experts():
     assert plan.fits and plan.layers_streamed and not plan.expert_slots
 
 
-def test_where_windows_are_attended_whole_memory_keeps_far_planes():
+def test_windows_are_attended_whole_and_memory_keeps_them_before_hot_pages():
     config = replace(MODELS["small"], windows=(4096, 4096, 4096, None))
-    facts, limits = facts_of(config), Limits(None, 170 * MiB, 1024 * MiB, 50 * MiB)
-    geometry = choose_geometry(config, "8", selects=True)
-    plan = make_plan(facts, geometry, limits, Request(60_000))
-    assert plan.fits and plan.far_spans["host"] and plan.far_spans["disk"]
-    assert plan.hot_records == plan.num_spans * geometry.records_per_span // 10
+    geometry, request = choose_geometry(config, "8", selects=True), Request(60_000)
+    of_windows = PageSpans(config, geometry, request.context, 1).of_windows(1)
+    for mib, keeps_windows in ((145, True), (135, False)):
+        limits = Limits(None, mib * MiB, 1024 * MiB, 50 * MiB)
+        plan = make_plan(facts_of(config), geometry, limits, request)
+        fewest = plan.num_spans * geometry.records_per_span // 10
+        assert plan.fits and plan.far_spans["disk"] and plan.sweep_cells == 1
+        assert (plan.far_spans["host"] == of_windows) == keeps_windows
+        assert (plan.hot_records > fewest) == keeps_windows
 
 
 def test_a_token_reads_of_a_layer_with_a_window_its_last_spans():

@@ -146,7 +146,10 @@ def test_what_was_decoded_is_nobody_elses(folder, tmp_path, state):
 ORDERS = [
     *(("qwen2", range(10)), ("youtu", range(3))),
     *(("qwen3.5", range(6)), ("granite4-h", range(3)), ("lfm2", range(3))),
+    *(("gemma2", range(6)), ("gemma4", range(3)), ("mistral", range(3))),
 ]
+WITH_WINDOWS = ("gemma2", "gemma4", "mistral")
+WINDOWS = [50, 100, 200, 450]  # the first within the raw cells
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, s) for name, seeds in ORDERS for s in seeds])
@@ -154,7 +157,9 @@ ORDERS = [
 def test_any_order_of_things(checkpoint, tmp_path, state, monkeypatch, name, seed):
     """Sessions with a name and without, closed and opened again, in turn with other texts."""
     monkeypatch.setattr(prefix_keeper, "_NEAR_ROWS", CELL // 4)
-    chance, folder = random.Random(seed), checkpoint(name)
+    chance = random.Random(seed)
+    windows = {"sliding_window": chance.choice(WINDOWS)} if name in WITH_WINDOWS else {}
+    folder = checkpoint(name, **windows)
     geometry = {"span_tokens": chance.choice([64, 128, 256])}
     texts = [TEXT, MORE * 3, [*TEXT[:500], *MORE]]
     with opened(folder, tmp_path, cap=None, draft=False, **geometry) as alone:

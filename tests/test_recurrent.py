@@ -233,7 +233,7 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
             if sequences > 1:
                 branches.append(session.fork())
             held = [copy for branch in branches for copy in branch._sequence.states._copies]
-            held += [snapshot.state for snapshot in session._snapshots]
+            held += [snapshot.state for snapshot in session._sequence.snapshots]
             num_bytes = sum(copy.nbytes for copy in held)
             decoder, weights = session._engine.decoder, llm.admission.weights
             for layer in llm.config.state_layers:
