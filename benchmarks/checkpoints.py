@@ -94,6 +94,18 @@ OTHERS = {
         "Lfm2ForCausalLM",
         {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8, 10, 12, 14]},
     ),
+    "gemma-3-1b": Other(  # five of six layers have a window
+        Shape(26, 1152, 6912, 4, 1, 256, 262144, 1e6, 32768),
+        "Gemma3ForCausalLM",
+        {
+            "model_type": "gemma3_text",
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+            "rope_local_base_freq": 10000.0,
+            "query_pre_attn_scalar": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
     "deepseek-v2-lite": Other(
         Shape(27, 2048, 10944, 16, 16, 64, 102400, 10000.0, 163840),
         "DeepseekV2ForCausalLM",

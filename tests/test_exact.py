@@ -142,7 +142,9 @@ def test_windows_are_exact_too(checkpoint, tmp_path, name, window):
     folder = checkpoint(name, sliding_window=window)
     one, _ = run(folder, tmp_path, **TINY)
     other, stats = run(folder, tmp_path, share=0.0, sweep=3, **TINY)
-    assert torch.equal(one, other) and stats.bytes_read["disk"] > 0
+    assert torch.equal(one, other)
+    # Less than what is staged of pages is not worth staging.
+    assert window < 400 or stats.bytes_read["disk"] > 0
 
 
 def test_a_fork_goes_on_as_its_parent_would(folder, in_memory, tmp_path):

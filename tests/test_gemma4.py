@@ -140,14 +140,17 @@ def test_the_plan_counts_what_is_there_and_nothing_that_is_read_by_token(name):
     assert bool(by_token) == (name in ("E2B", "E4B"))
     # The embeddings are the head. 8 bits, and a scale for each group.
     assert 1.0 < plan.host["weights"] / sum(numbers.values()) < 1.15
-    # 8 bits and parameters of what the layers that have keys and values have, in whole spans.
-    elements = sum(
-        2 * config.shape_of(layer).kv_heads * config.shape_of(layer).head_dim
-        for layer in range(config.num_layers)
-        if not config.shares_kv(layer)
-    )
+    # 8 bits and parameters of what the layers that have keys and values have, in whole spans: of
+    # those with a window, what it shows.
+    elements = {True: 0, False: 0}
+    for layer in range(config.num_layers):
+        if not config.shares_kv(layer):
+            shape, has_window = config.shape_of(layer), config.windows[layer] is not None
+            elements[has_window] += 2 * shape.kv_heads * shape.head_dim
     kv_bytes = plan.kv_far_bytes + plan.host["near planes"]
-    assert 1.0 < kv_bytes / (elements * geometry.sealed_tokens(context)) < 1.15
+    of_whole = elements[False] * geometry.sealed_tokens(context)
+    shown = elements[True] * (max(filter(None, config.windows)) - geometry.cell_tokens)
+    assert 1.0 < (kv_bytes - shown) / of_whole and kv_bytes < 1.15 * of_whole + 4 * shown
 
 
 def test_layers_that_share_keep_no_pages(checkpoint, tmp_path):
