@@ -29,7 +29,7 @@ from .hot_records import HotRecords
 from .io_threads import IoThreads
 from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Pages, Planes
-from .policy import Policy, make_policy
+from .policy import Homes, Policy, make_policy
 from .record_reader import RecordReader
 from .span_addresses import SpanAddresses, SpanRun, TableAddresses
 from .transfer import Transfers
@@ -42,7 +42,8 @@ class PageStore:
     or of each; layers of one size share an arena of near planes. spans_at_once: how many spans each
     layer has where the one with the longest has one; by default all as many. most_spans: of layers
     that let go of old spans (`drop`), the most that they have at a time; None, the default: of one
-    that keeps all. The former have the fastest memory, since every step reads what they have.
+    that keeps all. spans_first: so many spans of the fastest memory are for the former, which have
+    what is free of it, since every step reads what they have.
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
     frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
     to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
@@ -83,6 +84,7 @@ class PageStore:
         pages_of: Sequence[int] | None = None,
         spans_at_once: Sequence[int] | None = None,
         most_spans: Sequence[int | None] | None = None,
+        spans_first: int = 0,
     ):
         self.num_layers, self.records_per_span = num_layers, records_per_span
         self.record_bytes = record_bytes
@@ -91,22 +93,20 @@ class PageStore:
         assert len(near_record_bytes) == num_layers
         self.near_record_bytes = tuple(near_record_bytes)  # by layer
         self._pages_of = pages_of or range(num_layers)
-        self._spans_at_once = spans_at_once or [1] * num_layers
-        self._most_spans = most_spans or [None] * num_layers
-        self._keeping = [layer for layer, most in enumerate(self._most_spans) if most is None]
+        spans_at_once = spans_at_once or [1] * num_layers
+        most_spans = most_spans or [None] * num_layers
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
-        self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._predictor = _predictor(predictor)
         self._tables: set[PageTable] = set()
         self._walk = Walk()
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
         near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
-        self._extents = Extents(
-            frames, records_per_span, near_arenas, self._spans_at_once, self._most_spans
-        )
+        self._extents = Extents(frames, records_per_span, near_arenas, spans_at_once, most_spans)
+        policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._homes = Homes(policy, self._extents, spans_at_once, most_spans, spans_first)
         if isinstance(eviction, str):
             eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
@@ -283,30 +283,9 @@ class PageStore:
             )
 
     def _allocate(self, table: PageTable, layer: int, span: int) -> Extent:
-        """A new extent, in the tier that the policy chooses."""
-        free = {tier: self._extents.num_free(tier) for tier in Tier}
-        if self._most_spans[layer] is not None:
-            fastest = next((tier for tier in Tier if free[tier]), Tier.HOST)
-            return self._extents.allocate(fastest, layer, span)
-        # As if all layers that keep theirs had spans as long as this one's.
-        own = self._spans_at_once[layer]
-        of_all = sum(self._spans_at_once[other] for other in self._keeping)
-        expected = None if table.expected_spans is None else table.expected_spans * own
-        free = self._less_what_is_owed(free)
-        number = self._keeping.index(layer)
-        tier = self._policy.choose(number, span, free, -(-of_all // own), expected)
+        """A new extent, in the tier that is chosen for it."""
+        tier = self._homes.choose(layer, span, table.expected_spans)
         return self._extents.allocate(tier, layer, span)
-
-    def _less_what_is_owed(self, free: dict[Tier, int]) -> dict[Tier, int]:
-        """What is free for layers that keep their spans: the others may still have so many more,
-        and have the fastest. One is left where any is, whatever was owed."""
-        most = sum(most for most in self._most_spans if most is not None)
-        owed = max(0, most - self._extents.num_bounded)
-        left = {}
-        for tier, count in free.items():
-            left[tier] = count - min(owed, count)
-            owed -= min(owed, count)
-        return left if any(left.values()) else free
 
     def _writable(self, table: PageTable, layer: int, span: int, start: int) -> Extent:
         """The extent of a partly filled span, with exactly `start` records and no other owner."""

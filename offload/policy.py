@@ -7,11 +7,11 @@ first record arrives, and a pass changes nothing. Knows numbers of extents, no b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .errors import InputError
-from .page_table import Tier
+from .page_table import Extents, Tier
 
 
 class Policy(Protocol):
@@ -88,6 +88,45 @@ class FirstLayers:
                 return tier
             owed -= free[tier]
         return choices[-1]
+
+
+class Homes:
+    """Of one store's extents: what layers have that let go of theirs comes first, and a policy
+    deals out the rest. See PageStore for spans_at_once, most_spans and spans_first."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        extents: Extents,
+        spans_at_once: Sequence[int],
+        most_spans: Sequence[int | None],
+        spans_first: int,
+    ):
+        self._policy, self._extents, self._spans_first = policy, extents, spans_first
+        self._spans_at_once = spans_at_once
+        self._keeping = [layer for layer, most in enumerate(most_spans) if most is None]
+        self._num_at_once = sum(spans_at_once[layer] for layer in self._keeping)
+
+    def choose(self, layer: int, span: int, expected_spans: int | None) -> Tier:
+        """expected_spans: how many the layers with the longest spans may reach."""
+        free = {tier: self._extents.num_free(tier) for tier in Tier}
+        if layer not in self._keeping:
+            return next((tier for tier in Tier if free[tier]), Tier.HOST)
+        # As if all layers that keep theirs had spans as long as this one's.
+        own = self._spans_at_once[layer]
+        expected = None if expected_spans is None else expected_spans * own
+        number, num_layers = self._keeping.index(layer), -(-self._num_at_once // own)
+        free = self._less_what_comes_first(free)
+        return self._policy.choose(number, span, free, num_layers, expected)
+
+    def _less_what_comes_first(self, free: dict[Tier, int]) -> dict[Tier, int]:
+        """What is free for layers that keep their spans: not what the others may still want of the
+        fastest, as long as something else is."""
+        wanted, left = max(0, self._spans_first - self._extents.num_bounded), {}
+        for tier, count in free.items():
+            left[tier] = count - min(wanted, count)
+            wanted -= min(wanted, count)
+        return left if any(left.values()) else free
 
 
 POLICIES: dict[str, type[Policy]] = {

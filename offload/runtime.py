@@ -56,7 +56,8 @@ class Runtime:
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
         num_layers = config.num_page_layers
-        most = Windows(config, geometry).most_spans(plan.context, plan.sweep_cells, num_sequences)
+        windows = Windows(config, geometry)
+        most = windows.most_spans(plan.context, plan.sweep_cells, num_sequences)
         spare = sum(
             geometry.spare_spans(layer, num_sequences)
             for layer in range(num_layers)
@@ -89,6 +90,7 @@ class Runtime:
                 "pages_of": config.kv_pages,
                 "spans_at_once": list(map(geometry.spans_at_once, range(num_layers))),
                 "most_spans": most,
+                "spans_first": windows.spans_of_one(plan.context, plan.sweep_cells),
                 "policy": "first_layers" if mode and mode.selects else "interleave",
                 **store_options,
             },

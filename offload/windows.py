@@ -69,6 +69,19 @@ class Windows:
             most.append(bounded if self.bounds(layer) else None)
         return most
 
+    def most_shown(self, layer: int) -> int | None:
+        """How many spans of the layer a token sees at most; None where it may see all."""
+        window = self._windows[layer]
+        if window is None:
+            return None
+        layout = self._geometry.layout_of(layer)
+        tokens = self._geometry.span_tokens_of(layout)
+        return window // tokens + 2 if self.keeps_pages(layer) else 0
+
+    def spans_of_one(self, context: int, sweep_cells: int) -> int:
+        """Of all layers with a window, what a sequence has that looks back from one place."""
+        return sum(most or 0 for most in self.most_spans(context, sweep_cells, 1))
+
     @property
     def most_tokens(self) -> int:
         """The most that one place to go on needs of the layers that keep pages of a window."""

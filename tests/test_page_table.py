@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.page_table import Extents, NoFrames, PageTable, Tier
-from ebbtide.offload.policy import FastestFirst, FirstLayers, Interleave, make_policy
+from ebbtide.offload.policy import FastestFirst, FirstLayers, Homes, Interleave, make_policy
 
 S = 3  # records per span
 
@@ -120,6 +120,55 @@ def test_arenas_share_out_extents_by_what_their_layers_take():
             for span in range(longest * count):
                 extents.allocate(Tier.HOST, layer, span)
         assert extents.num_free(Tier.HOST) == 0
+
+
+@pytest.mark.parametrize("arenas", [[0, 1, 0], [0, 0, 0], [0, 1, 2]])
+def test_layers_with_at_most_so_many_have_near_planes_for_those(arenas):
+    most = [2, None, 3]
+    extents = Extents({Tier.HOST: 10 * S}, S, arenas, [1, 1, 1], most)
+    for layer, count in enumerate((2, 5, 3)):
+        for span in range(count):
+            extents.allocate(Tier.HOST, layer, span)
+    assert (extents.num_bounded, extents.num_free(Tier.HOST)) == (5, 0)
+
+
+def test_what_is_let_go_of_comes_first():
+    """Layer 0 keeps all, layer 1 at most two: of three extents in memory two are for the latter."""
+    extents = Extents({Tier.HOST: 3 * S, Tier.DISK: 9 * S}, S, [0, 0], [1, 1], [None, 2])
+    homes = Homes(FastestFirst(), extents, [1, 1], [None, 2], 2)
+
+    def take(layer: int, span: int) -> Tier:
+        return extents.allocate(homes.choose(layer, span, None), layer, span).tier
+
+    assert [take(0, span) for span in range(3)] == [Tier.HOST, Tier.DISK, Tier.DISK]
+    assert [take(1, span) for span in range(2)] == [Tier.HOST, Tier.HOST]
+    extents.release(extents.owner(Tier.HOST, 2 * S))  # of layer 1, which another will follow
+    assert take(0, 3) is Tier.DISK and take(1, 2) is Tier.HOST
+
+
+def test_records_may_be_dropped_and_passed_over():
+    extents, table = Extents({Tier.HOST: 9 * S}, S), PageTable(2, S)
+    for count in (S, S, 1):
+        append(extents, table, 0, Tier.HOST, count)
+    other = table.fork()
+    for extent in table.extents():
+        extents.share(extent)
+    for extent in table.drop(0, [range(1), range(2, 9)]):
+        extents.release(extent)
+    table.skip(1, S + 2)
+    assert [extent is None for extent in table.entries(0)] == [False, True, False]
+    assert (table.num_records(0), table.num_kept(0), other.num_kept(0)) == (2 * S + 1, S + 1, 7)
+    assert (table.num_records(1), table.num_spans(1), table.num_kept(1)) == (S + 2, 2, 0)
+    with pytest.raises(AssertionError, match="was dropped"):
+        table.extent(0, 1)
+    with pytest.raises(AssertionError, match="rest is skipped"):
+        table.skip(0, 1)  # the last span has a record
+    extents.check([table, other])
+    for each in (table, other):
+        for extent in each.truncate([S, 1]):
+            extents.release(extent)
+    extents.check([table, other])
+    assert [each.num_kept(0) for each in (table, other)] == [S, S]
 
 
 def test_layers_that_share_see_the_pages_of_another():
