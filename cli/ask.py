@@ -19,6 +19,7 @@ from .documents import (
 )
 from .progress import ProgressDisplay
 from .run import Run
+from .schema_option import JsonSchemaOption, checked_json_schema
 from .shared_options import parsed, with_shared_options
 
 _MAX_NEW_TOKENS = 512
@@ -32,6 +33,9 @@ ebbtide ask "Who signed the contract?" contract.pdf
 ebbtide ask -m ./qwen --host-memory 6GiB "What changed?" old.md new.docx
 
 ebbtide ask -Q "Who wrote it?" -Q "When?" -Q "For whom?" thesis.pdf --pages 1-40
+
+ebbtide ask --json-schema '{"type": "object", "properties": {"year": {"type": "integer"}}}'
+"When was it built?" house.pdf
 
 curl -s https://example.org | ebbtide ask "What is this about?" """
 
@@ -55,6 +59,7 @@ def ask(
         ),
     ] = None,
     pages: PagesOption = None,
+    json_schema: JsonSchemaOption = None,
 ) -> None:
     """Ask questions about documents, read whole in one context."""
     if questions:  # as grep does with -e: what stands alone is a file
@@ -72,26 +77,33 @@ def ask(
         )
     asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
     pages = checked_pages(pages)
+    options = run.generation(max_new_tokens=_MAX_NEW_TOKENS) | checked_json_schema(json_schema)
     run.expect_answer()
     documents = read_documents(files or [], run.terminal, pages=pages)
     told = [warning for document in documents for warning in document.warnings]
     with run.open_llm() as llm:
         if len(asked) == 1:
             prompt = [{"role": "user", "content": join_documents(documents, asked[0])}]
-            output = run.answer(llm, prompt, run.generation(max_new_tokens=_MAX_NEW_TOKENS))
+            output = run.answer(llm, prompt, options)
             run.terminal.end_answer()
             run.finish(llm, output, told)
         else:
-            _ask_all(run, llm, documents, asked, told)
+            _ask_all(run, llm, documents, asked, options, told)
 
 
-def _ask_all(run: Run, llm: Any, documents: list[Any], asked: list[str], told: list[str]) -> None:
+def _ask_all(
+    run: Run,
+    llm: Any,
+    documents: list[Any],
+    asked: list[str],
+    options: dict[str, Any],
+    told: list[str],
+) -> None:
     """Each question goes to a fork of a session that has read the documents: its pages serve all.
 
     With --json: the object of one answer, its text all answers and its numbers their sums, and
     "answers" with the object of each.
     """
-    options = run.generation(max_new_tokens=_MAX_NEW_TOKENS)
     prompts = [[{"role": "user", "content": join_documents(documents, q)}] for q in asked]
     found = []
     began_s = time.monotonic()
@@ -122,6 +134,8 @@ def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options:
         context = most + options["max_new_tokens"] + _SPARE_TOKENS
         limit = llm.plan.model_context
         context = max(min(context, limit), most + 1)
+    if "json_schema" in options:
+        llm.expect_schemas()
     session = llm.session(context=context)
     with ProgressDisplay(run.terminal, run.signals.check) as progress:
         llm.on_progress = progress

@@ -18,6 +18,7 @@ from .dialogue import Dialogue, open_session
 from .documents import waiting_for_input
 from .plan import ModelArgument
 from .run import Run
+from .schema_option import JsonSchemaOption, checked_json_schema
 from .shared_options import with_shared_options
 
 EPILOG = """Examples:
@@ -49,6 +50,7 @@ def chat(
             show_default=False,
         ),
     ] = None,
+    json_schema: JsonSchemaOption = None,
     system: Annotated[
         str | None,
         typer.Option(
@@ -90,13 +92,19 @@ def chat(
             values.unbroken(text or "")
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=name) from None
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    if json_schema is not None and prompt is None and not piped:
+        raise typer.BadParameter(
+            "a conversation keeps to no schema; add -p TEXT or pipe a question",
+            param_hint="--json-schema",
+        )
+    options = run.generation() | checked_json_schema(json_schema)
     conversation = _open_conversation(run, session, resume)
     if system is not None:
         conversation.system = system
     changes = {} if history else {"prefix_cache": 0}  # of what LLM.open is told
-    piped = sys.stdin is not None and not sys.stdin.isatty()
     if prompt is not None or piped:
-        _answer_once(run, conversation, _one_message(run, prompt, piped), changes)
+        _answer_once(run, conversation, _one_message(run, prompt, piped), options, changes)
         return
     if run.terminal.as_json:
         raise typer.BadParameter(
@@ -147,15 +155,21 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
 
 
 def _answer_once(
-    run: Run, conversation: Conversation, message: str, changes: dict[str, Any]
+    run: Run,
+    conversation: Conversation,
+    message: str,
+    options: dict[str, Any],
+    changes: dict[str, Any],
 ) -> None:
     run.expect_answer()
     conversation.add("user", message)
     with run.open_llm(**changes) as llm:
         source = None
         if conversation.name is not None:
+            if "json_schema" in options:
+                llm.expect_schemas()
             source = open_session(run, llm, conversation)
-        output = run.answer(llm, conversation.messages, run.generation(), source=source)
+        output = run.answer(llm, conversation.messages, options, source=source)
         run.terminal.end_answer()
         if not is_blank(output):  # else it is as if nothing had been asked
             conversation.add("assistant", output.text)

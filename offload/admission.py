@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from .budget import Limits
+from .budget import Limits, format_size
 from .checkpoint import Checkpoint
 from .engine import rows_stand_alone
+from .errors import DoesNotFit
 from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
@@ -125,6 +126,24 @@ class Admission:
             few, more = (few, middle) if keeps_more(middle) else (middle, more)
         self.limits = replace(self.limits, host_bytes=few)
         self.plan(context, sequences, **request).raise_if_unfit()
+
+    def set_aside(self, num_bytes: int, what: str) -> None:
+        """Count so much host memory more as the runtime's, from now on. what: takes it, for the
+        DoesNotFit where open requests have left less."""
+        plans = [runtime.plan for runtime in self._open_runtimes()]
+        if plans:
+            shared = {n: size for n, size in plans[-1].host.items() if n not in _REQUEST_ITEMS}
+            left = self._free().host_bytes - sum(shared.values())
+            if left < num_bytes:
+                raise DoesNotFit(
+                    f"{what} takes {format_size(num_bytes)}, and open sessions have left "
+                    f"{format_size(max(0, left))}: raise the host budget, or open them afterwards.",
+                    tier="host",
+                    needed_bytes=num_bytes,
+                    available_bytes=max(0, left),
+                )
+        runtime_bytes = self.limits.runtime_bytes + num_bytes
+        self.limits = replace(self.limits, runtime_bytes=runtime_bytes)
 
     def admit(
         self,

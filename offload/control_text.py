@@ -124,6 +124,16 @@ class ControlText:
             text = alias.join(parts)
         return text
 
+    def parts(self, text: str) -> list[ControlToken | str]:
+        """A text of a template's, cut at the control strings in it."""
+        by_text = {token.text: token for token in self.tokens}
+        parts: list[ControlToken | str] = []
+        end = 0
+        for found in self._found(GUARDS[0]).finditer(text):
+            parts += [text[end : found.start()], by_text[found[0]]]
+            end = found.end()
+        return [part for part in (*parts, text[end:]) if part]
+
     def _found(self, guard: str) -> re.Pattern:
         """Matches the control strings that have no guard in them. Only one of a single character
         can have it right behind."""

@@ -77,13 +77,16 @@ class Detokenizer:
                     "token; it can by ByteLevel, Metaspace, and Replace with ByteFallback"
                 )
 
-    def piece(self, token_id: int) -> bytes:
-        """What a token adds to the text; b"" for an id that the tokenizer does not know."""
+    def piece(self, token_id: int, keep: bool = True) -> bytes:
+        """What a token adds to the text; b"" for an id that the tokenizer does not know. keep:
+        whether it is likely to be asked for again."""
         piece = self._pieces.get(token_id)
         if piece is None:
             if not 0 <= token_id < self._num_ids:
                 return b""
-            piece = self._pieces[token_id] = self._bytes_of(self._id_to_token(token_id))
+            piece = self._bytes_of(self._id_to_token(token_id))
+            if keep:
+                self._pieces[token_id] = piece
         return piece
 
     def _bytes_of(self, token: str | None) -> bytes:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadCheckpoint, InputError
+from .json_schema import checked_schema
 
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64
@@ -51,6 +52,7 @@ class GenerationConfig:
     eos_token_ids: tuple[int, ...] = ()
     # None: as the chat template does by itself; one of THINK_LEVELS: so much, where it knows them
     think: bool | str | None = None
+    json_schema: str | None = None  # the answer is a JSON value that this schema allows
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -202,6 +204,10 @@ def _think(name: str, value: Any) -> bool | str | None:
     return value
 
 
+def _schema(name: str, value: Any) -> str | None:
+    return None if value is None else checked_schema(name, value)
+
+
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     allowed = "a token id, or a list of them"
     ids = (value,) if isinstance(value, (int, float, str)) else value
@@ -226,4 +232,5 @@ _CHECKS = {
     "seed": _whole(0, 2**64 - 1, optional=True),
     "eos_token_ids": _ids,
     "think": _think,
+    "json_schema": _schema,
 }

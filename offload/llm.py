@@ -18,6 +18,7 @@ import torch
 from ..prefetch.stats import Stats
 from . import scoring
 from .admission import Admission
+from .answer_rules import AnswerRules
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes
 from .errors import DoesNotFit, EbbtideError, InputError
@@ -69,6 +70,7 @@ class LLM:
             torch.set_num_threads(options.threads)
         self._warnings: list[str] = []
         self._is_open = True
+        self.rules = AnswerRules(self)
         self.on_progress: Callable[[Progress], None] | None = None
         self.check: Callable[[], None] | None = None
         self.builtin = model is None
@@ -223,6 +225,8 @@ class LLM:
         ids = self.encode(prompt, think=config.think)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
+        chat = is_messages(prompt)
+        constraint = self.rules.constraint(config, ids if chat else None)
         context = self._context_for(len(ids), config)
         check_room(len(ids) + 1, context, self.config.max_positions)
         is_known = self._context is not None or config.max_new_tokens is not None
@@ -230,10 +234,15 @@ class LLM:
         session = self.open_session(context, sequences=1, reach=reach)
         try:
             session.append(ids, process=False)
-            return Stream(session, config, closes_session=True, chat=is_messages(prompt))
+            return Stream(session, config, constraint, closes_session=True, chat=chat)
         except BaseException:
             session.close()
             raise
+
+    def expect_schemas(self) -> None:
+        """Set aside the memory that answers take which are kept to a schema, before a session takes
+        all there is. (Else the first such answer does it.) Raises DoesNotFit."""
+        self.rules.expect()
 
     def plan_at(self, context: int) -> Plan:
         """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
@@ -425,13 +434,12 @@ class LLM:
         """
         forks = sum(1 for s in self._sessions if s._engine is engine)
         if forks >= _SESSION_SEQUENCES - 2:
+            raw_bytes = self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES
             raise DoesNotFit(
                 f"a session has room for {_SESSION_SEQUENCES - 3} fork at a time; close one first",
                 tier="host",
-                needed_bytes=(forks + 1)
-                * self.plan.host.get("raw tokens", 0)
-                // _SESSION_SEQUENCES,
-                available_bytes=forks * self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES,
+                needed_bytes=(forks + 1) * raw_bytes,
+                available_bytes=forks * raw_bytes,
             )
 
     def device_peak_bytes(self) -> int:

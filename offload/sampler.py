@@ -3,7 +3,8 @@
 The filters and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p,
 min-p. What is left is sampled with one random number per token by inverting the cumulative
 distribution over ids, on the CPU: the same seed gives the same tokens on every machine that
-computes the same logits. Greedy choice goes to the lowest id among equals.
+computes the same logits. Greedy choice goes to the lowest id among equals. A constraint, if there
+is one, comes before all filters but the penalty.
 
 Knows no model and no text, and keeps no token: the history is given with every call.
 """
@@ -14,21 +15,26 @@ import math
 import random
 from collections.abc import Sequence
 from copy import copy
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import ModelError
 from .generation import GenerationConfig
 
+if TYPE_CHECKING:
+    from .constraint import Constraint
+
 
 class Sampler:
     """Chooses the tokens of one answer. Not for several answers: each starts from the seed.
 
     `seed` is the one in use, also where the config leaves it open, so that a run can be repeated.
+    constraint: what tokens may come; it goes along with what is chosen. None: all may.
     """
 
-    def __init__(self, config: GenerationConfig):
-        self.config = config
+    def __init__(self, config: GenerationConfig, constraint: Constraint | None = None):
+        self.config, self.constraint = config, constraint
         self.seed = random.SystemRandom().getrandbits(63) if config.seed is None else config.seed
         self._random = random.Random(self.seed)
 
@@ -37,11 +43,20 @@ class Sampler:
         other = copy(self)
         other._random = random.Random()
         other._random.setstate(self._random.getstate())
+        if self.constraint is not None:
+            other.constraint = self.constraint.twin()
         return other
 
     def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
-        a repetition penalty is set). ModelError when the logits are not numbers."""
+        a repetition penalty is set). ModelError when the logits are not numbers; InputError where
+        a constraint cannot be followed."""
+        token = self._chosen(logits, history_ids)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        return token
+
+    def _chosen(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         logits = logits.detach().to("cpu", torch.float32)  # (vocab,)
         best = _first_best(logits)
         if not math.isfinite(logits[best]):
@@ -51,6 +66,9 @@ class Sampler:
             )
         if self.config.greedy:
             penalised = penalise(logits, history_ids, self.config.repetition_penalty)
+            if self.constraint is not None:
+                allowed = self.constraint.allowed()
+                return int(allowed[_first_best(penalised[allowed])])
             return best if penalised is logits else _first_best(penalised)
         ids, scores = self._kept(logits, history_ids)
         probabilities = scores.softmax(-1).double()
@@ -77,7 +95,11 @@ class Sampler:
         looks only at what the one before it left: vocabularies are long.
         """
         config, ids = self.config, None
-        scores = penalise(logits, history_ids, config.repetition_penalty) / config.temperature
+        scores = penalise(logits, history_ids, config.repetition_penalty)
+        if self.constraint is not None:
+            ids = self.constraint.allowed()
+            scores = scores[ids]
+        scores = scores / config.temperature
         for keep, limit in (
             (top_k_places, config.top_k),
             (top_p_places, config.top_p),

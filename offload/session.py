@@ -176,18 +176,19 @@ class Session:
             turn = common = len(held)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
+        chat = self._is_chat if prompt is None else is_messages(prompt)
+        constraint = self._llm.rules.constraint(config, ids if chat else None)
         most = config.max_new_tokens
         if most is not None:
             self._admit(len(ids) + min(1, most))
         else:
             self._admit(len(ids) + 1)
         self._replace_from(common, ids)
-        if prompt is not None:
-            self._is_chat = is_messages(prompt)
+        self._is_chat = chat
         made_again = is_messages(prompt) and turn == len(ids) and self._turns
         if not made_again:  # else undo goes back to before the same question
             self._turns.append(turn)
-        return Stream(self, config, closes_session=False, chat=self._is_chat)
+        return Stream(self, config, constraint, closes_session=False, chat=chat)
 
     # ---- a name ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from .output import Output, Piece
 from .sampler import Sampler
 
 if TYPE_CHECKING:
+    from .constraint import Constraint
     from .session import Session
 
 
@@ -26,9 +27,16 @@ class Stream(Iterator[Piece]):
     """
 
     def __init__(
-        self, session: Session, config: GenerationConfig, *, closes_session: bool, chat: bool
+        self,
+        session: Session,
+        config: GenerationConfig,
+        constraint: Constraint | None = None,
+        *,
+        closes_session: bool,
+        chat: bool,
     ):
-        """chat: whether messages are answered; thoughts are told from answers only there."""
+        """chat: whether messages are answered; thoughts are told from answers only there.
+        constraint: what the answer is kept to."""
         self._fields: tuple[dict, dict] | None = ({}, {})  # there is nothing to end yet
         self._session, self._config, self._closes = session, config, closes_session
         self._llm = session._llm
@@ -50,6 +58,7 @@ class Stream(Iterator[Piece]):
                 "the answer may have."
             )
         self._sampler: Sampler | None = None  # None until the first step
+        self._constraint = constraint
         self._reader = self._llm.tokenizer.answer_reader(
             session._sequence.tokens if chat else None, config.stop_strings
         )
@@ -78,7 +87,7 @@ class Stream(Iterator[Piece]):
         """One token: what follows the last one, its text, and whether it is the end."""
         session, config = self._session, self._config
         if self._sampler is None:
-            logits, self._sampler = session.last_logits(), Sampler(config)
+            logits, self._sampler = session.last_logits(), Sampler(config, self._constraint)
             session.take_snapshot()
             self._prefill_s = time.perf_counter() - self._began
         else:
@@ -91,7 +100,8 @@ class Stream(Iterator[Piece]):
             self._ttft_s = time.perf_counter() - self._began
         is_eos = token in config.eos_token_ids
         thought, text = ("", "") if is_eos else self._reader.push(token)
-        if is_eos or self._reader.is_over:
+        is_complete = self._constraint is not None and self._constraint.is_over
+        if is_eos or is_complete or self._reader.is_over:
             self._finish = "stop"
         elif len(self.token_ids) >= self._most:
             self._finish = "length"

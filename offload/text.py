@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 from .answer_reader import AnswerReader, MarkedReader
 from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer, TextStream
-from .errors import InputError
+from .errors import InputError, UnsupportedModel
 from .harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
 from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
@@ -330,6 +330,25 @@ class Tokenizer:
             raise InputError(f"the text holds {texts}, which {self.name} cannot spell as text")
         return ids
 
+    def encode_inside(self, text: str) -> list[int] | None:
+        """The ids of plain text in the middle of a text. None where the tokenizer would not join
+        it to what is before without a space, or cannot spell it."""
+        try:
+            return self._encode_after([-1], text)
+        except InputError:
+            return None
+
+    def mark_parts(self, mark: str) -> list[int | str]:
+        """A mark of the chat template as a model writes it: special tokens, and text."""
+        parts: list[int | str] = []
+        for part in self._control.parts(mark):
+            if isinstance(part, ControlToken):
+                part = part.token_id if part.is_special else part.text
+            if parts and isinstance(part, str) and isinstance(parts[-1], str):
+                part = parts.pop() + part
+            parts.append(part)
+        return parts
+
     # Continuing
 
     def _agreement(
@@ -397,6 +416,18 @@ class Tokenizer:
         stream = self.stream(skip_special)
         return "".join([*map(stream.push, ids), stream.finish()])
 
+    def token_bytes(self, num_ids: int) -> list[bytes]:
+        """What each of the first num_ids tokens adds to a text; b"" where that is nothing. Raises
+        UnsupportedModel for a tokenizer that puts blanks between all tokens."""
+        if self._detokenizer.separator:
+            raise UnsupportedModel(f"the tokenizer of {self.name} puts blanks between all tokens")
+        return [self._detokenizer.piece(i, keep=False) for i in range(num_ids)]
+
+    @property
+    def drops_first_blank(self) -> bool:
+        """Whether a blank at the beginning of a text is none of its characters."""
+        return bool(self._detokenizer.num_stripped or self._detokenizer.first_without_spaces)
+
     @cached_property
     def thought_marks(self) -> tuple[str, str] | None:
         """What stands around a thought in an answer to a chat, or None."""
@@ -429,9 +460,15 @@ class Tokenizer:
         marks = self.thought_marks
         if prompt_ids is None or marks is None:
             return MarkedReader(self.stream(), Thoughts(None), stops)
-        end = self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False)
         decoded = TextStream(self._detokenizer, self._unmarked_ids)
-        return MarkedReader(decoded, Thoughts(marks, is_open(end, marks)), stops)
+        return MarkedReader(decoded, Thoughts(marks, self.is_thinking(prompt_ids)), stops)
+
+    def is_thinking(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a chat's prompt ends within a thought."""
+        marks = self.thought_marks
+        if marks is None:
+            return False
+        return is_open(self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False), marks)
 
     @cached_property
     def _unmarked_ids(self) -> frozenset[int]:

@@ -49,7 +49,7 @@ def script(monkeypatch):
     tokens = []
 
     class Scripted:
-        def __init__(self, config):
+        def __init__(self, config, constraint=None):
             pass
 
         def choose(self, logits, seen):

@@ -43,6 +43,7 @@ def test_fields_are_pinned():
         "seed",
         "eos_token_ids",
         "think",
+        "json_schema",
         "warnings",
     ]
 

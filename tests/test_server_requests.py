@@ -69,6 +69,21 @@ def test_what_clients_send_besides_changes_nothing():
     assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
 
 
+def test_formats_become_schemas():
+    whole = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    sent = schema_format(whole, strict=False, description="An a.")
+    assert chat(response_format=sent).generation == {"json_schema": whole}
+    found = completion_request({"prompt": "x", "response_format": {"type": "json_object"}})
+    assert found.generation == {"json_schema": {"type": "object"}}
+
+
+SCHEMA = "response_format.json_schema.schema"
+
+
+def schema_format(schema, **more):
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, **more}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
@@ -77,7 +92,9 @@ def test_what_clients_send_besides_changes_nothing():
         ({"tools": [{}]}, "tools", "calls no tools"),
         ({"logprobs": True}, "logprobs", "may only be false"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
+        ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
+        ({"response_format": {"type": "json_schema"}}, f"{SCHEMA}", "is missing"),
+        ({"response_format": schema_format([])}, f"{SCHEMA}", f"{SCHEMA} must be a JSON schema"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number from 1"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "contradicts"),
         ({"temperature": -1}, "temperature", "at least 0"),

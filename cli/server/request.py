@@ -78,7 +78,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_choice": (("none", "auto"), f"{_ONLY_TEXT} and calls no tools"),
     "functions": (([],), f"{_ONLY_TEXT} and calls no functions"),
     "function_call": (("none", "auto"), f"{_ONLY_TEXT} and calls no functions"),
-    "response_format": (({"type": "text"},), f"{_ONLY_TEXT}, in no given format"),
     "modalities": ((["text"],), _ONLY_TEXT),
     "verbosity": (("medium",), "say in a message how long the answer should be"),
     "echo": ((False,), "the prompt is not repeated"),
@@ -131,10 +130,10 @@ def completion_request(body: dict[str, Any]) -> Request:
 def _request(body: dict[str, Any], asks: str) -> Request:
     """asks: the field that holds what is asked, "messages" or "prompt"."""
     given = {name: value for name, value in body.items() if value is not None}
-    known = {*_KNOWN[asks], *_SETTINGS, *_NEUTRAL, *_IGNORED}
+    known = {*_KNOWN[asks], *_SETTINGS, *_NEUTRAL, *_IGNORED, "response_format"}
     for name, value in given.items():
         if name not in known:
-            allowed = ", ".join(sorted({*_KNOWN[asks], *_SETTINGS}))
+            allowed = ", ".join(sorted({*_KNOWN[asks], *_SETTINGS, "response_format"}))
             raise BadRequest(
                 f"{name!r} is not a field that Ebbtide knows; allowed are {allowed}.", param=name
             )
@@ -192,7 +191,34 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
                 param="chat_template_kwargs",
             )
         found.setdefault("think", value)
+    if (schema := _schema_of(_typed(given, "response_format", dict, {}))) is not None:
+        found["json_schema"] = schema
     return found
+
+
+def _schema_of(format: dict[str, Any]) -> Any:
+    """Of a response_format; None where any text will do."""
+    kind = format.get("type", "text")
+    where = "response_format"
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise BadRequest(
+            f"'{where}' must have the type text, json_object or json_schema, not {kind!r}.",
+            param=where,
+        )
+    # strict is what they are always kept to, and the name is for the client.
+    schema = _typed(format, "json_schema", dict, {}).get("schema")
+    where = f"{where}.json_schema.schema"
+    if schema is None:
+        raise BadRequest(f"'{where}' is missing.", param=where)
+    try:
+        GenerationConfig(json_schema=schema)
+    except errors.InputError as error:
+        raise BadRequest(f"{error}.".replace("json_schema", where, 1), param=where) from None
+    return schema
 
 
 def messages_of(value: Any) -> list[dict[str, str]]:

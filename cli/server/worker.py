@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import Counter, deque
+from importlib.util import find_spec
 from typing import Any
 
 from ebbtide import errors
@@ -178,6 +179,8 @@ class Worker:
             )
 
     def _open_session(self) -> None:
+        if find_spec("llguidance") is not None:  # else they are refused
+            self._llm.expect_schemas()
         before = self._llm.on_progress
         with ProgressDisplay(self._run.terminal) as progress:
             self._llm.on_progress = progress

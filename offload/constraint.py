@@ -1,0 +1,156 @@
+"""Keeps an answer to a grammar: says before each token which ones may come.
+
+    Grammar --Constrainer.begin--> Constraint --allowed, accept, allowed, ...--> is_over
+
+A Constrainer knows the bytes of every token of one tokenizer; a Constraint is one answer's place in
+one grammar. The work is done by the library llguidance (an extra, imported when it is first asked
+for), within limits that also hold for schemas made to take time or memory. Control tokens are no
+text: they come where a grammar names them by id, and nowhere else.
+
+Knows no sampling and no logits.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import copy
+
+import numpy as np
+import torch
+
+from .errors import InputError
+from .grammar import Grammar
+from .text import Tokenizer
+
+EXTRA = "pip install 'ebbtide[structured]'"
+# How JSON is written: on one line, as json.dumps does. White space that is left to the model is
+# where small ones get lost. And nothing of a schema is passed over in silence.
+_JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+# Symbols of a grammar, and states of its lexer of up to 2 KiB: a schema of the largest size takes
+# no more than _GRAMMAR_BYTES with them. The rest are steps, some tens of milliseconds at most.
+_LIMITS = {
+    "max_grammar_size": 50_000,
+    "max_lexer_states": 8_000,
+    "max_items_in_row": 1_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "precompute_large_lexemes": False,
+    "verbose_errors": False,
+}
+_GRAMMAR_BYTES = 32 << 20
+_TOKEN_BYTES = 256  # of each token: its bytes, its place in the library's tree, and masks
+_LIBRARY_BYTES = 4 << 20
+
+
+def constrainer_bytes(num_ids: int) -> int:
+    """Host memory that a Constrainer and the Constraint in use take at most."""
+    return _LIBRARY_BYTES + _GRAMMAR_BYTES + _TOKEN_BYTES * num_ids
+
+
+class Constrainer:
+    """vocab_size: of the model's logits, which may have more entries than the tokenizer has ids.
+
+    Raises InputError where the library is missing, and UnsupportedModel for a tokenizer whose
+    tokens are joined by more than their bytes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        try:
+            import llguidance
+        except ImportError:
+            raise InputError(
+                f"keeping an answer to a JSON schema needs the package llguidance: {EXTRA}"
+            ) from None
+        self._matcher = llguidance.LLMatcher
+        self._limits = llguidance.LLParserLimits(**_LIMITS)
+        self._vocab_size = vocab_size
+        # Without slices, which would double its memory to save a millisecond for each token.
+        self._tokens = llguidance.LLTokenizer(_Vocabulary(tokenizer, vocab_size), slices=[])
+
+    def begin(self, grammar: Grammar, end_ids: tuple[int, ...]) -> Constraint:
+        """An answer's beginning. end_ids: the tokens that end it, allowed where it is complete.
+        InputError for a schema that cannot be followed."""
+        parts: list[dict] = [{"lark_grammar": grammar.lark}]
+        for name, text in grammar.schemas.items():
+            schema = json.loads(text)
+            if isinstance(schema, dict):
+                schema = {**schema, "x-guidance": _JSON_STYLE}
+            parts.append({"name": name, "json_schema": schema})
+        matcher = self._matcher(
+            self._tokens, json.dumps({"grammars": parts}), log_level=0, limits=self._limits
+        )
+        constraint = Constraint(matcher, self._vocab_size, end_ids)
+        constraint.allowed()  # some that nothing satisfies are found out here
+        return constraint
+
+
+class Constraint:
+    """Made by `Constrainer.begin`. A token that was allowed must be accepted before the next."""
+
+    def __init__(self, matcher, vocab_size: int, end_ids: tuple[int, ...]):
+        self._matcher, self._vocab_size = matcher, vocab_size
+        self._end_ids = [i for i in end_ids if i < vocab_size]
+
+    def twin(self) -> Constraint:
+        """Another one in the same place, that goes its own way."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
+
+    def allowed(self) -> torch.Tensor:
+        """The ids that may come, (n,) int64, ascending; none where the answer is over. InputError
+        where the schema asks for more work than a token is worth."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        may = np.unpackbits(bits, bitorder="little")[: self._vocab_size + 1]
+        may[self._end_ids] = may[self._vocab_size]
+        return torch.from_numpy(may[: self._vocab_size].nonzero()[0])
+
+    def accept(self, token: int) -> None:
+        """An allowed token was chosen."""
+        if token not in self._end_ids:
+            self._matcher.consume_token(token)
+            self._check()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can follow, not even a token that ends the answer."""
+        return not self._end_ids and self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().split("<non-verbose/>")[0].strip()
+            if reason.startswith("NoExtension"):
+                reason = "nothing satisfies it"
+            raise InputError(f"the JSON schema cannot be followed: {reason}")
+
+
+class _Vocabulary:
+    """A tokenizer as the library takes it. One id more than the model has stands for the end of an
+    answer, whichever tokens end it."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self._tokenizer = tokenizer
+        self.eos_token_id = vocab_size
+        self.special_token_ids = [i for i in tokenizer.special_ids if i < vocab_size]
+        self.special_token_ids.append(vocab_size)
+        self.tokens = tokenizer.token_bytes(vocab_size)
+        for token in self.special_token_ids[:-1]:
+            self.tokens[token] = b"<control %d>" % token
+        self.tokens.append(b"<end>")
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The ids of text that a grammar leaves no choice about; [] leaves it to the library."""
+        if isinstance(text, bytes):
+            text = text.decode()
+        return self._tokenizer.encode_inside(text) or []

@@ -1,0 +1,57 @@
+"""JSON schemas as callers give them: checked for what every schema must be, and bounded.
+
+Whether a schema can be followed is known only when it is compiled (`constraint.py`). Knows no
+tokens and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import InputError
+
+MAX_SCHEMA_CHARS = 64 * 1024  # those of real programs have up to some 20,000
+_MAX_DEPTH = 64  # of lists and objects within one another
+ANY_OBJECT = '{"type": "object"}'
+
+
+def checked_schema(name: str, value: Any) -> str:
+    """A schema as JSON text. value: an object as a mapping, or its JSON as text. InputError names
+    what is wrong; name: of the setting, for that."""
+    if isinstance(value, str):
+        value = _read(name, value)
+    if not isinstance(value, Mapping | bool):
+        raise InputError(
+            f"{name} must be a JSON schema, an object such as {ANY_OBJECT}, not "
+            f"{type(value).__name__}"
+        )
+    _check_depth(name, value, 0)
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} holds what is no JSON: {error}") from None
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise InputError(
+            f"{name} has {len(text):,} characters as JSON; {MAX_SCHEMA_CHARS:,} are allowed"
+        )
+    return text
+
+
+def _read(name: str, text: str) -> Any:
+    def no_number(word: str) -> Any:
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not JSON: {error}") from None
+
+
+def _check_depth(name: str, value: Any, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise InputError(f"{name} is nested more than {_MAX_DEPTH} deep")
+    items = value.values() if isinstance(value, Mapping) else value
+    for item in items if isinstance(value, Mapping | list | tuple) else ():
+        _check_depth(name, item, depth + 1)
