@@ -180,6 +180,20 @@ class Admission:
         self._runtimes.append(runtime)
         return runtime
 
+    def check_fork(self, num_open: int, sequences: int) -> None:
+        """Raises DoesNotFit where a session has no room for a fork. num_open: it and its forks;
+        sequences: it was planned for, two snapshots among them."""
+        if num_open < sequences - 2:
+            return
+        plan = self.latest_plan
+        raw_bytes = 0 if plan is None else plan.host.get("raw tokens", 0) // sequences
+        raise DoesNotFit(
+            f"a session has room for {sequences - 3} fork at a time; close one first",
+            tier="host",
+            needed_bytes=(num_open + 1) * raw_bytes,
+            available_bytes=num_open * raw_bytes,
+        )
+
     def close(self) -> None:
         """Let go of the weights. May be called again."""
         if self.weights is not None:

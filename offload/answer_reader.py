@@ -8,11 +8,15 @@ answer in channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import TextStream
+from .output import ToolCall
 from .stop_strings import StopStrings
 from .thinking import Thoughts
+
+if TYPE_CHECKING:
+    from .call_reader import CallReader
 
 
 class AnswerReader(Protocol):
@@ -38,18 +42,33 @@ class AnswerReader(Protocol):
         """What was held back, at the end of the answer. It may be over only then, too."""
         ...
 
+    def take_calls(self) -> list[ToolCall]:
+        """The calls of functions that have become whole since the last time."""
+        ...
+
 
 class MarkedReader:
-    """thoughts: Thoughts(None) where there are none."""
+    """thoughts: Thoughts(None) where there are none. calls: None where no tools are offered."""
 
     warnings = ()
 
-    def __init__(self, decoded: TextStream, thoughts: Thoughts, stops: StopStrings):
+    def __init__(
+        self,
+        decoded: TextStream,
+        thoughts: Thoughts,
+        stops: StopStrings,
+        calls: CallReader | None = None,
+    ):
         self._decoded, self._thoughts, self._stops = decoded, thoughts, stops
+        self._calls = calls
 
     @property
     def is_over(self) -> bool:
-        return self._stops.matched is not None
+        has_called = self._calls is not None and self._calls.is_over
+        return has_called or self._stops.matched is not None
+
+    def take_calls(self) -> list[ToolCall]:
+        return [] if self._calls is None else self._calls.calls.take()
 
     def push(self, token_id: int) -> tuple[str, str]:
         return self._until_stop(self._thoughts.push(self._decoded.push(token_id)))
@@ -59,8 +78,12 @@ class MarkedReader:
             return "", ""
         thought, answer = self._until_stop(self._thoughts.push(self._decoded.finish()))
         last_thought, last = self._until_stop(self._thoughts.finish())
+        if self._calls is not None:
+            last += self._stops.push(self._calls.finish())
         return thought + last_thought, answer + last + self._stops.finish()
 
     def _until_stop(self, said: tuple[str, str]) -> tuple[str, str]:
         thought, answer = said
+        if self._calls is not None:
+            answer = self._calls.push(answer)
         return thought, self._stops.push(answer)

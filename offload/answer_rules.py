@@ -1,9 +1,9 @@
 """What the answers of one model are kept to: from settings of an answer to its Constraint, and the
 memory that takes.
 
-    unused --expect, or the first schema--> expected (memory is counted) --the first schema--> built
+    unused --expect, or the first answer that is kept to something--> expected --> built
 
-Without a schema nothing is counted, imported or computed.
+Without any nothing is counted, imported or computed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .constraint import Constrainer, Constraint, constrainer_bytes
+from .errors import InputError
 from .generation import GenerationConfig
-from .grammar import schema_grammar
+from .grammar import Grammar, RuleWriter, behind_thoughts, in_channels
+from .text import Tokenizer
+from .tool_formats import ToolFormat, format_of, write_calls
+from .tools import parameters_of
 
 if TYPE_CHECKING:
     from .llm import LLM
@@ -39,14 +43,43 @@ class AnswerRules:
         self, config: GenerationConfig, prompt_ids: Sequence[int] | None
     ) -> Constraint | None:
         """Of one answer; None where it is free. prompt_ids: of a chat; None behind plain text.
-        Raises InputError for a schema that cannot be followed, and DoesNotFit."""
-        if config.json_schema is None:
+        Raises InputError for tools that the model does not know, and for a schema that cannot be
+        followed; DoesNotFit."""
+        format = None
+        if config.offered_tools:
+            if prompt_ids is None:
+                raise InputError("tools are for answers to messages, and the prompt is plain text")
+            format = format_of(self._llm.tokenizer)
+        if config.json_schema is None and not config.must_call:
             return None
-        tokenizer = self._llm.tokenizer
-        grammar = schema_grammar(config.json_schema, tokenizer, prompt_ids, config.think)
+        grammar = answer_grammar(self._llm.tokenizer, config, prompt_ids, format)
         return self._constrainer.begin(grammar, config.eos_token_ids)
 
     @cached_property
     def _constrainer(self) -> Constrainer:
         self.expect()
         return Constrainer(self._llm.tokenizer, self._llm.config.vocab_size)
+
+
+def answer_grammar(
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    prompt_ids: Sequence[int] | None,
+    format: ToolFormat | None,
+) -> Grammar:
+    """What config asks for: a JSON value, calls, or either. format: how the model writes calls;
+    None for harmony, and without tools."""
+    schemas = parameters_of(config.offered_tools)
+    if isinstance(config.must_call, str):
+        schemas = {config.must_call: schemas[config.must_call]}
+    rules = RuleWriter(tokenizer, () if format is None else format.marks)
+    value = None
+    if config.json_schema is not None and not config.must_call:
+        value = rules.schema(config.json_schema)
+    if prompt_ids is not None and tokenizer.harmony_marks:
+        return in_channels(rules, value, schemas, prompt_ids)
+    if format is not None:
+        calls = write_calls(format, rules, schemas, config.parallel_tool_calls)
+        value = calls if value is None else f"({value} | {calls})"
+    assert value is not None
+    return behind_thoughts(rules, value, prompt_ids, config.think)

@@ -90,6 +90,9 @@ class ControlText:
             return [self.break_up_all(item, guard, soft) for item in value]
         if isinstance(value, dict):
             soft = soft and value.get("role") != "assistant"
+            for key in value:
+                if self._starts[True].search(key):  # a template asks for a key by its name
+                    raise InputError(f"a name may hold no control text of the model: {key!r}")
             return {
                 key: item if key == "role" else self.break_up_all(item, guard, soft)
                 for key, item in value.items()
@@ -133,6 +136,17 @@ class ControlText:
             parts += [text[end : found.start()], by_text[found[0]]]
             end = found.end()
         return [part for part in (*parts, text[end:]) if part]
+
+    def as_written(self, text: str) -> str:
+        """A text of an assistant's: aliases for the marks in it that it may write."""
+        return "".join(
+            part
+            if isinstance(part, str)
+            else part.text
+            if part.is_special
+            else self.aliases[part.text]
+            for part in self.parts(text)
+        )
 
     def _found(self, guard: str) -> re.Pattern:
         """Matches the control strings that have no guard in them. Only one of a single character

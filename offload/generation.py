@@ -22,6 +22,7 @@ from typing import Any
 
 from .errors import BadCheckpoint, InputError
 from .json_schema import checked_schema
+from .tools import checked_choice, checked_tools, name_of
 
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64
@@ -53,11 +54,37 @@ class GenerationConfig:
     # None: as the chat template does by itself; one of THINK_LEVELS: so much, where it knows them
     think: bool | str | None = None
     json_schema: str | None = None  # the answer is a JSON value that this schema allows
+    tools: tuple[dict[str, Any], ...] = ()  # functions that an answer to a chat may call
+    tool_choice: str | dict[str, Any] = "auto"  # none, required, or the one that must be called
+    parallel_tool_calls: bool = True  # whether an answer may call several
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        names = [name_of(tool) for tool in self.tools]
+        must = self.must_call
+        if must and (must not in names if isinstance(must, str) else not names):
+            offered = ", ".join(names) or "none"
+            raise InputError(f"tool_choice asks for a call, and the tools for it are: {offered}")
+
+    @property
+    def offered_tools(self) -> tuple[dict[str, Any], ...]:
+        """What a model is told of."""
+        return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def must_call(self) -> bool | str:
+        """Whether the answer must be a call, or of which function."""
+        if isinstance(self.tool_choice, str):
+            return self.tool_choice == "required"
+        return name_of(self.tool_choice)
+
+    @property
+    def chat_options(self) -> dict[str, Any]:
+        """What a chat template is told of all this."""
+        tools = {"tools": list(self.offered_tools)} if self.offered_tools else {}
+        return {"think": self.think, **tools}
 
     @property
     def greedy(self) -> bool:
@@ -233,4 +260,7 @@ _CHECKS = {
     "eos_token_ids": _ids,
     "think": _think,
     "json_schema": _schema,
+    "tools": checked_tools,
+    "tool_choice": checked_choice,
+    "parallel_tool_calls": _switch,
 }

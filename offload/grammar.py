@@ -1,4 +1,4 @@
-"""What an answer may look like, as a grammar: thoughts as the model likes, then a JSON value.
+"""What an answer may look like, as a grammar: thoughts as the model likes, then what is asked for.
 
 Grammars are in llguidance's dialect of Lark, where a schema is a grammar of its own that others
 name with @. A control token stands there as its id, <[7]>: text that spells it is something else.
@@ -10,11 +10,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from .harmony import Mark
-from .text import Think, Tokenizer
+from .harmony import FUNCTIONS, Mark
 
+if TYPE_CHECKING:
+    from .text import Think, Tokenizer
+
+EMPTY = '""'
 _ANYTHING = "/(?s:.*)/"
+_ANALYSIS = '"analysis"'
 
 
 @dataclass(frozen=True)
@@ -25,72 +30,121 @@ class Grammar:
     schemas: Mapping[str, str] = field(default_factory=dict)
 
 
-def schema_grammar(
-    schema: str, tokenizer: Tokenizer, prompt_ids: Sequence[int] | None, think: Think
-) -> Grammar:
-    """An answer that is one JSON value. prompt_ids: of a chat, behind which a model may think
-    first; None: behind plain text. think: False where it should not."""
-    return Grammar(behind_thoughts("@value", tokenizer, prompt_ids, think), {"value": schema})
+class RuleWriter:
+    """Collects the rules of one grammar. marks: texts that a model may write as control tokens;
+    whatever else spells a control token is text."""
+
+    def __init__(self, tokenizer: Tokenizer, marks: Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self._rules: list[str] = []
+        self._schemas: dict[str, str] = {}
+        self.know(marks)
+
+    def know(self, marks: Sequence[str]) -> None:
+        """Of what is written from now on these are the marks."""
+        self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+
+    def add(self, rule: str) -> None:
+        self._rules.append(rule)
+
+    def named(self, expression: str) -> str:
+        """A rule for an expression: its name, an expression too."""
+        name = f"part_{len(self._rules)}"
+        self.add(f"{name}: {expression}")
+        return name
+
+    def schema(self, schema: str | Mapping[str, Any]) -> str:
+        """An expression for the values that a schema allows."""
+        name = f"value{len(self._schemas)}"
+        self._schemas[name] = schema if isinstance(schema, str) else json.dumps(schema)
+        return f"@{name}"
+
+    def text(self, text: str) -> str:
+        """An expression for a text with marks in it."""
+        return " ".join(_spelled(part) for part in self._parts(text))
+
+    def up_to(self, end: str) -> str:
+        """An expression for anything up to the first of a text with marks, and that text."""
+        name = f"up_to_{len(self._rules)}"
+        pattern = "\\n".join(re.escape(line).replace("/", "\\/") for line in end.split("\n"))
+        parts = self._parts(end)
+        if parts == [end]:
+            self.add(f"{name}[lazy]: /(?s:.*){pattern}/")
+        else:
+            # Who reads the answer takes the spelled text for it, so that may not come before.
+            self.add(f"{name}: {name.upper()} {self.text(end)}")
+            self.add(f"{name.upper()}: {_ANYTHING} & ~/(?s:.*){pattern}(?s:.*)/")
+        return name
+
+    def grammar(self, start: str) -> Grammar:
+        return Grammar("\n".join([f"start: {start}", *self._rules]), self._schemas)
+
+    def _parts(self, text: str) -> list[int | str]:
+        parts: list[int | str] = []
+        end = 0
+        for found in self._marks.finditer(text):
+            parts += [text[end : found.start()], *self.tokenizer.mark_parts(found[0])]
+            end = found.end()
+        joined: list[int | str] = []
+        for part in (*parts, text[end:]):
+            if isinstance(part, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += part
+            elif part != "":
+                joined.append(part)
+        return joined
 
 
-def behind_thoughts(
-    answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int] | None, think: Think
-) -> str:
-    """Rules for `answer`, an expression, and before it what the model thinks."""
-    if prompt_ids is not None and tokenizer.harmony_marks:
-        return _in_channels(answer, tokenizer, prompt_ids)
-    # Where a tokenizer drops a blank at the beginning, models have learnt to write one.
-    blank = "/ ?/ " if tokenizer.drops_first_blank else ""
-    marks = None if prompt_ids is None else tokenizer.thought_marks
-    if marks is None:
-        return f"start: {blank}{answer}"
-    is_inside = tokenizer.is_thinking(prompt_ids)
-    if not is_inside and think is False:
-        return f"start: {blank}{answer}"
-    thought = "thought" if is_inside else f"({terminal(tokenizer, marks[0])} thought)?"
-    return (
-        f"start: {thought} {blank}{answer}\n"
-        f"thought: until_closed /\\n{{0,2}}/\n"
-        f"{up_to('until_closed', tokenizer, marks[1])}"
-    )
-
-
-def _in_channels(answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
-    """For the harmony format: analysis, as often as the model likes, then the final message."""
-    ids = {mark: f"<[{token}]>" for token, mark in tokenizer.harmony_marks.items()}
-    channel, message = ids[Mark.CHANNEL], ids[Mark.MESSAGE]
-    if tokenizer.harmony_marks.get(prompt_ids[-1]) is Mark.MESSAGE:
-        return f"start: {answer}"  # the prompt has begun it
-    format = f"(/ ?/ {ids[Mark.CONSTRAIN]} /(?i:json)/)?" if Mark.CONSTRAIN in ids else ""
-    return (
-        f"start: analysis* final\n"
-        f'analysis: {channel} "analysis" {message} {_ANYTHING} {ids[Mark.END]} '
-        f'{ids[Mark.START]} "assistant"\n'
-        f'final: {channel} "final" {format} {message} {answer}'
-    )
-
-
-def terminal(tokenizer: Tokenizer, mark: str) -> str:
-    """A mark as a model writes it: control tokens where there are such, else text."""
-    parts = [
-        f"<[{part}]>" if isinstance(part, int) else literal(part)
-        for part in tokenizer.mark_parts(mark)
-    ]
-    return " ".join(parts)
-
-
-def up_to(rule: str, tokenizer: Tokenizer, mark: str) -> str:
-    """A rule for anything up to the first `mark`, and the mark."""
-    pattern = re.escape(mark).replace("/", "\\/")
-    parts = tokenizer.mark_parts(mark)
-    if len(parts) == 1 and isinstance(parts[0], str):
-        return f"{rule}[lazy]: /(?s:.*){pattern}/"
-    # Who reads the answer takes the spelled mark for the mark, so that may not come before it.
-    return (
-        f"{rule}: {rule.upper()} {terminal(tokenizer, mark)}\n"
-        f"{rule.upper()}: {_ANYTHING} & ~/(?s:.*){pattern}(?s:.*)/"
-    )
+def _spelled(part: int | str) -> str:
+    return f"<[{part}]>" if isinstance(part, int) else literal(part)
 
 
 def literal(text: str) -> str:
+    """An expression for a text, all of it text."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def behind_thoughts(
+    rules: RuleWriter, answer: str, prompt_ids: Sequence[int] | None, think: Think
+) -> Grammar:
+    """`answer`, an expression, and before it what the model thinks. prompt_ids: of a chat, behind
+    which it may think first; None: behind plain text. think: False where it should not."""
+    tokenizer = rules.tokenizer
+    # Where a tokenizer drops a blank at the beginning, models have learnt to write one.
+    answer = f"/ ?/ {answer}" if tokenizer.drops_first_blank else answer
+    marks = None if prompt_ids is None else tokenizer.thought_marks
+    if prompt_ids is None or marks is None:
+        return rules.grammar(answer)
+    is_inside = tokenizer.is_thinking(prompt_ids)
+    if not is_inside and think is False:
+        return rules.grammar(answer)
+    rules.know(marks)
+    thought = f"{rules.up_to(marks[1])} /\\n{{0,2}}/"
+    if not is_inside:
+        thought = f"({rules.text(marks[0])} {thought})?"
+    return rules.grammar(f"{thought} {answer}")
+
+
+def in_channels(
+    rules: RuleWriter,
+    final: str | None,
+    calls: Mapping[str, Any],
+    prompt_ids: Sequence[int],
+) -> Grammar:
+    """For the harmony format: analysis, as often as the model likes, then a final message or a
+    call. final: an expression for the message, or None; calls: schemas by functions' names."""
+    marks = rules.tokenizer.harmony_marks
+    ids = {mark: f"<[{token}]>" for token, mark in marks.items()}
+    channel, message = ids[Mark.CHANNEL], ids[Mark.MESSAGE]
+    if final is not None and marks.get(prompt_ids[-1]) is Mark.MESSAGE:
+        return rules.grammar(final)  # the prompt has begun it
+    format = f"(/ ?/ {ids[Mark.CONSTRAIN]} /(?i:json)/)?" if Mark.CONSTRAIN in ids else ""
+    ends = [] if final is None else [f'"final" {format} {message} {final}']
+    ends += [
+        f"{literal(f'commentary to={FUNCTIONS}{name}')} {format} {message} {rules.schema(schema)}"
+        for name, schema in calls.items()
+    ]
+    rules.add(
+        f"analysis: {channel} {_ANALYSIS} {message} {_ANYTHING} {ids[Mark.END]} "
+        f'{ids[Mark.START]} "assistant"'
+    )
+    return rules.grammar(f"analysis* {channel} ({' | '.join(ends)})")

@@ -10,9 +10,10 @@ An answer is one message or several. A header says who speaks, in which channel,
     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>
     <|start|>assistant<|channel|>final<|message|>the answer<|return|>
 
-What is said in analysis is thought, all else is for the user. No tools are offered: a message to
-one is shown, and a warning names the tool. Where the model goes on to speak for others (user,
-system, developer), its answer is over. Headers that are damaged cost no text.
+What is said in analysis is thought, a message to a function that was offered is a call, all else is
+for the user. A message to any other tool is shown, and a warning names the tool. Where the model
+goes on to speak for others (user, system, developer), its answer is over. Headers that are damaged
+cost no text.
 
 Reads token ids, not strings: an answer about the format spells it in letters, and that is text.
 """
@@ -24,7 +25,9 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from .detokenizer import TextStream
+from .output import ToolCall
 from .stop_strings import StopStrings
+from .tools import Calls
 
 
 class Mark(Enum):
@@ -48,6 +51,7 @@ _BREAKS = (Mark.START, Mark.END, *LAST)
 GENERATION_PROMPT = "<|start|>assistant"
 WITHOUT_THOUGHTS = "<|channel|>final<|message|>"
 
+FUNCTIONS = "functions."  # before the names of those that are offered
 _OTHERS = ("user", "system", "developer")  # for whom a model does not speak
 _ROLES = ("assistant", "tool", *_OTHERS)
 _CHANNELS = ("analysis", "commentary", "final")
@@ -118,6 +122,7 @@ class _Header:
 class HarmonyReader:
     """An AnswerReader. marks: what each control token does. decoded: leaves out control tokens.
     prompt_ids: what is answered; may end inside a header or a message. stops: see AnswerReader.
+    offered: what may be called, and takes calls.
     """
 
     def __init__(
@@ -126,7 +131,9 @@ class HarmonyReader:
         decoded: TextStream,
         prompt_ids: Sequence[int],
         stops: StopStrings,
+        offered: Calls | None = None,
     ):
+        self._offered = Calls({}) if offered is None else offered
         self._marks, self._decoded = marks, decoded
         self._stops = StopStrings(())  # not for what stands in the prompt
         self._header: _Header | None = _Header()  # None: in the content of a message
@@ -146,19 +153,24 @@ class HarmonyReader:
         self._spoken: dict[_Kind, int] = {}  # the last message of each kind that said something
         self._calls: dict[str, bool] = {}  # the tools that were called, whether with any text
         self._tool: str | None = None  # that is spoken to
+        self._arguments = ""  # of the call that is being made
         self._is_with_others = False
 
     @property
     def warnings(self) -> Sequence[str]:
         return [
-            f"The model called {tool}, though it was offered no tools; "
+            f"The model called {tool}, which it was not offered; "
             + ("the call is shown as it is." if is_shown else "the call came without content.")
             for tool, is_shown in self._calls.items()
         ]
 
     @property
     def is_over(self) -> bool:
-        return self._is_with_others or self._stops.matched is not None
+        has_called = self._offered.are_enough
+        return has_called or self._is_with_others or self._stops.matched is not None
+
+    def take_calls(self) -> list[ToolCall]:
+        return self._offered.take()
 
     def push(self, token_id: int) -> tuple[str, str]:
         mark = self._marks.get(token_id)
@@ -172,7 +184,7 @@ class HarmonyReader:
         elif mark in _BREAKS or (
             mark is Mark.CHANNEL and (header is None or header.has_channel or header.unread())
         ):
-            said.append(self._end_message())
+            said += [self._end_message(), self._end_call()]
             self._header = _Header()
         if self._header is not None:
             if mark is Mark.CHANNEL:
@@ -184,14 +196,32 @@ class HarmonyReader:
         return _joined(said)
 
     def finish(self) -> tuple[str, str]:
-        said = [self._add(self._decoded.finish()), self._end_message()]
+        said = [self._add(self._decoded.finish()), self._end_message(), self._end_call()]
         return _joined([*said, ("", self._stops.finish())])
 
     def _begin_message(self, header: _Header) -> None:
         self._kind, self._header, self._tool = header.kind, None, header.tool
         self._num_messages += 1
-        if self._tool is not None:
+        if self._tool is not None and not self._is_call:
             self._calls.setdefault(self._tool, False)
+
+    @property
+    def _function(self) -> str:
+        return (self._tool or "").removeprefix(FUNCTIONS)
+
+    @property
+    def _is_call(self) -> bool:
+        return self._function in self._offered.offered
+
+    def _end_call(self) -> tuple[str, str]:
+        """Takes the call that has been made; its text where it is none."""
+        text, self._arguments = self._arguments, ""
+        if not self._is_call or self._offered.add([(self._function, text or "{}")]):
+            return "", ""
+        self._calls.setdefault(self._tool or "", False)
+        self._tool, tool = None, self._tool
+        self._calls[tool or ""] = True
+        return self._say(text)
 
     def _end_message(self) -> tuple[str, str]:
         """What a header that led to no content holds besides."""
@@ -211,6 +241,9 @@ class HarmonyReader:
 
     def _say(self, text: str) -> tuple[str, str]:
         if not text or self.is_over:
+            return "", ""
+        if self._is_call:
+            self._arguments += text
             return "", ""
         if self._tool is not None:
             self._calls[self._tool] = True

@@ -21,7 +21,7 @@ from .admission import Admission
 from .answer_rules import AnswerRules
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes
-from .errors import DoesNotFit, EbbtideError, InputError
+from .errors import EbbtideError, InputError
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
@@ -40,7 +40,7 @@ from .session_file import SessionFile
 from .skeleton import expected_shapes
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
-from .text import Think, Tokenizer
+from .text import Tokenizer
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 
@@ -222,7 +222,7 @@ class LLM:
         `close()`.
         """
         config = self.generation.resolve(**generation)
-        ids = self.encode(prompt, think=config.think)
+        ids = self.encode(prompt, **config.chat_options)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
         chat = is_messages(prompt)
@@ -336,9 +336,9 @@ class LLM:
             return self._generation
         return replace(self._generation, eos_token_ids=(*known, *more))
 
-    def encode(self, prompt: Prompt, *, begins: bool = True, think: Think = None) -> list[int]:
+    def encode(self, prompt: Prompt, *, begins: bool = True, **options) -> list[int]:
         """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS
-        belongs.
+        belongs. options: of `Tokenizer.chat_ids`, for messages.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, None if begins else False)
@@ -348,7 +348,7 @@ class LLM:
                 f"{type(prompt).__name__}"
             )
         if is_messages(prompt):
-            return self.tokenizer.chat_ids(prompt, think=think)
+            return self.tokenizer.chat_ids(prompt, **options)
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int):
                 raise InputError(f"token ids are whole numbers, not {token!r}")
@@ -358,9 +358,9 @@ class LLM:
                 )
         return list(prompt)
 
-    def count_tokens(self, prompt: Prompt) -> int:
-        """How many tokens a prompt has."""
-        return len(self.encode(prompt))
+    def count_tokens(self, prompt: Prompt, **options) -> int:
+        """How many tokens a prompt has. options: see `encode`."""
+        return len(self.encode(prompt, **options))
 
     # ---- care --------------------------------------------------------------------------------
 
@@ -432,15 +432,8 @@ class LLM:
         """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan,
         snapshots included.
         """
-        forks = sum(1 for s in self._sessions if s._engine is engine)
-        if forks >= _SESSION_SEQUENCES - 2:
-            raw_bytes = self.plan.host.get("raw tokens", 0) // _SESSION_SEQUENCES
-            raise DoesNotFit(
-                f"a session has room for {_SESSION_SEQUENCES - 3} fork at a time; close one first",
-                tier="host",
-                needed_bytes=(forks + 1) * raw_bytes,
-                available_bytes=forks * raw_bytes,
-            )
+        num_open = sum(1 for s in self._sessions if s._engine is engine)
+        self.admission.check_fork(num_open, _SESSION_SEQUENCES)
 
     def device_peak_bytes(self) -> int:
         return device_peak_bytes(self.device)

@@ -24,15 +24,27 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model calls. arguments: a JSON object, as text. id: by which the message
+    with its result names it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Piece:
     """A bit of an answer: whole characters only. finish_reason is None until the last piece.
-    thought: a bit of what a reasoning model thinks before it answers a chat.
+    thought: a bit of what a reasoning model thinks before it answers a chat. tool_calls: those that
+    are whole with this piece.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,9 @@ class Output:
     """An answer and what it took; the dictionaries are what `--json` prints. token_ids ends with
     EOS if it was chosen.
 
-    finish_reason: stop (EOS or a stop string), length (max_new_tokens or the context's end) or
-    cancelled. thought: what a reasoning model thought before it answered a chat; not in `text`.
+    finish_reason: stop (EOS or a stop string), tool_calls (the same, where there are some), length
+    (max_new_tokens or the context's end) or cancelled. tool_calls: in the order in which they were
+    made; not in `text`. thought: what a reasoning model thought before it answered a chat; neither.
     """
 
     text: str
@@ -54,6 +67,7 @@ class Output:
     warnings: list[str] = field(default_factory=list)
     plan: dict = field(default_factory=dict)
     thought: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 def peak_rss_bytes() -> int:

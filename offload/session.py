@@ -165,12 +165,12 @@ class Session:
         config = self._llm.generation.resolve(**generation)
         held = self.tokens
         if is_messages(prompt):
-            tokenizer, think = self._llm.tokenizer, config.think
-            ids, common = tokenizer.continue_chat(held, prompt, think=think)
+            tokenizer, options = self._llm.tokenizer, config.chat_options
+            ids, common = tokenizer.continue_chat(held, prompt, **options)
             turn = common
             if common < min(len(held), len(ids)):
                 # The template changed an earlier answer; undo leaves what it made of that.
-                turn = max(common, tokenizer.num_answered(ids, prompt, think))
+                turn = max(common, tokenizer.num_answered(ids, prompt, **options))
         else:
             ids = held + ([] if prompt is None else self._encode(prompt))
             turn = common = len(held)

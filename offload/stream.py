@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .generation import GenerationConfig
-from .output import Output, Piece
+from .output import Output, Piece, ToolCall
 from .sampler import Sampler
+from .tools import Calls, parameters_of
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -59,8 +60,14 @@ class Stream(Iterator[Piece]):
             )
         self._sampler: Sampler | None = None  # None until the first step
         self._constraint = constraint
+        self.tool_calls: list[ToolCall] = []
+        most_calls = None if config.parallel_tool_calls else 1
         self._reader = self._llm.tokenizer.answer_reader(
-            session._sequence.tokens if chat else None, config.stop_strings
+            session._sequence.tokens if chat else None,
+            config.stop_strings,
+            Calls(parameters_of(config.offered_tools), most_calls)
+            if config.offered_tools
+            else None,
         )
         session.make_pending()
         session.find_kept()
@@ -111,8 +118,16 @@ class Stream(Iterator[Piece]):
             thought, text = thought + last_thought, text + last
             if self._reader.is_over:
                 self._finish = "stop"
+        calls = self._take_calls()
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
-        return Piece(text, [token], self._finish, thought)
+        return Piece(text, [token], self._finish, thought, tuple(calls))
+
+    def _take_calls(self) -> list[ToolCall]:
+        calls = self._reader.take_calls()
+        self.tool_calls += calls
+        if self.tool_calls and self._finish == "stop":
+            self._finish = "tool_calls"
+        return calls
 
     def _take(self, thought: str, text: str) -> tuple[str, str]:
         self.thought += thought
@@ -143,6 +158,7 @@ class Stream(Iterator[Piece]):
             return
         if self._finish == "cancelled":
             self._take(*self._reader.finish())
+            self._take_calls()
         if self._prompt_tokens + len(self.token_ids) > len(self._session._sequence.tokens):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._guesses = self._guesses or self._count_guesses()
@@ -197,4 +213,5 @@ class Stream(Iterator[Piece]):
             warnings=[*self._llm.warnings, *self._warnings],
             plan=self._session._runtime.plan.to_dict(),
             thought=self.thought,
+            tool_calls=list(self.tool_calls),
         )

@@ -18,6 +18,7 @@ from jinja2.exceptions import UndefinedError
 from .errors import InputError
 from .meter import LimitExceeded, Meter
 from .sandbox import MeteredEnvironment
+from .tools import checked_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000
@@ -53,7 +54,8 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         raise InputError(f"messages must be a list of {{role, content}}, not {kind}")
     if not messages:
         raise InputError("messages is empty: give at least one {role, content}")
-    checked = []
+    checked: list[dict[str, Any]] = []
+    calls: dict[Any, str] = {}  # the latest: names of functions by id
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
@@ -66,6 +68,13 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         if role not in ROLES:
             given = "is missing" if role is None else f"is {role!r}"
             raise InputError(f"{where}: the role {given}; known roles are {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            message["tool_calls"] = checked_calls(message["tool_calls"], where)
+            calls = {call.get("id"): call["function"]["name"] for call in message["tool_calls"]}
+            if role == "assistant":
+                message.setdefault("content", "")
+        elif role == "tool" and message.get("tool_call_id") in calls:
+            message.setdefault("name", calls[message["tool_call_id"]])  # some templates print it
         _check_content(message, where)
         checked.append(message)
     return checked
@@ -74,8 +83,6 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
 def _check_content(message: dict[str, Any], where: str) -> None:
     content = message.get("content")
     if content is None:
-        if message["role"] == "assistant" and message.get("tool_calls"):
-            return
         raise InputError(f"{where}: content is missing")
     if isinstance(content, str):
         return

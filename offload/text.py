@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from .answer_reader import AnswerReader, MarkedReader
+from .call_reader import CallReader
 from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer, TextStream
 from .errors import InputError, UnsupportedModel
@@ -29,6 +30,8 @@ from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
 from .thinking import Thoughts, is_open, marks_of
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
+from .tool_formats import format_of
+from .tools import Calls
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
 
@@ -250,16 +253,16 @@ class Tokenizer:
         return ids, _num_common(ids, session)
 
     def num_answered(
-        self, ids: list[int], messages: Sequence[Mapping[str, Any]], think: Think = None
+        self, ids: list[int], messages: Sequence[Mapping[str, Any]], **options: Any
     ) -> int:
         """How many ids of a conversation stand before what was said since its last answer; 0 where
-        the template does not tell."""
+        the template does not tell. options: see `chat_ids`."""
         answers = [i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant"]
         if not answers:
             return 0
         before = messages[: answers[-1] + 1]
         try:
-            return self.continue_chat(ids, before, add_generation_prompt=False, think=think)[1]
+            return self.continue_chat(ids, before, add_generation_prompt=False, **options)[1]
         except InputError:
             return 0
 
@@ -283,7 +286,7 @@ class Tokenizer:
                 **guarded[1],
             },
         )
-        if prompt and think is False and self.harmony_marks:
+        if prompt and think is False and self.harmony_marks and "tools" not in variables:
             # Such templates have no switch; an answer that has begun is not thought about.
             if rendered.endswith(GENERATION_PROMPT):
                 rendered += WITHOUT_THOUGHTS
@@ -331,10 +334,10 @@ class Tokenizer:
         return ids
 
     def encode_inside(self, text: str) -> list[int] | None:
-        """The ids of plain text in the middle of a text. None where the tokenizer would not join
-        it to what is before without a space, or cannot spell it."""
+        """The ids of what an assistant writes in the middle of a text, marks that are not special
+        among it. None where that cannot be spelled without a space before it."""
         try:
-            return self._encode_after([-1], text)
+            return self._encode_after([-1], self._control.as_written(text))
         except InputError:
             return None
 
@@ -450,18 +453,27 @@ class Tokenizer:
         return tuple(dict.fromkeys(i for i in ends if i is not None))
 
     def answer_reader(
-        self, prompt_ids: Sequence[int] | None, stop_strings: Iterable[str] = ()
+        self,
+        prompt_ids: Sequence[int] | None,
+        stop_strings: Iterable[str] = (),
+        calls: Calls | None = None,
     ) -> AnswerReader:
-        """What tells thought from answer behind a chat's prompt, up to the first stop string; None:
-        behind plain text, which knows no thoughts."""
+        """What tells thought, answer and calls apart behind a chat's prompt, up to the first stop
+        string; None: behind plain text, which knows none. calls: what is offered."""
         stops = StopStrings(stop_strings)
-        if prompt_ids is not None and self.harmony_marks:
-            return HarmonyReader(self.harmony_marks, self.stream(), prompt_ids, stops)
-        marks = self.thought_marks
-        if prompt_ids is None or marks is None:
+        if prompt_ids is None:
             return MarkedReader(self.stream(), Thoughts(None), stops)
-        decoded = TextStream(self._detokenizer, self._unmarked_ids)
-        return MarkedReader(decoded, Thoughts(marks, self.is_thinking(prompt_ids)), stops)
+        if self.harmony_marks:
+            return HarmonyReader(self.harmony_marks, self.stream(), prompt_ids, stops, calls)
+        format = format_of(self) if calls is not None else None
+        marks = self.thought_marks
+        shown = [*(marks or ()), *(() if format is None else format.marks)]
+        return MarkedReader(
+            TextStream(self._detokenizer, self._ids_without(shown)),
+            Thoughts(marks, self.is_thinking(prompt_ids)),
+            stops,
+            None if format is None else CallReader(format, calls),
+        )
 
     def is_thinking(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a chat's prompt ends within a thought."""
@@ -470,10 +482,9 @@ class Tokenizer:
             return False
         return is_open(self.decode(prompt_ids[-4 * len(marks[0]) :], skip_special=False), marks)
 
-    @cached_property
-    def _unmarked_ids(self) -> frozenset[int]:
-        """Special tokens but for those of marks of thoughts, or what these begin with."""
-        marks, texts = self.thought_marks or (), map(self._backend.id_to_token, self.special_ids)
+    def _ids_without(self, marks: Sequence[str]) -> frozenset[int]:
+        """Special tokens but for those of marks, or what these begin with."""
+        texts = map(self._backend.id_to_token, self.special_ids)
         shown = [text for text in texts if text and any(m.startswith(text) for m in marks)]
         return self.special_ids.difference(map(self._backend.token_to_id, shown))
 

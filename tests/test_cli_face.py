@@ -11,7 +11,15 @@ import ebbtide
 
 PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
-    *("Session", "__version__", "default_spill_dir", "demo_material", "errors", "format_size"),
+    *(
+        "Session",
+        "ToolCall",
+        "__version__",
+        "default_spill_dir",
+        "demo_material",
+        "errors",
+        "format_size",
+    ),
     *("gpu_kernel_fault", "instruction_set", "kernel_backend", "measure_disk", "measure_memory"),
     *("parse_cache_size", "parse_size", "prefix_files"),
     *("prefix_dir", "read_document", "state_dir", "sweep_scratch", "volume_warnings"),

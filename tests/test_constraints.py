@@ -22,8 +22,9 @@ from tokenizers_under_test import CHATML, DATA, USER, byte_level, byte_level_bac
 
 from ebbtide import LLM, Budget, GenerationConfig, errors
 from ebbtide.offload import drafts
+from ebbtide.offload.answer_rules import answer_grammar
 from ebbtide.offload.constraint import Constrainer, constrainer_bytes
-from ebbtide.offload.grammar import Grammar, schema_grammar
+from ebbtide.offload.grammar import Grammar
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.text import Tokenizer
@@ -47,7 +48,8 @@ def sampled(
     """What a model of no mind writes: tokens by chance, at a temperature of 1.5, up to its end."""
     vocab_size = tokenizer.num_ids + padding
     ends = tokenizer.end_ids
-    grammar = schema_grammar(json.dumps(schema), tokenizer, prompt, think)
+    config = GenerationConfig(json_schema=json.dumps(schema), think=think)
+    grammar = answer_grammar(tokenizer, config, prompt, None)
     sampler = Sampler(HOT, Constrainer(tokenizer, vocab_size).begin(grammar, ends))
     numbers = torch.Generator().manual_seed(seed)
     # It ends what it has begun more often than chance would.
@@ -61,6 +63,10 @@ def sampled(
         if ids[-1] in ends or sampler.constraint.is_over:
             return ids
     raise AssertionError(f"no end: {tokenizer.decode(ids)}")
+
+
+def grammar_of(schema, tokenizer: Tokenizer, prompt=None) -> Grammar:
+    return answer_grammar(tokenizer, GenerationConfig(json_schema=schema), prompt, None)
 
 
 LIKED = [b'"', b"}", b"]", b"</think>", b'"}', b'"]']
@@ -102,7 +108,7 @@ def test_control_tokens_are_no_part_of_a_value(made):
 
 
 def test_an_answer_ends_where_its_value_does_and_nowhere_else(made):
-    grammar = schema_grammar('{"enum": ["a", "ab"]}', made, None, None)
+    grammar = grammar_of({"enum": ["a", "ab"]}, made)
     constraint = Constrainer(made, made.num_ids).begin(grammar, (made.eos_token_id,))
     for char, ends in (('"', False), ("a", False), ("b", False), ('"', True)):
         assert (made.eos_token_id in constraint.allowed()) is False
@@ -181,7 +187,7 @@ def test_a_spelled_mark_ends_no_thought_where_a_token_does(tmp_path):
     folder = write(tmp_path, backend, template=template, eos_token="<|end|>")
     tokenizer = Tokenizer.load(folder)
     prompt = tokenizer.chat_ids([USER])
-    grammar = schema_grammar('{"const": 1}', tokenizer, prompt, None)
+    grammar = grammar_of({"const": 1}, tokenizer, prompt)
     constraint = Constrainer(tokenizer, tokenizer.num_ids).begin(grammar, tokenizer.end_ids)
     for token in tokenizer.encode("so [/THINK"):
         constraint.accept(token)
@@ -240,7 +246,7 @@ def test_what_is_no_schema_is_refused_by_its_name(schema, reason):
     ],
 )
 def test_schemas_that_cannot_be_followed_are_refused_with_the_reason(made, schema, reason):
-    grammar = schema_grammar(GenerationConfig(json_schema=schema).json_schema, made, None, None)
+    grammar = grammar_of(schema, made)
     with pytest.raises(errors.InputError, match=f"(?s)JSON schema cannot be followed.*{reason}"):
         Constrainer(made, made.num_ids).begin(grammar, made.end_ids)
 

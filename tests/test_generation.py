@@ -44,6 +44,9 @@ def test_fields_are_pinned():
         "eos_token_ids",
         "think",
         "json_schema",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
         "warnings",
     ]
 

@@ -5,19 +5,21 @@ One server answers most tests: what one of them leaves behind must not disturb t
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from server_process import KEY, PATIENCE_S, command, environment, serving
+from server_process import KEY, PATIENCE_S, chat_body, command, environment, serving
 
 import ebbtide
 from ebbtide import LLM
 
 STORY = ebbtide.demo_material()["story"]
 BUDGET_BYTES = 420 << 20
+CHAT = "/v1/chat/completions"
 LONG = {"max_tokens": 20000}  # a quarter of a minute of writing
 
 
@@ -111,6 +113,31 @@ def test_settings_of_an_answer_reach_the_model(server):
     one, same = (message(server.chat("Say something.", **sampled)) for _ in range(2))
     other = message(server.chat("Say something.", **{**sampled, "seed": 8}))
     assert one == same != other
+
+
+def test_a_response_format_is_kept_to(server):
+    schema = {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 4}
+    asked = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": schema}}
+    found = server.chat("Say something.", response_format=asked, temperature=1.5, seed=3)
+    numbers = json.loads(message(found))
+    assert found["choices"][0]["finish_reason"] == "stop"
+    assert isinstance(numbers, list) and all(type(n) is int and n <= 99 for n in numbers)
+    chunks = server.stream("Say something.", response_format=asked, temperature=1.5, seed=3)
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(pieces) == message(found)
+    status, refused = server.ask(CHAT, chat_body("Hi", response_format=impossible()))
+    assert status == 400 and "look-around" in refused["error"]["message"]
+
+
+def impossible() -> dict:
+    schema = {"type": "string", "pattern": "(?=a)b"}
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+def test_a_model_that_knows_no_tools_says_so(server):
+    tool = {"type": "function", "function": {"name": "clock"}}
+    status, refused = server.ask(CHAT, chat_body("What time is it?", tools=[tool]))
+    assert status == 400 and "knows no tools" in refused["error"]["message"]
 
 
 def test_two_clients_at_once_are_answered_in_turn(server, answers):
@@ -218,7 +245,7 @@ def test_a_full_queue_is_said_and_who_waits_in_vain_gives_up_its_place(server):
         ({"colour": "red"}, 400, None, "'colour' is not a field that Ebbtide knows"),
         ({"\ud800": 1}, 400, None, "is not a field that Ebbtide knows"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, None, "not valid Unicode"),
-        ({"tools": [{"type": "function"}]}, 400, None, "calls no tools"),
+        ({"tools": [{"type": "function"}]}, 400, None, "tools[0] must be"),
         ({"temperature": "hot"}, 400, None, "temperature must be"),
         ({"model": "gpt-4o"}, 404, "model_not_found", "'ebb-nano' is served"),
         ({"messages": [{"role": "user", "content": "x " * 60_000}]}, 400, *(

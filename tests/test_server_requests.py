@@ -11,7 +11,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide import Progress, errors
+from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
 from ebbtide.cli.server.job import Started, Stopping
 from ebbtide.cli.server.request import (
     BadRequest,
@@ -69,6 +69,9 @@ def test_what_clients_send_besides_changes_nothing():
     assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
 
 
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
 def test_formats_become_schemas():
     whole = {"type": "object", "properties": {"a": {"type": "integer"}}}
     sent = schema_format(whole, strict=False, description="An a.")
@@ -89,7 +92,10 @@ def schema_format(schema, **more):
     [
         ({"n": 2}, "n", "may only be 1"),
         ({"n": True}, "n", "may only be 1"),
-        ({"tools": [{}]}, "tools", "calls no tools"),
+        ({"tools": [{}]}, "tools", 'tools[0] must be {"type": "function"'),
+        ({"tools": [CLOCK], "tool_choice": "some"}, "tool_choice", "auto, none, required"),
+        ({"tool_choice": "required"}, "tool_choice", "no 'tools' are given"),
+        ({"functions": [{}]}, "functions", "tools is what they are called now"),
         ({"logprobs": True}, "logprobs", "may only be false"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
@@ -130,6 +136,46 @@ def test_messages_become_roles_and_texts():
     ]
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+CALLS = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]}
+
+
+def test_calls_and_their_results_are_messages_too():
+    result = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "noon"}]}
+    sent = [*HELLO, {**CALLS, "reasoning_content": "hm"}, result]
+    thought = {"reasoning_content": "hm", "thinking": "hm"}
+    assert chat_request({"messages": sent}).prompt == [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [CALL], **thought},
+        {"role": "tool", "content": "noon", "tool_call_id": "c1", "name": "clock"},
+    ]
+
+
+def test_tools_are_settings_of_an_answer():
+    choice = {"type": "function", "function": {"name": "clock"}}
+    given = {"tools": [CLOCK], "tool_choice": choice, "parallel_tool_calls": False}
+    assert chat(**given).generation == given
+    GenerationConfig().resolve(**given)
+    assert chat(tools=[], tool_choice="none", parallel_tool_calls=False).generation == {}
+
+
+def test_calls_are_told_as_openai_does():
+    answer = Answer(chat(), "m")
+    calls = [ToolCall("c1", "clock", "{}"), ToolCall("c2", "clock", '{"a": 1}')]
+    output = SimpleNamespace(
+        text="", thought="", tool_calls=calls, finish_reason="tool_calls", usage={}
+    )
+    (choice,) = answer.whole(output)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert message["content"] is None and message["tool_calls"][0] == CALL
+    pieces = [SimpleNamespace(text="", thought="", tool_calls=(call,)) for call in calls]
+    told = [event for piece in pieces for event in events(answer.piece(piece))]
+    deltas = [event["choices"][0]["delta"]["tool_calls"][0] for event in told]
+    assert [delta.pop("index") for delta in deltas] == [0, 1]
+    assert deltas == message["tool_calls"]
+
+
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
@@ -138,9 +184,12 @@ def test_messages_become_roles_and_texts():
         ("hello", "must be a list"),
         (["hello"], "messages[0] must be an object"),
         ([{"content": "x"}], "messages[0]: the role must be one of system"),
-        ([*HELLO, {"role": "tool", "content": "x"}], "messages[1]: the role must be one of"),
+        ([{"role": "function", "content": "x"}], "messages[0]: the role must be one of"),
+        ([*HELLO, {"role": "tool", "content": "x"}], "messages[1]: 'tool_call_id' must be the id"),
+        ([{**CALLS, "role": "user"}], "messages[0]: 'tool_calls' is not supported"),
+        ([{**CALLS, "tool_calls": {}}], "messages[0]: 'tool_calls' must be a list"),
         ([{"role": "user"}], "messages[0]: content must be a text"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "'tool_calls' is not"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "tool_calls[0] must be"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             "a part of type 'image_url' cannot be read",
@@ -239,16 +288,18 @@ def events(data: bytes) -> list[dict]:
 
 def test_thoughts_are_told_from_the_answer():
     answer = Answer(chat(), "m")
-    output = SimpleNamespace(text="No.", thought="Hm.", finish_reason="stop", usage={})
+    output = SimpleNamespace(
+        text="No.", thought="Hm.", tool_calls=[], finish_reason="stop", usage={}
+    )
     (choice,) = answer.whole(output)["choices"]
     assert choice["message"] == {
         **{"role": "assistant", "content": "No.", "refusal": None},
         "reasoning_content": "Hm.",
     }
-    both = events(answer.piece(SimpleNamespace(text="No.", thought="Hm.")))
+    both = events(answer.piece(Piece("No.", [], thought="Hm.")))
     deltas = [event["choices"][0]["delta"] for event in both]
     assert deltas == [{"reasoning_content": "Hm."}, {"content": "No."}]
-    assert answer.piece(SimpleNamespace(text="", thought="")) == b""
+    assert answer.piece(Piece("", [])) == b""
 
 
 def test_progress_is_told_to_those_who_ask():

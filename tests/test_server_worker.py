@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from random_checkpoints import make
 from scripted_harmony import FINAL, THINKS, ids_of
 from sessions_under_test import assert_nothing_is_held
+from small_llm import open_small
+from tool_templates import TOOLS, call_text, with_tools
+from tool_templates import ids_of as ids_with_tools
 
 from ebbtide import Output, Piece, Progress, errors
 from ebbtide.cli.options import Settings
@@ -39,6 +43,36 @@ def events_of(worker, request, on_job=lambda job: None) -> list:
         return [job.events.get_nowait() for _ in range(job.events.qsize())]
 
     return asyncio.run(collect())
+
+
+def test_calls_are_made_and_their_results_answered(script, tmp_path):
+    """A conversation with a call, as a client sends it again: its beginning is not read again."""
+    folder = with_tools(make("llama2", tmp_path / "model"), "hermes")
+    with open_small(folder, tmp_path, draft=False) as llm:
+        llm._context = 3000
+        worker = Worker(Run(Settings(quiet=True), Signals()), llm, most_waiting=1)
+        script += ids_with_tools(llm.tokenizer, f"{call_text(llm.tokenizer)}<|im_end|>")
+        request = chat(tools=TOOLS, max_tokens=900)
+        *_, output = events_of(worker, request)
+        asked = output.usage["total_tokens"]
+        message = Answer(request, "m").whole(output)["choices"][0]["message"]
+        (call,) = message["tool_calls"]
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
+        question = {"role": "user", "content": "Hello"}
+        script += ids_with_tools(llm.tokenizer, "A coat.<|im_end|>")
+        again = chat_request(
+            {"messages": [question, message, result], "tools": TOOLS, "max_tokens": 99}
+        )
+        found = events_of(worker, again)
+        assert found[-1].text == "A coat."
+        assert found[-1].usage["prompt_tokens_details"]["cached_tokens"] == asked - 1
+
+
+def test_long_tools_are_refused_before_they_are_encoded_whole(worker):
+    told = {"name": "f", "description": "words " * 3000}
+    request = chat(tools=[{"type": "function", "function": told}])
+    (error,) = events_of(worker, request)
+    assert isinstance(error, errors.ContextOverflow)
 
 
 def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_tokenizer):

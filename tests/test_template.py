@@ -391,5 +391,6 @@ def test_deep_messages_are_refused():
 
 
 def test_an_assistant_may_call_tools_without_content():
-    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    assert check_messages([call]) == [call]
+    called = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    call = {"role": "assistant", "tool_calls": [called]}
+    assert check_messages([call]) == [{**call, "content": ""}]

@@ -13,18 +13,10 @@ from typing import Any
 
 from ebbtide import GenerationConfig, errors
 
-MOST_MESSAGES = 4096  # a template's time is bounded for each of them
+from .bad_request import BadRequest, kind_of
+from .messages import messages_of
 
-
-class BadRequest(Exception):
-    """A request that is not answered. status: of HTTP; param: the field that is wrong; code: for
-    programs."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
-    ):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+__all__ = ["BadRequest", "Request", "chat_request", "completion_request", "read_json"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +30,10 @@ class Request:
     stream: bool = False
     include_usage: bool = False
     return_progress: bool = False
+
+    @property
+    def tools(self) -> list[Any]:
+        return self.generation.get("tools", [])
 
     @property
     def is_chat(self) -> bool:
@@ -61,7 +57,7 @@ _SETTINGS = {
 }
 # What changes no answer, whatever its value.
 _IGNORED = (
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"),
+    *("user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention"),
 )
 _ONLY_TEXT = "Ebbtide answers with text alone"
@@ -74,10 +70,8 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_bias": (({},), "tokens are chosen by the model alone"),
     "logprobs": ((False,), "probabilities are not told"),
     "top_logprobs": ((0,), "probabilities are not told"),
-    "tools": (([],), f"{_ONLY_TEXT} and calls no tools"),
-    "tool_choice": (("none", "auto"), f"{_ONLY_TEXT} and calls no tools"),
-    "functions": (([],), f"{_ONLY_TEXT} and calls no functions"),
-    "function_call": (("none", "auto"), f"{_ONLY_TEXT} and calls no functions"),
+    "functions": (([],), "tools is what they are called now"),
+    "function_call": (("none", "auto"), "tool_choice is what it is called now"),
     "modalities": ((["text"],), _ONLY_TEXT),
     "verbosity": (("medium",), "say in a message how long the answer should be"),
     "echo": ((False,), "the prompt is not repeated"),
@@ -92,14 +86,12 @@ _EFFORTS: dict[str, bool | str] = {
     "xhigh": "high",
 }
 _SWITCHES = ("enable_thinking", "thinking")  # of chat templates
-_COMMON = ("model", "stream", "stream_options", "return_progress")
+_COMMON = ("model", "stream", "stream_options", "return_progress", "response_format")
+_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 _KNOWN = {
-    "messages": (*_COMMON, "messages", "reasoning_effort", "chat_template_kwargs"),
+    "messages": (*_COMMON, "messages", "reasoning_effort", "chat_template_kwargs", *_TOOLS),
     "prompt": (*_COMMON, "prompt"),
 }
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Of a message: what answers carry when a client sends them back, and what changes nothing.
-_MESSAGE_EXTRAS = ("name", "refusal", "annotations", "reasoning_content", "reasoning")
 
 
 def read_json(body: bytes | bytearray) -> dict[str, Any]:
@@ -113,7 +105,7 @@ def read_json(body: bytes | bytearray) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise BadRequest(f"The body must be a JSON object, not {_kind(found)}.")
+        raise BadRequest(f"The body must be a JSON object, not {kind_of(found)}.")
     return found
 
 
@@ -130,10 +122,10 @@ def completion_request(body: dict[str, Any]) -> Request:
 def _request(body: dict[str, Any], asks: str) -> Request:
     """asks: the field that holds what is asked, "messages" or "prompt"."""
     given = {name: value for name, value in body.items() if value is not None}
-    known = {*_KNOWN[asks], *_SETTINGS, *_NEUTRAL, *_IGNORED, "response_format"}
+    known = {*_KNOWN[asks], *_SETTINGS, *_NEUTRAL, *_IGNORED}
     for name, value in given.items():
         if name not in known:
-            allowed = ", ".join(sorted({*_KNOWN[asks], *_SETTINGS, "response_format"}))
+            allowed = ", ".join(sorted({*_KNOWN[asks], *_SETTINGS}))
             raise BadRequest(
                 f"{name!r} is not a field that Ebbtide knows; allowed are {allowed}.", param=name
             )
@@ -193,6 +185,23 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
         found.setdefault("think", value)
     if (schema := _schema_of(_typed(given, "response_format", dict, {}))) is not None:
         found["json_schema"] = schema
+    return found | tools_of(given)
+
+
+def tools_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What is offered, and how it is to be used; without any, the rest says nothing."""
+    if not given.get("tools"):
+        if given.get("tool_choice", "auto") not in ("auto", "none"):
+            raise BadRequest(
+                "'tool_choice' asks for a call, and no 'tools' are given.", param="tool_choice"
+            )
+        return {}
+    found = {name: given[name] for name in _TOOLS if name in given}
+    for name, value in found.items():
+        try:
+            GenerationConfig(**{"tools": given["tools"], name: value})
+        except errors.InputError as error:
+            raise BadRequest(f"{error}.", param=name) from None
     return found
 
 
@@ -221,62 +230,6 @@ def _schema_of(format: dict[str, Any]) -> Any:
     return schema
 
 
-def messages_of(value: Any) -> list[dict[str, str]]:
-    """Messages as a chat template takes them: role and content, a text. Raises BadRequest."""
-    if not isinstance(value, list) or not value:
-        raise BadRequest("'messages' must be a list with at least one message.", param="messages")
-    if len(value) > MOST_MESSAGES:
-        raise BadRequest(
-            f"'messages' may hold {MOST_MESSAGES:,} at most, not {len(value):,}.", param="messages"
-        )
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
-
-
-def _message(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise BadRequest(f"{where} must be an object with role and content.", param=where)
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        more = "; Ebbtide calls no tools" if role in ("tool", "function") else ""
-        raise BadRequest(
-            f"{where}: the role must be one of {', '.join(_ROLES)}, not {role!r}{more}.",
-            param=f"{where}.role",
-        )
-    for name, value in message.items():
-        if name in ("role", "content", *_MESSAGE_EXTRAS) or value is None or value == []:
-            continue
-        raise BadRequest(
-            f"{where}: {name!r} is not supported; a message has a role and a content, a text.",
-            param=f"{where}.{name}",
-        )
-    content = message.get("content")
-    if content is None and role == "assistant":
-        content = ""  # all of its answer was thoughts
-    return {"role": _ROLES[role], "content": _text_of(content, where)}
-
-
-def _text_of(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRequest(
-            f"{where}: content must be a text or a list of parts, not {_kind(content)}.",
-            param=f"{where}.content",
-        )
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else _kind(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise BadRequest(
-                f"{where}: a part of type {kind!r} cannot be read; "
-                '{"type": "text", "text": ...} is allowed: Ebbtide reads text alone, no images, '
-                "no sound, no files.",
-                param=f"{where}.content",
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
 def _prompt_of(value: Any) -> str | list[int]:
     """A text or token ids; of a list of prompts the one that is in it."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
@@ -295,11 +248,5 @@ def _typed(given: dict[str, Any], name: str, kind: type, default: Any = None) ->
         return default
     if not isinstance(value, kind):
         names = {str: "a text", bool: "true or false", dict: "an object"}
-        raise BadRequest(f"{name!r} must be {names[kind]}, not {_kind(value)}.", param=name)
+        raise BadRequest(f"{name!r} must be {names[kind]}, not {kind_of(value)}.", param=name)
     return value
-
-
-def _kind(value: Any) -> str:
-    """A value's type, in the words of JSON."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")

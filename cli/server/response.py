@@ -82,6 +82,11 @@ def model_object(name: str, context: int, created_s: int) -> dict[str, Any]:
     }
 
 
+def _call(call: Any) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 class Answer:
     """The objects of one answer: they share an id, a time and the model's name."""
 
@@ -90,10 +95,15 @@ class Answer:
         prefix = "chatcmpl" if request.is_chat else "cmpl"
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self._created_s = int(time.time())
+        self._num_calls = 0  # that were told
 
     def whole(self, output: Any) -> dict[str, Any]:
         if self._request.is_chat:
-            message = {"role": "assistant", "content": output.text, "refusal": None}
+            # As OpenAI has it, calls alone come with no content.
+            content = output.text or (None if output.tool_calls else "")
+            message = {"role": "assistant", "content": content, "refusal": None}
+            if output.tool_calls:
+                message["tool_calls"] = [*map(_call, output.tool_calls)]
             if output.thought:
                 message["reasoning_content"] = output.thought
             said = {"message": message}
@@ -112,7 +122,8 @@ class Answer:
         return self._chunk({"delta": {"role": "assistant", "content": ""}})
 
     def piece(self, piece: Any) -> bytes:
-        """A bit of the answer or of the thought before it; nothing where it holds neither."""
+        """A bit of the answer, of the thought before it or of its calls; nothing where it holds
+        none."""
         found = b""
         if piece.thought and self._request.is_chat:
             found += self._chunk({"delta": {"reasoning_content": piece.thought}})
@@ -121,6 +132,10 @@ class Answer:
             found += self._chunk(
                 {"delta": {"content": piece.text}} if is_chat else {"text": piece.text}
             )
+        for call in piece.tool_calls:  # each is whole: clients join pieces by their index
+            told = {"index": self._num_calls, **_call(call)}
+            self._num_calls += 1
+            found += self._chunk({"delta": {"tool_calls": [told]}})
         return found
 
     def progress(self, started: Started | None, progress: Any) -> bytes:

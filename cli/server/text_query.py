@@ -7,10 +7,11 @@ routes, for the tokenizer belongs to the thread that answers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .request import BadRequest, messages_of
+from .messages import messages_of
+from .request import BadRequest, tools_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class TextQuery:
 
     prompt: Any
     answer: Callable[[Any], dict[str, Any]]
+    tools: list[Any] = field(default_factory=list)
     model: None = None
     stream: bool = False
 
@@ -44,10 +46,14 @@ def detokenize_query(body: dict[str, Any]) -> TextQuery:
 
 
 def template_query(body: dict[str, Any]) -> TextQuery:
-    """{"messages": [...]} -> {"prompt": what the chat template makes of them}"""
-    _check_names(body, "messages")
+    """{"messages": [...], "tools": [...]} -> {"prompt": what the chat template makes of them}"""
+    _check_names(body, "messages", "tools")
     messages = messages_of(body.get("messages"))
-    return TextQuery(messages, lambda llm: {"prompt": llm.tokenizer.chat_text(messages)})
+    tools = tools_of(body).get("tools", [])
+    options = {"tools": tools} if tools else {}
+    return TextQuery(
+        messages, lambda llm: {"prompt": llm.tokenizer.chat_text(messages, **options)}, tools
+    )
 
 
 def _check_names(body: dict[str, Any], *known: str) -> None:

@@ -13,6 +13,7 @@ Knows sessions and requests, and nothing of HTTP.
 
 from __future__ import annotations
 
+import json
 import threading
 import traceback
 from collections import Counter, deque
@@ -106,7 +107,7 @@ class Worker:
         llm.on_progress, llm.check = job.note, job.check
         try:
             job.check()
-            self._refuse_too_long(job.request.prompt)
+            self._refuse_too_long(job.request)
             if isinstance(job.request, TextQuery):
                 last = job.request.answer(llm)
             else:
@@ -157,10 +158,12 @@ class Worker:
         session.truncate(num_held)
         return session.stream(ids[num_held:], **generation)
 
-    def _refuse_too_long(self, prompt: Any) -> None:
+    def _refuse_too_long(self, request: Request | TextQuery) -> None:
         """Encoding and decoding take memory by the token, of which the plan has as much as the
         context needs; a text of many times that is refused before it is encoded whole."""
+        prompt = request.prompt
         texts = [prompt] if isinstance(prompt, str) else _contents(prompt)
+        texts += [json.dumps(tool, ensure_ascii=False) for tool in request.tools]
         num_tokens = 0 if texts else len(prompt)  # of token ids
         self._check_room(num_tokens)
         for text in texts:
@@ -213,7 +216,9 @@ class Worker:
 
 def _contents(prompt: list[Any]) -> list[str]:
     """Of messages; token ids have none."""
-    return [message["content"] for message in prompt if isinstance(message, dict)]
+    messages = [message for message in prompt if isinstance(message, dict)]
+    calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+    return [*(message["content"] for message in messages), *(call["arguments"] for call in calls)]
 
 
 def _num_common(held: list[int], ids: list[int]) -> int:

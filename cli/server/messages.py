@@ -1,0 +1,114 @@
+"""The messages of a conversation that a client sends, checked: as chat templates take them.
+
+What answers carry when they are sent back is understood, calls of functions among it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .bad_request import BadRequest, kind_of
+
+MOST_MESSAGES = 4096  # a template's time is bounded for each of them
+_ROLES = {
+    **{"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
+    "tool": "tool",
+}
+# Of a message: what answers carry when a client sends them back, and what changes nothing.
+_MESSAGE_EXTRAS = ("name", "refusal", "annotations", "reasoning_content", "reasoning")
+_OWN = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}
+
+
+def messages_of(value: Any) -> list[dict[str, Any]]:
+    """Messages as a chat template takes them: a role and a content, a text; calls of functions, and
+    results with the name of what was called. Raises BadRequest."""
+    if not isinstance(value, list) or not value:
+        raise BadRequest("'messages' must be a list with at least one message.", param="messages")
+    if len(value) > MOST_MESSAGES:
+        raise BadRequest(
+            f"'messages' may hold {MOST_MESSAGES:,} at most, not {len(value):,}.", param="messages"
+        )
+    called: dict[str, str] = {}  # names of functions by the ids of their calls
+    return [_message(message, f"messages[{at}]", called) for at, message in enumerate(value)]
+
+
+def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise BadRequest(f"{where} must be an object with role and content.", param=where)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadRequest(
+            f"{where}: the role must be one of {', '.join(_ROLES)}, not {role!r}.",
+            param=f"{where}.role",
+        )
+    for name, value in message.items():
+        if (
+            name in ("role", "content", *_OWN.get(role, ()), *_MESSAGE_EXTRAS)
+            or value is None
+            or value == []
+        ):
+            continue
+        raise BadRequest(
+            f"{where}: {name!r} is not supported; a message has a role and a content, a text.",
+            param=f"{where}.{name}",
+        )
+    content = message.get("content")
+    if content is None and role == "assistant":
+        content = ""  # all of its answer was thoughts, or calls
+    found = {"role": _ROLES[role], "content": _text_of(content, where)}
+    if message.get("tool_calls") not in (None, []):
+        found |= _calls_of(message, where, called)
+    if role == "tool":
+        own = message.get("tool_call_id")
+        if not isinstance(own, str) or own not in called:
+            raise BadRequest(
+                f"{where}: 'tool_call_id' must be the id of a call in a message before it, "
+                f"not {own!r}.",
+                param=f"{where}.tool_call_id",
+            )
+        found |= {"tool_call_id": own, "name": called[own]}
+    return found
+
+
+def _calls_of(message: dict[str, Any], where: str, called: dict[str, str]) -> dict[str, Any]:
+    """The calls of an answer, and what was thought before them, which some templates want."""
+    calls = message["tool_calls"]
+    if not isinstance(calls, list):
+        raise BadRequest(f"{where}: 'tool_calls' must be a list, not {kind_of(calls)}.")
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        texts = [call.get("id") if function else None]
+        texts += [function.get(name) for name in ("name", "arguments")] if function else []
+        if not isinstance(function, dict) or not all(isinstance(text, str) for text in texts):
+            raise BadRequest(
+                f'{where}: tool_calls[{index}] must be {{"id": text, "type": "function", '
+                '"function": {"name": text, "arguments": text}}.',
+                param=f"{where}.tool_calls[{index}]",
+            )
+        called[call["id"]] = function["name"]
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(thought, str) or message.get("content"):
+        return {"tool_calls": calls}  # a template may refuse to have both
+    return {"tool_calls": calls, "reasoning_content": thought, "thinking": thought}
+
+
+def _text_of(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRequest(
+            f"{where}: content must be a text or a list of parts, not {kind_of(content)}.",
+            param=f"{where}.content",
+        )
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise BadRequest(
+                f"{where}: a part of type {kind!r} cannot be read; "
+                '{"type": "text", "text": ...} is allowed: Ebbtide reads text alone, no images, '
+                "no sound, no files.",
+                param=f"{where}.content",
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)

@@ -1,0 +1,113 @@
+"""Tells the calls in an answer from its text, while the text comes.
+
+    text --opening--> block --closing, and it reads as calls--> text
+                        '----the answer's end: calls, or text after all
+
+What looks like calls and is none is text, all of it. White space before and between calls belongs
+to them. Knows strings; how calls are written is the format's business.
+"""
+
+from __future__ import annotations
+
+from .tool_formats import ToolFormat
+from .tools import Calls
+
+
+class CallReader:
+    """Reads the text of one answer; what it calls goes into `calls`."""
+
+    def __init__(self, format: ToolFormat, calls: Calls):
+        self._format, self.calls = format, calls
+        self._held = ""  # text that may turn out to be white space before calls, or their opening
+        self._block: str | None = None  # calls, from their opening on
+        self._looked = 0  # how far in the block no closing is that ends calls
+        self._has_text = False
+        self._drops_blanks = False  # right behind calls
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more calls would be too many."""
+        return self.calls.are_enough
+
+    def push(self, text: str) -> str:
+        """What is text of the answer for certain by now."""
+        said = ""
+        self._held += text
+        while True:
+            if self._block is None:
+                shown, is_open = self._before_block()
+                said += shown
+                if not is_open:
+                    return said
+            if not self._ends_block():
+                return said
+
+    def finish(self) -> str:
+        """What was held back, at the end of the answer."""
+        text, self._held = self._held, ""
+        if self._block is None:
+            return "" if self._drops_blanks and not text.strip() else text
+        block, self._block = self._block, None
+        closing = self._format.closing  # which some models leave out at an answer's end
+        if self._takes(block) or (closing and self._takes(block + closing)):
+            return ""
+        return block
+
+    def _before_block(self) -> tuple[str, bool]:
+        """(what is text, whether a block has begun). What is held back becomes less."""
+        if self._format.at_start:
+            return self._at_start()
+        text, opening = self._held, self._format.opening
+        at = text.find(opening)
+        if at >= 0:
+            self._block, self._held, self._looked = text[at:], "", len(opening)
+            return self._shown(text[:at].rstrip()), True
+        num_held = len(text) - len(_without_begun(text, opening).rstrip())
+        self._held = text[len(text) - num_held :]
+        return self._shown(text[: len(text) - num_held]), False
+
+    def _at_start(self) -> tuple[str, bool]:
+        text, openings = self._held, (self._format.opening, *self._format.marks)
+        begun = text.lstrip()
+        if not self._has_text and begun.startswith(openings):
+            self._block, self._held, self._looked = text, "", 0
+            return "", True
+        if not self._has_text and any(opening.startswith(begun) for opening in openings):
+            return "", False
+        self._held, self._has_text = "", True
+        return text, False
+
+    def _ends_block(self) -> bool:
+        """Looks for the end of the calls in a block; what follows is held."""
+        assert self._block is not None
+        closing = self._format.closing
+        self._block, self._held = self._block + self._held, ""
+        while closing:
+            at = self._block.find(closing, self._looked)
+            if at < 0:
+                self._looked = max(self._looked, len(self._block) - len(closing) + 1)
+                return False
+            self._looked = at + len(closing)
+            if self._takes(self._block[: self._looked]):
+                self._held, self._block = self._block[self._looked :], None
+                self._drops_blanks = True
+                return True
+        return False
+
+    def _takes(self, block: str) -> bool:
+        return self.calls.add(self._format.read(block, self.calls))
+
+    def _shown(self, text: str) -> str:
+        if self._drops_blanks:
+            text = text.lstrip()
+        if text:
+            self._drops_blanks = False
+        return text
+
+
+def _without_begun(text: str, word: str) -> str:
+    """The text without its end, where that may be the beginning of `word`."""
+    for size in range(min(len(word) - 1, len(text)), 0, -1):
+        if word.startswith(text[-size:]):
+            return text[:-size]
+    return text
