@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .constraint import Constrainer, Constraint, constrainer_bytes
 from .errors import InputError
 from .generation import GenerationConfig
-from .grammar import Grammar, RuleWriter, behind_thoughts, in_channels
+from .grammar import ANYTHING, Grammar, RuleWriter, behind_thoughts, in_channels
 from .text import Tokenizer
 from .tool_formats import ToolFormat, format_of, write_calls
 from .tools import parameters_of
@@ -50,7 +50,7 @@ class AnswerRules:
             if prompt_ids is None:
                 raise InputError("tools are for answers to messages, and the prompt is plain text")
             format = format_of(self._llm.tokenizer)
-        if config.json_schema is None and not config.must_call:
+        if config.json_schema is None and not config.keeps_calls:
             return None
         grammar = answer_grammar(self._llm.tokenizer, config, prompt_ids, format)
         return self._constrainer.begin(grammar, config.eos_token_ids)
@@ -67,19 +67,22 @@ def answer_grammar(
     prompt_ids: Sequence[int] | None,
     format: ToolFormat | None,
 ) -> Grammar:
-    """What config asks for: a JSON value, calls, or either. format: how the model writes calls;
-    None for harmony, and without tools."""
+    """What config asks for: a JSON value, calls, either, or text that may call. format: how the
+    model writes calls; None for harmony, and without tools."""
     schemas = parameters_of(config.offered_tools)
-    if isinstance(config.must_call, str):
-        schemas = {config.must_call: schemas[config.must_call]}
+    must = config.must_call
+    if isinstance(must, str):
+        schemas = {must: schemas[must]}
     rules = RuleWriter(tokenizer, () if format is None else format.marks)
     value = None
-    if config.json_schema is not None and not config.must_call:
+    if config.json_schema is not None and not must:
         value = rules.schema(config.json_schema)
     if prompt_ids is not None and tokenizer.harmony_marks:
-        return in_channels(rules, value, schemas, prompt_ids)
+        final = None if must else value or ANYTHING
+        return in_channels(rules, final, schemas, prompt_ids)
     if format is not None:
-        calls = write_calls(format, rules, schemas, config.parallel_tool_calls)
+        is_free = not must and value is None
+        calls = write_calls(format, rules, schemas, config.parallel_tool_calls, not is_free)
         value = calls if value is None else f"({value} | {calls})"
     assert value is not None
     return behind_thoughts(rules, value, prompt_ids, config.think)

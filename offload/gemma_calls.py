@@ -93,7 +93,7 @@ def write_gemma(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
         is_needed = key in schema.get("required", ())
         first = rules.named(own if is_needed else f"{own} | {first or EMPTY}")
         more = rules.named(f'"," {own}' if is_needed else f'"," {own} | {more or EMPTY}')
-    start = rules.text(f"<|tool_call>call:{name}{{")
+    start = rules.text(f"call:{name}{{")
     return f"{start} {first} {rules.text('}<tool_call|>')}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from .errors import BadCheckpoint, InputError
 from .json_schema import checked_schema
-from .tools import checked_choice, checked_tools, name_of
+from .tools import checked_choice, checked_tools, name_of, shown_tool
 
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64
@@ -81,9 +81,16 @@ class GenerationConfig:
         return name_of(self.tool_choice)
 
     @property
+    def keeps_calls(self) -> bool:
+        """Whether calls are kept to the schemas of their arguments: where one must be made, and
+        where a function asks for it by `strict`."""
+        is_strict = any(tool["function"].get("strict") for tool in self.offered_tools)
+        return bool(self.must_call) or is_strict
+
+    @property
     def chat_options(self) -> dict[str, Any]:
         """What a chat template is told of all this."""
-        tools = {"tools": list(self.offered_tools)} if self.offered_tools else {}
+        tools = {"tools": [*map(shown_tool, self.offered_tools)]} if self.offered_tools else {}
         return {"think": self.think, **tools}
 
     @property

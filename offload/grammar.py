@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from .text import Think, Tokenizer
 
 EMPTY = '""'
-_ANYTHING = "/(?s:.*)/"
-_ANALYSIS = '"analysis"'
+ANYTHING = "/(?s:.*)/"
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,22 @@ class RuleWriter:
 
     def up_to(self, end: str) -> str:
         """An expression for anything up to the first of a text with marks, and that text."""
-        name = f"up_to_{len(self._rules)}"
-        pattern = "\\n".join(re.escape(line).replace("/", "\\/") for line in end.split("\n"))
-        parts = self._parts(end)
-        if parts == [end]:
-            self.add(f"{name}[lazy]: /(?s:.*){pattern}/")
-        else:
-            # Who reads the answer takes the spelled text for it, so that may not come before.
-            self.add(f"{name}: {name.upper()} {self.text(end)}")
-            self.add(f"{name.upper()}: {_ANYTHING} & ~/(?s:.*){pattern}(?s:.*)/")
+        if self._parts(end) == [end]:
+            name = f"up_to_{len(self._rules)}"
+            self.add(f"{name}[lazy]: /(?s:.*){_pattern(end)}/")
+            return name
+        # Who reads the answer takes the spelled text for it, so that may not come before.
+        return f"{self.without(end)} {self.text(end)}"
+
+    def without(self, text: str) -> str:
+        """An expression for anything that does not hold a text."""
+        name = f"WITHOUT_{len(self._rules)}"
+        self.add(f"{name}: {ANYTHING} & ~/(?s:.*){_pattern(text)}(?s:.*)/")
         return name
+
+    def not_beginning_with(self, sign: str) -> str:
+        """An expression for anything whose first sign is another."""
+        return f"/([^{re.escape(sign)}\\s](?s:.*))?/"
 
     def grammar(self, start: str) -> Grammar:
         return Grammar("\n".join([f"start: {start}", *self._rules]), self._schemas)
@@ -96,6 +101,11 @@ class RuleWriter:
 
 def _spelled(part: int | str) -> str:
     return f"<[{part}]>" if isinstance(part, int) else literal(part)
+
+
+def _pattern(text: str) -> str:
+    """A regular expression for a text."""
+    return "\\n".join(re.escape(line).replace("/", "\\/") for line in text.split("\n"))
 
 
 def literal(text: str) -> str:
@@ -131,7 +141,8 @@ def in_channels(
     prompt_ids: Sequence[int],
 ) -> Grammar:
     """For the harmony format: analysis, as often as the model likes, then a final message or a
-    call. final: an expression for the message, or None; calls: schemas by functions' names."""
+    call. final: an expression for the message, or None; calls: schemas by functions' names. Where
+    there are both, what is said before a call is in the channel commentary."""
     marks = rules.tokenizer.harmony_marks
     ids = {mark: f"<[{token}]>" for token, mark in marks.items()}
     channel, message = ids[Mark.CHANNEL], ids[Mark.MESSAGE]
@@ -143,8 +154,8 @@ def in_channels(
         f"{literal(f'commentary to={FUNCTIONS}{name}')} {format} {message} {rules.schema(schema)}"
         for name, schema in calls.items()
     ]
-    rules.add(
-        f"analysis: {channel} {_ANALYSIS} {message} {_ANYTHING} {ids[Mark.END]} "
-        f'{ids[Mark.START]} "assistant"'
+    first = '("analysis" | "commentary")' if final is not None and calls else '"analysis"'
+    before = rules.named(
+        f'{channel} {first} {message} {ANYTHING} {ids[Mark.END]} {ids[Mark.START]} "assistant"'
     )
-    return rules.grammar(f"analysis* {channel} ({' | '.join(ends)})")
+    return rules.grammar(f"{before}* {channel} ({' | '.join(ends)})")

@@ -78,7 +78,7 @@ def write_tagged(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
         return f"<parameter={key}>\n", "\n</parameter>\n"
 
     arguments = _arguments(rules, schema, argument)
-    start = rules.text(f"<tool_call>\n<function={name}>\n")
+    start = rules.text(f"\n<function={name}>\n")
     return f"{start} {arguments} {rules.text(_END)}"
 
 
@@ -87,7 +87,7 @@ def write_keyed(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
         return f"<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"
 
     arguments = _arguments(rules, schema, argument)
-    start = rules.text(f"<tool_call>{name}\n")
+    start = rules.text(f"{name}\n")
     return f"{start} {arguments} {rules.text('</tool_call>')}"
 
 

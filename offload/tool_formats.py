@@ -48,7 +48,7 @@ class ToolFormat:
     marks: tuple[str, ...]
     at_start: bool = False
     between: str = ""  # two calls
-    around: tuple[str, str] = ("", "")  # all of them
+    around: tuple[str, str] | None = None
     rules: Callable[[RuleWriter], None] | None = None  # that each call's refer to
 
 
@@ -110,7 +110,7 @@ _HERMES = ToolFormat(
     "hermes",
     *_TAGS,
     _read_hermes,
-    _json_call('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+    _json_call('\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
     _TAGS,
     between="\n",
 )
@@ -128,7 +128,7 @@ _LLAMA = ToolFormat(
     "{",
     "",
     _read_llama,
-    _json_call('{"name": "', '", "parameters": ', "}"),
+    _json_call('"name": "', '", "parameters": ', "}"),
     ("<|python_tag|>",),
     at_start=True,
     between="; ",
@@ -141,7 +141,7 @@ _MISTRAL_LIST = ToolFormat(
     _json_call('{"name": "', '", "arguments": ', "}"),
     ("[TOOL_CALLS]",),
     between=", ",
-    around=("[TOOL_CALLS][", "]"),
+    around=("[", "]"),
 )
 _APRIEL = ToolFormat(
     "apriel",
@@ -151,14 +151,14 @@ _APRIEL = ToolFormat(
     _json_call('{"name": "', '", "arguments": ', "}"),
     ("<tool_calls>", "</tool_calls>"),
     between=", ",
-    around=("<tool_calls>[", "]</tool_calls>"),
+    around=("[", "]</tool_calls>"),
 )
 _MISTRAL = ToolFormat(
     "mistral",
     "[TOOL_CALLS]",
     "",
     _read_mistral,
-    _json_call("[TOOL_CALLS]", "[ARGS]", ""),
+    _json_call("", "[ARGS]", ""),
     ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
 )
 _GEMMA = ToolFormat(
@@ -206,14 +206,20 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat | None:
 
 
 def write_calls(
-    format: ToolFormat, rules: RuleWriter, schemas: Mapping[str, Any], several: bool
+    format: ToolFormat, rules: RuleWriter, schemas: Mapping[str, Any], several: bool, must: bool
 ) -> str:
-    """An expression for calls of functions. schemas: of their arguments, by name; several: whether
-    more than one may be called."""
+    """An expression for an answer that calls functions. schemas: of their arguments, by name;
+    several: whether more than one may be called; must: whether it calls at all, and at once."""
     if format.rules is not None:
         format.rules(rules)
     each = [format.write(rules, name, schema) for name, schema in schemas.items()]
-    rules.add(f"call: {' | '.join(each)}")
-    more = f"({rules.text(format.between)} call)*" if several else ""
-    before, after = format.around
-    return f"{rules.text(before)} call {more} {rules.text(after)}"
+    call, opening = rules.named(" | ".join(each)), rules.text(format.opening)
+    before, after = format.around or ("", "")
+    next_opening = "" if format.around else opening
+    more = f"({rules.text(format.between)} {next_opening} {call})*" if several else ""
+    calls = f"{rules.text(before)} {call} {more} {rules.text(after)}"
+    if must:
+        return f"{opening} {calls}"
+    if format.at_start:
+        return f"({opening} {calls} | {rules.not_beginning_with(format.opening)})"
+    return f"({rules.up_to(format.opening)} {calls} | {rules.without(format.opening)})"

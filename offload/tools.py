@@ -65,7 +65,17 @@ def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
     parameters = {"type": "object", "properties": {}, **parameters}
     if not isinstance(parameters["properties"], dict):
         raise InputError(f"{where}: the properties of {name} must be an object")
-    own = {"name": name, "description": function.get("description") or "", "parameters": parameters}
+    strict = function.get("strict") or False
+    if not isinstance(strict, bool):
+        raise InputError(f"{where}: strict must be True or False for {name}, not {strict!r}")
+    described = function.get("description") or ""
+    own = {"name": name, "description": described, "parameters": parameters, "strict": strict}
+    return {"type": "function", "function": own}
+
+
+def shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model is told of a tool: not how its answer is kept to it."""
+    own = {name: value for name, value in tool["function"].items() if name != "strict"}
     return {"type": "function", "function": own}
 
 

@@ -296,6 +296,31 @@ def test_a_required_call_has_arguments_that_its_schema_allows(tokenizer):
     assert names == {"weather", "clock"}
 
 
+def test_strict_functions_are_kept_to_and_text_is_free(tokenizer):
+    """Chance writes text most often, and calls where their opening is liked."""
+    strict = json.loads(json.dumps(TOOLS[1]))
+    strict["function"]["strict"] = True
+    format = format_of(tokenizer)
+    settings = {"tools": [strict], "tool_choice": "auto"}
+    constraint = constraint_of(tokenizer, **settings)
+    text = "No {call} <tool" if not format.at_start else "No"
+    for token in tokenizer.encode(text):
+        assert token in constraint.allowed()
+        constraint.accept(token)
+    assert tokenizer.eos_token_id in constraint.allowed()
+    constraint = constraint_of(tokenizer, **settings)
+    before = "" if format.at_start else "I look.\n"
+    for token in ids_of(tokenizer, before + format.opening):
+        assert token in constraint.allowed()
+        constraint.accept(token)
+    assert tokenizer.eos_token_id not in constraint.allowed()
+    forced = b""
+    while len(ids := constraint.allowed().tolist()) == 1 and ids[0] != tokenizer.eos_token_id:
+        forced += tokenizer.token_bytes(tokenizer.num_ids)[ids[0]]
+        constraint.accept(ids[0])
+    assert b"clock" in forced
+
+
 # What Gemma's grammar leaves of the schemas: types.
 ANY = {"note": {"type": "string"}, "days": {"type": "integer"}, "hours": {"type": "array"}}
 
@@ -321,6 +346,26 @@ def test_a_harmony_model_calls_in_its_channel(tmp_path):
         text, (call,) = sampled_call(tokenizer, seed)
         assert text == ""
         Draft202012Validator(OFFERED[call.name]).validate(json.loads(call.arguments))
+
+
+@pytest.mark.parametrize(
+    "sampled",
+    [
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>{Yes",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+        "<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{}",
+    ],
+)
+def test_in_channels_strict_functions_are_kept_to_and_text_is_free(tmp_path, sampled):
+    template = "{% if tools %}{% endif %}<|start|>assistant{# <|channel|> <|message|> #}"
+    tokenizer = Tokenizer.load(harmony(tmp_path, template=template))
+    strict = json.loads(json.dumps(TOOLS[1]))
+    strict["function"]["strict"] = True
+    constraint = constraint_of(tokenizer, tools=[strict], tool_choice="auto")
+    for token in harmony_ids(tokenizer, sampled):
+        assert token in constraint.allowed()
+        constraint.accept(token)
+    assert tokenizer.eos_token_id in constraint.allowed()
 
 
 def test_names_of_a_schema_are_never_control_tokens(tmp_path):

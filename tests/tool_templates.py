@@ -7,7 +7,7 @@ import json
 from tokenizers_under_test import byte_level_backend, write
 
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tools import checked_tools
+from ebbtide.offload.tools import checked_tools, shown_tool
 
 WEATHER = {
     "type": "function",
@@ -29,7 +29,9 @@ WEATHER = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "Tells the time."}}
-TOOLS = list(checked_tools("tools", [WEATHER, CLOCK]))  # as templates are told of them
+TOOLS = [
+    *map(shown_tool, checked_tools("tools", [WEATHER, CLOCK]))
+]  # as templates are told of them
 ARGUMENTS = {"place": "Varn", "days": 3, "note": "a <b>", "exact": True, "hours": [1, 2]}
 
 # Whose turn it is, in ChatML; CALL writes one call of `f`, its function.
