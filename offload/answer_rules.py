@@ -82,7 +82,8 @@ def answer_grammar(
         return in_channels(rules, final, schemas, prompt_ids)
     if format is not None:
         is_free = not must and value is None
-        calls = write_calls(format, rules, schemas, config.parallel_tool_calls, not is_free)
+        several = config.parallel_tool_calls and not isinstance(must, str)
+        calls = write_calls(format, rules, schemas, several, not is_free)
         value = calls if value is None else f"({value} | {calls})"
     assert value is not None
     return behind_thoughts(rules, value, prompt_ids, config.think)

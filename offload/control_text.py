@@ -91,7 +91,8 @@ class ControlText:
         if isinstance(value, dict):
             soft = soft and value.get("role") != "assistant"
             for key in value:
-                if self._starts[True].search(key):  # a template asks for a key by its name
+                # It cannot be broken up: templates ask for keys by their names.
+                if not key.isidentifier() and self._starts[True].search(key):
                     raise InputError(f"a name may hold no control text of the model: {key!r}")
             return {
                 key: item if key == "role" else self.break_up_all(item, guard, soft)

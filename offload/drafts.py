@@ -21,7 +21,7 @@ import torch
 from ..prefetch.lookup import look_up
 from ..prefetch.trail import Trail
 from .engine import Engine
-from .errors import ModelError
+from .errors import InputError, ModelError
 from .footprint import MOST_VERIFIED
 from .sampler import Sampler
 from .sequence import Sequence
@@ -195,9 +195,9 @@ class Drafts:
             logits = drafter.logits(drafter.decode(ahead))[0]
             try:
                 guess = foreseen.choose(logits, ahead.tokens)
-            except ModelError:  # not the answer's
+            except (ModelError, InputError):  # not the answer's
                 break
-            if guess in sampler.config.eos_token_ids:
+            if guess in sampler.config.eos_token_ids or foreseen.is_done:
                 break  # nothing follows
             guesses.append(guess)
             ahead.tokens.append(guess)

@@ -40,7 +40,7 @@ from .session_file import SessionFile
 from .skeleton import expected_shapes
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
-from .text import Tokenizer
+from .text import Think, Tokenizer
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 
@@ -336,10 +336,11 @@ class LLM:
             return self._generation
         return replace(self._generation, eos_token_ids=(*known, *more))
 
-    def encode(self, prompt: Prompt, *, begins: bool = True, **options) -> list[int]:
+    def encode(
+        self, prompt: Prompt, *, begins: bool = True, think: Think = None, tools: list | None = None
+    ) -> list[int]:
         """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS
-        belongs. options: of `Tokenizer.chat_ids`, for messages.
-        """
+        belongs. think, tools: what a chat template is told."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, None if begins else False)
         if not isinstance(prompt, list | tuple):
@@ -348,7 +349,7 @@ class LLM:
                 f"{type(prompt).__name__}"
             )
         if is_messages(prompt):
-            return self.tokenizer.chat_ids(prompt, **options)
+            return self.tokenizer.chat_ids(prompt, think=think, tools=tools)
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int):
                 raise InputError(f"token ids are whole numbers, not {token!r}")
@@ -358,9 +359,9 @@ class LLM:
                 )
         return list(prompt)
 
-    def count_tokens(self, prompt: Prompt, **options) -> int:
-        """How many tokens a prompt has. options: see `encode`."""
-        return len(self.encode(prompt, **options))
+    def count_tokens(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(self.encode(prompt))
 
     # ---- care --------------------------------------------------------------------------------
 

@@ -47,6 +47,11 @@ class Sampler:
             other.constraint = self.constraint.twin()
         return other
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing may follow what was chosen."""
+        return self.constraint is not None and self.constraint.is_over
+
     def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
         a repetition penalty is set). ModelError when the logits are not numbers; InputError where

@@ -286,7 +286,7 @@ class Tokenizer:
                 **guarded[1],
             },
         )
-        if prompt and think is False and self.harmony_marks and "tools" not in variables:
+        if prompt and think is False and self.harmony_marks and not variables.get("tools"):
             # Such templates have no switch; an answer that has begun is not thought about.
             if rendered.endswith(GENERATION_PROMPT):
                 rendered += WITHOUT_THOUGHTS

@@ -384,6 +384,23 @@ def test_guessed_tokens_keep_to_it_and_change_nothing(tmp_path, monkeypatch, mod
     assert accepted > 0
 
 
+def test_guesses_end_where_nothing_may_follow(builtin):
+    """Without tokens that end an answer it is over with its value, for who guesses too."""
+    sampler = Sampler(GenerationConfig(), constraint_without_ends(builtin.tokenizer))
+    twin = sampler.twin()
+    logits = torch.zeros(builtin.tokenizer.num_ids)
+    chosen = []
+    while not twin.is_done:
+        chosen.append(twin.choose(logits, []))
+    assert builtin.tokenizer.decode(chosen) == '"ab"' and not sampler.is_done
+
+
+def constraint_without_ends(tokenizer: Tokenizer):
+    return Constrainer(tokenizer, tokenizer.num_ids).begin(
+        grammar_of({"const": "ab"}, tokenizer), ()
+    )
+
+
 # ---- memory and costs --------------------------------------------------------------------------
 
 

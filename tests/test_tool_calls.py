@@ -5,11 +5,14 @@ into the next prompt.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from random_checkpoints import make
 from scripted_harmony import ids_of as harmony_ids
@@ -88,6 +91,30 @@ def test_what_is_no_call_is_text(tokenizer):
         text, calls = read(tokenizer, damaged)
         assert (text, calls) == (damaged, [])
         assert read(tokenizer, [damaged]) == (text, calls)
+
+
+written_texts = st.text(st.sampled_from('ab \n"\\{}[],:ü</>|')) | st.sampled_from(
+    ["<|im_end|>", "</tool_calls", "<tool_call>", "null", "True", " 1\n", "\n"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | written_texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({"note": written_texts, "hours": st.lists(values)}), st.data())
+def test_whatever_is_written_is_read_back_however_it_is_cut(tokenizer, arguments, data):
+    format = format_of(tokenizer)
+    end = {"tagged": "\n</parameter>", "keyed": "</arg_value>"}.get(format.name, '<|"|>')
+    if format.name == "gemma":  # whose small template here writes no texts within lists
+        arguments["hours"] = [1, True]
+    assume(end not in json.dumps(arguments) and end not in arguments["note"])
+    written = call_text(tokenizer, arguments)
+    cuts = data.draw(st.lists(st.integers(0, len(written)), max_size=6).map(sorted))
+    pieces = [written[a:b] for a, b in pairwise([0, *cuts, len(written)])]
+    assert read(tokenizer, pieces) == ("", [("weather", arguments)])
 
 
 WRITTEN = [
@@ -520,9 +547,9 @@ def test_tools_that_are_not_to_be_used_are_not_offered(hermes, script):
 
 def test_a_random_model_calls_where_it_must(hermes):
     choice = {"type": "function", "function": {"name": "clock"}}
-    for settings in ({}, {"temperature": 1.0, "seed": 4}):
+    for way in ({}, {"temperature": 1.0, "seed": 4}):
         output = hermes.chat(
-            [USER], tools=TOOLS, tool_choice=choice, think=False, max_new_tokens=1500, **settings
+            [USER], tools=TOOLS, tool_choice=choice, think=False, max_new_tokens=1500, **way
         )
         if output.finish_reason == "tool_calls":
             assert {call.name for call in output.tool_calls} == {"clock"}
