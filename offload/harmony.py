@@ -133,16 +133,15 @@ class HarmonyReader:
         stops: StopStrings,
         offered: Calls | None = None,
     ):
-        self._offered = Calls({}) if offered is None else offered
         self._marks, self._decoded = marks, decoded
-        self._stops = StopStrings(())  # not for what stands in the prompt
+        self._stops, self._offered = StopStrings(()), Calls({})  # not for what is in the prompt
         self._header: _Header | None = _Header()  # None: in the content of a message
         self._kind = _Kind.ANSWER  # of that content
         self._begin_answer()
         for token_id in _last_message(prompt_ids, marks):
             self.push(token_id)
         self._begin_answer()
-        self._stops = stops
+        self._stops, self._offered = stops, offered or Calls({})
         if self._header is not None and not self._header.has_channel:
             self._header = _Header(has_role=True)
 
@@ -154,6 +153,7 @@ class HarmonyReader:
         self._calls: dict[str, bool] = {}  # the tools that were called, whether with any text
         self._tool: str | None = None  # that is spoken to
         self._arguments = ""  # of the call that is being made
+        self._damaged: list[str] = []  # functions whose calls were none
         self._is_with_others = False
 
     @property
@@ -162,6 +162,9 @@ class HarmonyReader:
             f"The model called {tool}, which it was not offered; "
             + ("the call is shown as it is." if is_shown else "the call came without content.")
             for tool, is_shown in self._calls.items()
+        ] + [
+            f"The model called {function} with what is no JSON object; it is shown as it is."
+            for function in self._damaged
         ]
 
     @property
@@ -214,13 +217,14 @@ class HarmonyReader:
         return self._function in self._offered.offered
 
     def _end_call(self) -> tuple[str, str]:
-        """Takes the call that has been made; its text where it is none."""
-        text, self._arguments = self._arguments, ""
-        if not self._is_call or self._offered.add([(self._function, text or "{}")]):
+        """Takes the call that has been made, if that is so; its text where it is none."""
+        if not self._is_call:
             return "", ""
-        self._calls.setdefault(self._tool or "", False)
-        self._tool, tool = None, self._tool
-        self._calls[tool or ""] = True
+        function, text = self._function, self._arguments
+        self._tool, self._arguments = None, ""
+        if self._offered.add([(function, text or "{}")]):
+            return "", ""
+        self._damaged.append(function)
         return self._say(text)
 
     def _end_message(self) -> tuple[str, str]:
