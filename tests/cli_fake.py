@@ -317,6 +317,9 @@ class FakeLLM:
         kept = [] if name is None else FakeSession.kept.get(name, [])
         return FakeSession(self, list(kept), name=name)
 
+    def expect_schemas(self) -> None:
+        self.calls.append(("expect_schemas", None))
+
     def count_tokens(self, prompt: Any) -> int:
         return len(text_of(prompt).split())
 

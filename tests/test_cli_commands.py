@@ -13,7 +13,7 @@ import cli_fake as fake
 import pytest
 from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - a fixture
 
-from ebbtide.cli import main, summary_task
+from ebbtide.cli import main, schema_option, summary_task
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
 
@@ -54,6 +54,54 @@ def test_standard_input_without_a_file(capfd, monkeypatch):
     give_input(monkeypatch, "Given text.")
     assert main.main(["ask", "Q?"]) == 0
     assert asked()["prompt"][0]["content"] == "Given text.\n\nQ?"
+
+
+@pytest.mark.parametrize("given", ['{"type": "object"}', "schema.json"])
+def test_a_schema_is_a_text_or_a_file(capfd, monkeypatch, given):
+    Path("schema.json").write_text('{"type": "object"}')
+    give_input(monkeypatch, "x")
+    assert main.main(["ask", "Q?", "--json-schema", given]) == 0
+    assert asked()["json_schema"] == '{"type": "object"}'
+    assert asked()["max_new_tokens"] == 512
+    Path("a.txt").write_text("Text.")
+    assert main.main(["ask", "-Q", "a", "-Q", "b", "a.txt", "--json-schema", given]) == 0
+    assert [each["json_schema"] for each in all_asked()[-2:]] == ['{"type": "object"}'] * 2
+    assert ("expect_schemas", None) in fake.FakeLLM.calls
+    assert main.main(["chat", "-p", "Q?", "--json-schema", given]) == 0
+    assert asked()["json_schema"] == '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ask", "Q?", "--json-schema", "absent.json"], "absent.json: No such file"),
+        (["ask", "Q?", "--json-schema", "wrong.json"], "wrong.json: json_schema is not JSON"),
+        (["ask", "Q?", "--json-schema", "{]"], "json_schema is not JSON"),
+        (["chat", "-p", "Q?", "--json-schema", "[1]"], "[1]: No such file"),
+    ],
+)
+def test_what_is_no_schema_is_a_usage_error(capfd, monkeypatch, words, says):
+    Path("wrong.json").write_text("{")
+    give_input(monkeypatch, "x")
+    assert main.main(words) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert "--json-schema" in error and says in error
+    assert not fake.FakeLLM.calls
+
+
+def test_a_schema_needs_its_library(capfd, monkeypatch):
+    monkeypatch.setattr(schema_option, "find_spec", lambda name: None)
+    give_input(monkeypatch, "x")
+    assert main.main(["ask", "Q?", "--json-schema", "{}"]) == 2
+    assert "pip install 'ebbtide[structured]'" in capfd.readouterr().err
+    assert not fake.FakeLLM.calls
+
+
+def test_a_conversation_keeps_to_no_schema(capfd, monkeypatch):
+    give_input(monkeypatch, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main.main(["chat", "--json-schema", "{}"]) == 2
+    assert "a conversation keeps to no schema" in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize("files", [["-", "-"], ["empty.txt"], ["absent.txt"]])

@@ -416,6 +416,58 @@ def test_the_memory_is_part_of_the_plan_from_the_first_schema_on():
         assert llm.plan_at(500).host["runtime"] == before + needed
 
 
+HOSTILE = """
+import random, sys
+import psutil
+from ebbtide import GenerationConfig, errors
+from ebbtide.offload.answer_rules import answer_grammar
+from ebbtide.offload.constraint import Constrainer, constrainer_bytes
+from ebbtide.offload.text import Tokenizer
+
+tokenizer = Tokenizer.load(sys.argv[1])
+names = {f"k{i}": {"type": "string"} for i in range(150)}
+whole = {"type": "object", "properties": names}
+each = [{"allOf": [{"$ref": "#/$defs/whole"}, {"required": [name]}]} for name in names]
+schemas = [
+    {"$defs": {"whole": whole}, "anyOf": each},
+    {"type": "string", "pattern": ".*a.{200}b.{200}$"},
+    {"type": "string", "pattern": "((a{1,300}b?){1,300}c?){1,300}$"},
+    {"enum": [f"{i}-{i * i}" for i in range(3500)]},
+    {"type": "object", "properties": {f"key{i}": {"type": "string"} for i in range(1500)}},
+    {"type": "string", "minLength": 10**6, "maxLength": 10**7},
+]
+rss = psutil.Process().memory_info
+before = most = rss().rss
+constrainer = Constrainer(tokenizer, tokenizer.num_ids)
+numbers = random.Random(1)
+for schema in schemas:
+    config = GenerationConfig(json_schema=schema)
+    try:
+        constraint = constrainer.begin(answer_grammar(tokenizer, config, None, None), ())
+        for _ in range(60):
+            allowed = constraint.allowed()
+            if not len(allowed):
+                break
+            constraint.accept(int(numbers.choice(allowed)))
+            most = max(most, rss().rss)
+    except errors.InputError:
+        pass
+    most = max(most, rss().rss)
+print(most - before, constrainer_bytes(tokenizer.num_ids))
+"""
+
+
+def test_what_is_set_aside_is_enough_for_schemas_that_are_made_to_take_memory():
+    folder = DATA / "tokenizers" / "smollm2"
+    if not folder.exists():
+        pytest.skip("the shared tokenizers are not here")
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE, str(folder)], check=True, capture_output=True, text=True
+    )
+    taken, set_aside = map(int, done.stdout.split())
+    assert 0 < taken < set_aside
+
+
 def test_a_session_that_took_all_memory_leaves_none_for_a_schema():
     with LLM.open(None) as llm:
         small = sum(llm.plan_at(500).host.values())
