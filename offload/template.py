@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2 import meta
@@ -185,8 +186,11 @@ class ChatTemplate:
 
     def knows(self, *names: str) -> bool:
         """Whether one of these variables changes what is rendered."""
-        known = meta.find_undeclared_variables(self._environment.parse(self.source))
-        return not known.isdisjoint(names)
+        return not self._variables.isdisjoint(names)
+
+    @cached_property
+    def _variables(self) -> set[str]:
+        return meta.find_undeclared_variables(self._environment.parse(self.source))
 
     def render(
         self,

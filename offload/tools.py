@@ -92,9 +92,10 @@ def checked_choice(name: str, value: Any) -> str | dict[str, Any]:
     """One of CHOICES, or the one function that must be called."""
     if isinstance(value, str) and value in CHOICES:
         return value
-    function = value.get("function") if isinstance(value, Mapping) else None
+    given = value if isinstance(value, Mapping) else {}
+    function = given.get("function")
     own = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(own, str) or value.get("type") != "function":
+    if given.get("type") != "function" or not isinstance(own, str):
         raise InputError(
             f"{name} must be {', '.join(CHOICES)}, or "
             f'{{"type": "function", "function": {{"name": ...}}}}, not {value!r}'
@@ -164,7 +165,8 @@ def checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     for index, call in enumerate(calls):
         at = f"{where}.tool_calls[{index}]"
         function = call.get("function") if isinstance(call, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
+        function = function if isinstance(function, dict) else {}
+        name = function.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f'{at} must be {{"id", "function": {{"name", "arguments"}}}}')
         arguments = function.get("arguments")

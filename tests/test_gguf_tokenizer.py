@@ -9,6 +9,7 @@ import pytest
 from gguf_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokens_of, write_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled_answers import PLACE, sampled, value_of
 from tokenizers_under_test import DATA, byte_level
 
 from ebbtide.offload import vocabulary
@@ -64,6 +65,14 @@ def test_ids_of_real_texts_are_the_originals(both):
     for path in sorted((DATA / "texts").iterdir()):
         text = path.read_text(encoding="utf-8", errors="replace")[:8_000]
         assert ours.encode(text, False) == original.encode(text, False), path.name
+
+
+def test_answers_keep_to_schemas_as_with_the_originals(both):
+    ours, original = both
+    ids = sampled(ours, PLACE, seed=2)
+    value_of(ours.decode(ids), PLACE)
+    if ours.end_ids == original.end_ids and ours.num_ids == original.num_ids:
+        assert sampled(original, PLACE, seed=2) == ids
 
 
 @given(st.text(max_size=60))

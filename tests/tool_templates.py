@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from tokenizers_under_test import byte_level_backend, write
 
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tools import checked_tools, shown_tool
+from ebbtide.offload.tools import checked_tools, parameters_of, shown_tool
 
 WEATHER = {
     "type": "function",
@@ -32,6 +33,7 @@ CLOCK = {"type": "function", "function": {"name": "clock", "description": "Tells
 TOOLS = [
     *map(shown_tool, checked_tools("tools", [WEATHER, CLOCK]))
 ]  # as templates are told of them
+OFFERED = parameters_of(TOOLS)
 ARGUMENTS = {"place": "Varn", "days": 3, "note": "a <b>", "exact": True, "hours": [1, 2]}
 
 # Whose turn it is, in ChatML; CALL writes one call of `f`, its function.
@@ -109,3 +111,9 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     for part in tokenizer._control.parts(text):
         ids += tokenizer.encode(part) if isinstance(part, str) else [part.token_id]
     return ids
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def tokenizer(request, tmp_path_factory) -> Tokenizer:
+    """Of each format."""
+    return Tokenizer.load(with_tools(tmp_path_factory.mktemp("format"), request.param))

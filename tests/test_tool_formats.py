@@ -1,0 +1,227 @@
+"""Calls of functions as models of each format write them, read from whole texts and from pieces."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tokenizers_under_test import DATA, USER
+from tool_templates import ARGUMENTS, OFFERED, TOOLS, call_text, ids_of, with_tools
+from tool_templates import tokenizer as tokenizer  # a fixture
+
+from ebbtide.offload.call_reader import CallReader
+from ebbtide.offload.template import ChatTemplate, check_messages
+from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.tool_formats import format_of
+from ebbtide.offload.tools import Calls, checked_tools
+
+
+def tokenizer_of(name: str, folder: Path) -> Tokenizer:
+    return Tokenizer.load(with_tools(folder, name))
+
+
+def read(tokenizer, pieces, most=None) -> tuple[str, list[tuple[str, dict]]]:
+    """(text, calls) of an answer that comes in pieces of text."""
+    reader = CallReader(format_of(tokenizer), Calls(OFFERED, most))
+    text = "".join([*map(reader.push, pieces), reader.finish()])
+    return text, [(call.name, json.loads(call.arguments)) for call in reader.calls.take()]
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def test_what_the_template_writes_is_read_back(tokenizer):
+    written = call_text(tokenizer)
+    assert read(tokenizer, [written]) == read(tokenizer, written) == ("", [("weather", ARGUMENTS)])
+
+
+def test_the_same_from_tokens_of_which_some_are_special(tokenizer):
+    reader = tokenizer.answer_reader(tokenizer.chat_ids([USER], tools=TOOLS), (), Calls(OFFERED))
+    said = [*map(reader.push, ids_of(tokenizer, call_text(tokenizer))), reader.finish()]
+    (call,) = reader.take_calls()
+    assert all(answer == "" for _, answer in said) and reader.take_calls() == []
+    assert (call.name, json.loads(call.arguments)) == ("weather", ARGUMENTS)
+    assert len(call.id) == 9 and call.id.isalnum()
+
+
+def test_texts_before_calls_stay_and_blanks_between_go(tokenizer):
+    format = format_of(tokenizer)
+    written = call_text(tokenizer)
+    if format.at_start:
+        assert read(tokenizer, f"I look. {written}") == (f"I look. {written}", [])
+        return
+    text, calls = read(tokenizer, f"I look.\n\n{written}")
+    assert (text, calls) == ("I look.", [("weather", ARGUMENTS)])
+    if format.closing:
+        two = f"A < b,  and\n{written}\n{written}\nDone. "
+        assert read(tokenizer, two) == ("A < b,  andDone. ", [("weather", ARGUMENTS)] * 2)
+        assert read(tokenizer, two, most=1)[1] == [("weather", ARGUMENTS)]
+
+
+def test_text_without_calls_is_left_alone(tokenizer):
+    for text in ("", " a\n", "x < y and [TOOL <tool <|too", "  {a}", '{"name": "x"', "  "):
+        assert read(tokenizer, [text]) == read(tokenizer, text) == (text, [])
+
+
+def test_what_is_no_call_is_text(tokenizer):
+    written = call_text(tokenizer)
+    for damaged in (written.replace("weather", "whether"), written[: len(written) * 2 // 3]):
+        text, calls = read(tokenizer, damaged)
+        assert (text, calls) == (damaged, [])
+        assert read(tokenizer, [damaged]) == (text, calls)
+
+
+written_texts = st.text(st.sampled_from('ab \n"\\{}[],:ü</>|')) | st.sampled_from(
+    ["<|im_end|>", "</tool_calls", "<tool_call>", "null", "True", " 1\n", "\n"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | written_texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({"note": written_texts, "hours": st.lists(values)}), st.data())
+def test_whatever_is_written_is_read_back_however_it_is_cut(tokenizer, arguments, data):
+    format = format_of(tokenizer)
+    end = {"tagged": "\n</parameter>", "keyed": "</arg_value>"}.get(format.name, '<|"|>')
+    if format.name == "gemma":  # whose small template here writes no texts within lists
+        arguments["hours"] = [1, True]
+    assume(end not in json.dumps(arguments) and end not in arguments["note"])
+    written = call_text(tokenizer, arguments)
+    cuts = data.draw(st.lists(st.integers(0, len(written)), max_size=6).map(sorted))
+    pieces = [written[a:b] for a, b in pairwise([0, *cuts, len(written)])]
+    assert read(tokenizer, pieces) == ("", [("weather", arguments)])
+
+
+WRITTEN = [
+    # as models write them besides
+    ("hermes", '<tool_call>{"name":"clock","arguments":{}}</tool_call>', [("clock", {})]),
+    ("hermes", '<tool_call>\n{"name": "clock", "arguments": "{}"}\n', [("clock", {})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": {"note": "</tool_call>"}}</tool_call>',
+        [("weather", {"note": "</tool_call>"})],
+    ),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": {"a": 1e999}}</tool_call>', None),
+    ("hermes", '<tool_call>{"name": "clock", "arguments": [1]}</tool_call>', None),
+    ("hermes", '<tool_call>[{"name": "clock", "arguments": {}}]</tool_call>', None),
+    ("hermes", "<tool_call>" + "[" * 5000 + "</tool_call>", None),
+    (
+        "tagged",
+        "<tool_call><function=weather><parameter=days>2</parameter><parameter=note>\n 1\n2 \n"
+        "</parameter><parameter=exact>True</parameter></function></tool_call>",
+        [("weather", {"days": 2, "note": " 1\n2 ", "exact": True})],
+    ),
+    (
+        "tagged",
+        "<tool_call>\n<function=weather>\n<parameter=days>\nmany\n</parameter>\n<parameter=new>\n7\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [("weather", {"days": "many", "new": "7"})],
+    ),
+    ("tagged", "<tool_call>\n<function=clock>\n</function>\n</tool_call>", [("clock", {})]),
+    ("tagged", "<tool_call>\n<function=clock>\nnow\n</function>\n</tool_call>", None),
+    ("keyed", "<tool_call>clock</tool_call>", [("clock", {})]),
+    (
+        "keyed",
+        "<tool_call>weather<arg_key>days</arg_key><arg_value>2</arg_value><arg_key>note</arg_key>"
+        "<arg_value>3</arg_value></tool_call>",
+        [("weather", {"days": 2, "note": "3"})],
+    ),
+    ("llama", '<|python_tag|>{"name": "clock", "parameters": {}}', [("clock", {})]),
+    (
+        "llama",
+        ' {"name": "clock", "parameters": {}}; {"name": "clock", "arguments": {"a": null}}\n',
+        [("clock", {}), ("clock", {"a": None})],
+    ),
+    ("llama", '{"name": "Ann", "parameters": {}}', None),
+    ("llama", '{"name": "clock", "parameters": {}} is the call.', None),
+    (
+        "mistral",
+        "[TOOL_CALLS]clock[CALL_ID]abcdefghi[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
+        [("clock", {})] * 2,
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "clock", "arguments": {}}]', [("clock", {})]),
+    ("mistral", "[TOOL_CALLS]clock", None),
+    (
+        "mistral list",
+        '[TOOL_CALLS] [{"name": "clock", "arguments": {}, "id": "abcdefghi"}, '
+        '{"name": "clock", "arguments": {}}]',
+        [("clock", {})] * 2,
+    ),
+    ("gemma", "<|tool_call>call:clock{}<tool_call|>", [("clock", {})]),
+    (
+        "gemma",
+        '<|tool_call>call:weather{a:{<|"|>b<|"|>:[1.5,-2,null,{}],c:true},note:<|"|>},{<|"|>}'
+        "<tool_call|>",
+        [("weather", {"a": {"b": [1.5, -2, None, {}], "c": True}, "note": "},{"})],
+    ),
+    ("gemma", "<|tool_call>call:clock{a:b}<tool_call|>", None),
+    ("gemma", "<|tool_call>call:clock{a:[1}<tool_call|>", None),
+    ("gemma", "<|tool_call>call:clock{" + "a:{" * 900 + "<tool_call|>", None),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "calls"), WRITTEN)
+def test_calls_as_models_write_them(tmp_path, name, written, calls):
+    tokenizer = tokenizer_of(name, tmp_path)
+    expected = ("", calls) if calls is not None else (written, [])
+    assert read(tokenizer, [written]) == expected
+    assert read(tokenizer, written) == expected
+
+
+TEMPLATES = DATA / "templates"
+
+
+@pytest.mark.skipif(not TEMPLATES.exists(), reason="the shared templates are not here")
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("Qwen-Qwen2.5-7B-Instruct", "hermes"),
+        ("Qwen-Qwen3-0.6B", "hermes"),
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "hermes"),
+        ("Qwen3-Coder", "tagged"),
+        ("Qwen3.5-4B", "tagged"),
+        ("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "tagged"),
+        ("GLM-4.6", "keyed"),
+        ("GLM-4.7-Flash", "keyed"),
+        ("meta-llama-Llama-3.1-8B-Instruct", "llama"),
+        ("meta-llama-Llama-3.2-3B-Instruct", "llama"),
+        ("Mistral-Small-3.2-24B-Instruct-2506", "mistral"),
+        ("mistralai-Ministral-3-14B-Reasoning-2512", "mistral"),
+        ("mistralai-Mistral-Nemo-Instruct-2407", "mistral"),
+        ("unsloth-Apriel-1.5", "apriel"),
+        ("google-gemma-4-31B-it", "gemma"),
+        ("openai-gpt-oss-120b", None),
+    ],
+)
+def test_real_templates_write_what_their_format_reads(name, format):
+    source = (TEMPLATES / f"{name}.jinja").read_text()
+    template = ChatTemplate(source, name)
+    known = {"template": template, "template_source": source, "name": name}
+    model = SimpleNamespace(**known, harmony_marks="<|channel|>analysis" in source)
+    found = format_of(model)
+    assert (found and found.name) == format
+    function = {"name": "weather", "arguments": json.dumps(ARGUMENTS)}
+    call = {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "function": function}]}
+    result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "It rains."}
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "tools": list(checked_tools("", TOOLS))}
+    rendered = template.render(check_messages([USER, call, result]), **tokens)
+    assert "It rains." in rendered and "weather" in rendered
+    if found is not None:
+        begins = rendered.rindex(found.opening if format != "llama" else '{"name": "weather"')
+        ends = ("<|im_end|>", "</s>", "<|eot_id|>", "<|observation|>", "<|tool_response>")
+        ends += ("[TOOL_RESULTS]", "<|end|>", "<|im_start|>")
+        block = rendered[begins:]
+        block = block[: min(block.index(end) for end in ends if end in block)]
+        calls = Calls(OFFERED)
+        assert CallReader(found, calls).push(block) == ""
+        reader = CallReader(found, calls)
+        assert (reader.push(block) + reader.finish()).strip() == ""
+        assert json.loads(calls.take()[-1].arguments) == ARGUMENTS
