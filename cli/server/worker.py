@@ -31,6 +31,9 @@ from .text_query import TextQuery
 
 _SIGNAL_S = 0.5  # on Windows Ctrl-C arrives between two waits
 _PART_CHARS = 1 << 14
+# Of the tokens of tools and calls as JSON: some templates write them shorter, and drop what they
+# do not know.
+_LEAST_SHARE = 0.25
 _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
 
 
@@ -163,16 +166,20 @@ class Worker:
         context needs; a text of many times that is refused before it is encoded whole."""
         prompt = request.prompt
         texts = [prompt] if isinstance(prompt, str) else _contents(prompt)
-        texts += [json.dumps(tool, ensure_ascii=False) for tool in request.tools]
-        num_tokens = 0 if texts else len(prompt)  # of token ids
+        num_tokens = 0.0 if texts else len(prompt)  # of token ids
         self._check_room(num_tokens)
-        for text in texts:
+        shares = [(1.0, text) for text in texts]
+        shares += [
+            (_LEAST_SHARE, text) for text in [*_calls(prompt), *map(json.dumps, request.tools)]
+        ]
+        for share, text in shares:
             for start in range(0, len(text), _PART_CHARS):
-                num_tokens += self._llm.count_tokens(text[start : start + _PART_CHARS])
-                num_tokens -= _CUT_TOKENS
+                counted = self._llm.count_tokens(text[start : start + _PART_CHARS])
+                num_tokens += share * (counted - _CUT_TOKENS)
                 self._check_room(num_tokens)
 
-    def _check_room(self, num_tokens: int) -> None:
+    def _check_room(self, least_tokens: float) -> None:
+        num_tokens = int(least_tokens)
         if num_tokens > self.context:
             raise errors.ContextOverflow(
                 f"the prompt has at least {num_tokens:,} tokens, and the context holds "
@@ -216,9 +223,15 @@ class Worker:
 
 def _contents(prompt: list[Any]) -> list[str]:
     """Of messages; token ids have none."""
+    return [message["content"] for message in prompt if isinstance(message, dict)]
+
+
+def _calls(prompt: str | list[Any]) -> list[str]:
+    """What templates write in ways of their own: arguments of calls, and thoughts before them."""
     messages = [message for message in prompt if isinstance(message, dict)]
     calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
-    return [*(message["content"] for message in messages), *(call["arguments"] for call in calls)]
+    thoughts = [message.get("thinking", "") for message in messages]
+    return [*thoughts, *(call["arguments"] for call in calls)]
 
 
 def _num_common(held: list[int], ids: list[int]) -> int:
