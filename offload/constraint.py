@@ -113,6 +113,10 @@ class Constraint:
         may[self._end_ids] = may[self._vocab_size]
         return torch.from_numpy(may[: self._vocab_size].nonzero()[0])
 
+    def forced(self) -> list[int]:
+        """The tokens that come next whatever is chosen, as far as there is no choice."""
+        return self._matcher.compute_ff_tokens()
+
     def accept(self, token: int) -> None:
         """An allowed token was chosen."""
         if token not in self._end_ids:

@@ -1,8 +1,8 @@
 """Several tokens for one reading of weights and pages: what follows is guessed, all guesses are
 verified at once, and kept as far as they were right.
 
-    guess    what followed the same words before (lookup), or what the model itself says when it
-             attends to few pages (selection)
+    guess    what a grammar leaves no choice about, what followed the same words before (lookup), or
+             what the model itself says when it attends to few pages (selection)
     verify   each guess's logits, to the bit those of decoding one token after the other
 
 So guesses change neither a token nor a bit, only the time. How many are made at once, and whether
@@ -88,6 +88,7 @@ class Drafts:
     def __init__(self, engine: Engine, make_drafter: Callable[[], Engine | None]):
         self._engine, self._make_drafter = engine, make_drafter
         self._plain, self._lookup, self._selection = _Plain(), _Way(more=2), _Way(more=1)
+        self._forced = _Way(more=0)  # always right, so it is always tried
         # Guesses with the places they are for, and the logits behind them.
         self._ahead: deque[tuple[int, int, torch.Tensor]] = deque()
         self._num_rounds = 0
@@ -170,6 +171,10 @@ class Drafts:
         """What is guessed now, and how."""
         most = min(most, self._engine.room_to_verify(sequence) - 1)
         plain, lookup, selection = self._plain, self._lookup, self._selection
+        if most >= 1 and sampler.constraint is not None:
+            forced = sampler.constraint.forced()[: min(most, MOST_VERIFIED - 1)]
+            if forced:
+                return self._forced, forced
         if most < 1 or (self._num_rounds >= plain.next_try and not self._is_first):
             return plain, []
         if self._pays(lookup, plain, selection):

@@ -334,6 +334,21 @@ def test_guessed_tokens_keep_to_it_and_change_nothing(tmp_path, monkeypatch, mod
     assert accepted > 0
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_schema_leaves_no_choice_about_is_verified_at_once(builtin, way):
+    """Nothing like it was said before, so that nothing but the schema can have guessed it."""
+    word = "The quick brown fox jumps over the lazy dog, twice at least"
+    schema = {"properties": {word: {"const": word[::-1]}}, "required": [word]}
+    schema |= {"type": "object", "additionalProperties": False}
+    with LLM.open(None, draft=False) as plain:
+        alone = plain.chat([USER], json_schema=schema, max_new_tokens=150, **way)
+    output = builtin.chat([USER], json_schema=schema, max_new_tokens=150, **way)
+    assert output.token_ids == alone.token_ids
+    num_tokens = output.usage["completion_tokens"]
+    details = output.usage["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] > num_tokens // 2 > 20
+
+
 def test_guesses_end_where_nothing_may_follow(builtin):
     """Without tokens that end an answer it is over with its value, for who guesses too."""
     sampler = Sampler(GenerationConfig(), constraint_without_ends(builtin.tokenizer))
