@@ -50,7 +50,7 @@ def script(monkeypatch):
 
     class Scripted:
         def __init__(self, config, constraint=None):
-            pass
+            self.constraint = constraint
 
         def choose(self, logits, seen):
             token = tokens.pop(0)

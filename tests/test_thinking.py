@@ -133,7 +133,7 @@ def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch)
 
     class Scripted:
         def __init__(self, config, constraint=None):
-            pass
+            self.constraint = constraint
 
         def choose(self, logits, seen):
             return next(tokens)
