@@ -6,6 +6,7 @@ from .cohere_families import COHERE_FAMILIES
 from .families import DENSE_FAMILIES
 from .gateless_families import GATELESS_FAMILIES
 from .gemma_families import GEMMA_FAMILIES
+from .granite_families import GRANITE_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .latent_families import LATENT_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
@@ -14,6 +15,7 @@ from .routed_families import ROUTED_FAMILIES
 
 _TABLES = (
     DENSE_FAMILIES,
+    GRANITE_FAMILIES,
     GEMMA_FAMILIES,
     GATELESS_FAMILIES,
     COHERE_FAMILIES,

@@ -222,16 +222,6 @@ def exaone4(get: Fields, head_dim: int) -> dict:
     }
 
 
-def granite(get: Fields, head_dim: int) -> dict:
-    return {
-        **llama(get, head_dim),
-        "attention_scale": get.positive("attention_multiplier", 1.0),
-        "embedding_multiplier": get.positive("embedding_multiplier", 1.0),
-        "residual_multiplier": get.positive("residual_multiplier", 1.0),
-        "logits_divisor": get.positive("logits_scaling", 1.0),
-    }
-
-
 def glm(get: Fields, head_dim: int) -> dict:
     rope = read_rope(get, head_dim, share=0.5, interleaved=True)
     return {
@@ -415,9 +405,6 @@ DENSE_FAMILIES: dict[str, Family] = {
     ),
     "Olmo3ForCausalLM": Family(
         "OLMo 3", "OLMo 2 with windows; yarn in the global layers alone", olmo3, OLMO
-    ),
-    "GraniteForCausalLM": Family(
-        "Granite 3.x", "multipliers of embeddings, scores, residuals and logits", granite
     ),
     "GlmForCausalLM": Family(
         "GLM-4-9B (hf)",

@@ -6,11 +6,12 @@ from __future__ import annotations
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import Family, granite
+from .families import Family
+from .granite_families import GRANITE_STACKED, granite, granite_experts, granite_names
 from .hybrid_families import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, which_attend
 from .layer_config import Experts, Norms, Recurrence
 from .rope_config import read_rope
-from .routed_families import GRANITE_STACKED, checked_experts, granite_experts, granite_names
+from .routed_families import checked_experts
 
 
 def granite_hybrid(get: Fields, head_dim: int) -> dict:

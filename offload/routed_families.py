@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import OLMO, Family, ernie4_5, granite, hunyuan, olmo2, qwen3, two_ropes
+from .families import OLMO, Family, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
 from .layer_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
@@ -89,41 +89,6 @@ def olmoe(get: Fields, head_dim: int) -> dict:
         "norms": Norms(),
         "experts": (checked_experts(get, experts),) * get.num_layers,
     }
-
-
-def granite_moe(get: Fields, head_dim: int) -> dict:
-    shared = get.number("shared_intermediate_size", 0, low=0)
-    return {
-        **granite(get, head_dim),
-        "fused_gate_up": True,  # of the shared expert
-        "experts": (granite_experts(get, shared),) * get.num_layers,
-        "renamed": granite_names("mlp.shared_expert"),
-        "stacked": GRANITE_STACKED,
-    }
-
-
-def granite_experts(get: Fields, shared_size: int) -> Experts:
-    block = "block_sparse_moe"
-    experts = Experts(
-        get.number("num_local_experts", 8),
-        get.number("num_experts_per_tok", 2),
-        get.number("intermediate_size"),
-        router=f"{block}.router.layer",
-        gate=f"{block}.experts.{{}}.gate_proj",
-        up=f"{block}.experts.{{}}.up_proj",
-        down=f"{block}.experts.{{}}.down_proj",
-        shared_size=shared_size,
-        shared_gate=None,
-    )
-    return checked_experts(get, experts)
-
-
-def granite_names(mlp: str) -> tuple[tuple[str, str], ...]:
-    """Of the MLP that goes by the name of a shared one in the files."""
-    return (
-        (".shared_mlp.input_linear.", f".{mlp}.gate_up_proj."),
-        (".shared_mlp.output_linear.", f".{mlp}.down_proj."),
-    )
 
 
 def ernie4_5_moe(get: Fields, head_dim: int) -> dict:
@@ -237,18 +202,6 @@ STACKED = (
     ),
     Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
 )
-GRANITE_STACKED = (
-    Stacked(
-        "block_sparse_moe.input_linear.weight",
-        (
-            "block_sparse_moe.experts.{}.gate_proj.weight",
-            "block_sparse_moe.experts.{}.up_proj.weight",
-        ),
-    ),
-    Stacked(
-        "block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.{}.down_proj.weight",)
-    ),
-)
 _GPT_OSS_STACKED = (
     Stacked("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_up_proj.weight",), by_columns=True),
     Stacked("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",), by_columns=True),
@@ -285,12 +238,6 @@ ROUTED_FAMILIES: dict[str, Family] = {
     ),
     "OlmoeForCausalLM": Family(
         "OLMoE", "routed experts; one norm over all query heads", olmoe, OLMO
-    ),
-    "GraniteMoeForCausalLM": Family(
-        "Granite 3 MoE 1B-A400M, 3B-A800M", "Granite 3 with routed experts", granite_moe
-    ),
-    "GraniteMoeSharedForCausalLM": Family(
-        "Granite MoE with a shared expert", "as Granite MoE, with a shared expert", granite_moe
     ),
     "Ernie4_5_MoeForCausalLM": Family(
         "ERNIE 4.5 21B-A3B, 300B-A47B",

@@ -48,12 +48,15 @@ MAMBA = {
     "mamba_d_conv": 4,
     "mamba_expand": 2,
 }
-GRANITE_H = {
-    **MAMBA,
-    "shared_intermediate_size": 80,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+GRANITE = {
     "attention_multiplier": 0.2,
     "embedding_multiplier": 6.0,
     "residual_multiplier": 0.6,
     "logits_scaling": 1.5,
+}
+GRANITE_H = {
+    **MAMBA,
+    **GRANITE,
+    "shared_intermediate_size": 80,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }

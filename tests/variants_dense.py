@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from variants import WINDOW, Variant, rope, types, yarn
+from variants import GRANITE, WINDOW, Variant, rope, types, yarn
 
 
 def _longrope(original: int) -> dict[str, Any]:
@@ -220,15 +220,36 @@ DENSE_VARIANTS: dict[str, Variant] = {
         },
         {"layer_types": types("LGL")},
     ),
-    "granite": Variant(
-        "Granite",
-        "four multipliers",
+    "granite": Variant("Granite", "four multipliers", GRANITE),
+    "granite-swa": Variant(
+        "GraniteSWA",
+        "windows, scores without a value, and a RoPE of its own or none in each layer",
         {
-            "attention_multiplier": 0.2,
-            "embedding_multiplier": 6.0,
-            "residual_multiplier": 0.6,
-            "logits_scaling": 1.5,
+            **GRANITE,
+            "sliding_window": WINDOW,
+            "layer_rope_theta": [0, 10000.0, 500000],
+            "tie_word_embeddings": True,
         },
+    ),
+    "granite-swa-biases": Variant(
+        "GraniteSWA",
+        "one RoPE, layers of the kinds that are named; biases",
+        {
+            **GRANITE,
+            "sliding_window": WINDOW,
+            "layer_types": types("LGL"),
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        {"layer_types": types("LGL"), "layer_rope_theta": ...},
+    ),
+    "hyperclovax": Variant(
+        "HyperCLOVAX",
+        "norms after; logits multiplied; scores of the usual scale",
+        {**GRANITE, "attention_multiplier": None},
+    ),
+    "hyperclovax-no-norms": Variant(
+        "HyperCLOVAX", "no norms after; four multipliers", {**GRANITE, "use_post_norm": False}
     ),
     "glm": Variant(
         "Glm",

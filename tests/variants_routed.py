@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from variants import EXPERTS, GRANITE_H, HUB_EXPERTS, WINDOW, Variant, rope, types, yarn
+from variants import EXPERTS, GRANITE, HUB_EXPERTS, WINDOW, Variant, rope, types, yarn
 
 _LATENT = {
     "kv_lora_rank": 40,
@@ -118,7 +118,7 @@ ROUTED_VARIANTS: dict[str, Variant] = {
         "GraniteMoe",
         "experts in one tensor, four multipliers",
         {
-            **{k: v for k, v in GRANITE_H.items() if k.endswith(("multiplier", "scaling"))},
+            **GRANITE,
             "num_local_experts": 6,
             "num_experts_per_tok": 2,
         },
@@ -127,10 +127,22 @@ ROUTED_VARIANTS: dict[str, Variant] = {
         "GraniteMoeShared",
         "a shared expert besides",
         {
-            **{k: v for k, v in GRANITE_H.items() if k.endswith(("multiplier", "scaling"))},
+            **GRANITE,
             "num_local_experts": 6,
             "num_experts_per_tok": 2,
             "shared_intermediate_size": 72,
+        },
+    ),
+    "granite-swa-moe": Variant(
+        "GraniteMoeSWA",
+        "windows, scores without a value, layers without positions; experts beside a shared one",
+        {
+            **GRANITE,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 72,
+            "sliding_window": WINDOW,
+            "layer_rope_theta": [10000.0, 0, 10000.0],
         },
     ),
     "mellum-moe": Variant(
