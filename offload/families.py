@@ -133,6 +133,10 @@ def gemma2(get: Fields, head_dim: int) -> dict:
     }
 
 
+def vaultgemma(get: Fields, head_dim: int) -> dict:
+    return {**gemma2(get, head_dim), "norms": Norms(before_mlp="pre_feedforward_layernorm")}
+
+
 def softcap(get: Fields, name: str, default: float | None) -> float:
     """A bound; 0 where the file says null, or nothing and the default is None."""
     return 0.0 if get.raw.get(name, default) is None else get.positive(name, default)
@@ -184,12 +188,7 @@ def olmo2(get: Fields, head_dim: int) -> dict:
         "qkv_bias": bias,
         "output_bias": bias,
         "qk_norm": "all",
-        "norms": Norms(
-            before_attention=None,
-            after_attention="post_attention_layernorm",
-            before_mlp=None,
-            after_mlp="post_feedforward_layernorm",
-        ),
+        "norms": OLMO2_NORMS,
     }
 
 
@@ -314,6 +313,12 @@ _GEMMA3 = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+OLMO2_NORMS = Norms(
+    before_attention=None,
+    after_attention="post_attention_layernorm",
+    before_mlp=None,
+    after_mlp="post_feedforward_layernorm",
+)
 OLMO = {"rms_norm_eps": 1e-5}
 _CWM = {
     "rms_norm_eps": 1e-5,
@@ -356,6 +361,13 @@ DENSE_FAMILIES: dict[str, Family] = {
         "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them",
         llama,
     ),
+    "IQuestCoderForCausalLM": Family(
+        "IQuest-Coder V1 40B",
+        "Llama's layers",
+        llama,
+        {"rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
+        | {"max_position_embeddings": 131072},
+    ),
     "MistralForCausalLM": Family("Mistral 7B, Nemo", "a sliding window in every layer", mistral),
     "MinistralForCausalLM": Family("Ministral 8B", "sliding windows in some layers", mistral),
     "Ministral3ForCausalLM": Family(
@@ -380,6 +392,9 @@ DENSE_FAMILIES: dict[str, Family] = {
         "soft-caps of scores and logits; norms before and after; every other layer local",
         gemma2,
         _GEMMA,
+    ),
+    "VaultGemmaForCausalLM": Family(
+        "VaultGemma 1B", "Gemma 2 without norms after attention and MLP", vaultgemma, _GEMMA
     ),
     "Gemma3ForCausalLM": Family(
         "Gemma 3 270M, 1B",

@@ -78,6 +78,25 @@ def youtu(get: Fields, head_dim: int) -> dict:
     return _latent(get)
 
 
+def minicpm3(get: Fields, head_dim: int) -> dict:
+    """Halves turn, and what layers add is the smaller the more of them there are."""
+    hidden, heads = get.number("hidden_size"), get.number("num_attention_heads")
+    value_dim = get.number("v_head_dim", hidden // heads or None)
+    get = Fields({**get.raw, "v_head_dim": value_dim, "rope_interleave": False}, get.path)
+    depth = get.num_layers**0.5
+    nulls = {"scale_depth": depth, "dim_model_base": hidden}  # what they stand for
+    for name, value in nulls.items():
+        if get.raw.get(name, value) is None:
+            get = Fields({**get.raw, name: value}, get.path)
+    return {
+        **_latent(get),
+        "mlp_bias": get.flag("mlp_bias", False),
+        "embedding_multiplier": get.positive("scale_emb", 12),
+        "residual_multiplier": get.positive("scale_depth", 1.4) / depth,
+        "logits_divisor": hidden / get.positive("dim_model_base", 256),
+    }
+
+
 def _latent(get: Fields) -> dict:
     """The attention that all have."""
     rank = get.raw.get("q_lora_rank")
@@ -219,5 +238,12 @@ LATENT_FAMILIES: dict[str, Family] = {
         "latent attention in a dense model",
         youtu,
         {**_V2, "tie_word_embeddings": True, "max_position_embeddings": 131072},
+    ),
+    "MiniCPM3ForCausalLM": Family(
+        "MiniCPM3 4B",
+        "latent attention in a dense model; multipliers of embeddings, residuals and logits",
+        minicpm3,
+        {"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32}
+        | {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768, "tie_word_embeddings": True},
     ),
 }

@@ -52,15 +52,16 @@ class Experts:
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
     standing for the expert's number. by_sigmoid: scores are sigmoids, each on its own, not shares
     of one whole; bias: the files' name of what is added to them for the choice alone, a matrix of
-    one row if bias_is_row; groups: which limit the choice, None: nothing does; scaling: of the
-    chosen ones' weights; least_sum: added to the sum that normalised sigmoids are divided by.
-    shared_size: of the expert that every token goes through besides, 0 without one; shared: what
-    its projections' names begin with; shared_gate: what says, for each token, how much of it
-    counts, None: all; shared_scaling: of what it gives. gate_up: gate and up in one, their rows in
-    turn, in place of both; biases: whether router and experts have them. gate is None where MLPs
-    have no gates. router_scale: the files' name of what the router's own norm of the residual is
-    multiplied with, over sqrt(hidden_size); None: it sees what the experts see. expert_scale: of a
-    factor for each chosen expert's weight. beside: None where experts are in the MLP's place.
+    one row if bias_is_row, and to what sigmoids are of if bias_of_scores; groups: which limit the
+    choice, None: nothing does; scaling: of the chosen ones' weights; least_sum: added to the sum
+    that normalised sigmoids are divided by. shared_size: of the expert that every token goes
+    through besides, 0 without one; shared: what its projections' names begin with; shared_gate:
+    what says, for each token, how much of it counts, None: all; shared_scaling: of what it gives.
+    gate_up: gate and up in one, their rows in turn, in place of both; biases: whether router and
+    experts have them. gate is None where MLPs have no gates. router_scale: the files' name of what
+    the router's own norm of the residual is multiplied with, over sqrt(hidden_size); None: it sees
+    what the experts see. expert_scale: of a factor for each chosen expert's weight. beside: None
+    where experts are in the MLP's place.
     """
 
     count: int
@@ -74,6 +75,7 @@ class Experts:
     by_sigmoid: bool = False
     bias: str | None = None
     bias_is_row: bool = False
+    bias_of_scores: bool = False
     scaling: float = 1.0
     groups: ExpertGroups | None = None
     shared_size: int = 0

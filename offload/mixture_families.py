@@ -173,6 +173,90 @@ def afmoe(get: Fields, head_dim: int) -> dict:
     }
 
 
+def solar_open(get: Fields, head_dim: int) -> dict:
+    return {
+        "ropes": (read_rope(get, head_dim, theta=1e6, share=1.0),) * get.num_layers,
+        "qkv_bias": get.flag("attention_bias", False),
+        "experts": (deepseek_experts(get),) * get.num_layers,
+        "stacked": STACKED,
+    }
+
+
+def hy_v3(get: Fields, head_dim: int) -> dict:
+    """Groups of experts and weights as they are: neither is known to it."""
+    get = Fields({**get.raw, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}, get.path)
+    experts = replace(
+        deepseek_experts(get, count="num_experts", shared="num_shared_experts"),
+        bias="mlp.e_score_correction_bias",
+        scaling=get.positive("router_scaling_factor", 2.826),
+    )
+    fields = llama(get, head_dim)
+    return {
+        **fields,
+        "ropes": (read_rope(get, head_dim, theta=11158840.0),) * get.num_layers,
+        "qk_norm": "head",
+        "experts": from_first_routed_on(get, experts, 1),
+        "renamed": (
+            (".mlp.router.gate.", ".mlp.gate."),
+            (".mlp.expert_bias", ".mlp.e_score_correction_bias"),
+            (".mlp.shared_mlp.", ".mlp.shared_experts."),
+        ),
+        "stacked": STACKED,
+    }
+
+
+def flint(get: Fields, head_dim: int) -> dict:
+    """The first two layers, the last and every fourth see everything, and have no positions."""
+    layers = get.num_layers
+    bias = get.flag("attention_bias", False)
+    windows = get.windows(
+        lambda layer: layer >= 2 and layer % 4 != 1 and layer != layers - 1, default=513
+    )
+    rope = read_rope(get, head_dim)
+    experts = with_shared(get, qwen3_experts(get, 256), 1024)
+    by_sigmoid = {"by_sigmoid": True, "least_sum": 0.0, "shared_gate": None}
+    return {
+        "ropes": tuple(None if window is None else rope for window in windows),
+        "windows": windows,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "head",
+        "null_scores": True,
+        "experts": tuple(e and replace(e, **by_sigmoid) for e in experts),
+        "renamed": ((".self_attn.softmax_offset", ".self_attn.sinks"),),
+        "stacked": STACKED,
+    }
+
+
+def kolibri(get: Fields, head_dim: int) -> dict:
+    """Local layers turn; every fifth one sees everything, and has no positions."""
+    windows = get.windows(lambda layer: (layer + 1) % 5 != 0, default=513)
+    rope = read_rope(get, head_dim)
+    experts = replace(
+        qwen3_experts(get, 384)[0],
+        by_sigmoid=True,
+        bias="mlp.gate.e_score_correction_bias",
+        bias_of_scores=True,
+        least_sum=0.0,
+        shared_size=get.number("shared_expert_intermediate_size", 512),
+        shared="mlp.shared_experts",
+        shared_gate=None,
+    )
+    return {
+        "ropes": tuple(None if window is None else rope for window in windows),
+        "windows": windows,
+        "qk_norm": "head",
+        "norms": Norms(after_attention="post_self_attn_layernorm", after_mlp="post_mlp_layernorm"),
+        "experts": (experts,) * get.num_layers,
+        "renamed": (
+            (".moe.router.expert_bias", ".mlp.gate.e_score_correction_bias"),
+            (".post_attn_norm.", ".post_self_attn_layernorm."),
+            (".post_ffn_norm.", ".post_mlp_layernorm."),
+        ),
+        "stacked": STACKED,
+    }
+
+
 MIXTURE_FAMILIES: dict[str, Family] = {
     "Qwen2MoeForCausalLM": Family(
         "Qwen1.5 and Qwen2 MoE",
@@ -215,5 +299,38 @@ MIXTURE_FAMILIES: dict[str, Family] = {
         "positions; experts chosen by sigmoids and a bias",
         afmoe,
         {"rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 16384},
+    ),
+    "SolarOpenForCausalLM": Family(
+        "Solar Open 100B",
+        "DeepSeek-V3's experts in every layer",
+        solar_open,
+        {"rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
+        | {"max_position_embeddings": 131072, "n_routed_experts": 128, "num_experts_per_tok": 8}
+        | {"moe_intermediate_size": 1280, "intermediate_size": 1280},
+    ),
+    "HYV3ForCausalLM": Family(
+        "Hunyuan 3",
+        "Qwen3's attention; experts chosen by sigmoids and a bias, and a shared one",
+        hy_v3,
+        {"rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8, "num_experts": 192}
+        | {"max_position_embeddings": 131072, "num_experts_per_tok": 8}
+        | {"moe_intermediate_size": 1536},
+    ),
+    "FlintForCausalLM": Family(
+        "Flint",
+        "local layers turn, global ones have no positions; heads that may attend to nothing; "
+        "experts chosen by sigmoids, and a shared one",
+        flint,
+        {"head_dim": 128, "num_key_value_heads": 4, "max_position_embeddings": 262144}
+        | {"intermediate_size": 6144, "norm_topk_prob": True, "num_experts_per_tok": 6}
+        | {"moe_intermediate_size": 512, "mlp_only_layers": [0, 1]},
+    ),
+    "Kolibri1ForCausalLM": Family(
+        "Kolibri 1",
+        "norms before and after; local layers turn, global ones have no positions; experts chosen "
+        "by scores and a bias, weighted by sigmoids",
+        kolibri,
+        {"head_dim": 128, "num_key_value_heads": 4, "max_position_embeddings": 262144}
+        | {"num_experts_per_tok": 6, "moe_intermediate_size": 512, "intermediate_size": 512},
     ),
 }

@@ -209,8 +209,10 @@ def _route(
     scores: torch.Tensor, experts: Experts, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
+    preferred = scores + bias if experts.bias_of_scores else None
     shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
     worth = shares if bias is None else shares + bias
+    worth = worth if preferred is None else preferred
     if experts.groups is not None:
         worth = _within_groups(worth, experts.groups)
     numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]

@@ -270,6 +270,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
 _NULLS = (
     *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
     *("block_ffn_dim_multiplier", "mamba_d_ssm", "q_lora_rank"),
+    *("scale_depth", "dim_model_base"),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import OLMO, Family, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
+from .families import OLMO, OLMO2_NORMS, Family, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
 from .layer_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
@@ -89,6 +89,12 @@ def olmoe(get: Fields, head_dim: int) -> dict:
         "norms": Norms(),
         "experts": (checked_experts(get, experts),) * get.num_layers,
     }
+
+
+def flex_olmo(get: Fields, head_dim: int) -> dict:
+    fields = olmoe(get, head_dim)
+    rope = read_rope(get, head_dim, theta=5e5)
+    return {**fields, "ropes": (rope,) * get.num_layers, "norms": OLMO2_NORMS, "stacked": STACKED}
 
 
 def ernie4_5_moe(get: Fields, head_dim: int) -> dict:
@@ -238,6 +244,12 @@ ROUTED_FAMILIES: dict[str, Family] = {
     ),
     "OlmoeForCausalLM": Family(
         "OLMoE", "routed experts; one norm over all query heads", olmoe, OLMO
+    ),
+    "FlexOlmoForCausalLM": Family(
+        "FlexOlmo",
+        "OLMo 2 with routed experts",
+        flex_olmo,
+        {"num_experts": 7, "num_experts_per_tok": 5, "max_position_embeddings": 4096},
     ),
     "Ernie4_5_MoeForCausalLM": Family(
         "ERNIE 4.5 21B-A3B, 300B-A47B",

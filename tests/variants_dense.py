@@ -220,6 +220,8 @@ DENSE_VARIANTS: dict[str, Variant] = {
         },
         {"layer_types": types("LGL")},
     ),
+    "iquestcoder": Variant("IQuestCoder", "Llama's layers, biases", {"attention_bias": True}),
+    "vaultgemma": Variant("VaultGemma", "soft-caps, two norms, local layers", _GEMMA2),
     "granite": Variant("Granite", "four multipliers", GRANITE),
     "granite-swa": Variant(
         "GraniteSWA",

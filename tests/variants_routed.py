@@ -283,4 +283,79 @@ ROUTED_VARIANTS: dict[str, Variant] = {
         # transformers makes the embedding of padding zero while it loads this one.
         {**_LATENT, "tie_word_embeddings": True, "pad_token_id": None},
     ),
+    "minicpm3": Variant(
+        "MiniCPM3",
+        "multipliers of embeddings, residuals and logits; halves turn; longrope",
+        {
+            **_LATENT,
+            "scale_emb": 5,
+            "scale_depth": 0.9,
+            "dim_model_base": 40,
+            "tie_word_embeddings": True,
+            "rope_parameters": rope(
+                rope_type="longrope",
+                short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0],
+                long_factor=[1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0],
+                original_max_position_embeddings=64,
+            ),
+        },
+    ),
+    "minicpm3-plain": Variant(
+        "MiniCPM3",
+        "queries in full; no multipliers of residuals and logits",
+        {**_LATENT, "q_lora_rank": None, "scale_depth": None, "dim_model_base": None}
+        | {"v_head_dim": None, "attention_bias": True},
+        {"scale_depth": None, "dim_model_base": None},
+    ),
+    "flex-olmo-moe": Variant(
+        "FlexOlmo", "norms after, experts", {"num_experts": 5, "num_experts_per_tok": 2}
+    ),
+    "solar-open-moe": Variant(
+        "SolarOpen",
+        "groups of experts in every layer, biases",
+        {**_ROUTED, **_GROUPS, "attention_bias": True},
+    ),
+    "hy-v3-moe": Variant(
+        "HYV3",
+        "norms of heads; experts by sigmoids and a bias behind a dense layer; biases",
+        {
+            **EXPERTS,
+            "num_shared_experts": 2,
+            "router_scaling_factor": 1.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        HUB_EXPERTS,
+    ),
+    "flint-moe": Variant(
+        "Flint",
+        "scores without a value; global layers without positions; experts by sigmoids behind a "
+        "dense layer",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [0],
+            "sliding_window": WINDOW,
+            "layer_types": types("LGL"),
+        },
+        {**HUB_EXPERTS, "layer_types": types("LGL")},
+    ),
+    "kolibri-moe": Variant(
+        "Kolibri1",
+        "norms before and after; experts by scores and a bias, weighted by sigmoids",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "norm_topk_prob": True,
+            "sliding_window": WINDOW,
+            "layer_types": types("LGL"),
+        },
+        {**HUB_EXPERTS, "layer_types": types("LGL")},
+    ),
+    "kolibri-moe-shares": Variant(
+        "Kolibri1",
+        "windows everywhere; weights as they are",
+        {**EXPERTS, "shared_expert_intermediate_size": 48, "sliding_window": WINDOW},
+        HUB_EXPERTS,
+    ),
 }
