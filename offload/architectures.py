@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cohere_families import COHERE_FAMILIES
+from .conv_families import CONV_FAMILIES
 from .families import DENSE_FAMILIES
 from .gateless_families import GATELESS_FAMILIES
 from .gemma_families import GEMMA_FAMILIES
@@ -23,6 +24,7 @@ _TABLES = (
     MIXTURE_FAMILIES,
     LATENT_FAMILIES,
     HYBRID_FAMILIES,
+    CONV_FAMILIES,
     MAMBA_FAMILIES,
 )
 FAMILIES = {name: family for table in _TABLES for name, family in table.items()}

@@ -93,6 +93,8 @@ class Decoder:
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
             gate = self._project(w, h, rows, "gate")
+            if self.config.gate_projection == "head":
+                gate = gate.repeat_interleave(self._shapes[layer].head_dim, -1)
         if self.config.shares_kv(layer):
             return Projected(q, None, gate)
         if self._latent is not None:

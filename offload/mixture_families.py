@@ -163,7 +163,7 @@ def afmoe(get: Fields, head_dim: int) -> dict:
             after_mlp="post_mlp_layernorm",
         ),
         "qk_norm": "head",
-        "gate_projection": True,
+        "gate_projection": "number",
         "embedding_multiplier": hidden**0.5 if get.flag("mup_enabled", False) else 1.0,
         "experts": tuple(
             None if layer < dense else checked_experts(get, experts)

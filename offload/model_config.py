@@ -86,7 +86,9 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
     experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
     output_gate: bool = False  # of attention, beside each head's query in q_proj
-    gate_projection: bool = False  # the same, by a matrix of its own: self_attn.gate_proj
+    # The same, by a matrix of its own, self_attn.gate_proj: of each "number" of a head, or of each
+    # "head"; "" for none
+    gate_projection: str = ""
     latent: Latent | None = None  # what all layers attend to in place of keys and values
     recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer keeps no state; empty: none do
     attention: tuple[bool, ...] = ()  # whether a layer attends; empty: those that keep no state do

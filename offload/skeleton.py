@@ -63,7 +63,8 @@ class _Attention(nn.Module):
                 self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
         if c.gate_projection:
-            self.gate_proj = _Weight(q, c.hidden_size)
+            gates = c.num_heads if c.gate_projection == "head" else q
+            self.gate_proj = _Weight(gates, c.hidden_size)
         if c.null_scores:
             self.sinks = nn.Parameter(torch.empty(c.num_heads))
         if c.qk_norm:

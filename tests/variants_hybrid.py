@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from variants import EXPERTS, GRANITE_H, HUB_EXPERTS, MAMBA, Variant, rope
+from variants import EXPERTS, GRANITE_H, HUB_EXPERTS, MAMBA, WINDOW, Variant, rope
 
 
 def _nemotron_types(pattern: str) -> list[str]:
@@ -25,6 +25,11 @@ _LFM2 = {
     "rope_parameters": rope(1e6),
 }
 _HUB_LFM2 = {"block_ff_dim": 96, "tie_embedding": True}
+_LFM3_TYPES = ["conv", "sliding_attention", "full_attention"]
+_LFM3_ROPES = {
+    "sliding_attention": rope(1e4),
+    "full_attention": rope(1e6, rope_type="proportional", partial_rotary_factor=0.5),
+}
 _NEMOTRON_H = {
     "mamba_num_heads": 6,
     "mamba_head_dim": 16,
@@ -149,6 +154,37 @@ HYBRID_VARIANTS: dict[str, Variant] = {
             "layer_types": ["conv", "full_attention", "conv"],
         },
         {"tie_embedding": True, "layer_types": ["conv", "full_attention", "conv"]},
+        recurrent=True,
+    ),
+    "lfm3": Variant(
+        "Lfm3",
+        "convolutions beside local and global attention of two RoPEs, gated heads, four norms",
+        {"norm_eps": 1e-5, "sliding_window": WINDOW, "tie_word_embeddings": True}
+        | {"rope_parameters": _LFM3_ROPES, "layer_types": _LFM3_TYPES},
+        {"layer_types": _LFM3_TYPES, "rope_parameters": _LFM3_ROPES, "rope_theta": ...}
+        | {"rope_scaling": ..., "rope_local_base_freq": ...},
+        recurrent=True,
+    ),
+    "lfm3-plain": Variant(
+        "Lfm3",
+        "no gates, two norms, biases; layers of the default kinds",
+        {
+            "norm_eps": 1e-5,
+            "sliding_window": WINDOW,
+            "num_hidden_layers": 5,
+            "conv_L_cache": 3,
+            "conv_bias": True,
+            "attention_bias": True,
+            "use_attention_gate": False,
+            "use_sandwich_norm": False,
+            "rope_parameters": _LFM3_ROPES,
+        },
+        {
+            "rope_parameters": ...,
+            "rope_theta": ...,
+            "rope_scaling": ...,
+            "rope_local_base_freq": ...,
+        },
         recurrent=True,
     ),
     "granite4-h": Variant(
