@@ -13,6 +13,7 @@ from .latent_families import LATENT_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .routed_families import ROUTED_FAMILIES
+from .text_part_families import TEXT_PART_FAMILIES
 
 _TABLES = (
     DENSE_FAMILIES,
@@ -26,6 +27,7 @@ _TABLES = (
     HYBRID_FAMILIES,
     CONV_FAMILIES,
     MAMBA_FAMILIES,
+    TEXT_PART_FAMILIES,
 )
 FAMILIES = {name: family for table in _TABLES for name, family in table.items()}
 assert len(FAMILIES) == sum(map(len, _TABLES)), "an architecture stands in two tables"

@@ -129,19 +129,26 @@ _LFM3_ROPES = {
         "partial_rotary_factor": 0.5,
     },
 }
-_LFM2 = {
+LFM2 = {
     "intermediate_size": 12288,
     "num_key_value_heads": 8,
     "max_position_embeddings": 128000,
 }
-_LFM2_MOE = {**_LFM2, "intermediate_size": 7168}
+_LFM2_MOE = {**LFM2, "intermediate_size": 7168}
+LFM3 = {
+    "intermediate_size": 7680,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "max_position_embeddings": 128000,
+    "conv_L_cache": 7,
+}
 
 CONV_FAMILIES: dict[str, Family] = {
     "Lfm2ForCausalLM": Family(
         "LFM2 350M to 2.6B",
         "gated short convolutions in most layers",
         lfm2,
-        _LFM2,
+        LFM2,
     ),
     "Lfm2MoeForCausalLM": Family(
         "LFM2 8B-A1B",
@@ -154,7 +161,6 @@ CONV_FAMILIES: dict[str, Family] = {
         "gated short convolutions beside local and global attention, whose heads are gated; norms "
         "before and after",
         lfm3,
-        {"num_key_value_heads": 4, "max_position_embeddings": 128000, "head_dim": 128}
-        | {"conv_L_cache": 7, "intermediate_size": 7680},
+        LFM3,
     ),
 }

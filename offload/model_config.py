@@ -277,8 +277,11 @@ _NULLS = (
 
 
 def _text_part(raw: dict, path: Path) -> dict:
-    """The text model's fields of a configuration that has other parts beside it."""
+    """The text model's fields of a configuration that has other parts beside it; early files have
+    them beside the others' names."""
     text = raw.get("text_config")
+    if text is None and "hidden_size" in raw:
+        return _said(raw)
     if not isinstance(text, dict):
         raise BadCheckpoint(f"{path} has no text_config.")
     outer = ("dtype", "torch_dtype", "tie_word_embeddings")

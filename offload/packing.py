@@ -190,24 +190,32 @@ class Plain(Packing):
 
 @dataclass(frozen=True)
 class Transposed(Plain):
-    """Numbers of a dtype, column after column."""
+    """Numbers of a dtype, column after column. parts: matrices that lie side by side, rows and all,
+    of which this one is number `part`."""
 
+    part: int = 0
+    parts: int = 1
     lies_as_kept = False
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return (self.parts * super().sizes(shape)[0],)
 
     def is_quick(self, bits: int | None) -> bool:
         return False
 
     def room_bytes(self, shape: Shape, bits: int | None) -> int:
-        return 0 if bits is None else self.sizes(shape)[0]
+        return 0 if bits is None else super().sizes(shape)[0]
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         if form.bits is None:
             return empty(shape, dtype=self.kind).copy_(self.decode(raw, shape))
-        turned = room[: self.sizes(shape)[0]].view(self.kind).view(shape)
+        turned = room[: super().sizes(shape)[0]].view(self.kind).view(shape)
         return quantise_weight(turned.copy_(self.decode(raw, shape)), form.bits, empty)
 
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
-        return super().decode(raw, shape[::-1]).t()
+        rows, columns = shape
+        side_by_side = super().decode(raw, (columns, self.parts * rows))
+        return side_by_side[:, self.part * rows : (self.part + 1) * rows].t()
 
 
 @dataclass(frozen=True)

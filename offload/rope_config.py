@@ -91,7 +91,8 @@ def read_rope(
             f"{path}: rope_parameters per layer type are not supported by this family: {given}"
         )
     kind = given.get("rope_type") or given.get("type") or "default"
-    kind = "longrope" if kind == "su" else kind  # Phi-3's first name for it
+    # Phi-3's first name for one; positions of pictures and texts are one in a text.
+    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in _NEEDED:
         raise UnsupportedModel(
             f"{path}: RoPE scaling {kind!r} is not supported. Supported: {', '.join(_NEEDED)}."

@@ -60,7 +60,7 @@ def open_folder(
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
     for name in list(found):
-        found.update(_unstacked(name, found, stacked))
+        found.update(_unstacked(name, found, stacked, shapes))
     if quantisation is not None:
         whole = {
             name.removesuffix(split.name) + split.end
@@ -96,10 +96,13 @@ def _renamed(name: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def _unstacked(
-    name: str, found: dict[str, TensorRef], stacked: Sequence[Stacked]
+    name: str,
+    found: dict[str, TensorRef],
+    stacked: Sequence[Stacked],
+    shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, TensorRef]:
     """What a tensor of all experts holds, or one of the scales of such a tensor, by the names of
-    each one's own; nothing of another."""
+    each one's own; nothing of another. Of one by columns that fits by rows alone, by rows."""
     parts = {}
     for kind in stacked:
         if name.endswith(kind.end + _SCALES) and not kind.by_columns:
@@ -113,15 +116,22 @@ def _unstacked(
         if not whole.endswith(kind.end) or ref is None or not 2 <= len(ref.shape) <= 3:
             continue
         count, names, own = ref.shape[0], kind.names, ref.shape[1:]
-        if kind.by_columns and not is_packed:
-            own, ref = own[::-1], replace(ref, packing=Transposed(ref.packing.dtype))
+        start = whole[: -len(kind.end)]
+        turned = kind.by_columns and not is_packed
+        if turned and len(own) == 2 and own[0] != own[1]:  # transformers turns those of some
+            turned = shapes.get(start + names[0].format(0)) != (own[0] // len(names), own[1])
+        own = own[::-1] if turned else own
         if not 0 < count <= MOST_EXPERTS or not math.prod(own) or own[0] % len(names):
             continue
         size, each = count * len(names), (own[0] // len(names), *own[1:])
         for index in range(size):
             expert, part = divmod(index, len(names))
-            of_expert = whole[: -len(kind.end)] + names[part].format(expert)
-            parts[of_expert] = share(ref, index, size, each)
+            of_expert = start + names[part].format(expert)
+            if turned and len(own) == 2:  # rows of each part of an expert, in turn
+                packing = Transposed(ref.packing.dtype, part, len(names))
+                parts[of_expert] = share(replace(ref, packing=packing), expert, count, each)
+            else:
+                parts[of_expert] = share(ref, index, size, each)
     return parts
 
 

@@ -22,7 +22,7 @@ import pytest
 from model_matrix import VARIANTS
 from variants import rope
 
-_SMALL = {
+SMALL = {
     "vocab_size": 264,  # 256 bytes and 8 control tokens
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -76,13 +76,13 @@ def make(
     folder = Path(folder)
     variant = VARIANTS[name]
     architecture = variant.architecture
-    fields = {**_SMALL, "rope_parameters": rope(), **variant.config, **config}
+    fields = {**SMALL, "rope_parameters": rope(), **variant.config, **config}
     text = "Text" if architecture in _TEXT_PARTS else ""
     configuration = getattr(transformers, f"{architecture}{text}Config")(**fields)
     configuration.head_dim = fields["head_dim"]  # not an argument of each, but respected
     own = getattr(transformers, f"{architecture}ForCausalLM", None)  # some are another's
     model = (own or transformers.AutoModelForCausalLM.from_config)(configuration)
-    _fill(model, torch.Generator().manual_seed(seed), large_key_biases=name == "qwen2-key-biases")
+    fill(model, torch.Generator().manual_seed(seed), large_key_biases=name == "qwen2-key-biases")
     model = model.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
@@ -95,11 +95,11 @@ def make(
         config_json.write_text(json.dumps(saved))
     if layout == "hub":
         _to_hub_layout(config_json, variant.hub)
-    _write_tokenizer(folder, fields["vocab_size"])
+    write_tokenizer(folder, fields["vocab_size"])
     return folder
 
 
-def _fill(model: Any, generator: Any, large_key_biases: bool) -> None:
+def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
     """Random weights at the scales that the module's docstring promises."""
     import torch
 
@@ -175,7 +175,7 @@ def _to_hub_layout(path: Path, more: dict[str, Any]) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
     """One token per byte (their ids follow the byte-level alphabet), control tokens from 256 on."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

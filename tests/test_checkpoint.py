@@ -97,7 +97,7 @@ def test_what_no_experts_are_is_none_of_theirs(tmp_path, shape, num_bytes):
     with pytest.raises(BadCheckpoint, match="lacks 1 of 1"):
         stacked(tmp_path, shape, {"model.0.x": (2, 1)}, num_bytes)
     ref = TensorRef(tmp_path, 0, num_bytes, Plain(torch.float32), tuple(shape))
-    assert _unstacked("m.all", {"m.all": ref}, STACKED) == {}
+    assert _unstacked("m.all", {"m.all": ref}, STACKED, {}) == {}
 
 
 @pytest.mark.parametrize(
