@@ -279,6 +279,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         per_cell += (3 + config.parallel_mlp) * config.hidden_size + 4 * max(
             e.count for e in experts
         )
+        per_cell += 3 * max(0 if e.latent is None else e.latent.size for e in experts)
     inner = _widest(config)
     own = _per_layer_numbers(config)
     gathered = 3 * config.hidden_size if experts else 0

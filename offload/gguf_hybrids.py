@@ -134,6 +134,7 @@ def _nemotron_h(k: Keys) -> dict:
         "n_routed_experts": k.get("expert_count"),
         "num_experts_per_tok": k.get("expert_used_count"),
         "moe_intermediate_size": size,
+        "moe_latent_size": k.get("moe_latent_size"),
         "moe_shared_expert_intermediate_size": k.get("expert_shared_feed_forward_length"),
         "norm_topk_prob": k.get("expert_weights_norm", True),
         "routed_scaling_factor": k.get("expert_weights_scale"),

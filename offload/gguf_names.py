@@ -313,6 +313,9 @@ def _expert_modules(e: Experts) -> dict[str, Sources]:
         for number in range(e.count):
             made[ours.format(number)] = (f"{theirs}_exps",), number
         made[f"{e.shared}.{theirs.removeprefix('ffn_')}_proj"] = (f"{theirs}_shexp",), None
+    if e.latent is not None:
+        made[e.latent.into] = ("ffn_latent_down",), None
+        made[e.latent.out] = ("ffn_latent_up",), None
     if e.shared_gate is not None:
         made[e.shared_gate] = ("ffn_gate_inp_shexp",), None
     return made

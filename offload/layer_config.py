@@ -4,7 +4,8 @@ how files name them. What a whole model is made of stands in model_config.py. Re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..kernels.recurrence import RecurrentShape
 
@@ -42,6 +43,20 @@ class BesideMlp:
     before: str
     after: str
     after_mlp: str
+
+
+@dataclass(frozen=True)
+class ExpertLatent:
+    """What routed experts are given in place of the residual, and give: `size` numbers. into, out:
+    the files' names of the projections before and behind all of them."""
+
+    size: int
+    into: str
+    out: str
+
+    @property
+    def projections(self) -> tuple[str, str]:
+        return self.into, self.out
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,12 @@ class Experts:
     router_scale: str | None = None
     expert_scale: str | None = None
     beside: BesideMlp | None = None
+    latent: ExpertLatent | None = None
+
+    @cached_property
+    def routed_alone(self) -> Experts:
+        """The same without a shared expert and without projections to a latent."""
+        return replace(self, latent=None, shared_size=0)
 
     @property
     def inward(self) -> dict[str, int]:

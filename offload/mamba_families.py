@@ -3,13 +3,16 @@ hybrid_families.py, which has those whose states are of other kinds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..kernels.recurrence import RecurrentShape
 from .config_fields import Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family
 from .granite_families import GRANITE_STACKED, granite, granite_experts, granite_names
 from .hybrid_families import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, which_attend
-from .layer_config import Experts, Norms, Recurrence
+from .layer_config import ExpertLatent, Experts, Norms, Recurrence
+from .mixture_families import expert_groups
 from .rope_config import read_rope
 from .routed_families import checked_experts
 
@@ -105,17 +108,10 @@ def _positives(get: Fields, name: str, count: int) -> tuple[float, ...]:
 def nemotron_h(get: Fields, head_dim: int) -> dict:
     """Each layer is one thing: Mamba-2, attention without positions, an MLP, or routed experts."""
     kinds = _nemotron_kinds(get)
-    if get.raw.get("moe_latent_size") is not None:
-        raise UnsupportedModel(
-            f"{get.path}: experts behind a projection (moe_latent_size) are not supported."
-        )
-    groups = get.number("n_group", 1)
-    if get.number("topk_group", 1) < groups:
-        raise UnsupportedModel(f"{get.path}: experts chosen by groups (n_group) are not supported.")
     eps = get.number("layer_norm_epsilon", 1e-5, kind=float, low=0.0, high=1.0)
     if get.flag("attention_bias", False):
         raise UnsupportedModel(f"{get.path}: attention_bias is not supported by this family.")
-    experts = checked_experts(get, _nemotron_experts(get)) if "moe" in kinds else None
+    experts = _nemotron_experts(get) if "moe" in kinds else None
     heads = get.number("mamba_num_heads", 128, high=MOST_HEADS)
     key_heads = get.number("n_groups", 8, high=MOST_HEADS)
     shape = RecurrentShape(
@@ -181,7 +177,11 @@ def _nemotron_kinds(get: Fields) -> list[str]:
 
 
 def _nemotron_experts(get: Fields) -> Experts:
-    return Experts(
+    latent = None
+    if get.raw.get("moe_latent_size") is not None:
+        size = get.number("moe_latent_size")
+        latent = ExpertLatent(size, "mixer.fc1_latent_proj", "mixer.fc2_latent_proj")
+    experts = Experts(
         get.number("n_routed_experts", get.number("num_local_experts", 8)),
         get.number("num_experts_per_tok", 2),
         get.number("moe_intermediate_size", 7688),
@@ -197,7 +197,9 @@ def _nemotron_experts(get: Fields) -> Experts:
         shared="mixer.shared_experts",
         shared_gate=None,
         least_sum=1e-20,
+        latent=latent,
     )
+    return replace(checked_experts(get, experts), groups=expert_groups(get, experts))
 
 
 def _mamba2(get: Fields, inner: int | None = None, **more) -> Recurrence:
@@ -279,7 +281,7 @@ MAMBA_FAMILIES: dict[str, Family] = {
         _FALCON,
     ),
     "NemotronHForCausalLM": Family(
-        "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano",
+        "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano and Super",
         "layers that are Mamba-2, attention without positions, an MLP without gates, or routed "
         "experts alone",
         nemotron_h,

@@ -40,10 +40,10 @@ def deepseek_experts(
         shared="mlp.shared_experts",
         shared_gate=None,
     )
-    return replace(checked_experts(get, experts), groups=_groups(get, experts))
+    return replace(checked_experts(get, experts), groups=expert_groups(get, experts))
 
 
-def _groups(get: Fields, experts: Experts) -> ExpertGroups | None:
+def expert_groups(get: Fields, experts: Experts) -> ExpertGroups | None:
     """The groups that limit a choice, by the sum of their two best; None where all are chosen."""
     count = get.number("n_group", 1)
     chosen = get.number("topk_group", 1)

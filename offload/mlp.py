@@ -81,6 +81,8 @@ def routed_mlps(
     w: LayerTensors, cells: list[Cell], activation: str, experts: Experts
 ) -> list[torch.Tensor]:
     """`routed_mlp` of several cells, to the bit; each expert is brought once for all of them."""
+    if experts.latent is not None:
+        return _within_latent(w, cells, activation, experts)
     routed = [_Routed(w, cell, experts) for cell in cells]
     h = cells[0].h
     native = native_for(h) if len(cells) == 1 and h.shape[0] == 1 else None
@@ -93,15 +95,32 @@ def routed_mlps(
         for cell in routed:
             cell.add(own, activation, experts, number)
     for cell in routed:
-        cell.add_shared(w, activation, experts)
+        _add_shared(w, cell.h, cell.rows, activation, experts, cell.out)
     return [cell.out for cell in routed]
+
+
+def _within_latent(
+    w: LayerTensors, cells: list[Cell], activation: str, experts: Experts
+) -> list[torch.Tensor]:
+    """`routed_mlps` of experts that are given a latent, which stand between two projections; the
+    shared one stands beside them."""
+    into, out = ((w[f"{p}.weight"], w.get(f"{p}.bias")) for p in experts.latent.projections)
+    latents = [Cell(tiled(h, rows, *into), rows, h if by is None else by) for h, rows, by in cells]
+    given = routed_mlps(w, latents, activation, experts.routed_alone)
+    outs = []
+    for (h, rows, _), latent in zip(cells, given, strict=True):
+        whole = torch.zeros_like(h)
+        whole[rows] = tiled(latent, rows, *out)[rows]
+        _add_shared(w, h, rows, activation, experts, whole)
+        outs.append(whole)
+    return outs
 
 
 class _Routed:
     """The rows of a cell, which experts each chose, and what comes of it: `out`."""
 
     def __init__(self, w: LayerTensors, cell: Cell, experts: Experts):
-        self.h, self._rows, by = cell
+        self.h, self.rows, by = cell
         self.weights, self.chosen = _chosen(w, self.h if by is None else by, cell.rows, experts)
         self.out = torch.zeros_like(self.h)
         self._asked = torch.zeros(len(self.h), 1, dtype=torch.bool, device=self.h.device)
@@ -109,7 +128,7 @@ class _Routed:
 
     def numbers(self) -> list[int]:
         """The experts that some row chose."""
-        return self.chosen[self._rows].unique().tolist()
+        return self.chosen[self.rows].unique().tolist()
 
     def add(self, own: LayerTensors, activation: str, experts: Experts, number: int) -> None:
         """What an expert with tensors `own` gives to the rows that chose it."""
@@ -128,17 +147,19 @@ class _Routed:
         result = _expert(own, gathered, activation, experts, number)
         self.out[picked] += result[places] * share
 
-    def add_shared(self, w: LayerTensors, activation: str, experts: Experts) -> None:
-        """What the shared expert gives, if there is one."""
-        if not experts.shared_size:
-            return
-        h, rows = self.h, self._rows
-        shared = dense_mlp(w, h, rows, activation, _dense(w, experts.shared))
-        if experts.shared_gate is not None:
-            shared *= _shared_share(w, h, rows, experts)
-        if experts.shared_scaling != 1:
-            shared *= experts.shared_scaling
-        self.out[rows] += shared[rows]
+
+def _add_shared(
+    w: LayerTensors, h: torch.Tensor, rows: slice, activation: str, experts: Experts, out
+) -> None:
+    """What the shared expert gives for `rows` of h, if there is one, to those of `out`."""
+    if not experts.shared_size:
+        return
+    shared = dense_mlp(w, h, rows, activation, _dense(w, experts.shared))
+    if experts.shared_gate is not None:
+        shared *= _shared_share(w, h, rows, experts)
+    if experts.shared_scaling != 1:
+        shared *= experts.shared_scaling
+    out[rows] += shared[rows]
 
 
 def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):

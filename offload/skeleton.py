@@ -176,10 +176,15 @@ def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
         _add(layer, e.shared, _Mlp(c, e.shared_size))
         if e.shared_gate is not None:
             _add(layer, e.shared_gate, _Weight(1, hidden_size))
+    outer = hidden_size
+    if e.latent is not None:
+        outer = e.latent.size
+        _add(layer, e.latent.into, _Weight(outer, hidden_size, bias=c.mlp_bias))
+        _add(layer, e.latent.out, _Weight(hidden_size, outer, bias=c.mlp_bias))
     for number in range(e.count):
         for name, inner in e.inward.items():
-            _add(layer, name.format(number), _Weight(inner, hidden_size, bias=e.biases))
-        down = _Weight(hidden_size, e.intermediate_size, bias=e.biases)
+            _add(layer, name.format(number), _Weight(inner, outer, bias=e.biases))
+        down = _Weight(outer, e.intermediate_size, bias=e.biases)
         _add(layer, e.down.format(number), down)
 
 

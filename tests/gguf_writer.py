@@ -228,6 +228,7 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "expert_count": c["n_routed_experts"] if "E" in letters else None,
             "expert_used_count": c["num_experts_per_tok"] if "E" in letters else None,
             "expert_shared_feed_forward_length": c["moe_shared_expert_intermediate_size"],
+            "moe_latent_size": c.get("moe_latent_size"),
             "expert_shared_count": c["n_shared_experts"],
             "expert_weights_norm": c["norm_topk_prob"],
             "expert_gating_func": 2,

@@ -330,6 +330,7 @@ IDS = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(4)).
     "name",
     [
         *("mixtral", "qwen3-moe-dense", "gpt-oss", "qwen3.5-moe", "lfm2-moe", "nemotron-h-moe"),
+        "nemotron-h-moe-latent",
         *("cohere2-moe", "deepseek-v3-moe", "afmoe"),
     ],
 )

@@ -80,6 +80,7 @@ VARIANTS = {
     "granite-moe-shared": {},
     "nemotron-h": {},
     "nemotron-h-moe": {},
+    "nemotron-h-moe-latent": {},
     "cohere": {},
     "cohere2": {"tie_word_embeddings": True},
     "ernie4.5": {},

@@ -279,7 +279,7 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
         ("nemotron-h", "hybrid_override_pattern", "M-M--", "no layer attends"),
         ("nemotron-h", "mlp_hidden_act", "silu", "whose MLPs have relu2"),
         ("nemotron-h", "n_groups", 4, "cannot share"),
-        ("nemotron-h-moe", "moe_latent_size", 64, "moe_latent_size"),
+        ("nemotron-h-moe", "n_group", 3, "from 1 of 3 groups"),
         ("nemotron-h-moe", "num_experts_per_tok", 9, "cannot be chosen"),
         ("lfm2", "full_attn_idxs", 1, "full_attn_idxs"),
     ],

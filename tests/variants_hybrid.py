@@ -292,4 +292,19 @@ HYBRID_VARIANTS: dict[str, Variant] = {
         {"hybrid_override_pattern": "ME*E", "layers_block_type": ..., "rope_scaling": ...},
         recurrent=True,
     ),
+    "nemotron-h-moe-latent": Variant(
+        "NemotronH",
+        "experts between two projections, beside a shared one of the residual; groups of experts",
+        {
+            **_NEMOTRON_H,
+            **_NEMOTRON_MOE,
+            "moe_latent_size": 48,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_hidden_layers": 4,
+            "layers_block_type": _nemotron_types("EM*E"),
+        },
+        {"hybrid_override_pattern": "EM*E", "layers_block_type": ..., "rope_scaling": ...},
+        recurrent=True,
+    ),
 }
