@@ -36,12 +36,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -
 
 
 def layer_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, offset: float, eps: float
 ) -> torch.Tensor:
-    """(x - mean(x)) / deviation(x) * weight + bias over the last dimension (1607.06450).
+    """(x - mean(x)) / deviation(x) * (weight + offset) + bias over the last dimension (1607.06450).
 
     x: (..., n) float32; weight, bias: (n,) float32.
     """
+    weight = weight + offset if offset else weight
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 

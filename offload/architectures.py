@@ -10,6 +10,7 @@ from .gemma_families import GEMMA_FAMILIES
 from .granite_families import GRANITE_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .latent_families import LATENT_FAMILIES
+from .layer_norm_families import LAYER_NORM_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .routed_families import ROUTED_FAMILIES
@@ -21,6 +22,7 @@ _TABLES = (
     GEMMA_FAMILIES,
     GATELESS_FAMILIES,
     COHERE_FAMILIES,
+    LAYER_NORM_FAMILIES,
     ROUTED_FAMILIES,
     MIXTURE_FAMILIES,
     LATENT_FAMILIES,

@@ -292,10 +292,10 @@ class Decoder:
         """x normed by the tensor of that name; x itself where the layer has no norm there."""
         if name is None:
             return x
-        weight = w[f"{name}.weight"]
+        weight, how = w[f"{name}.weight"], (self.config.norm_offset, self.config.norm_eps)
         if self.config.layer_norm:
-            return layer_norm(x, weight, w.get(f"{name}.bias"), self.config.norm_eps)
-        return rms_norm(x, weight, self.config.norm_offset, self.config.norm_eps)
+            return layer_norm(x, weight, w.get(f"{name}.bias"), *how)
+        return rms_norm(x, weight, *how)
 
     def _add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         times = self.config.mlp_multiplier

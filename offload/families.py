@@ -53,6 +53,8 @@ def mistral(get: Fields, head_dim: int) -> dict:
 
 
 def ministral3(get: Fields, head_dim: int) -> dict:
+    if not any(get.raw.get(f"rope_{name}") for name in ("parameters", "scaling", "theta")):
+        get = Fields({**get.raw, "rope_parameters": _MINISTRAL3_ROPE}, get.path)
     fields = mistral(get, head_dim)
     return {**fields, "query_growth": query_growth(get, fields["ropes"][0])}
 
@@ -301,6 +303,7 @@ def seed_oss(get: Fields, head_dim: int) -> dict:
 
 
 _GEMMA = {"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}
+_GEMMA2 = {**_GEMMA, "num_key_value_heads": 4}
 _GEMMA3 = {
     **_GEMMA,
     "max_position_embeddings": 131072,
@@ -353,7 +356,26 @@ _INTERNLM3 = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 32768,
 }
-_GLM = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "max_position_embeddings": 131072}
+_GLM = {
+    "rms_norm_eps": 1.5625e-7,
+    "head_dim": 128,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 131072,
+}
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+_SEED_OSS = {"head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 524288}
+_QWEN = {"max_position_embeddings": 32768}
 
 DENSE_FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(
@@ -368,33 +390,43 @@ DENSE_FAMILIES: dict[str, Family] = {
         {"rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
         | {"max_position_embeddings": 131072},
     ),
-    "MistralForCausalLM": Family("Mistral 7B, Nemo", "a sliding window in every layer", mistral),
-    "MinistralForCausalLM": Family("Ministral 8B", "sliding windows in some layers", mistral),
+    "MistralForCausalLM": Family(
+        "Mistral 7B, Nemo", "a sliding window in every layer", mistral, MISTRAL
+    ),
+    "MinistralForCausalLM": Family(
+        "Ministral 8B", "sliding windows in some layers", mistral, MISTRAL
+    ),
     "Ministral3ForCausalLM": Family(
         "Ministral 3 (text)",
         "yarn; queries that grow with their position",
         ministral3,
-        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
+        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128}
+        | {"num_key_value_heads": 8, "max_position_embeddings": 262144},
     ),
     "Qwen2ForCausalLM": Family(
-        "Qwen2, Qwen2.5", "biases on queries, keys and values; windows from a layer on", qwen2
+        "Qwen2, Qwen2.5",
+        "biases on queries, keys and values; windows from a layer on",
+        qwen2,
+        _QWEN,
     ),
-    "Qwen3ForCausalLM": Family("Qwen3 (dense)", "a norm on every query and key head", qwen3),
+    "Qwen3ForCausalLM": Family(
+        "Qwen3 (dense)", "a norm on every query and key head", qwen3, {**_QWEN, "head_dim": 128}
+    ),
     "Phi3ForCausalLM": Family(
         "Phi-3 mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini",
         "fused projections; RoPE on a part of each head; longrope",
         phi3,
-        {"rms_norm_eps": 1e-5},
+        {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     ),
     "GemmaForCausalLM": Family("Gemma 1", "norms of 1 + w; scaled embeddings; GELU", gemma, _GEMMA),
     "Gemma2ForCausalLM": Family(
         "Gemma 2",
         "soft-caps of scores and logits; norms before and after; every other layer local",
         gemma2,
-        _GEMMA,
+        _GEMMA2,
     ),
     "VaultGemmaForCausalLM": Family(
-        "VaultGemma 1B", "Gemma 2 without norms after attention and MLP", vaultgemma, _GEMMA
+        "VaultGemma 1B", "Gemma 2 without norms after attention and MLP", vaultgemma, _GEMMA2
     ),
     "Gemma3ForCausalLM": Family(
         "Gemma 3 270M, 1B",
@@ -413,7 +445,7 @@ DENSE_FAMILIES: dict[str, Family] = {
         "SmolLM3",
         "every fourth layer without positions; yarn",
         smollm3,
-        {"tie_word_embeddings": True, "rope_theta": 2e6},
+        {"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4} | _QWEN,
     ),
     "Olmo2ForCausalLM": Family(
         "OLMo 2", "norms after attention and MLP; one norm over all query heads", olmo2, OLMO
@@ -445,5 +477,7 @@ DENSE_FAMILIES: dict[str, Family] = {
     "InternLM3ForCausalLM": Family("InternLM3", "RoPE scaled by dynamic", internlm3, _INTERNLM3),
     "CwmForCausalLM": Family("CWM 32B", "windows in three of four layers; llama3", cwm, _CWM),
     "HeliumForCausalLM": Family("Helium 1 2B", "interleaved RoPE", helium, _HELIUM),
-    "SeedOssForCausalLM": Family("Seed-OSS", "biases on queries, keys and values", seed_oss),
+    "SeedOssForCausalLM": Family(
+        "Seed-OSS", "biases on queries, keys and values", seed_oss, _SEED_OSS
+    ),
 }

@@ -63,7 +63,7 @@ class Facts:
     def unlayered_bytes(self) -> int:
         """Of what belongs to no layer and stays beside the head."""
         bits = self.weight_bits
-        return sum(
+        return 4 * self.config.vocab_size * self.config.head_bias + sum(
             stored_bytes(name, shape, self._packing(name), bits)
             for name, shape in self._unlayered.items()
         )

@@ -4,8 +4,10 @@ families.py, which has those that have."""
 from __future__ import annotations
 
 from .config_fields import Fields
+from .errors import UnsupportedModel
 from .families import Family, llama, mistral
 from .layer_config import Norms
+from .rope_config import read_rope
 
 
 def arcee(get: Fields, head_dim: int) -> dict:
@@ -45,6 +47,42 @@ def starcoder2(get: Fields, head_dim: int) -> dict:
         "mlp_bias": bias,
         "gated_mlp": False,
         "renamed": ((".mlp.c_fc.", ".mlp.up_proj."), (".mlp.c_proj.", ".mlp.down_proj.")),
+    }
+
+
+def nemotron(get: Fields, head_dim: int) -> dict:
+    bias = get.flag("attention_bias", False)
+    return {
+        **layer_norms(get, "norm_eps", bias=True),
+        "ropes": (read_rope(get, head_dim, share=0.5),) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": get.flag("mlp_bias", False),
+        "norm_offset": 1.0,
+        "gated_mlp": False,
+    }
+
+
+def phi(get: Fields, head_dim: int) -> dict:
+    """Attention and MLP side by side behind one norm."""
+    if get.flag("qk_layernorm", False):
+        raise UnsupportedModel(f"{get.path}: qk_layernorm is not supported by this family.")
+    return {
+        **layer_norms(get, "layer_norm_eps", bias=True),
+        "ropes": (read_rope(get, head_dim, share=0.5),) * get.num_layers,
+        "qkv_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "head_bias": True,
+        "gated_mlp": False,
+        "parallel_mlp": True,
+        "norms": Norms(before_mlp=None),
+        "renamed": (
+            (".self_attn.dense.", ".self_attn.o_proj."),
+            (".mlp.fc1.", ".mlp.up_proj."),
+            (".mlp.fc2.", ".mlp.down_proj."),
+            ("model.final_layernorm.", "model.norm."),
+        ),
     }
 
 
@@ -92,5 +130,17 @@ GATELESS_FAMILIES: dict[str, Family] = {
         "MLPs with GELU; layer norms; biases everywhere; windows",
         starcoder2,
         _STARCODER2,
+    ),
+    "NemotronForCausalLM": Family(
+        "Nemotron 3 8B, Nemotron 4, Minitron 4B, 8B",
+        "MLPs with squared ReLU; layer norms of 1 + w; RoPE on half of each head",
+        nemotron,
+        {"hidden_act": "relu2", "max_position_embeddings": 4096},
+    ),
+    "PhiForCausalLM": Family(
+        "Phi-1, Phi-1.5, Phi-2",
+        "attention and MLP side by side behind one layer norm; MLPs with GELU; biases everywhere",
+        phi,
+        {"hidden_act": "gelu_new"},
     ),
 }

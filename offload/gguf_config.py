@@ -381,6 +381,16 @@ def _starcoder2(k: Keys) -> dict:
     }
 
 
+def _layer_norms(name: str, eps: str) -> Callable[[Keys], dict]:
+    """An architecture with layer norms, whose epsilon the field `eps` says, and RoPE on a part."""
+    return lambda k: {
+        "architectures": [name],
+        eps: k.get("attention.layer_norm_epsilon"),
+        "use_parallel_residual": k.get("use_parallel_residual"),
+        "partial_rotary_factor": turning_part(k, head_dim_of(k)),
+    }
+
+
 def _only(name: str, **fields) -> Callable[[Keys], dict]:
     """An architecture of which nothing is special."""
     return lambda k: {"architectures": [name], **fields}
@@ -416,6 +426,13 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "hunyuan-moe": _hunyuan_moe,
     "arcee": _only("ArceeForCausalLM"),
     "starcoder2": _starcoder2,
+    "nemotron": _layer_norms("NemotronForCausalLM", "norm_eps"),
+    "stablelm": _layer_norms("StableLmForCausalLM", "layer_norm_eps"),
+    "phi2": _layer_norms("PhiForCausalLM", "layer_norm_eps"),
+    # Of models for pictures too, whose other parts have files of their own.
+    "qwen2vl": _only("Qwen2ForCausalLM", use_sliding_window=False),
+    "qwen3vl": _only("Qwen3ForCausalLM", use_sliding_window=False),
+    "qwen3vlmoe": _qwen3_moe,
     **HYBRIDS,
 }
 # Whose layers may have other sizes than the first.

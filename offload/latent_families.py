@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .config_fields import MOST_ROWS, Fields, is_number
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import Family, ministral3, query_growth
+from .families import MISTRAL, Family, ministral3, mistral, query_growth
 from .layer_config import HeadRows, Latent
 from .mixture_families import deepseek_experts, from_first_routed_on
 from .rope_config import RopeConfig, read_rope
@@ -69,9 +69,9 @@ def mistral4(get: Fields, head_dim: int) -> dict:
 
 
 def mistral3_text(get: Fields, head_dim: int) -> dict:
-    """Files of one architecture hold the text parts of two."""
-    is_latent = get.raw.get("model_type") == "mistral4"
-    return (mistral4 if is_latent else ministral3)(get, head_dim)
+    """Files of one architecture hold the text parts of three."""
+    parts = {"mistral": mistral, "mistral4": mistral4}
+    return parts.get(get.raw.get("model_type"), ministral3)(get, head_dim)
 
 
 def youtu(get: Fields, head_dim: int) -> dict:
@@ -230,7 +230,7 @@ LATENT_FAMILIES: dict[str, Family] = {
         "Mistral Small 3.1, 3.2, Ministral 3, Mistral Small 4 (the text part)",
         "as Mistral, Ministral 3 and Mistral 4; the vision part is not loaded",
         mistral3_text,
-        {"sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
+        {**MISTRAL, "sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 128},
         text_config=True,
     ),
     "YoutuForCausalLM": Family(

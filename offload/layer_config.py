@@ -104,6 +104,7 @@ class Experts:
     expert_scale: str | None = None
     beside: BesideMlp | None = None
     latent: ExpertLatent | None = None
+    sparse_mixer: float | None = None
 
     @cached_property
     def routed_alone(self) -> Experts:

@@ -230,6 +230,8 @@ def _route(
     scores: torch.Tensor, experts: Experts, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
+    if experts.sparse_mixer is not None:
+        return _sparse_mixer(scores, experts.sparse_mixer)
     preferred = scores + bias if experts.bias_of_scores else None
     shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
     worth = shares if bias is None else shares + bias
@@ -242,6 +244,21 @@ def _route(
         least = experts.least_sum if experts.by_sigmoid else 0.0
         shares = shares / (shares.sum(-1, keepdim=True) + least)
     return (shares if experts.scaling == 1 else shares * experts.scaling), numbers
+
+
+def _sparse_mixer(scores: torch.Tensor, distance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two best experts. The weight of each is its share among those, itself included and the
+    first one left out for the second, that are no further below it than `distance` times the
+    larger of its score and their own magnitude (SparseMixer-v2, 2409.12136)."""
+    left, shares, numbers = scores, [], []
+    for _ in range(2):
+        number = left.sort(stable=True, dim=-1, descending=True).indices[:, :1]
+        best = left.gather(-1, number)
+        far = (best - scores) > distance * torch.maximum(scores.abs(), best)
+        shares.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, number))
+        numbers.append(number)
+        left = left.scatter(-1, number, -torch.inf)
+    return torch.cat(shares, -1), torch.cat(numbers, -1)
 
 
 def _sigmoid(scores: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,7 @@ class ModelConfig:
     residual_multiplier: float = 1.0  # of what attention and MLP add
     mlp_multiplier: float | None = None  # of what the MLP adds, if not the same
     gate_multiplier: float = 1.0  # of the MLP's gate, before it is activated
+    head_bias: bool = False  # of the output head
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
@@ -262,6 +263,10 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
         raise UnsupportedModel(
             f"{path}: hidden_act {config.activation!r} is not supported beside a gate. Supported: "
             f"{', '.join(_ACTIVATIONS)}."
+        )
+    if config.head_bias and config.tied_embeddings:
+        raise UnsupportedModel(
+            f"{path}: an output head that is tied and has a bias is unsupported."
         )
     if not config.kv_layers:
         raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")

@@ -57,8 +57,9 @@ class RopeConfig:
             return replace(self, kind="default", theta=theta, parameters={})
         if self.kind == "longrope":
             original = p["original_max_position_embeddings"]
-            factors = p["long_factor" if context > original else "short_factor"]
-            amplitude = p.get("attention_factor")
+            length = "long" if context > original else "short"
+            factors = p[f"{length}_factor"]
+            amplitude = p.get(f"{length}_mscale", p.get("attention_factor"))
             if amplitude is None:
                 times = p.get("factor") or p["max_position_embeddings"] / original
                 amplitude = math.sqrt(1 + math.log(max(times, 1.0)) / math.log(original))
@@ -166,7 +167,8 @@ def _check(rope: RopeConfig, path, head_dim: int) -> None:
             raise BadCheckpoint(
                 f"{path}: RoPE scaling longrope needs {name}, {width // 2} numbers above 0."
             )
-    options = {"longrope": ("attention_factor", "factor"), "proportional": ("factor",)}
+    scales = ("attention_factor", "factor", "short_mscale", "long_mscale")
+    options = {"longrope": scales, "proportional": ("factor",)}
     for name in options.get(rope.kind, ()):
         value = parameters.get(name)
         if value is not None and (not is_number(value) or value <= 0):

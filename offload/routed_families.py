@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .config_fields import MOST_EXPERTS, Fields
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import OLMO, OLMO2_NORMS, Family, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
+from .families import MISTRAL, OLMO, OLMO2_NORMS, Family, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
 from .layer_config import Experts, Norms, Stacked
 from .rope_config import read_rope
 
@@ -223,6 +223,8 @@ _GPT_OSS = {
     "rope_scaling": {
         "rope_type": "yarn",
         "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
         "original_max_position_embeddings": 4096,
         "truncate": False,
     },
@@ -237,13 +239,19 @@ _MELLUM = {"head_dim": 128, "num_key_value_heads": 4, "max_position_embeddings":
 
 ROUTED_FAMILIES: dict[str, Family] = {
     "MixtralForCausalLM": Family(
-        "Mixtral", "routed experts", mixtral, {"rms_norm_eps": 1e-5, "num_key_value_heads": 8}
+        "Mixtral", "routed experts", mixtral, {"rms_norm_eps": 1e-5, **MISTRAL}
     ),
     "Qwen3MoeForCausalLM": Family(
-        "Qwen3 MoE", "Qwen3 with routed experts, beside dense layers", qwen3_moe
+        "Qwen3 MoE",
+        "Qwen3 with routed experts, beside dense layers",
+        qwen3_moe,
+        {"num_key_value_heads": 4, "max_position_embeddings": 32768},
     ),
     "OlmoeForCausalLM": Family(
-        "OLMoE", "routed experts; one norm over all query heads", olmoe, OLMO
+        "OLMoE",
+        "routed experts; one norm over all query heads",
+        olmoe,
+        {**OLMO, "max_position_embeddings": 4096},
     ),
     "FlexOlmoForCausalLM": Family(
         "FlexOlmo",

@@ -217,7 +217,7 @@ class Skeleton(nn.Module):
         super().__init__()
         self.model = _Body(c)
         if not c.tied_embeddings:
-            self.lm_head = _Weight(c.vocab_size, c.hidden_size)
+            self.lm_head = _Weight(c.vocab_size, c.hidden_size, bias=c.head_bias)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -180,10 +180,12 @@ class WeightStore:
         if unlayered:
             kept = self._to_device(self._loaded(loader, unlayered))
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
-        self._final_norm, self._final_bias = (
+        self._final_norm, self._final_bias, bias = (
             self.checkpoint.read(name).float().to(self.device) if name in refs else None
-            for name in ("model.norm.weight", "model.norm.bias")
+            for name in ("model.norm.weight", "model.norm.bias", "lm_head.bias")
         )
+        # Of each block of the head.
+        self._head_biases = [bias if bias is None else bias[i:j] for i, j in self._head_ranges()]
         self._head = self._head_product = None
         if head_resident:
             self._head = [
@@ -194,7 +196,7 @@ class WeightStore:
             if native is not None:
                 norm = self._final_norm, config.norm_offset, config.norm_eps
                 norm = None if config.layer_norm else norm
-                self._head_product = BlockProduct(native, self._head, norm)
+                self._head_product = BlockProduct(native, self._head, norm, self._head_biases)
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -254,12 +256,13 @@ class WeightStore:
         `linear` wants them -> (rows, vocab_size).
         """
         config, ranges, hidden = self.config, self._head_ranges(), residual
+        how = config.norm_offset, config.norm_eps
         if config.layer_norm:
-            hidden = layer_norm(residual, self._final_norm, self._final_bias, config.norm_eps)
+            hidden = layer_norm(residual, self._final_norm, self._final_bias, *how)
         if residual.shape[0] == 1 and self._head_product is not None:
             return self._head_product.run(hidden)
         if not config.layer_norm:
-            hidden = rms_norm(residual, self._final_norm, config.norm_offset, config.norm_eps)
+            hidden = rms_norm(residual, self._final_norm, *how)
         out = torch.empty(hidden.shape[0], config.vocab_size, device=self.device)
         for i, rows in enumerate(ranges):
             if self._head is not None:
@@ -267,7 +270,7 @@ class WeightStore:
             else:
                 block = self._head_block(self._head_loader(), *rows).to(self.device)
                 self._bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
-            out[:, rows[0] : rows[1]] = linear(hidden, block)
+            out[:, rows[0] : rows[1]] = linear(hidden, block, self._head_biases[i])
         return out
 
     @property

@@ -65,6 +65,9 @@ ARCHITECTURES = {
     "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
     "ArceeForCausalLM": MODEL_ARCH.ARCEE,
     "Starcoder2ForCausalLM": MODEL_ARCH.STARCODER2,
+    "NemotronForCausalLM": MODEL_ARCH.NEMOTRON,
+    "StableLmForCausalLM": MODEL_ARCH.STABLELM,
+    "PhiForCausalLM": MODEL_ARCH.PHI2,
 }
 _ATTENDS = ("full_attention", "attention")
 
@@ -154,7 +157,9 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
         "embedding_scale": c.get("embedding_multiplier"),
         "residual_scale": c.get("residual_multiplier"),
         "logit_scale": c.get("logits_scaling", c.get("logit_scale")),
-        "attention.layer_norm_epsilon": c.get("layer_norm_eps", c.get("norm_epsilon")),
+        "attention.layer_norm_epsilon": c.get("layer_norm_eps", c.get("norm_epsilon"))
+        or c.get("norm_eps"),
+        "use_parallel_residual": c.get("use_parallel_residual"),
         "attn_logit_softcapping": c.get("attn_logit_softcapping"),
         "final_logit_softcapping": c.get("final_logit_softcapping"),
         **_scaling(c),

@@ -38,62 +38,26 @@ _YARN = rope(
 )
 # Variants of model_matrix.py, with what a GGUF file cannot say made ordinary.
 VARIANTS = {
-    "llama2": {},
-    "llama-linear": {},
-    "llama-biases": {},
-    "llama-head80": {},
-    "mistral": {},
-    "ministral3": {},
-    "mixtral": {},
-    "qwen2": {},
-    "qwen2-yarn": {},
-    "qwen3": {},
-    "qwen3-moe": {},
-    "phi3": {},
-    "phi3-window": {},
-    "phi3-longrope-long": {},
-    "phi3-longrope-short": {},
+    **{
+        name: {}
+        for name in (
+            *("llama2", "llama-linear", "llama-biases", "llama-head80", "mistral", "ministral3"),
+            *("mixtral", "qwen2", "qwen2-yarn", "qwen3", "qwen3-moe", "phi3", "phi3-window"),
+            *("phi3-longrope-long", "phi3-longrope-short", "gemma3", "gemma4"),
+            *("gemma4-keys-are-values", "gemma4-moe", "olmo2", "olmo3", "olmoe", "granite", "glm4"),
+            *("exaone4", "gpt-oss", "seed-oss", "qwen3-next", "qwen3.5", "qwen3.5-shared-keys"),
+            *("qwen3.5-moe", "lfm2", "lfm2-moe", "granite4-h", "granite4-h-moe", "granite-moe"),
+            *("granite-moe-shared", "nemotron-h", "nemotron-h-moe", "nemotron-h-moe-latent"),
+            *("ernie4.5", "ernie4.5-moe", "hunyuan-moe", "arcee", "starcoder2", "nemotron"),
+            *("nemotron-biases", "stablelm", "stablelm-parallel", "phi", "glm4-moe", "cohere"),
+            *("glm4-moe-groups", "deepseek-v2-moe", "deepseek-v2-moe-groups", "glm4-moe-lite"),
+        )
+    },
     "gemma": {"tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
-    "gemma3": {},
-    "gemma4": {},
-    "gemma4-keys-are-values": {},
-    "gemma4-moe": {},
     "smollm3": {"num_hidden_layers": 5, "no_rope_layers": None, "no_rope_layer_interval": 4},
-    "olmo2": {},
-    "olmo3": {},
-    "olmoe": {},
-    "granite": {},
-    "glm4": {},
-    "exaone4": {},
-    "gpt-oss": {},
-    "seed-oss": {},
-    "qwen3-next": {},
-    "qwen3.5": {},
-    "qwen3.5-shared-keys": {},
-    "qwen3.5-moe": {},
-    "lfm2": {},
-    "lfm2-moe": {},
-    "granite4-h": {},
-    "granite4-h-moe": {},
-    "granite-moe": {},
-    "granite-moe-shared": {},
-    "nemotron-h": {},
-    "nemotron-h-moe": {},
-    "nemotron-h-moe-latent": {},
-    "cohere": {},
     "cohere2": {"tie_word_embeddings": True},
-    "ernie4.5": {},
-    "ernie4.5-moe": {},
-    "hunyuan-moe": {},
-    "arcee": {},
-    "starcoder2": {},
-    "glm4-moe": {},
-    "glm4-moe-groups": {},
-    "deepseek-v2-moe": {},
-    "deepseek-v2-moe-groups": {},
     "deepseek-v3-moe": {"rope_parameters": _YARN},
-    "glm4-moe-lite": {},
 }
 # What a file has divided or multiplied, in float32: frequencies by factors, a base, weights by
 # Falcon-H1's multipliers.
@@ -110,6 +74,24 @@ def logits_of(path, tmp_path, kv_bits="8", **options):
 def test_logits_are_those_of_the_folder(checkpoint, tmp_path, name):
     folder = checkpoint(name, **VARIANTS[name])
     path = write(folder, tmp_path / "model.gguf")
+    assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        ("qwen2", gguf.MODEL_ARCH.QWEN2VL),
+        ("qwen3", gguf.MODEL_ARCH.QWEN3VL),
+        ("qwen3-moe", gguf.MODEL_ARCH.QWEN3VLMOE),
+    ],
+)
+def test_the_text_part_of_a_model_for_pictures_is_its_text_model(
+    checkpoint, tmp_path, monkeypatch, name, arch
+):
+    folder = checkpoint(name)
+    named = json.loads((folder / "config.json").read_text())["architectures"][0]
+    monkeypatch.setitem(gguf_writer.ARCHITECTURES, named, arch)
+    path = write(folder, tmp_path / "model.gguf", arch__rope__dimension_sections=[4, 2, 2, 0])
     assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
 
 

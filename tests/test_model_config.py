@@ -52,6 +52,10 @@ def test_what_is_left_out_has_the_usual_value(read):
     assert config.windows == (None, None, None)
 
 
+# transformers' names of what is a model of its own.
+_CLASSES = {name.removesuffix("ForCausalLM") for name in SUPPORTED if name.endswith("ForCausalLM")}
+# Which are no model that is known here where nothing is said.
+_NOT_WHOLE = {"Bamba", "Dots1", "Glm4Moe", "GraniteMoeHybrid", "NemotronH"}
 # What no file leaves out.
 _ALWAYS_SAID = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 _ALWAYS_SAID += ("num_attention_heads",)
@@ -60,9 +64,9 @@ _ALWAYS_SAID += ("num_attention_heads",)
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
-        *((name, {}) for name in ("DeepseekV2", "DeepseekV3", "Glm4MoeLite", "Mistral4", "Youtu")),
-        *((name, {}) for name in ("MiniMaxM2", "Qwen2Moe", "ExaoneMoe", "Afmoe")),
-        *((name, {}) for name in ("Gemma4", "Gemma4Unified")),
+        *((name, {}) for name in sorted(_CLASSES - _NOT_WHOLE)),
+        ("Bamba", {"attn_layer_indices": [5]}),
+        ("GraniteMoeHybrid", {"layer_types": [*["linear_attention"] * 31, "full_attention"]}),
         ("Glm4Moe", {"head_dim": 128}),
         ("ExaoneMoe", {"n_group": 4}),
         ("Glm4Moe", {"head_dim": 128, "n_group": 8}),
@@ -78,12 +82,13 @@ def test_fields_left_out_mean_what_they_mean_to_transformers(architecture, said)
     """Its configuration of nothing, which says all fields, is that of a file that says nothing."""
     import transformers
 
-    text = "Text" if architecture.startswith("Gemma4") else ""
-    every = getattr(transformers, f"{architecture}{text}Config")(**said).to_dict()
+    classes = (f"{architecture}{text}Config" for text in ("Text", ""))
+    of = next(c for c in (getattr(transformers, name, None) for name in classes) if c)
+    every = of(**said).to_dict()
     every["architectures"] = [f"{architecture}ForCausalLM"]
-    few = {k: every[k] for k in (*_ALWAYS_SAID, "architectures")} | said
+    few = {k: every[k] for k in (*_ALWAYS_SAID, "architectures") if k in every} | said
     whole, left_out = (config_of(raw, Path("config.json")) for raw in (every, few))
-    if architecture == "Mistral4":  # whose RoPE says its greatest length once more
+    if architecture in ("Mistral4", "Ministral3"):  # whose RoPE says the greatest length once more
         for theirs, ours in zip(whole.ropes, left_out.ropes, strict=True):
             theirs.parameters.pop("max_position_embeddings", None)
             assert theirs == ours
@@ -275,7 +280,7 @@ def test_a_text_part_takes_what_stands_beside_it(read):
     )
     assert (config.hidden_size, config.dtype, config.windows) == (64, "bfloat16", (7, 7, 7))
     with pytest.raises(BadCheckpoint, match="has no text_config"):
-        read(architectures=["Gemma3ForConditionalGeneration"])
+        read(architectures=["Gemma3ForConditionalGeneration"], hidden_size=...)
 
 
 def test_large_gemmas_leave_out_what_their_class_knows(read):
@@ -301,3 +306,12 @@ def test_scalings_that_depend_on_length_are_fixed_once(read):
     assert long.fixed_for(10) == long  # once
     plain = read()
     assert plain.fixed_for(10) is plain
+
+
+def test_longrope_may_say_its_magnitude_for_either_length(checkpoint):
+    """As Phi-3.5-MoE's does, in place of what the lengths come to. transformers multiplies by it
+    and forgets the factors of long texts."""
+    config = read_model_config(checkpoint("phimoe-longrope"))
+    short, long = (config.fixed_for(context).ropes[0].parameters for context in (4096, 4097))
+    assert (short["attention_factor"], short["factors"][-1]) == (1.2, 2.0)
+    assert (long["attention_factor"], long["factors"][-1]) == (1.3, 16.0)

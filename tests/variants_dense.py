@@ -334,4 +334,33 @@ DENSE_VARIANTS: dict[str, Variant] = {
         "Helium", "interleaved RoPE", {"num_key_value_heads": 4, "attention_bias": True}
     ),
     "seed-oss": Variant("SeedOss", "biases of queries, keys and values alone"),
+    "nemotron": Variant(
+        "Nemotron",
+        "squared ReLU, layer norms of 1 + w, RoPE on half of each head",
+        {"rope_parameters": rope(partial_rotary_factor=0.5), "norm_eps": 1e-5},
+    ),
+    "nemotron-biases": Variant(
+        "Nemotron",
+        "biases; all pairs turn",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": rope(partial_rotary_factor=1.0),
+        },
+    ),
+    "phi": Variant(
+        "Phi",
+        "attention and MLP side by side, layer norms, a bias of the head",
+        {"rope_parameters": rope(partial_rotary_factor=0.5)},
+    ),
+    "stablelm": Variant(
+        "StableLm",
+        "layer norms, biases of queries, keys and values, RoPE on a quarter of each head",
+        {"use_qkv_bias": True, "rope_parameters": rope(partial_rotary_factor=0.25)},
+    ),
+    "stablelm-parallel": Variant(
+        "StableLm",
+        "attention and MLP side by side",
+        {"use_parallel_residual": True, "rope_parameters": rope(partial_rotary_factor=0.5)},
+    ),
 }

@@ -358,4 +358,31 @@ ROUTED_VARIANTS: dict[str, Variant] = {
         {**EXPERTS, "shared_expert_intermediate_size": 48, "sliding_window": WINDOW},
         HUB_EXPERTS,
     ),
+    "phimoe": Variant(
+        "Phimoe",
+        "experts weighted among those that come near; layer norms; biases, of the head too",
+        {
+            "num_local_experts": 6,
+            "router_jitter_noise": 0.2,
+            "attention_bias": True,
+            "lm_head_bias": True,
+        },
+    ),
+    "phimoe-longrope": Variant(
+        "Phimoe",
+        "longrope within the original length, windows",
+        {
+            "num_local_experts": 4,
+            "sliding_window": WINDOW,
+            "original_max_position_embeddings": 4096,
+            "rope_parameters": rope(
+                rope_type="longrope",
+                short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0],
+                long_factor=[1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0],
+                short_mscale=1.2,
+                long_mscale=1.3,
+                original_max_position_embeddings=4096,
+            ),
+        },
+    ),
 }
