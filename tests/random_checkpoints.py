@@ -103,12 +103,13 @@ def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
     """Random weights at the scales that the module's docstring promises."""
     import torch
 
-    # Norms of Gemma 1 to 3 multiply by 1 + w, and Qwen's since 3-Next, but for those behind a
-    # state.
+    # Norms of Gemma 1 to 3 multiply by 1 + w, Nemotron's and Qwen's since 3-Next, but for those
+    # behind a state.
     kind = model.config.model_type
-    kinds = ("gemma", "qwen3_next", "qwen3_5")
+    kinds = ("gemma", "vaultgemma", "qwen3_next", "qwen3_5")
     is_gemma4 = kind.startswith("gemma4")
-    offset = 1.0 if kind.startswith(kinds) and not is_gemma4 else 0.0
+    is_offset = kind == "nemotron" or (kind.startswith(kinds) and not is_gemma4)
+    offset = 1.0 if is_offset else 0.0
 
     def normal(parameter: Any, std: float, mean: float = 0.0) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
