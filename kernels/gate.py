@@ -64,6 +64,13 @@ def xielu(x: torch.Tensor, of_positive, of_negative, beta, eps) -> torch.Tensor:
     return x
 
 
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp(x)) of x (rows, n) float32, in its place."""
+    for row in x:  # as above
+        row.copy_(torch.nn.functional.softplus(row))
+    return x
+
+
 def _softplus(x: float) -> float:
     """log(1 + exp(x)), also where exp(x) is more than a float holds."""
     return log1p(exp(-abs(x))) + max(0.0, x)

@@ -17,6 +17,7 @@ import torch
 from ..kernels.add import add_scaled
 from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
+from ..kernels.gate import softplus
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
 from .latent import LatentAttention
@@ -92,9 +93,7 @@ class Decoder:
         h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
-            gate = self._project(w, h, rows, "gate")
-            if self.config.gate_projection == "head":
-                gate = gate.repeat_interleave(self._shapes[layer].head_dim, -1)
+            gate = self._own_gate(layer, w, h, rows)
         if self.config.shares_kv(layer):
             return Projected(q, None, gate)
         if self._latent is not None:
@@ -160,7 +159,11 @@ class Decoder:
         the gate that `project` gave; both are used up."""
         if self._latent is not None:
             return self._latent.mixed(w, attended, rows)
-        return attended if gate is None else gate_with(gate, attended, "sigmoid")
+        if gate is None:
+            return attended
+        if self.config.gate_activation == "softplus":  # which `project` has applied
+            return attended.mul_(gate)
+        return gate_with(gate, attended, "sigmoid")
 
     def end(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, given: torch.Tensor | None
@@ -331,7 +334,7 @@ class Decoder:
         else:
             heads = self._project(w, h, rows, "q")
             if c.output_gate:
-                both = heads.view(n, c.num_heads, 2, shape.head_dim)
+                both = heads.view(n, c.heads_of(layer), 2, shape.head_dim)
                 gate, heads = both[:, :, 1].reshape(n, -1), both[:, :, 0].reshape(n, -1)
             heads = self._normed(layer, w, heads, "q")
         while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by
@@ -346,6 +349,15 @@ class Decoder:
             start = stop
         q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
         return q.view(shape.kv_heads, -1, shape.head_dim), gate
+
+    def _own_gate(self, layer: int, w: LayerTensors, h: torch.Tensor, rows: slice) -> torch.Tensor:
+        """The gate of the output by a matrix of its own."""
+        gate = self._project(w, h, rows, "gate")
+        if self.config.gate_activation == "softplus":
+            gate = softplus(gate)
+        if self.config.gate_projection == "head":
+            gate = gate.repeat_interleave(self._shapes[layer].head_dim, -1)
+        return gate
 
     def _same_scale(self, position: int) -> int:
         """How many positions from this one on have its `query_scale`, where queries grow."""

@@ -217,11 +217,13 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Of one layer's keys and values. keys_are_values: the key projection gives both."""
+    """Of one layer's keys and values. keys_are_values: the key projection gives both. num_heads: of
+    its queries, None: the model's."""
 
     kv_heads: int
     head_dim: int
     keys_are_values: bool = False
+    num_heads: int | None = None
 
 
 @dataclass(frozen=True)

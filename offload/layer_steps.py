@@ -80,7 +80,7 @@ class LayerSteps:
         return StepShape(
             config.hidden_size,
             shape.head_dim,
-            config.num_heads,
+            config.heads_of(layer),
             shape.kv_heads,
             config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
             config.qk_norm if config.qk_norm != "turned" else "",  # which no step has

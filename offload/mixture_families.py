@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .config_fields import Fields
+from .config_fields import Fields, check_heads
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, exaone4, llama, qwen2, qwen3
-from .layer_config import ExpertGroups, Experts, Norms
+from .layer_config import AttentionShape, ExpertGroups, Experts, Norms
 from .rope_config import read_rope
 from .routed_families import STACKED, checked_experts, num_experts, qwen3_experts, with_shared
 
@@ -173,6 +173,74 @@ def afmoe(get: Fields, head_dim: int) -> dict:
     }
 
 
+def laguna(get: Fields, head_dim: int) -> dict:
+    """Layers of either kind have as many query heads as the file says, a RoPE of their kind, and
+    gates on attention."""
+    for name in ("moe_apply_router_weight_on_input", "moe_router_logit_softcapping"):
+        if get.raw.get(name):
+            raise UnsupportedModel(f"{get.path}: {name} is not supported by this family.")
+    kv_heads, bias = get.number("num_key_value_heads"), get.flag("attention_bias", False)
+    heads = get.per_layer("num_attention_heads_per_layer")
+    heads = heads or [get.number("num_attention_heads")] * get.num_layers
+    heads = [
+        Fields({"num_attention_heads": n}, get.path).number("num_attention_heads") for n in heads
+    ]
+    for count in set(heads):
+        check_heads(get.path, count, kv_heads, head_dim)
+    kinds = [
+        "sliding_attention" if slide else "full_attention" for slide in get.slides(lambda _: False)
+    ]
+    given = get.raw.get("rope_parameters") or _LAGUNA_ROPES
+    turning = Fields({**get.raw, "rope_parameters": given}, get.path)
+    ropes = {kind: read_rope(turning, head_dim, layers=kind, share=1.0) for kind in set(kinds)}
+    gating = get.raw.get("gating", True)
+    if gating not in (True, "per-head", "per-element"):
+        raise UnsupportedModel(
+            f"{get.path}: gating {gating!r} is not supported. Supported: true, per-head, "
+            "per-element."
+        )
+    experts = Experts(
+        num_experts(get, 256),
+        get.number("num_experts_per_tok"),
+        get.number("moe_intermediate_size"),
+        by_sigmoid=True,
+        bias="mlp.gate.e_score_correction_bias",
+        least_sum=0.0,
+        scaling=get.positive("moe_routed_scaling_factor", 1.0),
+        shared_size=get.number("shared_expert_intermediate_size", 512),
+        shared="mlp.shared_experts",
+        shared_gate=None,
+    )
+    return {
+        "num_heads": max(heads),
+        "attention_shapes": tuple(AttentionShape(kv_heads, head_dim, num_heads=n) for n in heads),
+        "ropes": tuple(ropes[kind] for kind in kinds),
+        "windows": get.windows(lambda layer: False, default=512),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "head",
+        "gate_projection": "number" if gating == "per-element" else "head",
+        "gate_activation": "softplus",
+        "experts": from_first_routed_on(get, checked_experts(get, experts), 1),
+        "renamed": (
+            (".self_attn.g_proj.", ".self_attn.gate_proj."),
+            (".mlp.experts.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),
+            (".mlp.shared_expert.", ".mlp.shared_experts."),
+        ),
+        "stacked": STACKED,
+    }
+
+
+_LAGUNA_ROPES = {
+    "full_attention": {
+        "rope_type": "default",
+        "rope_theta": 5e5,
+        "partial_rotary_factor": 0.5,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
 def solar_open(get: Fields, head_dim: int) -> dict:
     return {
         "ropes": (read_rope(get, head_dim, theta=1e6, share=1.0),) * get.num_layers,
@@ -299,6 +367,14 @@ MIXTURE_FAMILIES: dict[str, Family] = {
         "positions; experts chosen by sigmoids and a bias",
         afmoe,
         {"rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 16384},
+    ),
+    "LagunaForCausalLM": Family(
+        "Laguna XS.2",
+        "layers with numbers of query heads of their own, a RoPE for each kind, gated attention; "
+        "experts chosen by sigmoids and a bias, and a shared one",
+        laguna,
+        {"head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+        | {"num_experts_per_tok": 8, "moe_intermediate_size": 512, "intermediate_size": 8192},
     ),
     "SolarOpenForCausalLM": Family(
         "Solar Open 100B",

@@ -49,7 +49,7 @@ class ModelConfig:
     num_layers: int
     hidden_size: int
     intermediate_size: int
-    num_heads: int
+    num_heads: int  # the most that a layer has
     num_kv_heads: int
     head_dim: int
     vocab_size: int
@@ -90,6 +90,7 @@ class ModelConfig:
     # The same, by a matrix of its own, self_attn.gate_proj: of each "number" of a head, or of each
     # "head"; "" for none
     gate_projection: str = ""
+    gate_activation: str = "sigmoid"  # of that matrix's outputs: or softplus
     latent: Latent | None = None  # what all layers attend to in place of keys and values
     recurrences: tuple[Recurrence | None, ...] = ()  # None: a layer keeps no state; empty: none do
     attention: tuple[bool, ...] = ()  # whether a layer attends; empty: those that keep no state do
@@ -127,6 +128,10 @@ class ModelConfig:
         if self.attention_shapes:
             return self.attention_shapes[layer]
         return AttentionShape(self.num_kv_heads, self.head_dim)
+
+    def heads_of(self, layer: int) -> int:
+        """Of a layer's queries."""
+        return self.shape_of(layer).num_heads or self.num_heads
 
     def inner_size(self, layer: int) -> int:
         """Of a layer's dense MLP."""

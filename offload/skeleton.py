@@ -52,7 +52,8 @@ class _Attention(nn.Module):
     def __init__(self, c: ModelConfig, kind: _Kind):
         super().__init__()
         shape = kind.shape
-        q, kv = c.num_heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        heads = shape.num_heads or c.num_heads
+        q, kv = heads * shape.head_dim, shape.kv_heads * shape.head_dim
         if c.fused_qkv:
             self.qkv_proj = _Weight(q + 2 * kv, c.hidden_size, bias=c.qkv_bias)
         else:
@@ -63,10 +64,10 @@ class _Attention(nn.Module):
                 self.v_proj = _Weight(kv, c.hidden_size, bias=c.qkv_bias)
         self.o_proj = _Weight(c.hidden_size, q, bias=c.output_bias)
         if c.gate_projection:
-            gates = c.num_heads if c.gate_projection == "head" else q
+            gates = heads if c.gate_projection == "head" else q
             self.gate_proj = _Weight(gates, c.hidden_size)
         if c.null_scores:
-            self.sinks = nn.Parameter(torch.empty(c.num_heads))
+            self.sinks = nn.Parameter(torch.empty(heads))
         if c.qk_norm:
             each = c.qk_norm != "all"
             self.q_norm = _Weight(shape.head_dim if each else q)

@@ -129,7 +129,7 @@ def test_pieces_change_no_bit(folder, in_memory, tmp_path):
     "name",
     [
         *("llama3", "mistral", "qwen2-window", "qwen3", "cohere2", "hunyuan", "apertus"),
-        *("falcon-h1", "nemotron-h"),
+        *("falcon-h1", "nemotron-h", "lfm3", "granite-swa", "laguna-moe"),
     ],
 )
 def test_selecting_everything_is_exact_mode_up_to_rounding(checkpoint, tmp_path, name):

@@ -72,7 +72,9 @@ def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tu
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "mistral", "gemma2", "gemma4", "olmoe"])
+@pytest.mark.parametrize(
+    "name", ["llama2", "qwen2", "mistral", "gemma2", "gemma4", "olmoe", "laguna-moe"]
+)
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
     folder = checkpoint(name, **WIDER.get(name, {}))

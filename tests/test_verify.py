@@ -59,7 +59,9 @@ def assert_same_bits(llm, count: int) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2", "ministral3", "olmoe", "youtu"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "qwen2", "gemma2", "ministral3", "olmoe", "youtu", "laguna-moe", "phi"]
+)
 def test_verifying_selects_for_each_token_what_decoding_does(checkpoint, tmp_path, name, share):
     """And counts the same, but for the looks at estimates, which are the first token's alone."""
     mode, found = Mode("bounded", selector_options={"epsilon": 0.05}), []

@@ -28,6 +28,11 @@ _MELLUM_ROPES = {
     "sliding_attention": rope(10000.0),
 }
 
+_LAGUNA_ROPES = {
+    "full_attention": {**yarn(64), "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+    "sliding_attention": rope(10000.0),
+}
+
 
 ROUTED_VARIANTS: dict[str, Variant] = {
     "mixtral": Variant("Mixtral", "experts", {"num_local_experts": 6, "num_experts_per_tok": 2}),
@@ -384,5 +389,35 @@ ROUTED_VARIANTS: dict[str, Variant] = {
                 original_max_position_embeddings=4096,
             ),
         },
+    ),
+    "laguna-moe": Variant(
+        "Laguna",
+        "layers of other numbers of heads and of two RoPEs, gates of heads; experts behind a dense "
+        "layer",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "moe_routed_scaling_factor": 1.5,
+            "num_attention_heads_per_layer": [4, 2, 6],
+            "sliding_window": WINDOW,
+            "layer_types": types("LGL"),
+            "rope_parameters": _LAGUNA_ROPES,
+        },
+        {**HUB_EXPERTS, "layer_types": types("LGL"), "rope_parameters": _LAGUNA_ROPES}
+        | {"rope_scaling": ..., "rope_theta": ..., "rope_local_base_freq": ...},
+    ),
+    "laguna-moe-elements": Variant(
+        "Laguna",
+        "gates of each number; yarn, biases",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 48,
+            "gating": "per-element",
+            "attention_bias": True,
+            "rope_parameters": _LAGUNA_ROPES,
+            "mlp_layer_types": ["sparse"] * 3,
+        },
+        {**HUB_EXPERTS, "rope_parameters": _LAGUNA_ROPES}
+        | {"rope_scaling": ..., "rope_theta": ..., "rope_local_base_freq": ...},
     ),
 }
