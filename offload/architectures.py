@@ -13,6 +13,7 @@ from .latent_families import LATENT_FAMILIES
 from .layer_norm_families import LAYER_NORM_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
+from .muse_families import MUSE_FAMILIES
 from .routed_families import ROUTED_FAMILIES
 from .text_part_families import TEXT_PART_FAMILIES
 
@@ -29,6 +30,7 @@ _TABLES = (
     HYBRID_FAMILIES,
     CONV_FAMILIES,
     MAMBA_FAMILIES,
+    MUSE_FAMILIES,
     TEXT_PART_FAMILIES,
 )
 FAMILIES = {name: family for table in _TABLES for name, family in table.items()}

@@ -197,7 +197,7 @@ class Decoder:
                 x, step = step.add_attention(x, part), None  # it has the first
                 continue
             o = tiled(part, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
-            x = add_scaled(x, self._norm(w, self.config.norms.after_attention, o), times)
+            x = add_scaled(x, self._norm_after(w, self.config.norms.after_attention, o), times)
         return x
 
     def add_mlp(
@@ -214,7 +214,7 @@ class Decoder:
             return self.add_routed(layer, w, [(x, rows, entered)])[0]
         h = self._mlp_input(w, x, entered)
         out = dense_mlp(w, h, rows, c.activation, gate_multiplier=c.gate_multiplier)
-        return self._add_mlp(x, self._norm(w, c.norms.after_mlp, out))
+        return self._add_mlp(x, self._norm_after(w, c.norms.after_mlp, out))
 
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
@@ -241,7 +241,7 @@ class Decoder:
         for (x, rows, entered), out in zip(cells, outs, strict=True) if beside is not None else ():
             dense = dense_mlp(w, self._mlp_input(w, x, entered), rows, c.activation)
             out.copy_(self._norm(w, beside.after_mlp, dense) + self._norm(w, beside.after, out))
-        after = (self._norm(w, c.norms.after_mlp, out) for out in outs)
+        after = (self._norm_after(w, c.norms.after_mlp, out) for out in outs)
         return [self._add_mlp(x, out) for (x, *_), out in zip(cells, after, strict=True)]
 
     def _chosen_by(self, w: LayerTensors, experts: Experts, x: torch.Tensor) -> torch.Tensor | None:
@@ -291,11 +291,19 @@ class Decoder:
             return self._norm(w, experts.beside.before, x)
         return self._mlp_input(w, x, entered)
 
-    def _norm(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
-        """x normed by the tensor of that name; x itself where the layer has no norm there."""
+    def _norm_after(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
+        """As `_norm`, of what attention or an MLP gave."""
+        return self._norm(w, name, x, self.config.after_norm_eps)
+
+    def _norm(
+        self, w: LayerTensors, name: str | None, x: torch.Tensor, eps: float | None = None
+    ) -> torch.Tensor:
+        """x normed by the tensor of that name; x itself where the layer has no norm there. eps:
+        None: the model's."""
         if name is None:
             return x
-        weight, how = w[f"{name}.weight"], (self.config.norm_offset, self.config.norm_eps)
+        eps = self.config.norm_eps if eps is None else eps
+        weight, how = w[f"{name}.weight"], (self.config.norm_offset, eps)
         if self.config.layer_norm:
             return layer_norm(x, weight, w.get(f"{name}.bias"), *how)
         return rms_norm(x, weight, *how)

@@ -123,11 +123,7 @@ def gemma(get: Fields, head_dim: int) -> dict:
 def gemma2(get: Fields, head_dim: int) -> dict:
     return {
         **gemma(get, head_dim),
-        "norms": Norms(
-            after_attention="post_attention_layernorm",
-            before_mlp="pre_feedforward_layernorm",
-            after_mlp="post_feedforward_layernorm",
-        ),
+        "norms": GEMMA2_NORMS,
         "attention_scale": get.positive("query_pre_attn_scalar", 256) ** -0.5,
         "attention_softcap": softcap(get, "attn_logit_softcapping", 50.0),
         "logits_softcap": softcap(get, "final_logit_softcapping", 30.0),
@@ -316,6 +312,11 @@ _GEMMA3 = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+GEMMA2_NORMS = Norms(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
 OLMO2_NORMS = Norms(
     before_attention=None,
     after_attention="post_attention_layernorm",

@@ -3,9 +3,11 @@ families.py, which has those that have."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .config_fields import Fields
 from .errors import UnsupportedModel
-from .families import Family, llama, mistral
+from .families import Family, llama, mistral, softcap
 from .layer_config import Norms
 from .rope_config import read_rope
 
@@ -86,6 +88,23 @@ def phi(get: Fields, head_dim: int) -> dict:
     }
 
 
+def nanochat(get: Fields, head_dim: int) -> dict:
+    """No norm has weights; embeddings are normed too."""
+    rope = replace(read_rope(get, head_dim), backwards=True)
+    bias = get.flag("attention_bias", False)
+    return {
+        "ropes": (rope,) * get.num_layers,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": "turned",
+        "unit_norms": ("norm.",),
+        "embedding_norm": True,
+        "logits_softcap": softcap(get, "final_logit_softcapping", 15.0),
+        "gated_mlp": False,
+        "renamed": ((".mlp.fc1.", ".mlp.up_proj."), (".mlp.fc2.", ".mlp.down_proj.")),
+    }
+
+
 def layer_norms(get: Fields, name: str, *, bias: bool) -> dict:
     """Norms that take the mean away, whose epsilon the field `name` says."""
     eps = get.number(name, 1e-5, kind=float, low=0.0, high=1.0)
@@ -136,6 +155,13 @@ GATELESS_FAMILIES: dict[str, Family] = {
         "MLPs with squared ReLU; layer norms of 1 + w; RoPE on half of each head",
         nemotron,
         {"hidden_act": "relu2", "max_position_embeddings": 4096},
+    ),
+    "NanoChatForCausalLM": Family(
+        "nanochat",
+        "MLPs with squared ReLU; norms without weights, of embeddings and behind RoPE too; "
+        "RoPE the other way round; soft-capped logits",
+        nanochat,
+        {"hidden_act": "relu2"},
     ),
     "PhiForCausalLM": Family(
         "Phi-1, Phi-1.5, Phi-2",

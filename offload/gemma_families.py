@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from .config_fields import MOST_ROWS, Fields, check_heads
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import Family, softcap
-from .layer_config import AttentionShape, BesideMlp, Experts, Norms, PerLayerInputs, Stacked
+from .families import GEMMA2_NORMS, Family, softcap
+from .layer_config import AttentionShape, BesideMlp, Experts, PerLayerInputs, Stacked
 from .rope_config import read_rope
 from .routed_families import checked_experts
 
@@ -31,11 +31,7 @@ def gemma4(get: Fields, head_dim: int) -> dict:
         "ropes": _ropes(get, shapes, slides),
         "qkv_bias": bias,
         "output_bias": bias,
-        "norms": Norms(
-            after_attention="post_attention_layernorm",
-            before_mlp="pre_feedforward_layernorm",
-            after_mlp="post_feedforward_layernorm",
-        ),
+        "norms": GEMMA2_NORMS,
         "qk_norm": "head",
         "value_norm": True,
         "attention_scale": 1.0,

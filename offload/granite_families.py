@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config_fields import Fields
-from .errors import BadCheckpoint
 from .families import Family, llama
 from .layer_config import Experts, Norms, Stacked
+from .rope_config import read_rope, ropes_by_theta
 from .routed_families import checked_experts
 
 
@@ -97,18 +97,10 @@ def granite_moe_swa(get: Fields, head_dim: int) -> dict:
 
 
 def _local_layers(get: Fields, head_dim: int) -> dict:
-    """Windows in three of four layers, scores for nothing in all, and a base of RoPE for each: 0
-    stands for no positions."""
-    rope = llama(get, head_dim)["ropes"][0]
-    thetas = get.per_layer("layer_rope_theta")
-    if thetas is None:
-        thetas = [rope.theta] * get.num_layers
-    checked = [Fields({"layer_rope_theta": t}, get.path) for t in thetas]
-    thetas = [f.number("layer_rope_theta", kind=float, low=0.0, high=1e30) for f in checked]
-    if any(0 < theta <= 1 for theta in thetas):
-        raise BadCheckpoint(f"{get.path}: layer_rope_theta is {thetas}; expected 0 or above 1.")
+    """Windows in three of four layers, scores for nothing in all, and a base of RoPE for each."""
+    rope = read_rope(get, head_dim)
     return {
-        "ropes": tuple(replace(rope, theta=theta) if theta else None for theta in thetas),
+        "ropes": ropes_by_theta(get, rope, lambda layer: True),
         "null_scores": True,
         "windows": get.windows(lambda layer: layer % 4 != 0, default=128),
     }

@@ -7,11 +7,24 @@ from dataclasses import replace
 
 from .config_fields import Fields
 from .errors import UnsupportedModel
-from .families import Family
+from .families import Family, llama
 from .gateless_families import layer_norms
 from .layer_config import Norms
 from .rope_config import read_rope
 from .routed_families import mixtral
+
+
+def olmo(get: Fields, head_dim: int) -> dict:
+    """Norms have neither weights nor biases."""
+    if get.raw.get("clip_qkv") is not None:
+        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
+    fields = Fields({**get.raw, "mlp_bias": False}, get.path)
+    return {
+        **llama(fields, head_dim),
+        "layer_norm": True,
+        "norm_eps": 1e-5,
+        "unit_norms": ("layernorm.", "model.norm."),
+    }
 
 
 def stablelm(get: Fields, head_dim: int) -> dict:
@@ -47,6 +60,9 @@ def phimoe(get: Fields, head_dim: int) -> dict:
 
 
 LAYER_NORM_FAMILIES: dict[str, Family] = {
+    "OlmoForCausalLM": Family(
+        "OLMo 1B, 7B", "layer norms without weights", olmo, {"max_position_embeddings": 2048}
+    ),
     "StableLmForCausalLM": Family(
         "StableLM 3B, StableLM 2 1.6B",
         "layer norms; RoPE on a quarter of each head; biases on queries, keys and values",

@@ -91,7 +91,8 @@ class LayerSteps:
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)
-        if native is None or not outputs or self._config.layer_norm:
+        has_others = self._config.layer_norm or self._config.after_norm_eps is not None
+        if native is None or not outputs or has_others:
             return None
         config, norms = self._config, {}
         name, multiplier = outputs[0]  # another one is the decoder's to add

@@ -68,6 +68,9 @@ class ModelConfig:
     fused_gate_up: bool = False  # one tensor, mlp.gate_up_proj
     norms: Norms = PLAIN_NORMS
     norm_offset: float = 0.0  # added to the weights of norms
+    final_norm_offset: float | None = None  # of the last one, if not the same
+    after_norm_eps: float | None = None  # of norms after attention and MLP, if not norm_eps
+    unit_norms: tuple[str, ...] = ()  # parts of names of norms without weights
     layer_norm: bool = False  # norms take the mean away first
     norm_bias: bool = False  # of layer norms
     # RMSNorm of queries and keys before RoPE: of each "head", or of "all" at once; or of each
@@ -78,6 +81,7 @@ class ModelConfig:
     attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
     query_growth: tuple[float, int] | None = None  # (b, n): times 1 + b log(1 + position // n)
     embedding_multiplier: float = 1.0
+    embedding_norm: bool = False  # RMSNorm of embeddings, without weights
     residual_multiplier: float = 1.0  # of what attention and MLP add
     mlp_multiplier: float | None = None  # of what the MLP adds, if not the same
     gate_multiplier: float = 1.0  # of the MLP's gate, before it is activated

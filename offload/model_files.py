@@ -60,7 +60,8 @@ class FolderFiles:
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
         how = config.renamed, config.stacked, config.quantisation, config.head_rows
-        return open_folder(self.path, shapes, *how)
+        weight = 1.0 - config.norm_offset
+        return open_folder(self.path, shapes, *how, [(part, weight) for part in config.unit_norms])
 
     def generation(self) -> GenerationConfig:
         return GenerationConfig.from_model_folder(self.path)

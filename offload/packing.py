@@ -189,6 +189,19 @@ class Plain(Packing):
 
 
 @dataclass(frozen=True)
+class Constant(Packing):
+    """Numbers that are all the same, of no bytes: vectors alone."""
+
+    value: float
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return (0,)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        return torch.full(shape, self.value)
+
+
+@dataclass(frozen=True)
 class Transposed(Plain):
     """Numbers of a dtype, column after column. parts: matrices that lie side by side, rows and all,
     of which this one is number `part`."""

@@ -35,7 +35,7 @@ class Rope:
         if config is not None:
             self.width = config.width(head_dim)
             frequencies, self.amplitude = _frequencies(config, self.width)
-            self.frequencies = frequencies.to(device)
+            self.frequencies = (-frequencies if config.backwards else frequencies).to(device)
         self.turns = block_turns(self.frequencies)
 
     def turn(

@@ -8,6 +8,7 @@ turns them into ones that do not, once, when a session opens. Computes no angle;
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .config_fields import Fields, is_number
@@ -32,7 +33,7 @@ class RopeConfig:
     fixed. parameters: that kind's own, by Hugging Face's names.
 
     share: the part of a head's elements that turn, the first ones. interleaved: element 2i pairs
-    with 2i + 1, and not i with i + half.
+    with 2i + 1, and not i with i + half. backwards: pairs turn the other way.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class RopeConfig:
     parameters: dict = field(default_factory=dict)
     share: float = 1.0
     interleaved: bool = False
+    backwards: bool = False
 
     def width(self, head_dim: int) -> int:
         """How many elements of a head turn."""
@@ -114,6 +116,22 @@ def read_rope(
     rope = RopeConfig(kind, float(theta), parameters, share, interleaved)
     _check(rope, path, head_dim)
     return rope
+
+
+def ropes_by_theta(
+    get: Fields, rope: RopeConfig, turns: Callable[[int], bool]
+) -> tuple[RopeConfig | None, ...]:
+    """The same in each layer with the base that layer_rope_theta says, of which 0 stands for no
+    positions; without it, in the layers for which turns(layer) is true. Raises BadCheckpoint."""
+    thetas = get.per_layer("layer_rope_theta")
+    if thetas is None:
+        return tuple(rope if turns(layer) else None for layer in range(get.num_layers))
+    for theta in thetas:
+        if not is_number(theta) or theta < 0 or 0 < theta <= 1:
+            raise BadCheckpoint(
+                f"{get.path}: layer_rope_theta has {theta!r}; expected 0 or numbers above 1."
+            )
+    return tuple(replace(rope, theta=float(theta)) if theta else None for theta in thetas)
 
 
 def _fill_lengths(kind: str, parameters: dict, raw: dict) -> None:

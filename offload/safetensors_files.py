@@ -20,7 +20,7 @@ from .errors import BadCheckpoint
 from .head_rows import split_heads
 from .layer_config import HeadRows, Stacked
 from .packed_modules import packed_modules
-from .packing import Mxfp4, Plain, Transposed
+from .packing import Constant, Mxfp4, Plain, Transposed
 from .quantisation import Quantisation
 
 _DTYPES = {
@@ -45,12 +45,14 @@ def open_folder(
     stacked: Sequence[Stacked] = (),
     quantisation: Quantisation | None = None,
     head_rows: Sequence[HeadRows] = (),
+    constants: Sequence[tuple[str, float]] = (),
 ) -> Checkpoint:
     """The tensors of a model folder.
 
     shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
     stacked: tensors of all experts in the files. quantisation: how some of them are packed.
     head_rows: tensors in the files of which some rows of each head are one that is needed.
+    constants: parts of names of vectors that are in no file, and the number that they hold.
 
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
     wrong shape or dtype, and for folders that hold pickled weights only.
@@ -70,6 +72,10 @@ def open_folder(
         }
         found.update(packed_modules(found, quantisation, whole.union(shapes)))
     found.update(split_heads(found, head_rows))
+    for name, shape in shapes.items():
+        values = [value for part, value in constants if part in name and name not in found]
+        if values:
+            found[name] = TensorRef(path, 0, 0, Constant(values[0]), shape)
     return Checkpoint(found, shapes, folder)
 
 

@@ -194,7 +194,7 @@ class WeightStore:
             ]
             native, config = native_for(*self._head), self.config
             if native is not None:
-                norm = self._final_norm, config.norm_offset, config.norm_eps
+                norm = self._final_norm, self._final_offset, config.norm_eps
                 norm = None if config.layer_norm else norm
                 self._head_product = BlockProduct(native, self._head, norm, self._head_biases)
 
@@ -226,10 +226,13 @@ class WeightStore:
         return self._resident.get(layer)
 
     def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Embedding rows (n, hidden_size) float32, times the model's multiplier, as the first layer
-        takes them.
+        """Embedding rows (n, hidden_size) float32, normed where the model norms them, times its
+        multiplier, as the first layer takes them.
         """
         rows = self._embedding_rows(token_ids)
+        if self.config.embedding_norm:  # one by one: by torch the bits of a row among others vary
+            unit, eps = rows.new_ones(rows.shape[1]), self.config.norm_eps
+            rows = torch.cat([rms_norm(row, unit, 0.0, eps) for row in rows.split(1)])
         multiplier = self.config.embedding_multiplier
         return rows if multiplier == 1 else rows * multiplier
 
@@ -256,7 +259,7 @@ class WeightStore:
         `linear` wants them -> (rows, vocab_size).
         """
         config, ranges, hidden = self.config, self._head_ranges(), residual
-        how = config.norm_offset, config.norm_eps
+        how = self._final_offset, config.norm_eps
         if config.layer_norm:
             hidden = layer_norm(residual, self._final_norm, self._final_bias, *how)
         if residual.shape[0] == 1 and self._head_product is not None:
@@ -272,6 +275,11 @@ class WeightStore:
                 self._bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
             out[:, rows[0] : rows[1]] = linear(hidden, block, self._head_biases[i])
         return out
+
+    @property
+    def _final_offset(self) -> float:
+        own = self.config.final_norm_offset
+        return self.config.norm_offset if own is None else own
 
     @property
     def bytes_streamed(self) -> int:

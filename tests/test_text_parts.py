@@ -72,6 +72,13 @@ PARTS = {
         },
         _LFM_EYE,
     ),
+    "MuseGlimmer": (
+        {"sliding_window": WINDOW, "layer_rope_theta": [1e4, 0, 1e4]}
+        | {"layer_types": types("LGL"), "final_logit_softcapping": 6.0, "qk_scale_factor": 2.5}
+        | {"rope_parameters": rope(), "output_multiplier": 0.8, "post_norm_eps": 0.3},
+        {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+        | {"intermediate_size": 16},
+    ),
 }
 NAMES = list(PARTS)
 

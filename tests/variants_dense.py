@@ -363,4 +363,11 @@ DENSE_VARIANTS: dict[str, Variant] = {
         "attention and MLP side by side",
         {"use_parallel_residual": True, "rope_parameters": rope(partial_rotary_factor=0.5)},
     ),
+    "olmo": Variant("Olmo", "layer norms without weights"),
+    "olmo-biases": Variant("Olmo", "biases of attention", {"attention_bias": True}),
+    "nanochat": Variant(
+        "NanoChat",
+        "norms without weights, embeddings normed, RoPE the other way round, soft-caps",
+        {"hidden_act": "relu2", "final_logit_softcapping": 6.0},
+    ),
 }
