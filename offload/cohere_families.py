@@ -12,11 +12,12 @@ from .rope_config import read_rope
 from .routed_families import checked_experts, num_experts
 
 
-def cohere(get: Fields, head_dim: int, theta: float = 5e5) -> dict:
-    if get.flag("use_qk_norm", False):
-        raise UnsupportedModel(
-            f"{get.path}: norms of queries and keys (use_qk_norm) are not supported by this family."
-        )
+def cohere(get: Fields, head_dim: int) -> dict:
+    own_norms = "each" if get.flag("use_qk_norm", False) else ""
+    return {**_cohere(get, head_dim, 5e5), "qk_norm": own_norms}
+
+
+def _cohere(get: Fields, head_dim: int, theta: float) -> dict:
     rope = read_rope(get, head_dim, theta=theta, interleaved=True)
     return {
         **llama(get, head_dim),
@@ -33,7 +34,7 @@ def cohere2(get: Fields, head_dim: int) -> dict:
     """Local layers turn; those that see everything have no positions."""
     every = get.number("sliding_window_pattern", 4)
     windows = get.windows(lambda layer: (layer + 1) % every != 0)
-    fields = cohere(get, head_dim, theta=1e4)
+    fields = _cohere(get, head_dim, 1e4)
     ropes = zip(fields["ropes"], windows, strict=True)
     return {
         **fields,
@@ -54,7 +55,7 @@ def cohere2_moe(get: Fields, head_dim: int) -> dict:
     def is_local(layer: int) -> bool:
         return bool((layer + 1) % of_dense if layer < dense else (layer - dense + 1) % every)
 
-    windows, fields = get.windows(is_local), cohere(get, head_dim, theta=1e4)
+    windows, fields = get.windows(is_local), _cohere(get, head_dim, 1e4)
     turns = [
         window is not None or (kind == "dense" and of_dense == 1)
         for window, kind in zip(windows, kinds, strict=True)
@@ -108,8 +109,9 @@ _COHERE = {"tie_word_embeddings": True, "max_position_embeddings": 8192}
 
 COHERE_FAMILIES: dict[str, Family] = {
     "CohereForCausalLM": Family(
-        "Command R (35B), Aya 23, Aya Expanse 8B",
-        "attention and MLP side by side behind one layer norm; interleaved RoPE",
+        "Command R, Command R+, Aya 23, Aya Expanse",
+        "attention and MLP side by side behind one layer norm; interleaved RoPE; in some a norm of "
+        "its own for every query and key head",
         cohere,
         _COHERE,
     ),

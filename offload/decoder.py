@@ -326,6 +326,9 @@ class Decoder:
         out = out.view(len(out), -1, head_dim)
         if which == "v" and c.value_norm:
             return rms_norm(out, out.new_ones(head_dim), 0.0, c.norm_eps)
+        if how == "each":
+            normed = layer_norm(out, out.new_ones(head_dim), None, 0.0, c.norm_eps)
+            return normed * w[f"self_attn.{which}_norm.weight"].float()
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
     def _normed_behind(self, w: LayerTensors, heads: torch.Tensor, which: str) -> torch.Tensor:

@@ -328,6 +328,7 @@ def _cohere(k: Keys) -> dict:
         "architectures": ["CohereForCausalLM"],
         "layer_norm_eps": k.get("attention.layer_norm_epsilon"),
         "logit_scale": k.get("logit_scale"),
+        "use_qk_norm": k.has("attn_q_norm.weight"),
     }
 
 

@@ -73,8 +73,8 @@ class ModelConfig:
     unit_norms: tuple[str, ...] = ()  # parts of names of norms without weights
     layer_norm: bool = False  # norms take the mean away first
     norm_bias: bool = False  # of layer norms
-    # RMSNorm of queries and keys before RoPE: of each "head", or of "all" at once; or of each
-    # "turned" head, behind it
+    # Norms of queries and keys before RoPE: RMSNorm of each "head", or of "all" at once; or of each
+    # "turned" head, behind it; or a layer norm of "each" head with weights of its own
     qk_norm: str = ""
     parallel_mlp: bool = False  # MLPs read what attention reads, and have no norm of their own
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)

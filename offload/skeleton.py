@@ -68,7 +68,10 @@ class _Attention(nn.Module):
             self.gate_proj = _Weight(gates, c.hidden_size)
         if c.null_scores:
             self.sinks = nn.Parameter(torch.empty(heads))
-        if c.qk_norm:
+        if c.qk_norm == "each":
+            self.q_norm = _Weight(heads, shape.head_dim)
+            self.k_norm = _Weight(shape.kv_heads, shape.head_dim)
+        elif c.qk_norm:
             each = c.qk_norm != "all"
             self.q_norm = _Weight(shape.head_dim if each else q)
             if not kind.shares_kv:
@@ -299,7 +302,7 @@ def layer_of(name: str) -> int | None:
     return int(parts[2]) if parts[:2] == ["model", "layers"] else None
 
 
-# What chooses among experts, and what says how much a token changes or counts.
+# What chooses among experts, what says how much a token changes or counts, and norms of many heads.
 _DECIDING = (
     ".gate.weight",
     ".router.weight",
@@ -308,6 +311,7 @@ _DECIDING = (
     ".gate.wg.weight",
     ".e_score_correction_bias",
     "_expert_gate.weight",
+    "_norm.weight",
     "_a.weight",
     "_b.weight",
     "_ba.weight",

@@ -284,6 +284,11 @@ DENSE_VARIANTS: dict[str, Variant] = {
         {"logit_scale": 0.75, "tie_word_embeddings": True, "num_key_value_heads": 4},
     ),
     "cohere-biases": Variant("Cohere", "biases", {"attention_bias": True, "logit_scale": 0.6}),
+    "cohere-qk-norm": Variant(
+        "Cohere",
+        "layer norms of heads, each with weights of its own",
+        {"use_qk_norm": True, "logit_scale": 0.75, "tie_word_embeddings": True},
+    ),
     "cohere2": Variant(
         "Cohere2",
         "the same; local layers, and one without positions",
