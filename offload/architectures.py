@@ -36,11 +36,27 @@ _TABLES = (
 FAMILIES = {name: family for table in _TABLES for name, family in table.items()}
 assert len(FAMILIES) == sum(map(len, _TABLES)), "an architecture stands in two tables"
 
-# Architectures that keep a state which the decoder does not know, and in what.
-UNKNOWN_STATES = {
-    "OlmoHybridForCausalLM": "Gated DeltaNet layers of another make",
+_INDEXER = "an indexer that chooses what is attended"
+_STREAMS = "residual streams beside each other"
+# Architectures with something that the decoder does not know, and with what.
+REFUSED = {
+    "OlmoHybridForCausalLM": "Gated DeltaNet layers whose gains reach two",
     "KimiLinearForCausalLM": "Kimi Delta Attention layers",
+    "BailingHybridForCausalLM": "delta attention with a decay for each channel",
     "JambaForCausalLM": "Mamba layers",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
+    "Gemma3nForCausalLM": f"{_STREAMS} (AltUp)",
+    "Gemma3nForConditionalGeneration": f"{_STREAMS} (AltUp)",
+    "Llama4ForCausalLM": "attention in chunks, and experts whose inputs are scaled",
+    "Llama4ForConditionalGeneration": "attention in chunks, and experts whose inputs are scaled",
+    "MiMoV2FlashForCausalLM": "values of another size than keys",
+    "Qwen4ExpForCausalLM": f"{_INDEXER}, and {_STREAMS}",
+    "Qwen4ExpForConditionalGeneration": f"{_INDEXER}, and {_STREAMS}",
+    "HYV4ForCausalLM": f"{_INDEXER}, and {_STREAMS}",
+    "DeepseekV32ForCausalLM": _INDEXER,
+    "GlmMoeDsaForCausalLM": _INDEXER,
+    "Dots3NoteForCausalLM": _INDEXER,
+    "AXK2ForCausalLM": _INDEXER,
+    "ZayaForCausalLM": "convolutions over queries and keys",
 }

@@ -105,7 +105,7 @@ def _cohere2_experts(get: Fields) -> Experts:
     )
 
 
-_COHERE = {"tie_word_embeddings": True, "max_position_embeddings": 8192}
+COHERE = {"tie_word_embeddings": True, "max_position_embeddings": 8192}
 
 COHERE_FAMILIES: dict[str, Family] = {
     "CohereForCausalLM": Family(
@@ -113,18 +113,18 @@ COHERE_FAMILIES: dict[str, Family] = {
         "attention and MLP side by side behind one layer norm; interleaved RoPE; in some a norm of "
         "its own for every query and key head",
         cohere,
-        _COHERE,
+        COHERE,
     ),
     "Cohere2ForCausalLM": Family(
         "Command R7B, Command A, Tiny Aya",
         "as Command R, with windows in three of four layers and no positions in the fourth",
         cohere2,
-        _COHERE,
+        COHERE,
     ),
     "Cohere2MoeForCausalLM": Family(
         "Command A+",
         "as Command A, with routed experts and shared ones",
         cohere2_moe,
-        {**_COHERE, "head_dim": 128},
+        {**COHERE, "head_dim": 128},
     ),
 }

@@ -94,8 +94,8 @@ def checked_recurrence(
     return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
 
 
-_QWEN = {"head_dim": 256, "max_position_embeddings": 32768, "num_key_value_heads": 4}
-_QWEN_MOE = {**_QWEN, "num_key_value_heads": 2, "intermediate_size": 5632}
+QWEN3_5 = {"head_dim": 256, "max_position_embeddings": 32768, "num_key_value_heads": 4}
+_QWEN_MOE = {**QWEN3_5, "num_key_value_heads": 2, "intermediate_size": 5632}
 _QWEN_NEXT = {
     **_QWEN_MOE,
     "norm_topk_prob": True,
@@ -113,13 +113,13 @@ HYBRID_FAMILIES: dict[str, Family] = {
         "Qwen3.5 (dense)",
         "Gated DeltaNet in three of four layers; gated attention",
         qwen3_5,
-        _QWEN,
+        QWEN3_5,
     ),
     "Qwen3_5ForConditionalGeneration": Family(
         "Qwen3.5 0.8B to 27B (the text part)",
         "as Qwen3.5; the vision part is not loaded",
         qwen3_5,
-        _QWEN,
+        QWEN3_5,
         text_config=True,
     ),
     "Qwen3_5MoeForCausalLM": Family(

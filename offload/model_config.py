@@ -245,13 +245,13 @@ def read_model_config(folder: Path) -> ModelConfig:
 def config_of(raw: dict, path: Path) -> ModelConfig:
     """The configuration that an object as config.json holds it describes. path: for messages; no
     file is read."""
-    from .architectures import FAMILIES, UNKNOWN_STATES
+    from .architectures import FAMILIES, REFUSED
 
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None
-    if isinstance(architecture, str) and architecture in UNKNOWN_STATES:
+    if isinstance(architecture, str) and architecture in REFUSED:
         raise UnsupportedModel(
-            f"{path}: {architecture} mixes attention with {UNKNOWN_STATES[architecture]}, "
+            f"{path}: {architecture} has {REFUSED[architecture]}, "
             f"which Ebbtide does not run yet. Supported: {', '.join(sorted(FAMILIES))}."
         )
     if not isinstance(architecture, str) or architecture not in FAMILIES:

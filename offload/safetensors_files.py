@@ -83,6 +83,7 @@ def open_folder(
 _TEXT_PREFIXES = {
     "language_model.model.": "model.",
     "model.language_model.": "model.",
+    "model.text_model.": "model.",
     "language_model.lm_head.": "lm_head.",
 }
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .cohere_families import COHERE, cohere2
 from .config_fields import Fields
 from .conv_families import LFM2, LFM3, lfm2, lfm3
-from .families import Family, exaone4, glm4, qwen2, qwen3
+from .errors import UnsupportedModel
+from .families import Family, exaone4, glm4, llama, qwen2, qwen3
+from .hybrid_families import QWEN3_5, qwen3_5
 from .mixture_families import glm4_moe
 from .routed_families import STACKED, qwen3_experts, qwen3_moe
 
@@ -18,6 +21,18 @@ def qwen3_vl_moe(get: Fields, head_dim: int) -> dict:
     experts = tuple(e and replace(e, normalised=True) for e in qwen3_experts(get, 60))
     stacked = tuple(replace(tensor, by_columns=True) for tensor in STACKED)
     return {**fields, "experts": experts, "stacked": stacked}
+
+
+def internvl(get: Fields, head_dim: int) -> dict:
+    """Text parts are of several makes."""
+    known = {"qwen2": qwen2, "qwen3": qwen3, "qwen3_moe": qwen3_moe}
+    kind = get.raw.get("model_type", "qwen2")
+    if kind not in known:
+        raise UnsupportedModel(
+            f"{get.path}: a text part of the model_type {kind!r} is not supported. Supported: "
+            f"{', '.join(known)}."
+        )
+    return {"stacked": STACKED, **known[kind](get, head_dim)}
 
 
 def _part(title: str, of: str, fields, defaults: dict) -> Family:
@@ -66,6 +81,16 @@ TEXT_PART_FAMILIES: dict[str, Family] = {
     "Exaone4_5_ForConditionalGeneration": _part(
         "EXAONE 4.5", "EXAONE 4.0", exaone4, {"rms_norm_eps": 1e-5}
     ),
+    "InternVLForConditionalGeneration": _part(
+        "InternVL 3, 3.5 (hf)", "Qwen2, Qwen3 or Qwen3 MoE", internvl, {}
+    ),
+    "SmolVLMForConditionalGeneration": _part("SmolVLM 2", "SmolLM2", llama, {"rms_norm_eps": 1e-5}),
+    "AyaVisionForConditionalGeneration": _part("Aya Vision", "Aya Expanse", cohere2, COHERE),
+    "Cohere2VisionForConditionalGeneration": _part(
+        "Command A Vision", "Command A", cohere2, COHERE
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": _part("MiniCPM-V 4.6", "Qwen3.5", qwen3_5, QWEN3_5),
+    "MiniCPMV4_7ForConditionalGeneration": _part("MiniCPM-V 4.7", "Qwen3.5", qwen3_5, QWEN3_5),
     "Lfm2VlForConditionalGeneration": _part("LFM2-VL", "LFM2", lfm2, LFM2),
     "Lfm3VlForConditionalGeneration": _part("LFM3-VL 2B", "LFM3", lfm3, LFM3),
 }

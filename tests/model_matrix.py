@@ -20,7 +20,7 @@ VARIANTS = {**DENSE_VARIANTS, **ROUTED_VARIANTS, **HYBRID_VARIANTS}
 
 def page() -> str:
     """docs/models.md."""
-    from ebbtide.offload.architectures import FAMILIES, UNKNOWN_STATES
+    from ebbtide.offload.architectures import FAMILIES, REFUSED
 
     made = {name: [] for name in FAMILIES}
     for name, variant in VARIANTS.items():
@@ -34,7 +34,7 @@ def page() -> str:
         lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
     lines.append(_gguf())
     lines += [_AFTER, *(f"| {' | '.join(row)} |" for row in _PACKED), _PACKED_AFTER]
-    lines += [f"* `{name}`: {what}" for name, what in UNKNOWN_STATES.items()]
+    lines += [f"* `{name}`: {what}" for name, what in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +150,7 @@ where both were rounded alike.
 
 ## Not yet
 
-Refused by name are architectures with states of other kinds:
+Refused by name are these architectures, for what they have and the decoder does not know:
 """
 
 

@@ -22,6 +22,23 @@ _QWEN_EYE = {"depth": 1, "num_heads": 2, "intermediate_size": 16, "out_hidden_si
 _GLM_EYE = {"depth": 1, "num_heads": 2, "hidden_size": 16, "out_hidden_size": 64}
 _LFM_EYE = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
 _LFM_EYE |= {"intermediate_size": 16}
+_COHERE2 = {
+    "model_type": "cohere2",
+    "sliding_window": WINDOW,
+    "layer_types": types("LGL"),
+    "rope_parameters": rope(),
+    "logit_scale": 1.0,  # which the whole models of transformers leave out
+    "tie_word_embeddings": True,
+}
+_QWEN3_5 = {
+    "model_type": "qwen3_5_text",
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "rope_parameters": rope(1e6, partial_rotary_factor=0.5),
+}
 # Text and picture parts of each; what the hub says of the first besides.
 PARTS = {
     "Qwen2VL": (
@@ -72,6 +89,15 @@ PARTS = {
         },
         _LFM_EYE,
     ),
+    "InternVL": (
+        {"model_type": "qwen3", "use_sliding_window": False, "rope_parameters": rope(1e6)},
+        {**_LFM_EYE, "image_size": [28, 28], "patch_size": [14, 14]},
+    ),
+    "SmolVLM": ({"model_type": "llama", "rope_parameters": rope()}, _LFM_EYE),
+    "AyaVision": (_COHERE2, _LFM_EYE),
+    "Cohere2Vision": (_COHERE2, _LFM_EYE),
+    "MiniCPMV4_6": (_QWEN3_5, _LFM_EYE),
+    "MiniCPMV4_7": (_QWEN3_5, _LFM_EYE),
     "MuseGlimmer": (
         {"sliding_window": WINDOW, "layer_rope_theta": [1e4, 0, 1e4]}
         | {"layer_types": types("LGL"), "final_logit_softcapping": 6.0, "qk_scale_factor": 2.5}
