@@ -1,8 +1,9 @@
 """What a GGUF file says about its model, as the config.json that the families read.
 
-A function for each architecture that llama.cpp has a name for and Ebbtide runs; gguf_hybrids.py has
-those whose layers keep states. What llama.cpp knows by the architecture's name or the number of
-layers, and files do not say, stands here too. Knows no tensors' places; gguf_names.py does.
+A function for each architecture that llama.cpp has a name for and Ebbtide runs; gguf_mixtures.py
+has those with experts, gguf_hybrids.py those whose layers keep states. What llama.cpp knows by the
+architecture's name or the number of layers, and files do not say, stands here too. Knows no
+tensors' places; gguf_names.py does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from .gguf_fields import (
     expert_fields,
     head_dim_of,
     multiplier_fields,
-    routed_fields,
     scaling_of,
     share_of,
     turning_part,
@@ -25,6 +25,7 @@ from .gguf_fields import (
 from .gguf_file import GgufHeader
 from .gguf_hybrids import HYBRIDS
 from .gguf_keys import Keys
+from .gguf_mixtures import MIXTURES
 from .layer_config import Recurrence
 from .model_config import ModelConfig, config_of
 from .quantisation import Quantisation
@@ -91,7 +92,7 @@ def _common(k: Keys) -> dict:
     kinds = {"F32": "float32", "F16": "float16"}
     of_layers = k.first if k.architecture in _LAYERS_DIFFER else k.same
     head_dim, value_dim = k.get("attention.key_length"), k.get("attention.value_length")
-    if head_dim != value_dim and k.architecture != "deepseek2":
+    if head_dim != value_dim and k.architecture not in _LATENT:
         raise UnsupportedModel(f"{k.path}: keys of {head_dim} and values of {value_dim} numbers.")
     return {
         "hidden_size": k.get("embedding_length"),
@@ -130,10 +131,6 @@ def _mistral3(k: Keys) -> dict:
         "rope_scaling": {name: value for name, value in scaling.items() if value is not None},
         **window_fields(k),
     }
-
-
-def _qwen3_moe(k: Keys) -> dict:
-    return {"architectures": ["Qwen3MoeForCausalLM"], **routed_fields(k)}
 
 
 def _phi3(k: Keys) -> dict:
@@ -232,10 +229,6 @@ def _olmo2(k: Keys) -> dict:
     return {"architectures": [name], **windows}
 
 
-def _olmoe(k: Keys) -> dict:
-    return {"architectures": ["OlmoeForCausalLM"], **expert_fields(k), "norm_topk_prob": False}
-
-
 def _granite(k: Keys) -> dict:
     return {"architectures": ["GraniteForCausalLM"], **multiplier_fields(k)}
 
@@ -258,64 +251,6 @@ def _glm4(k: Keys) -> dict:
     }
 
 
-def _glm4_moe(k: Keys) -> dict:
-    return {
-        "architectures": ["Glm4MoeForCausalLM"],
-        **_deepseek_experts(k),
-        "partial_rotary_factor": turning_part(k, head_dim_of(k)),
-        "use_qk_norm": k.has("attn_q_norm.weight"),
-    }
-
-
-def _deepseek_experts(k: Keys) -> dict:
-    """Files that were made before they could name groups are of models that are known by their
-    number of experts."""
-    count = k.get("expert_count")
-    groups = {256: (8, 4), 160: (8, 3)}.get(count, (1, 1))
-    said = k.get("expert_group_count"), k.get("expert_group_used_count")
-    num_groups, chosen = groups if None in said else said
-    return {
-        "n_routed_experts": count,
-        "num_experts_per_tok": k.get("expert_used_count"),
-        "moe_intermediate_size": k.get("expert_feed_forward_length"),
-        "n_shared_experts": k.get("expert_shared_count", 0),
-        "routed_scaling_factor": k.get("expert_weights_scale") or 1.0,
-        "norm_topk_prob": bool(k.get("expert_weights_norm", False)),
-        "first_k_dense_replace": k.get("leading_dense_block_count", 0),
-        "n_group": num_groups,
-        "topk_group": chosen,
-    }
-
-
-def _deepseek2(k: Keys) -> dict:
-    """DeepSeek-V2's and V3's, and of those who have the same: experts are chosen by shares or by
-    sigmoids."""
-    by_sigmoid = k.get("expert_gating_func") == 2 or k.has("exp_probs_b.bias")
-    query, turning = (
-        k.get("attention.key_length_mla", k.get("attention.key_length")),
-        k.get("rope.dimension_count"),
-    )
-    if not isinstance(query, int) or not isinstance(turning, int):
-        raise BadCheckpoint(f"{k.path} does not say how long queries are, and how much turns.")
-    experts, scaling = _deepseek_experts(k), scaling_of(k)
-    if not by_sigmoid and experts["n_group"] > 1:
-        experts["topk_method"] = "group_limited_greedy"
-    every = k.get("rope.scaling.yarn_log_multiplier")
-    if scaling is not None and every:  # a tenth of it, in float32
-        scaling |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * every, 5))
-    return {
-        "architectures": ["DeepseekV3ForCausalLM" if by_sigmoid else "DeepseekV2ForCausalLM"],
-        **experts,
-        "rope_scaling": scaling,
-        "kv_lora_rank": k.get("attention.kv_lora_rank"),
-        "q_lora_rank": k.get("attention.q_lora_rank"),
-        "qk_rope_head_dim": turning,
-        "qk_nope_head_dim": query - turning,
-        "v_head_dim": k.get("attention.value_length_mla", k.get("attention.value_length")),
-        "attention_bias": k.has("attn_kv_a_mqa.bias"),
-    }
-
-
 def _exaone4(k: Keys) -> dict:
     windows = window_fields(k)
     if windows["sliding_window"] is None:
@@ -334,43 +269,6 @@ def _cohere(k: Keys) -> dict:
 
 def _cohere2(k: Keys) -> dict:
     return {**_cohere(k), "architectures": ["Cohere2ForCausalLM"], **window_fields(k)}
-
-
-def _ernie_moe(k: Keys) -> dict:
-    routed, size = k.layers_with("ffn_gate_inp.weight"), k.get("expert_feed_forward_length")
-    return {
-        "architectures": ["Ernie4_5_MoeForCausalLM"],
-        "moe_num_experts": k.get("expert_count"),
-        "moe_k": k.get("expert_used_count"),
-        "moe_intermediate_size": size,
-        "moe_num_shared_experts": share_of(
-            k, "expert_shared_feed_forward_length", "expert_feed_forward_length"
-        )
-        or 0,
-        "moe_layer_start_index": routed.index(True) if any(routed) else k.num_layers,
-        "moe_layer_interval": k.get("interleave_moe_layer_step"),
-    }
-
-
-def _granite_moe(k: Keys) -> dict:
-    return {
-        "architectures": ["GraniteMoeSharedForCausalLM"],
-        **multiplier_fields(k),
-        **expert_fields(k),
-        "intermediate_size": k.get("expert_feed_forward_length", k.same("feed_forward_length")),
-        "shared_intermediate_size": k.get("expert_shared_feed_forward_length", 0),
-    }
-
-
-def _hunyuan_moe(k: Keys) -> dict:
-    size, shared = k.get("expert_feed_forward_length"), k.get("expert_shared_feed_forward_length")
-    return {
-        "architectures": ["HunYuanMoEV1ForCausalLM"],
-        "num_experts": k.get("expert_count"),
-        "moe_topk": k.get("expert_used_count"),
-        "moe_intermediate_size": size,
-        "intermediate_size": shared or k.same("feed_forward_length"),
-    }
 
 
 def _starcoder2(k: Keys) -> dict:
@@ -402,7 +300,6 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "mistral3": _mistral3,
     "qwen2": _only("Qwen2ForCausalLM", use_sliding_window=False),
     "qwen3": _only("Qwen3ForCausalLM", use_sliding_window=False),
-    "qwen3moe": _qwen3_moe,
     "phi3": _phi3,
     "gemma": _only("GemmaForCausalLM"),
     "gemma2": _gemma2,
@@ -410,32 +307,29 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "gemma4": _gemma4,
     "smollm3": _only("SmolLM3ForCausalLM"),
     "olmo2": _olmo2,
-    "olmoe": _olmoe,
     "granite": _granite,
     "gpt-oss": _gpt_oss,
     "glm4": _glm4,
-    "glm4moe": _glm4_moe,
-    "deepseek2": _deepseek2,
     "exaone4": _exaone4,
     "seed_oss": _only("SeedOssForCausalLM"),
-    "granitemoe": _granite_moe,
     "command-r": _cohere,
     "cohere2": _cohere2,
     "ernie4_5": _only("Ernie4_5ForCausalLM"),
-    "ernie4_5-moe": _ernie_moe,
     "hunyuan-dense": _only("HunYuanDenseV1ForCausalLM"),
-    "hunyuan-moe": _hunyuan_moe,
     "arcee": _only("ArceeForCausalLM"),
     "starcoder2": _starcoder2,
     "nemotron": _layer_norms("NemotronForCausalLM", "norm_eps"),
     "stablelm": _layer_norms("StableLmForCausalLM", "layer_norm_eps"),
     "phi2": _layer_norms("PhiForCausalLM", "layer_norm_eps"),
+    "jais2": _layer_norms("Jais2ForCausalLM", "layer_norm_eps"),
     # Of models for pictures too, whose other parts have files of their own.
     "qwen2vl": _only("Qwen2ForCausalLM", use_sliding_window=False),
     "qwen3vl": _only("Qwen3ForCausalLM", use_sliding_window=False),
-    "qwen3vlmoe": _qwen3_moe,
+    **MIXTURES,
     **HYBRIDS,
 }
+# Whose keys and values are made of a latent.
+_LATENT = ("deepseek2", "minicpm3")
 # Whose layers may have other sizes than the first.
 _LAYERS_DIFFER = ("gemma4",)
 # Whose rows of queries and keys are in pairs.

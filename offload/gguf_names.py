@@ -45,6 +45,7 @@ _MODULES = {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.k_b_proj": "attn_k_b",
     "self_attn.v_b_proj": "attn_v_b",
+    "self_attn.gate_proj": "attn_gate",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",

@@ -45,7 +45,7 @@ def tensors_of(
     made: dict[str, torch.Tensor] = {}
     if not by_heads:
         found = _taken_apart(found, c)
-    if heads_apart:
+    if heads_apart and arch != MODEL_ARCH.MINICPM3:
         found = _heads_apart(found, c)
     for name, tensor in _stacked(found, c).items():
         if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):

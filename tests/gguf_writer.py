@@ -68,6 +68,12 @@ ARCHITECTURES = {
     "NemotronForCausalLM": MODEL_ARCH.NEMOTRON,
     "StableLmForCausalLM": MODEL_ARCH.STABLELM,
     "PhiForCausalLM": MODEL_ARCH.PHI2,
+    "Jais2ForCausalLM": MODEL_ARCH.JAIS2,
+    "Qwen2MoeForCausalLM": MODEL_ARCH.QWEN2MOE,
+    "Dots1ForCausalLM": MODEL_ARCH.DOTS1,
+    "AfmoeForCausalLM": MODEL_ARCH.AFMOE,
+    "MiniMaxM2ForCausalLM": MODEL_ARCH.MINIMAXM2,
+    "MiniCPM3ForCausalLM": MODEL_ARCH.MINICPM3,
 }
 _ATTENDS = ("full_attention", "attention")
 
@@ -172,7 +178,9 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
         local = [kind == "sliding_attention" for kind in c["layer_types"]]
         said["attention.sliding_window_pattern"] = local
     said |= _of_hybrid(c, arch, inner) | _of_deepseek(c, arch)
-    if arch == MODEL_ARCH.GPT_OSS:
+    if arch == MODEL_ARCH.MINIMAXM2:
+        said["rope.dimension_count"] = c["rotary_dim"]
+    if arch in (MODEL_ARCH.GPT_OSS, MODEL_ARCH.MINIMAXM2):
         said["expert_feed_forward_length"] = c["intermediate_size"]
     if arch == MODEL_ARCH.QWEN2 and not c.get("use_sliding_window"):
         said["attention.sliding_window"] = None
@@ -247,6 +255,29 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "expert_shared_feed_forward_length": size * c["moe_num_shared_experts"],
             "interleave_moe_layer_step": c["moe_layer_interval"],
             "leading_dense_block_count": c["moe_layer_start_index"],
+        }
+    if arch == MODEL_ARCH.QWEN2MOE:
+        return {"expert_shared_feed_forward_length": c["shared_expert_intermediate_size"]}
+    if arch == MODEL_ARCH.MINIMAXM2:
+        return {"expert_gating_func": 2}
+    if arch == MODEL_ARCH.AFMOE:
+        every = c["global_attn_every_n_layers"]
+        local = [(layer + 1) % every != 0 for layer in range(c["num_hidden_layers"])]
+        return {
+            "attention.sliding_window_pattern": local,
+            "expert_shared_count": c["num_shared_experts"],
+            "leading_dense_block_count": c["num_dense_layers"],
+            "expert_weights_scale": c["route_scale"],
+            "expert_weights_norm": True,
+            "expert_gating_func": 2,
+        }
+    if arch == MODEL_ARCH.MINICPM3:
+        return {
+            "attention.q_lora_rank": c["q_lora_rank"],
+            "attention.kv_lora_rank": c["kv_lora_rank"],
+            "attention.key_length": c["qk_nope_head_dim"] + c["qk_rope_head_dim"],
+            "attention.value_length": None,
+            "rope.dimension_count": c["qk_rope_head_dim"],
         }
     if arch in (MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE):
         size = c["intermediate_size"]

@@ -59,6 +59,12 @@ VARIANTS = {
     "smollm3": {"num_hidden_layers": 5, "no_rope_layers": None, "no_rope_layer_interval": 4},
     "cohere2": {"tie_word_embeddings": True},
     "deepseek-v3-moe": {"rope_parameters": _YARN},
+    "jais2": {},
+    "qwen2-moe": {"use_sliding_window": False},
+    "dots1-moe": {"max_window_layers": 3, "num_key_value_heads": 4},
+    "minimax-m2-moe": {},
+    "afmoe": {"num_hidden_layers": 5, "global_attn_every_n_layers": 4},
+    "minicpm3": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "v_head_dim": None},
 }
 # What a file has divided or multiplied, in float32: frequencies by factors, a base, weights by
 # Falcon-H1's multipliers.
