@@ -280,6 +280,13 @@ def _starcoder2(k: Keys) -> dict:
     }
 
 
+def _apertus(k: Keys) -> dict:
+    return {
+        "architectures": ["ApertusForCausalLM"],
+        "rope_scaling": scaling_of(k) or {"rope_type": "default"},
+    }
+
+
 def _layer_norms(name: str, eps: str) -> Callable[[Keys], dict]:
     """An architecture with layer norms, whose epsilon the field `eps` says, and RoPE on a part."""
     return lambda k: {
@@ -317,6 +324,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "ernie4_5": _only("Ernie4_5ForCausalLM"),
     "hunyuan-dense": _only("HunYuanDenseV1ForCausalLM"),
     "arcee": _only("ArceeForCausalLM"),
+    "apertus": _apertus,
     "starcoder2": _starcoder2,
     "nemotron": _layer_norms("NemotronForCausalLM", "norm_eps"),
     "stablelm": _layer_norms("StableLmForCausalLM", "layer_norm_eps"),

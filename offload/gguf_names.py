@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from .checkpoint import Checkpoint, TensorRef, share
 from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_config import IN_PAIRS
@@ -19,7 +21,7 @@ from .gguf_packings import Half, LogOf, Swapped, SwappedNumbers, packing_of
 from .head_rows import rows_of_heads
 from .layer_config import Experts, HeadRows, Recurrence
 from .model_config import ModelConfig
-from .packing import Packing
+from .packing import Constant, Packing
 from .skeleton import layer_of, layer_prefix
 
 _WHOLE = {
@@ -142,6 +144,8 @@ class _Names:
         recurrence = self._config.recurrence_of(layer)
         if recurrence is not None and inner.startswith(f"{recurrence.module}."):
             return self._recurrent_ref(name, shape, layer, recurrence)
+        if module == "mlp.act_fn":
+            return self._said(name, f"xielu.{kind}", layer, shape)
         if inner == "self_attn.sinks":
             return self._placed(name, (f"blk.{layer}.attn_sinks.weight",))
         experts = self._config.experts_of(layer)
@@ -169,6 +173,14 @@ class _Names:
             swapped = Swapped(ref.packing, shape[0] // dim, dim // 2, 2)
             return replace(ref, packing=swapped)
         return ref
+
+    def _said(self, name: str, key: str, layer: int, shape: tuple[int, ...]) -> TensorRef | None:
+        """A number that stands in the metadata, once for each layer."""
+        values = self._header.metadata.get(key)
+        if values is None:
+            return None
+        values = np.broadcast_to(np.atleast_1d(values), (self._config.num_layers,))
+        return TensorRef(self._header.path, 0, 0, Constant(float(values[layer])), shape)
 
     def _of_heads(
         self, name: str, shape: tuple[int, ...], layer: int, ref: TensorRef | None, split: HeadRows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def choose_weight_bits(
         return None
     if asked != "auto":
         raise InputError(f"weight_bits is {asked!r}; allowed are auto, full, 8 and 4.")
-    parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
+    parameters = sum(map(math.prod, shapes.values()))
     if parameters >= _AUTO_8_BIT_PARAMETERS:
         return 8
     return "auto" if any(packing.suits_bits for packing in packings) else None

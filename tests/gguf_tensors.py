@@ -50,6 +50,8 @@ def tensors_of(
     for name, tensor in _stacked(found, c).items():
         if name == "lm_head.weight" and (c.get("tie_word_embeddings") or arch == MODEL_ARCH.GEMMA):
             continue
+        if ".act_fn." in name:  # numbers of the metadata
+            continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if arch == MODEL_ARCH.GEMMA4:
             theirs = _gemma4_name(name) or theirs
@@ -89,6 +91,17 @@ def tensors_of(
         if f"{length}_factor" in scaling:
             made[f"rope_factors_{length}.weight"] = torch.tensor(scaling[f"{length}_factor"])
     return made
+
+
+def xielu_of(folder: Path, num_layers: int) -> dict[str, list[float]]:
+    """The numbers of Apertus' activations, of each layer."""
+    tensors = load_file(folder / "model.safetensors")
+    return {
+        f"xielu.{name}": [
+            float(tensors[f"model.layers.{layer}.mlp.act_fn.{name}"]) for layer in range(num_layers)
+        ]
+        for name in ("alpha_p", "alpha_n", "beta", "eps")
+    }
 
 
 def multiplied(name: str, numbers: torch.Tensor, c: dict[str, Any]) -> torch.Tensor:

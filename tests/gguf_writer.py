@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Kind
-from gguf_tensors import DELTA, tensors_of
+from gguf_tensors import DELTA, tensors_of, xielu_of
 from gguf_tokens import UNUSED, add_key, tokens_of
 
 from ebbtide.offload.model_config import read_model_config
@@ -64,6 +64,7 @@ ARCHITECTURES = {
     "HunYuanDenseV1ForCausalLM": MODEL_ARCH.HUNYUAN_DENSE,
     "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
     "ArceeForCausalLM": MODEL_ARCH.ARCEE,
+    "ApertusForCausalLM": MODEL_ARCH.APERTUS,
     "Starcoder2ForCausalLM": MODEL_ARCH.STARCODER2,
     "NemotronForCausalLM": MODEL_ARCH.NEMOTRON,
     "StableLmForCausalLM": MODEL_ARCH.STABLELM,
@@ -106,6 +107,7 @@ def write(
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     tensors = tensors_of(folder, config, arch, by_heads, heads_apart)
     said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
+    said |= xielu_of(folder, config["num_hidden_layers"]) if arch == MODEL_ARCH.APERTUS else {}
     said |= {
         name.replace("arch__", "{arch}.").replace("__", "."): value for name, value in keys.items()
     }

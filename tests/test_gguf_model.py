@@ -68,7 +68,7 @@ VARIANTS = {
 }
 # What a file has divided or multiplied, in float32: frequencies by factors, a base, weights by
 # Falcon-H1's multipliers.
-WITH_FACTORS = ("llama3", "exaone4-global", "hunyuan", "falcon-h1")
+WITH_FACTORS = ("llama3", "exaone4-global", "hunyuan", "falcon-h1", "apertus")
 
 
 def logits_of(path, tmp_path, kv_bits="8", **options):

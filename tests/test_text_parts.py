@@ -11,7 +11,7 @@ import torch
 import transformers
 from random_checkpoints import SMALL, fill, write_tokenizer
 from safetensors.torch import load_file, save_file
-from small_llm import TINY, open_small
+from small_llm import TINY, hold_few_experts, open_small
 from variants import EXPERTS, WINDOW, rope, types
 
 from ebbtide.offload.architectures import FAMILIES
@@ -190,6 +190,10 @@ def test_experts_of_files_may_lie_by_columns(whole, tmp_path):
         with open_small(other, tmp_path, "full", weight_bits=bits, **TINY) as llm:
             assert torch.equal(llm.logits(IDS), by_rows)
             assert bits != "full" or _close(by_rows, expected)
+        with open_small(other, tmp_path, "full", weight_bits=bits, **TINY) as llm:
+            hold_few_experts(llm)
+            assert torch.equal(llm.logits(IDS), by_rows)
+            assert llm.admission.weights.reads_experts
 
 
 def test_every_text_part_is_compared():

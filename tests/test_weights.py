@@ -80,7 +80,20 @@ def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", ["full", "8", "4"])
 @pytest.mark.parametrize(
-    "name", ["llama-biases", "gemma2", "phi3", "glm4", "qwen3-moe-dense", "mixtral"]
+    "name",
+    [
+        *(
+            "llama-biases",
+            "gemma2",
+            "phi3",
+            "glm4",
+            "qwen3-moe-dense",
+            "mixtral",
+            "phi",
+            "nanochat",
+        ),
+        *("cohere-qk-norm", "laguna-moe", "nemotron-h-moe-latent", "lfm3"),
+    ],
 )
 def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, bits, dtype):
     folder = checkpoint(name, dtype=dtype)
@@ -94,7 +107,7 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, b
 
 
 @pytest.mark.parametrize("bits", ["full", "8"])
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-dense", "gpt-oss"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-dense", "gpt-oss", "nemotron-h-moe-latent"])
 def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bits):
     with open_small(checkpoint(name), tmp_path, weight_bits=bits) as llm:
         hold_few_experts(llm)
@@ -107,6 +120,14 @@ def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bi
         assert sum(slot.buffer.nbytes for slot in slots) == plan.host["routed experts"]
         scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.fileno()).st_size
         assert scratch == plan.disk["weights"]
+
+
+@pytest.mark.parametrize("name", ["apertus", "nemotron-h-moe-latent", "nanochat"])
+def test_bits_are_chosen_for_tensors_of_any_shape(checkpoint, tmp_path, name):
+    """Apertus has numbers of no dimension."""
+    with open_small(checkpoint(name), tmp_path, weight_bits="auto") as llm:
+        llm.logits([1, 2, 3])
+        assert llm.admission.weights._bits is None
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
