@@ -232,10 +232,12 @@ def _route(
     """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
     if experts.sparse_mixer is not None:
         return _sparse_mixer(scores, experts.sparse_mixer)
-    preferred = scores + bias if experts.bias_of_scores else None
-    shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
-    worth = shares if bias is None else shares + bias
-    worth = worth if preferred is None else preferred
+    if experts.bias_of_scores:
+        worth = scores + bias  # before sigmoids take the scores' place
+        shares = _sigmoid(scores)
+    else:
+        shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
+        worth = shares if bias is None else shares + bias
     if experts.groups is not None:
         worth = _within_groups(worth, experts.groups)
     numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]

@@ -82,7 +82,10 @@ TEXT_PART_FAMILIES: dict[str, Family] = {
         "EXAONE 4.5", "EXAONE 4.0", exaone4, {"rms_norm_eps": 1e-5}
     ),
     "InternVLForConditionalGeneration": _part(
-        "InternVL 3, 3.5 (hf)", "Qwen2, Qwen3 or Qwen3 MoE", internvl, {}
+        "InternVL 3, 3.5 (hf)",
+        "Qwen2, Qwen3 or Qwen3 MoE",
+        internvl,
+        {"max_position_embeddings": 32768},
     ),
     "SmolVLMForConditionalGeneration": _part("SmolVLM 2", "SmolLM2", llama, {"rms_norm_eps": 1e-5}),
     "AyaVisionForConditionalGeneration": _part("Aya Vision", "Aya Expanse", cohere2, COHERE),

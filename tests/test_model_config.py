@@ -54,6 +54,7 @@ def test_what_is_left_out_has_the_usual_value(read):
 
 # transformers' names of what is a model of its own.
 _CLASSES = {name.removesuffix("ForCausalLM") for name in SUPPORTED if name.endswith("ForCausalLM")}
+_TEXT_PARTS = {n.removesuffix("ForConditionalGeneration") for n in SUPPORTED} - set(SUPPORTED)
 # Which are no model that is known here where nothing is said.
 _NOT_WHOLE = {"Bamba", "Dots1", "Glm4Moe", "GraniteMoeHybrid", "NemotronH"}
 # What no file leaves out.
@@ -93,6 +94,21 @@ def test_fields_left_out_mean_what_they_mean_to_transformers(architecture, said)
             theirs.parameters.pop("max_position_embeddings", None)
             assert theirs == ours
     assert whole == left_out
+
+
+@pytest.mark.parametrize("architecture", sorted(_TEXT_PARTS - {"Mistral3", "Glm4vMoe"}))
+def test_text_parts_leave_out_what_their_class_knows(architecture):
+    """The same of what stands in text_config, whose kind is always said. (Of two the class alone
+    describes no model, or another one.)"""
+    import transformers
+
+    whole = getattr(transformers, f"{architecture}Config")()
+    every = whole.text_config.to_dict()
+    few = {k: every[k] for k in (*_ALWAYS_SAID, "model_type") if k in every}
+    tied = {k: v for k, v in every.items() if k == "tie_word_embeddings"}
+    beside = {"architectures": [f"{architecture}ForConditionalGeneration"], **tied}
+    read = (config_of({**beside, "text_config": text}, Path("c")) for text in (every, few))
+    assert next(read) == next(read)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
