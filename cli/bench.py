@@ -179,16 +179,12 @@ def _ids(start: int, stop: int) -> list[int]:
 def ceiling_tokens_per_s(plan: Any, depth: int, ceilings: dict[str, float]) -> float | None:
     """Tokens per second if a token did nothing but read its bytes, one tier after the other.
 
-    The plan knows them for its whole context: pages count in proportion to the depth, weights
-    whole. None where a tier was not measured.
+    The plan knows them for its whole context: pages count in proportion to the depth, but for what
+    windows show, and weights whole. None where a tier was not measured.
     """
-    span_bytes = plan.kv_far_bytes / plan.num_spans if plan.num_spans else 0.0
-    fast_tier, fast = ("host", plan.host) if plan.device is None else ("device", plan.device)
     seconds = 0.0
     for tier, total_bytes in plan.decode_bytes.items():
-        page_bytes = 0 if plan.selects else plan.far_spans.get(tier, 0) * span_bytes
-        if tier == fast_tier:
-            page_bytes += fast.get("near planes", 0)
+        page_bytes = plan.decode_page_bytes.get(tier, 0)
         token_bytes = total_bytes - page_bytes * (1 - min(1.0, depth / plan.context))
         if token_bytes > 0:
             if not ceilings.get(tier):

@@ -193,12 +193,13 @@ def plan_section(plan: dict) -> str:
         )
     if not out:
         return ""
-    ceiling = plan.get("decode_ceiling_tokens_per_s")
+    ceiling, windows = plan.get("decode_ceiling_tokens_per_s"), plan.get("window_layers")
     facts = [
         f"{plan['context']:,} tokens of context, {plan['largest_context']:,} would fit",
         f"{plan['kv_bits_per_element']:.2f} bits per element of KV",
         f"{plan['resident_bytes_per_token']:,.0f} bytes per token stay near, "
         f"{plan['far_bytes_per_token']:,.0f} are far",
+        *([f"{windows} layers keep what their windows show"] if windows else []),
         f"weights: {plan['weight_bits']} bits, {plan['layers_streamed']} layers streamed",
         *([f"at most {ceiling:,.1f} tokens/s at full context"] if ceiling else []),
     ]

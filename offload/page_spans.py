@@ -64,6 +64,11 @@ class PageSpans:
         layers share for each of them."""
         return self._seen(self._readers, self._context) / max(1, self.total(sweep))
 
+    def growing_share(self, sweep: int) -> float:
+        """The same without what windows show, which grows with the text no further."""
+        growing = Counter({kind: n for kind, n in self._readers.items() if kind[1] is None})
+        return self._seen(growing, self._context) / max(1, self.total(sweep))
+
     def walked(self, sweep: int) -> int:
         """By all sweeps of prefill."""
         ends = range(0, self._context, sweep * self._geometry.cell_tokens)

@@ -75,6 +75,7 @@ class Plan:
     kv_far_bytes: int
     fixed_host_bytes: int
     decode_bytes: dict[str, int]
+    decode_page_bytes: dict[str, int]  # of those, what grows with the text
     prefill_far_bytes: int
     bandwidth: dict[str, float] = field(default_factory=dict)
     shortage: dict | None = None

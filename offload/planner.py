@@ -431,6 +431,9 @@ class _Filling:
         bounded = self.selects and not self.selects_drafts
         attended = 0.0 if bounded else self.spans.attended_share(sweep)
         decode = {tier: int(attended * count * span) for tier, count in far.items()}
+        growing = 0.0 if bounded else self.spans.growing_share(sweep)
+        of_pages = {tier: int(growing * count * span) for tier, count in far.items()}
+        of_pages[fast] += items["near planes"]
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.unlayered_bytes + (facts.head_bytes() if head_resident else 0)
         decode[fast] += 2 * States.num_bytes(config.recurrent)  # read and written
@@ -472,6 +475,7 @@ class _Filling:
             kv_far_bytes=num_spans * span,
             fixed_host_bytes=fixed,
             decode_bytes=decode,
+            decode_page_bytes=of_pages,
             prefill_far_bytes=self.spans.walked(sweep) * span,
             shortage=shortage,
             selects=bounded,

@@ -39,9 +39,7 @@ class FakePlan:
     )
     disk: dict = field(default_factory=dict)
     decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
-    far_spans: dict = field(default_factory=lambda: {"host": 2, "disk": 2})
-    kv_far_bytes: int = 4000
-    num_spans: int = 4
+    decode_page_bytes: dict = field(default_factory=lambda: {"host": 2000, "disk": 2000})
     layers_streamed: int = 0
     near_resident: bool = True
     selects: bool = False

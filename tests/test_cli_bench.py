@@ -52,7 +52,7 @@ def test_the_ceiling_counts_pages_by_depth_and_weights_whole():
     assert half == pytest.approx(1 / (0.2 + 1.0))
     assert bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4}) is None
     # Where pages are selected, none of them is counted, at any depth.
-    selecting = replace(plan, selects=True)
+    selecting = replace(plan, decode_page_bytes={})
     assert bench.ceiling_tokens_per_s(selecting, 50, {"host": 1e4, "disk": 1e3}) == full
 
 

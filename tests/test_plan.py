@@ -304,6 +304,9 @@ def test_a_token_reads_of_a_layer_with_a_window_its_last_spans():
         reads.append(round(read / geometry.span_bytes))
     spans = geometry.num_spans(60_000)
     assert reads[0] - reads[1] == 2 * (spans - 4096 // geometry.span_tokens - 2)
+    # What grows with the text is of the other two.
+    growing = plan.decode_page_bytes["host"] - plan.host["near planes"]
+    assert round(growing / geometry.span_bytes) == 2 * spans
 
 
 def test_all_far_planes_lie_in_memory_where_they_fit():
