@@ -182,11 +182,12 @@ class PrefixKeeper:
     def _keep_end(
         self, sequence: Sequence, boundary: int, names: list[str], needed: set[str]
     ) -> None:
+        # Some may be gone, though the end is there.
+        for whole_span in self._layout.window_spans(boundary):
+            self._keep_span(sequence, whole_span, WINDOW_SUFFIX, names, needed)
         name = names[boundary] + END_SUFFIX
         if self._store.has(name):
             return
-        for whole_span in self._layout.window_spans(boundary):
-            self._keep_span(sequence, whole_span, WINDOW_SUFFIX, names, needed)
         span, num_cells = divmod(boundary - 1, self._span_cells)
         shape = num_cells, self._names.layers_in(END_SUFFIX)
         head = self._names.head(END_SUFFIX, sequence.processed, boundary)

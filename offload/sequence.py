@@ -156,10 +156,12 @@ class _Strides:
 @dataclass
 class Snapshot:
     """What it takes to go on behind a sequence's first `length` tokens as long as their pages are
-    there: raw cells, the state of recurrent layers, and the last token's logits (vocab,)."""
+    there: raw cells, the state of recurrent layers, and the last token's logits (vocab,).
+    sealed_records: how many each layer had."""
 
     length: int
     oldest_raw_cell: int
+    sealed_records: list[int]
     raw: RawPages
     state: torch.Tensor | None
     logits: torch.Tensor

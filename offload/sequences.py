@@ -48,6 +48,8 @@ class Sequences:
         other.tokens = sequence.tokens[:]
         other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
         other.kept_tokens = sequence.kept_tokens
+        for layer in range(self._config.num_page_layers):  # what only its snapshots see
+            self.let_go(other, layer)
         return other
 
     def rewind(self, sequence: Sequence, length: int) -> None:
@@ -55,10 +57,7 @@ class Sequences:
         tokens stay. Where the raw cells that its neighbours saw are gone, it becomes 0: a sealed
         copy of them would give other bits.
         """
-        length = sequence.resume_point(length)
-        self.begin_anew(sequence, length)
-        if length == 0:
-            sequence.oldest_raw_cell = 0
+        self.begin_anew(sequence, sequence.resume_point(length))
         self.settle(sequence)
 
     def snapshot(
@@ -70,13 +69,16 @@ class Sequences:
         raw.copy_from(sequence.raw)
         if sequence.states is not None:
             state = sequence.states.at(length).clone()
-        return Snapshot(length, sequence.oldest_raw_cell, raw, state, logits)
+        sealed = list(map(sequence.table.num_records, range(sequence.table.num_layers)))
+        return Snapshot(length, sequence.oldest_raw_cell, sealed, raw, state, logits)
 
     def rewind_to(self, sequence: Sequence, snapshot: Snapshot) -> None:
         """The same, where the raw cells or the state are gone, and a snapshot was taken."""
         length, states = snapshot.length, sequence.states
         processed = sequence.processed[:length]
         self.begin_anew(sequence)
+        # What was sealed behind it is not of its raw cells, see `pass_over`.
+        self._store.truncate(sequence.table, snapshot.sealed_records)
         sequence.raw.copy_from(snapshot.raw)
         sequence.oldest_raw_cell = snapshot.oldest_raw_cell
         if states is not None:
@@ -95,10 +97,14 @@ class Sequences:
         sequence.kept_tokens = min(sequence.kept_tokens, length)
 
     def settle(self, sequence: Sequence) -> None:
-        """Drop what lies in the table beyond the processed tokens: something was interrupted, and
-        the tokens that it was sealed for may be others by now."""
+        """Drop what lies in the table beyond the processed tokens, and the snapshots that saw it:
+        something was interrupted, and the tokens that it was sealed for may be others by now."""
         if not sequence.is_settled:
-            self._store.truncate(sequence.table, self._sealed_records(sequence.length))
+            length = sequence.length
+            if length == 0:  # all is written anew: what no query saw from where it was, too
+                sequence.oldest_raw_cell = 0
+            sequence.snapshots = [s for s in sequence.snapshots if s.length <= length]
+            self._store.truncate(sequence.table, self._sealed_records(length))
             sequence.is_settled = True
 
     def let_go(self, sequence: Sequence, layer: int) -> None:

@@ -399,7 +399,6 @@ class Session:
                 self._changed()
             self._restored += max(0, sequence.length - before)
             if sequence.length < before:  # it failed half-way, and nothing is left
-                sequence.snapshots.clear()
                 self._known = max(self._known, before)
 
     def _report(self, phase: str, done: int, total: int, began: float) -> None:
