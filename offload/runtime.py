@@ -15,6 +15,7 @@ from .engine import Engine
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
+from .page_spans import PageSpans
 from .page_table import Tier
 from .pager import PageStore
 from .plan import Plan
@@ -58,15 +59,9 @@ class Runtime:
         num_layers = config.num_page_layers
         windows = Windows(config, geometry)
         most = windows.most_spans(plan.context, plan.sweep_cells, num_sequences)
-        spare = sum(
-            geometry.spare_spans(layer, num_sequences)
-            for layer in range(num_layers)
-            if most[layer] is None
-        )
-        if not disk_spans:
-            disk_spans, host_spans = 0, plan.far_spans["host"] + spare
-        else:
-            host_spans = plan.far_spans["host"]
+        host_spans = plan.far_spans["host"]
+        if not disk_spans:  # else what forks copy is there
+            host_spans += PageSpans(config, geometry, plan.context, num_sequences).spare
         frames = {
             Tier.DEVICE: plan.far_spans.get("device", 0) * per_span,
             Tier.HOST: host_spans * per_span,

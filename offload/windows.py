@@ -64,7 +64,8 @@ class Windows:
         most: list[int | None] = []
         for layer, at_once in enumerate(self._at_once):
             whole = self._geometry.num_spans(context) * at_once
-            whole += self._geometry.spare_spans(layer, sequences)
+            if whole:
+                whole += self._geometry.spare_spans(layer, sequences)
             bounded = min(spans * at_once, whole) if self.keeps_pages(layer) else 0
             most.append(bounded if self.bounds(layer) else None)
         return most
