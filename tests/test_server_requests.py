@@ -21,6 +21,7 @@ from ebbtide.cli.server.request import (
     read_json,
 )
 from ebbtide.cli.server.response import Answer, error_object
+from ebbtide.cli.server.text_query import template_query
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -78,6 +79,8 @@ def test_formats_become_schemas():
     assert chat(response_format=sent).generation == {"json_schema": whole}
     found = completion_request({"prompt": "x", "response_format": {"type": "json_object"}})
     assert found.generation == {"json_schema": {"type": "object"}}
+    sent = {"type": "json_object", "schema": whole}
+    assert chat(response_format=sent).generation == {"json_schema": whole}
 
 
 SCHEMA = "response_format.json_schema.schema"
@@ -100,6 +103,11 @@ def schema_format(schema, **more):
         ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
         ({"response_format": {"type": "json_schema"}}, f"{SCHEMA}", "is missing"),
+        (
+            {"response_format": {"type": "json_object", "schema": [1]}},
+            "response_format.schema",
+            "response_format.schema must be a JSON schema",
+        ),
         ({"response_format": schema_format([])}, f"{SCHEMA}", f"{SCHEMA} must be a JSON schema"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number from 1"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "contradicts"),
@@ -151,6 +159,20 @@ def test_calls_and_their_results_are_messages_too():
     ]
 
 
+def test_arguments_of_calls_may_be_the_object_they_are():
+    arguments = {"a": "ü"}
+    call = {"id": "c1", "function": {"name": "clock", "arguments": arguments}}
+    (_, message) = chat_request({"messages": [*HELLO, {**CALLS, "tool_calls": [call]}]}).prompt
+    assert message["tool_calls"][0]["function"]["arguments"] == '{"a": "ü"}'
+
+
+def test_a_template_is_told_of_tools_as_for_an_answer():
+    tool = {"type": "function", "function": {"name": "clock", "strict": True}}
+    query = template_query({"messages": HELLO, "tools": [tool]})
+    llm = SimpleNamespace(tokenizer=SimpleNamespace(chat_text=lambda messages, **options: options))
+    assert query.answer(llm)["prompt"] == GenerationConfig(tools=[tool]).chat_options
+
+
 def test_tools_are_settings_of_an_answer():
     choice = {"type": "function", "function": {"name": "clock"}}
     given = {"tools": [CLOCK], "tool_choice": choice, "parallel_tool_calls": False}
@@ -189,7 +211,9 @@ def test_calls_are_told_as_openai_does():
         ([{**CALLS, "role": "user"}], "messages[0]: 'tool_calls' is not supported"),
         ([{**CALLS, "tool_calls": {}}], "messages[0]: 'tool_calls' must be a list"),
         ([{"role": "user"}], "messages[0]: content must be a text"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "tool_calls[0] must be"),
+        ([{**CALLS, "tool_calls": [{}]}], "tool_calls[0] must be"),
+        ([{**CALLS, "tool_calls": [{**CALL, "function": "clock"}]}], "tool_calls[0] must be"),
+        ([{**CALLS, "tool_calls": [CALL, {**CALL, "id": None}]}], "tool_calls[1] must be"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             "a part of type 'image_url' cannot be read",

@@ -5,6 +5,7 @@ What answers carry when they are sent back is understood, calls of functions amo
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from .bad_request import BadRequest, kind_of
@@ -74,22 +75,32 @@ def _calls_of(message: dict[str, Any], where: str, called: dict[str, str]) -> di
     """The calls of an answer, and what was thought before them, which some templates want."""
     calls = message["tool_calls"]
     if not isinstance(calls, list):
-        raise BadRequest(f"{where}: 'tool_calls' must be a list, not {kind_of(calls)}.")
-    for index, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        texts = [call.get("id") if function else None]
-        texts += [function.get(name) for name in ("name", "arguments")] if function else []
-        if not isinstance(function, dict) or not all(isinstance(text, str) for text in texts):
-            raise BadRequest(
-                f'{where}: tool_calls[{index}] must be {{"id": text, "type": "function", '
-                '"function": {"name": text, "arguments": text}}.',
-                param=f"{where}.tool_calls[{index}]",
-            )
-        called[call["id"]] = function["name"]
+        raise BadRequest(
+            f"{where}: 'tool_calls' must be a list, not {kind_of(calls)}.",
+            param=f"{where}.tool_calls",
+        )
+    calls = [_call_of(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    called |= {call["id"]: call["function"]["name"] for call in calls}
     thought = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(thought, str) or message.get("content"):
         return {"tool_calls": calls}  # a template may refuse to have both
     return {"tool_calls": calls, "reasoning_content": thought, "thinking": thought}
+
+
+def _call_of(call: Any, where: str) -> dict[str, Any]:
+    """A call, with its arguments as JSON text. Some clients keep them as the object they are."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if isinstance(function, dict):
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        if all(isinstance(text, str) for text in (call.get("id"), function.get("name"), arguments)):
+            return {**call, "function": {**function, "arguments": arguments}}
+    raise BadRequest(
+        f'{where} must be {{"id": text, "type": "function", '
+        '"function": {"name": text, "arguments": JSON as text}}.',
+        param=where,
+    )
 
 
 def _text_of(content: Any, where: str) -> str:

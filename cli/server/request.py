@@ -207,20 +207,21 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
 
 def _schema_of(format: dict[str, Any]) -> Any:
     """Of a response_format; None where any text will do."""
-    kind = format.get("type", "text")
-    where = "response_format"
+    kind, where = format.get("type", "text"), "response_format"
     if kind == "text":
         return None
     if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
+        schema = format.get("schema") or {"type": "object"}
+    elif kind == "json_schema":
+        # strict is what they are always kept to, and the name is for the client.
+        schema = _typed(format, "json_schema", dict, {}).get("schema")
+        where = f"{where}.json_schema"
+    else:
         raise BadRequest(
             f"'{where}' must have the type text, json_object or json_schema, not {kind!r}.",
             param=where,
         )
-    # strict is what they are always kept to, and the name is for the client.
-    schema = _typed(format, "json_schema", dict, {}).get("schema")
-    where = f"{where}.json_schema.schema"
+    where = f"{where}.schema"
     if schema is None:
         raise BadRequest(f"'{where}' is missing.", param=where)
     try:

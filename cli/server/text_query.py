@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ebbtide import GenerationConfig
+
 from .messages import messages_of
 from .request import BadRequest, tools_of
 
@@ -48,11 +50,12 @@ def detokenize_query(body: dict[str, Any]) -> TextQuery:
 def template_query(body: dict[str, Any]) -> TextQuery:
     """{"messages": [...], "tools": [...]} -> {"prompt": what the chat template makes of them}"""
     _check_names(body, "messages", "tools")
-    messages = messages_of(body.get("messages"))
-    tools = tools_of(body).get("tools", [])
-    options = {"tools": tools} if tools else {}
+    messages, found = messages_of(body.get("messages")), tools_of(body)
+    options = GenerationConfig(**found).chat_options
     return TextQuery(
-        messages, lambda llm: {"prompt": llm.tokenizer.chat_text(messages, **options)}, tools
+        messages,
+        lambda llm: {"prompt": llm.tokenizer.chat_text(messages, **options)},
+        found.get("tools", []),
     )
 
 
