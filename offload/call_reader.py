@@ -1,7 +1,7 @@
 """Tells the calls in an answer from its text, while the text comes.
 
-    text --opening--> block --closing, and it reads as calls--> text
-                        '----the answer's end: calls, or text after all
+    text --opening--> block --closing, and it reads as calls--> calls, or text after all --> text
+                        '----the answer's end: the same
 
 What looks like calls and is none is text, all of it. White space before and between calls belongs
 to them. Knows strings; how calls are written is the format's business.
@@ -9,7 +9,7 @@ to them. Knows strings; how calls are written is the format's business.
 
 from __future__ import annotations
 
-from .tool_formats import ToolFormat
+from .tool_formats import Found, ToolFormat
 from .tools import Calls
 
 
@@ -20,6 +20,7 @@ class CallReader:
         self._format, self.calls = format, calls
         self._held = ""  # text that may turn out to be white space before calls, or their opening
         self._block: str | None = None  # calls, from their opening on
+        self._blanks = ""  # before them
         self._looked = 0  # how far in the block no closing is that ends calls
         self._has_text = False
         self._drops_blanks = False  # right behind calls
@@ -39,19 +40,21 @@ class CallReader:
                 said += shown
                 if not is_open:
                     return said
-            if not self._ends_block():
+            shown, is_over = self._end_of_block()
+            said += shown
+            if not is_over:
                 return said
 
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
         text, self._held = self._held, ""
         if self._block is None:
-            return "" if self._drops_blanks and not text.strip() else text
+            return self._shown(text)
         block, self._block = self._block, None
-        closing = self._format.closing  # which some models leave out at an answer's end
-        if self._takes(block) or (closing and self._takes(block + closing)):
-            return ""
-        return block
+        for end in dict.fromkeys(("", self._format.closing)):  # which some models leave out
+            if self.calls.add(self._read(block + end)):
+                return ""
+        return self._shown(self._blanks + block)
 
     def _before_block(self) -> tuple[str, bool]:
         """(what is text, whether a block has begun). What is held back becomes less."""
@@ -61,7 +64,9 @@ class CallReader:
         at = text.find(opening)
         if at >= 0:
             self._block, self._held, self._looked = text[at:], "", len(opening)
-            return self._shown(text[:at].rstrip()), True
+            before = text[:at].rstrip()
+            self._blanks = text[len(before) : at]
+            return self._shown(before), True
         num_held = len(text) - len(_without_begun(text, opening).rstrip())
         self._held = text[len(text) - num_held :]
         return self._shown(text[: len(text) - num_held]), False
@@ -77,8 +82,8 @@ class CallReader:
         self._held, self._has_text = "", True
         return text, False
 
-    def _ends_block(self) -> bool:
-        """Looks for the end of the calls in a block; what follows is held."""
+    def _end_of_block(self) -> tuple[str, bool]:
+        """(what is text after all, whether the block has ended). What follows it is held."""
         assert self._block is not None
         closing = self._format.closing
         self._block, self._held = self._block + self._held, ""
@@ -86,16 +91,21 @@ class CallReader:
             at = self._block.find(closing, self._looked)
             if at < 0:
                 self._looked = max(self._looked, len(self._block) - len(closing) + 1)
-                return False
+                return "", False
             self._looked = at + len(closing)
-            if self._takes(self._block[: self._looked]):
-                self._held, self._block = self._block[self._looked :], None
-                self._drops_blanks = True
-                return True
-        return False
+            block = self._block[: self._looked]
+            found = self._read(block)
+            if found is None:  # the closing may stand within an argument
+                continue
+            self._held, self._block = self._block[self._looked :], None
+            if not self.calls.add(found):  # whole, and of no function that is offered
+                return self._shown(self._blanks + block), True
+            self._drops_blanks = True
+            return "", True
+        return "", False
 
-    def _takes(self, block: str) -> bool:
-        return self.calls.add(self._format.read(block, self.calls))
+    def _read(self, block: str) -> Found:
+        return self._format.read(block, self.calls)
 
     def _shown(self, text: str) -> str:
         if self._drops_blanks:

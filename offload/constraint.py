@@ -87,8 +87,20 @@ class Constrainer:
             self._tokens, json.dumps({"grammars": parts}), log_level=0, limits=self._limits
         )
         constraint = Constraint(matcher, self._vocab_size, end_ids)
-        constraint.allowed()  # some that nothing satisfies are found out here
+        try:
+            constraint.allowed()  # some that nothing satisfies are found out here
+        except InputError as error:
+            raise InputError(f"{self._owner(grammar, parts[1:])}{error}") from None
         return constraint
+
+    def _owner(self, grammar: Grammar, parts: list[dict]) -> str:
+        """Of the first schema that cannot be followed by itself, for an error; "" for none."""
+        for part in parts:
+            alone = json.dumps({"grammars": [part]})
+            if self._matcher.validate_grammar(alone, self._tokens, limits=self._limits):
+                function = grammar.functions.get(part["name"])
+                return f"the arguments of {function}: " if function else ""
+        return ""
 
 
 class Constraint:

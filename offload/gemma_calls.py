@@ -10,12 +10,13 @@ import re
 from typing import Any
 
 from .grammar import EMPTY, RuleWriter, literal
+from .json_schema import text_choices
 from .tools import Calls, read_json
 
 _QUOTE = '<|"|>'
 _CALL = re.compile(r"<\|tool_call>call:([^{\s]+)(\{.*)<tool_call\|>", re.DOTALL)
 _PLAIN = re.compile(r"[^,}\]]*")  # a number or a word
-_KEY = re.compile(r"\s*([^:,{}\[\]]+?)\s*:")
+_KEY = re.compile(r"([^:,{}\[\]]+):")
 _WORDS = {"true": True, "false": False, "null": None, "None": None}
 _MOST_DEPTH = 32
 
@@ -79,7 +80,7 @@ def _key(text: str, at: int) -> tuple[str, int]:
     found = _KEY.match(text, at)
     if found is None:
         raise ValueError("no name")
-    return found[1], found.end()
+    return found[1].strip(), found.end()
 
 
 def write_gemma(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
@@ -102,27 +103,29 @@ _TYPES = {
     "integer": "GEMMA_INTEGER",
     "number": "GEMMA_NUMBER",
     "boolean": "gemma_boolean",
+    "null": "gemma_null",
     "array": "gemma_list",
     "object": "gemma_object",
 }
 
 
 def _rule(rules: RuleWriter, schema: Any) -> str:
-    schema = schema if isinstance(schema, dict) else {}
-    choices = schema.get("enum")
-    if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
+    choices = text_choices(schema)
+    if choices is not None:
         quote = rules.text(_QUOTE)
         return f"{quote} ({' | '.join(map(literal, choices))}) {quote}"
-    kind = schema.get("type")
+    kind = schema.get("type") if isinstance(schema, dict) else None
     return _TYPES.get(kind, "gemma_value") if isinstance(kind, str) else "gemma_value"
 
 
 def add_gemma_values(rules: RuleWriter) -> None:
     """Any value."""
     quote = rules.text(_QUOTE)
-    rules.add("gemma_value: gemma_text | GEMMA_NUMBER | gemma_boolean | gemma_list | gemma_object")
+    rules.add("gemma_value: gemma_plain | gemma_text | gemma_list | gemma_object")
+    rules.add("gemma_plain: GEMMA_NUMBER | gemma_boolean | gemma_null")
     rules.add(f"gemma_text: {quote} {rules.up_to(_QUOTE)}")
     rules.add('gemma_boolean: "true" | "false"')
+    rules.add('gemma_null: "null"')
     rules.add('gemma_list: "[" (gemma_value ("," gemma_value)*)? "]"')
     rules.add('gemma_object: "{" (GEMMA_KEY ":" gemma_value ("," GEMMA_KEY ":" gemma_value)*)? "}"')
     rules.add("GEMMA_KEY: /[A-Za-z0-9_. -]+/")

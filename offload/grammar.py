@@ -23,10 +23,12 @@ ANYTHING = "/(?s:.*)/"
 
 @dataclass(frozen=True)
 class Grammar:
-    """lark: begins at `start`. schemas: JSON text by the name that `lark` has for it."""
+    """lark: begins at `start`. schemas: JSON text by the name that `lark` has for it; functions: by
+    the same names, those whose arguments they are for."""
 
     lark: str
     schemas: Mapping[str, str] = field(default_factory=dict)
+    functions: Mapping[str, str] = field(default_factory=dict)
 
 
 class RuleWriter:
@@ -37,6 +39,7 @@ class RuleWriter:
         self.tokenizer = tokenizer
         self._rules: list[str] = []
         self._schemas: dict[str, str] = {}
+        self._functions: dict[str, str] = {}
         self.know(marks)
 
     def know(self, marks: Sequence[str]) -> None:
@@ -52,11 +55,16 @@ class RuleWriter:
         self.add(f"{name}: {expression}")
         return name
 
-    def schema(self, schema: str | Mapping[str, Any]) -> str:
-        """An expression for the values that a schema allows."""
+    def schema(self, schema: str) -> str:
+        """An expression for the values that a schema allows. schema: as JSON text."""
         name = f"value{len(self._schemas)}"
-        self._schemas[name] = schema if isinstance(schema, str) else json.dumps(schema)
+        self._schemas[name] = schema
         return f"@{name}"
+
+    def arguments(self, function: str, schema: Mapping[str, Any]) -> str:
+        """The same for the arguments of a function, or for one of them."""
+        self._functions[f"value{len(self._schemas)}"] = function
+        return self.schema(json.dumps(schema))
 
     def text(self, text: str) -> str:
         """An expression for a text with marks in it."""
@@ -82,7 +90,7 @@ class RuleWriter:
         return f"/([^{re.escape(sign)}\\s](?s:.*))?/"
 
     def grammar(self, start: str) -> Grammar:
-        return Grammar("\n".join([f"start: {start}", *self._rules]), self._schemas)
+        return Grammar("\n".join([f"start: {start}", *self._rules]), self._schemas, self._functions)
 
     def _parts(self, text: str) -> list[int | str]:
         parts: list[int | str] = []
@@ -150,10 +158,9 @@ def in_channels(
         return rules.grammar(final)  # the prompt has begun it
     format = f"(/ ?/ {ids[Mark.CONSTRAIN]} /(?i:json)/)?" if Mark.CONSTRAIN in ids else ""
     ends = [] if final is None else [f'"final" {format} {message} {final}']
-    ends += [
-        f"{literal(f'commentary to={FUNCTIONS}{name}')} {format} {message} {rules.schema(schema)}"
-        for name, schema in calls.items()
-    ]
+    for name, schema in calls.items():
+        header = literal(f"commentary to={FUNCTIONS}{name}")
+        ends.append(f"{header} {format} {message} {rules.arguments(name, schema)}")
     first = '("analysis" | "commentary")' if final is not None and calls else '"analysis"'
     before = rules.named(
         f'{channel} {first} {message} {ANYTHING} {ids[Mark.END]} {ids[Mark.START]} "assistant"'

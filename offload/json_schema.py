@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .control_text import check_text
 from .errors import InputError
 
 MAX_SCHEMA_CHARS = 64 * 1024  # those of real programs have up to some 20,000
@@ -29,14 +30,25 @@ def checked_schema(name: str, value: Any) -> str:
         )
     _check_depth(name, value, 0)
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} holds what is no JSON: {error}") from None
+    check_text(text, name)
     if len(text) > MAX_SCHEMA_CHARS:
         raise InputError(
             f"{name} has {len(text):,} characters as JSON; {MAX_SCHEMA_CHARS:,} are allowed"
         )
     return text
+
+
+def text_choices(schema: Any) -> list[str] | None:
+    """The texts that a schema leaves to choose from; None where other values or any text may be."""
+    if not isinstance(schema, Mapping) or not ("enum" in schema or "const" in schema):
+        return None
+    choices = schema["enum"] if "enum" in schema else [schema["const"]]
+    if not isinstance(choices, list) or not choices:
+        return None
+    return choices if all(isinstance(choice, str) for choice in choices) else None
 
 
 def _read(name: str, text: str) -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .grammar import RuleWriter, literal
+from .json_schema import text_choices
 from .tools import Calls, read_json
 
 _TAGGED = re.compile(r"<tool_call>\s*<function=([^>\n]+)>(.*)</function>\s*</tool_call>", re.DOTALL)
@@ -25,6 +26,16 @@ _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", r
 _KEYED = re.compile(r"<tool_call>\s*([^<\s]+)\s*(.*)</tool_call>", re.DOTALL)
 _END = "</function>\n</tool_call>"
 _PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
+
+_TYPES = {  # of what JSON becomes: JSON schema's
+    str: ("string",),
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    float: ("number", "integer"),
+    type(None): ("null",),
+    list: ("array",),
+    dict: ("object",),
+}
 
 
 def read_tagged(block: str, calls: Calls) -> list[tuple[str, Any]] | None:
@@ -59,8 +70,21 @@ def _value(text: str, schema: Any) -> Any:
     value = read_json(text.strip())
     if value is None and text.strip() != "null":
         # As Python writes them, in which some templates write arguments back.
-        return {"True": True, "False": False, "None": None}.get(text.strip(), text)
-    return value
+        value = {"True": True, "False": False, "None": None}.get(text.strip(), text)
+    types = _types(schema)
+    return text if "string" in types and types.isdisjoint(_TYPES[type(value)]) else value
+
+
+def _types(schema: Any) -> set[str]:
+    """Those that a schema names, in itself and in its alternatives."""
+    if not isinstance(schema, Mapping):
+        return set()
+    own = schema.get("type")
+    types = {kind for kind in (own if isinstance(own, list) else [own]) if isinstance(kind, str)}
+    for name in ("anyOf", "oneOf"):
+        each = schema.get(name)
+        types.update(*map(_types, each if isinstance(each, list) else ()))
+    return types
 
 
 def _is_text(schema: Any) -> bool:
@@ -69,44 +93,51 @@ def _is_text(schema: Any) -> bool:
         return True
     if "type" in schema:
         return schema["type"] == "string"
-    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    return isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    return text_choices(schema) is not None
 
 
 def write_tagged(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
-    def argument(key: str) -> tuple[str, str]:
-        return f"<parameter={key}>\n", "\n</parameter>\n"
+    def opening(key: str) -> str:
+        return f"<parameter={key}>\n"
 
-    arguments = _arguments(rules, schema, argument)
+    arguments = _arguments(rules, name, schema, opening, "\n", "</parameter>")
     start = rules.text(f"\n<function={name}>\n")
     return f"{start} {arguments} {rules.text(_END)}"
 
 
 def write_keyed(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
-    def argument(key: str) -> tuple[str, str]:
-        return f"<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"
+    def opening(key: str) -> str:
+        return f"<arg_key>{key}</arg_key>\n<arg_value>"
 
-    arguments = _arguments(rules, schema, argument)
+    arguments = _arguments(rules, name, schema, opening, "", "</arg_value>")
     start = rules.text(f"{name}\n")
     return f"{start} {arguments} {rules.text('</tool_call>')}"
 
 
 def _arguments(
-    rules: RuleWriter, schema: dict[str, Any], around: Callable[[str], tuple[str, str]]
+    rules: RuleWriter,
+    name: str,
+    schema: dict[str, Any],
+    opening: Callable[[str], str],
+    before_closing: str,
+    closing: str,
 ) -> str:
-    """A rule for all arguments, in the schema's order. around: what stands around a value."""
+    """An expression for all arguments, in the schema's order. What stands around a value: `opening`
+    of its name, and before_closing and closing."""
     parts = []
+    after, line_end = rules.text(f"{before_closing}{closing}\n"), rules.text("\n")
     for key, own in schema["properties"].items():
-        before, after = around(key)
-        choices = own.get("enum") if isinstance(own, dict) else None
-        if not _is_text(own):
-            value = f"{rules.schema({**_definitions(schema), **_object(own)})} {rules.text(after)}"
-        elif isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
-            value = f"({' | '.join(map(literal, choices))}) {rules.text(after)}"
+        choices = text_choices(own)
+        if choices is not None:
+            value = f"({' | '.join(map(literal, choices))}) {after}"
+        elif _is_text(own):
+            # It ends with the first closing, for who reads it too.
+            value = f"{rules.up_to(closing)} {line_end}"
         else:
-            value = rules.up_to(after)
+            whole = {**_definitions(schema), **_object(own)}
+            value = f"{rules.arguments(name, whole)} {after}"
         is_needed = key in schema.get("required", ())
-        parts.append(f"({rules.text(before)} {value}){'' if is_needed else '?'}")
+        parts.append(f"({rules.text(opening(key))} {value}){'' if is_needed else '?'}")
     return " ".join(parts)
 
 

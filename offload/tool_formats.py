@@ -57,7 +57,7 @@ def _json_call(before: str, between: str, after: str) -> Callable[..., str]:
 
     def write(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
         start = rules.text(f"{before}{name}{between}")
-        return f"{start} {rules.schema(schema)} {rules.text(after)}"
+        return f"{start} {rules.arguments(name, schema)} {rules.text(after)}"
 
     return write
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .control_text import SURROGATE
 from .errors import InputError
 from .json_schema import checked_schema
 from .output import ToolCall
@@ -43,15 +44,15 @@ def checked_tools(name: str, value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
-        raise InputError(f'{where} must be {{"type": "function", "function": {{"name": ...}}}}')
-    name = function.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    kind = tool.get("type") or "function" if isinstance(tool, Mapping) else None
+    function = tool.get("function") if kind == "function" else None
+    if not isinstance(function, Mapping):
+        given = "" if kind in (None, "function") else f", not of the type {kind!r}"
         raise InputError(
-            f"{where}: a function's name must be 1 to 64 letters, digits, '_', '-' or '.', "
-            f"not {name!r}"
+            f'{where} must be {{"type": "function", "function": {{"name": ...}}}}{given}'
         )
+    name = function.get("name")
+    _check_name(where, name)
     if not isinstance(function.get("description") or "", str):
         raise InputError(f"{where}: the description of {name} must be text")
     parameters = function.get("parameters")
@@ -59,18 +60,31 @@ def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
         parameters = _NO_PARAMETERS
     text = checked_schema(f"{where}: the parameters of {name}", parameters)
     parameters = json.loads(text)
-    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+    if isinstance(parameters, dict):
+        # Templates walk through these without asking; some clients send null for none.
+        given = {key: own for key, own in parameters.items() if own is not None}
+        parameters = {"type": "object", "properties": {}, **given}
+    if not isinstance(parameters, dict) or parameters["type"] != "object":
         raise InputError(f'{where}: the parameters of {name} must have the type "object"')
-    # Templates walk through both without asking.
-    parameters = {"type": "object", "properties": {}, **parameters}
     if not isinstance(parameters["properties"], dict):
         raise InputError(f"{where}: the properties of {name} must be an object")
+    required = parameters.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise InputError(f"{where}: required must be a list of names for {name}, not {required!r}")
     strict = function.get("strict") or False
     if not isinstance(strict, bool):
         raise InputError(f"{where}: strict must be True or False for {name}, not {strict!r}")
     described = function.get("description") or ""
     own = {"name": name, "description": described, "parameters": parameters, "strict": strict}
     return {"type": "function", "function": own}
+
+
+def _check_name(where: str, name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(
+            f"{where}: a function's name must be 1 to 64 letters, digits, '_', '-' or '.', "
+            f"not {name!r}"
+        )
 
 
 def shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +156,9 @@ class Calls:
             return None
         try:
             text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        except ValueError:  # a number that is too large is none
+        except (ValueError, RecursionError):  # a number that is too large is none
             return None
+        text = SURROGATE.sub("\ufffd", text)  # nobody can encode them
         own = "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
         return ToolCall(own, name, text)
 
@@ -167,8 +182,9 @@ def checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, dict) else None
         function = function if isinstance(function, dict) else {}
         name = function.get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str):
             raise InputError(f'{at} must be {{"id", "function": {{"name", "arguments"}}}}')
+        _check_name(at, name)
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             arguments = read_json(arguments) if arguments.strip() else {}

@@ -171,6 +171,7 @@ def too_many_alternatives() -> dict:
         (7, "must be a JSON schema, an object"),
         ({"const": object()}, "holds what is no JSON"),
         ({"const": float("inf")}, "holds what is no JSON"),
+        ({"const": "\ud800"}, "is not valid Unicode"),
         (nested(5000), "nested more than 64 deep"),
         ({"enum": ["x" * 1000] * 200}, "characters as JSON; 65,536 are allowed"),
     ],

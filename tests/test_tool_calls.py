@@ -133,6 +133,37 @@ def test_strict_functions_are_kept_to_and_text_is_free(tokenizer):
     assert b"clock" in forced
 
 
+def test_texts_without_quotes_end_where_they_are_read_to_end(tokenizer):
+    """Or a call that must be made would be read as none."""
+    closing = {"tagged": "</parameter>", "keyed": "</arg_value>"}.get(format_of(tokenizer).name)
+    if closing is None:
+        return
+    constraint = constraint_of(tokenizer, tools=with_properties(place={"type": "string"}))
+    written = call_text(tokenizer, {"place": "ab"})
+    for token in ids_of(tokenizer, written[: written.index("ab")] + f"a{closing}"):
+        assert token in constraint.allowed()
+        constraint.accept(token)
+    assert tokenizer.encode("b")[0] not in constraint.allowed()
+    assert tokenizer.encode("\n")[0] in constraint.allowed()
+
+
+def test_the_only_text_that_may_be_is_written(tokenizer):
+    tools = with_properties(place={"const": "Varn", "type": "string"})
+    constraint = constraint_of(tokenizer, tools=tools)
+    written = call_text(tokenizer)
+    for token in ids_of(tokenizer, written[: written.index("Varn")]):
+        constraint.accept(token)
+    assert constraint.allowed().tolist() == tokenizer.encode("V")
+
+
+def test_a_function_whose_schema_cannot_be_followed_is_named(tokenizer):
+    if format_of(tokenizer).name == "gemma":  # where lists hold what they will
+        return
+    tools = with_properties(hours={"type": "array", "uniqueItems": True})
+    with pytest.raises(errors.InputError, match=r"the arguments of weather: .*uniqueItems"):
+        constraint_of(tokenizer, tools=tools[::-1])
+
+
 # What Gemma's grammar leaves of the schemas: types.
 ANY = {"note": {"type": "string"}, "days": {"type": "integer"}, "hours": {"type": "array"}}
 
@@ -206,6 +237,9 @@ def function(**fields) -> dict:
         ({"tools": [function(description=1)]}, "the description of f must be text"),
         ({"tools": [function(parameters={"type": "string"})]}, 'must have the type "object"'),
         ({"tools": [function(parameters={"properties": []})]}, "properties of f must be an obj"),
+        ({"tools": [function(parameters={"required": "a"})]}, "required must be a list of names f"),
+        ({"tools": [{"type": "web_search"}]}, r"tools\[0\] must .*, not of the type 'web_search'"),
+        ({"tools": [function(parameters={"\ud800": 1})]}, "the parameters of f is not valid Uni"),
         ({"tools": [function(parameters=[])]}, "the parameters of f must be a JSON schema"),
         ({"tool_choice": "some", "tools": TOOLS}, "tool_choice must be auto, none, required, or"),
         ({"tool_choice": "required"}, "tool_choice asks for a call, and the tools .* are: none"),
@@ -218,11 +252,21 @@ def test_settings_that_are_wrong_are_named(settings, says):
         GenerationConfig(**settings)
 
 
+def test_null_is_nothing_where_functions_are_described(tokenizer):
+    nothing = {"description": None, "parameters": None, "strict": None}
+    empty = {"parameters": {"type": None, "properties": None, "required": None}}
+    for given in (nothing, empty):
+        tools = [{"type": None, "function": {"name": "f", **given}}]
+        assert GenerationConfig(tools=tools) == GenerationConfig(tools=[function()])
+        constraint_of(tokenizer, tools=tools)
+
+
 @pytest.mark.parametrize(
     ("calls", "says"),
     [
         ({}, r"messages\[0\]: tool_calls must be a list"),
         ([{"id": "x"}], r"tool_calls\[0\] must be"),
+        ([{"function": {"name": "f g", "arguments": "{}"}}], "must be 1 to 64 letters.*'f g'"),
         ([{"function": {"name": "f", "arguments": "[1]"}}], "arguments must be an object"),
         ([{"function": {"name": "f", "arguments": "{"}}], "arguments must be an object"),
     ],

@@ -162,6 +162,8 @@ WRITTEN = [
         "<tool_call|>",
         [("weather", {"a": {"b": [1.5, -2, None, {}], "c": True}, "note": "},{"})],
     ),
+    ("gemma", "<|tool_call>call:clock{a:null, b :1}<tool_call|>", [("clock", {"a": None, "b": 1})]),
+    ("gemma", "<|tool_call>call:clock{" + " " * 9000 + "}<tool_call|>", None),
     ("gemma", "<|tool_call>call:clock{a:b}<tool_call|>", None),
     ("gemma", "<|tool_call>call:clock{a:[1}<tool_call|>", None),
     ("gemma", "<|tool_call>call:clock{" + "a:{" * 900 + "<tool_call|>", None),
@@ -174,6 +176,42 @@ def test_calls_as_models_write_them(tmp_path, name, written, calls):
     expected = ("", calls) if calls is not None else (written, [])
     assert read(tokenizer, [written]) == expected
     assert read(tokenizer, written) == expected
+
+
+def test_a_call_of_another_function_hides_none_that_follows(tokenizer):
+    format = format_of(tokenizer)
+    written = call_text(tokenizer)
+    other = written.replace("weather", "whether")
+    if not format.closing:  # whose calls are read at the answer's end, all or none
+        return
+    whole = f"I look.\n\n{other}\n{written}\nNo."
+    expected = (f"I look.\n\n{other}No.", [("weather", ARGUMENTS)])
+    assert read(tokenizer, [whole]) == read(tokenizer, whole) == expected
+    reader = CallReader(format, Calls(OFFERED))
+    assert reader.push(f"\n{other} and") == f"\n{other} and"  # at once
+
+
+@pytest.mark.parametrize("name", ["tagged", "keyed"])
+def test_what_may_be_a_text_is_one_where_nothing_else_may_be(tmp_path, name):
+    """Numbers that are names, as programs ask for that leave a text out by null."""
+    tokenizer = tokenizer_of(name, tmp_path)
+    written = call_text(tokenizer, {key: "7" for key in "abcde"} | {"f": "null", "g": '"7"'})
+    text_or_null = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    properties = {
+        **{"a": text_or_null, "b": {"type": ["string", "null"]}, "c": {"type": "integer"}},
+        **{"d": {"type": ["string", "integer"]}, "e": {"anyOf": 5, "type": [[]]}},
+        **{"f": text_or_null, "g": text_or_null},
+    }
+    calls = Calls({"weather": {"type": "object", "properties": properties}})
+    assert CallReader(format_of(tokenizer), calls).push(written) == ""
+    found = {**{"a": "7", "b": "7", "c": 7, "d": 7, "e": 7}, "f": None, "g": "7"}
+    assert json.loads(calls.take()[0].arguments) == found
+
+
+def test_arguments_that_nobody_could_encode_hold_a_mark_in_their_place():
+    calls = Calls(OFFERED)
+    assert calls.add([("clock", '{"a": "\\ud800b"}')])
+    assert calls.take()[0].arguments == '{"a": "\ufffdb"}'
 
 
 TEMPLATES = DATA / "templates"
