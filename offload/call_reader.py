@@ -18,6 +18,8 @@ class CallReader:
 
     def __init__(self, format: ToolFormat, calls: Calls):
         self._format, self.calls = format, calls
+        if format.takes_one:
+            calls.most = 1
         self._held = ""  # text that may turn out to be white space before calls, or their opening
         self._block: str | None = None  # calls, from their opening on
         self._blanks = ""  # before them

@@ -35,10 +35,12 @@ Found = Sequence[tuple[Any, Any]] | None  # names and arguments; None: it is no 
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """opening, closing: what stands around calls; closing "": they go on to the answer's end.
-    at_start: whether nothing but white space may stand before. read: the calls of a block, from
-    opening to closing. write: a rule for one call of a function; wrap: for one or several of them,
-    from the name of the rule. marks: of it, what may be control tokens."""
+    """opening, closing: what stands around calls; closing "": they go on to the answer's end. read:
+    the calls of a block, from opening to closing. write: an expression for one call of a function.
+    marks: of all this, what may be control tokens. at_start: whether nothing but white space may
+    stand before. takes_one: whether templates refuse messages with several calls, so that an answer
+    has but one. between: what stands between two calls, beside the closing and the next opening, or
+    instead of these where `around` stands around all of them. rules: adds what calls refer to."""
 
     name: str
     opening: str
@@ -47,9 +49,10 @@ class ToolFormat:
     write: Callable[[RuleWriter, str, dict[str, Any]], str]
     marks: tuple[str, ...]
     at_start: bool = False
-    between: str = ""  # two calls
+    takes_one: bool = False
+    between: str = ""
     around: tuple[str, str] | None = None
-    rules: Callable[[RuleWriter], None] | None = None  # that each call's refer to
+    rules: Callable[[RuleWriter], None] | None = None
 
 
 def _json_call(before: str, between: str, after: str) -> Callable[..., str]:
@@ -74,7 +77,7 @@ def _named(value: Any) -> Found:
 
 
 def _read_llama(block: str, calls: Calls) -> Found:
-    """One object, or several behind one another; nothing else."""
+    """One object, or several behind one another, though but one of them counts; nothing else."""
     text = block.lstrip().removeprefix("<|python_tag|>").strip()
     found: list[tuple[Any, Any]] = []
     while text:
@@ -131,7 +134,7 @@ _LLAMA = ToolFormat(
     _json_call('"name": "', '", "parameters": ', "}"),
     ("<|python_tag|>",),
     at_start=True,
-    between="; ",
+    takes_one=True,
 )
 _MISTRAL_LIST = ToolFormat(
     "mistral",
@@ -212,6 +215,7 @@ def write_calls(
     several: whether more than one may be called; must: whether it calls at all, and at once."""
     if format.rules is not None:
         format.rules(rules)
+    several = several and not format.takes_one
     each = [format.write(rules, name, schema) for name, schema in schemas.items()]
     call, opening = rules.named(" | ".join(each)), rules.text(format.opening)
     before, after = format.around or ("", "")

@@ -14,6 +14,7 @@ from tokenizers_under_test import DATA, USER
 from tool_templates import ARGUMENTS, OFFERED, TOOLS, call_text, ids_of, with_tools
 from tool_templates import tokenizer as tokenizer  # a fixture
 
+from ebbtide import errors
 from ebbtide.offload.call_reader import CallReader
 from ebbtide.offload.template import ChatTemplate, check_messages
 from ebbtide.offload.text import Tokenizer
@@ -138,7 +139,7 @@ WRITTEN = [
     (
         "llama",
         ' {"name": "clock", "parameters": {}}; {"name": "clock", "arguments": {"a": null}}\n',
-        [("clock", {}), ("clock", {"a": None})],
+        [("clock", {})],  # the template takes one for an answer
     ),
     ("llama", '{"name": "Ann", "parameters": {}}', None),
     ("llama", '{"name": "clock", "parameters": {}} is the call.', None),
@@ -250,6 +251,14 @@ def test_real_templates_write_what_their_format_reads(name, format):
     call = {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "function": function}]}
     result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "It rains."}
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "tools": list(checked_tools("", TOOLS))}
+    several = [{"id": f"abcdefgh{i}", "function": function} for i in "ij"]
+    results = [{**result, "tool_call_id": each["id"]} for each in several]
+    asked = check_messages([USER, {**call, "tool_calls": several}, *results])
+    if found is not None and found.takes_one:
+        with pytest.raises(errors.InputError, match="single tool-call"):
+            template.render(asked, **tokens)
+    else:
+        assert template.render(asked, **tokens).count("It rains.") == 2
     rendered = template.render(check_messages([USER, call, result]), **tokens)
     assert "It rains." in rendered and "weather" in rendered
     if found is not None:
