@@ -20,6 +20,8 @@ JsonSchemaOption = Annotated[
     ),
 ]
 
+_MOST_CHARS = 1 << 20  # of a file: white space makes it longer than what counts
+
 
 def checked_json_schema(given: str | None) -> dict[str, str]:
     """What was given as a generation option; nothing for None. Raises typer.BadParameter, and
@@ -30,7 +32,7 @@ def checked_json_schema(given: str | None) -> dict[str, str]:
 
     is_text = given.lstrip().startswith("{")
     try:
-        text = given if is_text else Path(given).expanduser().read_text(encoding="utf-8")
+        text = given if is_text else _text_of(Path(given).expanduser())
         GenerationConfig(json_schema=text)
     except (OSError, ValueError) as error:  # InputError among them
         what = str(error) if is_text else f"{given}: {getattr(error, 'strerror', None) or error}"
@@ -40,3 +42,11 @@ def checked_json_schema(given: str | None) -> dict[str, str]:
             "--json-schema needs llguidance: pip install 'ebbtide[structured]'."
         )
     return {"json_schema": text}
+
+
+def _text_of(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_MOST_CHARS + 1)
+    if len(text) > _MOST_CHARS:
+        raise ValueError(f"it has more than {_MOST_CHARS:,} characters, too many for a schema")
+    return text

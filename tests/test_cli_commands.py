@@ -76,12 +76,14 @@ def test_a_schema_is_a_text_or_a_file(capfd, monkeypatch, given):
     [
         (["ask", "Q?", "--json-schema", "absent.json"], "absent.json: No such file"),
         (["ask", "Q?", "--json-schema", "wrong.json"], "wrong.json: json_schema is not JSON"),
+        (["ask", "Q?", "--json-schema", "large.json"], "large.json: it has more than 1,048,576"),
         (["ask", "Q?", "--json-schema", "{]"], "json_schema is not JSON"),
         (["chat", "-p", "Q?", "--json-schema", "[1]"], "[1]: No such file"),
     ],
 )
 def test_what_is_no_schema_is_a_usage_error(capfd, monkeypatch, words, says):
     Path("wrong.json").write_text("{")
+    Path("large.json").write_text("{}" + " " * (1 << 20))
     give_input(monkeypatch, "x")
     assert main.main(words) == 2
     error = " ".join(capfd.readouterr().err.split())
