@@ -292,7 +292,8 @@ def _layer_norms(name: str, eps: str) -> Callable[[Keys], dict]:
     return lambda k: {
         "architectures": [name],
         eps: k.get("attention.layer_norm_epsilon"),
-        "use_parallel_residual": k.get("use_parallel_residual"),
+        # Whatever the file says: converters write true where config.json says nothing.
+        "use_parallel_residual": not k.has("ffn_norm.weight"),
         "partial_rotary_factor": turning_part(k, head_dim_of(k)),
     }
 

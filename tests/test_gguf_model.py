@@ -102,6 +102,13 @@ def test_the_text_part_of_a_model_for_pictures_is_its_text_model(
     assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
 
 
+def test_layers_with_a_norm_before_the_mlp_have_it_behind_attention(checkpoint, tmp_path):
+    """As StableLM 3B's files do, which say that it stands beside it."""
+    folder = checkpoint("stablelm")
+    path = write(folder, tmp_path / "model.gguf", arch__use_parallel_residual=True)
+    assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
+
+
 def test_projections_one_by_one_are_those_head_by_head(checkpoint, tmp_path):
     folder = checkpoint("qwen3-next")
     path = write(folder, tmp_path / "model.gguf", by_heads=False)
