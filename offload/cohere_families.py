@@ -3,7 +3,7 @@ each is made of, from config.json. As families.py, in whose models one follows t
 
 from __future__ import annotations
 
-from .config_fields import Fields
+from .config_fields import MOST_POSITIONS, Fields
 from .errors import UnsupportedModel
 from .families import Family, llama
 from .gateless_families import layer_norms
@@ -19,8 +19,12 @@ def cohere(get: Fields, head_dim: int) -> dict:
 
 def _cohere(get: Fields, head_dim: int, theta: float) -> dict:
     rope = read_rope(get, head_dim, theta=theta, interleaved=True)
+    # Files of Command R say the size of a mask as the greatest length, and the length beside it.
+    masked = get.number("max_position_embeddings", high=MOST_POSITIONS)
+    length = get.number("model_max_length", masked, high=MOST_POSITIONS)
     return {
         **llama(get, head_dim),
+        "max_positions": max(masked, length),
         **layer_norms(get, "layer_norm_eps", bias=False),
         "ropes": (rope,) * get.num_layers,
         "mlp_bias": False,

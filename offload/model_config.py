@@ -279,7 +279,10 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
         )
     if not config.kv_layers:
         raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")
-    return replace(config, max_positions=_max_positions(get, config))
+    positions = _max_positions(get, config)
+    # What no text is longer than bounds nothing, and is not kept in memory for it.
+    windows = tuple(None if w is None or w >= positions else w for w in config.windows)
+    return replace(config, max_positions=positions, windows=windows)
 
 
 # Fields whose null is an answer, and not an absence.

@@ -299,6 +299,19 @@ def test_a_text_part_takes_what_stands_beside_it(read):
         read(architectures=["Gemma3ForConditionalGeneration"], hidden_size=...)
 
 
+@pytest.mark.parametrize(("window", "kept"), [(4095, 4095), (4096, None), (262144, None)])
+def test_a_window_that_no_text_is_longer_than_is_none(read, window, kept):
+    """As Phi-3.5's files have it: of 262,144 tokens, or as many as a text may have."""
+    config = read(architectures=["Phi3ForCausalLM"], sliding_window=window)
+    assert (config.max_positions, config.windows) == (4096, (kept,) * 3)
+
+
+def test_command_r_says_its_length_beside_the_size_of_a_mask(read):
+    cohere = {"architectures": ["CohereForCausalLM"], "max_position_embeddings": 8192}
+    assert read(**cohere).max_positions == 8192
+    assert read(**cohere, model_max_length=131072).max_positions == 131072
+
+
 def test_large_gemmas_leave_out_what_their_class_knows(read):
     """As the files of the 4B model do."""
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}
