@@ -223,6 +223,22 @@ SHARED = (
         "F",
     ),
     Option(
+        "presence_penalty",
+        ("--presence-penalty",),
+        ANSWER_PANEL,
+        "Above 0, tokens that the answer has become less likely; -2 to 2.",
+        values.number(-2, 2),
+        "F",
+    ),
+    Option(
+        "frequency_penalty",
+        ("--frequency-penalty",),
+        ANSWER_PANEL,
+        "The same for each time that the answer has them; -2 to 2.",
+        values.number(-2, 2),
+        "F",
+    ),
+    Option(
         "stop",
         ("--stop",),
         ANSWER_PANEL,
@@ -280,6 +296,8 @@ class Settings:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     stop: list[str] | None = None
     seed: int | None = None
     think: bool | str | None = None

@@ -29,6 +29,8 @@ _GENERATION = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "seed",
 )
 

@@ -48,6 +48,9 @@ class GenerationConfig:
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0  # 1: off
+    # Taken off the logits of the answer's tokens so far, once and for each time; 0: off.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop_strings: tuple[str, ...] = ()  # the answer ends before the first of them
     seed: int | None = None  # None: a new one each time
     eos_token_ids: tuple[int, ...] = ()
@@ -262,6 +265,8 @@ _CHECKS = {
     "top_p": _number(0, 1),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.01, 100),  # beyond, penalised logits leave float32
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
     "stop_strings": _texts,
     "seed": _whole(0, 2**64 - 1, optional=True),
     "eos_token_ids": _ids,

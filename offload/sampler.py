@@ -1,10 +1,11 @@
 """From logits to one token id.
 
 The filters and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p,
-min-p. What is left is sampled with one random number per token by inverting the cumulative
-distribution over ids, on the CPU: the same seed gives the same tokens on every machine that
-computes the same logits. Greedy choice goes to the lowest id among equals. A constraint, if there
-is one, comes before all filters but the penalty.
+min-p. Presence and frequency penalties, which Hugging Face lacks, are OpenAI's, and follow the
+repetition penalty. What is left is sampled with one random number per token by inverting the
+cumulative distribution over ids, on the CPU: the same seed gives the same tokens on every machine
+that computes the same logits. Greedy choice goes to the lowest id among equals. A constraint, if
+there is one, comes before all filters but the penalties.
 
 Knows no model and no text, and keeps no token: the history is given with every call.
 """
@@ -31,10 +32,17 @@ class Sampler:
 
     `seed` is the one in use, also where the config leaves it open, so that a run can be repeated.
     constraint: what tokens may come; it goes along with what is chosen. None: all may.
+    answer_start: how many tokens of a history are the prompt's.
     """
 
-    def __init__(self, config: GenerationConfig, constraint: Constraint | None = None):
+    def __init__(
+        self,
+        config: GenerationConfig,
+        constraint: Constraint | None = None,
+        answer_start: int = 0,
+    ):
         self.config, self.constraint = config, constraint
+        self._answer_start = answer_start
         self.seed = random.SystemRandom().getrandbits(63) if config.seed is None else config.seed
         self._random = random.Random(self.seed)
 
@@ -54,7 +62,7 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
-        a repetition penalty is set). ModelError when the logits are not numbers; InputError where
+        a penalty is set). ModelError when the logits are not numbers; InputError where
         a constraint cannot be followed."""
         token = self._chosen(logits, history_ids)
         if self.constraint is not None:
@@ -70,7 +78,7 @@ class Sampler:
                 "dtype overflows"
             )
         if self.config.greedy:
-            penalised = penalise(logits, history_ids, self.config.repetition_penalty)
+            penalised = self._penalised(logits, history_ids)
             if self.constraint is not None:
                 allowed = self.constraint.allowed()
                 return int(allowed[_first_best(penalised[allowed])])
@@ -95,12 +103,21 @@ class Sampler:
             scores = torch.full_like(logits, -torch.inf).scatter(0, ids, scores)
         return scores.softmax(-1)
 
+    def _penalised(self, logits, history_ids) -> torch.Tensor:
+        """(vocab,) -> (vocab,), the same tensor where nothing is penalised."""
+        config = self.config
+        scores = penalise(logits, history_ids, config.repetition_penalty)
+        presence, frequency = config.presence_penalty, config.frequency_penalty
+        if presence == frequency == 0.0:
+            return scores
+        return take_off(scores, history_ids[self._answer_start :], presence, frequency)
+
     def _kept(self, logits, history_ids) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The ids that pass all filters, in order, and their scores; None for all ids. Each filter
         looks only at what the one before it left: vocabularies are long.
         """
         config, ids = self.config, None
-        scores = penalise(logits, history_ids, config.repetition_penalty)
+        scores = self._penalised(logits, history_ids)
         if self.constraint is not None:
             ids = self.constraint.allowed()
             scores = scores[ids]
@@ -134,6 +151,23 @@ def penalise(
     seen = logits[ids]
     out = logits.clone()
     out[ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return out
+
+
+def take_off(
+    logits: torch.Tensor,
+    answer_ids: Sequence[int] | torch.Tensor,
+    presence: float,
+    frequency: float,
+) -> torch.Tensor:
+    """The logit of each token of the answer lowered by `presence`, and by `frequency` for each time
+    that it is there (OpenAI, API reference): (vocab,) -> (vocab,)."""
+    if len(answer_ids) == 0:
+        return logits
+    ids = torch.as_tensor(answer_ids, dtype=torch.int64, device="cpu")  # (num_tokens,)
+    ids, counts = ids.unique(return_counts=True)
+    out = logits.clone()
+    out[ids] -= presence + frequency * counts
     return out
 
 

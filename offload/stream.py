@@ -94,7 +94,8 @@ class Stream(Iterator[Piece]):
         """One token: what follows the last one, its text, and whether it is the end."""
         session, config = self._session, self._config
         if self._sampler is None:
-            logits, self._sampler = session.last_logits(), Sampler(config, self._constraint)
+            logits = session.last_logits()
+            self._sampler = Sampler(config, self._constraint, self._prompt_tokens)
             session.take_snapshot()
             self._prefill_s = time.perf_counter() - self._began
         else:

@@ -275,6 +275,7 @@ WAYS = [
     {"temperature": 1.5, "seed": 1},
     {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.02, "seed": 2},
     {"repetition_penalty": 1.3},
+    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
 ]
 
 

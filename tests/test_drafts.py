@@ -39,7 +39,8 @@ CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
 # Windows that keep enough pages for some to lie on disk.
 WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma4")}
-SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
+PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2}
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5, **PENALTIES}
 
 
 @pytest.fixture

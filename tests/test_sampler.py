@@ -100,6 +100,42 @@ def test_greedy_obeys_the_repetition_penalty():
     assert Sampler(GenerationConfig(repetition_penalty=1.2)).choose(logits, [0]) == 1
 
 
+@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0), (0, 0.75), (-2, 0.1), (0.3, -2)])
+@pytest.mark.parametrize("repetition", [1.0, 1.3])
+def test_presence_and_frequency_are_of_the_answer_alone(presence, frequency, repetition):
+    logits, prompt, answer = make_logits(4), [5, 7, 7, 7], [9, 5, 9, 210, 9]
+    config = GenerationConfig(
+        do_sample=True,
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+    )
+    repeated = GenerationConfig(do_sample=True, repetition_penalty=repetition)
+    expected = oracle(repeated, logits, [*prompt, *answer]).double().log()
+    for token, count in ((9, 3), (5, 1), (210, 1)):
+        expected[token] -= presence + count * frequency
+    sampler = Sampler(config, answer_start=len(prompt))
+    found = sampler.probabilities(logits, [*prompt, *answer])
+    # Of float32, through a logarithm and back.
+    torch.testing.assert_close(found.double(), expected.softmax(-1), rtol=1e-5, atol=1e-9)
+    assert torch.equal(
+        sampler.probabilities(logits, prompt), Sampler(repeated).probabilities(logits, prompt)
+    )
+
+
+def test_greedy_obeys_presence_and_frequency():
+    logits = torch.tensor([2.0, 1.7, 1.5])
+    for penalties, answer, expected in (
+        ({"presence_penalty": 0.2}, [0, 0, 0], 0),
+        ({"presence_penalty": 0.4}, [0], 1),
+        ({"frequency_penalty": 0.2}, [0, 0], 1),
+        ({"frequency_penalty": 0.2}, [0, 0, 0, 1, 1], 2),
+        ({"presence_penalty": -1}, [2], 2),
+    ):
+        sampler = Sampler(GenerationConfig(**penalties), answer_start=1)
+        assert sampler.choose(logits, [1, *answer]) == expected
+
+
 def run(seed, num_tokens=40, **settings):
     sampler = Sampler(GenerationConfig().resolve(temperature=1.0, seed=seed, **settings))
     history = [1]

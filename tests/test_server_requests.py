@@ -47,6 +47,10 @@ def chat(**fields):
             {"top_k": 9, "min_p": 0.1, "repetition_penalty": 1.1},
             {"top_k": 9, "min_p": 0.1, "repetition_penalty": 1.1},
         ),
+        (
+            {"presence_penalty": -0.5, "frequency_penalty": 0},
+            {"presence_penalty": -0.5, "frequency_penalty": 0},
+        ),
         ({"reasoning_effort": "high"}, {"think": "high"}),
         ({"reasoning_effort": "minimal"}, {"think": "low"}),
         ({"reasoning_effort": "none"}, {"think": False}),
@@ -62,7 +66,7 @@ def test_what_clients_send_besides_changes_nothing():
     sent = {
         **{"model": "m", "stream": True, "n": 1, "user": "u", "store": False, "metadata": {"a": 1}},
         **{"parallel_tool_calls": True, "tools": [], "tool_choice": "auto", "logit_bias": {}},
-        **{"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "top_logprobs": 0},
+        **{"logprobs": False, "top_logprobs": 0},
         **{"response_format": {"type": "text"}, "modalities": ["text"], "service_tier": "auto"},
         **{"prediction": None, "audio": None, "unheard_of": None, "max_tokens": None},
         "stream_options": {"include_usage": True, "include_obfuscation": False},
@@ -100,7 +104,7 @@ def schema_format(schema, **more):
         ({"tool_choice": "required"}, "tool_choice", "no 'tools' are given"),
         ({"functions": [{}]}, "functions", "tools is what they are called now"),
         ({"logprobs": True}, "logprobs", "may only be false"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "a number from -2 to 2, not 2.5"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
         ({"response_format": {"type": "json_schema"}}, f"{SCHEMA}", "is missing"),
         (

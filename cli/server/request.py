@@ -50,8 +50,8 @@ _SETTINGS = {
     **{
         name: name
         for name in (
-            *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample", "seed"),
-            "think",
+            *("temperature", "top_p", "top_k", "min_p", "do_sample", "seed", "think"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty"),
         )
     },
 }
@@ -65,8 +65,6 @@ _ONLY_TEXT = "Ebbtide answers with text alone"
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "there is one answer to a request"),
     "best_of": ((1,), "there is one answer to a request"),
-    "presence_penalty": ((0,), "repetition_penalty is what Ebbtide has"),
-    "frequency_penalty": ((0,), "repetition_penalty is what Ebbtide has"),
     "logit_bias": (({},), "tokens are chosen by the model alone"),
     "logprobs": ((False,), "probabilities are not told"),
     "top_logprobs": ((0,), "probabilities are not told"),
