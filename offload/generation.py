@@ -27,6 +27,7 @@ from .tools import checked_choice, checked_tools, name_of, shown_tool
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1000
+MOST_TOP_LOGPROBS = 20
 THINK_LEVELS = ("low", "medium", "high")
 MIN_TEMPERATURE = 1e-6  # below it logits / temperature overflows float32; it is greedy by then
 FROM_MODEL = (
@@ -60,6 +61,8 @@ class GenerationConfig:
     tools: tuple[dict[str, Any], ...] = ()  # functions that an answer to a chat may call
     tool_choice: str | dict[str, Any] = "auto"  # none, required, or the one that must be called
     parallel_tool_calls: bool = True  # whether an answer may call several
+    # Tell each token's log-probability, and those of so many of the likeliest; None: of none.
+    logprobs: int | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -275,4 +278,5 @@ _CHECKS = {
     "tools": checked_tools,
     "tool_choice": checked_choice,
     "parallel_tool_calls": _switch,
+    "logprobs": _whole(0, MOST_TOP_LOGPROBS, optional=True),
 }

@@ -5,6 +5,7 @@ values, no torch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +34,28 @@ class ToolCall:
     arguments: str
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability. bytes: what it adds to a text, which
+    may be a part of a character. top: the likeliest tokens in its place, as many as were asked for.
+    """
+
+    token_id: int
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def token(self) -> str:
+        """The bytes as text, with U+FFFD for parts of characters."""
+        return self.bytes.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class Piece:
     """A bit of an answer: whole characters only. finish_reason is None until the last piece.
     thought: a bit of what a reasoning model thinks before it answers a chat. tool_calls: those that
-    are whole with this piece.
+    are whole with this piece. logprobs: one for each of token_ids, where they were asked for.
     """
 
     text: str
@@ -45,6 +63,7 @@ class Piece:
     finish_reason: str | None = None
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,8 @@ class Output:
     finish_reason: stop (EOS or a stop string), tool_calls (the same, where there are some), length
     (max_new_tokens or the context's end) or cancelled. tool_calls: in the order in which they were
     made; not in `text`. thought: what a reasoning model thought before it answered a chat; neither.
+    logprobs: one for each of token_ids, those of thoughts, calls and ends included, where they were
+    asked for; see logprobs.py for which distribution they are of.
     """
 
     text: str
@@ -68,6 +89,7 @@ class Output:
     plan: dict = field(default_factory=dict)
     thought: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: Sequence[TokenLogprob] | None = None
 
 
 def peak_rss_bytes() -> int:

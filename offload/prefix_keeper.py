@@ -32,6 +32,7 @@ from .prefix_file import BadPrefixFile, file_bytes, read_prefix_file
 from .prefix_layout import PrefixLayout
 from .prefix_names import END_SUFFIX, ROWS_SUFFIX, SPAN_SUFFIX, WINDOW_SUFFIX, Link, PrefixNames
 from .prefix_store import PrefixStore, PrefixStoreFull
+from .prompt import num_common
 from .sequence import Sequence
 from .spill_dir import PREFIX_SUFFIXES
 from .states import States
@@ -364,7 +365,7 @@ class PrefixKeeper:
                 kept = file.take(room).view(torch.int32).tolist()
                 mark = bytes(file.take(room).tolist())
                 new = wanted[sequence.length :]
-                new = new[: _num_common(kept, new)]
+                new = new[: num_common(kept, new)]
                 if mark != bytes(self._mode_mark(new).tolist()):  # what was decoded is another's
                     new = new[: _num_not_decoded(new)]
                 is_whole = len(new) == self._cells or kept[len(new)] == _NO_TOKEN
@@ -417,13 +418,3 @@ class PrefixKeeper:
 
 def _num_not_decoded(tokens: array) -> int:
     return next((i for i, token in enumerate(tokens) if token < 0), len(tokens))
-
-
-def _num_common(first, second) -> int:
-    """How many items two sequences begin with alike."""
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

@@ -1,8 +1,9 @@
-"""What is asked: text, token ids or messages, and whether a context has room for it."""
+"""What is asked: text, token ids or messages, whether a context has room for it, and how much of it
+is known already."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .errors import ContextOverflow
 
@@ -24,6 +25,16 @@ def check_room(num_tokens: int, context: int, model_context: int) -> None:
         needed_tokens=num_tokens,
         available_tokens=context,
     )
+
+
+def num_common(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many token ids two texts begin with alike."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
 
 
 def is_messages(prompt) -> bool:

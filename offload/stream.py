@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .generation import GenerationConfig
+from .logprobs import Logprobs
 from .output import Output, Piece, ToolCall
 from .sampler import Sampler
 from .tools import Calls, parameters_of
@@ -61,6 +62,10 @@ class Stream(Iterator[Piece]):
         self._sampler: Sampler | None = None  # None until the first step
         self._constraint = constraint
         self.tool_calls: list[ToolCall] = []
+        self._logprobs: Logprobs | None = None
+        if config.logprobs is not None:
+            num_top = min(config.logprobs, self._llm.config.vocab_size)
+            self._logprobs = Logprobs(num_top, self._llm.tokenizer.bytes_of)
         most_calls = None if config.parallel_tool_calls else 1
         self._reader = self._llm.tokenizer.answer_reader(
             session._sequence.tokens if chat else None,
@@ -104,6 +109,8 @@ class Stream(Iterator[Piece]):
             logits = session.decode(self.token_ids[-1], self._sampler, most)
         token = self._sampler.choose(logits, session._sequence.tokens)
         self.token_ids.append(token)
+        if self._logprobs is not None:
+            self._logprobs.add(logits, token)
         if len(self.token_ids) == 1:
             self._ttft_s = time.perf_counter() - self._began
         is_eos = token in config.eos_token_ids
@@ -121,7 +128,8 @@ class Stream(Iterator[Piece]):
                 self._finish = "stop"
         calls = self._take_calls()
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
-        return Piece(text, [token], self._finish, thought, tuple(calls))
+        told = () if self._logprobs is None else self._logprobs[-1:]
+        return Piece(text, [token], self._finish, thought, tuple(calls), told)
 
     def _take_calls(self) -> list[ToolCall]:
         calls = self._reader.take_calls()
@@ -215,4 +223,5 @@ class Stream(Iterator[Piece]):
             plan=self._session._runtime.plan.to_dict(),
             thought=self.thought,
             tool_calls=list(self.tool_calls),
+            logprobs=None if self._logprobs is None else self._logprobs[:],
         )

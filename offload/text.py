@@ -26,6 +26,7 @@ from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer, TextStream
 from .errors import InputError, UnsupportedModel
 from .harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
+from .prompt import num_common
 from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
 from .thinking import Thoughts, is_open, marks_of
@@ -250,7 +251,7 @@ class Tokenizer:
             num_kept, num_chars = self._agreement(session, text, at_control_token=True)
         else:
             ids = self._ids_of_rendered(rendered, guard)
-        return ids, _num_common(ids, session)
+        return ids, num_common(ids, session)
 
     def num_answered(
         self, ids: list[int], messages: Sequence[Mapping[str, Any]], **options: Any
@@ -424,7 +425,11 @@ class Tokenizer:
         UnsupportedModel for a tokenizer that puts blanks between all tokens."""
         if self._detokenizer.separator:
             raise UnsupportedModel(f"the tokenizer of {self.name} puts blanks between all tokens")
-        return [self._detokenizer.piece(i, keep=False) for i in range(num_ids)]
+        return [*map(self.bytes_of, range(num_ids))]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to a text, blanks between all tokens aside."""
+        return self._detokenizer.piece(token_id, keep=False)
 
     @property
     def drops_first_blank(self) -> bool:
@@ -491,10 +496,3 @@ class Tokenizer:
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder for ids that come one by one; the pieces joined equal `decode`."""
         return TextStream(self._detokenizer, self.special_ids if skip_special else frozenset())
-
-
-def _num_common(ids: list[int], other: list[int]) -> int:
-    for at, (a, b) in enumerate(zip(ids, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(ids), len(other))

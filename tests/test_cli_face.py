@@ -13,6 +13,7 @@ PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
     *(
         "Session",
+        "TokenLogprob",
         "ToolCall",
         "__version__",
         "default_spill_dir",

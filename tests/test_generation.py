@@ -49,6 +49,7 @@ def test_fields_are_pinned():
         "tools",
         "tool_choice",
         "parallel_tool_calls",
+        "logprobs",
         "warnings",
     ]
 
@@ -143,6 +144,8 @@ def test_unknown_name_without_neighbour():
         ("repetition_penalty", -1.1, "not -1.1"),
         ("presence_penalty", 2.01, "a number from -2 to 2, not 2.01"),
         ("frequency_penalty", -3, "not -3"),
+        ("logprobs", 21, "a whole number from 0 to 20, not 21"),
+        ("logprobs", True, "not True"),
         ("repetition_penalty", 1e-300, "not 1e-300"),
         ("seed", -1, "a whole number from 0"),
         ("seed", 2**64, "a whole number from 0"),
