@@ -29,6 +29,8 @@ class Logprobs(Sequence[TokenLogprob]):
     bytes_of: what a token adds to a text.
     """
 
+    __slots__ = ("_bytes_of", "_ids", "_num_top", "_rows", "_values", "_width")
+
     def __init__(self, num_top: int, bytes_of: Callable[[int], bytes]):
         self._num_top, self._bytes_of = num_top, bytes_of
         self._width = 1 + num_top  # of a row: the token, and the likeliest from the first on

@@ -115,6 +115,35 @@ def test_settings_of_an_answer_reach_the_model(server):
     assert one == same != other
 
 
+def test_log_probabilities_are_the_models_own(server):
+    asked = {"temperature": 1.2, "seed": 5, "max_tokens": 8, "presence_penalty": 1.5}
+    said = {"logprobs": True, "top_logprobs": 2, **asked}
+    (choice,) = server.chat("Say something.", **said)["choices"]
+    tokens = choice["logprobs"]["content"]
+    written = b"".join(bytes(token["bytes"]) for token in tokens)
+    assert written.decode() == choice["message"]["content"] != ""
+    streamed = [c["choices"][0].get("logprobs") for c in server.stream("Say something.", **said)]
+    # The prompt was decoded before, perhaps, and is read now: to the last bits of float32.
+    again = [token for told in streamed if told for token in told["content"]]
+    assert [t["token"] for t in again] == [t["token"] for t in tokens]
+    status, found = server.ask(
+        "/v1/completions", {"prompt": "Once upon a time", "logprobs": 3, **asked}
+    )
+    (plain,) = found["choices"]
+    assert status == 200 and "".join(plain["logprobs"]["tokens"]) == plain["text"]
+    assert found["usage"]["completion_tokens"] == 8
+    with LLM.open(None) as llm:
+        prompt = llm.encode("Once upon a time")
+        alone = llm.generate(
+            prompt, temperature=1.2, seed=5, max_new_tokens=8, presence_penalty=1.5
+        )
+        scores = llm.score([*prompt, *alone.token_ids], prefill_tokens=len(prompt), last=8)
+    assert plain["text"] == alone.text
+    # Rounded otherwise where a kept prompt is not read again.
+    assert plain["logprobs"]["token_logprobs"] == pytest.approx(scores.tolist(), abs=1e-3)
+    assert all(len(top) in (3, 4) for top in plain["logprobs"]["top_logprobs"])
+
+
 def test_a_response_format_is_kept_to(server):
     schema = {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 4}
     asked = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": schema}}

@@ -51,6 +51,9 @@ def chat(**fields):
             {"presence_penalty": -0.5, "frequency_penalty": 0},
             {"presence_penalty": -0.5, "frequency_penalty": 0},
         ),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
         ({"reasoning_effort": "high"}, {"think": "high"}),
         ({"reasoning_effort": "minimal"}, {"think": "low"}),
         ({"reasoning_effort": "none"}, {"think": False}),
@@ -59,6 +62,14 @@ def chat(**fields):
 )
 def test_settings_by_their_common_names(fields, generation):
     assert chat(**fields).generation == generation
+
+
+def test_plain_texts_ask_for_log_probabilities_by_a_number():
+    for asked, wanted in ((0, {"logprobs": 0}), (5, {"logprobs": 5}), (False, {}), (None, {})):
+        assert completion_request({"prompt": "x", "logprobs": asked}).generation == wanted
+    for body in ({"logprobs": True}, {"logprobs": 21}, {"top_logprobs": 1}):
+        with pytest.raises(BadRequest, match="logprobs"):
+            completion_request({"prompt": "x", **body})
 
 
 def test_what_clients_send_besides_changes_nothing():
@@ -103,7 +114,10 @@ def schema_format(schema, **more):
         ({"tools": [CLOCK], "tool_choice": "some"}, "tool_choice", "auto, none, required"),
         ({"tool_choice": "required"}, "tool_choice", "no 'tools' are given"),
         ({"functions": [{}]}, "functions", "tools is what they are called now"),
-        ({"logprobs": True}, "logprobs", "may only be false"),
+        ({"logprobs": 1}, "logprobs", "true or false, not a number"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs 'logprobs': true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "whole number from 0 to 20"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs", "not True"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "a number from -2 to 2, not 2.5"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
         ({"response_format": {"type": "json_schema"}}, f"{SCHEMA}", "is missing"),
@@ -259,7 +273,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
-NAMES = ["model", "messages", "prompt", "stop", "n", "tools", "think", "stream_options", "seed"]
+NAMES = ["model", "messages", "prompt", "stop", "n", "tools", "think", "logprobs", "seed"]
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.booleans())

@@ -7,7 +7,7 @@ model goes through the worker's queue.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,16 +16,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .bodies import Bodies
 from .exchange import EventStream, Exchange
 from .guard import Guard, Refusal, Rules, asked
 from .job import HungUp
-from .request import BadRequest, chat_request, completion_request, read_json
+from .request import BadRequest, Request, chat_request, completion_request, read_json
 from .response import Answer, encoded, error_object, model_object, models_object
-from .text_query import TextQuery, detokenize_query, template_query, tokenize_query
+from .text_query import detokenize_query, template_query, tokenize_query
 from .worker import Worker
 
 Log = Callable[[str], None]
@@ -139,20 +139,24 @@ class Routes:
             self._log(f"{asked(http.scope)}: {told}")
 
         exchange = Exchange(http, job, on_end)
+        answer = Answer(request, self._names[0]) if isinstance(request, Request) else None
         is_streaming = False
         try:
             if request.stream:
                 first = await exchange.first_event()
                 is_streaming = not isinstance(first, BaseException)
                 if is_streaming:
-                    return EventStream(exchange, Answer(request, self._names[0]), first)
+                    return EventStream(exchange, answer, first)
             else:
-                first = await exchange.outcome()
+                first = await exchange.outcome(answer and answer.note)
             if isinstance(first, BaseException):
                 return self._refusal(first)
-            if isinstance(request, TextQuery):
+            if answer is None:
                 return _json(first)
-            return _json(Answer(request, self._names[0]).whole(first))
+            if request.tells_logprobs:
+                parts = _one_by_one(answer.parts(first))
+                return StreamingResponse(parts, media_type="application/json")
+            return _json(answer.whole(first))
         except HungUp:
             return Response(status_code=_CLOSED)
         finally:
@@ -181,6 +185,12 @@ class Routes:
         status, body = error_object(error)
         headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else None
         return _json(body, status, headers)
+
+
+async def _one_by_one(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Made in this thread, as they are sent: a plain iterator would be run in another."""
+    for part in parts:
+        yield part
 
 
 def _json(value: dict[str, Any], status: int = 200, headers: dict | None = None) -> Response:

@@ -64,12 +64,15 @@ class Exchange:
         so long that the client had better hear something."""
         return await self.next_event(KEEP_ALIVE_S)
 
-    async def outcome(self) -> Any:
-        """The last event: an Output, what a TextQuery is told, or an exception."""
+    async def outcome(self, note: Callable[[Piece], None] | None) -> Any:
+        """The last event: an Output, what a TextQuery is told, or an exception. note: is told of
+        the pieces before it."""
         while True:
             found = await self.next_event()
             if isinstance(found, Output | dict | BaseException):
                 return found
+            if note is not None and isinstance(found, Piece):
+                note(found)
 
     def close(self) -> None:
         """The job goes on for nobody."""

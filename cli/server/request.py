@@ -36,6 +36,10 @@ class Request:
         return self.generation.get("tools", [])
 
     @property
+    def tells_logprobs(self) -> bool:
+        return "logprobs" in self.generation
+
+    @property
     def is_chat(self) -> bool:
         return isinstance(self.prompt, list) and isinstance(self.prompt[0], dict)
 
@@ -66,8 +70,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "there is one answer to a request"),
     "best_of": ((1,), "there is one answer to a request"),
     "logit_bias": (({},), "tokens are chosen by the model alone"),
-    "logprobs": ((False,), "probabilities are not told"),
-    "top_logprobs": ((0,), "probabilities are not told"),
     "functions": (([],), "tools is what they are called now"),
     "function_call": (("none", "auto"), "tool_choice is what it is called now"),
     "modalities": ((["text"],), _ONLY_TEXT),
@@ -87,8 +89,11 @@ _SWITCHES = ("enable_thinking", "thinking")  # of chat templates
 _COMMON = ("model", "stream", "stream_options", "return_progress", "response_format")
 _TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 _KNOWN = {
-    "messages": (*_COMMON, "messages", "reasoning_effort", "chat_template_kwargs", *_TOOLS),
-    "prompt": (*_COMMON, "prompt"),
+    "messages": (
+        *(*_COMMON, "messages", "reasoning_effort", "chat_template_kwargs", *_TOOLS),
+        *("logprobs", "top_logprobs"),
+    ),
+    "prompt": (*_COMMON, "prompt", "logprobs"),
 }
 
 
@@ -134,7 +139,7 @@ def _request(body: dict[str, Any], asks: str) -> Request:
     options = _typed(given, "stream_options", dict, {})
     return Request(
         prompt=messages_of(given[asks]) if asks == "messages" else _prompt_of(given[asks]),
-        generation=_generation(given),
+        generation=_generation(given) | _logprobs(given, asks),
         model=_typed(given, "model", str),
         stream=_typed(given, "stream", bool, False),
         include_usage=_typed(options, "include_usage", bool, False),
@@ -184,6 +189,23 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
     if (schema := _schema_of(_typed(given, "response_format", dict, {}))) is not None:
         found["json_schema"] = schema
     return found | tools_of(given)
+
+
+def _logprobs(given: dict[str, Any], asks: str) -> dict[str, Any]:
+    """A chat asks for them by a switch, and for others' by a number; a plain text by a number."""
+    name, num_top = "logprobs", given.get("logprobs", False)
+    if asks == "messages":
+        is_on, name = _typed(given, "logprobs", bool, False), "top_logprobs"
+        num_top = given.get(name, 0)
+        if not is_on and num_top != 0:
+            raise BadRequest("'top_logprobs' needs 'logprobs': true.", param=name)
+        num_top = is_on and num_top
+    if num_top is False:
+        return {}
+    try:
+        return {"logprobs": GenerationConfig(logprobs=num_top).logprobs}
+    except errors.InputError as error:
+        raise BadRequest(f"{error}.".replace("logprobs", name, 1), param=name) from None
 
 
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:

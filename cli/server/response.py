@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from ebbtide import errors
 
 from ..failure import describe
 from .job import Started
+from .logprobs import AnswerLogprobs
 from .request import BadRequest, Request
 
 DONE = b"data: [DONE]\n\n"
@@ -96,6 +98,21 @@ class Answer:
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self._created_s = int(time.time())
         self._num_calls = 0  # that were told
+        self._logprobs = AnswerLogprobs(request.is_chat) if request.tells_logprobs else None
+
+    def note(self, piece: Any) -> None:
+        """A piece of an answer that will be told whole."""
+        if self._logprobs is not None:
+            self._logprobs.note(piece)
+
+    def parts(self, output: Any) -> Iterator[bytes]:
+        """JSON of the whole with its log-probabilities, which are long, in pieces."""
+        assert self._logprobs is not None
+        body, end = encoded(self.whole(output)), b"null}]}"  # in place of them, which come last
+        assert body.endswith(end)
+        yield body.removesuffix(end)
+        yield from self._logprobs.whole(output.logprobs)
+        yield end.removeprefix(b"null")
 
     def whole(self, output: Any) -> dict[str, Any]:
         if self._request.is_chat:
@@ -111,8 +128,8 @@ class Answer:
             said = {"text": output.text}
         return {
             **self._head("chat.completion"),
-            "choices": [self._choice(said, output.finish_reason)],
             "usage": output.usage,
+            "choices": [self._choice(said, output.finish_reason)],
         }
 
     def first(self) -> bytes:
@@ -125,13 +142,13 @@ class Answer:
         """A bit of the answer, of the thought before it or of its calls; nothing where it holds
         none."""
         found = b""
+        told = self._logprobs.of_piece(piece) if self._logprobs is not None else None
         if piece.thought and self._request.is_chat:
             found += self._chunk({"delta": {"reasoning_content": piece.thought}})
         if piece.text:
             is_chat = self._request.is_chat
-            found += self._chunk(
-                {"delta": {"content": piece.text}} if is_chat else {"text": piece.text}
-            )
+            said = {"delta": {"content": piece.text}} if is_chat else {"text": piece.text}
+            found += self._chunk(said, logprobs=told)
         for call in piece.tool_calls:  # each is whole: clients join pieces by their index
             told = {"index": self._num_calls, **_call(call)}
             self._num_calls += 1
@@ -170,10 +187,19 @@ class Answer:
             "model": self._model,
         }
 
-    def _chunk(self, said: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
+    def _chunk(
+        self,
+        said: dict[str, Any],
+        reason: str | None = None,
+        *,
+        logprobs: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> bytes:
         usage = {"usage": None} if self._request.include_usage else {}
         head = self._head("chat.completion.chunk")
-        return event({**head, "choices": [self._choice(said, reason)], **usage, **more})
+        return event({**head, "choices": [self._choice(said, reason, logprobs)], **usage, **more})
 
-    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, said: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return {"index": 0, **said, "finish_reason": reason, "logprobs": logprobs}
