@@ -49,7 +49,7 @@ def script(monkeypatch):
     tokens = []
 
     class Scripted:
-        def __init__(self, config, constraint=None):
+        def __init__(self, config, constraint=None, *_):
             self.constraint = constraint
 
         def choose(self, logits, seen):

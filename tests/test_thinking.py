@@ -132,7 +132,7 @@ def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch)
     tokens = iter(())
 
     class Scripted:
-        def __init__(self, config, constraint=None):
+        def __init__(self, config, constraint=None, *_):
             self.constraint = constraint
 
         def choose(self, logits, seen):
