@@ -40,13 +40,17 @@ class Steps:
         show: bool = False,
         through: Callable[[str], str] | None = None,
         title: str = "",
+        json_schema: str | None = None,
     ) -> dict[str, Any]:
         """The fields of the Output for a prompt, as `--json` prints them.
 
         most_tokens: of the answer; what -n said is in it already, and may be too much for a part.
+        json_schema: what the answer is kept to.
         Raises ModelError where nothing is answered: no summary is made of that, and none kept.
         """
         options = self.run.generation() | {"max_new_tokens": most_tokens}
+        if json_schema is not None:
+            options["json_schema"] = json_schema
         name = "answer-" + job_key([text, options])
         found = self.job.load(name)
         if found is not None and found["text"].strip():
@@ -111,8 +115,8 @@ class MapReduce:
         if kept is not None and kept["context"] <= self._context:
             self._most_answer = kept["most_answer"]
             return [ebbtide.Part(*part) for part in kept["parts"]]
-        longest = self._task.part(9999, 9999, "p. 99999 - p. 99999" + self._document.name)
-        around = self._count_around(longest)
+        label = "p. 99999 - p. 99999" + self._document.name
+        around = max(self._count_around(self._task.part(n, n, label)) for n in (1, 9999))
         to_merge = 0 if self._task.builtin else self._count_around(self._task.merge(is_last=True))
         quarter = (self._context - to_merge) // _CONTEXT_PER_ANSWER
         room = self._context - min(self._most_answer, quarter) - around
@@ -152,7 +156,8 @@ class MapReduce:
             asked = f"{text}\n\n{task.part(number, len(parts), part.label)}"
             before = steps.num_reused
             title = f"part {number} of {len(parts)} ({part.label})"
-            found = steps.answer(asked, self._most_answer, title=title)
+            schema = task.json_schema if len(parts) == 1 else None
+            found = steps.answer(asked, self._most_answer, title=title, json_schema=schema)
             summaries.append((part.label, found["text"].strip()))
             rows.append(
                 {
@@ -207,7 +212,12 @@ class MapReduce:
             summaries = merged
         asked = f"{_listed(summaries)}\n\n{self._task.merge(is_last=True)}"
         fields = steps.answer(
-            asked, self._most_answer, show=show, through=through, title="combining"
+            asked,
+            self._most_answer,
+            show=show,
+            through=through,
+            title="combining",
+            json_schema=self._task.json_schema,
         )
         return fields, num_merges + 1
 

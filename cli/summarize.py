@@ -18,6 +18,7 @@ from .output_file import OutputFile
 from .recorder import Recorder
 from .report_file import ReportOption, report_file, write_run_report
 from .run import Run
+from .schema_option import JsonSchemaOption, checked_json_schema
 from .shared_options import with_shared_options
 from .summary import Summary, cites
 from .summary_task import LENGTHS
@@ -30,6 +31,8 @@ ebbtide summarize thesis.pdf -m Qwen/Qwen2.5-1.5B-Instruct -o summary.md
 ebbtide summarize thesis.pdf --pages 10-40 --length short --dry-run
 
 ebbtide summarize book.epub --overflow map-reduce --prompt "List every person and what they want."
+
+ebbtide summarize thesis.pdf --json-schema claims.json | jq .claims
 
 ebbtide summarize report.docx --extract-only | less
 
@@ -93,6 +96,7 @@ def summarize(
             "their quoted words checked. Default: auto.",
         ),
     ] = "auto",
+    json_schema: JsonSchemaOption = None,
     pages: PagesOption = None,
     dry_run: Annotated[
         bool,
@@ -118,6 +122,9 @@ def summarize(
             raise typer.BadParameter(str(error), param_hint="--prompt") from None
     if dry_run and extract_only:
         raise typer.BadParameter("--dry-run and --extract-only exclude each other")
+    schema = checked_json_schema(json_schema).get("json_schema")
+    if schema is not None and not extract_only:
+        cite = _cite_nothing(format, cite)
     files = files or ["-"]
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
@@ -136,7 +143,8 @@ def summarize(
             check=run.signals.check,
         )
         with run.open_llm() as llm:
-            summary = Summary(run, llm, documents, length, prompt, format, cite, keeps=not dry_run)
+            asked = (length, prompt, format, cite)
+            summary = Summary(run, llm, documents, *asked, json_schema=schema, keeps=not dry_run)
             if dry_run:
                 summary.print_plan()
                 return
@@ -168,6 +176,23 @@ def _extract(
         run.terminal.answer(text + "\n")
     if run.terminal.as_json:
         run.terminal.result(as_object)
+
+
+def _cite_nothing(format: str, cite: str) -> str:
+    """What --cite says where there is a schema: citations and plain text change what was written,
+    which would be no value of it any more."""
+    if cite == "on":
+        raise typer.BadParameter(
+            "on writes into the answer, which --json-schema keeps as it is; leave one of them out",
+            param_hint="--cite",
+        )
+    if format == "txt":
+        raise typer.BadParameter(
+            "txt changes the answer, which --json-schema keeps as it is: it is md (the value "
+            "alone) or json (with sources and usage)",
+            param_hint="--format",
+        )
+    return "off"
 
 
 def _choice(option: str, text: str, *allowed: str) -> str:

@@ -41,6 +41,7 @@ class Summary:
         format: str,
         cite: str,
         *,
+        json_schema: str | None = None,
         keeps: bool = True,
     ):
         import ebbtide
@@ -52,12 +53,21 @@ class Summary:
         self.marked = self.cites and not llm.builtin
         example = next((p.label for p in document.places if p.kind != "file"), "")
         self.task = SummaryTask(
-            length, prompt, llm.builtin, len(documents) > 1, example if self.marked else ""
+            length,
+            prompt,
+            llm.builtin,
+            len(documents) > 1,
+            example if self.marked else "",
+            json_schema,
         )
         self.text = f"{document.piece(marked=self.marked)}\n\n{self.task.whole()}"
         self.most_answer = run.settings.max_new_tokens or self.task.most_tokens
         self.num_tokens = llm.count_tokens([{"role": "user", "content": self.text}])
-        self.largest = run.settings.context or min(llm.plan.model_context, llm.plan.largest_context)
+        memory = llm.plan
+        if json_schema is not None:  # which takes some
+            llm.expect_schemas()
+            memory = llm.plan_at(memory.context)
+        self.largest = run.settings.context or min(memory.model_context, memory.largest_context)
         fits = self.num_tokens + self.most_answer <= self.largest
         self.job = Job(self._key(), run.terminal, keeps=keeps)
         self.steps = Steps(run, llm, self.job)
@@ -67,6 +77,11 @@ class Summary:
                 llm.plan.raise_if_unfit()
             self.map_reduce = MapReduce(self.steps, self.task, document, self.marked, self.largest)
             self.parts = self.map_reduce.plan()
+            if json_schema is not None and llm.builtin and len(self.parts) > 1:
+                raise errors.InputError(
+                    "the built-in model cannot combine the summaries of parts, so there would be "
+                    "none of the whole to keep to --json-schema; name another model with -m"
+                )
 
     def _key(self) -> str:
         settings = {k: v for k, v in vars(self.run.settings).items() if k not in _UNDECIDING}
@@ -79,7 +94,8 @@ class Summary:
         import ebbtide
 
         options = self.run.open_options() | {"context": self._longest_context()}
-        plan = ebbtide.LLM.plan_for(self.run.settings.model, **options)
+        schemas = self.task.json_schema is not None
+        plan = ebbtide.LLM.plan_for(self.run.settings.model, schemas=schemas, **options)
         found = self._plan(plan)
         if self.run.terminal.as_json:
             self.run.terminal.result(found.to_dict())
@@ -161,7 +177,13 @@ class Summary:
     def _answer(self, is_shown: bool, through: Any) -> tuple[dict[str, Any], Any]:
         if self.map_reduce is not None:
             return self.map_reduce.run(self.parts, is_shown, through)
-        found = self.steps.answer(self.text, self.most_answer, show=is_shown, through=through)
+        found = self.steps.answer(
+            self.text,
+            self.most_answer,
+            show=is_shown,
+            through=through,
+            json_schema=self.task.json_schema,
+        )
         return found, None
 
     def _fields(

@@ -33,7 +33,7 @@ from .output import Output, Progress
 from .plan import Plan
 from .prefix_keeper import PrefixKeeper
 from .prefix_store import open_prefix_store
-from .prompt import Prompt, check_room, is_messages
+from .prompt import Prompt, check_room, checked_ids, is_messages
 from .runtime import Runtime
 from .session import Session
 from .session_file import SessionFile
@@ -175,14 +175,16 @@ class LLM:
     from_pretrained = open
 
     @classmethod
-    def plan_for(cls, model: str | Path | None = None, **options) -> Plan:
+    def plan_for(cls, model: str | Path | None = None, *, schemas: bool = False, **options) -> Plan:
         """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits`
-        may be False.
+        may be False. schemas: whether answers are kept to some; see `expect_schemas`.
         """
         from .bandwidth import measure_disk, measure_memory
 
         llm = cls(Options(model=model, **options))
         try:
+            if schemas:
+                llm.expect_schemas()
             memory = measure_memory().all_threads_bytes_per_s
             bandwidth = llm.admission.bandwidth
             bandwidth |= {"host": memory, "device": memory}
@@ -343,21 +345,9 @@ class LLM:
         belongs. think, tools: what a chat template is told."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, None if begins else False)
-        if not isinstance(prompt, list | tuple):
-            raise InputError(
-                "a prompt is a str, a list of token ids or a list of messages, not "
-                f"{type(prompt).__name__}"
-            )
         if is_messages(prompt):
             return self.tokenizer.chat_ids(prompt, think=think, tools=tools)
-        for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise InputError(f"token ids are whole numbers, not {token!r}")
-            if not 0 <= token < self.config.vocab_size:
-                raise InputError(
-                    f"token id {token} is outside this model's 0 to {self.config.vocab_size - 1}"
-                )
-        return list(prompt)
+        return checked_ids(prompt, self.config.vocab_size)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """How many tokens a prompt has."""

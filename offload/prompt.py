@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .errors import ContextOverflow
+from .errors import ContextOverflow, InputError
 
 Prompt = str | Sequence[int] | Sequence[dict]
 
@@ -25,6 +25,21 @@ def check_room(num_tokens: int, context: int, model_context: int) -> None:
         needed_tokens=num_tokens,
         available_tokens=context,
     )
+
+
+def checked_ids(prompt, vocab_size: int) -> list[int]:
+    """A prompt that is neither text nor messages. Raises InputError unless it is token ids."""
+    if not isinstance(prompt, list | tuple):
+        raise InputError(
+            "a prompt is a str, a list of token ids or a list of messages, not "
+            f"{type(prompt).__name__}"
+        )
+    for token in prompt:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise InputError(f"token ids are whole numbers, not {token!r}")
+        if not 0 <= token < vocab_size:
+            raise InputError(f"token id {token} is outside this model's 0 to {vocab_size - 1}")
+    return list(prompt)
 
 
 def num_common(first: Iterable[int], second: Iterable[int]) -> int:

@@ -64,6 +64,21 @@ def run(home, *args):
     return json.loads(process.stdout)
 
 
+def test_a_summary_keeps_to_a_schema_whose_memory_is_in_the_plan(home):
+    pytest.importorskip("llguidance")
+    schema = '{"type": "array", "items": {"enum": [0, 1, 2]}, "maxItems": 4}'
+    (home / "small.txt").write_text(FACT)
+    summarize = ("summarize", "small.txt", "-t", "1")
+    found = run(home, *summarize, "--json-schema", schema)
+    numbers = json.loads(found["text"])
+    assert isinstance(numbers, list) and set(numbers) <= {0, 1, 2}
+    kept, free = (
+        run(home, *summarize, "--dry-run", *more)["plan"]["host"]["runtime"]
+        for more in (("--json-schema", schema), ())
+    )
+    assert kept > free + (30 << 20)  # 36 MiB, less what one process has more than another
+
+
 def test_questions_together_get_the_answers_they_get_alone(home):
     ask = ("ask", "book.pdf", "-t", "1", "-n", "16")
     together = run(home, *ask, "-Q", QUESTION, "-Q", "Summarize the document.")
