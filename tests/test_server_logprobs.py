@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import codecs
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_harmony import FINAL, THINKS, ids_of
 
 from ebbtide import Piece, TokenLogprob, ToolCall
-from ebbtide.cli.server.logprobs import TextTokens
+from ebbtide.cli.server.logprobs import AnswerLogprobs, TextTokens
 from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.response import Answer
 from ebbtide.offload.answer_reader import MarkedReader
+from ebbtide.offload.logprobs import Logprobs
 from ebbtide.offload.stop_strings import StopStrings
 from ebbtide.offload.thinking import Thoughts
 
@@ -118,6 +122,21 @@ def test_what_answers_in_channels_do_not_say_is_left_out():
     assert told(said) == [3, 7]
 
 
+@pytest.mark.parametrize("stop", [(), ("Two.",)])
+def test_a_real_answer_in_channels(scripted_llm, scripted_tokenizer, script, stop):
+    """What control tokens, a header and a thought hold is left out, whatever pieces are made of."""
+    said = ids_of(scripted_tokenizer, f"{THINKS}{FINAL}One. Two. Three.<|return|>")
+    script[:] = said
+    messages = [{"role": "user", "content": "Hello"}]
+    pieces = [*scripted_llm.stream(messages, logprobs=1, stop_strings=stop)]
+    assert [t.token_id for piece in pieces for t in piece.logprobs] == said[: len(pieces)]
+    found = TextTokens()
+    text = b"".join(token.told[0].bytes for p in pieces for token in found.add(p)).decode()
+    whole = "One. " if stop else "One. Two. Three."
+    assert "".join(piece.text for piece in pieces) == whole
+    assert text.startswith(whole) and len(text) < len(whole) + 8  # a token is told whole
+
+
 def answered(request, tokens: list[bytes], **options) -> tuple[dict, list[dict]]:
     """The object of a whole answer, and the log-probabilities in the events of a stream."""
     pieces = pieces_of(tokens, **options)
@@ -171,3 +190,20 @@ def test_an_answer_that_says_nothing_has_none():
     whole, chunks = answered(request, [b"stop"], stops=["stop"])
     assert whole == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     assert chunks == []
+
+
+def test_a_long_answer_takes_no_memory_for_its_json():
+    kept = Logprobs(20, lambda token: b" word%d" % token)
+    for index in range(1000):
+        kept.add(torch.arange(40.0), index % 40)
+    told = AnswerLogprobs(is_chat=True)
+    for index in range(1000):
+        token = kept[index : index + 1]
+        told.note(Piece(token[0].token, [0], logprobs=token))
+    tracemalloc.start()
+    try:
+        num_bytes = sum(map(len, told.whole(kept)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_bytes > 2_000_000 > 5 * peak_bytes  # the encoder leaves cycles to collect
