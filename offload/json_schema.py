@@ -7,7 +7,7 @@ tokens and no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .control_text import check_text
@@ -15,6 +15,11 @@ from .errors import InputError
 
 MAX_SCHEMA_CHARS = 64 * 1024  # those of real programs have up to some 20,000
 _MAX_DEPTH = 64  # of lists and objects within one another
+_MOST_MET = 6  # patterns and formats that one text may have to match
+_PATTERNS = ("pattern", "format")
+_INNER = (  # what else may hold them
+    *("properties", "patternProperties", "additionalProperties", "items", "prefixItems"),
+)
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -28,7 +33,7 @@ def checked_schema(name: str, value: Any) -> str:
             f"{name} must be a JSON schema, an object such as {ANY_OBJECT}, not "
             f"{type(value).__name__}"
         )
-    _check_depth(name, value, 0)
+    _check_patterns(name, list(_objects(name, value, 0)))
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -61,9 +66,30 @@ def _read(name: str, text: str) -> Any:
         raise InputError(f"{name} is not JSON: {error}") from None
 
 
-def _check_depth(name: str, value: Any, depth: int) -> None:
+def _objects(name: str, value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    """All in a schema. InputError where it is too deep."""
     if depth > _MAX_DEPTH:
         raise InputError(f"{name} is nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, Mapping):
+        yield value
     items = value.values() if isinstance(value, Mapping) else value
     for item in items if isinstance(value, Mapping | list | tuple) else ():
-        _check_depth(name, item, depth + 1)
+        yield from _objects(name, item, depth + 1)
+
+
+def _check_patterns(name: str, objects: Sequence[Mapping[str, Any]]) -> None:
+    """What a text must match all of takes time and memory that triple with each pattern."""
+    given = [each for each in objects for key in _PATTERNS if isinstance(each.get(key), str)]
+    if len(given) > _MOST_MET and any(_num_joined(each) > 1 for each in objects):
+        raise InputError(
+            f"{name} has {len(given)} patterns and formats; {_MOST_MET} are allowed in a schema "
+            "with parts that must hold together (allOf, or $ref, anyOf or oneOf beside others)"
+        )
+
+
+def _num_joined(schema: Mapping[str, Any]) -> int:
+    """How many parts of a schema must hold together."""
+    parts = schema.get("allOf")
+    num_joined = len(parts) if isinstance(parts, list) else 0
+    num_joined += sum(key in schema for key in ("$ref", "anyOf", "oneOf"))
+    return num_joined + any(key in schema for key in (*_PATTERNS, *_INNER))

@@ -162,6 +162,44 @@ def too_many_alternatives() -> dict:
     return {"$defs": {"whole": whole}, "anyOf": each}
 
 
+def patterns(num: int) -> list[dict]:
+    """Which of the last letters were an a: to match several at once takes three times the memory
+    for each more."""
+    return [{"type": "string", "pattern": f".*a.{{{i + 10}}}b"} for i in range(num)]
+
+
+def one_in_another(schemas: list[dict]) -> dict:
+    first, *others = schemas
+    return {**first, "anyOf": [one_in_another(others)]} if others else first
+
+
+def in_properties(schemas: list[dict]) -> list[dict]:
+    return [{"type": "object", "properties": {"a": schema}} for schema in schemas]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": patterns(15)},
+        {"allOf": in_properties(patterns(15))},
+        one_in_another(patterns(15)),
+        {"$defs": dict(zip("abcdefg", patterns(7), strict=True)), "$ref": "#", "format": "date"},
+    ],
+)
+def test_a_text_must_match_few_patterns_at_once(schema):
+    with pytest.raises(errors.InputError, match=r"patterns and formats; 6 are allowed"):
+        GenerationConfig(json_schema=schema)
+
+
+def test_many_patterns_that_never_meet_are_taken(made):
+    """As programs write them that leave values out by null, and refer to a part by one allOf."""
+    times = {"type": "string", "format": "date-time"}
+    fields = {f"t{i}": {"anyOf": [times, {"type": "null"}], "title": "T"} for i in range(20)}
+    fields["first"] = {"allOf": [{"$ref": "#/$defs/time"}], "default": None}
+    schema = {"type": "object", "properties": fields, "$defs": {"time": times}}
+    Constrainer(made, made.num_ids).begin(grammar_of(schema, made), made.end_ids)
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
@@ -385,6 +423,7 @@ def test_the_memory_is_part_of_the_plan_from_the_first_schema_on():
 
 HOSTILE = """
 import random, sys
+from itertools import islice, permutations
 import psutil
 from ebbtide import GenerationConfig, errors
 from ebbtide.offload.answer_rules import answer_grammar
@@ -395,6 +434,9 @@ tokenizer = Tokenizer.load(sys.argv[1])
 names = {f"k{i}": {"type": "string"} for i in range(150)}
 whole = {"type": "object", "properties": names}
 each = [{"allOf": [{"$ref": "#/$defs/whole"}, {"required": [name]}]} for name in names]
+met = {f"p{i}": {"type": "string", "pattern": ".*a.{%d}b" % (i + 10)} for i in range(6)}
+refs = [{"$ref": f"#/$defs/p{i}"} for i in range(6)]
+orders = [{"allOf": order} for order in islice(permutations(refs), 400)]
 schemas = [
     {"$defs": {"whole": whole}, "anyOf": each},
     {"type": "string", "pattern": ".*a.{200}b.{200}$"},
@@ -402,6 +444,9 @@ schemas = [
     {"enum": [f"{i}-{i * i}" for i in range(3500)]},
     {"type": "object", "properties": {f"key{i}": {"type": "string"} for i in range(1500)}},
     {"type": "string", "minLength": 10**6, "maxLength": 10**7},
+    {"allOf": [{"type": "string", "pattern": ".*a.{%d}b" % (i + 10)} for i in range(6)]},
+    {"$defs": met, "anyOf": orders},
+    {"type": "integer", "multipleOf": 100003},
 ]
 rss = psutil.Process().memory_info
 before = most = rss().rss
