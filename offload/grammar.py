@@ -118,7 +118,7 @@ def _pattern(text: str) -> str:
 
 def literal(text: str) -> str:
     """An expression for a text, all of it text."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def behind_thoughts(
