@@ -11,7 +11,7 @@ from typing import Any
 
 from .grammar import EMPTY, RuleWriter, literal
 from .json_schema import text_choices
-from .tools import Calls, read_json
+from .tools import Calls, check_argument_names, read_json
 
 _QUOTE = '<|"|>'
 _CALL = re.compile(r"<\|tool_call>call:([^{\s]+)(\{.*)<tool_call\|>", re.DOTALL)
@@ -87,6 +87,7 @@ def write_gemma(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
     """Names in the order of the alphabet, as the template writes them. What values are is the
     schema's where it is a plain type or a choice of texts, and any value elsewhere."""
     properties = schema["properties"]
+    check_argument_names(name, properties, ":,{}[]")
     # From the last one back: what may follow where none was written before it, and where one was.
     first = more = ""
     for key in sorted(properties, reverse=True):

@@ -19,7 +19,7 @@ from typing import Any
 
 from .grammar import RuleWriter, literal
 from .json_schema import text_choices
-from .tools import Calls, read_json
+from .tools import Calls, check_argument_names, read_json
 
 _TAGGED = re.compile(r"<tool_call>\s*<function=([^>\n]+)>(.*)</function>\s*</tool_call>", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
@@ -124,6 +124,7 @@ def _arguments(
 ) -> str:
     """An expression for all arguments, in the schema's order. What stands around a value: `opening`
     of its name, and before_closing and closing."""
+    check_argument_names(name, schema["properties"], "<>\n")
     parts = []
     after, line_end = rules.text(f"{before_closing}{closing}\n"), rules.text("\n")
     for key, own in schema["properties"].items():

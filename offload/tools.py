@@ -102,6 +102,17 @@ def parameters_of(tools: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any
     return {name_of(tool): tool["function"]["parameters"] for tool in tools}
 
 
+def check_argument_names(function: str, names: Iterable[str], signs: str) -> None:
+    """InputError for names that a format of calls cannot tell from what stands around them: blanks
+    at their ends, or one of its signs."""
+    for name in names:
+        if not name or name != name.strip() or any(sign in name for sign in signs):
+            raise InputError(
+                f"the arguments of {function}: as the model writes calls, a name may be neither "
+                f"empty nor have blanks at its ends or one of {signs!r}; {name!r} is no such name"
+            )
+
+
 def checked_choice(name: str, value: Any) -> str | dict[str, Any]:
     """One of CHOICES, or the one function that must be called."""
     if isinstance(value, str) and value in CHOICES:

@@ -147,6 +147,20 @@ def test_texts_without_quotes_end_where_they_are_read_to_end(tokenizer):
     assert tokenizer.encode("\n")[0] in constraint.allowed()
 
 
+@pytest.mark.parametrize("key", ["a>b", "a:b", " a", ""])
+def test_names_that_no_call_could_be_read_with_are_refused(tokenizer, key):
+    """Where calls are kept to schemas: what is written is read back."""
+    unread = {"tagged": "a>b", "keyed": "a>b", "gemma": "a:b"}.get(format_of(tokenizer).name)
+    tools = with_properties(**{key: {"type": "integer"}})
+    if unread is None or (unread != key and key.strip() == key != ""):
+        constraint_of(tokenizer, tools=tools)
+    else:
+        with pytest.raises(
+            errors.InputError, match=r"the arguments of weather: .* is no such name"
+        ):
+            constraint_of(tokenizer, tools=tools)
+
+
 @pytest.mark.parametrize("only", ["Varn", "\x7f", "\u2028<[7]>"])
 def test_the_only_text_that_may_be_is_written(tokenizer, only):
     if format_of(tokenizer).name not in ("tagged", "keyed", "gemma"):
