@@ -195,6 +195,7 @@ def test_tools_are_settings_of_an_answer():
     choice = {"type": "function", "function": {"name": "clock"}}
     given = {"tools": [CLOCK], "tool_choice": choice, "parallel_tool_calls": False}
     assert chat(**given).generation == given
+    assert chat(**given).tools == [CLOCK] and chat(tools=[CLOCK], tool_choice="none").tools == []
     GenerationConfig().resolve(**given)
     assert chat(tools=[], tool_choice="none", parallel_tool_calls=False).generation == {}
 

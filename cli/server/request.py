@@ -33,7 +33,9 @@ class Request:
 
     @property
     def tools(self) -> list[Any]:
-        return self.generation.get("tools", [])
+        """What the model is told of."""
+        is_told = self.generation.get("tool_choice") != "none"
+        return self.generation.get("tools", []) if is_told else []
 
     @property
     def tells_logprobs(self) -> bool:
