@@ -29,35 +29,39 @@ class PageSpans:
         self._readers = Counter(kinds[layer] for layer in config.kv_pages)
         # Plans are tried many times.
         self.total, self.near_bytes = cache(self._total), cache(self._near_bytes)
-        self.of_windows = cache(self._of_windows)
+        self.of_windows, self._of_layers = cache(self._of_windows), cache(self._count)
 
-    def _most(self, sweep: int) -> list[int | None]:
-        return self._windows.most_spans(self._context, sweep, self._sequences)
+    def _count(self, sweep: int) -> list[int]:
+        """Of each layer at the end, with what forks copy."""
+        longest = self._geometry.num_spans(self._context)
+        most = self._windows.most_spans(self._context, sweep, self._sequences)
+        return [
+            longest * self._at_once[layer] + self._spare_of(layer) if spans is None else spans
+            for layer, spans in enumerate(most)
+        ]
 
     def _total(self, sweep: int) -> int:
-        """Of all layers at the end, what forks copy aside."""
-        whole = self._geometry.num_spans(self._context)
-        kept = zip(self._at_once, self._most(sweep), strict=True)
-        return sum(whole * at_once if most is None else most for at_once, most in kept)
+        """Of all layers at the end, but for `spare`."""
+        return sum(self._of_layers(sweep)) - self.spare
 
     def _of_windows(self, sweep: int) -> int:
         """See Windows.spans_of_one."""
         return self._windows.spans_of_one(self._context, sweep)
 
     def _near_bytes(self, sweep: int) -> int:
-        """Of all layers' near planes."""
-        sealed, total = self._geometry.sealed_tokens(self._context), 0
-        for layout, most in zip(self._layouts, self._most(sweep), strict=True):
-            tokens = sealed if most is None else most * self._geometry.span_tokens_of(layout)
-            total += int(min(sealed, tokens) * layout.near_bytes_per_token)
-        return total
+        """Of all layers' near planes, which `spare` spans have too."""
+        spans = zip(self._of_layers(sweep), self._layouts, strict=True)
+        records = self._geometry.records_per_span
+        return sum(count * records * layout.near_record_bytes for count, layout in spans)
 
     @cached_property
     def spare(self) -> int:
         """What forks copy of the layers that keep all pages."""
-        if not self._geometry.num_spans(self._context):
-            return 0
-        return sum(self._geometry.spare_spans(layer, self._sequences) for layer in self.keeping)
+        return sum(map(self._spare_of, self.keeping))
+
+    def _spare_of(self, layer: int) -> int:
+        is_any = self._geometry.num_spans(self._context) > 0
+        return self._geometry.spare_spans(layer, self._sequences) * is_any
 
     def attended_share(self, sweep: int) -> float:
         """Of all spans, how many the last token attends to where none are selected: those that

@@ -291,7 +291,9 @@ def test_windows_are_attended_whole_and_memory_keeps_them_before_hot_pages():
         fewest = plan.num_spans * geometry.records_per_span // 10
         assert plan.fits and plan.far_spans["disk"] and plan.sweep_cells == 1
         assert (plan.far_spans["host"] == of_windows) == keeps_windows
-        assert (plan.hot_records > fewest) == keeps_windows
+        # What makes no span is for hot pages in any case.
+        more = plan.hot_records - fewest
+        assert (more >= geometry.records_per_span) == keeps_windows
 
 
 def test_a_token_reads_of_a_layer_with_a_window_its_last_spans():
@@ -463,10 +465,10 @@ def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec, mo
             assert used - slack <= sealed * plan.far_bytes_per_token <= used
             assert plan.kv_far_bytes == used
             near = store.stats.near_bytes_written
-            assert near == sealed * plan.resident_bytes_per_token == plan.host["near planes"]
+            assert near == sealed * plan.resident_bytes_per_token
             whole_spans = llm.geometry.num_spans(num_tokens) * llm.geometry.span_tokens
             arenas = store.reserved_bytes()[Tier.HOST] - store.usage()[Tier.HOST].capacity_bytes
-            assert arenas == whole_spans * plan.resident_bytes_per_token
+            assert arenas == whole_spans * plan.resident_bytes_per_token == plan.host["near planes"]
             peaks = sum(usage.peak_bytes for usage in store.usage().values())
             assert peaks <= plan.host["far planes"] + plan.disk["far planes"]
 
