@@ -64,8 +64,8 @@ class PrefixLayout:
         """Of each layer with a window: its number, and how many of its records before the end of
         cell boundary - 1 are not kept, since nobody sees them from there."""
         first_cell = self._windows.first_span(boundary) * self.span_cells
-        for layer in self.windowed:
-            yield layer, min(first_cell, boundary - 1) * self._cell_records[layer]
+        for layer in self.windowed:  # whole spans: what is seen begins before the end
+            yield layer, first_cell * self._cell_records[layer]
         for layer in self.unkept:
             yield layer, (boundary - 1) * self._cell_records[layer]
 

@@ -115,20 +115,19 @@ class Sequences:
 
     def pass_over(self, sequence: Sequence, layer: int, num_records: int) -> None:
         """Count a layer's first records as if they were there, where it has fewer: no query of the
-        sequence will see them. In the span where what is seen begins they are zeros."""
+        sequence will see them. They are whole spans, where the layer keeps pages; in one of which a
+        snapshot sees the beginning, the rest is zeros."""
         self.let_go(sequence, layer)
         store, table = self._store, sequence.table
-        per_span = table.records_per_span
-        keeps_pages = self.windows.keeps_pages(layer)
-        last = num_records // per_span * per_span if keeps_pages else num_records
-        while (have := table.num_records(layer)) < num_records:
-            if have < last and not table.ends_in_extent(layer):
-                store.skip(table, layer, last - have)
-                continue
-            count = min(num_records, (have // per_span + 1) * per_span) - have
+        have = table.num_records(layer)
+        if have < num_records and table.ends_in_extent(layer):
+            count = -have % table.records_per_span
             near = torch.zeros(count, store.near_record_bytes[layer], dtype=torch.uint8)
             records = torch.zeros(count, store.record_bytes, dtype=torch.uint8)
             store.write(table, layer, have, near, records)
+            have += count
+        if have < num_records:
+            store.skip(table, layer, num_records - have)
 
     def close(self, sequence: Sequence) -> None:
         self._store.close_table(sequence.table)
