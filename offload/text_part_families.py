@@ -3,6 +3,7 @@ made elsewhere: only that part is loaded. As families.py; some stand beside thei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from .cohere_families import COHERE, cohere2
@@ -14,6 +15,8 @@ from .hybrid_families import QWEN3_5, qwen3_5
 from .mixture_families import glm4_moe
 from .routed_families import STACKED, qwen3_experts, qwen3_moe
 
+_MakeFields = Callable[[Fields, int], dict]
+
 
 def qwen3_vl_moe(get: Fields, head_dim: int) -> dict:
     """Files hold experts by columns, and their weights always sum to one."""
@@ -23,16 +26,23 @@ def qwen3_vl_moe(get: Fields, head_dim: int) -> dict:
     return {**fields, "experts": experts, "stacked": stacked}
 
 
-def internvl(get: Fields, head_dim: int) -> dict:
-    """Text parts are of several makes."""
-    known = {"qwen2": qwen2, "qwen3": qwen3, "qwen3_moe": qwen3_moe}
-    kind = get.raw.get("model_type", "qwen2")
-    if kind not in known:
-        raise UnsupportedModel(
-            f"{get.path}: a text part of the model_type {kind!r} is not supported. Supported: "
-            f"{', '.join(known)}."
-        )
-    return {"stacked": STACKED, **known[kind](get, head_dim)}
+def _by_kind(**known: _MakeFields) -> _MakeFields:
+    """Of text parts that may be of several makes: that which model_type names, or the first."""
+
+    def fields(get: Fields, head_dim: int) -> dict:
+        kind = get.raw.get("model_type", next(iter(known)))
+        if not isinstance(kind, str) or kind not in known:
+            raise UnsupportedModel(
+                f"{get.path}: a text part of the model_type {kind!r} is not supported by this "
+                f"family. Supported: {', '.join(known)}."
+            )
+        return known[kind](get, head_dim)
+
+    return fields
+
+
+def _stacked_qwen3_moe(get: Fields, head_dim: int) -> dict:
+    return {**qwen3_moe(get, head_dim), "stacked": STACKED}
 
 
 def _part(title: str, of: str, fields, defaults: dict) -> Family:
@@ -84,16 +94,23 @@ TEXT_PART_FAMILIES: dict[str, Family] = {
     "InternVLForConditionalGeneration": _part(
         "InternVL 3, 3.5 (hf)",
         "Qwen2, Qwen3 or Qwen3 MoE",
-        internvl,
+        _by_kind(qwen2=qwen2, qwen3=qwen3, qwen3_moe=_stacked_qwen3_moe),
         {"max_position_embeddings": 32768},
     ),
-    "SmolVLMForConditionalGeneration": _part("SmolVLM 2", "SmolLM2", llama, {"rms_norm_eps": 1e-5}),
-    "AyaVisionForConditionalGeneration": _part("Aya Vision", "Aya Expanse", cohere2, COHERE),
+    "Idefics3ForConditionalGeneration": _part(
+        "SmolVLM, Idefics 3", "SmolLM2 and Llama 3", _by_kind(llama=llama), {"rms_norm_eps": 1e-5}
+    ),
+    "SmolVLMForConditionalGeneration": _part(
+        "SmolVLM 2", "SmolLM2", _by_kind(llama=llama), {"rms_norm_eps": 1e-5}
+    ),
+    "AyaVisionForConditionalGeneration": _part(
+        "Aya Vision", "Command R7B", _by_kind(cohere2=cohere2), COHERE
+    ),
     "Cohere2VisionForConditionalGeneration": _part(
-        "Command A Vision", "Command A", cohere2, COHERE
+        "Command A Vision", "Command A", _by_kind(cohere2=cohere2), COHERE
     ),
     "MiniCPMV4_6ForConditionalGeneration": _part("MiniCPM-V 4.6", "Qwen3.5", qwen3_5, QWEN3_5),
     "MiniCPMV4_7ForConditionalGeneration": _part("MiniCPM-V 4.7", "Qwen3.5", qwen3_5, QWEN3_5),
-    "Lfm2VlForConditionalGeneration": _part("LFM2-VL", "LFM2", lfm2, LFM2),
-    "Lfm3VlForConditionalGeneration": _part("LFM3-VL 2B", "LFM3", lfm3, LFM3),
+    "Lfm2VlForConditionalGeneration": _part("LFM2-VL", "LFM2", _by_kind(lfm2=lfm2), LFM2),
+    "Lfm3VlForConditionalGeneration": _part("LFM3-VL 2B", "LFM3", _by_kind(lfm3=lfm3), LFM3),
 }

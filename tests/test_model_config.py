@@ -152,6 +152,13 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
             },
             "of the type 'chunked_attention'",
         ),
+        (
+            {
+                "architectures": ["AyaVisionForConditionalGeneration"],
+                "text_config": {**LLAMA, "model_type": "cohere"},
+            },
+            "text part of the model_type 'cohere' .*Supported: cohere2",
+        ),
         # Its output head would have a bias.
         ({"architectures": ["Ernie4_5_MoeForCausalLM"], "use_bias": True}, "use_bias"),
     ],

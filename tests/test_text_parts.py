@@ -94,6 +94,7 @@ PARTS = {
         {**_LFM_EYE, "image_size": [28, 28], "patch_size": [14, 14]},
     ),
     "SmolVLM": ({"model_type": "llama", "rope_parameters": rope()}, _LFM_EYE),
+    "Idefics3": ({"model_type": "llama", "rope_parameters": rope()}, _LFM_EYE),
     "AyaVision": (_COHERE2, _LFM_EYE),
     "Cohere2Vision": (_COHERE2, _LFM_EYE),
     "MiniCPMV4_6": (_QWEN3_5, _LFM_EYE),
