@@ -131,7 +131,9 @@ GRANITE_FAMILIES: dict[str, Family] = {
         _SWA,
     ),
     "GraniteMoeSWAForCausalLM": Family(
-        "Granite MoE with windows 3B-A600M", "the same with routed experts", granite_moe_swa
+        "Granite MoE with windows 3B-A600M",
+        "Granite with windows, with routed experts",
+        granite_moe_swa,
     ),
     "HyperCLOVAXForCausalLM": Family(
         "HyperCLOVA X SEED Think 14B",

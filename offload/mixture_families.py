@@ -251,7 +251,7 @@ def solar_open(get: Fields, head_dim: int) -> dict:
 
 
 def hy_v3(get: Fields, head_dim: int) -> dict:
-    """Groups of experts and weights as they are: neither is known to it."""
+    """Whatever the file says, experts have no groups, and their weights sum to one."""
     get = Fields({**get.raw, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}, get.path)
     experts = replace(
         deepseek_experts(get, count="num_experts", shared="num_shared_experts"),

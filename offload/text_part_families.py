@@ -92,7 +92,7 @@ TEXT_PART_FAMILIES: dict[str, Family] = {
         "EXAONE 4.5", "EXAONE 4.0", exaone4, {"rms_norm_eps": 1e-5}
     ),
     "InternVLForConditionalGeneration": _part(
-        "InternVL 3, 3.5 (hf)",
+        "InternVL 3, 3.5 in the hf layout",
         "Qwen2, Qwen3 or Qwen3 MoE",
         _by_kind(qwen2=qwen2, qwen3=qwen3, qwen3_moe=_stacked_qwen3_moe),
         {"max_position_embeddings": 32768},

@@ -27,10 +27,7 @@ def page() -> str:
         made[f"{variant.architecture}ForCausalLM"].append(f"`{name}`: {variant.shows}")
     lines = [_HEAD]
     for architecture, family in FAMILIES.items():
-        # A text part is the same tensors under longer names; test_parity.py moves them.
-        checked = (
-            "; ".join(made[architecture]) or "the same tensors, renamed as its files name them"
-        )
+        checked = "; ".join(made[architecture]) or "the text model, under the names of its files"
         lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
     lines.append(_gguf())
     lines += [_AFTER, *(f"| {' | '.join(row)} |" for row in _PACKED), _PACKED_AFTER]
@@ -64,6 +61,8 @@ Made from the families in `offload/*families.py` and from `tests/model_matrix.py
 random checkpoints of an architecture, and what would show in them. Each is compared with
 transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,
 both layouts of config.json, texts longer than the windows, sessions resumed, forked and truncated.
+Text parts are compared with the whole model, given text alone (`tests/test_text_parts.py`),
+or are a text model of this table under longer names.
 
 | models | architecture in config.json | what sets it apart | checked |
 |---|---|---|---|"""
