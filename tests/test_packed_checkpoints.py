@@ -121,6 +121,13 @@ def test_numbers_are_what_codes_say(folders, tmp_path, name, monkeypatch):
         ("fp8", "falcon-h1"),
         ("gptq", "starcoder2"),
         ("awq", "cohere2"),
+        ("gptq", "phi"),
+        ("awq", "laguna-moe-elements"),
+        ("fp8", "hy-v3-moe"),
+        ("modelopt", "nemotron-h-moe-latent"),
+        ("gptq, symmetric", "lfm3-plain"),
+        ("compressed-tensors", "phimoe"),
+        ("gptq, 8 bits", "stablelm-parallel"),
     ],
 )
 def test_families_are_read_alike(folders, tmp_path, name, model, monkeypatch):
