@@ -16,7 +16,7 @@ import torch
 
 from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, UnsupportedModel
 from .head_rows import split_heads
 from .layer_config import HeadRows, Stacked
 from .packed_modules import packed_modules
@@ -112,8 +112,10 @@ def _unstacked(
     each one's own; nothing of another. Of one by columns that fits by rows alone, by rows."""
     parts = {}
     for kind in stacked:
-        if name.endswith(kind.end + _SCALES) and not kind.by_columns:
-            return _unstacked_scales(name, found[name], kind)
+        if name.endswith(kind.end + _SCALES):
+            weight = found.get(name.removesuffix(_SCALES))
+            by_rows = weight is not None and not _is_by_columns(name, weight, kind, shapes)
+            return _unstacked_scales(name, found[name], kind) if by_rows else {}
         whole, is_packed = name, kind.by_columns and name.endswith(kind.end + "_blocks")
         if is_packed:
             whole = name.removesuffix("_blocks")
@@ -124,9 +126,13 @@ def _unstacked(
             continue
         count, names, own = ref.shape[0], kind.names, ref.shape[1:]
         start = whole[: -len(kind.end)]
-        turned = kind.by_columns and not is_packed
-        if turned and len(own) == 2 and own[0] != own[1]:  # transformers turns those of some
-            turned = shapes.get(start + names[0].format(0)) != (own[0] // len(names), own[1])
+        turned = not is_packed and _is_by_columns(whole, ref, kind, shapes)
+        if turned and ref.packing.dtype == torch.float8_e4m3fn:
+            raise UnsupportedModel(
+                f"{ref.path}: {name} holds experts in float8 by columns, which Ebbtide does not "
+                "read. Use files that hold each expert in tensors of its own, or the unquantised "
+                "model."
+            )
         own = own[::-1] if turned else own
         if not 0 < count <= MOST_EXPERTS or not math.prod(own) or own[0] % len(names):
             continue
@@ -140,6 +146,18 @@ def _unstacked(
             else:
                 parts[of_expert] = share(ref, index, size, each)
     return parts
+
+
+def _is_by_columns(
+    name: str, ref: TensorRef, kind: Stacked, shapes: dict[str, tuple[int, ...]]
+) -> bool:
+    """Whether the experts' rows are inputs in a tensor of all, or in that of its scales' name.
+    transformers turns those of some, which the shape tells."""
+    own, names = ref.shape[1:], kind.names
+    if not kind.by_columns or len(own) != 2 or own[0] == own[1]:
+        return kind.by_columns
+    start = name.removesuffix(_SCALES).removesuffix(kind.end)
+    return shapes.get(start + names[0].format(0)) != (own[0] // len(names), own[1])
 
 
 _SCALES = "_scale_inv"  # what the names of FP8's end with

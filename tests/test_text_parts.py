@@ -15,6 +15,7 @@ from small_llm import TINY, hold_few_experts, open_small
 from variants import EXPERTS, WINDOW, rope, types
 
 from ebbtide.offload.architectures import FAMILIES
+from ebbtide.offload.errors import UnsupportedModel
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(4)).tolist()
 _AXES = {"mrope_section": [2, 3, 3]}
@@ -195,6 +196,31 @@ def test_experts_of_files_may_lie_by_columns(whole, tmp_path):
             hold_few_experts(llm)
             assert torch.equal(llm.logits(IDS), by_rows)
             assert llm.admission.weights.reads_experts
+
+
+def test_experts_of_float8_in_one_tensor_are_read_by_rows_alone(whole, tmp_path):
+    """As transformers would write them. By columns they are refused by name."""
+    folder, _ = whole("Qwen3VLMoe")
+    tensors = load_file(folder / "model.safetensors")
+    experts = {name for name in tensors if ".experts." in name}
+    codes = {name: tensors[name].to(torch.float8_e4m3fn) for name in experts}
+    scales = {f"{name}_scale_inv": torch.full((8, 1, 1), 0.5) for name in experts}
+    meant = {name: 0.5 * code.float() for name, code in codes.items()}
+    turned = {name: code.transpose(1, 2).contiguous() for name, code in codes.items()}
+    for name, changed in (("rows", codes | scales), ("plain", meant), ("columns", turned | scales)):
+        other = tmp_path / name
+        shutil.copytree(folder, other)
+        save_file({**tensors, **changed}, other / "model.safetensors")
+        if name != "plain":
+            config = json.loads((folder / "config.json").read_text())
+            config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+            (other / "config.json").write_text(json.dumps(config))
+    with open_small(tmp_path / "plain", tmp_path, "full", **TINY) as llm:
+        expected = llm.logits(IDS)
+    with open_small(tmp_path / "rows", tmp_path, "full", **TINY) as llm:
+        assert _close(llm.logits(IDS), expected)
+    with pytest.raises(UnsupportedModel, match=r"float8 by columns.*each expert in tensors"):
+        open_small(tmp_path / "columns", tmp_path, "full", **TINY)
 
 
 def test_every_text_part_is_compared():
