@@ -303,7 +303,11 @@ def _text_part(raw: dict, path: Path) -> dict:
         raise BadCheckpoint(f"{path} has no text_config.")
     outer = ("dtype", "torch_dtype", "tie_word_embeddings")
     outer = (*outer, "quantization_config", "compression_config")
-    return {**{k: raw[k] for k in outer if raw.get(k) is not None}, **_said(text)}
+    beside = {name: raw[name] for name in outer if raw.get(name) is not None}
+    # Either may say no by a default of its class; the files know (FolderFiles.config).
+    if raw.get("tie_word_embeddings") is True and text.get("tie_word_embeddings") is False:
+        text = {**text, "tie_word_embeddings": True}
+    return {**beside, **_said(text)}
 
 
 def _said(raw: dict) -> dict:

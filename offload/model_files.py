@@ -9,14 +9,16 @@ Opening reads headers and small files; no weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from .architectures import FAMILIES
 from .checkpoint import Checkpoint
 from .fingerprint import model_fingerprint
 from .generation import GenerationConfig
 from .model_config import ModelConfig, read_model_config
-from .safetensors_files import open_folder
+from .safetensors_files import has_tensor, open_folder
 from .session_file import tokenizer_fingerprint
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
@@ -56,7 +58,13 @@ class FolderFiles:
         self.path = folder
 
     def config(self) -> ModelConfig:
-        return read_model_config(self.path)
+        """Of a text part's head the files are believed: config.json says it in two places, and in
+        either by defaults."""
+        config = read_model_config(self.path)
+        is_part = FAMILIES[config.architecture].text_config
+        if is_part and config.tied_embeddings and has_tensor(self.path, "lm_head.weight"):
+            return replace(config, tied_embeddings=False)
+        return config
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
         how = config.renamed, config.stacked, config.quantisation, config.head_rows

@@ -79,6 +79,11 @@ def open_folder(
     return Checkpoint(found, shapes, folder)
 
 
+def has_tensor(folder: Path, name: str) -> bool:
+    """Whether a model folder holds a tensor of that name, as the language model alone has it."""
+    return any(name in map(_text_name, _read_header(path)) for path in _shards(folder))
+
+
 # How files that hold a language model among other parts begin its tensors' names.
 _TEXT_PREFIXES = {
     "language_model.model.": "model.",

@@ -81,7 +81,7 @@ TEXT_PART_FAMILIES: dict[str, Family] = {
         qwen3_vl_moe,
         {"max_position_embeddings": 128000, "rope_theta": 5e5, "num_key_value_heads": 16}
         | {"num_experts_per_tok": 4, "moe_intermediate_size": 1408}
-        | {"intermediate_size": 5632, "tie_word_embeddings": True},
+        | {"intermediate_size": 5632},
     ),
     # Of heads all pairs turn where files say nothing else, and of the mixture's a half.
     "Glm4vForConditionalGeneration": _part(

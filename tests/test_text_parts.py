@@ -223,6 +223,21 @@ def test_experts_of_float8_in_one_tensor_are_read_by_rows_alone(whole, tmp_path)
         open_small(tmp_path / "columns", tmp_path, "full", **TINY)
 
 
+@pytest.mark.parametrize("name", ["InternVL", "Qwen2_5_VL"])
+@pytest.mark.parametrize(("outer", "inner"), [(True, False), (False, True), (True, True)])
+def test_the_head_is_tied_where_the_files_have_none(whole, tmp_path, name, outer, inner):
+    """One of these has a head of its own, and files of either may say anything."""
+    folder, expected = whole(name)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = outer, inner
+    (other / "config.json").write_text(json.dumps(config))
+    with open_small(other, tmp_path, "full", **TINY) as llm:
+        assert llm.config.tied_embeddings == (name == "Qwen2_5_VL")
+        assert _close(llm.logits(IDS, prefill_tokens=100), expected)
+
+
 def test_every_text_part_is_compared():
     """Here, or as its own text model in test_parity.py."""
     there = {"Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe", "Mistral3"}
