@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("few_pages")
 CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
 # Windows that keep enough pages for some to lie on disk.
-WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma4")}
+WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma4", "laguna-moe")}
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5, **PENALTIES}
 

@@ -95,18 +95,19 @@ def test_xielu_of_odd_parameters_is_what_float32_makes_of_them():
     assert xielu(x.clone(), 1e30, float("nan"), 0.5, -1e-6).isnan().tolist() == [[False, True]]
 
 
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("has_bias", "offset"), [(False, 0.0), (True, 0.0), (True, 1.0)])
 @pytest.mark.parametrize("size", [8, 100, 4096])
-def test_layer_norms(size, has_bias, threads):
+def test_layer_norms(size, has_bias, offset, threads):
     x, weight = normal(70, size) * 3 + 5, normal(size, seed=2)
     bias = normal(size, seed=3) if has_bias else None
     y = x.double() - x.double().mean(-1, keepdim=True)
-    want = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    want = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (weight.double() + offset)
     want += 0 if bias is None else bias.double()
-    got = layer_norm(x, weight, bias, 1e-5)
+    got = layer_norm(x, weight, bias, offset, 1e-5)
     # The mean is five thirds of the deviation: the difference has its rounding, 2**-24 of 14.
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
-    alone = torch.cat([layer_norm(x[i : i + 1].clone(), weight, bias, 1e-5) for i in range(70)])
+    rows = (x[i : i + 1].clone() for i in range(70))
+    alone = torch.cat([layer_norm(row, weight, bias, offset, 1e-5) for row in rows])
     assert torch.equal(alone, got)
 
 

@@ -90,9 +90,9 @@ def test_the_plan_counts_what_the_first_layers_have_besides(device):
     assert finer.padding_share > usual.padding_share
     tier = "host" if device is None else "device"
     in_finer, in_usual = getattr(finer, tier), getattr(usual, tier)
-    sealed = geometry.sealed_tokens(context)
-    assert in_finer["near planes"] == in_usual["near planes"] + sealed * more
-    assert finer.decode_bytes[tier] == usual.decode_bytes[tier] + sealed * more
+    planned = geometry.num_spans(context) * geometry.span_tokens  # near planes are in whole spans
+    assert in_finer["near planes"] == in_usual["near planes"] + planned * more
+    assert finer.decode_bytes[tier] == usual.decode_bytes[tier] + planned * more
 
 
 @pytest.mark.parametrize("sequences", [1, 4])
