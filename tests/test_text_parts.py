@@ -13,6 +13,7 @@ from random_checkpoints import SMALL, fill, write_tokenizer
 from safetensors.torch import load_file, save_file
 from small_llm import TINY, hold_few_experts, open_small
 from variants import EXPERTS, WINDOW, rope, types
+from variants_hybrid import DELTA
 
 from ebbtide.offload.architectures import FAMILIES
 from ebbtide.offload.errors import UnsupportedModel
@@ -31,15 +32,7 @@ _COHERE2 = {
     "logit_scale": 1.0,  # which the whole models of transformers leave out
     "tie_word_embeddings": True,
 }
-_QWEN3_5 = {
-    "model_type": "qwen3_5_text",
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 24,
-    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
-    "rope_parameters": rope(1e6, partial_rotary_factor=0.5),
-}
+_QWEN3_5 = {"model_type": "qwen3_5_text", **DELTA}
 # Text and picture parts of each; what the hub says of the first besides.
 PARTS = {
     "Qwen2VL": (

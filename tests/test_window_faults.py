@@ -36,6 +36,12 @@ def reads_on(session, expected) -> None:
     session._runtime.store.check_integrity(deep=True)
 
 
+def read_alone(folder, tmp_path) -> torch.Tensor:
+    """What `reads_on` expects, by an LLM that keeps nothing for the next time."""
+    with opened(folder, tmp_path, cap=None) as llm:
+        return last_logits(llm, TEXT[: BEGUN + 3] + MORE)[0]
+
+
 def with_snapshot(llm):
     """A session that has read BEGUN tokens, from where it may go on; the rest of TEXT waits."""
     session = llm.open_session(2048, sequences=4)
@@ -50,8 +56,7 @@ def with_snapshot(llm):
 def test_what_is_restored_is_no_part_of_a_snapshot(checkpoint, tmp_path, name):
     """A span of which a snapshot sees the first cell has others behind it, which nobody sees."""
     folder = checkpoint(name, sliding_window=100)
-    with opened(folder, tmp_path, cap=None) as llm:
-        expected, _ = last_logits(llm, TEXT[: BEGUN + 3] + MORE)
+    expected = read_alone(folder, tmp_path)
     with opened(folder, tmp_path) as llm:
         last_logits(llm, TEXT)
         with with_snapshot(llm) as session:
@@ -64,8 +69,7 @@ def test_what_is_restored_is_no_part_of_a_snapshot(checkpoint, tmp_path, name):
 def test_restoring_that_fails_takes_snapshots_with_it(checkpoint, tmp_path, name):
     """Their pages are gone; what is restored then has others."""
     folder = checkpoint(name, sliding_window=100)
-    with opened(folder, tmp_path, cap=None) as llm:
-        expected, _ = last_logits(llm, TEXT[: BEGUN + 3] + MORE)
+    expected = read_alone(folder, tmp_path)
     with opened(folder, tmp_path) as llm:
         last_logits(llm, TEXT)
         with with_snapshot(llm) as session:

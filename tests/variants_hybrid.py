@@ -10,7 +10,7 @@ def _nemotron_types(pattern: str) -> list[str]:
     return [kinds[letter] for letter in pattern]
 
 
-_DELTA = {
+DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
@@ -65,7 +65,7 @@ HYBRID_VARIANTS: dict[str, Variant] = {
     "qwen3-next": Variant(
         "Qwen3Next",
         "projections head by head, a shared expert",
-        {**EXPERTS, **_DELTA, "shared_expert_intermediate_size": 48},
+        {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 48},
         {**HUB_EXPERTS, "full_attention_interval": 3},
         recurrent=True,
     ),
@@ -74,7 +74,7 @@ HYBRID_VARIANTS: dict[str, Variant] = {
         "a dense layer among those with experts; biases",
         {
             **EXPERTS,
-            **_DELTA,
+            **DELTA,
             "shared_expert_intermediate_size": 48,
             "mlp_only_layers": [1],
             "norm_topk_prob": False,
@@ -86,27 +86,27 @@ HYBRID_VARIANTS: dict[str, Variant] = {
     "qwen3.5": Variant(
         "Qwen3_5",
         "Gated DeltaNet, gated attention",
-        {**_DELTA, "tie_word_embeddings": True},
-        {"layer_types": _DELTA["layer_types"]},
+        {**DELTA, "tie_word_embeddings": True},
+        {"layer_types": DELTA["layer_types"]},
         recurrent=True,
     ),
     "qwen3.5-shared-keys": Variant(
         "Qwen3_5",
         "heads that share keys; a shorter convolution",
-        {**_DELTA, "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2},
+        {**DELTA, "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2},
         {"full_attention_interval": 3},
         recurrent=True,
     ),
     "qwen3.5-attention": Variant(
         "Qwen3_5",
         "gated attention in every layer",
-        {**_DELTA, "layer_types": ["full_attention"] * 3},
+        {**DELTA, "layer_types": ["full_attention"] * 3},
         {"full_attention_interval": 1},
     ),
     "qwen3.5-moe": Variant(
         "Qwen3_5Moe",
         "experts in one tensor, a shared expert",
-        {**EXPERTS, **_DELTA, "shared_expert_intermediate_size": 48},
+        {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 48},
         {**HUB_EXPERTS, "full_attention_interval": 3},
         recurrent=True,
     ),
