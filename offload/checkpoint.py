@@ -8,6 +8,7 @@ safetensors_files.py and gguf_names.py do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from ..kernels.layout import RAW_DTYPES
 from .errors import BadCheckpoint, StorageError
 from .packing import Packing, Plain, aligned
 
+# Of a longer piece Linux reads no more than the disk takes in one go.
+_ANNOUNCED = 256 << 10
 _seeking = threading.Lock()
 
 
@@ -145,12 +148,22 @@ class Checkpoint:
         """
         self.fill(place.path, place.offset, memoryview(out.numpy())[: place.num_bytes])
 
+    def announce(self, names: Sequence[str]) -> None:
+        """Some tensors will be read soon: the system begins to read them where it can be told to,
+        so that the disk is busy while what came before is converted."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            for place in (ref := self.refs[name], *ref.beside):
+                descriptor, stop = self._descriptor(place.path), place.offset + place.num_bytes
+                for start in range(place.offset, stop, _ANNOUNCED):
+                    size = min(_ANNOUNCED, stop - start)
+                    with contextlib.suppress(OSError):  # advice is all it is
+                        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
     def fill(self, path: Path, offset: int, view: memoryview) -> None:
         """Fill the view from a byte of a file on."""
-        with self._opening:
-            if path not in self._files:
-                self._files[path] = _open(path)
-        descriptor, done = self._files[path], 0
+        descriptor, done = self._descriptor(path), 0
         while done < len(view):
             count = read_at(descriptor, view[done:], path, offset + done)
             if count == 0:
@@ -158,6 +171,13 @@ class Checkpoint:
                     f"{path} ends before its tensors do; it was truncated. Download it again."
                 )
             done += count
+
+    def _descriptor(self, path: Path) -> int:
+        """Of a file, opened when it is first asked for."""
+        with self._opening:
+            if path not in self._files:
+                self._files[path] = _open(path)
+            return self._files[path]
 
     def close(self) -> None:
         while self._files:

@@ -111,11 +111,11 @@ class ExpertCache:
         self.hits = self.misses = self.foreseen = self.reads = 0
 
     def bring(
-        self, layer: int, numbers: Sequence[int], *, keeps: bool
+        self, layer: int, numbers: Sequence[int], *, keeps: bool, at_hand_first: bool = False
     ) -> Iterator[tuple[int, dict[str, Kept]]]:
-        """The tensors of a layer's experts, in the order of `numbers`; each is good until the next
-        is asked for. keeps: whether those that are read push out the least recently used ones.
-        Raises what reading raises.
+        """The tensors of a layer's experts, in the order of `numbers`, or those that need not be
+        read before the others; each is good until the next is asked for. keeps: whether those that
+        are read push out the least recently used ones. Raises what reading raises.
         """
         wanted = [(layer, number) for number in numbers]
         for expert in wanted:
@@ -128,6 +128,8 @@ class ExpertCache:
         for expert in wanted:
             if expert in self._held:
                 self._held.move_to_end(expert)
+        if at_hand_first:
+            wanted.sort(key=lambda expert: expert not in self._held)
         needed = set(wanted)  # of those that are held: they must not go before their turn
         passing: dict[Expert, _Slot] = {}
         for expert in wanted:

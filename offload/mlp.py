@@ -165,7 +165,7 @@ def _add_shared(
 def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):
     """The same for one row, an expert in one call, unless it has no gate."""
 
-    def add(own: LayerTensors, paths: list[str], share: float) -> None:
+    def add(own: LayerTensors, paths: list[str], share: float, out: torch.Tensor) -> None:
         if experts.gate is None and experts.gate_up is None:
             out.add_(dense_mlp(own, h, slice(0, 1), activation, paths) * share)
         else:
@@ -173,14 +173,19 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
 
     chosen, weights = routed.chosen[0].tolist(), routed.weights[0].tolist()
     shares, out = dict(sorted(zip(chosen, weights, strict=True))), routed.out
-    for number, own in w.experts(list(shares), keeps=True):
+    # Where some are read they come in any order, and are added in that of their numbers: what is
+    # added to zeros first has the same bits.
+    apart = {number: torch.zeros_like(out) for number in shares} if w.apart is not None else {}
+    for number, own in w.experts(list(shares), keeps=True, at_hand_first=True):
         paths = [path.format(number) for path in (*experts.inward, experts.down)]
-        add(own, paths, shares[number])
+        add(own, paths, shares[number], apart.get(number, out))
+    for given in apart.values():
+        out += given
     if experts.shared_size:
         share = experts.shared_scaling
         if experts.shared_gate is not None:
             share *= _shared_share(w, h, slice(0, 1), experts).item()
-        add(w, _dense(w, experts.shared), share)
+        add(w, _dense(w, experts.shared), share, out)
     return out
 
 

@@ -58,12 +58,12 @@ class LayerTensors(dict[str, Kept]):
         self.apart: tuple[ExpertCache, int] | None = None
 
     def experts(
-        self, numbers: Sequence[int], *, keeps: bool
+        self, numbers: Sequence[int], *, keeps: bool, at_hand_first: bool = False
     ) -> Iterator[tuple[int, dict[str, Kept]]]:
         """The tensors of some experts, wherever they are; see ExpertCache.bring."""
         if self.apart is not None:
             cache, layer = self.apart
-            return cache.bring(layer, numbers, keeps=keeps)
+            return cache.bring(layer, numbers, keeps=keeps, at_hand_first=at_hand_first)
         return ((number, self) for number in numbers)
 
     def expect_experts(self, numbers: Sequence[int]) -> None:
@@ -409,8 +409,11 @@ class WeightStore:
             # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
             loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
             self._of_thread.loader = loader
-        arena = Arena(buffer)
-        return {name: loader.load(name, arena) for name in names}
+        arena, tensors = Arena(buffer), {}
+        for at, name in enumerate(names):
+            self.checkpoint.announce(names[at : at + 2])
+            tensors[name] = loader.load(name, arena)
+        return tensors
 
     # ---- streaming ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -79,6 +80,29 @@ def stacked(folder, shape, shapes, num_bytes=48):
     tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
     checkpoint.close()
     return tensors
+
+
+def test_what_is_announced_is_all_of_a_tensor(tmp_path, monkeypatch):
+    """Every byte once, in pieces that are read whole; a system that takes no advice is let be."""
+    header = {"w": {"dtype": "F32", "shape": [1000, 301], "data_offsets": [0, 1204000]}}
+    opened = open_folder(write(tmp_path, header, bytes(1204000)), {"w": (1000, 301)})
+    asked = []
+
+    def advise(descriptor, start, size, advice):
+        assert advice == os.POSIX_FADV_WILLNEED and 0 < size <= 256 << 10
+        asked.append((start, size))
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    opened.announce(["w"])
+    ref = opened.refs["w"]
+    assert asked[0][0] == ref.offset and sum(size for _, size in asked) == ref.num_bytes
+    assert all(a + size == b for (a, size), (b, _) in itertools.pairwise(asked))
+    monkeypatch.delattr(os, "posix_fadvise")
+    opened.announce(["w"])
+    assert torch.equal(opened.read("w"), torch.zeros(1000, 301))
+    opened.close()
 
 
 def test_experts_in_one_tensor_are_each_ones_rows(tmp_path):

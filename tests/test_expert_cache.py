@@ -43,11 +43,16 @@ def cache_of(num_stay: int, fill=fill) -> ExpertCache:
 
 
 def check(cache, layer: int, numbers, keeps: bool) -> None:
+    assert brought(cache, layer, numbers, keeps=keeps) == list(numbers)
+
+
+def brought(cache, layer: int, numbers, **how) -> list[int]:
+    """In the order in which they come, each with its own numbers."""
     given = []
-    for number, tensors in cache.bring(layer, numbers, keeps=keeps):
+    for number, tensors in cache.bring(layer, numbers, **how):
         assert set(tensors["w"].tolist()) == {number_of((layer, number))}
         given.append(number)
-    assert given == list(numbers)
+    return given
 
 
 STEPS = st.lists(
@@ -58,6 +63,7 @@ STEPS = st.lists(
         st.integers(0, EXPERTS),  # how many are taken before an interruption
         st.sets(st.integers(0, EXPERTS - 1), max_size=2),  # whose reads fail
         st.tuples(st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1))),  # expected
+        st.booleans(),  # at_hand_first
     ),
     max_size=12,
 )
@@ -77,10 +83,10 @@ def test_whatever_came_before_each_slot_holds_what_was_asked_for(num_stay, steps
     cache, may_fail = cache_of(num_stay, fill_or_fail), False
     cache._right = dict.fromkeys(range(LAYERS), 1000.0)  # whatever was expected is read
     try:
-        for layer, numbers, keeps, taken, fail, expected in steps:
+        for layer, numbers, keeps, taken, fail, expected, first in steps:
             failing, may_fail = {(layer, number) for number in fail}, may_fail or bool(fail)
             cache.expect(expected[0], sorted(expected[1]))
-            given = cache.bring(layer, sorted(numbers), keeps=keeps)
+            given = cache.bring(layer, sorted(numbers), keeps=keeps, at_hand_first=first)
             try:
                 for number, tensors in itertools.islice(given, taken):
                     assert set(tensors["w"].tolist()) == {number_of((layer, number))}
@@ -231,6 +237,26 @@ def test_all_that_a_layer_lacks_is_read_at_once():
 
     cache = cache_of(CHOSEN, together)
     check(cache, 1, range(CHOSEN), keeps=True)
+    cache.close()
+
+
+def test_what_is_at_hand_need_not_wait_for_what_is_read():
+    """The readers fill nothing before those that are held have come."""
+    may_read = threading.Event()
+
+    def later(expert, buffer):
+        assert may_read.wait(20)
+        return fill(expert, buffer)
+
+    cache = cache_of(4, later)
+    may_read.set()
+    assert brought(cache, 0, [2, 5], keeps=True) == [2, 5]
+    may_read.clear()
+    coming = cache.bring(0, range(6), keeps=True, at_hand_first=True)
+    assert [next(coming)[0], next(coming)[0]] == [2, 5]
+    may_read.set()
+    assert [number for number, _ in coming] == [0, 1, 3, 4]
+    assert (cache.hits, cache.misses) == (2, 6)
     cache.close()
 
 
