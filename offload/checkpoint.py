@@ -148,18 +148,17 @@ class Checkpoint:
         """
         self.fill(place.path, place.offset, memoryview(out.numpy())[: place.num_bytes])
 
-    def announce(self, names: Sequence[str]) -> None:
-        """Some tensors will be read soon: the system begins to read them where it can be told to,
-        so that the disk is busy while what came before is converted."""
+    def announce(self, name: str) -> None:
+        """A tensor will be read soon: the system begins to read it where it can be told to, so that
+        the disk is busy while what came before is converted."""
         if not hasattr(os, "posix_fadvise"):
             return
-        for name in names:
-            for place in (ref := self.refs[name], *ref.beside):
-                descriptor, stop = self._descriptor(place.path), place.offset + place.num_bytes
-                for start in range(place.offset, stop, _ANNOUNCED):
-                    size = min(_ANNOUNCED, stop - start)
-                    with contextlib.suppress(OSError):  # advice is all it is
-                        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        for place in (ref := self.refs[name], *ref.beside):
+            descriptor, stop = self._descriptor(place.path), place.offset + place.num_bytes
+            for start in range(place.offset, stop, _ANNOUNCED):
+                size = min(_ANNOUNCED, stop - start)
+                with contextlib.suppress(OSError):  # advice is all it is
+                    os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def fill(self, path: Path, offset: int, view: memoryview) -> None:
         """Fill the view from a byte of a file on."""

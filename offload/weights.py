@@ -42,6 +42,7 @@ from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
+_AHEAD_BYTES = 32 << 20  # that the system is asked to read before they are needed
 _EMBEDDINGS = "model.embed_tokens.weight"
 
 
@@ -409,10 +410,15 @@ class WeightStore:
             # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
             loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
             self._of_thread.loader = loader
-        arena, tensors = Arena(buffer), {}
+        arena, tensors, refs = Arena(buffer), {}, self.checkpoint.refs
+        announced = ahead = 0
         for at, name in enumerate(names):
-            self.checkpoint.announce(names[at : at + 2])
+            while announced < len(names) and (announced == at or ahead < _AHEAD_BYTES):
+                self.checkpoint.announce(names[announced])
+                ahead += refs[names[announced]].num_bytes
+                announced += 1
             tensors[name] = loader.load(name, arena)
+            ahead -= refs[name].num_bytes
         return tensors
 
     # ---- streaming ---------------------------------------------------------------------------
