@@ -34,6 +34,11 @@ class AnswerReader(Protocol):
         """Whether the answer has ended by what it says: nothing more of it is read."""
         ...
 
+    @property
+    def stop_string(self) -> str | None:
+        """What ended the answer, if it was one of those."""
+        ...
+
     def push(self, token_id: int) -> tuple[str, str]:
         """(thought, answer): what this token makes certain, in whole characters."""
         ...
@@ -66,6 +71,10 @@ class MarkedReader:
     def is_over(self) -> bool:
         has_called = self._calls is not None and self._calls.is_over
         return has_called or self._stops.matched is not None
+
+    @property
+    def stop_string(self) -> str | None:
+        return self._stops.matched
 
     def take_calls(self) -> list[ToolCall]:
         return [] if self._calls is None else self._calls.calls.take()

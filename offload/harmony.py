@@ -172,6 +172,10 @@ class HarmonyReader:
         has_called = self._offered.are_enough
         return has_called or self._is_with_others or self._stops.matched is not None
 
+    @property
+    def stop_string(self) -> str | None:
+        return self._stops.matched
+
     def take_calls(self) -> list[ToolCall]:
         return self._offered.take()
 

@@ -69,7 +69,7 @@ class Piece:
 @dataclass(frozen=True)
 class Output:
     """An answer and what it took; the dictionaries are what `--json` prints. token_ids ends with
-    EOS if it was chosen.
+    EOS if it was chosen. stop_string: the one that ended it; it is not in `text`.
 
     finish_reason: stop (EOS or a stop string), tool_calls (the same, where there are some), length
     (max_new_tokens or the context's end) or cancelled. tool_calls: in the order in which they were
@@ -90,6 +90,7 @@ class Output:
     thought: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: Sequence[TokenLogprob] | None = None
+    stop_string: str | None = None
 
 
 def peak_rss_bytes() -> int:

@@ -224,4 +224,5 @@ class Stream(Iterator[Piece]):
             thought=self.thought,
             tool_calls=list(self.tool_calls),
             logprobs=None if self._logprobs is None else self._logprobs[:],
+            stop_string=self._reader.stop_string,
         )

@@ -83,6 +83,7 @@ def test_stop_strings_are_looked_for_in_the_answer(scripted_llm, script):
     )
     output = scripted_llm.chat([USER], stop="END", max_new_tokens=100)
     assert (output.thought, output.text, output.finish_reason) == ("END", "Yes ", "stop")
+    assert output.stop_string == "END"
 
 
 def test_no_stop_string_is_found_between_messages(scripted_llm, script):
@@ -91,6 +92,7 @@ def test_no_stop_string_is_found_between_messages(scripted_llm, script):
         script += ids_of(scripted_llm.tokenizer, TOLD)
         output = scripted_llm.chat([USER], stop=stop, max_new_tokens=100)
         assert (output.text, output.finish_reason, script) == ("I look.\n\nYes.", "stop", [])
+        assert output.stop_string is None
     script += ids_of(scripted_llm.tokenizer, TOLD)
     output = scripted_llm.chat([USER], stop="es", max_new_tokens=100)
     assert (output.text, output.finish_reason) == ("I look.\n\nY", "stop")

@@ -20,9 +20,9 @@ from ebbtide import Piece, errors
 from ebbtide.cli.server import bodies, exchange, listener
 from ebbtide.cli.server import job as job_module
 from ebbtide.cli.server.app import Routes
+from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
 from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
-from ebbtide.cli.server.request import BadRequest
 
 PATIENCE_S = 30
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}

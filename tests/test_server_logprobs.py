@@ -16,7 +16,7 @@ from scripted_harmony import FINAL, THINKS, ids_of
 from ebbtide import Piece, TokenLogprob, ToolCall
 from ebbtide.cli.server.logprobs import AnswerLogprobs, TextTokens
 from ebbtide.cli.server.request import chat_request, completion_request
-from ebbtide.cli.server.response import Answer
+from ebbtide.cli.server.response import CompletionAnswer
 from ebbtide.offload.answer_reader import MarkedReader
 from ebbtide.offload.logprobs import Logprobs
 from ebbtide.offload.stop_strings import StopStrings
@@ -140,7 +140,7 @@ def test_a_real_answer_in_channels(scripted_llm, scripted_tokenizer, script, sto
 def answered(request, tokens: list[bytes], **options) -> tuple[dict, list[dict]]:
     """The object of a whole answer, and the log-probabilities in the events of a stream."""
     pieces = pieces_of(tokens, **options)
-    whole, stream = Answer(request, "m"), Answer(request, "m")
+    whole, stream = CompletionAnswer(request, "m"), CompletionAnswer(request, "m")
     events = b"".join(map(stream.piece, pieces)).split(b"\n\n")
     choices = [json.loads(e.removeprefix(b"data: "))["choices"][0] for e in events if e]
     for one in pieces:

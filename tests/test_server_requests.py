@@ -12,15 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
+from ebbtide.cli.server.bad_request import BadRequest
+from ebbtide.cli.server.error_object import error_object
+from ebbtide.cli.server.fields import read_json
 from ebbtide.cli.server.job import Started, Stopping
-from ebbtide.cli.server.request import (
-    BadRequest,
-    Request,
-    chat_request,
-    completion_request,
-    read_json,
-)
-from ebbtide.cli.server.response import Answer, error_object
+from ebbtide.cli.server.request import Request, chat_request, completion_request
+from ebbtide.cli.server.response import CompletionAnswer
 from ebbtide.cli.server.text_query import template_query
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -201,7 +198,7 @@ def test_tools_are_settings_of_an_answer():
 
 
 def test_calls_are_told_as_openai_does():
-    answer = Answer(chat(), "m")
+    answer = CompletionAnswer(chat(), "m")
     calls = [ToolCall("c1", "clock", "{}"), ToolCall("c2", "clock", '{"a": 1}')]
     output = SimpleNamespace(
         text="", thought="", tool_calls=calls, finish_reason="tool_calls", usage={}
@@ -330,7 +327,7 @@ def events(data: bytes) -> list[dict]:
 
 
 def test_thoughts_are_told_from_the_answer():
-    answer = Answer(chat(), "m")
+    answer = CompletionAnswer(chat(), "m")
     output = SimpleNamespace(
         text="No.", thought="Hm.", tool_calls=[], finish_reason="stop", usage={}
     )
@@ -349,10 +346,10 @@ def test_progress_is_told_to_those_who_ask():
     progress = Progress("prefill", 10, 50, 0.5, 20.0, None)
     started = Started(prompt_tokens=150, cached_tokens=100)
     asked = replace(chat(stream=True), return_progress=True)
-    (told,) = events(Answer(asked, "m").progress(started, progress))
+    (told,) = events(CompletionAnswer(asked, "m").progress(started, progress))
     assert told["prompt_progress"] == {"total": 150, "cache": 100, "processed": 110, "time_ms": 500}
-    assert Answer(chat(stream=True), "m").progress(started, progress) == b""
-    assert Answer(asked, "m").progress(None, progress) == b""  # weights are loaded
+    assert CompletionAnswer(chat(stream=True), "m").progress(started, progress) == b""
+    assert CompletionAnswer(asked, "m").progress(None, progress) == b""  # weights are loaded
 
 
 def test_without_the_packages_it_says_what_to_install(monkeypatch):

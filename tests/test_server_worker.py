@@ -15,10 +15,11 @@ from tool_templates import ids_of as ids_with_tools
 from ebbtide import Output, Piece, Progress, errors
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
+from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.job import HungUp, Job, Started
-from ebbtide.cli.server.request import BadRequest, chat_request, completion_request
-from ebbtide.cli.server.response import Answer
-from ebbtide.cli.server.text_query import detokenize_query
+from ebbtide.cli.server.request import chat_request, completion_request
+from ebbtide.cli.server.response import CompletionAnswer
+from ebbtide.cli.server.text_query import detokenize_query, tokenize_query
 from ebbtide.cli.server.worker import Worker
 from ebbtide.cli.signals import Signals
 
@@ -55,7 +56,7 @@ def test_calls_are_made_and_their_results_answered(script, tmp_path):
         request = chat(tools=TOOLS, max_tokens=900)
         *_, output = events_of(worker, request)
         asked = output.usage["total_tokens"]
-        message = Answer(request, "m").whole(output)["choices"][0]["message"]
+        message = CompletionAnswer(request, "m").whole(output)["choices"][0]["message"]
         (call,) = message["tool_calls"]
         result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
         question = {"role": "user", "content": "Hello"}
@@ -85,9 +86,9 @@ def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_toke
     assert isinstance(output, Output) and found.index(started) < found.index(pieces[0])
     assert started == (output.usage["prompt_tokens"], 0)
     assert "".join(piece.text for piece in pieces) == output.text == "Yes."
-    message = Answer(request, "m").whole(output)["choices"][0]["message"]
+    message = CompletionAnswer(request, "m").whole(output)["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("Yes.", "hm")
-    sent = b"".join(map(Answer(request, "m").piece, pieces))
+    sent = b"".join(map(CompletionAnswer(request, "m").piece, pieces))
     assert sent.count(b'"reasoning_content": ') == len("hm")  # a letter is a token of this model
     assert worker.counts["completion_tokens"] == output.usage["completion_tokens"]
 
@@ -186,6 +187,30 @@ def test_who_has_hung_up_is_not_answered_any_further(worker, script):
     assert len(script) == 7
     found = events_of(worker, chat(max_tokens=2))
     assert isinstance(found[-1], Output) and worker.counts["requests_cancelled"] == 2
+
+
+def test_what_the_tokenizer_is_asked_waits_for_no_answer(worker, script):
+    script += [5] * 4
+    text, told = "Once upon a time", []
+    queries = [detokenize_query({"tokens": [-1]}), tokenize_query({"content": text})]
+
+    def asks_meanwhile(job):
+        put = job.put
+
+        def put_and_ask(event):
+            put(event)
+            told.append(event)
+            if isinstance(event, Piece) and queries:
+                worker.submit(queries.pop()).put = told.append
+
+        job.put = put_and_ask
+
+    events_of(worker, chat(max_tokens=4), asks_meanwhile)
+    told = [event for event in told if not isinstance(event, Progress)]
+    # Each before the next token; what is wrong with one harms no other.
+    kinds = [Started, Piece, dict, Piece, errors.InputError, Piece, Piece, Output]
+    assert [type(event) for event in told] == kinds
+    assert worker._llm.tokenizer.decode(told[2]["tokens"]) == text
 
 
 def test_as_many_wait_as_may(worker):

@@ -19,12 +19,20 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .answer import Answer, encoded
+from .anthropic_answer import AnthropicAnswer
+from .anthropic_request import anthropic_request, count_query
+from .bad_request import BadRequest
 from .bodies import Bodies
+from .error_object import error_object
 from .exchange import EventStream, Exchange
+from .fields import read_json
 from .guard import Guard, Refusal, Rules, asked
 from .job import HungUp
-from .request import BadRequest, Request, chat_request, completion_request, read_json
-from .response import Answer, encoded, error_object, model_object, models_object
+from .request import chat_request, completion_request
+from .response import CompletionAnswer, model_object, models_object
+from .responses_answer import ResponsesAnswer
+from .responses_request import responses_request
 from .text_query import detokenize_query, template_query, tokenize_query
 from .worker import Worker
 
@@ -59,6 +67,9 @@ class Routes:
                 Route("/v1/models/{name:path}", self.model),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/responses", self.respond, methods=["POST"]),
+                Route("/v1/messages", self.message, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
@@ -104,10 +115,19 @@ class Routes:
     # ---- answers ------------------------------------------------------------------------------
 
     async def chat(self, http: HTTPRequest) -> Response:
-        return await self._answer(http, chat_request)
+        return await self._answer(http, chat_request, CompletionAnswer)
 
     async def complete(self, http: HTTPRequest) -> Response:
-        return await self._answer(http, completion_request)
+        return await self._answer(http, completion_request, CompletionAnswer)
+
+    async def respond(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, responses_request, ResponsesAnswer)
+
+    async def message(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, anthropic_request, AnthropicAnswer)
+
+    async def count_tokens(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, count_query)
 
     async def tokenize(self, http: HTTPRequest) -> Response:
         return await self._answer(http, tokenize_query)
@@ -118,8 +138,13 @@ class Routes:
     async def apply_template(self, http: HTTPRequest) -> Response:
         return await self._answer(http, template_query)
 
-    async def _answer(self, http: HTTPRequest, parse: Callable[[dict[str, Any]], Any]) -> Response:
-        """parse: makes a Request or a TextQuery of a body."""
+    async def _answer(
+        self,
+        http: HTTPRequest,
+        parse: Callable[[dict[str, Any]], Any],
+        told: Callable[[Any, str], Answer] | None = None,
+    ) -> Response:
+        """parse: makes a Request of a body, which is told as `told`, or a TextQuery."""
         try:
             body = await self._bodies.read(http)
         except ClientDisconnect:
@@ -139,10 +164,10 @@ class Routes:
             self._log(f"{asked(http.scope)}: {told}")
 
         exchange = Exchange(http, job, on_end)
-        answer = Answer(request, self._names[0]) if isinstance(request, Request) else None
+        answer = told and told(request, self._names[0])
         is_streaming = False
         try:
-            if request.stream:
+            if answer is not None and request.stream:
                 first = await exchange.first_event()
                 is_streaming = not isinstance(first, BaseException)
                 if is_streaming:
@@ -150,7 +175,7 @@ class Routes:
             else:
                 first = await exchange.outcome(answer and answer.note)
             if isinstance(first, BaseException):
-                return self._refusal(first)
+                return self._refusal(first, http)
             if answer is None:
                 return _json(first)
             if request.tells_logprobs:
@@ -167,7 +192,7 @@ class Routes:
 
     async def refuse(self, http: HTTPRequest, error: Exception) -> Response:
         self._log(f"{asked(http.scope)}: {getattr(error, 'status', 500)}")
-        return self._refusal(error)
+        return self._refusal(error, http)
 
     async def refuse_path(self, http: HTTPRequest, error: Exception) -> Response:
         """What starlette refuses by itself."""
@@ -179,10 +204,11 @@ class Routes:
         response.headers.update(getattr(error, "headers", None) or {})  # which methods it takes
         return response
 
-    def _refusal(self, error: BaseException) -> Response:
+    def _refusal(self, error: BaseException, http: HTTPRequest) -> Response:
+        path = http.scope["path"]
         if isinstance(error, BadRequest) and error.status in (408, 413, 415):
-            return Refusal(error)  # its body may still be coming
-        status, body = error_object(error)
+            return Refusal(error, path)  # its body may still be coming
+        status, body = error_object(error, path)
         headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else None
         return _json(body, status, headers)
 

@@ -14,7 +14,7 @@ from starlette.requests import Request as HTTPRequest
 
 from ebbtide import format_size
 
-from .request import BadRequest
+from .bad_request import BadRequest
 
 _BODY_S = 30.0  # for a body to come: it is a megabyte or two
 _HELD_BODIES = 2  # as large as one may be; smaller ones may be more

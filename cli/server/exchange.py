@@ -17,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from ebbtide import Output, Piece, Progress
 
+from .answer import KEEP_ALIVE, Answer
+from .error_object import error_object
 from .job import HungUp, Job, Started
-from .response import KEEP_ALIVE, Answer, error_object, event
 
 KEEP_ALIVE_S = 10.0  # clients and proxies give up after 30 to 60 s of silence
 
@@ -122,13 +123,14 @@ class EventStream(Response):
             if found is None:
                 yield KEEP_ALIVE
             elif isinstance(found, BaseException):
-                yield event(error_object(found)[1])
+                yield answer.failed(found)
                 return
             elif isinstance(found, Output):
                 yield answer.last(found)
                 return
             elif isinstance(found, Started):
                 started = found
+                yield answer.started(found)
             elif isinstance(found, Piece):
                 yield answer.piece(found)
             elif isinstance(found, Progress):

@@ -19,8 +19,9 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .request import BadRequest
-from .response import encoded, error_object
+from .answer import encoded
+from .bad_request import BadRequest
+from .error_object import error_object
 
 _SHOWN_CHARS = 200  # of a path, in the log
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -55,10 +56,13 @@ class Rules:
             )
         if self.api_key is not None and path != "/health":
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
-            if scheme.lower() != "bearer" or not is_right:
+            keys = [key.strip()] if scheme.lower() == "bearer" else []
+            keys += [headers.get("x-api-key", "")]  # as clients of Anthropic's API send it
+            # A list: how long it takes must not depend on which of them is right.
+            if not any([hmac.compare_digest(k.encode(), self.api_key.encode()) for k in keys]):
                 raise BadRequest(
-                    "The key is missing or wrong: send it as 'Authorization: Bearer KEY'.",
+                    "The key is missing or wrong: send it as 'Authorization: Bearer KEY' or "
+                    "'x-api-key: KEY'.",
                     status=401,
                     code="invalid_api_key",
                 )
@@ -74,8 +78,8 @@ class Refusal(Response):
     that is thrown away for a while: a connection that is closed under a client that sends takes the
     answer with it."""
 
-    def __init__(self, error: BadRequest):
-        status, body = error_object(error)
+    def __init__(self, error: BadRequest, path: str):
+        status, body = error_object(error, path)
         close = {"connection": "close"}
         super().__init__(encoded(body), status, close, media_type="application/json")
 
@@ -106,6 +110,6 @@ class Guard:
             self._rules.check(scope["path"], Headers(scope=scope))
         except BadRequest as refusal:
             self._log(f"{asked(scope)}: {refusal.status}")
-            await Refusal(refusal)(scope, receive, send)
+            await Refusal(refusal, scope["path"])(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -25,12 +25,17 @@ def messages_of(value: Any) -> list[dict[str, Any]]:
     results with the name of what was called. Raises BadRequest."""
     if not isinstance(value, list) or not value:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
-    if len(value) > MOST_MESSAGES:
-        raise BadRequest(
-            f"'messages' may hold {MOST_MESSAGES:,} at most, not {len(value):,}.", param="messages"
-        )
+    check_count(value, "messages")
     called: dict[str, str] = {}  # names of functions by the ids of their calls
     return [_message(message, f"messages[{at}]", called) for at, message in enumerate(value)]
+
+
+def check_count(messages: list[Any], where: str) -> None:
+    """Raises BadRequest where there are more than a template's time is bounded for."""
+    if len(messages) > MOST_MESSAGES:
+        raise BadRequest(
+            f"{where!r} may hold {MOST_MESSAGES:,} at most, not {len(messages):,}.", param=where
+        )
 
 
 def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]:
@@ -56,23 +61,40 @@ def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]
     content = message.get("content")
     if content is None and role == "assistant":
         content = ""  # all of its answer was thoughts, or calls
-    found = {"role": _ROLES[role], "content": _text_of(content, where)}
+    text = text_of(content, where)
     if message.get("tool_calls") not in (None, []):
-        found |= _calls_of(message, where, called)
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        return answer_message(text, _calls_of(message, where, called), thought)
     if role == "tool":
-        own = message.get("tool_call_id")
-        if not isinstance(own, str) or own not in called:
-            raise BadRequest(
-                f"{where}: 'tool_call_id' must be the id of a call in a message before it, "
-                f"not {own!r}.",
-                param=f"{where}.tool_call_id",
-            )
-        found |= {"tool_call_id": own, "name": called[own]}
+        return result_message(text, message.get("tool_call_id"), called, where, "tool_call_id")
+    return {"role": _ROLES[role], "content": text}
+
+
+def answer_message(text: str, calls: list[dict[str, Any]], thought: Any) -> dict[str, Any]:
+    """What an assistant said and called, and what it thought before, which some templates want."""
+    found: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        found["tool_calls"] = calls
+        if isinstance(thought, str) and thought and not text:  # a template may refuse to have both
+            found |= {"reasoning_content": thought, "thinking": thought}
     return found
 
 
-def _calls_of(message: dict[str, Any], where: str, called: dict[str, str]) -> dict[str, Any]:
-    """The calls of an answer, and what was thought before them, which some templates want."""
+def result_message(
+    text: str, call_id: Any, called: dict[str, str], where: str, field: str
+) -> dict[str, Any]:
+    """The result of a call. called: names of functions by the ids of the calls before it; field: of
+    the id."""
+    if not isinstance(call_id, str) or call_id not in called:
+        raise BadRequest(
+            f"{where}: '{field}' must be the id of a call in a message before it, not {call_id!r}.",
+            param=f"{where}.{field}",
+        )
+    name = called[call_id]
+    return {"role": "tool", "content": text, "tool_call_id": call_id, "name": name}
+
+
+def _calls_of(message: dict[str, Any], where: str, called: dict[str, str]) -> list[dict[str, Any]]:
     calls = message["tool_calls"]
     if not isinstance(calls, list):
         raise BadRequest(
@@ -81,10 +103,7 @@ def _calls_of(message: dict[str, Any], where: str, called: dict[str, str]) -> di
         )
     calls = [_call_of(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
     called |= {call["id"]: call["function"]["name"] for call in calls}
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(thought, str) or message.get("content"):
-        return {"tool_calls": calls}  # a template may refuse to have both
-    return {"tool_calls": calls, "reasoning_content": thought, "thinking": thought}
+    return calls
 
 
 def _call_of(call: Any, where: str) -> dict[str, Any]:
@@ -103,7 +122,8 @@ def _call_of(call: Any, where: str) -> dict[str, Any]:
     )
 
 
-def _text_of(content: Any, where: str) -> str:
+def text_of(content: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
+    """A text, or that of a list of parts; kinds: what such parts may be called."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -111,15 +131,17 @@ def _text_of(content: Any, where: str) -> str:
             f"{where}: content must be a text or a list of parts, not {kind_of(content)}.",
             param=f"{where}.content",
         )
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise BadRequest(
-                f"{where}: a part of type {kind!r} cannot be read; "
-                '{"type": "text", "text": ...} is allowed: Ebbtide reads text alone, no images, '
-                "no sound, no files.",
-                param=f"{where}.content",
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return "\n".join(text_of_part(part, where, kinds) for part in content)
+
+
+def text_of_part(part: Any, where: str, kinds: tuple[str, ...]) -> str:
+    """Raises BadRequest where it is anything else."""
+    kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+    if kind not in kinds or not isinstance(part.get("text"), str):
+        raise BadRequest(
+            f"{where}: a part of type {kind!r} cannot be read; "
+            f'{{"type": "{kinds[0]}", "text": ...}} is allowed: Ebbtide reads text alone, no '
+            "images, no sound, no files.",
+            param=f"{where}.content",
+        )
+    return part["text"]

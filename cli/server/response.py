@@ -1,72 +1,20 @@
-"""What a client is told: answers, pieces of them and errors, as OpenAI's protocol has them.
+"""Answers to chats and plain texts as OpenAI's completions have them, and models.
 
-Pure functions from an Output, a Piece or an exception to objects that JSON can hold. What a
-reasoning model thinks is `reasoning_content` beside the `content`, as other local servers have it.
+What a reasoning model thinks is `reasoning_content` beside the `content`, as other local servers
+have it.
 """
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from ebbtide import errors
-
-from ..failure import describe
+from .answer import Answer, encoded, event
 from .job import Started
 from .logprobs import AnswerLogprobs
-from .request import BadRequest, Request
+from .request import Request
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it says nothing, and no proxy takes us for dead
-
-_MOST_CHARS = 1000  # of a message: it may repeat what was sent
-
-# Of errors that a request may cause: status, type and code. Others are the server's.
-_STATUSES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
-    (errors.ContextOverflow, 400, "invalid_request_error", "context_length_exceeded"),
-    # Asking again changes nothing, and clients ask again by themselves where the status is 5xx.
-    (errors.DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
-    (errors.InputError, 400, "invalid_request_error", None),
-    (errors.StorageError, 500, "server_error", "storage_error"),
-)
-
-
-def encoded(value: dict[str, Any]) -> bytes:
-    """JSON in UTF-8. Halves of surrogate pairs, which a refusal may repeat, become `?`."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-
-
-def event(value: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encoded(value) + b"\n\n"
-
-
-def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """(status, body) for what went wrong."""
-    if isinstance(error, BadRequest):
-        kind = {401: "authentication_error", 403: "permission_error", 503: "server_error"}
-        status, code, param = error.status, error.code, error.param
-        return status, _error(str(error), kind.get(status, "invalid_request_error"), code, param)
-    for known, status, kind, code in _STATUSES:
-        if isinstance(error, known):
-            return status, _error(str(error), kind, code)
-    if isinstance(error, Exception):
-        return 500, _error(describe(error)[0]["message"], "server_error", "internal_error")
-    return 503, _error("The server is stopping.", "server_error", "stopping")
-
-
-def _error(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    where = param and _short(param)
-    return {"error": {"message": _short(message), "type": kind, "param": where, "code": code}}
-
-
-def _short(text: str) -> str:
-    """Its beginning and its end, where what is allowed is told."""
-    half = _MOST_CHARS // 2
-    return text if len(text) <= _MOST_CHARS else f"{text[:half]} ... {text[-half:]}"
 
 
 def models_object(name: str, context: int, created_s: int) -> dict[str, Any]:
@@ -89,24 +37,20 @@ def _call(call: Any) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-class Answer:
-    """The objects of one answer: they share an id, a time and the model's name."""
+class CompletionAnswer(Answer):
+    """Its objects share an id, a time and the model's name."""
 
     def __init__(self, request: Request, model: str):
-        self._request, self._model = request, model
-        prefix = "chatcmpl" if request.is_chat else "cmpl"
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
-        self._created_s = int(time.time())
+        super().__init__(request, model, "chatcmpl-" if request.is_chat else "cmpl-")
         self._num_calls = 0  # that were told
         self._logprobs = AnswerLogprobs(request.is_chat) if request.tells_logprobs else None
 
     def note(self, piece: Any) -> None:
-        """A piece of an answer that will be told whole."""
         if self._logprobs is not None:
             self._logprobs.note(piece)
 
     def parts(self, output: Any) -> Iterator[bytes]:
-        """JSON of the whole with its log-probabilities, which are long, in pieces."""
+        # Log-probabilities are long.
         assert self._logprobs is not None
         body, end = encoded(self.whole(output)), b"null}]}"  # in place of them, which come last
         assert body.endswith(end)

@@ -12,8 +12,9 @@ from typing import Any
 
 from ebbtide import GenerationConfig
 
+from .bad_request import BadRequest
+from .fields import tools_of
 from .messages import messages_of
-from .request import BadRequest, tools_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TextQuery:
     prompt: Any
     answer: Callable[[Any], dict[str, Any]]
     tools: list[Any] = field(default_factory=list)
-    model: None = None
+    model: str | None = None
     stream: bool = False
 
 

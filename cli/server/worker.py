@@ -3,7 +3,8 @@
     waiting --its turn--> reading --first token--> writing --end, error or hang-up--> over
        '-------------------------hang-up or stop--------------------------------------^
 
-One LLM serves one thread, so that thread takes the requests in their order. It is the process's
+One LLM serves one thread, so that thread takes the requests in their order (but for what only the
+tokenizer is asked, which it answers in between). It is the process's
 main thread, where Ctrl-C and SIGTERM arrive: they end an answer wherever it is. All requests share
 a session. A conversation that goes on has its pages in memory, answers included, and only what is
 new is read; of another one what is kept on disk is found.
@@ -17,6 +18,7 @@ import json
 import threading
 import traceback
 from collections import Counter, deque
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,8 +27,9 @@ from ebbtide import errors
 from ..failure import describe
 from ..progress import ProgressDisplay
 from ..run import Run
+from .bad_request import BadRequest
 from .job import HungUp, Job, Started, Stopping
-from .request import BadRequest, Request
+from .request import Request
 from .text_query import TextQuery
 
 _SIGNAL_S = 0.5  # on Windows Ctrl-C arrives between two waits
@@ -107,7 +110,8 @@ class Worker:
     def answer(self, job: Job) -> None:
         """Streams one answer; what goes wrong becomes the job's last event."""
         llm, stream = self._llm, None
-        llm.on_progress, llm.check = job.note, job.check
+        before = llm.on_progress, llm.check
+        llm.on_progress, llm.check = job.note, partial(self._check, job)
         try:
             job.check()
             self._refuse_too_long(job.request)
@@ -126,14 +130,36 @@ class Worker:
             last = error
             self.counts["requests_failed"] += 1
             self._tell(error)
-            self._forget_session()
+            if not isinstance(job.request, TextQuery):
+                self._forget_session()
         finally:
-            llm.on_progress = llm.check = None
+            llm.on_progress, llm.check = before
             if stream is not None:
                 stream.close()
             self._run.warn_of(llm.warnings)
-        self._answering = None  # whoever hears the end may ask again at once
+        if self._answering is job:
+            self._answering = None  # whoever hears the end may ask again at once
         job.put(last)
+
+    def _check(self, job: Job) -> None:
+        """Between two layers or tokens of an answer: raises HungUp where nobody listens to it any
+        more, and answers what only the tokenizer is asked, which need not wait for its end."""
+        job.check()
+        while (query := self._next_query()) is not None:
+            try:
+                self.answer(query)
+            except BaseException:
+                query.put(Stopping())
+                raise
+
+    def _next_query(self) -> Job | None:
+        if not self._waiting:
+            return None
+        with self._changed:
+            queries = (job for job in self._waiting if isinstance(job.request, TextQuery))
+            if (found := next(queries, None)) is not None:
+                self._waiting.remove(found)
+            return found
 
     def _told(self, job: Job, stream: Any) -> Any:
         """The Output, once all pieces were put."""
@@ -142,7 +168,7 @@ class Worker:
         job.put(Started(usage["prompt_tokens"], cached))
         for piece in stream:
             job.put(piece)
-            job.check()
+            self._check(job)
         self._count(stream.output.usage)
         return stream.output
 
