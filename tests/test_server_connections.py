@@ -1,73 +1,20 @@
-"""Connections: what is sent while a request waits, who is given up, and what a failure looks like.
-
-A real listener and real sockets, in front of a worker that does what each test says.
-"""
+"""Connections: what is sent while a request waits, who is given up, what a failure looks like."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
-import threading
 import tracemalloc
-from collections import Counter
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from server_listening import HELLO, PATIENCE_S, ScriptedWorker, ask, listening, output
 
 from ebbtide import Piece, errors
 from ebbtide.cli.server import bodies, exchange, listener
 from ebbtide.cli.server import job as job_module
-from ebbtide.cli.server.app import Routes
 from ebbtide.cli.server.bad_request import BadRequest
-from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
 from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
-
-PATIENCE_S = 30
-HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
-
-
-class ScriptedWorker:
-    """Puts `script` as the events of each job. gone: set when somebody hangs up."""
-
-    context = 100
-
-    def __init__(self, *script):
-        self.script, self.counts, self.num_waiting = script, Counter(), 0
-        self.gone = threading.Event()
-
-    def submit(self, request) -> Job:
-        job = Job(request)
-        for event in self.script:
-            job.put(event)
-        return job
-
-    def hang_up(self, job: Job) -> None:
-        self.gone.set()
-
-
-@contextmanager
-def listening(worker, most_bytes: int = 1000):
-    """(address, the lines of the log)"""
-    log: list[str] = []
-    routes = Routes(worker, ("m",), bodies.Bodies(most_bytes), log.append)
-    with (
-        listener.bind("127.0.0.1", 0) as bound,
-        listener.Listener(routes.app(Rules(LOOPBACK_NAMES)), bound, 8),
-    ):
-        yield bound.getsockname()[:2], log
-
-
-def ask(address, body, path: str = "/v1/chat/completions"):
-    """(status, text)"""
-    connection = http.client.HTTPConnection(*address, timeout=PATIENCE_S)
-    headers = {"content-type": "application/json"}
-    connection.request("POST", path, json.dumps(body), headers)
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    return response.status, text
 
 
 def connect(address, data: bytes) -> socket.socket:
@@ -82,20 +29,6 @@ def post(length: int, body: bytes) -> bytes:
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     )
     return head.encode() + body
-
-
-OUTPUT_FIELDS = {"finish_reason": "stop", "token_ids": [1], "timings": {}, "memory": {}, "kv": {}}
-
-
-def output(text: str):
-    import ebbtide
-
-    usage = {
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-        "prompt_tokens_details": {"cached_tokens": 2},
-    }
-    return ebbtide.Output(text=text, usage=usage, **OUTPUT_FIELDS)
 
 
 def test_a_comment_now_and_then_while_there_is_nothing_to_say(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from random_checkpoints import make
@@ -15,10 +16,14 @@ from tool_templates import ids_of as ids_with_tools
 from ebbtide import Output, Piece, Progress, errors
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
+from ebbtide.cli.server.anthropic_answer import AnthropicAnswer
+from ebbtide.cli.server.anthropic_request import anthropic_request
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.job import HungUp, Job, Started
 from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.response import CompletionAnswer
+from ebbtide.cli.server.responses_answer import ResponsesAnswer
+from ebbtide.cli.server.responses_request import responses_request
 from ebbtide.cli.server.text_query import detokenize_query, tokenize_query
 from ebbtide.cli.server.worker import Worker
 from ebbtide.cli.signals import Signals
@@ -46,27 +51,87 @@ def events_of(worker, request, on_job=lambda job: None) -> list:
     return asyncio.run(collect())
 
 
-def test_calls_are_made_and_their_results_answered(script, tmp_path):
+HELLO = {"role": "user", "content": "Hello"}
+RESULT = "rain"
+
+
+def chat_again(tools, *answers):
+    """A request, or the next one, with the answer to it and what its calls gave."""
+    found = [HELLO]
+    for answer in answers:
+        message = answer["choices"][0]["message"]
+        results = [
+            {"role": "tool", "tool_call_id": call["id"], "content": RESULT}
+            for call in message["tool_calls"]
+        ]
+        found += [message, *results]
+    return chat_request({"messages": found, "tools": tools, "max_tokens": 900})
+
+
+def responses_again(tools, *answers):
+    found = [HELLO]
+    for answer in answers:
+        items = answer["output"]
+        calls = [item["call_id"] for item in items if item["type"] == "function_call"]
+        kind = "function_call_output"
+        found += [*items, *({"type": kind, "call_id": id, "output": RESULT} for id in calls)]
+    tools = [{"type": "function", **tool["function"]} for tool in tools]
+    return responses_request({"input": found, "tools": tools, "max_output_tokens": 900})
+
+
+def anthropic_again(tools, *answers):
+    found = [HELLO]
+    for answer in answers:
+        calls = [block["id"] for block in answer["content"] if block["type"] == "tool_use"]
+        results = [{"type": "tool_result", "tool_use_id": id, "content": RESULT} for id in calls]
+        said = {"role": "assistant", "content": answer["content"]}
+        found += [said, {"role": "user", "content": results}]
+    tools = [
+        {"name": tool["name"], "description": tool["description"], "input_schema": schema}
+        for tool in (tool["function"] for tool in tools)
+        for schema in [tool["parameters"]]
+    ]
+    return anthropic_request({"messages": found, "tools": tools, "max_tokens": 900})
+
+
+@pytest.mark.parametrize(
+    ("ask", "told", "cached"),
+    [
+        (chat_again, CompletionAnswer, ("prompt_tokens_details", "cached_tokens")),
+        (responses_again, ResponsesAnswer, ("input_tokens_details", "cached_tokens")),
+        (anthropic_again, AnthropicAnswer, ("cache_read_input_tokens",)),
+    ],
+)
+def test_calls_are_made_and_their_results_answered(script, tmp_path, ask, told, cached):
     """A conversation with a call, as a client sends it again: its beginning is not read again."""
+
+    def answer(sampled, *before):
+        script.extend(ids_with_tools(llm.tokenizer, f"{sampled}<|im_end|>"))
+        request = ask(TOOLS, *before)
+        found, answer = events_of(worker, request), told(request, "m")
+        for piece in found:
+            if isinstance(piece, Piece):
+                answer.note(piece)
+        return found[-1], json.loads(json.dumps(answer.whole(found[-1])))
+
     folder = with_tools(make("llama2", tmp_path / "model"), "hermes")
     with open_small(folder, tmp_path, draft=False) as llm:
         llm._context = 3000
         worker = Worker(Run(Settings(quiet=True), Signals()), llm, most_waiting=1)
-        script += ids_with_tools(llm.tokenizer, f"{call_text(llm.tokenizer)}<|im_end|>")
-        request = chat(tools=TOOLS, max_tokens=900)
-        *_, output = events_of(worker, request)
-        asked = output.usage["total_tokens"]
-        message = CompletionAnswer(request, "m").whole(output)["choices"][0]["message"]
-        (call,) = message["tool_calls"]
-        result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
-        question = {"role": "user", "content": "Hello"}
-        script += ids_with_tools(llm.tokenizer, "A coat.<|im_end|>")
-        again = chat_request(
-            {"messages": [question, message, result], "tools": TOOLS, "max_tokens": 99}
-        )
-        found = events_of(worker, again)
-        assert found[-1].text == "A coat."
-        assert found[-1].usage["prompt_tokens_details"]["cached_tokens"] == asked - 1
+        output, first = answer(call_text(llm.tokenizer))
+        assert output.finish_reason == "tool_calls"
+        again, second = answer("A coat.", first)
+        assert again.text == "A coat."
+        number = second["usage"]
+        for name in cached:
+            number = number[name]
+        assert number == output.usage["total_tokens"] - 1
+        # Every protocol tells the model the same.
+        assert ask(TOOLS, first).prompt == chat_again(TOOLS, as_chat(output)).prompt
+
+
+def as_chat(output) -> dict:
+    return CompletionAnswer(chat(), "m").whole(output)
 
 
 def test_long_tools_are_refused_before_they_are_encoded_whole(worker):

@@ -6,13 +6,10 @@ import json
 import re
 from typing import Any
 
-from ebbtide import GenerationConfig
-
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
 from .fields import Fields, effort_of, schema_of, tools_of, typed
 from .request import Request
-from .text_query import TextQuery
 
 _FIELDS = Fields(
     own=(
@@ -50,18 +47,6 @@ def anthropic_request(body: dict[str, Any]) -> Request:
         generation=generation | _format(given) | _tools(given),
         model=typed(given, "model", str),
         stream=typed(given, "stream", bool, False),
-    )
-
-
-def count_query(body: dict[str, Any]) -> TextQuery:
-    """For /v1/messages/count_tokens: how many tokens a prompt would have. Raises BadRequest."""
-    request = anthropic_request(body)
-    options = GenerationConfig(**request.generation).chat_options
-    return TextQuery(
-        request.prompt,
-        lambda llm: {"input_tokens": len(llm.encode(request.prompt, **options))},
-        request.tools,
-        request.model,
     )
 
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from .answer import Answer, encoded
 from .anthropic_answer import AnthropicAnswer
-from .anthropic_request import anthropic_request, count_query
+from .anthropic_request import anthropic_request
 from .bad_request import BadRequest
 from .bodies import Bodies
 from .error_object import error_object
@@ -32,8 +32,8 @@ from .job import HungUp
 from .request import chat_request, completion_request
 from .response import CompletionAnswer, model_object, models_object
 from .responses_answer import ResponsesAnswer
-from .responses_request import responses_request
-from .text_query import detokenize_query, template_query, tokenize_query
+from .responses_request import NOT_KEPT, responses_request
+from .text_query import count_query, detokenize_query, template_query, tokenize_query
 from .worker import Worker
 
 Log = Callable[[str], None]
@@ -68,6 +68,8 @@ class Routes:
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/responses", self.respond, methods=["POST"]),
+                Route("/v1/responses/input_tokens", self.count_input, methods=["POST"]),
+                Route("/v1/responses/{id:path}", self.kept, methods=["GET", "POST", "DELETE"]),
                 Route("/v1/messages", self.message, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -127,7 +129,16 @@ class Routes:
         return await self._answer(http, anthropic_request, AnthropicAnswer)
 
     async def count_tokens(self, http: HTTPRequest) -> Response:
-        return await self._answer(http, count_query)
+        return await self._answer(http, lambda body: count_query(anthropic_request(body)))
+
+    async def count_input(self, http: HTTPRequest) -> Response:
+        kind = "response.input_tokens"
+        return await self._answer(
+            http, lambda body: count_query(responses_request(body), object=kind)
+        )
+
+    async def kept(self, http: HTTPRequest) -> Response:
+        raise BadRequest(f"There is no {http.scope['path']} here: {NOT_KEPT}.", status=404)
 
     async def tokenize(self, http: HTTPRequest) -> Response:
         return await self._answer(http, tokenize_query)

@@ -14,7 +14,7 @@ from .fields import Fields, check_neutral, effort_of, schema_of, tools_of, typed
 from .messages import text_of
 from .request import VERBOSITY, Request
 
-_ALL_OF_IT = "no answers are kept here; send the whole conversation in 'input', answers included"
+NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
 _ROLES = {
     **{"user": "user", "assistant": "assistant", "system": "system", "developer": "system"},
 }
@@ -28,9 +28,9 @@ _FIELDS = Fields(
     ),
     settings={"max_output_tokens": "max_new_tokens"},
     neutral={
-        "previous_response_id": ((), _ALL_OF_IT),
-        "conversation": ((), _ALL_OF_IT),
-        "store": ((False,), _ALL_OF_IT),
+        "previous_response_id": ((), NOT_KEPT),
+        "conversation": ((), NOT_KEPT),
+        "store": ((False,), NOT_KEPT),
         "background": ((False,), "answers come while the connection is open"),
         "context_management": (([],), "a conversation is read as it is sent"),
         "prompt": ((), "no prompts are kept here; send its text in 'instructions'"),
@@ -221,7 +221,7 @@ def _add(said: Conversation, item: Any, where: str, namespaces: dict[Any, str]) 
         output = text_of(item.get("output"), where, _TEXTS)
         said.result(output, item.get("call_id"), where, "call_id")
     elif kind == "item_reference":
-        raise BadRequest(f"{where}: an item cannot be named by its id: {_ALL_OF_IT}.", param=where)
+        raise BadRequest(f"{where}: an item cannot be named by its id: {NOT_KEPT}.", param=where)
     else:
         raise BadRequest(
             f"{where}: an item of the type {kind!r} cannot be read; allowed are "

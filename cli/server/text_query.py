@@ -15,6 +15,7 @@ from ebbtide import GenerationConfig
 from .bad_request import BadRequest
 from .fields import tools_of
 from .messages import messages_of
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def template_query(body: dict[str, Any]) -> TextQuery:
         messages,
         lambda llm: {"prompt": llm.tokenizer.chat_text(messages, **options)},
         found.get("tools", []),
+    )
+
+
+def count_query(request: Request, **more: Any) -> TextQuery:
+    """How many tokens a chat's prompt has. more: what is told besides."""
+    options = GenerationConfig(**request.generation).chat_options
+    return TextQuery(
+        request.prompt,
+        lambda llm: {**more, "input_tokens": len(llm.encode(request.prompt, **options))},
+        request.tools,
+        request.model,
     )
 
 
