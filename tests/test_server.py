@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from server_process import KEY, PATIENCE_S, chat_body, command, environment, serving
+from server_process import KEY, PATIENCE_S, Stream, chat_body, command, environment, serving
 
 import ebbtide
 from ebbtide import LLM
@@ -91,6 +91,65 @@ def test_a_stream_says_the_same_piece_by_piece(server, answers):
     usage = last["usage"]
     assert last["choices"] == [] and usage["prompt_tokens_details"]["cached_tokens"] > 0
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_the_responses_api_says_the_same(server, answers):
+    first, said, second, then = answers
+    asked = {"temperature": 0, "max_output_tokens": 24, "store": False}
+    status, found = server.ask("/v1/responses", {**asked, "input": first})
+    assert status == 200 and found["output"][0]["content"][0]["text"] == said
+    # As it was answered, and then the next question.
+    items = [*first, *found["output"], second[-1]]
+    connection, response = server.send("/v1/responses", {**asked, "input": items, "stream": True})
+    events = [*Stream(connection, response)]
+    assert "".join(event.get("delta", "") for event in events) == then
+    usage = events[-1]["response"]["usage"]
+    held = found["usage"]["total_tokens"]
+    assert held - 2 <= usage["input_tokens_details"]["cached_tokens"] < usage["input_tokens"]
+    status, counted = server.ask("/v1/responses/input_tokens", {"input": items})
+    assert counted == {"object": "response.input_tokens", "input_tokens": usage["input_tokens"]}
+
+
+def test_the_messages_api_says_the_same(server, answers):
+    first, said, second, then = answers
+    key = {"authorization": None, "x_api_key": KEY}
+    asked = {"temperature": 0, "max_tokens": 24}
+    status, found = server.ask("/v1/messages?beta=true", {**asked, "messages": first}, **key)
+    assert status == 200 and found["content"] == [{"type": "text", "text": said}]
+    again = [*first, {"role": "assistant", "content": found["content"]}, second[-1]]
+    connection, response = server.send(
+        "/v1/messages", {**asked, "messages": again, "stream": True}, **key
+    )
+    events = [*Stream(connection, response)]
+    texts = [
+        event["delta"].get("text", "") for event in events if "index" in event and "delta" in event
+    ]
+    assert "".join(texts) == then
+    used = events[-2]["usage"]
+    asked_tokens = used["input_tokens"] + used["cache_read_input_tokens"]
+    held = sum(found["usage"].values())
+    assert held - 2 <= used["cache_read_input_tokens"] < asked_tokens
+    counting = {"messages": again, "max_tokens": 24}
+    assert server.ask("/v1/messages/count_tokens", counting, **key) == (
+        200,
+        {"input_tokens": asked_tokens},
+    )
+    status, refused = server.ask(
+        "/v1/messages", {**asked, "messages": first}, x_api_key="wrong", authorization=None
+    )
+    assert (status, refused["error"]["type"]) == (401, "authentication_error")
+
+
+def test_tokens_are_counted_while_an_answer_is_written(server):
+    cancelled, answered = (
+        server.count(f"requests_{name}_total") for name in ("cancelled", "answered")
+    )
+    stream = server.stream("Say something.", **LONG)
+    next(iter(stream))
+    assert server.ask("/tokenize", {"content": "a"})[0] == 200
+    assert server.count("requests_answered_total") == answered
+    stream.hang_up()
+    wait_until_cancelled(server, cancelled)
 
 
 def test_text_is_continued_as_the_model_alone_does(server):
