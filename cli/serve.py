@@ -1,4 +1,4 @@
-"""`ebbtide serve`: the model behind OpenAI's protocol, for programs on this machine."""
+"""`ebbtide serve`: the model behind OpenAI's and Anthropic's protocols, for other programs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def serve(
         ),
     ] = "auto",
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's API does."""
+    """Serve a model over HTTP, as OpenAI's and Anthropic's APIs do."""
     run.choose_model(model_argument)
     _require_packages()
     number = parsed(values.whole(0, 65535), port, "--port")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_listening import ScriptedWorker, ask, listening, output
 
-from ebbtide import GenerationConfig, Piece, ToolCall, errors
+from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
 from ebbtide.cli.server.anthropic_request import anthropic_request
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.error_object import error_object
@@ -340,10 +340,15 @@ def test_a_stream_is_events_in_their_order_that_join_to_the_whole(client):
     assert (begun.input_tokens, begun.cache_read_input_tokens, begun.output_tokens) == (1, 2, 0)
     with client(*WHOLE).messages.stream(**ASKED) as stream:
         assert_is_told(stream.get_final_message())
-    with listening(ScriptedWorker(*WHOLE)) as (address, _):
+
+
+def test_reading_shows_signs_of_life():
+    progress = Progress("prefill", 1, 3, 0.5, 2.0, None)
+    with listening(ScriptedWorker(progress, SCRIPT[0], progress, *WHOLE[1:])) as (address, _):
         _, text = ask(address, {**ASKED, "stream": True}, PATH)
-        # A ping tells that there is somebody, behind the beginning.
-        assert text.split("event: ")[1:3][1].startswith("ping\n")
+    kinds = [part.partition("\n")[0] for part in text.split("event: ")[1:]]
+    # Clients know no ping before the message.
+    assert kinds[:4] == ["message_start", "ping", "ping", "content_block_start"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_listening import ScriptedWorker, ask, listening, output
 
-from ebbtide import Piece, ToolCall, errors
+from ebbtide import Piece, Progress, ToolCall, errors
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.job import Started
 from ebbtide.cli.server.request import Request, chat_request
@@ -310,6 +310,16 @@ def _told(item) -> dict:
     told = item.model_dump(include={"type", "name", "namespace", "arguments", "status", "call_id"})
     texts = [part.text for part in getattr(item, "content", None) or []]
     return {name: value for name, value in told.items() if value is not None} | {"texts": texts}
+
+
+def test_reading_shows_signs_of_life(client):
+    progress = Progress("prefill", 1, 3, 0.5, 2.0, None)
+    events = [
+        *client(progress, SCRIPT[0], progress, *WHOLE[1:]).responses.create(**ASKED, stream=True)
+    ]
+    kinds = [event.type for event in events]
+    assert kinds[:4] == ["response.created", *["response.in_progress"] * 3]
+    assert [event.sequence_number for event in events] == [*range(len(events))]
 
 
 def test_an_answer_that_is_cut_is_incomplete(client):

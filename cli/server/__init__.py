@@ -1,15 +1,25 @@
 """The HTTP server behind `ebbtide serve`.
 
-    request     a client's JSON, checked, in Ebbtide's own words
-    text_query  the same, of what the tokenizer alone answers
-    response    answers and errors, in OpenAI's
-    job         a request on its way between two threads
-    worker      the queue, and the one thread that answers
-    exchange    a job and the connection that waits for it
-    bodies      how much of what clients send is held
-    guard       who may ask: Host, Origin, key
-    app         the routes
-    listener    the socket, and the thread that talks HTTP
+    fields                what a body may hold, and what each field may be
+    messages              a conversation as a chat sends it
+    conversation          one that is told in parts, as messages
+    request               a chat or a text to be continued, in Ebbtide's own words
+    responses_request     the same, of OpenAI's Responses API
+    anthropic_request     the same, of Anthropic's Messages API
+    text_query            what the tokenizer alone answers
+    answer                an answer as a client is told of it
+    response              chats and texts
+    runs                  answers that are told as runs of thought, text and calls
+    responses_answer      OpenAI's items
+    anthropic_answer      Anthropic's blocks
+    error_object          what went wrong, in either protocol
+    job                   a request on its way between two threads
+    worker                the queue, and the one thread that answers
+    exchange              a job and the connection that waits for it
+    bodies                how much of what clients send is held
+    guard                 who may ask: Host, Origin, key
+    app                   the routes
+    listener              the socket, and the thread that talks HTTP
 
-All but the first five need starlette and uvicorn (the extra `server`).
+The last five need starlette and uvicorn (the extra `server`).
 """

@@ -13,6 +13,7 @@ from ebbtide import Output, ToolCall
 
 from .answer import new_id, typed_event
 from .error_object import error_object
+from .job import Started
 from .responses_request import ResponsesRequest
 from .runs import Run, RunAnswer, RunKind
 
@@ -52,6 +53,10 @@ class ResponsesAnswer(RunAnswer):
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
+
+    def progress(self, started: Started | None, progress: Any) -> bytes:
+        # Some clients give up where no event comes for minutes; comments are none to them.
+        return self._event("response.in_progress", response=self._response("in_progress"))
 
     def failed(self, error: BaseException) -> bytes:
         status, body = error_object(error)
