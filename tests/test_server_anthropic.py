@@ -207,8 +207,7 @@ def test_blocks_are_the_messages_that_a_chat_would_have():
         {"role": "tool", "tool_call_id": "c2", "content": "Error: Now."},
         {"role": "user", "content": "Now."},
         {"role": "assistant", "content": "Noon."},
-        {"role": "system", "content": "It is late."},
-        {"role": "user", "content": "Now."},
+        {"role": "user", "content": "It is late.\n\nNow."},
     ]
     found = message(messages=sent, system=[{"type": "text", "text": "Be brief."}, text])
     assert found.prompt == chat_request({"messages": messages}).prompt

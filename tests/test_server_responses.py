@@ -165,6 +165,7 @@ def test_items_are_the_messages_that_a_chat_would_have():
         {**thought, "encrypted_content": "of another server"},
         {"type": "message", "role": "assistant", "id": "m", "content": [said], "phase": None},
         {"role": "user", "content": "Thanks."},
+        {"role": "developer", "content": "It is late."},
     ]
     calls = [
         {"id": id, "type": "function", "function": {"name": "clock", "arguments": arguments}}
@@ -177,7 +178,7 @@ def test_items_are_the_messages_that_a_chat_would_have():
         {"role": "tool", "tool_call_id": "c1", "content": "noon"},
         {"role": "tool", "tool_call_id": "c2", "content": "one"},
         {"role": "assistant", "content": "Noon."},
-        {"role": "user", "content": "Thanks."},
+        {"role": "user", "content": "Thanks.\n\nIt is late."},
     ]
     found = responses(input=items, instructions="Be brief.")
     assert found.prompt == chat_request({"messages": messages}).prompt

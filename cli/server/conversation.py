@@ -36,9 +36,11 @@ class Conversation:
         return self._role == "assistant"
 
     def say(self, role: str, text: str) -> None:
-        """role: system, user or assistant. Whoever goes on speaking says one message: many
-        templates want turns, and one system message at the beginning."""
-        self._begin(role)
+        """role: system, user or assistant. Many templates want turns, so who goes on speaking says
+        one message; and they want one system message, at the beginning, so what is said so later
+        is told as the user's."""
+        is_later = self._messages or self._role not in (None, "system")
+        self._begin("user" if role == "system" and is_later else role)
         self._texts.append(text)
 
     def think(self, text: str) -> None:
