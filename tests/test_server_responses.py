@@ -29,6 +29,8 @@ def responses(**fields):
 
 CLOCK = {"type": "function", "name": "clock", "parameters": None, "strict": None}
 CHAT_CLOCK = {"name": "clock", "description": None, "parameters": None, "strict": None}
+CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -134,6 +136,12 @@ def test_what_clients_send_besides_changes_nothing():
             "input[1].call_id",
             "'call_id' must be the id of a call in a message before it, not 'c'",
         ),
+        (
+            {"input": [HELLO, CALL, {**RESULT, "output": [{"type": "input_image"}]}]},
+            "input[2].output",
+            "a part of type 'input_image' cannot be read",
+        ),
+        ({"input": [HELLO, CALL, {**RESULT, "output": None}]}, "input[2].output", "not null"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0]", "must have 'call_id'"),
         ({"input": [HELLO, {"role": "assistant", "content": "x"}] * 2049}, "input", "4,096"),
     ],
@@ -143,10 +151,6 @@ def test_what_cannot_be_done_is_refused_by_name(fields, param, says):
         responses(**fields)
     assert refused.value.status == 400
     assert refused.value.param == param and says in str(refused.value)
-
-
-CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
-RESULT = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
 
 
 def test_items_are_the_messages_that_a_chat_would_have():

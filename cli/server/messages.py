@@ -122,26 +122,28 @@ def _call_of(call: Any, where: str) -> dict[str, Any]:
     )
 
 
-def text_of(content: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
-    """A text, or that of a list of parts; kinds: what such parts may be called."""
+def text_of(
+    content: Any, where: str, kinds: tuple[str, ...] = ("text",), field: str = "content"
+) -> str:
+    """A text, or that of a list of parts. kinds: what such parts may be called; field: that holds
+    it."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise BadRequest(
-            f"{where}: content must be a text or a list of parts, not {kind_of(content)}.",
-            param=f"{where}.content",
+            f"{where}: {field} must be a text or a list of parts, not {kind_of(content)}.",
+            param=f"{where}.{field}",
         )
-    return "\n".join(text_of_part(part, where, kinds) for part in content)
+    return "\n".join(_text_of_part(part, where, kinds, field) for part in content)
 
 
-def text_of_part(part: Any, where: str, kinds: tuple[str, ...]) -> str:
-    """Raises BadRequest where it is anything else."""
+def _text_of_part(part: Any, where: str, kinds: tuple[str, ...], field: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else kind_of(part)
     if kind not in kinds or not isinstance(part.get("text"), str):
         raise BadRequest(
             f"{where}: a part of type {kind!r} cannot be read; "
             f'{{"type": "{kinds[0]}", "text": ...}} is allowed: Ebbtide reads text alone, no '
             "images, no sound, no files.",
-            param=f"{where}.content",
+            param=f"{where}.{field}",
         )
     return part["text"]

@@ -15,9 +15,7 @@ from .messages import text_of
 from .request import VERBOSITY, Request
 
 NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
-_ROLES = {
-    **{"user": "user", "assistant": "assistant", "system": "system", "developer": "system"},
-}
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = ("input_text", "output_text", "text")  # parts of contents
 _ITEMS = ("message", "reasoning", "function_call", "function_call_output")
 
@@ -218,7 +216,7 @@ def _add(said: Conversation, item: Any, where: str, namespaces: dict[Any, str]) 
         space = typed(item, "namespace", str)
         said.call(call_id, namespaces.get((space, name), name), arguments)
     elif kind == "function_call_output":
-        output = text_of(item.get("output"), where, _TEXTS)
+        output = text_of(item.get("output"), where, _TEXTS, "output")
         said.result(output, item.get("call_id"), where, "call_id")
     elif kind == "item_reference":
         raise BadRequest(f"{where}: an item cannot be named by its id: {NOT_KEPT}.", param=where)
