@@ -143,9 +143,10 @@ class Worker:
 
     def _check(self, job: Job) -> None:
         """Between two layers or tokens of an answer: raises HungUp where nobody listens to it any
-        more, and answers what only the tokenizer is asked, which need not wait for its end."""
+        more, and answers what only the tokenizer is asked, which need not wait for its end. One
+        question at a time: the answer must go on, however many there are."""
         job.check()
-        while (query := self._next_query()) is not None:
+        if (query := self._next_query()) is not None:
             try:
                 self.answer(query)
             except BaseException:
