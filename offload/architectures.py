@@ -46,8 +46,6 @@ REFUSED = {
     "JambaForCausalLM": "Mamba layers",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
-    "Gemma3nForCausalLM": f"{_STREAMS} (AltUp)",
-    "Gemma3nForConditionalGeneration": f"{_STREAMS} (AltUp)",
     "Llama4ForCausalLM": "attention in chunks, and experts whose inputs are scaled",
     "Llama4ForConditionalGeneration": "attention in chunks, and experts whose inputs are scaled",
     "MiMoV2FlashForCausalLM": "values of another size than keys",

@@ -91,6 +91,13 @@ class Fields:
             )
         return kind(value)
 
+    def numbers(self, name: str) -> list[int]:
+        """Of each layer, where the file lists them; else one for all."""
+        values = self.raw.get(name)
+        if not isinstance(values, list):
+            return [self.number(name)]
+        return [Fields({name: value}, self.path).number(name) for value in self.per_layer(name)]
+
     def positive(self, name: str, default: float | None = None) -> float:
         """A number above 0, of a size that float32 holds."""
         return self.number(name, default, kind=float, low=1e-30, high=1e30)

@@ -20,6 +20,7 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.gate import softplus
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
+from .altup import AltUpLayers
 from .latent import LatentAttention
 from .layer_config import Experts
 from .layer_steps import LayerSteps, Prepared
@@ -65,6 +66,7 @@ class Decoder:
         self.ropes = layer_ropes(config.ropes, [of.head_dim for of in self._shapes], device)
         scale = config.attention_scale
         self.scale = config.head_dim**-0.5 if scale is None else scale
+        self._altup = config.altup and AltUpLayers(config, config.altup)
         self._latent = config.latent and LatentAttention(config, config.latent)
         self._steps = LayerSteps(config, self.ropes, is_resident)
         self._recurrent = Prepared(
@@ -74,12 +76,12 @@ class Decoder:
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> torch.Tensor:
-        """A layer's queries from its residual input x (n, hidden_size), the first row of which is
+        """A layer's queries from its residual input x (n, residual_size), the first row of which is
         at `position`: (kv_heads, groups * n, head_dim), scaled, row = group * n + i.
 
-        `w`: the layer's tensors; of them only the norm's and the query's are read.
+        `w`: the layer's tensors; of them only the norm's and the query's are read, and AltUp's.
         """
-        return self._queries(layer, w, self._mixer_input(w, x), rows, position)[0]
+        return self._queries(layer, w, self._mixer_input(w, x, rows), rows, position)[0]
 
     def project(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
@@ -90,7 +92,7 @@ class Decoder:
             angles = self.ropes[layer].angles(position, 1)
             q, k, v = step.project(x, *angles, self.query_scale(position))
             return Projected(q, (k, v), None)
-        h = self._mixer_input(w, x)
+        h = self._mixer_input(w, x, rows)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
             gate = self._own_gate(layer, w, h, rows)
@@ -171,10 +173,12 @@ class Decoder:
         """Residual rows after all of the layer, of those behind its MLP. given: the inputs of all
         layers (num_layers, n, size), see PerLayer, where the model has some."""
         if given is not None:
-            gate = tiled(x, rows, w["per_layer_input_gate.weight"])
+            by = x if self._altup is None else self._altup.gated(w, x)
+            gate = tiled(by, rows, w["per_layer_input_gate.weight"])
             inner = gate_with(gate, given[layer], self.config.activation)
             out = tiled(inner, rows, w["per_layer_projection.weight"])
-            x = add_scaled(x, self._norm(w, "post_per_layer_input_norm", out), 1.0)
+            out = self._norm(w, "post_per_layer_input_norm", out)
+            x = add_scaled(x, out, 1.0) if self._altup is None else self._altup.added(x, out)
         return x * w["layer_scalar"] if self.config.layer_scalars else x
 
     def mix(
@@ -183,28 +187,59 @@ class Decoder:
         """Residual rows after the layer: x plus the output projections of `mixed`, then plus the
         MLP's."""
         step = self._step(layer, w, x)
-        if step is not None and len(mixed) == 1 and self._steps.has_mlp(layer):
+        is_one = len(mixed) == 1 and self._altup is None
+        if step is not None and is_one and self._steps.has_mlp(layer):
             return step.mix(x, mixed[0])
         return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows, x)
 
     def add_mixed(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
     ) -> torch.Tensor:
-        """Residual rows x plus the output projections."""
-        step = self._step(layer, w, x)
+        """Residual rows x plus the output projections; of streams, the first as it is predicted
+        plus those, the others as they are predicted."""
+        if self._altup is None:
+            return self._add_outputs(layer, w, x, mixed, rows)
+        predicted = self._altup.predicted(w, x, rows)
+        active = self._altup.first(predicted)
+        return self._altup.with_first(predicted, self._add_outputs(layer, w, active, mixed, rows))
+
+    def _add_outputs(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
+    ) -> torch.Tensor:
+        step, entered = self._step(layer, w, x), x
         for (name, times), part in zip(self.config.output_projections(layer), mixed, strict=True):
             if step is not None:
                 x, step = step.add_attention(x, part), None  # it has the first
                 continue
             o = tiled(part, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
             x = add_scaled(x, self._norm_after(w, self.config.norms.after_attention, o), times)
-        return x
+        return self._add_laurel(w, x, entered, rows) if self.config.laurel_rank else x
+
+    def _add_laurel(
+        self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """x plus what attention read and what a matrix of low rank makes of that, all smaller by
+        the root of two."""
+        h = self._norm(w, self.config.norms.before_attention, entered)
+        inner = tiled(h, rows, w["laurel.linear_left.weight"])
+        learnt = tiled(inner, rows, w["laurel.linear_right.weight"])
+        return (x + h + self._norm(w, "laurel.post_laurel_norm", learnt)) * 0.5**0.5
 
     def add_mlp(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, entered: torch.Tensor
     ) -> torch.Tensor:
-        """Residual rows x plus the MLP's output, if the layer has one. entered: the rows that
-        entered the layer, which are what a parallel MLP reads."""
+        """Residual rows x plus the MLP's output, if the layer has one; streams are corrected by
+        that. entered: the rows that entered the layer, which are what a parallel MLP reads, and
+        what streams were predicted from."""
+        if self._altup is None:
+            return self._add_mlp_output(layer, w, x, rows, entered)
+        before = self._altup.active(w, entered, rows)
+        active = self._add_mlp_output(layer, w, self._altup.first(x), rows, before)
+        return self._altup.corrected(w, x, before, active, rows)
+
+    def _add_mlp_output(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, entered: torch.Tensor
+    ) -> torch.Tensor:
         c, step = self.config, self._step(layer, w, x)
         if not c.has_mlp(layer):
             return x
@@ -213,7 +248,8 @@ class Decoder:
         if c.experts_of(layer) is not None:
             return self.add_routed(layer, w, [(x, rows, entered)])[0]
         h = self._mlp_input(w, x, entered)
-        out = dense_mlp(w, h, rows, c.activation, gate_multiplier=c.gate_multiplier)
+        how = {"gate_multiplier": c.gate_multiplier, "gate_cutoff": c.gate_cutoff(layer)}
+        out = dense_mlp(w, h, rows, c.activation, **how)
         return self._add_mlp(x, self._norm_after(w, c.norms.after_mlp, out))
 
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
@@ -276,12 +312,14 @@ class Decoder:
     def _projecting_step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         return self._step(layer, w, x) if self._steps.has_projections(layer) else None
 
-    def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+    def _mixer_input(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """What attention reads of the residual."""
+        x = x if self._altup is None else self._altup.active(w, x, rows)
         return self._norm(w, self.config.norms.before_attention, x)
 
     def _mlp_input(self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
         if self.config.parallel_mlp:
-            return self._mixer_input(w, entered)
+            return self._norm(w, self.config.norms.before_attention, entered)
         return self._norm(w, self.config.norms.before_mlp, x)
 
     def _expert_input(

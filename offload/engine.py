@@ -45,7 +45,7 @@ def rows_stand_alone(device: torch.device) -> bool:
     return dispatch.compiled_for(torch.empty(0, device=device)) is not None
 
 
-# rows (cell, hidden (cell_tokens, hidden_size), rows of it that are new)
+# rows (cell, residual (cell_tokens, residual_size), rows of it that are new)
 OnRows = Callable[[int, torch.Tensor, slice], None]
 
 
@@ -55,7 +55,7 @@ class _CellRows:
 
     cell: int
     rows: slice
-    x: torch.Tensor  # (cell_tokens, hidden_size)
+    x: torch.Tensor  # (cell_tokens, residual_size)
     given: torch.Tensor | None  # (num_layers, cell_tokens, size), see PerLayer
 
 
@@ -82,7 +82,7 @@ class Engine:
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
         self.device, self.overlap = device, overlap
         self.decoder = Decoder(config, device, weights.is_resident)
-        self._num_kv_layers = len(config.kv_layers)
+        self._num_kv_layers, self._size = len(config.kv_layers), config.hidden_size
         # Of each layer its number among those that attend, and among those that keep a state.
         layers = range(config.num_layers)
         self._kv, self._state = (
@@ -143,7 +143,7 @@ class Engine:
         check: Callable[[], None] | None = None,
     ) -> torch.Tensor | None:
         """Process pending tokens up to `stop_at` (default: all); returns the last row's residual
-        (1, hidden_size).
+        (1, residual_size).
 
         on_rows gets every new row's residual after the last layer; without it the layers from the
         last one on that keeps something compute only what later tokens need. on_progress(length) is
@@ -181,7 +181,7 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, sequence: Sequence) -> torch.Tensor:
-        """Process the one pending token; returns its residual (1, hidden_size)."""
+        """Process the one pending token; returns its residual (1, residual_size)."""
         self.sequences.settle(sequence)
         position = sequence.length
         x = self.weights.embed(sequence.tokens[position : position + 1])
@@ -203,8 +203,8 @@ class Engine:
 
     @torch.inference_mode()
     def verify(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
-        """The residuals (num_tokens, hidden_size) of tokens behind the processed ones: of each the
-        bits that `decode` would give, while weights and pages are read once for all. Not in
+        """The residuals (num_tokens, residual_size) of tokens behind the processed ones: of each
+        the bits that `decode` would give, while weights and pages are read once for all. Not in
         deadline mode, which attends to what has arrived.
 
         The sequence stays as it is, but that the tokens' keys and values lie behind its end:
@@ -213,8 +213,7 @@ class Engine:
         self.sequences.settle(sequence)
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
-        x = self.weights.embed(tokens)
-        given = self.weights.per_layer_inputs(tokens, x, slice(0, count))
+        x, given = self.weights.entering(tokens, self.weights.embed(tokens), slice(0, count))
         sequence.will_write(cell)
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
@@ -227,7 +226,8 @@ class Engine:
                 sequence.raw.write(kv, cell, row, *own)
             query = Query(q, count, position, cell)
             if self._selects(kv):
-                attended = self.selected.run_several(kv, sequence, query, bias, x, w, notes)
+                first = x[:, : self._size]  # of streams, what is worked on
+                attended = self.selected.run_several(kv, sequence, query, bias, first, w, notes)
             else:
                 window = self._window(kv)
                 self._wish_ahead(sequence, kv, query, decodes=True)
@@ -246,9 +246,9 @@ class Engine:
             self.selected.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
-        """The pending token's residual (1, hidden_size) after the last layer; x: its embedding."""
+        """The pending token's residual (1, residual_size) after all layers; x: its embedding."""
         position, rows = sequence.length, slice(0, 1)
-        given = self.weights.per_layer_inputs(sequence.tokens[position : position + 1], x, rows)
+        x, given = self.weights.entering(sequence.tokens[position : position + 1], x, rows)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
             w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
@@ -265,7 +265,7 @@ class Engine:
                 )
                 query = Query(q, 1, position, cell)
                 if selects:
-                    attended = self.selected.run(kv, sequence, query, bias, x, w)
+                    attended = self.selected.run(kv, sequence, query, bias, x[:, : self._size], w)
                 else:
                     attended = self._attend(sequence, kv, [query], bias)[0]
                 mixed.append(self.decoder.attention_output(w, attended, gate, rows))
@@ -306,7 +306,7 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
-        """Residual rows (rows, hidden_size) after the last layer -> (rows, vocab_size) float32."""
+        """Residual rows (rows, residual_size) after the last layer -> (rows, vocab_size)."""
         return self.decoder.head_output(self.weights.logits(residual))
 
     def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
@@ -318,7 +318,7 @@ class Engine:
             x = torch.zeros(cells, self.config.hidden_size, device=self.device)
             tokens = sequence.tokens[start:end]
             x[rows] = self.weights.embed(tokens)
-            given = self.weights.per_layer_inputs(tokens, x, rows)
+            x, given = self.weights.entering(tokens, x, rows)
             sweep.append(_CellRows(cell, rows, x, given))
             start = end
         return sweep
@@ -437,7 +437,7 @@ class Engine:
     def _rehearse(
         self, sequence: Sequence, layer: int, x: torch.Tensor, position: int, *, early: bool
     ) -> None:
-        """Ask for what a layer is expected to select, from the residual (1, hidden_size) of the
+        """Ask for what a layer is expected to select, from the residual (1, residual_size) of the
         layer before, as if no more than usual were added to it: at one of two points, see
         IssuePoint."""
         selected, kv = self.selected, self._kv[layer]

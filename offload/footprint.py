@@ -14,8 +14,8 @@ from .geometry import Geometry
 from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
 from .packing import Bits, Packing, Plain
-from .per_layer import PROJECTIONS
 from .skeleton import expert_names, layer_of
+from .streams import kept_names
 from .weights import HEAD_BLOCK_ROWS
 
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
@@ -51,8 +51,8 @@ class Facts:
 
     @cached_property
     def _unlayered(self) -> dict[str, tuple[int, ...]]:
-        """What makes inputs of each layer of a token's embedding, by name."""
-        return {name: self.shapes[name] for name in PROJECTIONS if name in self.shapes}
+        """What belongs to no layer and stays, but for the final norm and the head, by name."""
+        return {name: self.shapes[name] for name in kept_names(self.config)}
 
     @property
     def _unlayered_matrices(self) -> list[tuple[tuple[int, ...], Packing]]:
@@ -271,7 +271,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     longest = max(*spans, raw_tokens)
     merges = 2 + max(1, (config.max_positions // min(spans)).bit_length())
     # Key biases' factors are as many as a query's elements.
-    per_cell = config.hidden_size + heads * (2 + merges + config.qkv_bias)
+    per_cell = config.residual_size + heads * (2 + merges + config.qkv_bias)
     per_cell += _per_layer_numbers(config)  # are kept for the sweep
     # Routed rows are gathered, multiplied and put back beside the residual's: all cells at once.
     experts = [e for e in config.experts if e is not None]
@@ -281,6 +281,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         )
         per_cell += 3 * max(0 if e.latent is None else e.latent.size for e in experts)
     inner = _widest(config)
+    between = inner * (4 if any(config.gate_cutoffs) else 3)
     own = _per_layer_numbers(config)
     gathered = 3 * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
@@ -291,7 +292,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
             here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
         mixing = max(mixing, here)
     once = (
-        cell * (4 * config.hidden_size + mixing + 3 * inner + gathered + 4 * own)
+        cell * (4 * config.residual_size + mixing + between + gathered + 4 * own)
         + 2 * max(of.kv_heads * of.head_dim * geometry.span_tokens_of(of) for of in layouts)
         + 2 * kv * raw_tokens
         + cell * max(spans) * config.num_heads * config.qkv_bias  # of key biases' scores
@@ -315,7 +316,7 @@ def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     count, layouts = MOST_VERIFIED, geometry.shapes
     head_dim = max(of.head_dim for of in layouts)
     heads, inner = config.num_heads * head_dim, _widest(config)
-    a_token = 2 * config.vocab_size + 8 * (config.hidden_size + heads) + 3 * inner
+    a_token = 2 * config.vocab_size + 8 * (config.residual_size + heads) + 4 * inner
     a_token += _around_latents(config)
     a_token += 4 * _per_layer_numbers(config)
     shortest = min(map(geometry.span_tokens_of, layouts))

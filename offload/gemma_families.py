@@ -1,14 +1,17 @@
-"""Gemma 4: layers of two shapes, of which the last may attend the pages of earlier ones.
+"""Gemma 3n and 4: layers that are given inputs of their own, and of which the last may attend the
+pages of earlier ones.
 
-As families.py; the Gemmas before it stand there.
+As families.py; the Gemmas before them stand there.
 """
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 from .config_fields import MOST_ROWS, Fields, check_heads
 from .errors import BadCheckpoint, UnsupportedModel
-from .families import GEMMA2_NORMS, Family, softcap
-from .layer_config import AttentionShape, BesideMlp, Experts, PerLayerInputs, Stacked
+from .families import GEMMA2_NORMS, Family, softcap, two_ropes
+from .layer_config import AltUp, AttentionShape, BesideMlp, Experts, PerLayerInputs, Stacked
 from .rope_config import read_rope
 from .routed_families import checked_experts
 
@@ -45,6 +48,61 @@ def gemma4(get: Fields, head_dim: int) -> dict:
         "layer_scalars": True,
         **_experts(get),
     }
+
+
+def gemma3n(get: Fields, head_dim: int) -> dict:
+    if get.number("altup_active_idx", 0, low=0) != 0:
+        raise UnsupportedModel(
+            f"{get.path}: altup_active_idx is {get.raw['altup_active_idx']}; Ebbtide runs models "
+            "whose layers work on the first residual stream, 0."
+        )
+    slides = get.slides(_gemma3n_slides)
+    window, bias = get.number("sliding_window"), get.flag("attention_bias", False)
+    theta = get.raw.get("rope_local_base_freq")
+    return {
+        "ropes": two_ropes(get, head_dim, _gemma3n_slides, 1e4 if theta is None else theta, 1e6),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "norms": GEMMA2_NORMS,
+        "qk_norm": "head",
+        "value_norm": True,
+        "attention_scale": 1.0,
+        "embedding_multiplier": get.number("hidden_size") ** 0.5,
+        "logits_softcap": softcap(get, "final_logit_softcapping", 30.0),
+        "windows": tuple(window if slide else None for slide in slides),
+        "kv_sources": _sources(get, slides),
+        "inner_sizes": _each(get.numbers("intermediate_size"), get.num_layers),
+        "per_layer_inputs": PerLayerInputs(
+            get.number("vocab_size_per_layer_input"),
+            get.number("hidden_size_per_layer_input", high=MOST_ROWS // get.num_layers),
+        ),
+        "altup": AltUp(
+            get.number("altup_num_inputs", high=64), get.flag("altup_correct_scale", True)
+        ),
+        "laurel_rank": get.number("laurel_rank"),
+        "gate_cutoffs": _gate_cutoffs(get),
+    }
+
+
+def _gemma3n_slides(layer: int) -> bool:
+    return (layer + 1) % 5 != 0
+
+
+def _each(sizes: list[int], num_layers: int) -> tuple[int, ...]:
+    return tuple(sizes) if len(sizes) > 1 else tuple(sizes) * num_layers
+
+
+def _gate_cutoffs(get: Fields) -> tuple[float | None, ...]:
+    """activation_sparsity_pattern: which share of normally distributed numbers is below the cutoff.
+    Without it, of models of more than ten layers the first ten have one."""
+    shares = get.per_layer("activation_sparsity_pattern")
+    if shares is None:
+        sparse = 10 if get.num_layers > 10 else 0
+        shares = [0.95] * sparse + [0.0] * (get.num_layers - sparse)
+    for share in shares:
+        own = Fields({"activation_sparsity_pattern": share}, get.path)
+        own.number("activation_sparsity_pattern", kind=float, low=0.0, high=0.999999)
+    return tuple(NormalDist().inv_cdf(share) if share > 0 else None for share in shares)
 
 
 def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionShape, ...]:
@@ -184,7 +242,41 @@ _GEMMA4 = {
 _SHAPES = "local and global layers with heads of their own sizes; norms of values"
 _TEXT_PART = "the other parts are not loaded"
 
+_GEMMA3N = {
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "vocab_size": 262400,
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 35,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "vocab_size_per_layer_input": 262144,
+    "hidden_size_per_layer_input": 256,
+    "altup_num_inputs": 4,
+    "num_kv_shared_layers": 15,
+    "laurel_rank": 64,
+}
+
 GEMMA_FAMILIES: dict[str, Family] = {
+    "Gemma3nForCausalLM": Family(
+        "Gemma 3n",
+        "four residual streams beside each other; a learnt residual beside attention; gates of "
+        "which few numbers count; norms of values; layers that attend others' pages; inputs of "
+        "each layer, read by token",
+        gemma3n,
+        _GEMMA3N,
+    ),
+    "Gemma3nForConditionalGeneration": Family(
+        "Gemma 3n E2B, E4B (the text part)",
+        f"as Gemma 3n; {_TEXT_PART}",
+        gemma3n,
+        _GEMMA3N,
+        text_config=True,
+    ),
     "Gemma4ForCausalLM": Family(
         "Gemma 4",
         f"{_SHAPES}; layers that attend others' pages; inputs of each layer, read by token; "

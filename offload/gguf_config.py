@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import NormalDist
 
 from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_fields import (
@@ -165,6 +166,33 @@ def _gemma3(k: Keys) -> dict:
     }
 
 
+def _gemma3n(k: Keys) -> dict:
+    tensors = k.header.tensors
+    table, left = map(tensors.get, ("per_layer_token_embd.weight", "blk.0.laurel_l.weight"))
+    if table is None or left is None:
+        raise BadCheckpoint(f"{k.path} lacks what the layers of Gemma 3n have of their own.")
+    cutoffs = k.get("activation_sparsity_scale")
+    is_known = isinstance(cutoffs, list) and all(isinstance(c, float) for c in cutoffs)
+    return {
+        "architectures": ["Gemma3nForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        **window_fields(k),
+        "intermediate_size": k.get("feed_forward_length"),
+        "rope_local_base_freq": k.get("rope.freq_base_swa", 10000.0),
+        "final_logit_softcapping": k.get("final_logit_softcapping"),
+        "num_kv_shared_layers": k.get("attention.shared_kv_layers", 0),
+        "hidden_size_per_layer_input": k.get("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": table.shape[0],
+        "altup_num_inputs": k.get("altup.num_inputs"),
+        "altup_active_idx": k.get("altup.active_idx", 0),
+        "laurel_rank": left.shape[0],
+        # Files have float32's deviations of the shares that configurations have.
+        "activation_sparsity_pattern": [round(NormalDist().cdf(c), 6) for c in cutoffs]
+        if is_known
+        else None,
+    }
+
+
 def _gemma4(k: Keys) -> dict:
     kinds, kv_heads = window_kinds(k), k.get("attention.head_count_kv")
     if kinds is None or len(kinds) < k.num_layers:
@@ -312,6 +340,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "gemma": _only("GemmaForCausalLM"),
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma3n": _gemma3n,
     "gemma4": _gemma4,
     "smollm3": _only("SmolLM3ForCausalLM"),
     "olmo2": _olmo2,
@@ -340,6 +369,6 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
 # Whose keys and values are made of a latent.
 _LATENT = ("deepseek2", "minicpm3")
 # Whose layers may have other sizes than the first.
-_LAYERS_DIFFER = ("gemma4",)
+_LAYERS_DIFFER = ("gemma3n", "gemma4")
 # Whose rows of queries and keys are in pairs.
 IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid", "granitemoe", "arcee")

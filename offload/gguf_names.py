@@ -34,6 +34,11 @@ _WHOLE = {
     "model.per_layer_model_projection.weight": ("per_layer_model_proj.weight",),
     "model.per_layer_projection_norm.weight": ("per_layer_proj_norm.weight",),
 }
+# Matrices of one kind that lie in one tensor.
+_STACKED = {
+    "model.altup_projections.": "altup_proj.weight",
+    "model.altup_unembed_projections.": "altup_unembd_proj.weight",
+}
 _MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -57,6 +62,13 @@ _MODULES = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
+    "altup.router_norm": "altup_router_norm",
+    "altup.modality_router": "altup_router",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.correction_coefs": "altup_correct_coef",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
 }
 _PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
 # Of what a layer has in place of attention.
@@ -85,7 +97,7 @@ _VALUES_APART = ("qwen35", "qwen35moe")
 # RoPE that old converters wrote down.
 _HARMLESS = ("attn_rot_embd.weight", "rope_freqs.weight")
 _OF_LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
-_OF_WHOLE = ("token_embd", "output", "position_embd")
+_OF_WHOLE = ("token_embd", "output", "position_embd", "altup_")
 
 Sources = tuple[tuple[str, ...], int | None]  # names in the file; of which expert a share is meant
 
@@ -138,6 +150,9 @@ class _Names:
         """Where a tensor of ours lies; None: nowhere."""
         layer = layer_of(name)
         if layer is None:
+            stacked = next((start for start in _STACKED if name.startswith(start)), None)
+            if stacked is not None:
+                return self._of_stack(name, shape, stacked)
             return self._placed(name, _WHOLE.get(name, ()))
         inner = name[len(layer_prefix(layer)) :]
         module, _, kind = inner.rpartition(".")
@@ -149,7 +164,10 @@ class _Names:
         if inner == "self_attn.sinks":
             return self._placed(name, (f"blk.{layer}.attn_sinks.weight",))
         experts = self._config.experts_of(layer)
-        vectors = {"layer_scalar": "layer_output_scale.weight"}
+        vectors = {
+            "layer_scalar": "layer_output_scale.weight",
+            "altup.correct_output_scale": "altup_correct_scale.weight",
+        }
         if experts is not None:
             vectors |= {
                 experts.bias: "exp_probs_b.bias",
@@ -173,6 +191,14 @@ class _Names:
             swapped = Swapped(ref.packing, shape[0] // dim, dim // 2, 2)
             return replace(ref, packing=swapped)
         return ref
+
+    def _of_stack(self, name: str, shape: tuple[int, ...], start: str) -> TensorRef | None:
+        """One of the matrices of a tensor, which its name ends with the number of."""
+        ref = self._placed(name, (_STACKED[start],))
+        number = int(name.removeprefix(start).removesuffix(".weight"))
+        if ref is None or ref.shape[1:] != shape or number >= ref.shape[0]:
+            return ref
+        return share(ref, number, ref.shape[0], shape)
 
     def _said(self, name: str, key: str, layer: int, shape: tuple[int, ...]) -> TensorRef | None:
         """A number that stands in the metadata, once for each layer."""

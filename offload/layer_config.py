@@ -229,7 +229,16 @@ class AttentionShape:
 @dataclass(frozen=True)
 class PerLayerInputs:
     """What every layer is given of a token besides the residual: `size` numbers, of a table with so
-    many rows and of the token's embedding."""
+    many rows and of the token's embedding. Tokens behind the table have its first row."""
 
     rows: int
     size: int
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Residual streams beside each other, of which layers work on the first. scales_active: whether
+    that is multiplied by learnt numbers before it gates a layer's own inputs."""
+
+    streams: int
+    scales_active: bool

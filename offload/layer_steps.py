@@ -59,7 +59,7 @@ class LayerSteps:
         elsewhere, and gates are as plain ones have them."""
         c = self._config
         plain = c.gated_mlp and c.gate_multiplier == 1 and c.mlp_multiplier is None
-        plain = plain and not c.parallel_mlp
+        plain = plain and not c.parallel_mlp and c.gate_cutoff(layer) is None
         return plain and c.has_mlp(layer) and c.experts_of(layer) is None
 
     def has_projections(self, layer: int) -> bool:

@@ -19,7 +19,7 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
 from ..kernels.step import add_expert, expert_numbers, native_for
 from .layer_config import XIELU_PARAMETERS, ExpertGroups, Experts
-from .rowwise import tiled
+from .rowwise import row_means, tiled
 from .weights import LayerTensors
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -33,10 +33,11 @@ def dense_mlp(
     activation: str,
     names: Sequence[str] | None = None,
     gate_multiplier: float = 1.0,
+    gate_cutoff: float | None = None,
 ):
     """down(activation(gate(h)) * up(h)) for h (n, hidden_size), or, where w has no such gate,
     down(activation(up(h))). names: of gate, up and down, or of up and down; those of the dense MLP
-    if left out.
+    if left out. gate_cutoff: see ModelConfig.gate_cutoffs.
     """
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -52,7 +53,17 @@ def dense_mlp(
     gate, up = inner
     if gate_multiplier != 1:
         gate *= gate_multiplier
+    if gate_cutoff is not None:
+        gate = _above(gate, rows, gate_cutoff)
     return product(gate_with(gate, up, activation), down)
+
+
+def _above(gate: torch.Tensor, rows: slice, deviations: float) -> torch.Tensor:
+    """What each number of `rows` of the gate is above its row's mean and so many of its standard
+    deviations, 0 of one that is below; in its place."""
+    gate -= row_means(gate, rows)
+    deviation = row_means(gate.square(), rows).sqrt()
+    return gate.sub_(deviation * deviations).clamp_(min=0)
 
 
 def _dense(w: LayerTensors, mlp: str) -> list[str]:

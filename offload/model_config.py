@@ -15,6 +15,7 @@ from .config_fields import MOST_POSITIONS, Fields, check_heads, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .layer_config import (
     PLAIN_NORMS,
+    AltUp,
     AttentionShape,
     Experts,
     HeadRows,
@@ -109,6 +110,11 @@ class ModelConfig:
     value_norm: bool = False  # RMSNorm of each value head, without weights
     inner_sizes: tuple[int, ...] = ()  # of MLPs; empty: intermediate_size in all
     per_layer_inputs: PerLayerInputs | None = None
+    altup: AltUp | None = None  # None: one residual stream
+    laurel_rank: int = 0  # of a learnt residual beside attention (LAuReL, 2411.07501); 0: none
+    # Of each MLP's gate: how many deviations above its mean a number counts, by what it is above
+    # that (statistical top-k, 2506.06644); None: all count. Empty: in all layers
+    gate_cutoffs: tuple[float | None, ...] = ()
     layer_scalars: bool = False  # what a layer makes of the residual is multiplied by a number
     quantisation: Quantisation | None = None  # in the files; None also for the family's own
 
@@ -144,6 +150,14 @@ class ModelConfig:
     def shares_kv(self, layer: int) -> bool:
         """Whether a layer attends the keys and values of an earlier one, and has none."""
         return bool(self.kv_sources) and self.kv_sources[layer] != layer
+
+    def gate_cutoff(self, layer: int) -> float | None:
+        return self.gate_cutoffs[layer] if self.gate_cutoffs else None
+
+    @property
+    def residual_size(self) -> int:
+        """Numbers of a token between layers."""
+        return self.hidden_size * (1 if self.altup is None else self.altup.streams)
 
     def experts_of(self, layer: int) -> Experts | None:
         return self.experts[layer] if self.experts else None
@@ -277,6 +291,11 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
         raise UnsupportedModel(
             f"{path}: an output head that is tied and has a bias is unsupported."
         )
+    if len(set(get.numbers("intermediate_size"))) > 1 and not config.inner_sizes:
+        raise UnsupportedModel(
+            f"{path}: intermediate_size differs from layer to layer, which Ebbtide does not run in "
+            "models of this family."
+        )
     if not config.kv_layers:
         raise UnsupportedModel(f"{path}: no layer attends; Ebbtide runs models of which some do.")
     positions = _max_positions(get, config)
@@ -325,7 +344,7 @@ def _common(get: Fields, architecture: str) -> dict:
         "architecture": architecture,
         "num_layers": num_layers,
         "hidden_size": hidden,
-        "intermediate_size": get.number("intermediate_size"),
+        "intermediate_size": max(get.numbers("intermediate_size")),
         "num_heads": num_heads,
         "num_kv_heads": get.number("num_key_value_heads", num_heads),
         "head_dim": head_dim,

@@ -52,6 +52,8 @@ class PerLayer:
 
     def _read(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Rows of the table, float32."""
+        num_rows = self._config.per_layer_inputs.rows
+        token_ids = [token if token < num_rows else 0 for token in token_ids]
         if len(token_ids) == 1:
             rows = self._rows.read(token_ids[0])
         else:

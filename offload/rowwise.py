@@ -34,6 +34,12 @@ def tiled_heads(x: torch.Tensor, rows: slice, weight) -> torch.Tensor:
     return out
 
 
+def row_means(x: torch.Tensor, rows: slice) -> torch.Tensor:
+    """(n, 1): the means of `rows` of x (n, width), as products with ones, whose bits of a row are
+    its own; see `tiled`."""
+    return tiled(x, rows, x.new_ones(1, x.shape[1])) / x.shape[1]
+
+
 def _multiplied(x: torch.Tensor, rows: slice) -> slice:
     """The rows of x that are multiplied for the sake of `rows`."""
     if x.shape[0] == 1:

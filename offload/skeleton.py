@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .layer_config import XIELU_PARAMETERS, AttentionShape, Experts, Latent, Recurrence
+from .layer_config import XIELU_PARAMETERS, AltUp, AttentionShape, Experts, Latent, Recurrence
 from .model_config import ModelConfig
 
 
@@ -150,6 +150,12 @@ class _Layer(nn.Module):
             self.per_layer_input_gate = _Weight(size, c.hidden_size)
             self.per_layer_projection = _Weight(c.hidden_size, size)
             names.append("post_per_layer_input_norm")
+        if c.altup is not None:
+            _add_altup(self, c, c.altup)
+        if c.laurel_rank:
+            _add(self, "laurel.linear_left", _Weight(c.laurel_rank, c.hidden_size))
+            _add(self, "laurel.linear_right", _Weight(c.hidden_size, c.laurel_rank))
+            _add(self, "laurel.post_laurel_norm", _Weight(c.hidden_size))
         if c.layer_scalars:
             self.layer_scalar = nn.Parameter(torch.empty(1))
         if kind.attends:
@@ -165,6 +171,16 @@ class _Layer(nn.Module):
             self.mlp = _Mlp(c, kind.inner_size)
         for name in filter(None, names):
             self.add_module(name, _Weight(c.hidden_size, bias=c.norm_bias))
+
+
+def _add_altup(layer: nn.Module, c: ModelConfig, altup: AltUp) -> None:
+    count = altup.streams
+    _add(layer, "altup.router_norm", _Weight(c.hidden_size))
+    _add(layer, "altup.modality_router", _Weight(count, c.hidden_size))
+    _add(layer, "altup.prediction_coefs", _Weight(count * count, count))
+    _add(layer, "altup.correction_coefs", _Weight(count, count))
+    if altup.scales_active:
+        _add(layer, "altup.correct_output_scale", nn.Parameter(torch.empty(c.hidden_size)))
 
 
 def _add_experts(layer: nn.Module, e: Experts, c: ModelConfig) -> None:
@@ -212,6 +228,9 @@ class _Body(nn.Module):
             self.embed_tokens_per_layer = _Weight(rows, c.num_layers * size)
             self.per_layer_model_projection = _Weight(c.num_layers * size, c.hidden_size)
             self.per_layer_projection_norm = _Weight(size)
+        for number in range(0 if c.altup is None else c.altup.streams - 1):
+            for name in ("altup_projections", "altup_unembed_projections"):
+                _add(self, f"{name}.{number}", _Weight(c.hidden_size, c.hidden_size))
 
 
 class Skeleton(nn.Module):
@@ -302,7 +321,8 @@ def layer_of(name: str) -> int | None:
     return int(parts[2]) if parts[:2] == ["model", "layers"] else None
 
 
-# What chooses among experts, what says how much a token changes or counts, and norms of many heads.
+# What chooses among experts, what says how much a token changes or counts, what mixes residual
+# streams, and norms of many heads.
 _DECIDING = (
     ".gate.weight",
     ".router.weight",
@@ -311,6 +331,8 @@ _DECIDING = (
     ".gate.wg.weight",
     ".e_score_correction_bias",
     "_expert_gate.weight",
+    ".modality_router.weight",
+    "_coefs.weight",
     "_norm.weight",
     "_a.weight",
     "_b.weight",

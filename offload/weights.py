@@ -37,8 +37,9 @@ from .kept_tensors import (
 )
 from .model_config import ModelConfig
 from .packing import Bits, Kept
-from .per_layer import PROJECTIONS, PerLayer
+from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
+from .streams import Streams, kept_names
 from .tier import aligned_bytes
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
@@ -128,6 +129,8 @@ class WeightStore:
         self._buffers: list[torch.Tensor] = []
         self._reading: dict[int, Future] = {}
         self._resident: dict[int, LayerTensors] = {}
+        self._per_layer: PerLayer | None = None
+        self._streams: Streams | None = None
         # By layer, see kernels.effect: found by whoever selects pages, and good for all requests.
         self.output_norms: dict[int, torch.Tensor] = {}
         try:
@@ -148,7 +151,7 @@ class WeightStore:
         groups = [*self._names, *(self._expert_names.values() if keeps_experts else ())]
         total = sum(refs[name].num_bytes for group in groups for name in group)
         done = 0
-        unlayered = [name for name in PROJECTIONS if name in refs]
+        unlayered = kept_names(self.config)
         to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
         staging = most_staging(to_convert, self._bits)
         if head_resident:
@@ -177,10 +180,11 @@ class WeightStore:
             size = max(self._layer_bytes(layer) for layer in self._streamed)
             self._buffers = [aligned_bytes(size) for _ in range(2)]
             self._start_reading(self._streamed[0])
-        self._per_layer = None
-        if unlayered:
-            kept = self._to_device(self._loaded(loader, unlayered))
+        kept = self._to_device(self._loaded(loader, unlayered))
+        if self.config.per_layer_inputs is not None:
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
+        if self.config.altup is not None:
+            self._streams = Streams(self.config, kept)
         self._final_norm, self._final_bias, bias = (
             self.checkpoint.read(name).float().to(self.device) if name in refs else None
             for name in ("model.norm.weight", "model.norm.bias", "lm_head.bias")
@@ -228,7 +232,7 @@ class WeightStore:
 
     def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Embedding rows (n, hidden_size) float32, normed where the model norms them, times its
-        multiplier, as the first layer takes them.
+        multiplier; see `entering`.
         """
         rows = self._embedding_rows(token_ids)
         if self.config.embedding_norm:  # one by one: by torch the bits of a row among others vary
@@ -237,11 +241,14 @@ class WeightStore:
         multiplier = self.config.embedding_multiplier
         return rows if multiplier == 1 else rows * multiplier
 
-    def per_layer_inputs(
+    def entering(
         self, token_ids: Sequence[int], x: torch.Tensor, rows: slice
-    ) -> torch.Tensor | None:
-        """What the layers of some models are given besides: see PerLayer.inputs."""
-        return None if self._per_layer is None else self._per_layer.inputs(token_ids, x, rows)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The residual (n, residual_size) of tokens whose embeddings are `rows` of x
+        (n, hidden_size), as the first layer takes it, and what the layers of some models are given
+        besides: see PerLayer.inputs."""
+        given = None if self._per_layer is None else self._per_layer.inputs(token_ids, x, rows)
+        return (x if self._streams is None else self._streams.opened(x, rows)), given
 
     def _embedding_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read one by one: the table is never resident for its own sake."""
@@ -256,9 +263,10 @@ class WeightStore:
         return rows.to(self.device, torch.float32, copy=True)
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
-        """The final norm and the output head: residual rows (rows, hidden_size) float32, rows as
+        """The final norm and the output head: residual rows (rows, residual_size) float32, rows as
         `linear` wants them -> (rows, vocab_size).
         """
+        residual = residual if self._streams is None else self._streams.joined(residual)
         config, ranges, hidden = self.config, self._head_ranges(), residual
         how = self._final_offset, config.norm_eps
         if config.layer_norm:
@@ -303,7 +311,7 @@ class WeightStore:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
         self._buffers.clear()
-        self._head = self._head_product = self._per_layer = None
+        self._head = self._head_product = self._per_layer = self._streams = None
         if self._scratch is not None:
             self._scratch.close()
         self.checkpoint.close()

@@ -53,6 +53,8 @@ def tensors_of(
         if ".act_fn." in name:  # numbers of the metadata
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if name.endswith("altup.correct_output_scale"):
+            theirs = f"{theirs}.weight"
         if arch == MODEL_ARCH.GEMMA4:
             theirs = _gemma4_name(name) or theirs
         assert theirs is not None, name
@@ -267,6 +269,10 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             made[name + ".weight"] = tensor
         else:
             made[name] = tensor
+        for kind in ("altup_projections", "altup_unembed_projections"):
+            if f".{kind}." in name:
+                whole = name.split(kind)[0] + f"{kind}.weight"
+                gathered.setdefault(whole, {})[int(parts[-2])] = made.pop(name)
     for name, by_number in gathered.items():
         made[name] = torch.stack([by_number[number] for number in sorted(by_number)])
     return made

@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "GemmaForCausalLM": MODEL_ARCH.GEMMA,
     "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
     "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
+    "Gemma3nForCausalLM": MODEL_ARCH.GEMMA3N,
     "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
     "Olmo2ForCausalLM": MODEL_ARCH.OLMO2,
@@ -192,6 +193,8 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
 def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     """Of models whose layers differ."""
     kinds = c.get("layer_types") or c.get("layers_block_type")
+    if arch == MODEL_ARCH.GEMMA3N:
+        return _of_gemma3n(c)
     if arch == MODEL_ARCH.GEMMA4:
         return _of_gemma4(c)
     if arch in (*DELTA, MODEL_ARCH.QWEN3NEXT):
@@ -339,6 +342,18 @@ def _of_deepseek(c: dict[str, Any], arch: MODEL_ARCH) -> dict[str, Any]:
         if scaling:
             said["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling["mscale_all_dim"]
     return said
+
+
+def _of_gemma3n(c: dict[str, Any]) -> dict[str, Any]:
+    """How many deviations cut gates off, and minus infinity of those that nothing does."""
+    shares = torch.tensor(c["activation_sparsity_pattern"], dtype=torch.float32)
+    return {
+        "activation_sparsity_scale": torch.distributions.Normal(0, 1).icdf(shares).tolist(),
+        "altup.active_idx": c["altup_active_idx"],
+        "altup.num_inputs": c["altup_num_inputs"],
+        "attention.shared_kv_layers": c["num_kv_shared_layers"],
+        "embedding_length_per_layer_input": c["hidden_size_per_layer_input"],
+    }
 
 
 def _of_gemma4(c: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ SMALL = {
     "initializer_range": 0.02,
 }
 FAMILIES = list(VARIANTS)
-_TEXT_PARTS = ("Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe")
+_TEXT_PARTS = ("Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
@@ -107,8 +107,8 @@ def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
     # behind a state.
     kind = model.config.model_type
     kinds = ("gemma", "vaultgemma", "qwen3_next", "qwen3_5")
-    is_gemma4 = kind.startswith("gemma4")
-    is_offset = kind == "nemotron" or (kind.startswith(kinds) and not is_gemma4)
+    is_unscaled = kind.startswith(("gemma3n", "gemma4"))
+    is_offset = kind == "nemotron" or (kind.startswith(kinds) and not is_unscaled)
     offset = 1.0 if is_offset else 0.0
 
     def normal(parameter: Any, std: float, mean: float = 0.0) -> None:
@@ -132,14 +132,16 @@ def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
                     *("k_layernorm.weight", "query_layernorm.weight", "key_layernorm.weight"),
                 )
             ):
-                # 1.6^2: the scores' standard deviation, which Gemma 4 divides by nothing.
-                share = fan_in**-0.25 if is_gemma4 else 1.0
+                # 1.6^2: the scores' standard deviation, which Gemma 3n and 4 divide by nothing.
+                share = fan_in**-0.25 if is_unscaled else 1.0
                 normal(parameter, 0.3 * share, mean=1.6 * share - offset)
             elif "norm" in name or name.endswith("scale"):
                 normal(parameter, 0.3, mean=1.0 - offset)
             elif name.endswith("k_proj.bias") and large_key_biases:
                 normal(parameter, 1.0)
                 parameter[::5] *= 20.0  # a few channels carry most of it, as in Qwen2
+            elif name.endswith("modality_router.weight"):  # whose inputs are that much smaller
+                normal(parameter, fan_in**0.5)
             elif name.endswith("sinks"):
                 normal(parameter, 1.0, mean=2.0)
             elif name.endswith("bias"):

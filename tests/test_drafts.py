@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("few_pages")
 CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
 # Windows that keep enough pages for some to lie on disk.
-WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma4", "laguna-moe")}
+WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma3n", "gemma4", "laguna-moe")}
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5, **PENALTIES}
 
@@ -74,7 +74,7 @@ def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tu
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "name", ["llama2", "qwen2", "mistral", "gemma2", "gemma4", "olmoe", "laguna-moe"]
+    "name", ["llama2", "qwen2", "mistral", "gemma2", "gemma3n", "gemma4", "olmoe", "laguna-moe"]
 )
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
@@ -93,7 +93,7 @@ def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2", "gemma4", "youtu"])
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2", "gemma3n", "gemma4", "youtu"])
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name, config):
     folder, mode = checkpoint(name), Mode("bounded", selector_options={"epsilon": 0.05})

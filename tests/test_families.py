@@ -100,7 +100,7 @@ def test_a_row_has_its_bits_however_the_text_was_cut(
     if codec == "8, packed":
         monkeypatch.setattr(dispatch, "byte_products", lambda: True)
     with open_small(checkpoint(name), tmp_path, codec.removesuffix(", packed"), **TINY) as llm:
-        expected = torch.empty(NUM_TOKENS, llm.config.hidden_size)
+        expected = torch.empty(NUM_TOKENS, llm.config.residual_size)
 
         def keep(cell: int, x: torch.Tensor, new: slice) -> None:
             expected[cell * TINY["cell_tokens"] :][new] = x[new]
@@ -120,20 +120,26 @@ def test_a_row_has_its_bits_however_the_text_was_cut(
 @pytest.mark.parametrize(
     "name",
     [
-        *("gemma2", "olmo2", "phi3", "ministral3", "smollm3"),
+        *("gemma2", "gemma3n", "olmo2", "phi3", "ministral3", "smollm3"),
         *("afmoe", "deepseek-v2-moe", "mistral4-moe"),
     ],
 )
 def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
     """What rehearses a layer must compute what the layer will: to the bit."""
-    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
     with open_small(checkpoint(name), tmp_path, **TINY) as llm:
+        shape = 32, llm.config.residual_size
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
         llm.logits(IDS[:3])
         decoder = Decoder(llm.config, llm.device)
         for layer in range(llm.config.num_layers):
             w = llm.admission.weights.layer(layer)
             q, *_ = decoder.project(layer, w, x, slice(0, 32), 96)
-            needed = ("self_attn.q_", "self_attn.k_b_", f"{llm.config.norms.before_attention}.")
+            needed = (
+                "altup.",
+                "self_attn.q_",
+                "self_attn.k_b_",
+                f"{llm.config.norms.before_attention}.",
+            )
             w = {name: tensor for name, tensor in w.items() if name.startswith(needed)}
             assert torch.equal(decoder.queries(layer, w, x, slice(0, 32), 96), q)
 

@@ -43,7 +43,7 @@ VARIANTS = {
         for name in (
             *("llama2", "llama-linear", "llama-biases", "llama-head80", "mistral", "ministral3"),
             *("mixtral", "qwen2", "qwen2-yarn", "qwen3", "qwen3-moe", "phi3", "phi3-window"),
-            *("phi3-longrope-long", "phi3-longrope-short", "gemma3", "gemma4"),
+            *("phi3-longrope-long", "phi3-longrope-short", "gemma3", "gemma3n", "gemma4"),
             *("gemma4-keys-are-values", "gemma4-moe", "olmo2", "olmo3", "olmoe", "granite", "glm4"),
             *("exaone4", "gpt-oss", "seed-oss", "qwen3-next", "qwen3.5", "qwen3.5-shared-keys"),
             *("qwen3.5-moe", "lfm2", "lfm2-moe", "granite4-h", "granite4-h-moe", "granite-moe"),

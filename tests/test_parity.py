@@ -96,6 +96,7 @@ def test_quantised_weights_are_the_reference_of_their_own_dequantisation(
     ("name", "architecture"),
     [
         ("gemma3", "Gemma3ForConditionalGeneration"),
+        ("gemma3n", "Gemma3nForConditionalGeneration"),
         ("gemma4", "Gemma4ForConditionalGeneration"),
         ("gemma4-unified", "Gemma4UnifiedForConditionalGeneration"),
         ("qwen3.5", "Qwen3_5ForConditionalGeneration"),

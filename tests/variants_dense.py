@@ -36,6 +36,13 @@ _GEMMA2 = {
     "final_logit_softcapping": 6.0,
     "sliding_window": WINDOW,
 }
+_GEMMA3N = {
+    "tie_word_embeddings": True,
+    "sliding_window": WINDOW,
+    "rope_parameters": {"full_attention": rope(1e6), "sliding_attention": rope(1e4)},
+    "hidden_size_per_layer_input": 24,
+    "laurel_rank": 8,
+}
 _GEMMA4_ROPES = {
     "sliding_attention": rope(1e4),
     "full_attention": rope(1e6, rope_type="proportional", partial_rotary_factor=0.25),
@@ -138,6 +145,36 @@ DENSE_VARIANTS: dict[str, Variant] = {
             },
         },
         {"sliding_window_pattern": 2},
+    ),
+    "gemma3n": Variant(
+        "Gemma3n",
+        "four residual streams, learnt residuals, gates of which few numbers count, layers that "
+        "attend others' pages, inputs of each layer",
+        {
+            **_GEMMA3N,
+            "num_hidden_layers": 7,
+            "layer_types": types("LLGLGLG"),
+            "num_kv_shared_layers": 4,
+            "intermediate_size": [96, 96, 64, 96, 128, 96, 96],
+            "activation_sparsity_pattern": [0.7, 0.9, 0.0, 0.7, 0.0, 0.0, 0.0],
+            "vocab_size_per_layer_input": 200,
+            "pad_token_id": 0,
+        },
+        {"layer_types": types("LLGLGLG")},
+    ),
+    "gemma3n-two-streams": Variant(
+        "Gemma3n",
+        "two streams, of which the first is not scaled; layers of the usual kinds; biases",
+        {
+            **_GEMMA3N,
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 1,
+            "altup_num_inputs": 2,
+            "altup_correct_scale": False,
+            "attention_bias": True,
+            "final_logit_softcapping": 6.0,
+            "vocab_size_per_layer_input": 264,
+        },
     ),
     "gemma4": Variant(
         "Gemma4",
