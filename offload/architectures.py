@@ -11,6 +11,7 @@ from .granite_families import GRANITE_FAMILIES
 from .hybrid_families import HYBRID_FAMILIES
 from .latent_families import LATENT_FAMILIES
 from .layer_norm_families import LAYER_NORM_FAMILIES
+from .llama4_families import LLAMA4_FAMILIES
 from .mamba_families import MAMBA_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .muse_families import MUSE_FAMILIES
@@ -26,6 +27,7 @@ _TABLES = (
     LAYER_NORM_FAMILIES,
     ROUTED_FAMILIES,
     MIXTURE_FAMILIES,
+    LLAMA4_FAMILIES,
     LATENT_FAMILIES,
     HYBRID_FAMILIES,
     CONV_FAMILIES,
@@ -46,8 +48,6 @@ REFUSED = {
     "JambaForCausalLM": "Mamba layers",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
-    "Llama4ForCausalLM": "attention in chunks, and experts whose inputs are scaled",
-    "Llama4ForConditionalGeneration": "attention in chunks, and experts whose inputs are scaled",
     "MiMoV2FlashForCausalLM": "values of another size than keys",
     "Qwen4ExpForCausalLM": f"{_INDEXER}, and {_STREAMS}",
     "Qwen4ExpForConditionalGeneration": f"{_INDEXER}, and {_STREAMS}",

@@ -26,6 +26,7 @@ from .decode_attention import DecodeAttention
 from .footprint import BIASED_SPANS
 from .rope import Rope
 from .sequence import Sequence
+from .windows import first_seen
 
 _MOST_MASKS = 8  # that are kept, a byte for each row and key
 
@@ -97,9 +98,11 @@ class TieredAttention:
         device,
         softcap: float = 0.0,
         null_scores: list[torch.Tensor | None] | None = None,
+        in_chunks: bool = False,
     ):
         self.layouts = layouts  # of each layer
         self.softcap = softcap  # see kernels.attention
+        self._in_chunks = in_chunks  # what windows are, see ModelConfig.chunked
         # Of each layer: (num_heads,), or None; see kernels.layer_attention.
         self.null_scores = null_scores or [None] * len(layouts)
         self.cell_tokens = cell_tokens
@@ -111,7 +114,7 @@ class TieredAttention:
         self._raw_tiles = _tiles(layouts, [raw_tokens] * len(layouts), device)
         self._raw_masks: dict[tuple, torch.Tensor] = {}
         self.decode = DecodeAttention(
-            layouts, cell_tokens, span_tokens, store, softcap, self.null_scores
+            layouts, cell_tokens, span_tokens, store, softcap, self.null_scores, in_chunks
         )
 
     def run(
@@ -192,7 +195,7 @@ class TieredAttention:
         """Which spans of a layer's sealed pages a query attends to that begins at `position` of a
         cell."""
         sealed, span_tokens = self.sealed_tokens(cell), self.span_tokens[layer]
-        first = 0 if window is None else max(0, position - window + 1)
+        first = 0 if window is None else max(0, first_seen(position, window, self._in_chunks))
         stop = -(-sealed // span_tokens)
         return range(first // span_tokens if first < sealed else stop, stop)
 
@@ -243,7 +246,8 @@ class TieredAttention:
                     for query, q, factors, last in seeing:
                         seen = first
                         if window is not None:
-                            seen = max(first, query.position - window + 1 - base)
+                            seen_from = first_seen(query.position, window, self._in_chunks)
+                            seen = max(first, seen_from - base)
                         bias = None if factors is None else rope_scores(*factors, base, tokens)
                         partial = attend_pages(
                             q, pages.near, pages.records, layout, (seen, last), bias, self.softcap
@@ -316,12 +320,13 @@ class TieredAttention:
         """Visibility (rows, count) of sealed keys from `base` on; None when every row sees all of
         them.
         """
-        if window is None or query.position + query.rows - window <= base:
+        last = query.position + query.rows - 1
+        if window is None or first_seen(last, window, self._in_chunks) <= base:
             return None
         device = query.q.device
         positions = torch.arange(query.position, query.position + query.rows, device=device)
         keys = torch.arange(base, base + count, device=device)
-        return keys[None, :] > positions[:, None] - window
+        return keys[None, :] >= first_seen(positions, window, self._in_chunks)[:, None]
 
     def raw_partial(self, layer, sequence: Sequence, query: Query, window: int | None) -> Partial:
         """A query's partial over the keys that are raw: the sink, the previous cell, its own; its
@@ -365,7 +370,7 @@ class TieredAttention:
             rows_at = torch.arange(query.position, query.position + query.rows, device=device)
             mask = keys_at[None, :] <= rows_at[:, None]
             if window is not None:
-                mask &= keys_at[None, :] > rows_at[:, None] - window
+                mask &= keys_at[None, :] >= first_seen(rows_at, window, self._in_chunks)[:, None]
             if len(self._raw_masks) >= _MOST_MASKS:
                 self._raw_masks.clear()
             self._raw_masks[asked] = mask

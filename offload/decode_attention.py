@@ -25,6 +25,7 @@ from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import gpu_for, serves
 from .sequence import Sequence
 from .span_addresses import SpanRun
+from .windows import first_seen
 
 
 class DecodeAttention:
@@ -38,10 +39,11 @@ class DecodeAttention:
         store,
         softcap: float,
         null_scores: list[torch.Tensor | None],
+        in_chunks: bool = False,
     ):
         self._layouts, self._store, self._softcap = layouts, store, softcap
         self._kinds = list(dict.fromkeys(layouts))
-        self._null_scores = null_scores
+        self._null_scores, self._in_chunks = null_scores, in_chunks
         self._page_tokens = layouts[0].page_tokens
         self._cell_tokens, self._span_tokens = cell_tokens, span_tokens
 
@@ -198,14 +200,14 @@ class DecodeAttention:
         """
         first = self._page_tokens
         if window is not None:
-            first = max(first, position - window + 1)
+            first = max(first, first_seen(position, window, self._in_chunks))
         return max(0, first - base), min(tokens, sealed_tokens - base)
 
     def raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
         """The raw tokens that a token at `position` sees: the sink, the cell before, its own."""
         raw, cells = sequence.raw, self._cell_tokens
         cell, row = divmod(position, cells)
-        first = 0 if window is None else max(0, position - window + 1)
+        first = 0 if window is None else max(0, first_seen(position, window, self._in_chunks))
         runs = []
         if cell >= 2 and first < self._page_tokens:
             runs += raw.sink_run(layer, first)

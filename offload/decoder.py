@@ -21,8 +21,9 @@ from ..kernels.gate import softplus
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.step import LayerStep
 from .altup import AltUpLayers
+from .config_fields import MOST_POSITIONS
 from .latent import LatentAttention
-from .layer_config import Experts
+from .layer_config import Experts, QueryGrowth
 from .layer_steps import LayerSteps, Prepared
 from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps
 from .model_config import ModelConfig
@@ -90,7 +91,7 @@ class Decoder:
         step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
-            q, k, v = step.project(x, *angles, self.query_scale(position))
+            q, k, v = step.project(x, *angles, self.query_scale(layer, position))
             return Projected(q, (k, v), None)
         h = self._mixer_input(w, x, rows)
         q, gate = self._queries(layer, w, h, rows, position)
@@ -104,7 +105,7 @@ class Decoder:
             k = self._project(w, h, rows, "k")
             v = k if self._shapes[layer].keys_are_values else self._project(w, h, rows, "v")
             k, v = (self._normed(layer, w, out, which) for out, which in ((k, "k"), (v, "v")))
-        k = self._normed_behind(w, self.ropes[layer].turn(k, position), "k")
+        k = self._normed_behind(layer, w, self.ropes[layer].turn(k, position), "k")
         return Projected(q, (k, k if self._latent is not None else v), gate)
 
     def project_row(
@@ -127,7 +128,7 @@ class Decoder:
             if projected.kv is not None:
                 raw.write(kv, cell, row, *projected.kv)
             return projected.q, projected.gate
-        places, scale = raw.places(kv, cell, row), self.query_scale(position)
+        places, scale = raw.places(kv, cell, row), self.query_scale(layer, position)
         angles = self.ropes[layer].angles(position, 1)
         return step.project_into(x, *angles, scale, places, raw.dtype), None
 
@@ -298,12 +299,18 @@ class Decoder:
         None."""
         return self._steps.of(layer, w) if self._steps.is_whole(layer) else None
 
-    def query_scale(self, position: int) -> float:
-        """What the query at a position is multiplied by."""
-        if self.config.query_growth is None:
+    def query_scale(self, layer: int, position: int) -> float:
+        """What a layer's query at a position is multiplied by."""
+        growth = self._growth(layer)
+        if growth is None:
             return self.scale
-        beta, every = self.config.query_growth
-        return self.scale * (1 + beta * math.log1p(position // every))
+        steps = (position + growth.ahead) // growth.every
+        return self.scale * (1 + growth.beta * math.log1p(steps))
+
+    def _growth(self, layer: int) -> QueryGrowth | None:
+        growth = self.config.query_growth
+        is_other = growth is not None and growth.unturned and self.config.ropes[layer] is not None
+        return None if is_other else growth
 
     def _step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         """The compiled step that serves x, or None."""
@@ -369,9 +376,11 @@ class Decoder:
             return normed * w[f"self_attn.{which}_norm.weight"].float()
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
-    def _normed_behind(self, w: LayerTensors, heads: torch.Tensor, which: str) -> torch.Tensor:
+    def _normed_behind(
+        self, layer: int, w: LayerTensors, heads: torch.Tensor, which: str
+    ) -> torch.Tensor:
         """Turned heads, normed if that is what is normed."""
-        is_normed = self.config.qk_norm == "turned"
+        is_normed = self.config.norms_turned(layer)
         return self._norm(w, f"self_attn.{which}_norm", heads) if is_normed else heads
 
     def _queries(self, layer: int, w, h: torch.Tensor, rows: slice, position: int):
@@ -388,11 +397,11 @@ class Decoder:
             heads = self._normed(layer, w, heads, "q")
         while start < n:  # rows of one scale at a time: it is what a row alone is multiplied by
             at = position + start
-            stop = n if c.query_growth is None else min(n, start + self._same_scale(at))
-            some, scale = heads[start:stop], self.query_scale(at)
-            if c.qk_norm == "turned":
+            stop = min(n, start + self._same_scale(layer, at))
+            some, scale = heads[start:stop], self.query_scale(layer, at)
+            if c.norms_turned(layer):
                 some = self.ropes[layer].turn(some, at, heads_first=True)
-                turned.append(self._normed_behind(w, some, "q").mul_(scale))
+                turned.append(self._normed_behind(layer, w, some, "q").mul_(scale))
             else:
                 turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
             start = stop
@@ -408,7 +417,9 @@ class Decoder:
             gate = gate.repeat_interleave(self._shapes[layer].head_dim, -1)
         return gate
 
-    def _same_scale(self, position: int) -> int:
-        """How many positions from this one on have its `query_scale`, where queries grow."""
-        every = self.config.query_growth[1]
-        return every - position % every
+    def _same_scale(self, layer: int, position: int) -> int:
+        """How many positions from this one on have a layer's `query_scale`, at least."""
+        growth = self._growth(layer)
+        if growth is None:
+            return MOST_POSITIONS
+        return growth.every - (position + growth.ahead) % growth.every

@@ -99,6 +99,7 @@ class Engine:
             device,
             config.attention_softcap,
             weights.null_scores,
+            config.chunked,
         )
         self.sequences = Sequences(config, store, geometry, device, sweep_cells)
         self.selected: SelectedAttention | None = None
@@ -229,9 +230,8 @@ class Engine:
                 first = x[:, : self._size]  # of streams, what is worked on
                 attended = self.selected.run_several(kv, sequence, query, bias, first, w, notes)
             else:
-                window = self._window(kv)
                 self._wish_ahead(sequence, kv, query, decodes=True)
-                attended = self.attention.run_several(kv, sequence, query, window, bias)
+                attended = self.attention.run_several(kv, sequence, query, self._window(kv), bias)
             mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
             x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
             x = self.decoder.end(layer, w, x, slice(0, count), given)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .config_fields import MOST_POSITIONS, Fields
 from .errors import UnsupportedModel
-from .layer_config import Norms
+from .layer_config import Norms, QueryGrowth
 from .rope_config import RopeConfig, read_rope
 
 
@@ -59,7 +59,7 @@ def ministral3(get: Fields, head_dim: int) -> dict:
     return {**fields, "query_growth": query_growth(get, fields["ropes"][0])}
 
 
-def query_growth(get: Fields, rope: RopeConfig) -> tuple[float, int] | None:
+def query_growth(get: Fields, rope: RopeConfig) -> QueryGrowth | None:
     """Queries grow with their position, as in Llama 4."""
     beta, original = (
         rope.parameters.get(name)
@@ -69,7 +69,7 @@ def query_growth(get: Fields, rope: RopeConfig) -> tuple[float, int] | None:
         return None
     nested = Fields({"beta": beta, "original": original}, get.path)
     beta = nested.number("beta", kind=float, low=0.0, high=100.0)
-    return beta, nested.number("original", high=MOST_POSITIONS)
+    return QueryGrowth(beta, nested.number("original", high=MOST_POSITIONS))
 
 
 def qwen2(get: Fields, head_dim: int) -> dict:

@@ -283,7 +283,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     inner = _widest(config)
     between = inner * (4 if any(config.gate_cutoffs) else 3)
     own = _per_layer_numbers(config)
-    gathered = 3 * config.hidden_size if experts else 0
+    gathered = (3 + any(e.weighs_input for e in experts)) * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 0
     for attends, r in config.mixers:

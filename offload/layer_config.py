@@ -26,6 +26,17 @@ PLAIN_NORMS = Norms()  # Llama's
 
 
 @dataclass(frozen=True)
+class QueryGrowth:
+    """Queries at `position` are multiplied by 1 + beta * log(1 + (position + ahead) // every).
+    unturned: only those of layers without positions."""
+
+    beta: float
+    every: int
+    ahead: int = 0
+    unturned: bool = False
+
+
+@dataclass(frozen=True)
 class ExpertGroups:
     """Equal groups of neighbouring experts, of which `chosen` are in question for a token: those
     whose `best` highest scores have the largest sum."""
@@ -67,16 +78,17 @@ class Experts:
     weights of the chosen ones are made to sum to 1. router, gate, up, down: the files' names, {}
     standing for the expert's number. by_sigmoid: scores are sigmoids, each on its own, not shares
     of one whole; bias: the files' name of what is added to them for the choice alone, a matrix of
-    one row if bias_is_row, and to what sigmoids are of if bias_of_scores; groups: which limit the
-    choice, None: nothing does; scaling: of the chosen ones' weights; least_sum: added to the sum
-    that normalised sigmoids are divided by. shared_size: of the expert that every token goes
-    through besides, 0 without one; shared: what its projections' names begin with; shared_gate:
-    what says, for each token, how much of it counts, None: all; shared_scaling: of what it gives.
-    gate_up: gate and up in one, their rows in turn, in place of both; biases: whether router and
-    experts have them. gate is None where MLPs have no gates. router_scale: the files' name of what
-    the router's own norm of the residual is multiplied with, over sqrt(hidden_size); None: it sees
-    what the experts see. expert_scale: of a factor for each chosen expert's weight. beside: None
-    where experts are in the MLP's place.
+    one row if bias_is_row; bias_of_scores: whether the choice is by what sigmoids are of, and a
+    bias added to that; groups: which limit the choice, None: nothing does; scaling: of the chosen
+    ones' weights; least_sum: added to the sum that normalised sigmoids are divided by. shared_size:
+    of the expert that every token goes through besides, 0 without one; shared: what its
+    projections' names begin with; shared_gate: what says, for each token, how much of it counts,
+    None: all; shared_scaling: of what it gives. gate_up: gate and up in one, their rows in turn, in
+    place of both; biases: whether router and experts have them. gate is None where MLPs have no
+    gates. router_scale: the files' name of what the router's own norm of the residual is multiplied
+    with, over sqrt(hidden_size); None: it sees what the experts see. expert_scale: of a factor for
+    each chosen expert's weight. beside: None where experts are in the MLP's place. weighs_input:
+    whether a chosen expert's weight is of what it is given, not of what it gives.
     """
 
     count: int
@@ -105,6 +117,7 @@ class Experts:
     beside: BesideMlp | None = None
     latent: ExpertLatent | None = None
     sparse_mixer: float | None = None
+    weighs_input: bool = False
 
     @cached_property
     def routed_alone(self) -> Experts:

@@ -148,13 +148,16 @@ class _Routed:
         if not picked.any():
             return
         share = (self.weights * hit).sum(-1, keepdim=True)[picked]
+        given = self.h[picked]
+        if experts.weighs_input:
+            given, share = given * share, 1.0
         if native_for(self.h) is not None:  # whose rows have the same bits in any place
-            result = _expert(own, self.h[picked], activation, experts, number)
+            result = _expert(own, given, activation, experts, number)
             self.out[picked] += result * share
             return
         places, count = _places(picked)
         gathered = self.h.new_zeros(count, self.h.shape[1])
-        gathered[places] = self.h[picked]
+        gathered[places] = given
         result = _expert(own, gathered, activation, experts, number)
         self.out[picked] += result[places] * share
 
@@ -176,11 +179,11 @@ def _add_shared(
 def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):
     """The same for one row, an expert in one call, unless it has no gate."""
 
-    def add(own: LayerTensors, paths: list[str], share: float, out: torch.Tensor) -> None:
+    def add(own: LayerTensors, paths: list[str], x: torch.Tensor, share: float, out) -> None:
         if experts.gate is None and experts.gate_up is None:
-            out.add_(dense_mlp(own, h, slice(0, 1), activation, paths) * share)
+            out.add_(dense_mlp(own, x, slice(0, 1), activation, paths) * share)
         else:
-            add_expert(native, _numbers(own, paths), h, share, activation, out)
+            add_expert(native, _numbers(own, paths), x, share, activation, out)
 
     chosen, weights = routed.chosen[0].tolist(), routed.weights[0].tolist()
     shares, out = dict(sorted(zip(chosen, weights, strict=True))), routed.out
@@ -189,14 +192,15 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
     apart = {number: torch.zeros_like(out) for number in shares} if w.apart is not None else {}
     for number, own in w.experts(list(shares), keeps=True, at_hand_first=True):
         paths = [path.format(number) for path in (*experts.inward, experts.down)]
-        add(own, paths, shares[number], apart.get(number, out))
+        given, share = (h * shares[number], 1.0) if experts.weighs_input else (h, shares[number])
+        add(own, paths, given, share, apart.get(number, out))
     for given in apart.values():
         out += given
     if experts.shared_size:
         share = experts.shared_scaling
         if experts.shared_gate is not None:
             share *= _shared_share(w, h, slice(0, 1), experts).item()
-        add(w, _dense(w, experts.shared), share, out)
+        add(w, _dense(w, experts.shared), h, share, out)
     return out
 
 
@@ -249,7 +253,9 @@ def _route(
     if experts.sparse_mixer is not None:
         return _sparse_mixer(scores, experts.sparse_mixer)
     if experts.bias_of_scores:
-        worth = scores + bias  # before sigmoids take the scores' place
+        worth = (
+            scores.clone() if bias is None else scores + bias
+        )  # before sigmoids take the scores' place
         shares = _sigmoid(scores)
     else:
         shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)

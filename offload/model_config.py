@@ -22,6 +22,7 @@ from .layer_config import (
     Latent,
     Norms,
     PerLayerInputs,
+    QueryGrowth,
     Recurrence,
     Stacked,
 )
@@ -75,12 +76,13 @@ class ModelConfig:
     layer_norm: bool = False  # norms take the mean away first
     norm_bias: bool = False  # of layer norms
     # Norms of queries and keys before RoPE: RMSNorm of each "head", or of "all" at once; or of each
-    # "turned" head, behind it; or a layer norm of "each" head with weights of its own
+    # "turned" head, behind it, in layers with positions; or a layer norm of "each" head with
+    # weights of its own
     qk_norm: str = ""
     parallel_mlp: bool = False  # MLPs read what attention reads, and have no norm of their own
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
-    query_growth: tuple[float, int] | None = None  # (b, n): times 1 + b log(1 + position // n)
+    query_growth: QueryGrowth | None = None
     embedding_multiplier: float = 1.0
     embedding_norm: bool = False  # RMSNorm of embeddings, without weights
     residual_multiplier: float = 1.0  # of what attention and MLP add
@@ -90,6 +92,8 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     windows: tuple[int | None, ...] = ()  # tokens a query sees, itself included; None = all
+    # Windows are chunks of the text, each from a multiple of its size on: a query sees its own
+    chunked: bool = False
     experts: tuple[Experts | None, ...] = ()  # None: a dense MLP; empty: dense in all layers
     output_gate: bool = False  # of attention, beside each head's query in q_proj
     # The same, by a matrix of its own, self_attn.gate_proj: of each "number" of a head, or of each
@@ -150,6 +154,10 @@ class ModelConfig:
     def shares_kv(self, layer: int) -> bool:
         """Whether a layer attends the keys and values of an earlier one, and has none."""
         return bool(self.kv_sources) and self.kv_sources[layer] != layer
+
+    def norms_turned(self, layer: int) -> bool:
+        """Whether a layer has norms of queries and keys behind RoPE."""
+        return self.qk_norm == "turned" and self.ropes[layer] is not None
 
     def gate_cutoff(self, layer: int) -> float | None:
         return self.gate_cutoffs[layer] if self.gate_cutoffs else None

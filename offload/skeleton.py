@@ -71,7 +71,7 @@ class _Attention(nn.Module):
         if c.qk_norm == "each":
             self.q_norm = _Weight(heads, shape.head_dim)
             self.k_norm = _Weight(shape.kv_heads, shape.head_dim)
-        elif c.qk_norm:
+        elif c.qk_norm and (c.qk_norm != "turned" or kind.turns):
             each = c.qk_norm != "all"
             self.q_norm = _Weight(shape.head_dim if each else q)
             if not kind.shares_kv:
@@ -135,6 +135,7 @@ class _Kind:
     shape: AttentionShape
     shares_kv: bool
     inner_size: int
+    turns: bool
 
 
 class _Layer(nn.Module):
@@ -257,6 +258,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             c.shape_of(layer),
             c.shares_kv(layer),
             c.inner_size(layer),
+            c.ropes[layer] is not None,
         )
         for layer in range(c.num_layers)
     ]

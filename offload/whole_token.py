@@ -113,7 +113,7 @@ class WholeToken:
             self._view(sequence, position, cell, w, spans[w], pages.num_records)
             for w in self._kinds
         ]
-        scale = self._decoder.query_scale(position)
+        scale = self._decoder.query_scale(0, position)
         places = sequence.raw.places(0, cell, row)
         selections = self._selections(position, pages.num_records)
         if selections is None:
@@ -183,6 +183,7 @@ def make_whole_token(
     config, layout = decoder.config, geometry.layout
     by_layers = layout.rotate or config.recurrent or config.null_scores
     by_layers = by_layers or config.attention_shapes or config.kv_sources
+    by_layers = by_layers or (config.query_growth is not None and config.query_growth.unturned)
     if by_layers or not attention.decode.serves_rows(config.groups):
         return None
     choice = None if selected is None else selected.choice()

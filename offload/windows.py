@@ -7,7 +7,8 @@ A sequence can go on from wherever its raw cells allow it (`Sequence.resume_poin
 snapshots; what queries see from none of these places is let go of, whichever tier it lies in. Where
 a window lies within the raw cells, pages are not even made. All layers that keep pages of a window
 keep those of the widest, and spans as long as the longest of any layer, so that all keep the same
-tokens. Computes numbers; `sequences` drops.
+tokens. Chunks are kept as windows of their size are, which show no less. Computes numbers;
+`sequences` drops.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from .model_config import ModelConfig
 from .sequence import Sequence, raw_slots
 
 _ENDLESS = 1 << 62
+
+
+def first_seen(position, window: int, in_chunks: bool):
+    """The first token that a query at `position`, or at each of a tensor of positions, sees; below
+    0 where that is before the first one. in_chunks: see ModelConfig.chunked."""
+    return position - position % window if in_chunks else position - window + 1
 
 
 class Windows:

@@ -39,6 +39,7 @@ CONTEXT, ANSWER = 600, 60
 GREEDY = {"temperature": 0}
 # Windows that keep enough pages for some to lie on disk.
 WIDER = {name: {"sliding_window": 150} for name in ("gemma2", "gemma3n", "gemma4", "laguna-moe")}
+WIDER["llama4-moe"] = {"attention_chunk_size": 150}
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5, **PENALTIES}
 
@@ -74,7 +75,18 @@ def answers(llm, config: dict, prompts=(LONG, IDS[400:430], IDS[430:440])) -> tu
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "name", ["llama2", "qwen2", "mistral", "gemma2", "gemma3n", "gemma4", "olmoe", "laguna-moe"]
+    "name",
+    [
+        "llama2",
+        "qwen2",
+        "mistral",
+        "gemma2",
+        "gemma3n",
+        "gemma4",
+        "olmoe",
+        "laguna-moe",
+        "llama4-moe",
+    ],
 )
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):

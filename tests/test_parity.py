@@ -101,6 +101,7 @@ def test_quantised_weights_are_the_reference_of_their_own_dequantisation(
         ("gemma4-unified", "Gemma4UnifiedForConditionalGeneration"),
         ("qwen3.5", "Qwen3_5ForConditionalGeneration"),
         ("qwen3.5-moe", "Qwen3_5MoeForConditionalGeneration"),
+        ("llama4-moe", "Llama4ForConditionalGeneration"),
         ("mistral4-moe", "Mistral3ForConditionalGeneration"),
     ],
 )

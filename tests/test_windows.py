@@ -134,17 +134,23 @@ def turns(folder, spill_dir, **options) -> tuple[list, dict]:
     return found, most
 
 
+def windowed(checkpoint, name: str, window: int):
+    """A checkpoint with windows, or chunks, of so many tokens."""
+    is_chunked = name.startswith("llama4")
+    return checkpoint(name, **{"attention_chunk_size" if is_chunked else "sliding_window": window})
+
+
 def equal(found, others) -> bool:
     pairs = zip(found, others, strict=True)
     return all(torch.equal(*map(torch.as_tensor, pair)) for pair in pairs)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma4"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma4", "llama4-moe"])
 def test_answers_are_those_of_who_keeps_everything(
     checkpoint, tmp_path, everything_is_kept, name, window
 ):
-    folder = checkpoint(name, sliding_window=window)
+    folder = windowed(checkpoint, name, window)
     few, most = turns(folder, tmp_path, share=1.0)
     spilt, _ = turns(folder, tmp_path, share=0.3)
     selected = turns(folder, tmp_path, share=0.3, mode=BOUNDED)
@@ -156,10 +162,10 @@ def test_answers_are_those_of_who_keeps_everything(
 
 
 @pytest.mark.parametrize("window", [40, 100, 300])
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma4"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma4", "llama4-moe"])
 def test_a_text_that_was_read_is_found(checkpoint, tmp_path, everything_is_kept, name, window):
     """From whatever a session has of it already; the files have what windows show."""
-    folder, taken = checkpoint(name, sliding_window=window), []
+    folder, taken = windowed(checkpoint, name, window), []
     with opened(folder, tmp_path, cap=None) as llm:
         expected, _ = last_logits(llm, TEXT + MORE)
     for place in ("windows", "everything"):
@@ -205,11 +211,10 @@ def test_a_context_takes_what_windows_show():
 
 
 @pytest.mark.parametrize("sequences", [1, 4])
-@pytest.mark.parametrize("name", ["llama2", "mistral", "gemma2", "gemma4"])
+@pytest.mark.parametrize("name", ["llama2", "mistral", "gemma2", "gemma4", "llama4-moe"])
 def test_what_is_planned_is_what_is_taken(checkpoint, tmp_path, name, sequences):
     """By all that a store reserves, in memory and spilt, of a text of any length."""
-    windows = {} if name == "llama2" else {"sliding_window": 100}
-    folder = checkpoint(name, **windows)
+    folder = checkpoint(name) if name == "llama2" else windowed(checkpoint, name, 100)
     for share, context in ((1.0, CONTEXT), (0.3, CONTEXT), (1.0, 500), (1.0, TINY["cell_tokens"])):
         with open_spilling(folder, tmp_path, context=context, share=share) as llm:
             with llm.open_session(context, sequences=sequences) as session:

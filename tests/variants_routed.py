@@ -34,7 +34,51 @@ _LAGUNA_ROPES = {
 }
 
 
+_LLAMA4 = {
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 6,
+    "attention_chunk_size": WINDOW,
+    "floor_scale": 24,
+    "attn_scale": 0.5,
+}
+
 ROUTED_VARIANTS: dict[str, Variant] = {
+    "llama4-moe": Variant(
+        "Llama4",
+        "attention in chunks; layers without positions, whose queries grow; norms of heads without "
+        "weights behind RoPE; experts of weighted inputs in every other layer, beside a shared one",
+        {
+            **_LLAMA4,
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 1, 1],
+            "interleave_moe_layer_step": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": rope(
+                500000.0,
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=1.0,
+                original_max_position_embeddings=64,
+            ),
+        },
+        {"layer_types": ...},
+    ),
+    "llama4-moe-plain": Variant(
+        "Llama4",
+        "no norms of heads; queries that do not grow; two experts of every layer, biases",
+        {
+            **_LLAMA4,
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "attention_bias": True,
+            "num_experts_per_tok": 2,
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 80,
+        },
+        {"no_rope_layers": [], "moe_layers": ...},
+    ),
     "mixtral": Variant("Mixtral", "experts", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "mixtral-window": Variant(
         "Mixtral", "experts and windows", {"num_local_experts": 4, "sliding_window": WINDOW}
