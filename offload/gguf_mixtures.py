@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, UnsupportedModel
 from .gguf_fields import (
     expert_fields,
     head_dim_of,
@@ -25,6 +25,21 @@ def _qwen3_moe(k: Keys) -> dict:
 
 def _olmoe(k: Keys) -> dict:
     return {"architectures": ["OlmoeForCausalLM"], **expert_fields(k), "norm_topk_prob": False}
+
+
+def _llama4(k: Keys) -> dict:
+    """Of the two models that there are. What files do not say is known by how many experts they
+    have: the smaller one norms its heads."""
+    if not k.get("expert_count"):
+        raise UnsupportedModel(f"{k.path}: dense models of this architecture are not supported.")
+    return {
+        "architectures": ["Llama4ForCausalLM"],
+        **expert_fields(k),
+        "intermediate_size": k.get("expert_feed_forward_length"),
+        "intermediate_size_mlp": k.get("feed_forward_length"),
+        "interleave_moe_layer_step": k.get("interleave_moe_layer_step"),
+        "use_qk_norm": k.get("expert_count") != 128,
+    }
 
 
 def _glm4_moe(k: Keys) -> dict:
@@ -181,6 +196,7 @@ def _minicpm3(k: Keys) -> dict:
 
 
 MIXTURES: dict[str, Callable[[Keys], dict]] = {
+    "llama4": _llama4,
     "qwen2moe": _qwen2_moe,
     "qwen3moe": _qwen3_moe,
     "qwen3vlmoe": _qwen3_moe,

@@ -96,6 +96,8 @@ _VALUES_APART = ("qwen35", "qwen35moe")
 # Of tensors that the model does not need, those that change none of its numbers: frequencies of
 # RoPE that old converters wrote down.
 _HARMLESS = ("attn_rot_embd.weight", "rope_freqs.weight")
+# Of layers that attend another's keys and values: files may hold what would make their own.
+_SHARED = ("attn_k.", "attn_k_norm.", "attn_v.")
 _OF_LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
 _OF_WHOLE = ("token_embd", "output", "position_embd", "altup_")
 
@@ -144,7 +146,10 @@ class _Names:
         found = _OF_LAYER.fullmatch(name)
         if found is None:
             return name.startswith(_OF_WHOLE)
-        return int(found[1]) < self._config.num_layers and found[2] not in _HARMLESS
+        layer = int(found[1])
+        if layer >= self._config.num_layers or found[2] in _HARMLESS:
+            return False
+        return not (self._config.shares_kv(layer) and found[2].startswith(_SHARED))
 
     def ref(self, name: str, shape: tuple[int, ...]) -> TensorRef | None:
         """Where a tensor of ours lies; None: nowhere."""
@@ -159,6 +164,8 @@ class _Names:
         recurrence = self._config.recurrence_of(layer)
         if recurrence is not None and inner.startswith(f"{recurrence.module}."):
             return self._recurrent_ref(name, shape, layer, recurrence)
+        if any(part in name for part in self._config.unit_norms):
+            return TensorRef(self._header.path, 0, 0, Constant(1.0), shape)
         if module == "mlp.act_fn":
             return self._said(name, f"xielu.{kind}", layer, shape)
         if inner == "self_attn.sinks":

@@ -76,7 +76,16 @@ def _query_growth(get: Fields) -> QueryGrowth | None:
 
 
 def _experts(get: Fields) -> tuple[Experts | None, ...]:
+    """Of the layers that moe_layers names, or of every so many; dense models name none."""
     num_layers, size = get.num_layers, get.number("intermediate_size")
+    routed = get.raw.get("moe_layers")
+    if routed is None:
+        step = get.number("interleave_moe_layer_step")
+        routed = range(step - 1, num_layers, step)
+    elif not isinstance(routed, list) or not all(type(layer) is int for layer in routed):
+        raise BadCheckpoint(f"{get.path}: moe_layers is {routed!r}; expected layers' numbers.")
+    if not routed:
+        return ()
     experts = Experts(
         get.number("num_local_experts"),
         get.number("num_experts_per_tok"),
@@ -89,12 +98,6 @@ def _experts(get: Fields) -> tuple[Experts | None, ...]:
         shared_gate=None,
         weighs_input=True,
     )
-    routed = get.raw.get("moe_layers")
-    if routed is None:
-        step = get.number("interleave_moe_layer_step")
-        routed = range(step - 1, num_layers, step)
-    elif not isinstance(routed, list) or not all(type(layer) is int for layer in routed):
-        raise BadCheckpoint(f"{get.path}: moe_layers is {routed!r}; expected layers' numbers.")
     checked = checked_experts(get, experts)
     return tuple(checked if layer in routed else None for layer in range(num_layers))
 

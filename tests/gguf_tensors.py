@@ -81,6 +81,12 @@ def tensors_of(
         if arch in _IN_PAIRS and ".k_proj." in name:
             numbers = in_pairs(numbers, c["num_key_value_heads"])
         made[theirs] = numbers
+    if arch == MODEL_ARCH.GEMMA3N:  # of layers that share, the files hold what nobody reads
+        first = c["num_hidden_layers"] - c["num_kv_shared_layers"]
+        for layer in range(first, c["num_hidden_layers"]):
+            for part in ("attn_k", "attn_k_norm", "attn_v"):
+                unread = torch.full_like(made[f"blk.0.{part}.weight"], torch.nan)
+                made[f"blk.{layer}.{part}.weight"] = unread
     if arch == MODEL_ARCH.GEMMA4:
         pairs = c["global_head_dim"] // 2
         turning = int(c["rope_parameters"]["full_attention"]["partial_rotary_factor"] * pairs)
@@ -227,6 +233,12 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             gathered.setdefault(whole, {})[int(parts[at])] = tensor
         elif name.endswith("experts.gate_up_proj") and "gemma4" in c["model_type"]:
             made[name] = tensor
+        elif c["model_type"] == "llama4_text" and name.endswith("experts.gate_up_proj"):
+            gate, up = tensor.transpose(1, 2).contiguous().chunk(2, 1)
+            base = name.removesuffix("gate_up_proj")
+            made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
+        elif c["model_type"] == "llama4_text" and name.endswith("experts.down_proj"):
+            made[name + ".weight"] = tensor.transpose(1, 2).contiguous()
         elif name.endswith("experts.gate_up_proj") and "gpt" not in c["model_type"]:
             gate, up = tensor.chunk(2, 1)
             base = name.removesuffix("gate_up_proj")

@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "GemmaForCausalLM": MODEL_ARCH.GEMMA,
     "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
     "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
+    "Llama4ForCausalLM": MODEL_ARCH.LLAMA4,
     "Gemma3nForCausalLM": MODEL_ARCH.GEMMA3N,
     "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
@@ -183,7 +184,10 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     said |= _of_hybrid(c, arch, inner) | _of_deepseek(c, arch)
     if arch == MODEL_ARCH.MINIMAXM2:
         said["rope.dimension_count"] = c["rotary_dim"]
-    if arch in (MODEL_ARCH.GPT_OSS, MODEL_ARCH.MINIMAXM2):
+    if arch == MODEL_ARCH.LLAMA4:
+        said["feed_forward_length"] = c["intermediate_size_mlp"]
+        said["interleave_moe_layer_step"] = c["interleave_moe_layer_step"]
+    if arch in (MODEL_ARCH.GPT_OSS, MODEL_ARCH.MINIMAXM2, MODEL_ARCH.LLAMA4):
         said["expert_feed_forward_length"] = c["intermediate_size"]
     if arch == MODEL_ARCH.QWEN2 and not c.get("use_sliding_window"):
         said["attention.sliding_window"] = None

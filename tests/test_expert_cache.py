@@ -357,7 +357,7 @@ IDS = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(4)).
     [
         *("mixtral", "qwen3-moe-dense", "gpt-oss", "qwen3.5-moe", "lfm2-moe", "nemotron-h-moe"),
         "nemotron-h-moe-latent",
-        *("cohere2-moe", "deepseek-v3-moe", "afmoe", "phimoe", "kolibri-moe"),
+        *("cohere2-moe", "deepseek-v3-moe", "afmoe", "phimoe", "kolibri-moe", "llama4-moe"),
     ],
 )
 def test_few_experts_in_memory_change_no_bit(checkpoint, tmp_path, name, bits):

@@ -36,6 +36,13 @@ _YARN = rope(
     mscale=1.0,
     mscale_all_dim=1.0,
 )
+# What files of Llama 4 do not say.
+_LLAMA4 = {
+    "no_rope_layers": None,
+    "attention_chunk_size": 8192,
+    "floor_scale": 8192,
+    "attn_scale": 0.1,
+}
 # Variants of model_matrix.py, with what a GGUF file cannot say made ordinary.
 VARIANTS = {
     **{
@@ -60,6 +67,14 @@ VARIANTS = {
     "cohere2": {"tie_word_embeddings": True},
     "deepseek-v3-moe": {"rope_parameters": _YARN},
     "jais2": {},
+    "llama4-moe": {**_LLAMA4, "num_local_experts": 16, "rope_parameters": rope(5e5)},
+    "llama4-moe-plain": {
+        **_LLAMA4,
+        "num_local_experts": 128,
+        "attn_temperature_tuning": True,
+        "attention_bias": False,
+        "no_rope_layer_interval": 4,
+    },
     "qwen2-moe": {"use_sliding_window": False},
     "dots1-moe": {"max_window_layers": 3, "num_key_value_heads": 4},
     "minimax-m2-moe": {},

@@ -89,6 +89,18 @@ DENSE_VARIANTS: dict[str, Variant] = {
     "llama-biases": Variant("Llama", "biases", {"attention_bias": True, "mlp_bias": True}),
     "llama-head80": Variant("Llama", "heads of 80", {"head_dim": 80, "num_key_value_heads": 4}),
     "llama-one-kv-head": Variant("Llama", "one KV head", {"num_key_value_heads": 1}),
+    "llama4": Variant(
+        "Llama4",
+        "no experts; attention in chunks and norms of heads in every layer",
+        {
+            "intermediate_size_mlp": 96,
+            "attention_chunk_size": 80,
+            "moe_layers": [],
+            "no_rope_layers": [1, 1, 1],
+            "tie_word_embeddings": True,
+        },
+        {"interleave_moe_layer_step": 0, "num_local_experts": 0, "num_experts_per_tok": 0},
+    ),
     "mistral": Variant("Mistral", "windows", {"sliding_window": WINDOW}),
     "mistral-no-window": Variant(
         "Mistral", "no window", {"sliding_window": None, "rope_parameters": rope(1e6)}

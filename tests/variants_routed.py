@@ -38,7 +38,7 @@ _LLAMA4 = {
     "intermediate_size": 40,
     "intermediate_size_mlp": 96,
     "num_local_experts": 6,
-    "attention_chunk_size": WINDOW,
+    "attention_chunk_size": 80,  # which may begin before the cells that are raw
     "floor_scale": 24,
     "attn_scale": 0.5,
 }
@@ -75,7 +75,7 @@ ROUTED_VARIANTS: dict[str, Variant] = {
             "attention_bias": True,
             "num_experts_per_tok": 2,
             "no_rope_layer_interval": 3,
-            "attention_chunk_size": 80,
+            "attention_chunk_size": 112,
         },
         {"no_rope_layers": [], "moe_layers": ...},
     ),
