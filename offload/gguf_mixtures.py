@@ -31,7 +31,10 @@ def _llama4(k: Keys) -> dict:
     """Of the two models that there are. What files do not say is known by how many experts they
     have: the smaller one norms its heads."""
     if not k.get("expert_count"):
-        raise UnsupportedModel(f"{k.path}: dense models of this architecture are not supported.")
+        raise UnsupportedModel(
+            f"{k.path}: a model of this architecture without experts is not supported in GGUF "
+            "files. Name the original's folder or Hugging Face id."
+        )
     return {
         "architectures": ["Llama4ForCausalLM"],
         **expert_fields(k),

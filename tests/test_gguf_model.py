@@ -117,6 +117,13 @@ def test_the_text_part_of_a_model_for_pictures_is_its_text_model(
     assert torch.equal(logits_of(path, tmp_path), logits_of(folder, tmp_path))
 
 
+def test_llama_4_without_experts_is_refused(checkpoint, tmp_path):
+    """What its files mean by what they do not say is not known."""
+    path = write(checkpoint("llama4"), tmp_path / "model.gguf")
+    with pytest.raises(UnsupportedModel, match="without experts"):
+        logits_of(path, tmp_path)
+
+
 def test_layers_with_a_norm_before_the_mlp_have_it_behind_attention(checkpoint, tmp_path):
     """As StableLM 3B's files do, which say that it stands beside it."""
     folder = checkpoint("stablelm")
