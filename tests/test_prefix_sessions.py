@@ -146,9 +146,9 @@ def test_what_was_decoded_is_nobody_elses(folder, tmp_path, state):
 ORDERS = [
     *(("qwen2", range(10)), ("youtu", range(3))),
     *(("qwen3.5", range(6)), ("granite4-h", range(3)), ("lfm2", range(3))),
-    *(("gemma2", range(6)), ("gemma4", range(3)), ("mistral", range(3))),
+    *(("gemma2", range(6)), ("gemma3n", range(2)), ("gemma4", range(3)), ("mistral", range(3))),
 ]
-WITH_WINDOWS = ("gemma2", "gemma4", "mistral")
+WITH_WINDOWS = ("gemma2", "gemma3n", "gemma4", "mistral")
 WINDOWS = [50, 100, 200, 450]  # the first within the raw cells
 
 
