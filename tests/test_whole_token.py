@@ -26,8 +26,8 @@ IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_se
 # MLPs without gates or beside attention, norms behind RoPE, layers of several shapes, and latents.
 BY_LAYERS = {n for n, v in VARIANTS.items() if v.recurrent or "expert" in v.shows or "moe" in n}
 BY_LAYERS |= {"glm", "smollm3-yarn", "qwen3.5-attention", "arcee", "apertus", "hunyuan", "youtu"}
-_KINDS = ("cohere", "gemma3n", "gemma4", "jais2", "starcoder2", "granite-swa", "nemotron", "stablelm")
-_KINDS += ("minicpm3", "nanochat")
+_KINDS = ("cohere", "gemma3n", "gemma4", "jais2", "starcoder2", "granite-swa", "nemotron")
+_KINDS += ("stablelm", "minicpm3", "nanochat", "llama4")
 BY_LAYERS |= {n for n in VARIANTS if n.startswith(_KINDS)} | {"phi", "olmo", "olmo-biases"}
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
