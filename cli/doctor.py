@@ -121,8 +121,9 @@ def _kernels(problems: list[str], quick: bool) -> dict[str, Any]:
         return {"cpu": None, "instruction_set": "", "gpu": None}
     if backend != "compiled":
         problems.append(
-            "The compiled CPU kernels do not serve, and the torch reference is many times slower. "
-            "Install again where a C++17 compiler is found."
+            ebbtide.cpu_kernel_fault()
+            or "EBBTIDE_KERNELS keeps the compiled CPU kernels from serving; others are many times "
+            "slower."
         )
     gpu = None if quick else _gpu_kernels(problems)
     return {"cpu": backend, "instruction_set": ebbtide.instruction_set(), "gpu": gpu}

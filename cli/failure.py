@@ -5,6 +5,7 @@ Knows the errors of the public face and those of the command-line library; nothi
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from typing import Any
@@ -19,6 +20,8 @@ from .terminal import say, write_json
 # The library keeps its own name for these in different places from release to release.
 USAGE_ERROR: type = typer.BadParameter.__mro__[1]
 _OUR_FAULT = 1
+_STORAGE_FAULT = 4
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TRUE_WORDS = {"1", "true", "t", "yes", "y", "on"}
 
 
@@ -53,6 +56,11 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
             "The machine ran out of memory. A smaller --host-memory leaves more for other programs."
         )
         return {"type": "MemoryError", "message": message}, [f"Error: {message}"], _OUR_FAULT
+    if isinstance(error, OSError) and error.errno in _FULL:
+        # Help, which the library prints by itself, or a file of a package.
+        place = error.filename or "Standard output, or a file,"
+        message = f"{place} cannot be written: {error.strerror}."
+        return {"type": "StorageError", "message": message}, [f"Error: {message}"], _STORAGE_FAULT
     message = f"{type(error).__name__}: {error}"
     lines = [
         f"Error: this is a fault of Ebbtide: {message}",

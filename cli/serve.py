@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ebbtide import errors, format_size
+from ebbtide import errors, format_size, parse_size
 
 from . import values
 from .plan import ModelArgument
@@ -30,6 +30,7 @@ curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/jso
 
 _MOST_WAITING = 512  # each is an open file, of which a process often has 1,024
 _LEAST_BODY_BYTES, _MOST_BODY_BYTES = 16 << 10, 2 << 20
+_BODY_ALLOWED = "allowed are auto, and sizes such as 512KiB or 2MiB, 16KiB or more"
 
 
 @with_shared_options
@@ -150,15 +151,14 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
     """Of one body. Raises typer.BadParameter."""
     from .server.bodies import reserved_bytes
 
-    given = parsed(values.size, max_body, "--max-body")
+    given = parsed(_body_size, max_body, "--max-body")
     if given == "auto":
         if isinstance(host_memory, str):  # auto
             return _MOST_BODY_BYTES
         return max(_LEAST_BODY_BYTES, min(_MOST_BODY_BYTES, host_memory // 1000))
     if given < _LEAST_BODY_BYTES:
         raise typer.BadParameter(
-            f"{max_body!r} is not allowed: it must be auto, or a size of 16KiB or more",
-            param_hint="--max-body",
+            f"{max_body!r} is too small; {_BODY_ALLOWED}", param_hint="--max-body"
         )
     reserve = reserved_bytes(given, most_waiting)
     if not isinstance(host_memory, str) and reserve >= host_memory:
@@ -168,6 +168,11 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
             param_hint="--max-body",
         )
     return given
+
+
+def _body_size(text: str) -> int | str:
+    """Bytes, or "auto"."""
+    return parse_size(text, _BODY_ALLOWED)
 
 
 def _key(text: str) -> str:

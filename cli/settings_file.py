@@ -38,7 +38,7 @@ def read_settings(path: Path, own: Own) -> tuple[dict[str, Any], dict[str, dict[
     Both empty without a file. Raises InputError.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
     except (OSError, UnicodeDecodeError) as error:

@@ -21,7 +21,7 @@ from .layout import RAW_DTYPES, PageLayout
 # older build.
 INTERFACE = 29
 
-_missing = ""
+_missing, _remedy = "", "Install again where a C++17 compiler is found"
 try:
     from . import _cpu
 except ImportError as error:
@@ -33,7 +33,9 @@ if _cpu is not None and os.environ.get("EBBTIDE_INSTRUCTION_SET"):
     try:
         _cpu.use_instruction_set(os.environ["EBBTIDE_INSTRUCTION_SET"])
     except ValueError as error:
-        _cpu, _missing = None, f"EBBTIDE_INSTRUCTION_SET: {error}"
+        known = ", ".join(_cpu.instruction_sets())
+        _cpu, _missing = None, f"EBBTIDE_INSTRUCTION_SET: {error}; it has {known}"
+        _remedy = "Name one of them, or none"
 
 CHOICES = ("auto", "reference", "compiled", "triton")
 
@@ -54,7 +56,7 @@ def backend() -> str:
     if choice == "compiled" and _cpu is None:
         raise KernelsUnavailable(
             f"EBBTIDE_KERNELS=compiled, but ebbtide.kernels._cpu cannot be used: {_missing}. "
-            "Install again where a C++17 compiler is found, or use EBBTIDE_KERNELS=auto."
+            f"{_remedy}, or use EBBTIDE_KERNELS=auto."
         )
     if choice == "triton":
         if not _is_interpreted():
@@ -64,6 +66,18 @@ def backend() -> str:
             )
         return "triton"
     return "reference" if choice == "reference" or _cpu is None else "compiled"
+
+
+def cpu_kernel_fault() -> str:
+    """Why the compiled kernels do not serve CPU tensors, and what to do, in two sentences; "" where
+    they do, or where EBBTIDE_KERNELS chooses others."""
+    chosen = os.environ.get("EBBTIDE_KERNELS", "") or "auto"
+    if _cpu is not None or chosen != "auto":
+        return ""
+    return (
+        "The compiled CPU kernels do not serve, and the torch reference is many times slower: "
+        f"{_missing}. {_remedy}."
+    )
 
 
 def instruction_set() -> str:

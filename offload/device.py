@@ -35,6 +35,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def kernel_warnings(device: torch.device) -> list[str]:
+    """That a computation on the CPU goes without the compiled kernels, where nobody chose so."""
+    fault = dispatch.cpu_kernel_fault() if device.type == "cpu" else ""
+    return [fault] if fault else []
+
+
 def free_device_bytes(device: torch.device) -> int | None:
     """Free memory of a GPU; None on the CPU. On unified memory (MPS) half of what the system
     recommends.

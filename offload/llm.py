@@ -20,7 +20,7 @@ from . import scoring
 from .admission import Admission
 from .answer_rules import AnswerRules
 from .budget import Budget, resolve
-from .device import choose_device, device_peak_bytes, free_device_bytes
+from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
 from .errors import EbbtideError, InputError
 from .footprint import Facts
 from .generation import GenerationConfig
@@ -77,6 +77,7 @@ class LLM:
         self.files = open_model_files(resolve_model(model, revision, log_download))
         self.model_name = "ebb-nano (built in)" if self.builtin else str(model)
         self.device = choose_device(device)
+        self._warnings += kernel_warnings(self.device)
         self.config = self.files.config()
         if dtype != "auto":
             self.config = replace(self.config, dtype=dtype)

@@ -132,12 +132,11 @@ class Plan:
             kept = sum(self.host.values()) - self.host["far planes"]
             if tier == "host" and self.budget_bytes["disk"] == 0 and kept <= have:
                 disk = "make room on disk (--spill-dir, --disk-memory), "
+            shorter = "lower --context " if self.largest_context else ""
             raise DoesNotFit(
                 f"{self.context:,} tokens of {self.model} need {format_size(needed)} of {tier} "
-                "memory, and the "
-                f"budget is {format_size(have)}. {most} Raise --{tier}-memory, {disk}lower "
-                "--context or choose fewer "
-                "--kv-bits or --weight-bits.",
+                f"memory, and the budget is {format_size(have)}. {most} Raise --{tier}-memory, "
+                f"{disk}{shorter}or choose fewer --kv-bits or --weight-bits.",
                 tier=tier,
                 needed_bytes=needed,
                 available_bytes=have,

@@ -37,7 +37,7 @@ def test_sizes(text, num_bytes):
     [
         ("8", "did you mean 8GiB"),
         ("8G", "did you mean 8GiB"),
-        ("8QiB", "unknown unit 'QiB'"),
+        ("8QiB", "unknown unit 'QiB'; allowed are sizes"),
         ("-1GiB", "is not a size"),
         ("", "is not a size"),
         ("GiB", "is not a size"),

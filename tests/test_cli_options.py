@@ -237,6 +237,11 @@ def test_on_and_off_may_be_booleans_in_the_file(capfd, alone):
     assert shown(capfd)["think"]["value"] == "low"
 
 
+def test_a_mark_before_the_text_is_no_part_of_it(capfd, alone):
+    alone.write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
+    assert shown(capfd)["seed"]["value"] == 3
+
+
 def test_a_file_that_is_a_folder(tmp_path):
     with pytest.raises(errors.InputError, match="cannot be read"):
         settings_file.read_settings(tmp_path, {})

@@ -283,10 +283,11 @@ def test_a_standard_output_that_was_never_open(tmp_path, args):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_behind_standard_output_is_a_storage_error(tmp_path):
+@pytest.mark.parametrize("args", [["ask", "what is it"], ["--help"], ["ask", "-h"], ["--version"]])
+def test_a_full_disk_behind_standard_output_is_a_storage_error(args, tmp_path):
     with open("/dev/full", "w") as full:
         process = subprocess.run(
-            [sys.executable, str(FAKE), "ask", "what is it"],
+            [sys.executable, str(FAKE), *args],
             input=b"words",
             stdout=full,
             stderr=subprocess.PIPE,
@@ -295,6 +296,7 @@ def test_a_full_disk_behind_standard_output_is_a_storage_error(tmp_path):
         )
     assert process.returncode == 4
     assert process.stderr.count(b"No space left") == 1 and b"Traceback" not in process.stderr
+    assert b"fault" not in process.stderr
 
 
 # --- quick answers

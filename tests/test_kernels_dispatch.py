@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from ebbtide import LLM
 from ebbtide.kernels import dispatch
 
 
@@ -38,6 +39,20 @@ def test_where_the_extension_is_missing(monkeypatch):
     monkeypatch.setenv("EBBTIDE_KERNELS", "compiled")
     with pytest.raises(dispatch.KernelsUnavailable, match=r"cannot be used: no such file"):
         dispatch.backend()
+
+
+def test_that_the_reference_serves_in_place_of_the_extension_is_said(monkeypatch):
+    """Once, where nobody chose it: many times slower is no detail."""
+    monkeypatch.setattr(dispatch, "_cpu", None)
+    monkeypatch.setattr(dispatch, "_missing", "no such file")
+    monkeypatch.setenv("EBBTIDE_KERNELS", "auto")
+    with LLM.open() as llm:
+        (warning,) = [text for text in llm.warnings if "slower: no such file. Install" in text]
+    assert warning == dispatch.cpu_kernel_fault()
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+    assert dispatch.cpu_kernel_fault() == ""
+    with LLM.open() as llm:
+        assert not any("slower" in text for text in llm.warnings)
 
 
 def test_other_devices_are_the_references(monkeypatch):
@@ -76,7 +91,7 @@ def test_an_instruction_set_is_chosen_by_name(name, expected):
     """One that this machine lacks leaves the reference, and `compiled` says why."""
     code = """
 from ebbtide.kernels import dispatch
-print(dispatch.instruction_set(), dispatch.backend(), dispatch._missing, sep="|")
+print(dispatch.instruction_set(), dispatch.backend(), dispatch.cpu_kernel_fault(), sep="|")
 """
     given = {**os.environ, "EBBTIDE_INSTRUCTION_SET": name, "EBBTIDE_KERNELS": "auto"}
     run = subprocess.run(
@@ -85,4 +100,5 @@ print(dispatch.instruction_set(), dispatch.backend(), dispatch._missing, sep="|"
     chosen, backend, why = run.stdout.strip("\n").split("|")
     best = dispatch._cpu.instruction_sets()[0]
     assert f"{chosen} {backend}" == (expected or f"{best} compiled")
-    assert ("sse9" in why) == (name == "sse9")
+    assert (f"sse9; it has {best}" in why and "Name one" in why) == (name == "sse9")
+    assert bool(why) == (name == "sse9")

@@ -356,7 +356,7 @@ def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
 
 
 def test_a_disk_that_is_too_small_is_what_lacks():
-    with pytest.raises(DoesNotFit, match="--disk-memory") as caught:
+    with pytest.raises(DoesNotFit, match=r"--disk-memory.*lower --context or") as caught:
         a_plan(60_000, host=least_host(60_000), disk=5).raise_if_unfit()
     assert caught.value.tier == "disk" and caught.value.available_bytes == 5 * MiB
 
@@ -366,6 +366,7 @@ def test_a_device_that_is_too_small_is_what_lacks():
         a_plan(device=1).raise_if_unfit()
     assert caught.value.tier == "device" and caught.value.largest_context is None
     assert "Not even a short prompt fits" in str(caught.value)
+    assert "--context" not in str(caught.value)  # it would not help
 
 
 def test_weights_stream_where_pages_have_no_disk_to_go_to():

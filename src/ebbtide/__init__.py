@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import backend as kernel_backend
-    from .kernels.dispatch import gpu_kernel_fault, instruction_set
+    from .kernels.dispatch import cpu_kernel_fault, gpu_kernel_fault, instruction_set
     from .offload import errors
     from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_cache_size, parse_size
@@ -63,6 +63,7 @@ __all__ = [
     "ToolCall",
     "__version__",
     "calibrate",
+    "cpu_kernel_fault",
     "default_spill_dir",
     "demo_material",
     "errors",
@@ -108,6 +109,7 @@ _HOMES = {
     "TokenLogprob": (".offload.output", "TokenLogprob"),
     "ToolCall": (".offload.output", "ToolCall"),
     "calibrate": (".offload.calibration", "calibrate"),
+    "cpu_kernel_fault": (".kernels.dispatch", "cpu_kernel_fault"),
     "default_spill_dir": (".offload.spill_dir", "default_spill_dir"),
     "demo_material": (".offload.builtin", "demo_material"),
     "errors": (".offload.errors", None),
