@@ -40,12 +40,13 @@ def parse_size(text: str, allowed: str = _ALLOWED) -> int | str:
     match = _SIZE.fullmatch(word)
     if match is None:
         if re.fullmatch(r"\d+(\.\d+)?", word):
-            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? {allowed}")
+            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({allowed})")
         raise ValueError(f"{text!r} is not a size; {allowed}")
     number, unit = match.groups()
     if unit.upper() not in _UNITS:
-        hint = f"did you mean {number}{unit.upper()}iB? " if unit.upper() in set("KMGT") else ""
-        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}{allowed}")
+        is_short = unit.upper() in set("KMGT")
+        hint = f"did you mean {number}{unit.upper()}iB? ({allowed})" if is_short else allowed
+        raise ValueError(f"{text!r} has the unknown unit {unit!r}; {hint}")
     num_bytes = float(number) * _UNITS[unit.upper()]
     if not num_bytes < 2**63:  # a string of digits can be longer than a float holds
         raise ValueError(f"{text!r} is more than any machine has; {allowed}")
