@@ -26,7 +26,8 @@ class LineEditor:
     def __init__(self, remember: bool, make_completer: Callable[[], Any] = lambda: None):
         self._remember, self._make_completer = remember, make_completer
         self._session: Any = None
-        self._status: Callable[[], str] | None = None
+        self._is_editing = False
+        self._wish: BaseException | None = None  # what `read` is to raise, from a signal's handler
 
     def __enter__(self) -> LineEditor:
         if _can_edit():
@@ -43,11 +44,7 @@ class LineEditor:
         Raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C, both on an empty line.
         """
         if self._session is not None:
-            text = self._session.prompt(
-                [(style, prompt)],
-                bottom_toolbar=status,
-                refresh_interval=_REFRESH_S if status is not None else 0,
-            )
+            text = self._edited(prompt, status, style)
             return _unquoted(text) if text.startswith(_MANY) else text
         line = _plain_line(prompt)
         if not line.startswith(_MANY):
@@ -61,11 +58,36 @@ class LineEditor:
         """Make `read` raise `wish`, from a signal's handler. False where nothing is being edited:
         then raising it there does.
         """
-        app = None if self._session is None else self._session.app
-        if app is None or not app.is_running or app.loop is None:
+        if not self._is_editing:
             return False
-        app.loop.call_soon_threadsafe(lambda: app.exit(exception=wish))
+        self._wish = wish
+        app = self._session.app
+        if app.is_running and app.loop is not None:
+            app.loop.call_soon_threadsafe(self._leave)
         return True
+
+    def _edited(self, prompt: str, status: Callable[[], str] | None, style: str) -> str:
+        """A wish may come before the editor runs, and when it has its line already: an event loop
+        is under way then too, and would swallow what a handler raises."""
+        self._is_editing = True
+        try:
+            return self._session.prompt(
+                [(style, prompt)],
+                bottom_toolbar=status,
+                refresh_interval=_REFRESH_S if status is not None else 0,
+                pre_run=self._leave,
+            )
+        finally:
+            self._is_editing = False
+            wish, self._wish = self._wish, None
+            if wish is not None:
+                raise wish
+
+    def _leave(self) -> None:
+        """Ends the editing where that is wished and has not happened."""
+        future = self._session.app.future
+        if self._wish is not None and future is not None and not future.done():
+            self._session.app.exit(exception=self._wish)
 
     def _open(self) -> Any:
         from prompt_toolkit import PromptSession

@@ -4,7 +4,8 @@
        | working()
     WORKING    KeyboardInterrupt or Terminated is raised in the main thread, so that cleanup runs
        | the signal
-    LEAVING    cleanup is running; a second signal ends the process at once
+    LEAVING    cleanup is running; a second signal ends the process at once (one that follows
+               within half a second does not; other than Ctrl-C, it is obeyed where a chat goes on)
 
 With polite(), used while a chat answers, the first Ctrl-C only sets `stop_wanted`: the session
 stays whole. Knows nothing of models or commands.
@@ -51,6 +52,9 @@ class Signals:
         self.deliver: Callable[[BaseException], bool] | None = None
         self._polite = False
         self._last_s = 0.0
+        # What came so soon after a Ctrl-C that it did not end cleanup. It is still to be obeyed
+        # where the Ctrl-C only stopped an answer.
+        self._postponed: Terminated | None = None
 
     def install(self) -> None:
         signal.signal(signal.SIGINT, self._on_interrupt)
@@ -61,7 +65,11 @@ class Signals:
                 signal.signal(number, self._on_terminate)
 
     def working(self) -> None:
-        """From here on a signal unwinds the stack. Also called after a Ctrl-C that was handled."""
+        """From here on a signal unwinds the stack. Also called after a Ctrl-C that was handled.
+        Raises Terminated where SIGTERM followed that at once."""
+        wish, self._postponed = self._postponed, None
+        if wish is not None:
+            raise wish
         self.stage = Stage.WORKING
         self.stop_wanted = False
 
@@ -112,6 +120,7 @@ class Signals:
         elif self.stage is Stage.LEAVING:
             if not is_echo:
                 os._exit(128 + signum)
+            self._postponed = self._postponed or Terminated(signum)
         else:
             self.stage = Stage.LEAVING
             wish = Terminated(signum)

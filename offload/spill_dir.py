@@ -95,7 +95,8 @@ def dir_error(path: Path | str, error: OSError) -> InputError | StorageError:
     """The typed error for a spill folder that cannot be used."""
     reason = error.strerror or str(error)
     if error.errno in _USERS_ERRNOS:
-        return InputError(f"cannot write scratch files in {path}: {reason}; {_ADVICE}")
+        why = f"cannot write scratch files in {path}: {reason}"
+        return InputError(f"{why}; {_ADVICE}, or keep off the disk (--disk-memory 0)")
     return StorageError(f"cannot open a scratch file in {path}: {reason}; {_ADVICE}")
 
 
