@@ -131,6 +131,18 @@ OTHERS = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3-30b-a3b": Other(
+        Shape(48, 2048, 6144, 32, 4, 128, 151936, 1e6, 40960),
+        "Qwen3MoeForCausalLM",
+        {
+            "model_type": "qwen3_moe",
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "tie_word_embeddings": False,
+        },
+    ),
     "gpt-oss-20b": Other(
         Shape(24, 2880, 2880, 64, 8, 64, 201088, 150000.0, 131072),
         "GptOssForCausalLM",

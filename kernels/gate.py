@@ -11,8 +11,8 @@ import torch
 from . import dispatch
 
 # In the order of Activation in cpu/kernels.h.
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu")
-# Of the last one; the compiled kernel has them too.
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu", "relu2")
+# Of `clamped_swiglu`; the compiled kernel has them too.
 BOUND, STEEPNESS = 7.0, 1.702
 
 
@@ -42,11 +42,7 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """activation(x) for MLPs without gates, in x's place: (rows, n) float32, contiguous. A row's
-    bits depend on no other row: `relu2`, the square of what is above zero, is one product.
-    """
-    if activation == "relu2":
-        return x.relu_().square_()
+    """activation(x) for MLPs without gates, in x's place: (rows, n) float32, contiguous."""
     assert activation != "xielu", "it has parameters: see below"
     return gate(x, torch.ones_like(x), activation)
 
@@ -91,4 +87,6 @@ def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
         return torch.nn.functional.silu(x)
     if name == "sigmoid":
         return x.sigmoid()
+    if name == "relu2":  # the square of what is above zero
+        return x.relu().square()
     return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

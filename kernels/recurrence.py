@@ -151,7 +151,8 @@ def short_conv(
     if native is not None:
         out = torch.empty((len(mixed), conv.shape[1]))
         native.short_conv(
-            _convolution(conv, bias, before, after),
+            convolution_numbers(conv, bias),
+            state_numbers((before, None), (after, None)),
             *_rows(mixed, 3 * conv.shape[1]),
             len(mixed),
             out.data_ptr(),
@@ -166,26 +167,10 @@ def short_conv(
 def _compiled(
     native, shape: RecurrentShape, weights: RecurrentWeights, tokens, before, after
 ) -> torch.Tensor:
-    """`recur` in one call. The order of numbers is cpu/bind_recurrence.cpp's."""
+    """`recur` in one call."""
     mixed, steps, gains, gate = tokens
     out = torch.empty((len(mixed), shape.values))
-    norm, norm_eps = weights.norm, shape.norm_eps
-    if norm is None:
-        norm_eps, weight = _NO_NORM
-        norm = torch.full((shape.value_dim,), weight)
-    layer = [
-        *_convolution(weights.conv, weights.conv_bias, before[0], after[0]),
-        shape.heads,
-        shape.key_heads,
-        shape.key_dim,
-        shape.value_dim,
-        shape.norm_heads,
-        int(shape.is_delta),
-        *(_address(x) for x in (weights.step_bias, weights.rate, weights.skip, norm)),
-        0 if len(norm) == shape.value_dim else shape.value_dim,
-        _address(before[1]),
-        _address(after[1]),
-    ]
+    described = Described.of(shape, weights)
     rows = [
         *_rows(mixed, shape.channels),
         *_rows(steps, shape.heads),
@@ -193,9 +178,9 @@ def _compiled(
         *_rows(gate, shape.values),
     ]
     native.recur(
-        layer,
-        norm_eps,
-        *shape.step_limits,
+        described.numbers,
+        described.floats,
+        state_numbers(before, after),
         rows,
         len(mixed),
         out.data_ptr(),
@@ -204,8 +189,44 @@ def _compiled(
     return out
 
 
-def _convolution(conv, bias, before, after) -> list[int]:
-    return [*conv.shape, *(_address(x) for x in (conv, bias, before, after))]
+@dataclass(frozen=True)
+class Described:
+    """A layer as cpu/recur.h reads it. kept: tensors that must stay alive."""
+
+    numbers: list[int]
+    floats: list[float]
+    kept: tuple[torch.Tensor | None, ...]
+
+    @classmethod
+    def of(cls, shape: RecurrentShape, weights: RecurrentWeights) -> Described:
+        norm, norm_eps = weights.norm, shape.norm_eps
+        if norm is None:
+            norm_eps, weight = _NO_NORM
+            norm = torch.full((shape.value_dim,), weight)
+        of_heads = weights.step_bias, weights.rate, weights.skip, norm
+        numbers = [
+            *convolution_numbers(weights.conv, weights.conv_bias),
+            shape.heads,
+            shape.key_heads,
+            shape.key_dim,
+            shape.value_dim,
+            shape.norm_heads,
+            int(shape.is_delta),
+            *map(_address, of_heads),
+            0 if len(norm) == shape.value_dim else shape.value_dim,
+        ]
+        kept = weights.conv, weights.conv_bias, *of_heads
+        return cls(numbers, [norm_eps, *shape.step_limits], kept)
+
+
+def convolution_numbers(conv: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
+    """Of conv (conv_width, channels) and bias (channels,), which must be kept alive."""
+    return [*conv.shape, _address(conv), _address(bias)]
+
+
+def state_numbers(before, after) -> list[int]:
+    """Of states as `recur` has them."""
+    return [*map(_address, before), *map(_address, after)]
 
 
 def _address(x: torch.Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""A layer's decode step but for its attention, in two calls: compiled kernels alone.
+"""A layer's decode step but for its attention and its state, in two calls: compiled kernels alone.
 
 Everything that a call needs and that does not change from token to token is prepared once: where
 each tensor lies, its kind and its sizes. The arithmetic is that of norms, `linear` and RoPE one
@@ -11,6 +11,7 @@ Knows no checkpoint: tensors come by their roles.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -22,15 +23,20 @@ from .quantised import QuantisedWeight
 QK_NORMS = ("", "head", "all")
 # In the order of cpu/bind_step.cpp.
 NORMS = ("before_attention", "q", "k", "after_attention", "before_mlp", "after_mlp")
-PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
+PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down", "attention_gate", "beside")
+# Of what was attended, before the output projection: none; head by head beside the queries, by the
+# same weight; or by one of its own, for each number or for each head.
+OUTPUT_GATES = ("", "beside", "number", "head")
 
 
 @dataclass(frozen=True)
 class StepShape:
     """What the layers of a model have in common.
 
-    qk_norm: "", "head" or "all", as of `QK_NORMS`; norm_offset is added to the weights of norms;
-    residual_multiplier: of what attention and MLP add.
+    activation: of the MLP, its gate's if it has one; qk_norm, output_gate: of `QK_NORMS` and
+    `OUTPUT_GATES`; norm_offset is added to the weights of norms. residual_multiplier,
+    beside_multiplier, mlp_multiplier: of what the products "o" and "beside" and the MLP add;
+    gate_multiplier: of the MLP's gate before it is activated.
     """
 
     hidden_size: int
@@ -42,14 +48,20 @@ class StepShape:
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     residual_multiplier: float = 1.0
+    output_gate: str = ""
+    beside_multiplier: float = 1.0
+    gate_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
 
 
 class LayerStep:
     """One layer's tensors, ready for one row at a time. Keeps them alive.
 
     norms: weights (n,) float32 by the names of NORMS, None where there is none; products: weights
-    and biases (out,) float32 or None by the names of PRODUCTS; without the MLP's, `add_mlp` and
-    `mix` must not be called, without the queries', neither `project` nor `project_into`.
+    and biases (out,) float32 or None by the names of PRODUCTS. "o" takes what was attended, or what
+    the layer's state gave where it does not attend; "beside" what the state gave beside attention.
+    Without the MLP's, `add_mlp` must not be called, without the queries', neither `project` nor
+    `project_into`; an MLP without "gate" activates what "up" gives.
     rope_width, interleaved: of the rotation; a width of 0 turns nothing. native: of `native_for`.
     """
 
@@ -72,22 +84,31 @@ class LayerStep:
             rope_width,
             int(interleaved),
             ACTIVATIONS.index(shape.activation),
+            OUTPUT_GATES.index(shape.output_gate),
         ]
-        numbers += [_address(norms.get(name)) for name in NORMS]
+        numbers += [vector_address(norms.get(name)) for name in NORMS]
         for name in PRODUCTS:
             numbers += product_numbers(*products.get(name, (None, None)))
-        self.native = native.LayerStep(
-            numbers, shape.norm_eps, shape.norm_offset, shape.residual_multiplier
-        )
+        floats = [
+            shape.norm_eps,
+            shape.norm_offset,
+            shape.residual_multiplier,
+            shape.beside_multiplier,
+            shape.gate_multiplier,
+            shape.mlp_multiplier,
+        ]
+        self.native = native.LayerStep(numbers, floats)
 
     def project(
         self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Queries (kv_heads, groups, head_dim) times scale, keys and values (1, kv_heads,
-        head_dim) of the residual row x (1, hidden_size) float32. cosines, sines: (rope_width,)
-        float32 of the row's position.
+        head_dim) of the residual row x (1, hidden_size) float32, and the gate of what is attended
+        (1, num_heads * head_dim), before its sigmoid, None without one. cosines, sines:
+        (rope_width,) float32 of the row's position.
         """
         q, k, v = torch.empty(self._q), torch.empty(self._kv), torch.empty(self._kv)
+        gate = self._empty_gate()
         self.native.project(
             x.data_ptr(),
             cosines.data_ptr(),
@@ -96,9 +117,10 @@ class LayerStep:
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
+            vector_address(gate),
             torch.get_num_threads(),
         )
-        return q, k, v
+        return q, k, v, gate
 
     def project_into(
         self,
@@ -108,26 +130,27 @@ class LayerStep:
         scale: float,
         places: list[int],
         dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Queries as `project` gives them. Keys and values go to `places`, each of them four
-        numbers: the addresses of the first head's keys and values, bytes from head to head, and
-        bytes from layer to layer, which one layer does not need. Elements become `dtype`.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries and gate as `project` gives them. Keys and values go to `places`, each of them
+        four numbers: the addresses of the first head's keys and values, bytes from head to head,
+        and bytes from layer to layer, which one layer does not need. Elements become `dtype`.
         """
-        q = torch.empty(self._q)
+        q, gate = torch.empty(self._q), self._empty_gate()
         self.native.project_into(
             x.data_ptr(),
             cosines.data_ptr(),
             sines.data_ptr(),
             scale,
             q.data_ptr(),
+            vector_address(gate),
             places,
             dispatch.raw_kind(dtype),
             torch.get_num_threads(),
         )
-        return q
+        return q, gate
 
     def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """x (1, hidden_size) plus the output projection of attended (1, heads * head_dim)."""
+        """x (1, hidden_size) plus the product "o" of attended (1, heads * head_dim)."""
         attended, out = attended.contiguous(), torch.empty_like(x)
         threads = torch.get_num_threads()
         self.native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
@@ -139,12 +162,16 @@ class LayerStep:
         self.native.add_mlp(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
 
-    def mix(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """`add_attention`, then `add_mlp`."""
-        attended, out = attended.contiguous(), torch.empty_like(x)
-        threads = torch.get_num_threads()
-        self.native.mix(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
+    def mix(self, x: torch.Tensor, *mixed: torch.Tensor) -> torch.Tensor:
+        """All that there is of it: x plus the products "o" and "beside" of `mixed`, each (1,
+        inputs), in turn, then the MLP's output."""
+        out, mixed = torch.empty_like(x), [part.contiguous() for part in mixed]
+        places = [part.data_ptr() for part in mixed] + [0] * (2 - len(mixed))
+        self.native.mix(x.data_ptr(), *places, out.data_ptr(), torch.get_num_threads())
         return out
+
+    def _empty_gate(self) -> torch.Tensor | None:
+        return torch.empty((1, prod(self._q))) if self._shape.output_gate else None
 
 
 class BlockProduct:
@@ -165,11 +192,7 @@ class BlockProduct:
         biases = [None] * len(blocks) if biases is None else biases
         self._kept = blocks, norm, biases
         self.num_outputs = [block.shape[0] for block in blocks]
-        numbers = []
-        for block, bias in zip(blocks, biases, strict=True):
-            numbers += product_numbers(block, bias)
-        weight, offset, eps = norm or (None, 0.0, 0.0)
-        self._native = native.BlockProduct(numbers, _address(weight), offset, eps)
+        self._native = block_product(native, blocks, norm, biases)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """x (1, in) float32 times the weights, transposed: (1, out) float32, of all blocks side by
@@ -179,18 +202,32 @@ class BlockProduct:
         return out
 
 
+def block_product(
+    native,
+    blocks: list[Weight],
+    norm: tuple[torch.Tensor, float, float] | None,
+    biases: list[torch.Tensor | None],
+):
+    """The compiled part of a BlockProduct, whose tensors must be kept alive."""
+    numbers = []
+    for block, bias in zip(blocks, biases, strict=True):
+        numbers += product_numbers(block, bias)
+    weight, offset, eps = norm or (None, 0.0, 0.0)
+    return native.BlockProduct(numbers, vector_address(weight), offset, eps)
+
+
 def expert_numbers(
     products: list[tuple[Weight, torch.Tensor | None]],
 ) -> list[int]:
-    """A gated MLP as `add_expert` takes it: weights and biases, (out,) float32 or None, of gate and
-    up, or of both in one, their rows in turn; and of down. They must be kept alive."""
-    return [number for product in products for number in product_numbers(*product)]
+    """An MLP as `add_expert` takes it: weights and biases, (out,) float32 or None, of gate and up,
+    or of both in one, their rows in turn, or of up alone; and of down. They must be kept alive."""
+    return [len(products), *(n for product in products for n in product_numbers(*product))]
 
 
 def add_expert(
     native, numbers: list[int], x: torch.Tensor, share: float, activation: str, out: torch.Tensor
 ) -> None:
-    """Adds share times the output of a gated MLP for the row x (1, in) float32 to out (1, hidden)
+    """Adds share times the output of an MLP for the row x (1, in) float32 to out (1, hidden)
     float32, both contiguous: to the bit what products of several rows, `gate` and a sum of products
     give one of them."""
     assert x.is_contiguous() and out.is_contiguous()
@@ -220,11 +257,11 @@ def product_numbers(weight: Weight | None, bias: torch.Tensor | None) -> list[in
     if weight is None:
         return [0] * 7
     kind, codes, scales, first = weight_numbers(weight)
-    return [kind, codes, scales, first, weight.shape[1], weight.shape[0], _address(bias)]
+    return [kind, codes, scales, first, weight.shape[1], weight.shape[0], vector_address(bias)]
 
 
-def _address(vector: torch.Tensor | None) -> int:
-    """Of a float32 vector; 0 for None."""
+def vector_address(vector: torch.Tensor | None) -> int:
+    """Of float32 numbers side by side; 0 for None."""
     if vector is None:
         return 0
     assert vector.dtype == torch.float32 and vector.is_contiguous(), "vectors are float32"

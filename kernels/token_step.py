@@ -3,9 +3,10 @@ alone.
 
 For layers all of whose tensors lie in memory, and all pages that are attended without being
 selected. What is selected and does not is asked for in the middle of the call. The bits are those
-of each layer's `LayerStep` and `attend_layer` one after the other, or, where records are selected,
-of `effect`, `score`, `selection` and `means`, since the same functions serve. What a token sees
-comes as numbers: knows no windows, cells or tables.
+of each layer's `LayerStep`, `attend_layer`, `RecurrentStep` and `RoutedStep` one after the other,
+or, where records are selected, of `effect`, `score`, `selection` and `means`, since the same
+functions serve. What a token sees comes as numbers: knows no windows, cells or tables. Where layers
+are numbered, those that attend are.
 """
 
 from __future__ import annotations
@@ -19,28 +20,37 @@ import torch
 from . import dispatch
 from .layer_selection import Choice
 from .layout import PageLayout
+from .recurrent_step import RecurrentStep
 from .rope_scores import Turns
-from .step import LayerStep
+from .routed_step import RoutedStep
+from .step import LayerStep, vector_address
 
 
 @dataclass(frozen=True)
 class TokenLayer:
     """A layer of a TokenStep.
 
-    view, angles: which of those that `run` is given are its own. output_norms: (kv_heads, num_rows)
+    layout: of its pages, None where it does not attend; what follows is of layers that do. view,
+    angles: which of those that `run` is given are its own. output_norms: (kv_heads, num_rows)
     float32 (see `effect`) where records are selected, None where all is attended. key_bias:
     (kv_heads, head_dim) float32 that its pages leave out, or None; with one, its rotation turns
-    whole heads, as turns says, and scales what it turns.
+    whole heads, as turns says, and scales what it turns. null_scores: as layer_attention.Raw has
+    them. recurrent: of a layer that keeps a state, which begins state_offset numbers behind the
+    first layer's. experts: of one that has some in place of its step's MLP.
     """
 
     step: LayerStep
-    layout: PageLayout
-    view: int
-    angles: int
+    layout: PageLayout | None
+    view: int = 0
+    angles: int = 0
     output_norms: torch.Tensor | None = None
     key_bias: torch.Tensor | None = None
     turns: Turns | None = None
     amplitude: float = 1.0
+    null_scores: torch.Tensor | None = None
+    recurrent: RecurrentStep | None = None
+    state_offset: int = 0
+    experts: RoutedStep | None = None
 
 
 class View(NamedTuple):
@@ -128,22 +138,21 @@ class TokenStep:
         self._layers = layers
         numbers = []
         for layer in layers:
-            numbers += [layer.view, layer.angles]
+            numbers += [layer.view, layer.angles, vector_address(layer.key_bias)]
             if layer.key_bias is None:
-                numbers += [0, 0, 0, 0]
+                numbers += [0, 0, 0]
             else:
-                assert layer.key_bias.dtype == torch.float32 and layer.key_bias.is_contiguous()
                 turns = layer.turns
-                numbers += [layer.key_bias.data_ptr(), len(turns.frequencies), turns.num_fast]
-                numbers.append(turns.table.data_ptr())
-            norms = layer.output_norms
-            assert norms is None or (norms.dtype == torch.float32 and norms.is_contiguous())
-            numbers.append(0 if norms is None else norms.data_ptr())
+                numbers += [len(turns.frequencies), turns.num_fast, turns.table.data_ptr()]
+            numbers += [vector_address(layer.output_norms), vector_address(layer.null_scores)]
+            numbers.append(layer.state_offset)
         self._native = native.TokenStep(
             [layer.step.native for layer in layers],
+            [layer.recurrent and layer.recurrent.native for layer in layers],
+            [layer.experts and layer.experts.native for layer in layers],
             numbers,
             [layer.amplitude for layer in layers],
-            [dispatch.layout_numbers(layer.layout) for layer in layers],
+            [dispatch.layout_numbers(layer.layout) if layer.layout else [] for layer in layers],
             dispatch.raw_kind(raw_dtype),
             records_per_span,
             softcap,
@@ -161,6 +170,7 @@ class TokenStep:
         places: list[int],
         views: list[View],
         tables: torch.Tensor,
+        states: tuple[int, int] = (0, 0),
         selections: Selections | None = None,
         at_hand: AtHand | None = None,
         ask: Ask | None = None,
@@ -171,9 +181,9 @@ class TokenStep:
         each. places: where the first layer's keys and values go, as LayerStep.project_into takes
         them. tables: (num_layers, 3) int64, the addresses of three int64 arrays for each layer:
         where each near record and each record starts, 0 where a record lies elsewhere, and its
-        number in at_hand. selections: to be filled, where layers select. ask: begins to bring what
-        a layer chose, called where that is neither in memory nor at hand; what it raises ends the
-        run.
+        number in at_hand. states: addresses of all layers' states before the token and behind it.
+        selections: to be filled, where layers select. ask: begins to bring what a layer chose,
+        called where that is neither in memory nor at hand; what it raises ends the run.
         """
 
         def addresses(layer: int) -> Iterator[tuple[int, int, int]]:
@@ -187,6 +197,7 @@ class TokenStep:
         for view in views:
             numbers += [*view.records, *view.visible, view.position, len(view.runs) // 5]
             numbers += view.runs
+        numbers += states
         out = torch.empty_like(x)
         self._native.run(
             x.data_ptr(),

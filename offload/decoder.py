@@ -19,13 +19,15 @@ from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
 from ..kernels.gate import softplus
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.recurrent_step import RecurrentStep
+from ..kernels.routed_step import RoutedStep
 from ..kernels.step import LayerStep
 from .altup import AltUpLayers
 from .config_fields import MOST_POSITIONS
 from .latent import LatentAttention
 from .layer_config import Experts, QueryGrowth
 from .layer_steps import LayerSteps, Prepared
-from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps
+from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps, routed_step
 from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
@@ -74,6 +76,11 @@ class Decoder:
             lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
         )
 
+        self._routed = Prepared(
+            lambda layer, w: routed_step(w, config.activation, config.experts_of(layer)),
+            is_resident,
+        )
+
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> torch.Tensor:
@@ -91,8 +98,8 @@ class Decoder:
         step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
-            q, k, v = step.project(x, *angles, self.query_scale(layer, position))
-            return Projected(q, (k, v), None)
+            q, k, v, gate = step.project(x, *angles, self.query_scale(layer, position))
+            return Projected(q, (k, v), gate)
         h = self._mixer_input(w, x, rows)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
@@ -130,7 +137,7 @@ class Decoder:
             return projected.q, projected.gate
         places, scale = raw.places(kv, cell, row), self.query_scale(layer, position)
         angles = self.ropes[layer].angles(position, 1)
-        return step.project_into(x, *angles, scale, places, raw.dtype), None
+        return step.project_into(x, *angles, scale, places, raw.dtype)
 
     def recur(
         self,
@@ -188,9 +195,8 @@ class Decoder:
         """Residual rows after the layer: x plus the output projections of `mixed`, then plus the
         MLP's."""
         step = self._step(layer, w, x)
-        is_one = len(mixed) == 1 and self._altup is None
-        if step is not None and is_one and self._steps.has_mlp(layer):
-            return step.mix(x, mixed[0])
+        if step is not None and self._altup is None and self._steps.has_end(layer):
+            return step.mix(x, *mixed)
         return self.add_mlp(layer, w, self.add_mixed(layer, w, x, mixed, rows), rows, x)
 
     def add_mixed(
@@ -295,9 +301,17 @@ class Decoder:
         return cap(logits, self.config.logits_softcap)
 
     def layer_step(self, layer: int, w: LayerTensors) -> LayerStep | None:
-        """The compiled step that does all of a layer's arithmetic but attention, of one row; or
-        None."""
+        """The compiled step that does all of a layer's arithmetic but for its attention, its state
+        and its experts, of one row; or None."""
         return self._steps.of(layer, w) if self._steps.is_whole(layer) else None
+
+    def recurrent_step(self, layer: int, w: LayerTensors) -> RecurrentStep | None:
+        """The compiled step of what a layer keeps a state for, of one row; or None."""
+        return self._recurrent.of(layer, w).step
+
+    def routed_step(self, layer: int, w: LayerTensors) -> RoutedStep | None:
+        """The compiled step of a layer's experts, of one row; or None."""
+        return self._routed.of(layer, w)
 
     def query_scale(self, layer: int, position: int) -> float:
         """What a layer's query at a position is multiplied by."""

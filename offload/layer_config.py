@@ -4,10 +4,11 @@ how files name them. What a whole model is made of stands in model_config.py. Re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from ..kernels.recurrence import RecurrentShape
+from ..kernels.routing import Groups, Routing
 
 XIELU_PARAMETERS = ("alpha_p", "alpha_n", "beta", "eps")  # of each MLP, mlp.act_fn has them
 
@@ -34,16 +35,6 @@ class QueryGrowth:
     every: int
     ahead: int = 0
     unturned: bool = False
-
-
-@dataclass(frozen=True)
-class ExpertGroups:
-    """Equal groups of neighbouring experts, of which `chosen` are in question for a token: those
-    whose `best` highest scores have the largest sum."""
-
-    count: int
-    chosen: int
-    best: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class Experts:
     bias_is_row: bool = False
     bias_of_scores: bool = False
     scaling: float = 1.0
-    groups: ExpertGroups | None = None
+    groups: Groups | None = None
     shared_size: int = 0
     shared: str = "mlp.shared_expert"
     shared_gate: str | None = "mlp.shared_expert_gate"
@@ -123,6 +114,12 @@ class Experts:
     def routed_alone(self) -> Experts:
         """The same without a shared expert and without projections to a latent."""
         return replace(self, latent=None, shared_size=0)
+
+    @cached_property
+    def routing(self) -> Routing:
+        """How they are chosen."""
+        names = (field.name for field in fields(Routing))
+        return Routing(**{name: getattr(self, name) for name in names})
 
     @property
     def inward(self) -> dict[str, int]:

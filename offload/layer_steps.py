@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..kernels.step import LayerStep, StepShape, native_for
+from ..kernels.gate import ACTIVATIONS
+from ..kernels.step import QK_NORMS, LayerStep, StepShape, native_for
 from .model_config import ModelConfig
 from .rope import Rope
 from .weights import LayerTensors
 
 _QKV = ("q", "k", "v")
 _MLP = ("gate", "up", "down")
+_OUTPUTS = ("o", "beside")
 
 
 Made = TypeVar("Made")
@@ -55,52 +57,65 @@ class LayerSteps:
         return self._steps.of(layer, w)
 
     def has_mlp(self, layer: int) -> bool:
-        """Whether a layer's step includes what follows the output projection: experts are chosen
-        elsewhere, and gates are as plain ones have them."""
+        """Whether a layer's step includes its MLP: experts are chosen elsewhere."""
         c = self._config
-        plain = c.gated_mlp and c.gate_multiplier == 1 and c.mlp_multiplier is None
-        plain = plain and not c.parallel_mlp and c.gate_cutoff(layer) is None
-        return plain and c.has_mlp(layer) and c.experts_of(layer) is None
+        is_other = c.parallel_mlp or c.experts_of(layer) is not None
+        is_other = is_other or c.gate_cutoff(layer) is not None
+        return c.has_mlp(layer) and not is_other and c.activation in ACTIVATIONS
+
+    def has_end(self, layer: int) -> bool:
+        """Whether it includes all that follows what was attended or the state gave."""
+        return self.has_mlp(layer) or not self._config.has_mlp(layer)
 
     def has_projections(self, layer: int) -> bool:
-        """Whether it includes queries, keys and values."""
+        """Whether it includes queries, keys and values, and the output's gate."""
         c = self._config
-        is_other = c.output_gate or c.gate_projection or c.latent or c.qk_norm == "turned"
+        is_other = c.latent or c.qk_norm not in QK_NORMS or c.gate_activation != "sigmoid"
         return c.attends(layer) and not (is_other or c.value_norm or c.shares_kv(layer))
 
     def is_whole(self, layer: int) -> bool:
-        """Whether it is all that a layer does but for its attention."""
+        """Whether it is all that a layer does but for its attention, its state and its experts."""
         config = self._config
         has_more = config.per_layer_inputs is not None or config.layer_scalars
-        return self.has_mlp(layer) and self.has_projections(layer) and not has_more
+        has_more = has_more or config.altup is not None or config.laurel_rank > 0
+        has_start = self.has_projections(layer) or not config.attends(layer)
+        is_routed = config.experts_of(layer) is not None and not config.parallel_mlp
+        return has_start and (self.has_end(layer) or is_routed) and not has_more
 
-    def _shape(self, layer: int, multiplier: float) -> StepShape:
-        """multiplier: of what the layer adds to the residual."""
+    def _shape(self, layer: int) -> StepShape:
         config, shape = self._config, self._config.shape_of(layer)
+        projects, times = self.has_projections(layer), config.residual_multiplier
+        outputs = [times for _, times in config.output_projections(layer)]
+        gate = "beside" if config.output_gate else config.gate_projection
         return StepShape(
             config.hidden_size,
             shape.head_dim,
             config.heads_of(layer),
             shape.kv_heads,
-            config.activation if config.gated_mlp else "silu",  # of an MLP that no step has
-            config.qk_norm if config.qk_norm != "turned" else "",  # which no step has
+            config.activation if self.has_mlp(layer) else "silu",  # of no MLP
+            config.qk_norm if projects else "",
             config.norm_eps,
             config.norm_offset,
-            multiplier,
+            outputs[0] if outputs else times,
+            gate if projects else "",
+            outputs[1] if len(outputs) > 1 else times,
+            config.gate_multiplier,
+            times if config.mlp_multiplier is None else config.mlp_multiplier,
         )
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)
         has_others = self._config.layer_norm or self._config.after_norm_eps is not None
-        if native is None or not outputs or has_others:
+        if native is None or has_others:
             return None
         config, norms = self._config, {}
-        name, multiplier = outputs[0]  # another one is the decoder's to add
-        names = {"o": name}
+        names = {role: name for role, (name, _) in zip(_OUTPUTS, outputs, strict=False)}
         if self.has_projections(layer):
             names |= {name: f"self_attn.{name}_proj" for name in _QKV}
+            if config.gate_projection:
+                names["attention_gate"] = "self_attn.gate_proj"
         if self.has_mlp(layer):
-            names |= {name: f"mlp.{name}_proj" for name in _MLP}
+            names |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
         for role, name in vars(config.norms).items():
             if f"{name}.weight" in w:
@@ -111,7 +126,7 @@ class LayerSteps:
         turns = rope.config is not None
         return LayerStep(
             native,
-            self._shape(layer, multiplier),
+            self._shape(layer),
             norms,
             products,
             rope.width if turns else 0,

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..kernels.routing import Groups
 from .config_fields import Fields, check_heads
 from .errors import BadCheckpoint, UnsupportedModel
 from .families import Family, exaone4, llama, qwen2, qwen3
-from .layer_config import AttentionShape, ExpertGroups, Experts, Norms
+from .layer_config import AttentionShape, Experts, Norms
 from .rope_config import read_rope
 from .routed_families import STACKED, checked_experts, num_experts, qwen3_experts, with_shared
 
@@ -43,7 +44,7 @@ def deepseek_experts(
     return replace(checked_experts(get, experts), groups=expert_groups(get, experts))
 
 
-def expert_groups(get: Fields, experts: Experts) -> ExpertGroups | None:
+def expert_groups(get: Fields, experts: Experts) -> Groups | None:
     """The groups that limit a choice, by the sum of their two best; None where all are chosen."""
     count = get.number("n_group", 1)
     chosen = get.number("topk_group", 1)
@@ -53,7 +54,7 @@ def expert_groups(get: Fields, experts: Experts) -> ExpertGroups | None:
             f"{get.path}: {experts.chosen} of {experts.count} experts cannot be chosen from "
             f"{chosen} of {count} groups."
         )
-    return ExpertGroups(count, chosen, min(2, each)) if chosen < count else None
+    return Groups(count, chosen, min(2, each)) if chosen < count else None
 
 
 def from_first_routed_on(get: Fields, experts: Experts, dense: int) -> tuple[Experts | None, ...]:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.gate import activate, xielu
+from ..kernels.gate import ACTIVATIONS, activate, xielu
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
+from ..kernels.routed_step import RoutedStep, SharedExpert
+from ..kernels.routing import route
 from ..kernels.step import add_expert, expert_numbers, native_for
-from .layer_config import XIELU_PARAMETERS, ExpertGroups, Experts
+from .layer_config import XIELU_PARAMETERS, Experts
 from .rowwise import row_means, tiled
 from .weights import LayerTensors
 
@@ -177,13 +179,10 @@ def _add_shared(
 
 
 def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, routed: _Routed):
-    """The same for one row, an expert in one call, unless it has no gate."""
+    """The same for one row, an expert in one call."""
 
     def add(own: LayerTensors, paths: list[str], x: torch.Tensor, share: float, out) -> None:
-        if experts.gate is None and experts.gate_up is None:
-            out.add_(dense_mlp(own, x, slice(0, 1), activation, paths) * share)
-        else:
-            add_expert(native, _numbers(own, paths), x, share, activation, out)
+        add_expert(native, _numbers(own, paths), x, share, activation, out)
 
     chosen, weights = routed.chosen[0].tolist(), routed.weights[0].tolist()
     shares, out = dict(sorted(zip(chosen, weights, strict=True))), routed.out
@@ -191,9 +190,8 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
     # added to zeros first has the same bits.
     apart = {number: torch.zeros_like(out) for number in shares} if w.apart is not None else {}
     for number, own in w.experts(list(shares), keeps=True, at_hand_first=True):
-        paths = [path.format(number) for path in (*experts.inward, experts.down)]
         given, share = (h * shares[number], 1.0) if experts.weighs_input else (h, shares[number])
-        add(own, paths, given, share, apart.get(number, out))
+        add(own, _paths(experts, number), given, share, apart.get(number, out))
     for given in apart.values():
         out += given
     if experts.shared_size:
@@ -204,13 +202,54 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
     return out
 
 
+def routed_step(w: LayerTensors, activation: str, experts: Experts) -> RoutedStep | None:
+    """`routed_mlp` of one row as a part of a token's step; None where the compiled kernels do not
+    serve, or where not all of it lies in memory."""
+    native = native_for(*w.values())
+    others = experts.latent, experts.beside, experts.router_scale, experts.sparse_mixer
+    is_other = any(other is not None for other in others) or activation not in ACTIVATIONS
+    is_other = is_other or experts.weighs_input
+    if native is None or is_other or w.apart is not None:
+        return None
+    shared, router = None, experts.router
+    if experts.shared_size:
+        gate = experts.shared_gate and w[f"{experts.shared_gate}.weight"]
+        numbers = _found_numbers(w, _dense(w, experts.shared))
+        shared = SharedExpert(numbers, gate, experts.shared_scaling)
+    return RoutedStep(
+        native,
+        (w[f"{router}.weight"], w.get(f"{router}.bias")),
+        experts.routing,
+        *_beside_scores(w, experts),
+        [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],
+        shared,
+        activation,
+        w,
+    )
+
+
+def _beside_scores(w: LayerTensors, experts: Experts) -> list[torch.Tensor | None]:
+    """What `route` takes beside scores: the bias and the scale of each expert."""
+    names = experts.bias, experts.expert_scale
+    return [None if name is None else w[name].flatten().float() for name in names]
+
+
+def _paths(experts: Experts, number: int) -> list[str]:
+    """The names of an expert's projections."""
+    return [path.format(number) for path in (*experts.inward, experts.down)]
+
+
 def _numbers(w: LayerTensors, paths: list[str]) -> list[int]:
-    """A gated MLP's tensors as kernels.step has them, found once."""
+    """As `_found_numbers`, found once."""
     numbers = w.expert_numbers.get(paths[-1])
     if numbers is None:
-        products = [(w[f"{path}.weight"], w.get(f"{path}.bias")) for path in paths]
-        numbers = w.expert_numbers[paths[-1]] = expert_numbers(products)
+        numbers = w.expert_numbers[paths[-1]] = _found_numbers(w, paths)
     return numbers
+
+
+def _found_numbers(w: LayerTensors, paths: list[str]) -> list[int]:
+    """An MLP's tensors as kernels.step has them."""
+    return expert_numbers([(w[f"{path}.weight"], w.get(f"{path}.bias")) for path in paths])
 
 
 def _shared_share(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts) -> torch.Tensor:
@@ -237,67 +276,15 @@ def chosen_experts(w: LayerTensors, h: torch.Tensor, experts: Experts) -> list[i
 
 
 def _chosen(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts):
-    """As `_route` has them, of `rows` of h (n, hidden_size)."""
+    """As `route` has them, of `rows` of h (n, hidden_size)."""
     router = experts.router
     scores = tiled(h, rows, w[f"{router}.weight"], w.get(f"{router}.bias"))
-    shares, numbers = _route(scores, experts, None if experts.bias is None else w[experts.bias])
-    if experts.expert_scale is not None:
-        shares = shares * w[experts.expert_scale][numbers]
-    return shares, numbers
-
-
-def _route(
-    scores: torch.Tensor, experts: Experts, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and numbers of the chosen experts, each (n, chosen). Ties go to the lowest number."""
-    if experts.sparse_mixer is not None:
-        return _sparse_mixer(scores, experts.sparse_mixer)
-    if experts.bias_of_scores:
-        worth = (
-            scores.clone() if bias is None else scores + bias
-        )  # before sigmoids take the scores' place
-        shares = _sigmoid(scores)
-    else:
-        shares = _sigmoid(scores) if experts.by_sigmoid else scores.softmax(-1)
-        worth = shares if bias is None else shares + bias
-    if experts.groups is not None:
-        worth = _within_groups(worth, experts.groups)
-    numbers = worth.sort(stable=True, dim=-1, descending=True).indices[:, : experts.chosen]
-    shares = shares.gather(-1, numbers)
-    if experts.normalised:
-        least = experts.least_sum if experts.by_sigmoid else 0.0
-        shares = shares / (shares.sum(-1, keepdim=True) + least)
-    return (shares if experts.scaling == 1 else shares * experts.scaling), numbers
-
-
-def _sparse_mixer(scores: torch.Tensor, distance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two best experts. The weight of each is its share among those, itself included and the
-    first one left out for the second, that are no further below it than `distance` times the
-    larger of its score and their own magnitude (SparseMixer-v2, 2409.12136)."""
-    left, shares, numbers = scores, [], []
-    for _ in range(2):
-        number = left.sort(stable=True, dim=-1, descending=True).indices[:, :1]
-        best = left.gather(-1, number)
-        far = (best - scores) > distance * torch.maximum(scores.abs(), best)
-        shares.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, number))
-        numbers.append(number)
-        left = left.scatter(-1, number, -torch.inf)
-    return torch.cat(shares, -1), torch.cat(numbers, -1)
+    return route(scores, experts.routing, *_beside_scores(w, experts))
 
 
 def _sigmoid(scores: torch.Tensor) -> torch.Tensor:
     """In their place. The kernel's: torch's of a few numbers has other bits than of many."""
     return gate_with(scores, torch.ones_like(scores), "sigmoid")
-
-
-def _within_groups(worth: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
-    """What experts (n, count) are worth, with the least of all where a group is not chosen."""
-    grouped = worth.unflatten(-1, (groups.count, -1))
-    best = grouped.topk(groups.best, -1).values.sum(-1)
-    numbers = best.sort(stable=True, dim=-1, descending=True).indices[:, groups.chosen :]
-    return grouped.scatter(
-        1, numbers.unsqueeze(-1).expand(-1, -1, grouped.shape[-1]), -torch.inf
-    ).flatten(1)
 
 
 def _places(picked: torch.Tensor) -> tuple[torch.Tensor, int]:

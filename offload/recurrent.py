@@ -10,7 +10,8 @@ import torch
 
 from ..kernels.norm import rms_norm
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
-from ..kernels.step import BlockProduct, native_for
+from ..kernels.recurrent_step import RecurrentStep
+from ..kernels.step import native_for
 from .layer_config import Recurrence
 from .model_config import ModelConfig
 from .rowwise import tiled
@@ -24,8 +25,8 @@ _PROJECTIONS = tuple(
 
 
 class RecurrentLayer:
-    """One layer with its tensors w. A single row takes one call of the compiled kernels for all its
-    projections, where they serve."""
+    """One layer with its tensors w. step: what serves a single row in one call of the compiled
+    kernels, or None where they do not serve."""
 
     def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
         self._recurrence, self._module = recurrence, {}
@@ -37,7 +38,7 @@ class RecurrentLayer:
         if recurrence.input_multiplier != 1:
             norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
         self._norm = norm, offset, config.norm_eps
-        self._weights = self._conv = self._product = None
+        self._weights = self._conv = None
         conv, bias = self._convolution()
         if recurrence.shape is None:
             self._conv = conv, bias
@@ -56,16 +57,14 @@ class RecurrentLayer:
                 for sizes in ((shape.key_dim, shape.key_dim, values, values), (each, each))
             ]
         self._names = [n.removesuffix(".weight") for n in _PROJECTIONS if n in self._module]
-        weights = [self._module[f"{name}.weight"] for name in self._names]
-        native = native_for(*weights)
-        if native is not None:
-            biases = [self._module.get(f"{name}.bias") for name in self._names]
-            self._product = BlockProduct(native, weights, self._norm, biases)
+        self.step = self._make_step()
 
     def run(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
         """See Decoder.recur."""
+        if len(x) == 1 and self.step is not None:
+            return self.step.run(x, before, after)
         shape, projected = self._recurrence.shape, self._project(x, rows)
         if shape is None:
             new = short_conv(projected[0], *self._conv, before[0], after[0])
@@ -80,8 +79,6 @@ class RecurrentLayer:
 
     def _project(self, x: torch.Tensor, rows: slice) -> list[torch.Tensor]:
         """What each of `_names` makes of `rows`."""
-        if len(x) == 1 and self._product is not None:
-            return list(self._product.run(x).split(self._product.num_outputs, -1))
         h, outs = rms_norm(x, *self._norm), []
         for name in self._names:
             weight, bias = self._module[f"{name}.weight"], self._module.get(f"{name}.bias")
@@ -106,6 +103,25 @@ class RecurrentLayer:
         mixed, gate = both.split([shape.channels, shape.values], -1)
         gains, steps = of_heads.split([shape.heads, shape.heads], -1)
         return mixed, steps, gains, gate
+
+    def _make_step(self) -> RecurrentStep | None:
+        products = [
+            (self._module[f"{name}.weight"], self._module.get(f"{name}.bias"))
+            for name in self._names
+        ]
+        weights = [weight for weight, _ in products]
+        native = native_for(*weights)
+        if native is None:
+            return None
+        shape, order, factors = self._recurrence.shape, None, None
+        if shape is None:
+            return RecurrentStep(native, products, self._norm, self._conv)
+        if self._orders:
+            starts = [0, weights[0].shape[0]]
+            order = torch.cat([n + at for n, at in zip(self._orders, starts, strict=True)])
+        if self._recurrence.multipliers:
+            factors = _by_columns(shape, self._recurrence.multipliers, self._norm[0].device)
+        return RecurrentStep(native, products, self._norm, (shape, self._weights), order, factors)
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights (conv_width, channels) and biases (channels,)."""

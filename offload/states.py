@@ -12,6 +12,7 @@ Knows numbers of tokens, and neither layers' arithmetic nor what the tokens are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -72,6 +73,16 @@ class States:
         """Before and after a part of the run: of the recurrent layer with that number."""
         before, after = self._run[part : part + 2]
         return self._views[before][number], self._views[after][number]
+
+    def places(self, part: int) -> tuple[int, int]:
+        """The same of all layers: where they begin. Each has its place by `offsets`."""
+        before, after = self._run[part : part + 2]
+        return self._copies[before].data_ptr(), self._copies[after].data_ptr()
+
+    @staticmethod
+    def offsets(recurrences: Sequence[Recurrence]) -> list[int]:
+        """Where each layer's state begins in a copy, in numbers: the matrices behind the inputs."""
+        return [0, *accumulate(sum(r.state_numbers) for r in recurrences)][:-1]
 
     def end(self) -> None:
         """The run is done, and what it wrote is known."""

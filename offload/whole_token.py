@@ -3,9 +3,10 @@ weights lie in memory, and every record of the sequence that is not selected.
 
 What is selected from disk is brought in the middle of the call, unless it is at hand. To the bit
 what the engine computes layer by layer, which it does wherever this does not serve: weights that
-are streamed, experts, pages on disk in exact mode, selections that are read ahead, selectors other
-than the default one, key biases of which not all elements turn, layers of several shapes or that
-share pages, the token that seals a cell.
+are streamed, experts that are not in memory, pages on disk in exact mode, selections that are read
+ahead, selectors other than the default one, key biases of which not all elements turn, layers of
+several shapes or that share pages, the token that seals a cell. Layers may attend, keep a state, do
+both or neither.
 
 What changes from token to token is found once for all layers of one window; where records lie, once
 for each change of the page table.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -29,6 +31,7 @@ from .record_reader import RecordReader
 from .selected import Placed
 from .selected_attention import Noted, SelectedAttention
 from .sequence import Sequence
+from .states import States
 from .weights import WeightStore
 
 
@@ -79,14 +82,18 @@ class WholeToken:
     ):
         self._step, self._decoder, self._attention = step, decoder, attention
         self._store, self._geometry, self._selected = store, geometry, selected
-        # Layers share what they see by their window, and their angles by their rope.
+        # Layers that attend share what they see by their window, and their angles by their rope.
+        # Their numbers are those among them.
+        layers, ropes = decoder.config.kv_layers, decoder.ropes
         self._windows, self._kinds = windows, list(dict.fromkeys(windows))
-        self._ropes = list(dict.fromkeys(decoder.ropes))
-        self._selecting = [
-            layer for layer, w in enumerate(windows) if selected is not None and w is None
+        self._ropes = list(dict.fromkeys(ropes[layer] for layer in layers))
+        self._selecting = [kv for kv, w in enumerate(windows) if selected is not None and w is None]
+        # Behind others that select, or do not attend: what the engine may read ahead.
+        number = {layer: kv for kv, layer in enumerate(layers)}
+        may_select = {None, *self._selecting}
+        self._foreseen = [
+            kv for kv in self._selecting if layers[kv] and number.get(layers[kv] - 1) in may_select
         ]
-        # Behind others that select: what the engine may read ahead.
-        self._foreseen = [layer for layer in self._selecting if layer - 1 in self._selecting]
 
     def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
         """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
@@ -116,12 +123,13 @@ class WholeToken:
         scale = self._decoder.query_scale(0, position)
         places = sequence.raw.places(0, cell, row)
         selections = self._selections(position, pages.num_records)
+        states = (0, 0) if sequence.states is None else sequence.states.places(0)
         if selections is None:
-            return self._step.run(x, scale, angles, places, views, pages.tables)
+            return self._step.run(x, scale, angles, places, views, pages.tables, states)
         turns = _Turns(self._store.records, sequence.table, self._selecting, selections)
         hand = self._store.records.at_hand() if from_disk else None
         x = self._step.run(
-            x, scale, angles, places, views, pages.tables, selections, hand, turns.bring
+            x, scale, angles, places, views, pages.tables, states, selections, hand, turns.bring
         )
         turns.end()
         self._note(sequence, position, selections)
@@ -133,7 +141,7 @@ class WholeToken:
             return None
         config, looked_at = self._decoder.config, self._selected.looks_at(position)
         return Selections(
-            config.num_layers,
+            len(config.kv_layers),
             num_records,
             (config.num_kv_heads, config.groups),
             self._geometry.layout,
@@ -181,33 +189,51 @@ def make_whole_token(
     """selected: where records are selected, else None. Returns None where the compiled kernels do
     not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
-    by_layers = layout.rotate or config.recurrent or config.null_scores
-    by_layers = by_layers or config.attention_shapes or config.kv_sources
+    by_layers = layout.rotate or config.attention_shapes or config.kv_sources
     by_layers = by_layers or (config.query_growth is not None and config.query_growth.unturned)
     if by_layers or not attention.decode.serves_rows(config.groups):
         return None
     choice = None if selected is None else selected.choice()
     if selected is not None and choice is None:
         return None
-    windows = list(config.windows) if config.windows else [None] * config.num_layers
-    kinds, ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(decoder.ropes))
-    layers = []
+    windows = list(config.kv_windows)
+    kinds = list(dict.fromkeys(windows))
+    ropes = list(dict.fromkeys(decoder.ropes[layer] for layer in config.kv_layers))
+    state_offsets, layers = iter(States.offsets(config.recurrent)), []
     for layer, rope in enumerate(decoder.ropes):
         w = weights.resident_layer(layer)
         step = None if w is None else decoder.layer_step(layer, w)
         if step is None:
             return None
-        norms = None
-        if selected is not None and windows[layer] is None:
-            norms = selected.output_norms(layer, w)
-        at = geometry.layout_of(layer), kinds.index(windows[layer]), ropes.index(rope), norms
-        bias = None if layout.is_full else decoder.key_bias(w)
-        if bias is None:
-            layers.append(TokenLayer(step, *at))
-        elif rope.config is None or rope.width != config.head_dim:
-            return None  # the elements that are not turned add a sum that is torch's
-        else:
-            layers.append(TokenLayer(step, *at, bias, rope.turns, rope.amplitude))
+        made = TokenLayer(step, None)
+        if config.recurrence_of(layer) is not None:
+            recurrent = decoder.recurrent_step(layer, w)
+            if recurrent is None:
+                return None
+            made = replace(made, recurrent=recurrent, state_offset=next(state_offsets))
+        if config.experts_of(layer) is not None:
+            experts = decoder.routed_step(layer, w)
+            if experts is None:
+                return None
+            made = replace(made, experts=experts)
+        if config.attends(layer):
+            kv = config.kv_layers.index(layer)
+            made = replace(
+                made,
+                layout=geometry.layout_of(kv),
+                view=kinds.index(windows[kv]),
+                angles=ropes.index(rope),
+                null_scores=attention.null_scores[kv],
+            )
+            if selected is not None and windows[kv] is None:
+                made = replace(made, output_norms=selected.output_norms(kv, w))
+            bias = None if layout.is_full else decoder.key_bias(w)
+            if bias is not None:
+                if rope.config is None or rope.width != config.head_dim:
+                    return None  # the elements that are not turned add a sum that is torch's
+                how = {"turns": rope.turns, "amplitude": rope.amplitude}
+                made = replace(made, key_bias=bias, **how)
+        layers.append(made)
     step = TokenStep(
         native_for(),
         layers,

@@ -70,7 +70,7 @@ void rows_and_norms(const Kernels &k) {
             hash.add(to);
             k.rms_norm(x.data(), weight.data(), 1.0f, 1e-5f, n, out.data());
             hash.add(out);
-            for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU}) {
+            for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU, RELU2}) {
                 out = floats(n, values);
                 k.gate_with(activation, out.data(), weight.data(), n);
                 hash.add(out);

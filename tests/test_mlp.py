@@ -162,11 +162,6 @@ def test_every_row_keeps_its_place_in_a_tile():
     assert len(set(places.tolist())) == len(rows)
 
 
-def test_ties_go_to_the_lowest_number():
-    shares, numbers = mlp._route(torch.zeros(4, 6), EXPERTS)
-    assert numbers.tolist() == [[0, 1]] * 4 and shares.tolist() == [[0.5, 0.5]] * 4
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantised_experts_are_their_own_dequantisation(bits, monkeypatch):
     """But for the rounding of activations, which is taken out here."""

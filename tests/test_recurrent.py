@@ -26,10 +26,12 @@ from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.plan import Request
 from ebbtide.offload.planner import make_plan
 from ebbtide.offload.prefix_store import PrefixStore
+from ebbtide.offload.recurrent import RecurrentLayer
 from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
+from ebbtide.offload.whole_token import WholeToken
 
 HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h"]
 CELL = TINY["cell_tokens"]
@@ -38,7 +40,9 @@ TRACED = [
     *(Decoder.recur, Engine.prefill, Engine.decode, Sequences.settle, Sequences.rewind),
     *(Sequences.rewind_to, Sequences.begin_anew, Sequence.decoded, Sequence.prefilled),
     *(Sequence.resume_point, States.begin, States.end, States.of, States._free, States.name),
+    *(WholeToken.run, States.places),
 ]
+RECURRENT = [name for name, variant in VARIANTS.items() if variant.recurrent]
 
 
 def opened(folder, place, *, sweep_cells: int = 1, **options):
@@ -47,6 +51,30 @@ def opened(folder, place, *, sweep_cells: int = 1, **options):
     plan = llm.admission.plan
     llm.admission.plan = lambda *a, **k: replace(plan(*a, **k), sweep_cells=sweep_cells)
     return llm
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_row_in_one_call_has_the_bits_of_its_operations(checkpoint, tmp_path, name):
+    """And leaves the same state behind."""
+    generator = torch.Generator().manual_seed(6)
+    with opened(checkpoint(name), tmp_path) as llm:
+        llm.logits(TEXT[:3])
+        weights, config = llm.admission.weights, llm.config
+        for layer in config.state_layers:
+            recurrence = config.recurrence_of(layer)
+            made = RecurrentLayer(config, recurrence, weights.layer(layer))
+            x = torch.randn((1, config.hidden_size), generator=generator)
+            states, found = States([recurrence], 3, CELL, x.device), []
+            states.begin(0, [1])
+            before, after = states.of(0, 0)
+            for part in before:
+                part.normal_(generator=generator)
+            for step in (made.step, None):
+                made.step = step
+                out = made.run(x, slice(0, 1), before, after)
+                found.append([out, *(part.clone() for part in after)])
+            assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+            assert not torch.equal(before[0], after[0])
 
 
 @pytest.mark.parametrize("sweep_cells", [1, 3])

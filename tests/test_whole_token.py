@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_matrix import VARIANTS
-from small_llm import TINY, hold, keep_in_memory, open_small
+from small_llm import TINY, hold, hold_few_experts, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload import engine
@@ -22,13 +22,18 @@ from ebbtide.prefetch.top_p import CRITERIA
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
-# Experts, null scores, states, gates, biases of keys of which not all elements turn, layer norms,
-# MLPs without gates or beside attention, norms behind RoPE, layers of several shapes, and latents.
-BY_LAYERS = {n for n, v in VARIANTS.items() if v.recurrent or "expert" in v.shows or "moe" in n}
-BY_LAYERS |= {"glm", "smollm3-yarn", "qwen3.5-attention", "arcee", "apertus", "hunyuan", "youtu"}
-_KINDS = ("cohere", "gemma3n", "gemma4", "jais2", "starcoder2", "granite-swa", "nemotron")
-_KINDS += ("stablelm", "minicpm3", "nanochat", "llama4")
-BY_LAYERS |= {n for n in VARIANTS if n.startswith(_KINDS)} | {"phi", "olmo", "olmo-biases"}
+# Biases of keys of which not all elements turn, layer norms, MLPs beside attention or with xIELU,
+# norms behind RoPE, layers of several shapes, latents, gates by softplus, SparseMixer, streams
+# beside each other, and queries of which not all grow.
+_KINDS = ("cohere", "deepseek", "gemma4", "glm4-moe-lite", "hunyuan", "jais2", "laguna", "minicpm3")
+_KINDS += ("gemma3n", "llama4", "mistral4", "nanochat", "phimoe", "stablelm", "starcoder2")
+BY_LAYERS = {n for n in VARIANTS if n.startswith(_KINDS)}
+BY_LAYERS |= {"apertus", "bamba-biases", "glm", "nemotron", "nemotron-biases", "olmo", "phi"}
+BY_LAYERS |= {"nemotron-h-moe-latent", "olmo-biases", "smollm3-yarn", "youtu"}
+
+# Of what a layer may be one of each: attention alone, states in others, beside it, MLPs apart,
+# experts and a shared one, experts of gate and up in one beside null scores.
+KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss")
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -97,10 +102,11 @@ def test_bits_and_counts_are_those_of_the_layers(
     assert counted == expected
 
 
+@pytest.mark.parametrize("name", KINDS)
 def test_every_instruction_set_gives_the_bits_of_its_layers(
-    checkpoint, tmp_path, monkeypatch, served, kernels
+    checkpoint, tmp_path, monkeypatch, served, kernels, name
 ):
-    folder = checkpoint("qwen2")
+    folder = checkpoint(name)
     whole, _ = run(folder, tmp_path)
     assert any(served) == (kernels != "reference")
     monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
@@ -108,8 +114,9 @@ def test_every_instruction_set_gives_the_bits_of_its_layers(
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit(checkpoint, tmp_path, served, threads):
-    folder = checkpoint("qwen2")
+@pytest.mark.parametrize("name", KINDS)
+def test_threads_change_no_bit(checkpoint, tmp_path, served, name, threads):
+    folder = checkpoint(name)
     alone, _ = run(folder, tmp_path)
     before = torch.get_num_threads()
     try:
@@ -272,6 +279,19 @@ def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_p
         keep_in_memory(llm, NUM_TOKENS, 1.0)
         hold(llm, Loaded(1, True))
         llm.logits(IDS, prefill_tokens=PREFILLED)
+    assert not served
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next"])
+def test_experts_that_are_not_in_memory_go_layer_by_layer(checkpoint, tmp_path, served, name):
+    folder = checkpoint(name)
+    expected, _ = run(folder, tmp_path)
+    assert any(served)
+    served.clear()
+    with open_small(folder, tmp_path, **TINY) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 1.0)
+        hold_few_experts(llm)
+        assert torch.equal(llm.logits(IDS, prefill_tokens=PREFILLED), expected)
     assert not served
 
 

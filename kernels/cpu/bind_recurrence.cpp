@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "attend_layer.h"
-#include "bindings.h"
+#include "recur.h"
 
 namespace nb = nanobind;
 
@@ -27,38 +27,6 @@ float *scratch_floats(int64_t count) {
     return kept.get();
 }
 
-// Addresses and sizes, in the order that ../recurrence.py gives.
-class Numbers {
-public:
-    explicit Numbers(const std::vector<int64_t> &all) : all_(all) {}
-
-    int64_t next() {
-        if (next_ >= all_.size()) throw std::invalid_argument("these are not a layer's numbers");
-        return all_[next_++];
-    }
-    template <typename T>
-    T *address() {
-        return at<T>((uintptr_t)next());
-    }
-
-private:
-    const std::vector<int64_t> &all_;
-    size_t next_ = 0;
-};
-
-// Width, channels, taps, bias, before, after.
-Convolution read_convolution(Numbers &numbers) {
-    Convolution c{};
-    c.width = numbers.next();
-    c.channels = numbers.next();
-    c.taps = numbers.address<const float>();
-    c.bias = numbers.address<const float>();
-    c.before = numbers.address<const float>();
-    c.after = numbers.address<float>();
-    if (c.width < 1 || c.width > MAX_CONV_WIDTH) throw std::invalid_argument("conv_width is below 1 or above 16");
-    return c;
-}
-
 // One call's tokens through all three steps.
 void run(const Recurrence &r, int threads) {
     const Kernels &kernels = *active;
@@ -75,35 +43,39 @@ void run(const Recurrence &r, int threads) {
               [&](int64_t begin, int64_t end) { kernels.gate_outputs(r, begin, end); });
 }
 
-void recur(const std::vector<int64_t> &layer, double norm_eps, double least_step, double most_step,
-           const std::vector<int64_t> &rows, int64_t tokens, uintptr_t out, int threads) {
-    Numbers numbers(layer);
+}  // namespace
+
+Convolution read_convolution(Reader &reader) {
+    Convolution c{};
+    c.width = reader.number();
+    c.channels = reader.number();
+    c.taps = reader.address<const float>();
+    c.bias = reader.address<const float>();
+    if (c.width < 1 || c.width > MAX_CONV_WIDTH) throw std::invalid_argument("conv_width is below 1 or above 16");
+    return c;
+}
+
+Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats) {
     Recurrence r{};
-    r.conv = read_convolution(numbers);
-    r.heads = numbers.next();
-    r.key_heads = numbers.next();
-    r.key_dim = numbers.next();
-    r.value_dim = numbers.next();
-    r.norm_heads = numbers.next();
-    r.is_delta = numbers.next();
-    r.step_bias = numbers.address<const float>();
-    r.rate = numbers.address<const float>();
-    r.skip = numbers.address<const float>();
-    r.norm = numbers.address<const float>();
-    r.norm_stride = numbers.next();
-    r.before = numbers.address<const float>();
-    r.after = numbers.address<float>();
-    r.norm_eps = (float)norm_eps, r.least_step = (float)least_step, r.most_step = (float)most_step;
-    Numbers places(rows);
-    r.conv.inputs = places.address<const float>();
-    r.conv.stride = places.next();
-    r.steps = places.address<const float>();
-    r.steps_stride = places.next();
-    r.gains = places.address<const float>();
-    r.gains_stride = places.next();
-    r.gate = places.address<const float>();
-    r.gate_stride = places.next();
-    r.out = at<float>(out);
+    r.conv = read_convolution(reader);
+    r.heads = reader.number();
+    r.key_heads = reader.number();
+    r.key_dim = reader.number();
+    r.value_dim = reader.number();
+    r.norm_heads = reader.number();
+    r.is_delta = reader.number();
+    r.step_bias = reader.address<const float>();
+    r.rate = reader.address<const float>();
+    r.skip = reader.address<const float>();
+    r.norm = reader.address<const float>();
+    r.norm_stride = reader.number();
+    r.norm_eps = (float)floats.at(0), r.least_step = (float)floats.at(1), r.most_step = (float)floats.at(2);
+    return r;
+}
+
+void run_rows(Recurrence r, const StatePlace &state, int64_t tokens, int threads) {
+    r.conv.before = state.inputs, r.conv.after = state.next_inputs;
+    r.before = state.matrices, r.after = state.next_matrices;
     const int64_t most = of_call(tokens);
     r.rows = scratch_floats(most * (r.conv.channels + 2 * r.heads));
     r.decays = r.rows + most * r.conv.channels;
@@ -123,15 +95,10 @@ void recur(const std::vector<int64_t> &layer, double norm_eps, double least_step
     }
 }
 
-void short_conv(const std::vector<int64_t> &layer, uintptr_t mixed, int64_t stride, int64_t tokens, uintptr_t out, int threads) {
+void run_rows(ShortConvolution s, const StatePlace &state, int64_t tokens, int threads) {
     constexpr int64_t GRAIN = 64;  // channels
-    Numbers numbers(layer);
-    ShortConvolution s{};
-    s.conv = read_convolution(numbers);
     const int64_t channels = s.conv.channels;
-    s.mixed = at<const float>(mixed);
-    s.stride = stride;
-    s.out = at<float>(out);
+    s.conv.before = state.inputs, s.conv.after = state.next_inputs;
     s.conv.inputs = s.products = scratch_floats(of_call(tokens) * channels);
     s.conv.stride = channels;
     for (;;) {
@@ -140,10 +107,39 @@ void short_conv(const std::vector<int64_t> &layer, uintptr_t mixed, int64_t stri
                   [&](int64_t begin, int64_t end) { active->short_conv(s, begin, end); });
         tokens -= n;
         if (tokens == 0) return;
-        s.mixed += n * stride;
+        s.mixed += n * s.stride;
         s.out += n * channels;
         s.conv.before = s.conv.after;
     }
+}
+
+namespace {
+
+void recur(const std::vector<int64_t> &layer, const std::vector<double> &floats, const std::vector<int64_t> &state,
+           const std::vector<int64_t> &rows, int64_t tokens, uintptr_t out, int threads) {
+    Reader reader{layer}, places{rows};
+    Recurrence r = read_recurrence(reader, floats);
+    r.conv.inputs = places.address<const float>();
+    r.conv.stride = places.number();
+    r.steps = places.address<const float>();
+    r.steps_stride = places.number();
+    r.gains = places.address<const float>();
+    r.gains_stride = places.number();
+    r.gate = places.address<const float>();
+    r.gate_stride = places.number();
+    r.out = at<float>(out);
+    run_rows(r, state_at(state), tokens, threads);
+}
+
+void short_conv(const std::vector<int64_t> &layer, const std::vector<int64_t> &state, uintptr_t mixed, int64_t stride,
+                int64_t tokens, uintptr_t out, int threads) {
+    Reader reader{layer};
+    ShortConvolution s{};
+    s.conv = read_convolution(reader);
+    s.mixed = at<const float>(mixed);
+    s.stride = stride;
+    s.out = at<float>(out);
+    run_rows(s, state_at(state), tokens, threads);
 }
 
 }  // namespace

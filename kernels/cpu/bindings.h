@@ -23,6 +23,21 @@ T *at(uintptr_t address) {
     return reinterpret_cast<T *>(address);
 }
 
+// Numbers and addresses in the order in which Python gives them.
+struct Reader {
+    const std::vector<int64_t> &numbers;
+    size_t next = 0;
+
+    int64_t number() {
+        if (next >= numbers.size()) throw std::invalid_argument("these are not a layer's numbers");
+        return numbers[next++];
+    }
+    template <typename T>
+    T *address() {
+        return at<T>((uintptr_t)number());
+    }
+};
+
 // What dispatch.layout_numbers gives.
 inline Layout layout_of(const std::vector<int64_t> &numbers) {
     constexpr int64_t MOST = 1024;

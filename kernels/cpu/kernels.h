@@ -167,7 +167,7 @@ struct Means {
 };
 constexpr int64_t MEANS_RECORDS = 64;  // of one sum: fixed, so that the bits are
 
-enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU };  // in the order of ../gate.py
+enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU, RELU2 };  // in the order of ../gate.py
 
 // A causal convolution of each channel's inputs with its taps.
 struct Convolution {

@@ -1,6 +1,6 @@
-// A layer's decode step but for its attention, one row: up to the queries, keys and values, and from what was attended to the
-// residual. Products are shared out among threads; what stands between them is too little to share. Included by
-// bind_step.cpp alone, inside an anonymous namespace.
+// A layer's decode step but for its attention and its state, one row: up to the queries, keys and values, and from what was attended,
+// and what the state gave, to the residual. Products are shared out among threads; what stands between them is too little to share.
+// Included by bind_step.cpp alone, inside an anonymous namespace, after routed_step.h.
 
 constexpr int NORMS = 6;
 
@@ -17,11 +17,16 @@ struct RowPlace {
 
 enum QkNorm { NO_NORM, EACH_HEAD, ALL_HEADS };
 
+// Where the gate of what was attended comes from: nowhere, from the query projection, head by head beside the queries, or from a
+// matrix of its own, for each number or for each head.
+enum OutputGate { NO_GATE, GATE_BESIDE, GATE_OF_NUMBERS, GATE_OF_HEADS };
+
 class LayerStep {
 public:
-    // numbers: ../step.py's order. eps and the rest: as in ModelConfig.
-    LayerStep(const std::vector<int64_t> &numbers, double eps, double norm_offset, double residual_multiplier)
-        : eps_((float)eps), offset_((float)norm_offset), multiplier_((float)residual_multiplier) {
+    // numbers, floats: in ../step.py's order.
+    LayerStep(const std::vector<int64_t> &numbers, const std::vector<double> &floats) {
+        if (floats.size() != FLOATS) throw std::invalid_argument("these are not a layer's numbers");
+        std::copy(floats.begin(), floats.end(), floats_);
         Reader reader{numbers};
         hidden_ = reader.number();
         head_dim_ = reader.number();
@@ -29,43 +34,54 @@ public:
         rope_width_ = reader.number();
         is_interleaved_ = reader.number() != 0;
         activation_ = (Activation)reader.number();
-        for (const float *&norm : norms_) norm = reader.address<float>();
-        for (Product &product : products_) product = reader.product();
-        if (reader.next != numbers.size()) throw std::invalid_argument("this is not a layer");
+        output_gate_ = (OutputGate)reader.number();
+        for (const float *&norm : norms_) norm = reader.address<const float>();
+        for (Product &product : products_) product = read_product(reader);
+        if (reader.next != numbers.size()) throw std::invalid_argument("these are not a layer's numbers");
     }
 
     int64_t hidden_size() const { return hidden_; }
-    int64_t query_size() const { return products_[Q].matrix.out; }
+    int64_t query_size() const { return products_[Q].matrix.out / (output_gate_ == GATE_BESIDE ? 2 : 1); }
+    bool has_gate() const { return output_gate_ != NO_GATE; }
+    bool has_mlp() const { return products_[DOWN].is_there(); }
 
-    // Queries (scaled), keys and values of the residual row x. angles: of its position.
-    void project(const float *x, const Angles &angles, double scale, float *q, float *k, float *v, int threads) const {
+    // Queries (scaled), keys and values of the residual row x, and, as many as queries, the gate of what is attended, if there is
+    // one. angles: of its position.
+    void project(const float *x, const Angles &angles, double scale, float *q, float *k, float *v, float *gate, int threads) const {
+        const Product &query = products_[Q], &own_gate = products_[ATTENTION_GATE];
+        float *from_query = output_gate_ == GATE_BESIDE ? Scratch::of(scratch.third, query.matrix.out) : q;
+        float *from_gate = output_gate_ == GATE_OF_HEADS ? Scratch::of(scratch.third, own_gate.matrix.out) : gate;
         Row row(normed(NORM_BEFORE_ATTENTION, x), hidden_);
-        const Target targets[] = {{&products_[Q], q}, {&products_[K], k}, {&products_[V], v}};
-        multiply_each(row, targets, 3, threads);
-        finish_heads(q, products_[Q].matrix.out, NORM_Q, angles, (float)scale);
+        const Target targets[] = {{&query, from_query}, {&products_[K], k}, {&products_[V], v}, {&own_gate, from_gate}};
+        multiply_each(row, targets, own_gate.is_there() ? 4 : 3, threads);
+        for (int64_t i = 0; i < query_size() && output_gate_ == GATE_BESIDE; i += head_dim_) {
+            std::memcpy(q + i, from_query + 2 * i, (size_t)head_dim_ * sizeof(float));
+            std::memcpy(gate + i, from_query + 2 * i + head_dim_, (size_t)head_dim_ * sizeof(float));
+        }
+        for (int64_t i = 0; i < query_size() && output_gate_ == GATE_OF_HEADS; ++i) gate[i] = from_gate[i / head_dim_];
+        finish_heads(q, query_size(), NORM_Q, angles, (float)scale);
         finish_heads(k, products_[K].matrix.out, NORM_K, angles, 1.0f);
     }
 
     // The same, but keys and values go to each of some places, in floats of a kind.
-    void project_into(const float *x, const Angles &angles, double scale, float *q, const RowPlace *places, int64_t num_places,
-                      RawKind kind, int threads) const {
+    void project_into(const float *x, const Angles &angles, double scale, float *q, float *gate, const RowPlace *places,
+                      int64_t num_places, RawKind kind, int threads) const {
         const int64_t width = products_[K].matrix.out, heads = width / head_dim_;
         float *k = Scratch::of(scratch.first, width), *v = Scratch::of(scratch.second, width);
-        project(x, angles, scale, q, k, v, threads);
+        project(x, angles, scale, q, k, v, gate, threads);
         for (const RowPlace *place = places; place < places + num_places; ++place) {
             store_heads(kind, k, place->keys, place->head_bytes, heads, head_dim_);
             store_heads(kind, v, place->values, place->head_bytes, heads, head_dim_);
         }
     }
 
-    // The residual row x plus the output of attention, to out, which may be x.
+    // The residual row x plus the output projection of what was attended, or of what the state gave where that is all; and plus
+    // that of the state beside attention. To out, which may be x.
     void add_attention(const float *x, const float *attended, float *out, int threads) const {
-        const Product &o = products_[O];
-        Row row(attended, o.matrix.in);
-        float *added = Scratch::of(scratch.first, hidden_);
-        const Target target{&o, added};
-        multiply_each(row, &target, 1, threads);
-        join(x, normed(NORM_AFTER_ATTENTION, added), out);
+        add_projected(products_[O], floats_[RESIDUAL], x, attended, out, threads);
+    }
+    void add_beside(const float *x, const float *given, float *out, int threads) const {
+        add_projected(products_[BESIDE], floats_[OF_BESIDE], x, given, out, threads);
     }
 
     // The residual row x plus the output of the MLP, to out, which may be x.
@@ -74,17 +90,28 @@ public:
         const int64_t inner = down.matrix.in;
         float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden_ ? inner : hidden_);
         Row row(normed(NORM_BEFORE_MLP, x), hidden_);
-        multiply_gate(products_[GATE], products_[UP], row, activation_, gate, up, threads);
+        if (products_[GATE].is_there())
+            multiply_gate(products_[GATE], products_[UP], row, activation_, (float)floats_[OF_GATE], gate, up, threads);
+        else
+            multiply_activated(products_[UP], row, activation_, gate, up, threads);
         Row gated(gate, inner);
         const Target target{&down, up};
         multiply_each(gated, &target, 1, threads);
-        join(x, normed(NORM_AFTER_MLP, up), out);
+        join(x, normed(NORM_AFTER_MLP, up), (float)floats_[OF_MLP], out);
     }
 
-    // Both, one after the other.
-    void mix(const float *x, const float *attended, float *out, int threads) const {
-        add_attention(x, attended, out, threads);
-        add_mlp(out, out, threads);
+    // The residual row x plus what routed experts give, to out, which may be x.
+    void add_routed(const RoutedStep &experts, const float *x, float *out, int threads) const {
+        float *given = Scratch::of(scratch.first, hidden_);
+        experts.run(normed(NORM_BEFORE_MLP, x), given, threads);
+        join(x, normed(NORM_AFTER_MLP, given), (float)floats_[OF_MLP], out);
+    }
+
+    // What there is of them, one after the other.
+    void mix(const float *x, const float *attended, const float *beside, float *out, int threads) const {
+        if (attended) add_attention(x, attended, out, threads), x = out;
+        if (beside) add_beside(x, beside, out, threads), x = out;
+        if (has_mlp()) add_mlp(x, out, threads);
     }
 
     // The factors of what a key bias (kv_heads, head_dim) adds to the scores of q, (num_heads, rope_width / 2) each:
@@ -103,40 +130,54 @@ public:
     }
 
 private:
-    enum { Q, K, V, O, GATE, UP, DOWN, PRODUCTS };
+    enum { Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, PRODUCTS };
+    enum { EPS, NORM_OFFSET, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, FLOATS };  // the last four multiply
     enum { NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP };
 
     // x normed, or x itself where the layer has no norm there. Good until the next call.
     const float *normed(int which, const float *x) const {
         if (!norms_[which]) return x;
         float *out = Scratch::of(scratch.normed, hidden_);
-        active->rms_norm(x, norms_[which], offset_, eps_, hidden_, out);
+        norm(which, x, hidden_, out);
         return out;
     }
 
-    void join(const float *x, const float *added, float *out) const {
-        if (multiplier_ == 1.0f)
+    void norm(int which, const float *x, int64_t n, float *out) const {
+        active->rms_norm(x, norms_[which], (float)floats_[NORM_OFFSET], (float)floats_[EPS], n, out);
+    }
+
+    void add_projected(const Product &p, double times, const float *x, const float *given, float *out, int threads) const {
+        Row row(given, p.matrix.in);
+        float *added = Scratch::of(scratch.first, hidden_);
+        const Target target{&p, added};
+        multiply_each(row, &target, 1, threads);
+        join(x, normed(NORM_AFTER_ATTENTION, added), (float)times, out);
+    }
+
+    void join(const float *x, const float *added, float times, float *out) const {
+        if (times == 1.0f)
             for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] + added[i];
         else
-            for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] + added[i] * multiplier_;
+            for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] + added[i] * times;
     }
 
     // Norm, rotation and scale of all heads of queries or keys, in place.
     void finish_heads(float *x, int64_t width, int which, const Angles &angles, float scale) const {
-        if (qk_norm_ == ALL_HEADS) active->rms_norm(x, norms_[which], offset_, eps_, width, x);
+        if (qk_norm_ == ALL_HEADS) norm(which, x, width, x);
         for (float *head = x; head < x + width; head += head_dim_) {
-            if (qk_norm_ == EACH_HEAD) active->rms_norm(head, norms_[which], offset_, eps_, head_dim_, head);
+            if (qk_norm_ == EACH_HEAD) norm(which, head, head_dim_, head);
             turn_head(head, rope_width_, is_interleaved_, angles.cosines, angles.sines);
             if (scale != 1.0f)
                 for (int64_t i = 0; i < head_dim_; ++i) head[i] *= scale;
         }
     }
 
-    float eps_, offset_, multiplier_;
+    double floats_[FLOATS];
     int64_t hidden_, head_dim_, rope_width_;
     QkNorm qk_norm_;
     bool is_interleaved_;
     Activation activation_;
+    OutputGate output_gate_;
     const float *norms_[NORMS];
     Product products_[PRODUCTS];
 };

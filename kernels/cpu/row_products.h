@@ -9,35 +9,23 @@ struct Product {
     bool is_there() const { return matrix.weight != nullptr; }
 };
 
-struct Reader {
-    const std::vector<int64_t> &numbers;
-    size_t next = 0;
-
-    int64_t number() {
-        if (next >= numbers.size()) throw std::invalid_argument("this is not a layer");
-        return numbers[next++];
-    }
-    template <typename T>
-    const T *address() {
-        return at<const T>((uintptr_t)number());
-    }
-    Product product() {
-        Product p;
-        p.matrix.kind = (WeightKind)number();
-        p.matrix.weight = address<void>();
-        p.matrix.scales = address<uint16_t>();
-        p.matrix.first = number();
-        p.matrix.in = number();
-        p.matrix.out = number();
-        p.bias = address<float>();
-        return p;
-    }
-};
+inline Product read_product(Reader &reader) {
+    Product p;
+    p.matrix.kind = (WeightKind)reader.number();
+    p.matrix.weight = reader.address<const void>();
+    p.matrix.scales = reader.address<const uint16_t>();
+    p.matrix.first = reader.number();
+    p.matrix.in = reader.number();
+    p.matrix.out = reader.number();
+    p.bias = reader.address<const float>();
+    return p;
+}
 
 // Memory for what a call works on; grows to the largest layer, and is the calling thread's own.
 struct Scratch {
-    std::vector<float> normed, first, second;
+    std::vector<float> normed, first, second, third, experts;
     std::vector<uint8_t> bytes;
+    std::vector<std::vector<uint8_t>> more_bytes;  // of several rows at once
 
     static float *of(std::vector<float> &v, int64_t n) {
         if ((int64_t)v.size() < n) v.resize((size_t)n);
@@ -49,14 +37,15 @@ thread_local Scratch scratch;
 // One row as products take it; bytes are made where the first product wants them.
 class Row {
 public:
-    explicit Row(const float *x, int64_t in) : rows_{1, x, in, nullptr}, in_(in) {}
+    explicit Row(const float *x, int64_t in, std::vector<uint8_t> &bytes = scratch.bytes)
+        : rows_{1, x, in, nullptr}, in_(in), bytes_(&bytes) {}
 
     const Rows &for_kind(WeightKind kind) {
         if (takes_bytes(kind) && !rows_.bytes) {
             constexpr size_t LINE = 64;
             const size_t wanted = (size_t)row_bytes(in_) + LINE;
-            if (scratch.bytes.size() < wanted) scratch.bytes.resize(wanted);
-            const uintptr_t from = reinterpret_cast<uintptr_t>(scratch.bytes.data());
+            if (bytes_->size() < wanted) bytes_->resize(wanted);
+            const uintptr_t from = reinterpret_cast<uintptr_t>(bytes_->data());
             uint8_t *aligned = at<uint8_t>((from + LINE - 1) / LINE * LINE);
             active->quantise_rows(rows_.x, in_, in_, aligned, 0, 1);
             rows_.bytes = aligned;
@@ -67,7 +56,24 @@ public:
 private:
     Rows rows_;
     int64_t in_;
+    std::vector<uint8_t> *bytes_;
 };
+
+// run(i, begin, end) for parts of several ranges of outputs, the i-th one of 0 .. counts[i], as one range that threads share. Parts
+// begin at strips.
+template <typename Run>
+void share_out_each(const std::vector<int64_t> &counts, int64_t bytes, int threads, const Run &run) {
+    int64_t outputs = 0;
+    for (const int64_t count : counts) outputs += (count + STRIP - 1) / STRIP * STRIP;
+    share_out(outputs, STRIP, bytes, threads, [&](int64_t begin, int64_t end) {
+        int64_t start = 0;
+        for (size_t i = 0; i < counts.size() && start < end; ++i) {
+            const int64_t from = begin > start ? begin - start : 0, to = end - start < counts[i] ? end - start : counts[i];
+            if (from < to) run(i, from, to);
+            start += (counts[i] + STRIP - 1) / STRIP * STRIP;
+        }
+    });
+}
 
 // Outputs begin .. end of a product, bias included.
 inline void multiply_part(const Product &p, const Rows &row, float *out, int64_t begin, int64_t end) {
@@ -83,45 +89,77 @@ struct Target {
 };
 
 void multiply_each(Row &row, const Target *targets, int count, int threads) {
-    int64_t outputs = 0, bytes = 0;
+    int64_t bytes = 0;
+    std::vector<int64_t> counts;
     for (int t = 0; t < count; ++t) {
         const Matrix &m = targets[t].product->matrix;
-        outputs += (m.out + STRIP - 1) / STRIP * STRIP;  // so that parts begin at strips
+        counts.push_back(m.out);
         bytes += weight_bytes(m);
         row.for_kind(m.kind);
     }
-    share_out(outputs, STRIP, bytes, threads, [&](int64_t begin, int64_t end) {
-        int64_t start = 0;
-        for (int t = 0; t < count; ++t) {
-            const Product &p = *targets[t].product;
-            const int64_t stop = start + (p.matrix.out + STRIP - 1) / STRIP * STRIP;
-            const int64_t from = begin > start ? begin - start : 0;
-            const int64_t to = (end < stop ? end - start : p.matrix.out) < p.matrix.out ? end - start : p.matrix.out;
-            if (from < to) multiply_part(p, row.for_kind(p.matrix.kind), targets[t].out, from, to);
-            start = stop;
-        }
+    share_out_each(counts, bytes, threads, [&](size_t t, int64_t begin, int64_t end) {
+        const Product &p = *targets[t].product;
+        multiply_part(p, row.for_kind(p.matrix.kind), targets[t].out, begin, end);
     });
 }
 
-// gate = activation(gate product) * (up product): each part of the range does both of its own outputs.
-void multiply_gate(const Product &g, const Product &u, Row &row, Activation activation, float *gate, float *up, int threads) {
+// gate = activation(times * gate product) * (up product): each part of the range does both of its own outputs.
+void multiply_gate(const Product &g, const Product &u, Row &row, Activation activation, float times, float *gate, float *up,
+                   int threads) {
     const Rows &for_gate = row.for_kind(g.matrix.kind), &for_up = row.for_kind(u.matrix.kind);
     share_out(g.matrix.out, STRIP, weight_bytes(g.matrix) + weight_bytes(u.matrix), threads, [&](int64_t begin, int64_t end) {
         multiply_part(g, for_gate, gate, begin, end);
+        if (times != 1.0f)
+            for (int64_t i = begin; i < end; ++i) gate[i] *= times;
         multiply_part(u, for_up, up, begin, end);
         active->gate_with(activation, gate + begin, up + begin, end - begin);
     });
 }
 
-// The same where one product has the outputs of both, in turn; `both` is worked in.
-void multiply_gate_in_turn(const Product &p, Row &row, Activation activation, float *gate, float *up, float *both, int threads) {
+// inner = activation(product), for MLPs without gates; `ones` is worked in.
+void multiply_activated(const Product &p, Row &row, Activation activation, float *inner, float *ones, int threads) {
     const Rows &rows = row.for_kind(p.matrix.kind);
     share_out(p.matrix.out, STRIP, weight_bytes(p.matrix), threads, [&](int64_t begin, int64_t end) {
-        multiply_part(p, rows, both, begin, end);
-        for (int64_t i = begin / 2; i < end / 2; ++i) {
-            gate[i] = both[2 * i];
-            up[i] = both[2 * i + 1];
-        }
-        active->gate_with(activation, gate + begin / 2, up + begin / 2, (end - begin) / 2);
+        multiply_part(p, rows, inner, begin, end);
+        std::fill(ones + begin, ones + end, 1.0f);
+        active->gate_with(activation, inner + begin, ones + begin, end - begin);
     });
 }
+
+// Matrices, each in a place of its own, that take the same row, normed where there is a norm: the blocks of an output head, the
+// projections of a layer.
+class BlockProduct {
+public:
+    BlockProduct(std::vector<Product> blocks, const float *norm, double offset, double eps)
+        : norm_(norm), offset_((float)offset), eps_((float)eps), blocks_(std::move(blocks)) {
+        if (blocks_.empty()) throw std::invalid_argument("a product needs a matrix");
+    }
+
+    int64_t num_outputs() const {
+        int64_t count = 0;
+        for (const Product &block : blocks_) count += block.matrix.out;
+        return count;
+    }
+
+    // Outputs of all blocks side by side.
+    void run(const float *x, float *out, int threads) const {
+        const int64_t in = blocks_[0].matrix.in;
+        if (norm_) {
+            float *normed = Scratch::of(scratch.normed, in);
+            active->rms_norm(x, norm_, offset_, eps_, in, normed);
+            x = normed;
+        }
+        Row row(x, in);
+        std::vector<Target> targets;
+        for (const Product &block : blocks_) {
+            targets.push_back({&block, out});
+            out += block.matrix.out;
+        }
+        multiply_each(row, targets.data(), (int)targets.size(), threads);
+    }
+
+private:
+    const float *norm_;
+    float offset_, eps_;
+    std::vector<Product> blocks_;
+};

@@ -62,6 +62,12 @@ inline Lanes gelu_tanh(Lanes x) {
     return mul(x, sigmoid(mul(all(1.5957691216f), mul_add(all(0.044715f), cubed, x))));
 }
 
+// The square of what is above zero. A NaN stays one: `larger` gives its second argument then.
+inline Lanes relu2(Lanes x) {
+    const Lanes above = larger(zero(), x);
+    return mul(above, above);
+}
+
 // out = ACTIVATION(gate) * up. out may be either.
 template <Lanes (*ACTIVATION)(Lanes)>
 inline void gate_lanes(const float *gate, const float *up, int64_t n, float *out) {
@@ -87,6 +93,7 @@ void gate_with(Activation activation, float *gate, const float *up, int64_t n) {
         case GELU_TANH: return gate_lanes<gelu_tanh>(gate, up, n, gate);
         case SIGMOID: return gate_lanes<sigmoid>(gate, up, n, gate);
         case CLAMPED_SWIGLU: return clamped_swiglu(gate, up, n);
+        case RELU2: return gate_lanes<relu2>(gate, up, n, gate);
         case GELU:
             for (int64_t i = 0; i < n; ++i) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     }

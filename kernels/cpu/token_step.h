@@ -1,10 +1,10 @@
 // One decoded token through all layers: what LayerStep does before and after attention, and between them attention over spans
-// that lie in memory and raw tokens, or over what is selected of the layer, wherever it lies. Included by bind_step.cpp alone,
-// inside an anonymous namespace, after layer_step.h.
+// that lie in memory and raw tokens, or over what is selected of the layer, wherever it lies; or, or beside it, what RecurrentStep
+// does. Included by bind_step.cpp alone, inside an anonymous namespace, after layer_step.h and recurrent_step.h.
 //
 // Bits are those of the same steps one by one: each calls the very functions that serve alone.
 
-// Places of a sequence are given for the first layer, with the bytes from layer to layer.
+// Places of a sequence are given for the first layer that attends, with the bytes from layer to layer.
 struct LayeredPlace {
     RowPlace of_first;
     int64_t layer_bytes;
@@ -16,8 +16,8 @@ struct LayeredPlace {
 
 inline LayeredPlace read_place(Reader &reader) {
     LayeredPlace place;
-    place.of_first.keys = const_cast<uint8_t *>(reader.address<uint8_t>());
-    place.of_first.values = const_cast<uint8_t *>(reader.address<uint8_t>());
+    place.of_first.keys = reader.address<uint8_t>();
+    place.of_first.values = reader.address<uint8_t>();
     place.of_first.head_bytes = reader.number();
     place.layer_bytes = reader.number();
     return place;
@@ -61,21 +61,26 @@ struct Token {
     std::vector<Angles> angles;
     std::vector<LayeredPlace> places;
     std::vector<View> views;
+    const float *state_before = nullptr;  // of all layers that keep one, and where those behind the token go
+    float *state_after = nullptr;
 
     explicit Token(const std::vector<int64_t> &numbers) {
         Reader reader{numbers};
         for (int64_t i = reader.number(); i > 0; --i) {
-            const float *cosines = reader.address<float>();
-            angles.push_back({cosines, reader.address<float>()});
+            const float *cosines = reader.address<const float>();
+            angles.push_back({cosines, reader.address<const float>()});
         }
         for (int64_t i = reader.number(); i > 0; --i) places.push_back(read_place(reader));
         for (int64_t i = reader.number(); i > 0; --i) views.emplace_back(reader);
+        state_before = reader.address<const float>();
+        state_after = reader.address<float>();
         if (reader.next != numbers.size()) throw std::invalid_argument("this is not a token");
     }
 };
 
-// Where a token leaves what its selections were: of layer i, chosen[i] holds their number and then the records, ascending, in a
-// row of `row` numbers; figures[i] the mean and the greatest missed share of a query head, and the same of misplaced ones.
+// Where a token leaves what its selections were: of the i-th layer that attends, chosen[i] holds their number and then the records,
+// ascending, in a row of `row` numbers; figures[i] the mean and the greatest missed share of a query head, and the same of misplaced
+// ones.
 struct Reported {
     int64_t *chosen, row;
     double *figures;
@@ -116,88 +121,149 @@ struct Coming {
 
 class TokenStep {
 public:
-    // numbers: for each layer which view and which angles are its own, its key bias (an address, or 0), the
-    // number of pairs that turn it and Turns of ../rope_scores.py (num_fast, the table), and its output norms (an address, or 0 where all is attended); amplitudes: of each layer's
-    // rotation; layouts: of each layer's pages, as layout_of takes them.
-    TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
+    // recurrences, experts: of each layer, null where it keeps no state, or has no experts in the MLP's place. numbers: for each
+    // layer which view and which angles are its own, its key bias (an address, or 0), the number of pairs that turn it and Turns of
+    // ../rope_scores.py (num_fast, the table), its output norms (an address, or 0 where all is attended), its null scores (an address,
+    // or 0), and where its state begins, in floats; amplitudes: of each layer's rotation; layouts: of each layer's pages, as layout_of
+    // takes them, none where it does not attend.
+    TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
+              const std::vector<const RoutedStep *> &experts, const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
               const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
               const Selection &selection)
         : raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap), selection_(selection) {
         Reader reader{numbers};
-        if (steps.empty() || amplitudes.size() != steps.size() || layouts.size() != steps.size())
+        const size_t count = steps.size();
+        if (amplitudes.size() != count || layouts.size() != count || recurrences.size() != count ||
+            experts.size() != count)
             throw std::invalid_argument("these are not layers");
-        for (size_t i = 0; i < steps.size(); ++i) {
-            Layer layer;
+        for (size_t i = 0; i < count; ++i) {
+            Layer layer{};
             layer.step = steps[i];
-            layer.layout = layout_of(layouts[i]);
+            layer.recurrence = recurrences[i];
+            layer.experts = experts[i];
+            layer.attends = !layouts[i].empty();
+            if (layer.attends) layer.layout = layout_of(layouts[i]);
             layer.view = reader.number();
             layer.angles = reader.number();
-            layer.key_bias = reader.address<float>();
+            layer.key_bias = reader.address<const float>();
             layer.pairs = reader.number();
             layer.num_fast = reader.number();
-            layer.turns = reader.address<float>();
-            layer.output_norms = reader.address<float>();
+            layer.turns = reader.address<const float>();
+            layer.output_norms = reader.address<const float>();
+            layer.null_scores = reader.address<const float>();
+            layer.state = reader.number();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
             layers_.push_back(layer);
+            if (layer.attends) {
+                query_size_ = layer.step->query_size();
+                num_rows_ = query_size_ / layer.layout.head_dim;
+            }
+            if (layer.recurrence && layer.recurrence->num_outputs() > most_given_) most_given_ = layer.recurrence->num_outputs();
         }
+        if (!num_rows_) throw std::invalid_argument("none of these layers attends");
     }
 
-    // x (hidden_size) through all layers, to out. tables: for each layer, the addresses of three arrays: where its near records
-    // start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
+    // x (hidden_size) through all layers, to out. tables: for each layer that attends, the addresses of three arrays: where its near
+    // records start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
     void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
              Coming &coming, float *out, const Reported &reported, int threads) const {
         const Token token(numbers);
-        const int64_t heads = layers_[0].step->query_size();
-        std::vector<float> q((size_t)heads), attended((size_t)heads), score_bias;
-        std::vector<RowPlace> places(token.places.size());
-        std::vector<const uint8_t *> records;
-        for (size_t i = 0; i < layers_.size(); ++i, x = out) {
-            const Layer &layer = layers_[i];
-            const View &view = token.views.at((size_t)layer.view);
-            for (size_t p = 0; p < places.size(); ++p) places[p] = token.places[p].of((int64_t)i);
-            layer.step->project_into(x, token.angles.at((size_t)layer.angles), scale, q.data(), places.data(),
-                                     (int64_t)places.size(), raw_kind_, threads);
-            const float *bias = bias_of(layer, view, q.data(), score_bias, threads);
-            const std::vector<RawRun> runs = view.runs_of((int64_t)i);
-            const LayerAttend all = everything(layer, view, runs, tables + TABLES * i, q.data(), bias);
-            if (!layer.output_norms || !view.num_records) {
-                attend_layer(*active, all, attended.data(), threads);
-                if (reported.row) reported.chosen[(int64_t)i * reported.row] = 0;
-            } else {
-                if (view.num_records + 1 != reported.row) throw std::invalid_argument("there is other room than for what is chosen from");
-                const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
-                const SelectLayer one{standing, all.pages, all.num_records, layer.layout.page_tokens};
-                selected.choose(*active, one, selection_, threads);
-                int64_t *chosen = reported.chosen + (int64_t)i * reported.row;
-                chosen[0] = (int64_t)selected.chosen.size();
-                std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
-                const auto *in_memory = at<const uint8_t *const>(tables[TABLES * i + 1]);
-                const bool is_there = find_chosen(in_memory, at<const int64_t>(tables[TABLES * i + 2]), at_hand, records);
-                if (!is_there) coming.begin((int64_t)i);
-                selected.estimate(*active, one, threads);
-                if (is_there)
-                    selected.attend(*active, one, nullptr, chosen[0], records.data(), threads);
-                else
-                    for (Part part; coming.next(part);)
-                        selected.attend(*active, one, part.positions, part.count, part.records, threads);
-                selected.finish(*active, one, attended.data(), threads);
-                report(reported, (int64_t)i, q.data(), layer.layout);
+        Call call{token, scale, at_hand, coming, reported, threads, std::vector<float>((size_t)query_size_),
+                  std::vector<float>((size_t)query_size_), std::vector<float>((size_t)query_size_), {}, {}, {}};
+        std::vector<float> given((size_t)most_given_);
+        int64_t number = 0;  // among the layers that attend
+        for (const Layer &layer : layers_) {
+            const float *mixed[2] = {nullptr, nullptr};
+            int count = 0;
+            if (layer.attends) {
+                mixed[count++] = attend(layer, number, x, tables + TABLES * number, call);
+                ++number;
             }
-            layer.step->mix(x, attended.data(), out, threads);
+            if (layer.recurrence) {
+                const StatePlace state = layer.recurrence->place(token.state_before, token.state_after, layer.state);
+                layer.recurrence->run(x, state, given.data(), threads);
+                mixed[count++] = given.data();
+            }
+            layer.step->mix(x, mixed[0], mixed[1], out, threads);
+            if (layer.experts) layer.step->add_routed(*layer.experts, count ? out : x, out, threads);
+            x = out;
         }
     }
 
 private:
     struct Layer {
         const LayerStep *step;
+        const RecurrentStep *recurrence;
+        const RoutedStep *experts;
+        bool attends;
         Layout layout;
-        int64_t view, angles, pairs, num_fast;
-        const float *key_bias, *turns, *output_norms;
+        int64_t view, angles, pairs, num_fast, state;
+        const float *key_bias, *turns, *output_norms, *null_scores;
         float amplitude;
     };
 
+    // What a call works with in all layers.
+    struct Call {
+        const Token &token;
+        double scale;
+        const AtHand &at_hand;
+        Coming &coming;
+        const Reported &reported;
+        int threads;
+        std::vector<float> q, gate, attended, score_bias;
+        std::vector<RowPlace> places;
+        std::vector<const uint8_t *> records;
+    };
+
     static constexpr size_t TABLES = 3;
+
+    // What the layer attends to, gated: good until the next layer's turn. number: of the layer among those that attend.
+    const float *attend(const Layer &layer, int64_t number, const float *x, const uintptr_t *table, Call &call) const {
+        const Token &token = call.token;
+        const Reported &reported = call.reported;
+        const View &view = token.views.at((size_t)layer.view);
+        float *q = call.q.data(), *attended = call.attended.data(), *gate = call.gate.data();
+        call.places.clear();
+        for (const LayeredPlace &place : token.places) call.places.push_back(place.of(number));
+        layer.step->project_into(x, token.angles.at((size_t)layer.angles), call.scale, q, gate, call.places.data(),
+                                 (int64_t)call.places.size(), raw_kind_, call.threads);
+        const float *bias = bias_of(layer, view, q, call.score_bias, call.threads);
+        const std::vector<RawRun> runs = view.runs_of(number);
+        const LayerAttend all = everything(layer, view, runs, table, q, bias);
+        if (!layer.output_norms || !view.num_records) {
+            attend_layer(*active, all, attended, call.threads);
+            if (reported.row) reported.chosen[number * reported.row] = 0;
+        } else {
+            select(layer, number, all, x, table, call);
+        }
+        if (!layer.step->has_gate()) return attended;
+        active->gate_with(SIGMOID, gate, attended, query_size_);
+        return gate;
+    }
+
+    // The same over what is selected of the layer; what that was is reported.
+    void select(const Layer &layer, int64_t number, const LayerAttend &all, const float *x, const uintptr_t *table, Call &call) const {
+        const int threads = call.threads;
+        if (all.num_records + 1 != call.reported.row) throw std::invalid_argument("there is other room than for what is chosen from");
+        const Standing standing{all.raw, layer.output_norms, x, layer.step->hidden_size()};
+        const SelectLayer one{standing, all.pages, all.num_records, layer.layout.page_tokens};
+        selected.choose(*active, one, selection_, threads);
+        int64_t *chosen = call.reported.chosen + number * call.reported.row;
+        chosen[0] = (int64_t)selected.chosen.size();
+        std::copy(selected.chosen.begin(), selected.chosen.end(), chosen + 1);
+        const auto *in_memory = at<const uint8_t *const>(table[1]);
+        const bool is_there = find_chosen(in_memory, at<const int64_t>(table[2]), call.at_hand, call.records);
+        if (!is_there) call.coming.begin(number);
+        selected.estimate(*active, one, threads);
+        if (is_there)
+            selected.attend(*active, one, nullptr, chosen[0], call.records.data(), threads);
+        else
+            for (Part part; call.coming.next(part);)
+                selected.attend(*active, one, part.positions, part.count, part.records, threads);
+        selected.finish(*active, one, call.attended.data(), threads);
+        report(call.reported, number, call.q.data(), layer.layout);
+    }
 
     // Where the chosen records lie; false where one does not lie in memory.
     static bool find_chosen(const uint8_t *const *in_memory, const int64_t *numbers, const AtHand &at_hand,
@@ -211,12 +277,10 @@ private:
         return true;
     }
 
-    int64_t num_rows() const { return layers_[0].step->query_size() / layers_[0].layout.head_dim; }
-
     // What a key bias adds to the scores of sealed tokens, (num_heads, tokens); null where nothing is to be added.
     const float *bias_of(const Layer &layer, const View &view, const float *q, std::vector<float> &scores, int threads) const {
         if (!layer.key_bias || !view.num_records) return nullptr;
-        const int64_t rows = num_rows(), pairs = layer.pairs;
+        const int64_t rows = num_rows_, pairs = layer.pairs;
         const int64_t tokens = view.num_records * layer.layout.pages_per_record * layer.layout.page_tokens;
         const std::vector<float> constant((size_t)rows);
         std::vector<float> factors((size_t)(2 * rows * pairs));
@@ -232,16 +296,16 @@ private:
     LayerAttend everything(const Layer &layer, const View &view, const std::vector<RawRun> &runs, const uintptr_t *table, const float *q,
                            const float *bias) const {
         const Layout &l = layer.layout;
-        const int64_t rows = num_rows() / l.kv_heads, count = view.num_records, tokens = count * l.pages_per_record * l.page_tokens;
+        const int64_t rows = num_rows_ / l.kv_heads, count = view.num_records, tokens = count * l.pages_per_record * l.page_tokens;
         return {{l, rows, tokens, view.visible_from, view.visible_to, q, bias, softcap_,
                  at<const uint8_t *const>(table[0]) + view.first_record, at<const uint8_t *const>(table[1]) + view.first_record},
                 count,
                 records_per_span_,
-                {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size()}};
+                {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size(), layer.null_scores}};
     }
 
     void report(const Reported &to, int64_t layer, const float *q, const Layout &l) const {
-        const int64_t rows = num_rows();
+        const int64_t rows = num_rows_;
         selected.figures(rows, to.figures + layer * 4);
         if (layer != to.looked_at) return;
         std::memcpy(to.q, q, (size_t)(rows * l.head_dim) * 4);
@@ -253,6 +317,7 @@ private:
     float softcap_;
     Selection selection_;
     std::vector<Layer> layers_;
+    int64_t query_size_ = 0, num_rows_ = 0, most_given_ = 0;  // of queries, their heads, and what states give
     // Of the calling thread: a step may run in several.
     static thread_local LayerSelection selected;
 };

@@ -141,6 +141,9 @@ def _gate(x, up, count, KIND: tl.constexpr, AT_ONCE: tl.constexpr):
         gated = values * _sigmoid(2.0 * inner)  # tanh(a) = 2 sigmoid(2 a) - 1
     elif KIND == 3:
         gated = _sigmoid(values)
+    elif KIND == 5:
+        above = tl.maximum(values, 0.0)
+        gated = above * above
     else:
         values = tl.minimum(values, _BOUND)
         gated = values * _sigmoid(values * _STEEPNESS)

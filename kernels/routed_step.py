@@ -1,0 +1,59 @@
+"""Routed experts in the place of an MLP, for one decoded token and as a part of `TokenStep`: to the
+bit what the router's product, `route` and `add_expert` give one after the other. Compiled kernels
+alone.
+
+Knows no checkpoint: tensors come as arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .gate import ACTIVATIONS
+from .matmul import Weight
+from .routing import Routing, routing_numbers
+from .step import product_numbers
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """The expert that every token goes through. numbers: of `step.expert_numbers`; gate: a weight
+    of one row, the sigmoid of whose product says how much of it counts, None: all of it; scaling:
+    of that."""
+
+    numbers: list[int]
+    gate: Weight | None
+    scaling: float
+
+
+class RoutedStep:
+    """One layer's experts, all of them in memory.
+
+    native: of `step.native_for`. router: its weight (count, hidden_size) and bias (count,) float32
+    or None; bias, scale: as `route` has them; experts: of each `step.expert_numbers`. tensors: all
+    that these name, which are kept alive.
+    """
+
+    def __init__(
+        self,
+        native,
+        router: tuple[Weight, torch.Tensor | None],
+        routing: Routing,
+        bias: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        experts: list[list[int]],
+        shared: SharedExpert | None,
+        activation: str,
+        tensors: object,
+    ):
+        numbers, floats = routing_numbers(routing, len(experts), bias, scale)
+        numbers += [ACTIVATIONS.index(activation), *product_numbers(*router)]
+        numbers += product_numbers(None if shared is None else shared.gate, None)
+        numbers.append(int(shared is not None))
+        for expert in ([] if shared is None else [shared.numbers]) + experts:
+            numbers += expert
+        floats.append(1.0 if shared is None else shared.scaling)
+        self.native = native.RoutedStep(numbers, floats)
+        self._kept = router, bias, scale, shared, tensors
