@@ -56,10 +56,11 @@ class Windows:
         many behind it as there will be, and from its snapshots."""
         first, at_once = self.first_span(sequence.oldest_raw_cell + 1), self._at_once[layer]
         seen = [range(first * at_once, _ENDLESS)]
+        records = self._geometry.records_per_span * at_once
         for snapshot in sequence.snapshots:
             first = self.first_span(snapshot.oldest_raw_cell + 1)
-            sealed = max(0, snapshot.length // self._geometry.cell_tokens - 1)
-            seen.append(range(first * at_once, -(-sealed // self._span_cells) * at_once))
+            stop = -(-snapshot.sealed_records[layer] // records)
+            seen.append(range(first * at_once, stop * at_once))
         return seen
 
     def most_spans(self, context: int, sweep_cells: int, sequences: int) -> list[int | None]:

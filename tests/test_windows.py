@@ -60,19 +60,26 @@ def geometry_of(cell: int, span: int) -> Geometry:
     shape=st.sampled_from([(32, 64), (64, 64), (64, 256)]),
     sweep=st.integers(1, 5),
     newest=st.integers(0, 40),
-    ends=st.lists(st.integers(0, 2600), max_size=2),
+    ends=st.lists(st.integers(0, 40) | st.floats(0, 40), max_size=2),
+    has_begun=st.booleans(),
 )
-def test_what_a_query_sees_is_kept_and_little_else(window, shape, sweep, newest, ends):
-    """Wherever one may go on, against the definition of a window, token by token."""
+def test_what_a_query_sees_is_kept_and_little_else(window, shape, sweep, newest, ends, has_begun):
+    """Wherever one may go on, against the definition of a window, token by token. ends: where
+    snapshots were taken, in cells; has_begun: whether the cell behind them had begun, and that was
+    interrupted."""
     cells, span_tokens = shape
     config = SimpleNamespace(page_windows=(window,), num_page_layers=1)
     geometry, slots = geometry_of(*shape), raw_slots(sweep)
     windows = Windows(config, geometry)
-    snapshots = [
-        SimpleNamespace(length=end, oldest_raw_cell=max(0, end // cells - slots + 1))
-        for end in ends
-        if end <= newest * cells
-    ]
+    snapshots = []
+    for length in (int(end * cells) for end in ends if end <= newest):
+        last = length // cells if has_begun else max(0, length - 1) // cells
+        records = max(0, last - 1) * geometry.cell_records_of(geometry.layout)
+        snapshots.append(
+            SimpleNamespace(
+                oldest_raw_cell=max(0, last - slots + 1), sealed_records=[records], last=last
+            )
+        )
     oldest = max(0, newest - slots + 1)
     sequence = SimpleNamespace(oldest_raw_cell=oldest, snapshots=snapshots)
     sealed = max(0, newest - 1) * cells
@@ -81,7 +88,7 @@ def test_what_a_query_sees_is_kept_and_little_else(window, shape, sweep, newest,
         for spans in windows.spans_seen(0, sequence)
         for span in range(spans.start, min(spans.stop, -(-sealed // span_tokens)))
     }
-    places = [(oldest, newest), *((s.oldest_raw_cell, s.length // cells) for s in snapshots)]
+    places = [(oldest, newest), *((s.oldest_raw_cell, s.last) for s in snapshots)]
     seen = set()
     for raw, last in places:
         for cell in range(raw + 1 if raw else 0, last + 1):
@@ -234,3 +241,19 @@ def test_what_is_taken_is_used(checkpoint, tmp_path, name):
             session.last_logits()
             peaks = sum(usage.peak_bytes for usage in session._runtime.store.usage().values())
             assert 0.7 * llm.plan.kv_far_bytes <= peaks <= llm.plan.kv_far_bytes
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma4"])
+def test_questions_that_end_with_a_cell_take_no_more_than_is_planned(checkpoint, tmp_path, name):
+    """Of the cell before the last a snapshot has the raw tokens, and needs no page."""
+    with open_spilling(checkpoint(name), tmp_path, context=CONTEXT, share=1.0) as llm:
+        with llm.session() as session:
+            table, cell = session._sequence.table, TINY["cell_tokens"]
+            windows = session._engine.sequences.windows
+            for ids in (IDS[: 4 * cell], IDS[: 9 * cell - 39], IDS):
+                session.generate(ids, **GREEDY)
+                most = windows.most_spans(CONTEXT, 1, 1 + len(session._sequence.snapshots))
+                for layer in filter(windows.bounds, range(table.num_layers)):
+                    kept = [extent for extent in table.entries(layer) if extent is not None]
+                    assert len(kept) <= most[layer]
+            assert len(session.tokens) > 13 * cell and len(session._sequence.snapshots) == 2
