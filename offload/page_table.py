@@ -135,11 +135,15 @@ class PageTable:
         left = self.num_records(layer) - span * self.records_per_span
         return max(0, min(left, self.records_per_span))
 
-    def extents_needed(self, layer: int, num_records: int) -> int:
-        """How many extents appending that many records takes, with the copy of a shared one."""
-        have, num_spans = self._num_records[layer], self.num_spans(layer)
-        needed = -(-(have + num_records) // self.records_per_span) - num_spans
-        is_shared = have % self.records_per_span and self.extent(layer, num_spans - 1).refs > 1
+    def extents_needed(self, layer: int, num_records: int, kept: int | None = None) -> int:
+        """How many extents appending that many records takes, with the copy of a shared one. kept:
+        the records behind which they are appended, less those that are let go of; default: all."""
+        kept = self._num_records[layer] if kept is None else kept
+        num_spans = -(-kept // self.records_per_span)
+        needed = -(-(kept + num_records) // self.records_per_span) - num_spans
+        is_shared = kept % self.records_per_span and self.extent(layer, num_spans - 1).refs > 1
+        freed = self._extents[layer][num_spans:]
+        needed -= sum(extent is not None and extent.refs == 1 for extent in freed)
         return needed + bool(is_shared and num_records)
 
     def append(self, layer: int, num_records: int, fresh: Extent | None = None) -> None:
@@ -251,7 +255,7 @@ class Extents:
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
         self._near_arenas, total = near_arenas, sum(self.num_extents.values())
         self._bounded = {n: most for n, most in enumerate(most_spans or ()) if most is not None}
-        self.num_bounded = 0  # extents in use of the layers that have at most so many
+        self._num_used: Counter[int] = Counter()  # extents by layer
         taken: Counter[int] = Counter()
         bounded: Counter[int] = Counter()
         for layer, arena in enumerate(near_arenas or (0,)):
@@ -282,6 +286,22 @@ class Extents:
     def num_used(self, tier: Tier) -> int:
         return len(self._used[tier])
 
+    @property
+    def num_bounded(self) -> int:
+        """Extents in use of the layers that have at most so many."""
+        return sum(self._num_used[layer] for layer in self._bounded)
+
+    def num_lacking(self, wanted: Mapping[int, int]) -> int:
+        """How many extents are not there where layers want so many more. What layers may come to
+        have that have at most so many is theirs, and passed over here."""
+        wanted = {layer: count for layer, count in wanted.items() if layer not in self._bounded}
+        owed = {layer: most - self._num_used[layer] for layer, most in self._bounded.items()}
+        taken: Counter[int] = Counter()
+        for layer, count in (wanted | owed).items():
+            taken[self._near_arena(layer)] += count
+        near = (count - len(self._free_near[arena]) for arena, count in taken.items())
+        return max(0, taken.total() - sum(map(len, self._free.values())), *near)
+
     def usage(self, tier: Tier, record_bytes: int) -> TierUsage:
         """The same in bytes, with the peak."""
         counts = self.num_extents[tier], self.num_used(tier), self.peak_used[tier]
@@ -298,7 +318,7 @@ class Extents:
         crcs[:] = 0
         extent = Extent(tier, base, layer, span, crcs, free_near.pop())
         self._used[tier][extent.base] = extent
-        self.num_bounded += layer in self._bounded
+        self._num_used[layer] += 1
         self.peak_used[tier] = max(self.peak_used[tier], len(self._used[tier]))
         return extent
 
@@ -319,7 +339,7 @@ class Extents:
             del self._used[extent.tier][extent.base]
             self._free[extent.tier].append(extent.base)
             self._free_near[self._near_arena(extent.layer)].append(extent.near_base)
-            self.num_bounded -= extent.layer in self._bounded
+            self._num_used[extent.layer] -= 1
 
     def _near_arena(self, layer: int) -> int:
         return self._near_arenas[layer] if self._near_arenas else 0
@@ -332,7 +352,7 @@ class Extents:
         refs = Counter(extent for table in tables for extent in table.extents())
         live = {extent for used in self._used.values() for extent in used.values()}
         assert set(refs) == live, "E3: frames that no table refers to, or freed ones that one does"
-        assert self.num_bounded == sum(extent.layer in self._bounded for extent in live)
+        assert self._num_used == Counter(extent.layer for extent in live)
         for extent in live:
             assert extent.refs == refs[extent], "E3"
             assert len(extent.crcs) == self.records_per_span, "E4"

@@ -266,6 +266,11 @@ class PageStore:
             self._forget(table.extent(layer, span))
             table.extent(layer, span).trim(start)
 
+    def num_lacking(self, wanted: Mapping[int, int]) -> int:
+        """How many spans are not there where layers want so many more, besides those of layers that
+        have at most so many. Takes none."""
+        return self._extents.num_lacking(wanted)
+
     def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
         needed = table.extents_needed(layer, num_records)
         free = sum(self._extents.num_free(tier) for tier in Tier)

@@ -15,6 +15,7 @@ from .engine import Engine
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
+from .page_room import PageRoom
 from .page_spans import PageSpans
 from .page_table import Tier
 from .pager import PageStore
@@ -31,7 +32,8 @@ _KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 
 
 class Runtime:
-    """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back.
+    """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back. room:
+    what the open ones may still take.
 
     store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change
     time only. Raises DoesNotFit when the volume has too little room, InputError for an unusable
@@ -104,9 +106,9 @@ class Runtime:
         except BaseException:
             self.store.close()
             raise
+        self.room = PageRoom(plan, self.store, geometry, windows)
         self._drafter: Engine | None = None
         self.is_open = True
-        self._num_users = 0
 
     def make_drafter(self) -> Engine | None:
         """The engine's twin that guesses tokens by few pages, made once; None where none may."""
@@ -115,18 +117,26 @@ class Runtime:
         return self._drafter
 
     def open(self, expected_tokens: int) -> Sequence:
-        self._num_users += 1
-        return self.engine.sequences.open(expected_tokens)
+        sequence = self.engine.sequences.open(expected_tokens)
+        self.room.add(sequence)
+        return sequence
 
     def fork(self, sequence: Sequence) -> Sequence:
-        self._num_users += 1
-        return self.engine.sequences.fork(sequence)
+        """Raises DoesNotFit where pending tokens have no room twice."""
+        other = self.engine.sequences.fork(sequence)
+        self.room.add(other)
+        try:
+            self.room.check(other, len(other.tokens))
+        except BaseException:
+            self.release(other)
+            raise
+        return other
 
     def release(self, sequence: Sequence) -> None:
         """Free a sequence's pages; the last one closes the store."""
         self.engine.sequences.close(sequence)
-        self._num_users -= 1
-        if self._num_users == 0:
+        self.room.remove(sequence)
+        if not self.room:
             self.close()
 
     def close(self) -> None:

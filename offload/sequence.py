@@ -243,6 +243,14 @@ class Sequence:
         """Raw cells up to `newest_cell` are about to be written; older ones leave the ring."""
         self.oldest_raw_cell = max(self.oldest_raw_cell, newest_cell - self.raw.num_slots + 1)
 
+    def left_after(self, length: int) -> int:
+        """How many tokens are processed when those from `length` on are gone: up to where one can
+        go on, by raw cells or a snapshot."""
+        if length >= self.length:
+            return self.length
+        places = (s.length for s in self.snapshots if s.length <= length)
+        return max(self.resume_point(length), *places, 0)
+
     def resume_point(self, length: int) -> int:
         """The most of the first `length` tokens, all of them processed, behind which one can go on:
         what a query there sees must still be there (see RawPages), and the states."""

@@ -72,8 +72,8 @@ class Session:
         """Add text (as it is), token ids or, to an empty session, messages. Nothing is answered.
 
         Cells that became full are processed now, the rest when an answer needs it. think: as the
-        answers to messages will have it, which some templates write first. Raises ContextOverflow
-        before anything is added.
+        answers to messages will have it, which some templates write first. Raises ContextOverflow,
+        or DoesNotFit where forks took the room for pages, before anything is added.
         """
         self._check_free()
         ids = self._encode(prompt, think)
@@ -86,13 +86,13 @@ class Session:
     def prepare(self, messages: Sequence_[dict], *, think: Think = None) -> None:
         """Make messages, a whole conversation, the session's tokens, and process their full cells:
         an answer to them, or to more after them, begins sooner. What the session holds already is
-        kept. think: see `append`. Raises ContextOverflow before anything changes.
+        kept. think: see `append`. Raises as `append` does, before anything changes.
         """
         self._check_free()
         ids, common = self._llm.tokenizer.continue_chat(
             self.tokens, messages, add_generation_prompt=False, think=think
         )
-        self._admit(len(ids))
+        self._admit(len(ids), common)
         self._replace_from(common, ids)
         self._is_chat = True
         self._process_whole_cells()
@@ -100,7 +100,8 @@ class Session:
     def truncate(self, length: int) -> None:
         """Forget everything from token `length` on. Recent tokens cost nothing (where layers keep
         states, the rest of a cell); going back further restores what an answer began with, or what
-        is kept on disk, and processes the rest again (counted as recomputed tokens).
+        is kept on disk, and processes the rest again (counted as recomputed tokens). Raises
+        DoesNotFit, before anything changes, where a fork holds the pages that this would take anew.
         """
         self._check_free()
         self._truncate(length)
@@ -110,6 +111,7 @@ class Session:
         if type(length) is not int or not 0 <= length <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
         if length < len(sequence.tokens):
+            self._runtime.room.check(sequence, length, length)
             self._changed()
             self._forget_snapshots(length)
             if length < sequence.length:
@@ -130,17 +132,13 @@ class Session:
         self.truncate(self._turns[-1])
 
     def fork(self) -> Session:
-        """A session that goes its own way from here; pages are shared, not copied."""
+        """A session that goes its own way from here; pages are shared, not copied. What both come
+        to hold has the room of one context, what they share counted once. Raises DoesNotFit."""
         self._check_free()
         llm, engine = self._llm, self._engine
         llm.reserve_raw(engine)
-        other = Session(
-            llm,
-            self._runtime,
-            self._runtime.fork(self._sequence),
-            self.context,
-            keeps_snapshots=False,
-        )
+        sequence = self._runtime.fork(self._sequence)
+        other = Session(llm, self._runtime, sequence, self.context, keeps_snapshots=False)
         other._logits, other._turns = self._logits, self._turns[:]
         other._is_chat = self._is_chat
         llm.adopt(other)
@@ -179,10 +177,7 @@ class Session:
         chat = self._is_chat if prompt is None else is_messages(prompt)
         constraint = self._llm.rules.constraint(config, ids if chat else None)
         most = config.max_new_tokens
-        if most is not None:
-            self._admit(len(ids) + min(1, most))
-        else:
-            self._admit(len(ids) + 1)
+        self._admit(len(ids) + (1 if most is None else min(1, most)), common)
         self._replace_from(common, ids)
         self._is_chat = chat
         made_again = is_messages(prompt) and turn == len(ids) and self._turns
@@ -302,6 +297,7 @@ class Session:
         """A stream has ended. Returns warnings: that the session could not be saved."""
         if self._unfinished() in (None, stream):
             self._answer = None
+            self._runtime.room.end_promise(self._sequence)
         if self._file is not None and self._open:
             try:
                 self._save_file()
@@ -318,8 +314,14 @@ class Session:
             return self._llm.encode(prompt, think=think)
         return self._llm.encode(prompt, begins=not len(self._sequence.tokens))
 
-    def _admit(self, num_tokens: int) -> None:
+    def _admit(self, num_tokens: int, common: int | None = None) -> None:
+        """Before it comes to have so many tokens, of its own the first `common`; default: all."""
         check_room(num_tokens, self.context, self._llm.config.max_positions)
+        self._runtime.room.check(self._sequence, num_tokens, common)
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether an answer may make it so many tokens. If so, there is room until its end."""
+        return self._runtime.room.promise(self._sequence, num_tokens)
 
     def _extend(self, ids) -> None:
         if len(ids):
@@ -370,6 +372,7 @@ class Session:
                 self._prefixes.keep(sequence, decoded=self._file is not None)
             self._report("prefill", length - start, total, began)
 
+        self._runtime.room.check(sequence, start + total)
         if self._drafts is not None:
             self._drafts.begin_answer()
         try:

@@ -120,6 +120,12 @@ class Stream(Iterator[Piece]):
             self._finish = "stop"
         elif len(self.token_ids) >= self._most:
             self._finish = "length"
+        elif not session.has_room(self._prompt_tokens + len(self.token_ids) + 1):
+            self._finish = "length"
+            self._warnings.append(
+                f"The answer ended after {len(self.token_ids):,} tokens: sessions that share its "
+                "pages have taken the room for more. Close one of them."
+            )
         self._take(thought, text)
         if self._finish is not None:
             last_thought, last = self._take(*self._reader.finish())
