@@ -15,7 +15,7 @@ A shared extent is never written to: who wants to append allocates another and r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -163,10 +163,9 @@ class PageTable:
         """Counts records that nobody will read, and that are not kept. The span in which they begin
         has no others."""
         assert not self.ends_in_extent(layer), "a span's rest is skipped"
-        entries = self._extents[layer]
-        self._num_records[layer] += num_records
-        needed = -(-self._num_records[layer] // self.records_per_span)
-        entries += [None] * (needed - len(entries))
+        entries, count = self._extents[layer], self._num_records[layer] + num_records
+        entries += [None] * (-(-count // self.records_per_span) - len(entries))
+        self._num_records[layer] = count
         self.version += 1
 
     def drop(self, layer: int, but: Sequence[range]) -> list[Extent]:
@@ -204,9 +203,16 @@ class PageTable:
         for layer, (extents, count) in enumerate(zip(self._extents, num_records, strict=True)):
             num_spans = -(-count // self.records_per_span)
             dropped += [extent for extent in extents[num_spans:] if extent is not None]
-            del extents[num_spans:]
             self._num_records[layer] = min(self._num_records[layer], count)
+            del extents[num_spans:]
         return dropped
+
+    def restore(self) -> None:
+        """Makes P1 and P3 hold after a change that was interrupted: entries come first and go
+        last, so that there may be too many."""
+        for extents, count in zip(self._extents, self._num_records, strict=True):
+            del extents[-(-count // self.records_per_span) :]
+        self.version += 1
 
     def extents(self) -> Iterable[Extent]:
         """Every entry's extent, layer by layer."""
@@ -247,11 +253,7 @@ class Extents:
     ):
         self.records_per_span = records_per_span
         self.num_extents = {t: num_frames.get(t, 0) // records_per_span for t in Tier}  # X2
-        # Lowest base last, so that memory is touched, and files grow, from the start.
-        self._free = {
-            t: [e * records_per_span for e in reversed(range(n))]
-            for t, n in self.num_extents.items()
-        }
+        self._free = {t: self._all_but(n, ()) for t, n in self.num_extents.items()}
         self._used: dict[Tier, dict[int, Extent]] = {t: {} for t in Tier}  # X1
         self._near_arenas, total = near_arenas, sum(self.num_extents.values())
         self._bounded = {n: most for n, most in enumerate(most_spans or ()) if most is not None}
@@ -267,9 +269,7 @@ class Extents:
             min(total, bounded[arena] - (-shared * taken[arena] // shares))
             for arena in sorted(taken)
         ]
-        self._free_near = [  # X3
-            [e * records_per_span for e in reversed(range(n))] for n in self.num_near_extents
-        ]
+        self._free_near = [self._all_but(n, ()) for n in self.num_near_extents]  # X3
         self.peak_used = dict.fromkeys(Tier, 0)
         # Of every frame, where whoever reads many at once finds them; see E4.
         self.crcs = {
@@ -340,6 +340,36 @@ class Extents:
             self._free[extent.tier].append(extent.base)
             self._free_near[self._near_arena(extent.layer)].append(extent.near_base)
             self._num_used[extent.layer] -= 1
+
+    def unfilled(self, tables: Iterable[PageTable]) -> Iterable[tuple[Extent, int]]:
+        """Extents of which these tables, all that are open, see fewer records than fit, and how
+        many they see."""
+        seen = {extent: 0 for used in self._used.values() for extent in used.values()}
+        for table in tables:
+            for extent in table.extents():
+                count = table.records_seen(extent.layer, extent.span)
+                seen[extent] = max(seen.get(extent, 0), count)
+        return ((e, count) for e, count in seen.items() if count < self.records_per_span)
+
+    def restore(self, tables: Iterable[PageTable]) -> None:
+        """Makes all counts right after a change that was interrupted: what these tables, all that
+        are open, do not show is free."""
+        refs = Counter(extent for table in tables for extent in table.extents())
+        for extent, count in refs.items():
+            extent.refs = count
+        self._num_used = Counter(extent.layer for extent in refs)
+        for tier, count in self.num_extents.items():
+            used = {extent.base: extent for extent in refs if extent.tier is tier}
+            self._used[tier], self._free[tier] = used, self._all_but(count, used)
+        for arena, count in enumerate(self.num_near_extents):
+            near = {e.near_base for e in refs if self._near_arena(e.layer) == arena}
+            self._free_near[arena] = self._all_but(count, near)
+
+    def _all_but(self, count: int, used: Container[int]) -> list[int]:
+        """Where extents begin, of so many, that are not in use: the lowest last, so that memory is
+        touched, and files grow, from the start."""
+        bases = (number * self.records_per_span for number in reversed(range(count)))
+        return [base for base in bases if base not in used]
 
     def _near_arena(self, layer: int) -> int:
         return self._near_arenas[layer] if self._near_arenas else 0

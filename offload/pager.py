@@ -12,7 +12,8 @@ codec: records are rows of bytes. `page_table` says where they are, `policy` whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -55,6 +56,8 @@ class PageStore:
     G1: bytes are written to an extent only while one table refers to it (`_writable`).
     G2: disk frames are not written to while a read or an earlier write of them is under way
         (`Planes.forget`).
+    G3: a change that is interrupted, at whatever instruction, leaves `_is_changing` set; the next
+        call makes all that was derived from tables anew (`_restore`). Nothing undoes it before.
 
     Errors: DoesNotFit (nothing was written); StorageError, which every call after it repeats;
     InputError for a spill folder, policy or predictor that cannot be used.
@@ -100,6 +103,7 @@ class PageStore:
         self.stats.bytes_written = dict(self.stats.bytes_read)
         self._predictor = _predictor(predictor)
         self._tables: set[PageTable] = set()
+        self._is_changing = False  # G3
         self._walk = Walk()
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
@@ -159,41 +163,43 @@ class PageStore:
 
     def fork(self, table: PageTable) -> PageTable:
         """A table with the same records, shared until one of the two appends to them."""
-        self._check(table)
-        other = table.fork()
-        for extent in other.extents():
-            self._extents.share(extent)
-        self._tables.add(other)
+        with self._change(table):
+            other = table.fork()
+            for extent in other.extents():
+                self._extents.share(extent)
+            self._tables.add(other)
         return other
 
     def truncate(self, table: PageTable, num_records: int | Sequence[int]) -> None:
         """Keeps the first `num_records` of every layer, or so many of each."""
-        self._check(table)
-        for extent in table.truncate(num_records):
-            self._release(extent)
+        with self._change(table):
+            for extent in table.truncate(num_records):
+                self._release(extent)
 
     def drop(self, table: PageTable, layer: int, but: Sequence[range]) -> None:
         """Lets go of a layer's spans outside of these ranges, which nobody will read any more."""
-        self._check(table)
-        for extent in table.drop(layer, but):
-            self._release(extent)
+        with self._change(table):
+            for extent in table.drop(layer, but):
+                self._release(extent)
 
     def skip(self, table: PageTable, layer: int, num_records: int) -> None:
         """Counts records of a layer as if they were written, which nobody will ever read: they
         begin in a span that has no others."""
-        self._check(table)
-        table.skip(layer, num_records)
+        with self._change(table):
+            table.skip(layer, num_records)
 
     def close_table(self, table: PageTable) -> None:
         """Frees what no other table shares. May be called again, and after a failure."""
-        if not table.is_open:
+        if table not in self._tables:
             return
-        table.is_open = False
-        self._tables.discard(table)
+        self._restore()
+        self._is_changing, table.is_open = True, False
         self.records.forget(table)
         self._walk.forget()
+        self._tables.discard(table)
         for extent in table.truncate(0):
             self._release(extent)
+        self._is_changing = False
 
     def close(self) -> None:
         """Joins the I/O threads and gives all memory and the scratch file back. May be called
@@ -239,14 +245,11 @@ class PageStore:
             span, start = divmod(first_record + done, self.records_per_span)
             count = min(num_records - done, self.records_per_span - start)
             rows = slice(done, done + count)
-            fresh = self._allocate(table, layer, span) if start == 0 else None
-            try:
+            with self._change(table):
+                fresh = self._allocate(table, layer, span) if start == 0 else None
                 extent = fresh or self._writable(table, layer, span, start)
                 self._planes.put(extent, start, near[rows], records[rows])
                 table.append(layer, count, fresh)
-            except BaseException:
-                self._undo(table, layer, span, start, fresh)
-                raise
             done += count
         self.stats.given_bytes += num_records * self.record_bytes
 
@@ -255,20 +258,10 @@ class PageStore:
         if self._transfers is not None:
             self._transfers.flush()
 
-    def _undo(
-        self, table: PageTable, layer: int, span: int, start: int, fresh: Extent | None
-    ) -> None:
-        """A write was interrupted: what the table does not show must not be under way either."""
-        if fresh is not None:
-            if table.num_spans(layer) == span:
-                self._release(fresh)
-        elif table.records_seen(layer, span) == start and table.extent(layer, span).refs == 1:
-            self._forget(table.extent(layer, span))
-            table.extent(layer, span).trim(start)
-
     def num_lacking(self, wanted: Mapping[int, int]) -> int:
         """How many spans are not there where layers want so many more, besides those of layers that
         have at most so many. Takes none."""
+        self._restore()
         return self._extents.num_lacking(wanted)
 
     def _check_room(self, table: PageTable, layer: int, num_records: int) -> None:
@@ -306,14 +299,10 @@ class PageStore:
         """Gives the table an extent of its own with a copy of the first `start` records."""
         old = table.extent(layer, span)
         new = self._allocate(table, layer, span)
-        try:
-            with self._planes.get_in_place(old, start) as pages:
-                self._planes.put(new, 0, pages.near, pages.records)
-            new.filled = start
-            table.replace(layer, span, new)
-        except BaseException:
-            self._release(new)
-            raise
+        with self._planes.get_in_place(old, start) as pages:
+            self._planes.put(new, 0, pages.near, pages.records)
+        new.filled = start
+        table.replace(layer, span, new)
         self._release(old)
         return new
 
@@ -453,9 +442,9 @@ class PageStore:
 
     def check_integrity(self, deep: bool = False) -> None:
         """Asserts every numbered invariant; deep: also that memory holds what was written."""
+        self._restore()
         self._extents.check(self._tables)
-        live = {extent for table in self._tables for extent in table.extents()}
-        self._planes.check(live, deep)
+        self._planes.check({e for table in self._tables for e in table.extents()}, deep)
         if self._transfers is not None:
             self._transfers.check_integrity()
         if self._hot is not None:
@@ -478,6 +467,28 @@ class PageStore:
         assert table in self._tables, "the table is closed or another store's"
         if self._transfers is not None:
             self._transfers.check()
+        self._restore()
+
+    @contextmanager
+    def _change(self, table: PageTable) -> Iterator[None]:
+        """Around what changes a table and the counts of extents: see G3."""
+        self._check(table)
+        self._is_changing = True
+        yield
+        self._is_changing = False
+
+    def _restore(self) -> None:
+        """After a change that was interrupted: tables are right, and all else is made from them.
+        What no table shows is not under way either, and its frames are free."""
+        if not self._is_changing:
+            return
+        for table in self._tables:
+            table.restore()
+        for extent, num_seen in self._extents.unfilled(self._tables):
+            self._forget(extent)
+            extent.trim(num_seen)
+        self._extents.restore(self._tables)
+        self._is_changing = False
 
 
 def _predictor(predictor: Predictor | str) -> Predictor:

@@ -41,7 +41,15 @@ class Sequences:
     def fork(self, sequence: Sequence) -> Sequence:
         """A sequence that shares all sealed pages and owns a copy of the raw ones."""
         self.settle(sequence)
-        other = self._sequence(self._store.fork(sequence.table))
+        table = self._store.fork(sequence.table)
+        try:
+            return self._forked(sequence, table)
+        except BaseException:
+            self._store.close_table(table)
+            raise
+
+    def _forked(self, sequence: Sequence, table: PageTable) -> Sequence:
+        other = self._sequence(table)
         other.raw.copy_from(sequence.raw)
         if other.states is not None:
             other.states.copy_from(sequence.states)

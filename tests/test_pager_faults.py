@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from interruptions import functions_of, interrupted_after
 from page_stores import (
     DEVICE,
     DISK,
@@ -32,7 +33,9 @@ from page_stores import (
 
 from ebbtide.offload.disk import ScratchFile
 from ebbtide.offload.errors import StorageError
+from ebbtide.offload.page_table import Extent, Extents, PageTable, Tier
 from ebbtide.offload.pager import PageStore
+from ebbtide.offload.planes import Planes
 from ebbtide.offload.tier import aligned_bytes
 
 
@@ -266,3 +269,79 @@ def test_records_come_to_a_cuda_device(tmp_path):
                 assert torch.equal(pages.records.cpu(), records[part])
                 assert torch.equal(pages.near.cpu(), near[part])
         store.check_integrity(deep=True)
+
+
+def _truncate(store, table):
+    store.truncate(table, [S + 1, 1])
+
+
+def _drop(store, table):
+    store.drop(table, 0, [range(2, 9)])
+
+
+def _skip(store, table):
+    store.truncate(table, S)
+    store.skip(table, 0, S + 1)
+
+
+def _write(store, table):
+    write(store, table, 0, range(2 * S + 2, 5 * S))
+
+
+def _fork(store, table):
+    store.close_table(store.fork(table))
+
+
+@pytest.mark.parametrize("mix", [dict(disk=0, host=14), dict(disk=8, host=6)], ids=["host", "disk"])
+@pytest.mark.parametrize("change", [_truncate, _drop, _skip, _write, _fork])
+def test_ctrl_c_at_any_instruction_loses_no_frame(change, mix, tmp_path):
+    """Whatever was under way, what no table shows is free at the next call, and what one shows is
+    what was written."""
+    traced = [*functions_of(PageStore, PageTable, Extents, Extent), Planes.put, Planes.forget]
+    texts = [range(1, 2 * S + 2), range(1, S + 3)]  # by layer
+    with opened(tmp_path, **mix, overlap=False) as store:
+
+        def num_free() -> int:
+            return sum(store._extents.num_free(tier) for tier in Tier)
+
+        total, count, is_interrupted = num_free(), 0, True
+        while is_interrupted:
+            count += 1
+            table = store.open_table()
+            for layer, tags in enumerate(texts):
+                write(store, table, layer, tags)
+            other = store.fork(table)
+            is_interrupted = interrupted_after(
+                count, traced, lambda t=table: change(store, t), instructions=True
+            )
+            for layer, tags in enumerate(texts):
+                check(store, other, layer, tags)
+                check(store, table, layer, range(1, table.num_records(layer) + 1))
+            shown = {extent for of in store._tables for extent in of.extents()}
+            assert num_free() == total - len(shown)
+            store.check_integrity(deep=True)
+            for each in list(store._tables):  # perhaps a fork that nobody was given
+                store.close_table(each)
+            assert num_free() == total
+        assert count > 100
+
+
+def test_ctrl_c_while_a_table_is_closed_loses_no_frame(tmp_path):
+    """It may be closed again, and what was done is not done twice."""
+    with opened(tmp_path, disk=0, host=14) as store:
+        total, count, is_interrupted = store._extents.num_free(Tier.HOST), 0, True
+        while is_interrupted:
+            count += 1
+            table = store.open_table()
+            write(store, table, 0, range(2 * S + 1))
+            other = store.fork(table)
+            traced = functions_of(PageStore, PageTable, Extents)
+            is_interrupted = interrupted_after(
+                count, traced, lambda t=table: store.close_table(t), instructions=True
+            )
+            store.close_table(table)
+            check(store, other, 0, range(2 * S + 1))
+            store.check_integrity(deep=True)
+            store.close_table(other)
+            assert store._extents.num_free(Tier.HOST) == total
+        assert count > 100

@@ -19,6 +19,8 @@ from prefixes_under_test import (
 from sessions_under_test import IDS
 from small_llm import open_spilling
 
+from ebbtide.offload.page_table import Extents, PageTable, Tier
+from ebbtide.offload.pager import PageStore
 from ebbtide.offload.prefix_keeper import PrefixKeeper
 from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
@@ -145,3 +147,31 @@ def test_an_interruption_of_restoring(checkpoint, tmp_path, traced):
                 assert torch.equal(session.last_logits(), expected)
                 session._runtime.store.check_integrity(deep=True)
         assert count > 5
+
+
+def test_an_interruption_while_spans_are_let_go_of_loses_no_frame(checkpoint, tmp_path):
+    """Nor anything that a query sees: the text goes on as if nothing had been."""
+    folder, start, stop = checkpoint("gemma2", sliding_window=100), 5 * CELL, 9 * CELL
+    traced = [Sequences.let_go, PageStore.drop, PageStore._release, PageTable.drop, Extents.release]
+    with open_spilling(folder, tmp_path, context=CONTEXT, share=0.3, draft=False) as llm:
+        with llm.session() as session:
+            session.append(IDS[:start])
+            session.take_snapshot()
+            store, table = session._runtime.store, session._sequence.table
+
+            def num_free() -> int:
+                return sum(store._extents.num_free(tier) for tier in Tier)
+
+            session.append(IDS[start:stop], process=False)
+            expected = session.last_logits().clone()
+            total, is_interrupted, count = num_free() + sum(1 for _ in table.extents()), True, 0
+            while is_interrupted:
+                session.truncate(start)
+                count += 3
+                session.append(IDS[start:stop], process=False)
+                is_interrupted = interrupted_after(count, traced, session.last_logits)
+                for _ in range(2):
+                    store.check_integrity(deep=True)
+                    assert num_free() + sum(1 for _ in table.extents()) == total
+                    assert torch.equal(session.last_logits(), expected)
+            assert count > 50
