@@ -63,15 +63,22 @@ class PageSpans:
         is_any = self._geometry.num_spans(self._context) > 0
         return self._geometry.spare_spans(layer, self._sequences) * is_any
 
-    def attended_share(self, sweep: int) -> float:
-        """Of all spans, how many the last token attends to where none are selected: those that
-        layers share for each of them."""
-        return self._seen(self._readers, self._context) / max(1, self.total(sweep))
+    def read(self, sweep: int, held: dict[str, int]) -> tuple[dict[str, float], dict[str, float]]:
+        """How many spans the last token reads from each tier where none are selected, those that
+        layers share for each of them; and, of them, those that grow with the text. held: the spans
+        that tiers hold, fastest first. As the store places them for a sequence that is alone: what
+        its windows show in the fastest, then what layers keep."""
+        shown, growing = self._of_kinds(windows=True), self._of_kinds(windows=False)
+        left = dict(held)
+        of_windows = _dealt(left, self.of_windows(sweep), self._seen(shown, self._context))
+        kept = self._geometry.num_spans(self._context) * sum(self._at_once[n] for n in self.keeping)
+        of_others = _dealt(left, kept, self._seen(growing, self._context))
+        return {tier: of_windows[tier] + of_others[tier] for tier in held}, of_others
 
-    def growing_share(self, sweep: int) -> float:
-        """The same without what windows show, which grows with the text no further."""
-        growing = Counter({kind: n for kind, n in self._readers.items() if kind[1] is None})
-        return self._seen(growing, self._context) / max(1, self.total(sweep))
+    def _of_kinds(self, *, windows: bool) -> Counter:
+        """The layers that read, with a window or without."""
+        kinds = {kind: n for kind, n in self._readers.items() if (kind[1] is not None) == windows}
+        return Counter(kinds)
 
     def walked(self, sweep: int) -> int:
         """By all sweeps of prefill."""
@@ -85,3 +92,14 @@ class PageSpans:
             count * min(longest * at_once, longest * at_once if shown is None else shown)
             for (at_once, shown), count in kinds.items()
         )
+
+
+def _dealt(left: dict[str, int], num_spans: int, num_reads: int) -> dict[str, float]:
+    """How many of these reads are from each tier, where spans fill what is left of tiers, fastest
+    first, and each is read as often. Takes them from what is left."""
+    reads, rest = {}, num_spans
+    for tier, room in left.items():
+        here = min(room, rest)
+        left[tier], rest = room - here, rest - here
+        reads[tier] = num_reads * here / max(1, num_spans)
+    return reads

@@ -72,9 +72,10 @@ def make_plan(
 
 
 def _largest_context(facts, geometry, limits, request, plan) -> int:
-    """Tokens, by bisection over cells; 0 when nothing fits."""
-    most = facts.config.max_positions
-    if plan.fits and plan.context >= most:
+    """Tokens, by bisection over cells, and no fewer than the plan's where that fits; 0 when nothing
+    does."""
+    most, least = facts.config.max_positions, plan.context if plan.fits else 0
+    if least >= most:
         return most
 
     def fits(tokens: int) -> bool:
@@ -83,11 +84,12 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
 
     if fits(most):
         return most
-    low, high = 0, -(-most // geometry.cell_tokens)  # fits, does not fit; in cells
+    # Fits, does not fit; in cells.
+    low, high = least // geometry.cell_tokens, -(-most // geometry.cell_tokens)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * geometry.cell_tokens) else (low, middle)
-    return low * geometry.cell_tokens
+    return max(least, low * geometry.cell_tokens)
 
 
 def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
@@ -429,10 +431,10 @@ class _Filling:
         fast = "device" if self.on_device else "host"
         # What is selected follows from the text, and may all be at hand: a bound without it.
         bounded = self.selects and not self.selects_drafts
-        attended = 0.0 if bounded else self.spans.attended_share(sweep)
-        decode = {tier: int(attended * count * span) for tier, count in far.items()}
-        growing = 0.0 if bounded else self.spans.growing_share(sweep)
-        of_pages = {tier: int(growing * count * span) for tier, count in far.items()}
+        reads = self.spans.read(sweep, dict.fromkeys(far, 0) if bounded else far)
+        decode, of_pages = (
+            {tier: round(count * span) for tier, count in those.items()} for those in reads
+        )
         of_pages[fast] += items["near planes"]
         decode[fast] += facts.multiplied_bytes(len(sizes) - streamed) + items["near planes"]
         decode[fast] += facts.unlayered_bytes + (facts.head_bytes() if head_resident else 0)

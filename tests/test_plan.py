@@ -24,7 +24,7 @@ from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import ModelConfig
 from ebbtide.offload.page_spans import PageSpans
 from ebbtide.offload.page_table import Tier
-from ebbtide.offload.plan import Request
+from ebbtide.offload.plan import Plan, Request
 from ebbtide.offload.planner import make_plan
 from ebbtide.offload.rope_config import RopeConfig
 from ebbtide.offload.skeleton import expected_shapes
@@ -85,6 +85,23 @@ def plans(draw):
         text=draw(st.booleans()),
     )
     return facts, geometry, limits, request
+
+
+def test_what_fits_is_no_more_than_the_largest_that_does():
+    """In the middle of a cell too, of which the end does not fit."""
+    facts = facts_of(MODELS["small"], None)
+    geometry = choose_geometry(facts.config, "6", selects=True)
+
+    def planned(host_bytes: int) -> Plan:
+        limits = Limits(None, host_bytes, 0, 100 * MiB)
+        return make_plan(facts, geometry, limits, Request(4609))
+
+    few, enough = 0, 1 << 30
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if planned(middle).fits else (middle, enough)
+    assert planned(enough).largest_context == 4609
+    assert planned(few).largest_context <= 4608
 
 
 @given(plans())

@@ -18,7 +18,7 @@ from prefixes_under_test import (  # noqa: F401 - a fixture among them
     short_texts_count,
 )
 from sessions_under_test import IDS
-from small_llm import TINY, open_spilling
+from small_llm import TINY, keep_in_memory, open_small, open_spilling
 from test_plan import MODELS, MiB, facts_of
 
 from ebbtide.kernels.layout import PageLayout
@@ -257,3 +257,26 @@ def test_questions_that_end_with_a_cell_take_no_more_than_is_planned(checkpoint,
                     kept = [extent for extent in table.entries(layer) if extent is not None]
                     assert len(kept) <= most[layer]
             assert len(session.tokens) > 13 * cell and len(session._sequence.snapshots) == 2
+
+
+@pytest.mark.parametrize("name", ["llama2", "gemma3", "gemma4"])
+@pytest.mark.parametrize("sequences", [1, 4])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_token_reads_from_each_tier_what_is_planned(checkpoint, tmp_path, name, sequences, share):
+    """What windows show is in memory, whatever is on disk; of the layers that keep all, a span each
+    may lie elsewhere than the plan has it, since homes are dealt out as the text grows."""
+    with open_small(checkpoint(name), tmp_path, store={"overlap": False}, **TINY) as llm:
+        llm._context = CONTEXT
+        keep_in_memory(llm, CONTEXT, share, sequences=sequences, text=True)
+        with llm.open_session(CONTEXT, sequences=sequences) as session:
+            session.append((IDS * 3)[: CONTEXT - 1])
+            session.last_logits()
+            stats, config = session._runtime.store.stats, llm.config
+            before = dict(stats.bytes_read)
+            session.decode(1)
+            read = {tier: count - before[tier] for tier, count in stats.bytes_read.items()}
+            windows = session._engine.sequences.windows
+            keeping = [n for n in range(config.num_page_layers) if not windows.bounds(n)]
+            readers = sum(config.kv_pages.count(layer) for layer in keeping)
+            difference = read["disk"] - llm.plan.decode_bytes["disk"]
+            assert abs(difference) <= readers * llm.geometry.span_bytes
