@@ -207,3 +207,29 @@ def test_a_long_answer_takes_no_memory_for_its_json():
     finally:
         tracemalloc.stop()
     assert num_bytes > 2_000_000 > 5 * peak_bytes  # the encoder leaves cycles to collect
+
+
+def test_a_first_blank_that_is_dropped_is_no_part_of_the_text():
+    """As tokenizers of SentencePiece drop it: offsets count what is shown."""
+    found = TextTokens()
+    said = [piece(0, b" One", "One"), piece(1, b" two", " two"), piece(2, b".", ".")]
+    assert [token.offset for one in said for token in found.add(one)] == [0, 3, 7]
+
+
+def test_offsets_count_lines_between_messages():
+    found = TextTokens()
+    said = [piece(0, b"One", "One"), piece(1, b"Two", "\n\nTwo"), piece(2, b".", ".")]
+    assert [token.offset for one in said for token in found.add(one)] == [0, 5, 8]
+
+
+@given(
+    st.lists(st.text("abé☕", min_size=1, max_size=4).map(str.encode), max_size=9),
+    st.lists(st.text("abé", min_size=1, max_size=3), max_size=3),
+)
+def test_offsets_are_where_tokens_begin_in_the_text(tokens, stops):
+    pieces, found, at = pieces_of(tokens, stops), TextTokens(), 0
+    offsets = {token.place: token.offset for one in pieces for token in found.add(one)}
+    for place, token in enumerate(tokens):
+        if place in offsets:
+            assert offsets[place] == at
+        at += len(token.decode())

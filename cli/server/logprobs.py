@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ebbtide import Piece, TokenLogprob
@@ -19,10 +19,12 @@ _LEAST = -9999.0  # as OpenAI has it for what cannot come; JSON has no infinity
 
 
 class _Token(NamedTuple):
-    """place: among all tokens of the answer. told: it alone; made when it is looked at."""
+    """place: among all tokens of the answer. told: it alone; made when it is looked at. offset: the
+    characters of the text before it."""
 
     place: int
     told: Sequence[TokenLogprob]
+    offset: int = 0
 
 
 class TextTokens:
@@ -33,6 +35,7 @@ class TextTokens:
         self._waiting: list[tuple[_Token | None, bytes]] = []  # None: the rest of one that is told
         self._num_tokens = 0
         self._is_behind_cut = False  # whether what waits begins with a mark
+        self._num_chars = 0  # of the text so far
 
     def add(self, piece: Piece) -> list[_Token]:
         """The tokens whose text comes with this piece."""
@@ -47,14 +50,19 @@ class TextTokens:
         return found
 
     def _told(self, text: str) -> list[_Token]:
-        start, stop = self._place_of(text, b"".join(spelled for _, spelled in self._waiting))
+        written = b"".join(spelled for _, spelled in self._waiting)
+        start, stop = self._place_of(text, written)
         self._is_behind_cut = False
         told, rest, at = [], [], 0
+        first, self._num_chars = self._num_chars, self._num_chars + len(text)
+        if not written[start:stop].startswith(b"\n"):  # lines that nobody wrote
+            first += len(text) - len(text.lstrip("\n"))
         for token, spelled in self._waiting:
             end = at + len(spelled)
             is_text = at < stop and end > start
             if is_text and token is not None:
-                told.append(token)
+                before = _num_chars(written[start : max(start, at)])
+                told.append(token._replace(offset=min(first + before, self._num_chars)))
             if end > stop:
                 rest.append((None if is_text else token, spelled[max(0, stop - at) :]))
             at = end
@@ -80,12 +88,13 @@ class AnswerLogprobs:
     def __init__(self, is_chat: bool):
         self._columns, self._begin = (_CHAT, {"refusal": None}) if is_chat else (_PLAIN, {})
         self._tokens = TextTokens()
-        self._places = array("i")  # of the text's tokens
-        self._num_chars = 0  # of the text so far
+        self._places, self._offsets = array("i"), array("i")  # of the text's tokens
 
     def note(self, piece: Piece) -> None:
         """A piece of an answer that is told whole."""
-        self._places.extend(token.place for token in self._tokens.add(piece))
+        for token in self._tokens.add(piece):
+            self._places.append(token.place)
+            self._offsets.append(token.offset)
 
     def whole(self, logprobs: Sequence[TokenLogprob]) -> Iterator[bytes]:
         """The object of a whole answer, in pieces of JSON: it may take a thousand times the memory
@@ -94,33 +103,25 @@ class AnswerLogprobs:
         for name, told in self._columns.items():
             yield f'{begin}"{name}": ['.encode()
             comma = ""
-            for token, num_chars in _placed((logprobs[place] for place in self._places), 0):
-                yield (comma + json.dumps(told(token, num_chars), ensure_ascii=False)).encode()
+            for place, offset in zip(self._places, self._offsets, strict=True):
+                item = told(logprobs[place], offset)
+                yield (comma + json.dumps(item, ensure_ascii=False)).encode()
                 comma = ", "
             begin = "], "
         yield b"]}"
 
     def of_piece(self, piece: Piece) -> dict[str, Any] | None:
         """The object of a piece of an answer; None where no token became certain."""
-        tokens = [token.told[0] for token in self._tokens.add(piece)]
-        if not tokens:
+        placed = [(token.told[0], token.offset) for token in self._tokens.add(piece)]
+        if not placed:
             return None
-        placed = [*_placed(tokens, self._num_chars)]
-        self._num_chars = placed[-1][1] + _num_chars(placed[-1][0])
         columns = {name: [told(*item) for item in placed] for name, told in self._columns.items()}
         return {**self._begin, **columns}
 
 
-def _placed(tokens: Iterable[TokenLogprob], num_chars: int) -> Iterator[tuple[TokenLogprob, int]]:
-    """With the number of characters before each."""
-    for token in tokens:
-        yield token, num_chars
-        num_chars += _num_chars(token)
-
-
-def _num_chars(token: TokenLogprob) -> int:
-    """That begin in it: a token may hold parts of some."""
-    return sum(byte & 0xC0 != 0x80 for byte in token.bytes)
+def _num_chars(spelled: bytes) -> int:
+    """That begin in it: tokens may hold parts of some."""
+    return sum(byte & 0xC0 != 0x80 for byte in spelled)
 
 
 def _logprob(token: TokenLogprob) -> float:
@@ -143,7 +144,7 @@ def _by_text(token: TokenLogprob, _: int) -> dict[str, float]:
     return found
 
 
-_Column = Callable[[TokenLogprob, int], Any]  # of a token, and the characters before it
+_Column = Callable[[TokenLogprob, int], Any]  # of a token, and the text's characters before it
 _CHAT: dict[str, _Column] = {"content": _with_top}
 _PLAIN: dict[str, _Column] = {
     "tokens": lambda token, _: token.token,
