@@ -41,6 +41,7 @@ _LEAST_TOKENS = 2048  # of a text, and to be gained by looking: fewer are read a
 _END_TOKENS = 4096  # between two ends that are kept while a text is read
 _NEAR_TOKENS = 512  # who can go on this close to the end of a text needs no other way
 _NEAR_ROWS = 64  # tokens that a session which is closed may lose
+_MOST_WAIT = 64  # readings between two failures to write
 _NO_TOKEN = -(2**31)  # behind the tokens of a rows file
 _MARK_BYTES = 32  # of a mode, in a rows file
 # Failures to open or read that say nothing about the file.
@@ -79,7 +80,7 @@ class PrefixKeeper:
             *(geometry.cell_tokens, geometry.span_tokens, self._layout.windowed),
         ]
         self._names = PrefixNames(self._layout, self._cells, depends_on, engine.device, mode)
-        self._gives_up = False
+        self._retries = _Retries()
         self._unusable: set[str] = set()  # names of files that failed
 
     def _all_files(self, names: list[str], boundary: int) -> list[str]:
@@ -102,9 +103,11 @@ class PrefixKeeper:
 
         decoded: whether somebody will remember which tokens were decoded; else what follows the
         first is not kept. is_last: nothing will follow. Never raises: what cannot be kept is a
-        warning, and nothing more is tried.
+        warning, and is tried again in a later reading.
         """
-        if self._gives_up or len(sequence.tokens) < _LEAST_TOKENS:
+        if len(sequence.tokens) < _LEAST_TOKENS:
+            return
+        if not self._retries.is_due(len(sequence.tokens)):
             return
         length = sequence.length
         if not (decoded and self._is_repeatable):
@@ -112,7 +115,7 @@ class PrefixKeeper:
         try:
             self._keep(sequence, length, is_last and length == sequence.length)
         except (OSError, PrefixStoreFull, StorageError) as error:
-            self._gives_up = True
+            self._retries.note_failure()
             reason = getattr(error, "strerror", None) or error
             self._warn(
                 f"Not all of what was read is kept on disk for the next time: {reason}. Make room "
@@ -244,6 +247,8 @@ class PrefixKeeper:
     ) -> None:
         with closing(parts):  # it may hold pages
             self._store.write(name, head, parts, file_bytes(head, sizes), needed)
+        self._retries.note_success()
+        self._unusable.discard(name)
 
     def _sealed(self, sequence: Sequence, span: int, num_cells: int, layers: list[int]) -> _Parts:
         """Near planes and records of a span's first cells, layer by layer."""
@@ -414,6 +419,28 @@ class PrefixKeeper:
         """Fill views with a file's next parts, by way of `room`."""
         for view in views:
             view.copy_(file.take(room).view(view.dtype).view(view.shape))
+
+
+class _Retries:
+    """Whether to write after a failure: not in the same reading, whose every sweep would fail as
+    well; then in the next one, and after each failure in a row twice as many readings later. A
+    reading is known by how many tokens its text has."""
+
+    def __init__(self) -> None:
+        self._reading: int | None = None  # the latest one
+        self._num_left = 0  # readings to be passed over, that one included
+        self._wait = 1
+
+    def is_due(self, reading: int) -> bool:
+        if reading != self._reading:
+            self._reading, self._num_left = reading, max(0, self._num_left - 1)
+        return self._num_left == 0
+
+    def note_failure(self) -> None:
+        self._num_left, self._wait = self._wait, min(2 * self._wait, _MOST_WAIT)
+
+    def note_success(self) -> None:
+        self._wait = 1
 
 
 def _num_not_decoded(tokens: array) -> int:

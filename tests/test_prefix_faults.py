@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import itertools
 import os
 import random
 import signal
@@ -42,6 +43,7 @@ from ebbtide.offload.prefix_file import (
     read_prefix_file,
     write_prefix_file,
 )
+from ebbtide.offload.prefix_keeper import _Retries
 from ebbtide.offload.prefix_store import PrefixStore
 from ebbtide.offload.spill_dir import PREFIX_SUFFIXES, prefix_dir
 
@@ -386,6 +388,47 @@ def test_what_cannot_help_does_not_go(folder, tmp_path, monkeypatch):
     with opened(folder, tmp_path) as llm:
         assert "stay free" in answer(llm, TEXT).warnings[0]
     assert set(kept(tmp_path)) == before
+
+
+def test_what_failed_once_is_kept_when_there_is_room(folder, expected, tmp_path, monkeypatch):
+    """In a later reading of the same session: what was not written then is written, too."""
+    with opened(folder, tmp_path, sequences=4) as llm, llm.session() as session:
+        tries, make_room = [], llm._prefixes._make_room
+
+        def full(*args, **kwargs):
+            tries.append(args)
+            raise OSError(errno.ENOSPC, "no room")
+
+        monkeypatch.setattr(llm._prefixes, "_make_room", full)
+        session.append(TEXT[: 12 * CELL])
+        assert len(tries) == 1  # not again in each sweep
+        session.append(TEXT[12 * CELL : 14 * CELL])
+        assert len(tries) == 2 and not kept(tmp_path)
+        session.append(TEXT[14 * CELL : 15 * CELL])  # passed over: it failed twice
+        assert len(tries) == 2
+        monkeypatch.setattr(llm._prefixes, "_make_room", make_room)
+        session.append(TEXT[15 * CELL :], process=False)
+        assert torch.equal(session.last_logits(), expected)
+        assert [warning for warning in llm.warnings if "no room" in warning]
+    with opened(folder, tmp_path) as llm:
+        logits, restored = last_logits(llm, TEXT)
+    assert restored > len(TEXT) - CELL and torch.equal(logits, expected)
+
+
+def test_what_goes_on_failing_is_tried_seldom():
+    retries, tries = _Retries(), []
+    for reading in range(1000):
+        for _ in range(3):  # sweeps
+            if retries.is_due(reading):
+                tries.append(reading)
+                retries.note_failure()
+    gaps = [after - before for before, after in itertools.pairwise(tries)]
+    assert gaps[:7] == [1, 2, 4, 8, 16, 32, 64] and set(gaps[6:]) == {64}
+    while not retries.is_due(reading):
+        reading += 1
+    retries.note_success()
+    retries.note_failure()
+    assert not retries.is_due(reading) and retries.is_due(reading + 1)
 
 
 def test_a_smaller_cap_holds_at_once(folder, tmp_path):
