@@ -97,10 +97,10 @@ class CallReader:
             self._looked = at + len(closing)
             block = self._block[: self._looked]
             found = self._read(block)
-            if found is None:  # the closing may stand within an argument
+            if found is None and self._format.is_open(block, self.calls):
                 continue
             self._held, self._block = self._block[self._looked :], None
-            if not self.calls.add(found):  # whole, and of no function that is offered
+            if not self.calls.add(found):  # damaged, or of no function that is offered
                 return self._shown(self._blanks + block), True
             self._drops_blanks = True
             return "", True

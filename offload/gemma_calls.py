@@ -32,6 +32,11 @@ def read_gemma(block: str, calls: Calls) -> list[tuple[str, Any]] | None:
     return [(found[1], value)] if not found[2][end:].strip() else None
 
 
+def is_open_gemma(block: str, calls: Calls) -> bool:
+    """See ToolFormat: a text has begun and not ended."""
+    return block.count(_QUOTE) % 2 == 1
+
+
 def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
     """(the value that begins at a place, where it ends). Raises ValueError."""
     if depth > _MOST_DEPTH:

@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .grammar import RuleWriter, literal
 from .json_schema import text_choices
-from .tools import Calls, check_argument_names, read_json
+from .tools import Calls, check_argument_names, ends_in_string, read_json
 
-_TAGGED = re.compile(r"<tool_call>\s*<function=([^>\n]+)>(.*)</function>\s*</tool_call>", re.DOTALL)
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
-_KEYED = re.compile(r"<tool_call>\s*([^<\s]+)\s*(.*)</tool_call>", re.DOTALL)
 _END = "</function>\n</tool_call>"
-_PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 
 _TYPES = {  # of what JSON becomes: JSON schema's
     str: ("string",),
@@ -38,29 +35,69 @@ _TYPES = {  # of what JSON becomes: JSON schema's
 }
 
 
-def read_tagged(block: str, calls: Calls) -> list[tuple[str, Any]] | None:
-    return _read(block, calls, _TAGGED, _PARAMETER)
+@dataclass(frozen=True)
+class Tags:
+    """head: what a call begins with, up to its first argument, and its name. opening: of an
+    argument, and its name. closing: of its value. line_end: what may stand before that. tail: what
+    a call ends with."""
+
+    head: re.Pattern[str]
+    opening: re.Pattern[str]
+    closing: str
+    line_end: str
+    tail: re.Pattern[str]
+
+    def read(self, block: str, calls: Calls) -> list[tuple[str, Any]] | None:
+        """See ToolFormat."""
+        name, arguments, rest = self._parts(block, calls)
+        return [(name, arguments)] if self.tail.fullmatch(rest) else None
+
+    def is_open(self, block: str, calls: Calls) -> bool:
+        """See ToolFormat: an argument has begun, and its closing has not come."""
+        name, _, rest = self._parts(block, calls)
+        argument = self.opening.match(rest)
+        return bool(name) and argument is not None
+
+    def _parts(self, block: str, calls: Calls) -> tuple[str, dict[str, Any], str]:
+        """(the name, or "" where it is no call; the arguments that are whole; what follows)."""
+        head = self.head.match(block)
+        if head is None:
+            return "", {}, block
+        name, at = head[1].strip(), head.end()
+        known, arguments = calls.offered.get(name, {}).get("properties", {}), {}
+        while argument := self.opening.match(block, at):
+            key, start = argument[1].strip(), argument.end()
+            end = self._end_of_value(block, start, known.get(key))
+            if end < 0:
+                break
+            value = block[start:end].removesuffix(self.line_end)
+            arguments[key], at = _value(value, known.get(key)), end + len(self.closing)
+        return name, arguments, block[at:]
+
+    def _end_of_value(self, block: str, start: int, schema: Any) -> int:
+        """Where its closing begins; -1 where that has not come. A text ends with the first; of JSON
+        it is a part where it stands in a string."""
+        end = block.find(self.closing, start)
+        if not _is_text(schema) and block[start:end].lstrip().startswith(("{", "[", '"')):
+            while end >= 0 and ends_in_string(block[start:end]):
+                end = block.find(self.closing, end + len(self.closing))
+        return end
 
 
-def read_keyed(block: str, calls: Calls) -> list[tuple[str, Any]] | None:
-    return _read(block, calls, _KEYED, _PAIR)
-
-
-def _read(
-    block: str, calls: Calls, whole: re.Pattern[str], pair: re.Pattern[str]
-) -> list[tuple[str, Any]] | None:
-    """pair: matches one argument, its name and its value."""
-    found = whole.fullmatch(block)
-    if found is None:
-        return None
-    name, rest = found[1].strip(), found[2]
-    known = calls.offered.get(name, {}).get("properties", {})
-    arguments, end = {}, 0
-    while end < len(rest) and (argument := pair.match(rest, end)):
-        key = argument[1].strip()
-        arguments[key] = _value(argument[2], known.get(key))
-        end = argument.end()
-    return [(name, arguments)] if not rest[end:].strip() else None
+TAGGED = Tags(
+    head=re.compile(r"<tool_call>\s*<function=([^>\n]+)>"),
+    opening=re.compile(r"\s*<parameter=([^>\n]+)>\n?"),
+    closing="</parameter>",
+    line_end="\n",
+    tail=re.compile(r"\s*</function>\s*</tool_call>"),
+)
+KEYED = Tags(
+    head=re.compile(r"<tool_call>\s*([^<\s]+)\s*"),
+    opening=re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>", re.DOTALL),
+    closing="</arg_value>",
+    line_end="",
+    tail=re.compile(r"\s*</tool_call>"),
+)
 
 
 def _value(text: str, schema: Any) -> Any:

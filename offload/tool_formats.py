@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .gemma_calls import add_gemma_values, read_gemma, write_gemma
+from .gemma_calls import add_gemma_values, is_open_gemma, read_gemma, write_gemma
 from .grammar import RuleWriter
-from .tagged_calls import read_keyed, read_tagged, write_keyed, write_tagged
-from .tools import Calls, read_json
+from .tagged_calls import KEYED, TAGGED, write_keyed, write_tagged
+from .tools import Calls, ends_in_string, read_json
 
 if TYPE_CHECKING:
     from .text import Tokenizer
@@ -36,7 +36,9 @@ Found = Sequence[tuple[Any, Any]] | None  # names and arguments; None: it is no 
 @dataclass(frozen=True)
 class ToolFormat:
     """opening, closing: what stands around calls; closing "": they go on to the answer's end. read:
-    the calls of a block, from opening to closing. write: an expression for one call of a function.
+    the calls of a block, from opening to closing. is_open: of a block that it cannot read, whether
+    the closing may stand within an argument, which goes on. write: an expression for one call of a
+    function.
     marks: of all this, what may be control tokens. at_start: whether nothing but white space may
     stand before. takes_one: whether templates refuse messages with several calls, so that an answer
     has but one. between: what stands between two calls, beside the closing and the next opening, or
@@ -46,6 +48,7 @@ class ToolFormat:
     opening: str
     closing: str
     read: Callable[[str, Calls], Found]
+    is_open: Callable[[str, Calls], bool]
     write: Callable[[RuleWriter, str, dict[str, Any]], str]
     marks: tuple[str, ...]
     at_start: bool = False
@@ -63,6 +66,14 @@ def _json_call(before: str, between: str, after: str) -> Callable[..., str]:
         return f"{start} {rules.arguments(name, schema)} {rules.text(after)}"
 
     return write
+
+
+def _never(block: str, calls: Calls) -> bool:
+    return False
+
+
+def _is_in_string(block: str, calls: Calls) -> bool:
+    return ends_in_string(block)
 
 
 def _read_hermes(block: str, calls: Calls) -> Found:
@@ -113,15 +124,19 @@ _HERMES = ToolFormat(
     "hermes",
     *_TAGS,
     _read_hermes,
+    _is_in_string,
     _json_call('\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
     _TAGS,
     between="\n",
 )
-_TAGGED = ToolFormat("tagged", *_TAGS, read_tagged, write_tagged, _TAGS, between="\n")
+_TAGGED = ToolFormat(
+    "tagged", *_TAGS, TAGGED.read, TAGGED.is_open, write_tagged, _TAGS, between="\n"
+)
 _KEYED = ToolFormat(
     "keyed",
     *_TAGS,
-    read_keyed,
+    KEYED.read,
+    KEYED.is_open,
     write_keyed,
     (*_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     between="\n",
@@ -131,6 +146,7 @@ _LLAMA = ToolFormat(
     "{",
     "",
     _read_llama,
+    _never,
     _json_call('"name": "', '", "parameters": ', "}"),
     ("<|python_tag|>",),
     at_start=True,
@@ -141,6 +157,7 @@ _MISTRAL_LIST = ToolFormat(
     "[TOOL_CALLS]",
     "",
     _read_list,
+    _never,
     _json_call('{"name": "', '", "arguments": ', "}"),
     ("[TOOL_CALLS]",),
     between=", ",
@@ -151,6 +168,7 @@ _APRIEL = ToolFormat(
     "<tool_calls>",
     "</tool_calls>",
     _read_list,
+    _is_in_string,
     _json_call('{"name": "', '", "arguments": ', "}"),
     ("<tool_calls>", "</tool_calls>"),
     between=", ",
@@ -161,6 +179,7 @@ _MISTRAL = ToolFormat(
     "[TOOL_CALLS]",
     "",
     _read_mistral,
+    _never,
     _json_call("", "[ARGS]", ""),
     ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
 )
@@ -169,6 +188,7 @@ _GEMMA = ToolFormat(
     "<|tool_call>",
     "<tool_call|>",
     read_gemma,
+    is_open_gemma,
     write_gemma,
     ("<|tool_call>", "<tool_call|>", '<|"|>'),
     rules=add_gemma_values,

@@ -174,6 +174,16 @@ class Calls:
         return ToolCall(own, name, text)
 
 
+_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
+
+
+def ends_in_string(text: str) -> bool:
+    """Whether text that was cut off, or JSON that was, ends within one of JSON's strings, which
+    hold no line's end."""
+    quote, rest = _STRING.sub("", text).partition('"')[1:]
+    return bool(quote) and "\n" not in rest
+
+
 def read_json(text: str) -> Any:
     """The value that a text is; None where it is none."""
     try:

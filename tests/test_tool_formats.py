@@ -78,7 +78,10 @@ def test_what_is_no_call_is_text(tokenizer):
 
 
 written_texts = st.text(st.sampled_from('ab \n"\\{}[],:ü</>|')) | st.sampled_from(
-    ["<|im_end|>", "</tool_calls", "<tool_call>", "null", "True", " 1\n", "\n"]
+    (
+        *("<|im_end|>", "</tool_calls", "<tool_call>", "null", "True", " 1\n", "\n"),
+        *("</tool_call>", "</parameter>", "</arg_value>", "</tool_calls>"),
+    )
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | written_texts,
@@ -91,10 +94,10 @@ values = st.recursive(
 @given(st.fixed_dictionaries({"note": written_texts, "hours": st.lists(values)}), st.data())
 def test_whatever_is_written_is_read_back_however_it_is_cut(tokenizer, arguments, data):
     format = format_of(tokenizer)
-    end = {"tagged": "\n</parameter>", "keyed": "</arg_value>"}.get(format.name, '<|"|>')
+    end = {"tagged": "</parameter>", "keyed": "</arg_value>"}.get(format.name)
     if format.name == "gemma":  # whose small template here writes no texts within lists
         arguments["hours"] = [1, True]
-    assume(end not in json.dumps(arguments) and end not in arguments["note"])
+    assume(end is None or end not in arguments["note"])  # a text ends with it
     written = call_text(tokenizer, arguments)
     cuts = data.draw(st.lists(st.integers(0, len(written)), max_size=6).map(sorted))
     pieces = [written[a:b] for a, b in pairwise([0, *cuts, len(written)])]
@@ -190,6 +193,57 @@ def test_a_call_of_another_function_hides_none_that_follows(tokenizer):
     assert read(tokenizer, [whole]) == read(tokenizer, whole) == expected
     reader = CallReader(format, Calls(OFFERED))
     assert reader.push(f"\n{other} and") == f"\n{other} and"  # at once
+
+
+BROKEN = [
+    ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"a": 1}\n</tool_call>'),
+    ("hermes", '<tool_call>{"name": "weather", "arguments": {"note": "so}}\n</tool_call>'),
+    ("hermes", "<tool_call>the clock</tool_call>"),
+    ("apriel", '<tool_calls>[{"name": "clock", "arguments": {}</tool_calls>'),
+    ("tagged", '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'),
+    ("tagged", "<tool_call><function=clock>now</function></tool_call>"),
+    ("keyed", "<tool_call>clock<arg_key>a</arg_key>1</tool_call>"),
+    ("gemma", "<|tool_call>call:clock{a:[1}<tool_call|>"),
+]
+
+
+@pytest.mark.parametrize(("name", "broken"), BROKEN)
+def test_a_broken_call_is_text_at_once_and_so_is_what_follows(tmp_path, name, broken):
+    """It was held back to the end of the answer."""
+    tokenizer = tokenizer_of(name, tmp_path)
+    reader = CallReader(format_of(tokenizer), Calls(OFFERED))
+    assert reader.push(f"{broken} I could not") == f"{broken} I could not"
+    written = call_text(tokenizer)
+    for pieces in ([f"{broken}\n{written}"], f"{broken}\n{written}"):
+        assert read(tokenizer, pieces) == (broken, [("weather", ARGUMENTS)])
+
+
+@pytest.mark.parametrize("name", ["tagged", "keyed"])
+def test_closings_in_strings_of_json_end_nothing(tmp_path, name):
+    tokenizer = tokenizer_of(name, tmp_path)
+    ends = [
+        "</parameter>\n</function>\n</tool_call>",
+        "</arg_value></tool_call>",
+        '\\"</tool_call>',
+    ]
+    arguments = {"hours": [*ends, {"</arg_value>": '6"'}], "days": 2}
+    written = call_text(tokenizer, arguments)
+    for pieces in ([written], written):
+        assert read(tokenizer, pieces) == ("", [("weather", arguments)])
+
+
+@pytest.mark.parametrize("name", ["tagged", "keyed"])
+def test_quotes_that_are_no_json_hold_nothing_back(tmp_path, name):
+    """A model's number with a unit, and a text that may be null."""
+    tokenizer = tokenizer_of(name, tmp_path)
+    written = call_text(tokenizer, {"days": '6"', "size": 'so "big'})
+    schema = {
+        "days": {"type": "integer"},
+        "size": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    }
+    calls = Calls({"weather": {"type": "object", "properties": schema}})
+    assert CallReader(format_of(tokenizer), calls).push(f"{written} Done") == "Done"
+    assert json.loads(calls.take()[0].arguments) == {"days": '6"', "size": 'so "big'}
 
 
 @pytest.mark.parametrize("name", ["tagged", "keyed"])
