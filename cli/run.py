@@ -15,6 +15,8 @@ from typing import Any
 
 import typer
 
+from ebbtide import errors
+
 from .answer import Heard, blank_fields, is_blank, output_fields, summary_line
 from .options import BY_NAME, Settings
 from .progress import ProgressDisplay
@@ -212,7 +214,8 @@ class Run:
         source: what streams, the model itself or one of its sessions. `show` False keeps the answer
         off standard output, and shows how much is written; so does `through`, which gets each piece
         and returns what to show of it. title: names this answer among several. When it is
-        interrupted, `when_cancelled` holds the answer so far.
+        interrupted, `when_cancelled` holds the answer so far. Raises InputError, with the `text` so
+        far, where an answer that is kept to a schema was cut: half of a value is none.
         """
         heard = Heard(llm)
         # A model's own limit holds where the user set none.
@@ -253,6 +256,11 @@ class Run:
         if getattr(output, "thought", ""):
             self.terminal.detail(output.thought)
         self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
+        if output.finish_reason == "length" and "json_schema" in generation:
+            cut = self.why_cut(output, "--max-new-tokens (-n)", "--think off")
+            error = errors.InputError(f"{cut} What there is of it is no whole JSON value.")
+            vars(error)["text"] = output.text
+            raise error
         return output
 
     def _recorded(self, progress: ProgressDisplay, heard: Heard, title: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cli_fake as fake
@@ -112,3 +113,38 @@ def test_a_plan_counts_what_schemas_take(asked, capfd):
     book(1)
     assert main.main([*WHOLE, "--dry-run"]) == 0
     assert [c["schemas"] for name, c in fake.FakeLLM.calls if name == "plan_for"] == [True]
+
+
+@pytest.mark.parametrize("command", ["summarize", "ask", "chat"])
+def test_a_value_that_is_cut_is_an_error(asked, capfd, monkeypatch, command):
+    """Half of a value must not look like a whole one, in a file least of all."""
+    book(1)
+    Path("out.json").write_text("[1]\n")
+    monkeypatch.setenv("FAKE_ANSWER", "[1, 2, 3, 4]")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    commands = {
+        "summarize": [*WHOLE, "-o", "out.json"],
+        "ask": ["ask", "Q?", "book.txt", "-m", "x", "--json-schema", SCHEMA],
+        "chat": ["chat", "x", "-p", "Q?", "--json-schema", SCHEMA],
+    }
+    given = [*commands[command], "-n", "2"]
+    assert main.main(given) == 2
+    said = capfd.readouterr().err
+    assert "stopped after 2 tokens; --max-new-tokens (-n) allows more" in said
+    assert "no whole JSON value" in said and "Wrote" not in said
+    assert main.main([*given, "--json"]) == 2
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert (error["type"], error["text"]) == ("InputError", "[1, 2,")
+    assert Path("out.json").read_text() == "[1]\n" and not list(Path().glob("*out.json?*"))
+    assert main.main(commands[command]) == 0
+
+
+def test_only_the_last_answer_of_parts_must_be_whole(asked, capfd, monkeypatch):
+    """What parts give is text; and what was finished is kept for the next try."""
+    book(20)
+    monkeypatch.setenv("FAKE_FIRST_WORDS", "6")
+    assert main.main([*PARTS, "-n", "3", "-o", "out.json"]) == 2
+    said = capfd.readouterr().err
+    assert "no whole JSON value" in said and "What is finished is kept" in said
+    assert not Path("out.json").exists()
+    assert len(asked()[0]) > 3
