@@ -1,9 +1,10 @@
 """What room there is for the pages of a session and its forks, whose store was planned for one
 context: all may grow, as long as what they hold, counted once where they share it, fits.
 
-A sequence that is alone always has the room that was planned. Where there are several, each is
-promised what its tokens need before they are processed, and nobody gets what others were promised.
-Counts extents; allocates none.
+A sequence that is alone always has the room that was planned. Where there are several, whoever
+comes first has it: what there is no room for is refused before it is begun, and an answer is
+promised room as it goes on. Tokens that wait to be processed hold nothing. Counts extents;
+allocates none.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class PageRoom:
             for layer in layers
             if not windows.bounds(layer)
         }
-        self._promised: dict[Sequence, int] = {}  # tokens, besides those that a sequence has
+        self._promised: dict[
+            Sequence, int
+        ] = {}  # tokens that an answer may reach; 0: there is none
 
     def __len__(self) -> int:
         """Sequences that are open."""
@@ -75,7 +78,7 @@ class PageRoom:
         return True
 
     def end_promise(self, sequence: Sequence) -> None:
-        """It is promised what its tokens need, and no more."""
+        """Its answer is over."""
         if sequence in self._promised:
             self._promised[sequence] = 0
 
@@ -87,9 +90,8 @@ class PageRoom:
         if len(self._promised) == 1 or wanted.total() <= 0:
             return 0
         for other, promised in self._promised.items():
-            if other is not sequence:
-                reach = max(promised, len(other.tokens))
-                wanted.update(self._wanted(other, reach, other.length))  # adds them
+            if other is not sequence and promised:
+                wanted.update(self._wanted(other, promised, other.length))  # adds them
         return self._store.num_lacking(wanted)
 
     def _wanted(self, sequence: Sequence, length: int, left: int) -> Counter[int]:

@@ -67,19 +67,18 @@ def test_what_has_no_room_is_refused_and_nothing_is_lost(opened, name, share):
         assert torch.equal(read(session, TEXT[-BEGUN:]), expected)
 
 
-def test_pending_tokens_are_promised_their_room(opened):
-    """Nobody else gets it, though they are not processed yet; a fork has them twice."""
+def test_tokens_that_wait_hold_nothing(opened):
+    """A fork may answer in the place of a session that has read nothing yet; when it is the
+    session's turn, it is told what there is no room for, and loses nothing."""
     with opened("llama2", 0.3).session() as session:
-        session.append(TEXT[:BEGUN])
-        session.append(TEXT[BEGUN:-BEGUN], process=False)
-        with pytest.raises(errors.DoesNotFit):
-            session.fork()
-        session.truncate(BEGUN)
+        session.append(TEXT[:-BEGUN], process=False)
         with session.fork() as fork:
-            session.append(TEXT[BEGUN:-BEGUN], process=False)
-            with pytest.raises(errors.DoesNotFit):
-                fork.append(TEXT[BEGUN:])
-            read(session, [])
+            expected = read(fork, [])
+            for use in (session.last_logits, lambda: session.generate(max_new_tokens=1)):
+                with pytest.raises(errors.DoesNotFit, match="Close or truncate one"):
+                    use()
+            assert session.tokens == fork.tokens == TEXT[:-BEGUN]
+        assert torch.equal(read(session, []), expected)
 
 
 def test_going_back_does_not_give_pages_away_that_it_would_take_anew(opened):
