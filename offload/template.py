@@ -70,7 +70,9 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
             given = "is missing" if role is None else f"is {role!r}"
             raise InputError(f"{where}: the role {given}; known roles are {', '.join(ROLES)}")
         if message.get("tool_calls"):
-            message["tool_calls"] = checked_calls(message["tool_calls"], where)
+            # Again: arguments may have been text until now.
+            called = checked_calls(message["tool_calls"], where)
+            message["tool_calls"] = plain_data(called, f"{where}.tool_calls")
             calls = {call.get("id"): call["function"]["name"] for call in message["tool_calls"]}
             if role == "assistant":
                 message.setdefault("content", "")

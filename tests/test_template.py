@@ -6,6 +6,7 @@ the memory. Each must end as an InputError that names the template, soon and in 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import tracemalloc
@@ -388,6 +389,10 @@ def test_deep_messages_are_refused():
         deep = [deep]
     with pytest.raises(InputError, match="nested more than 32"):
         check_messages([{"role": "user", "content": "x", "tools": deep}])
+    for arguments in ({"a": deep}, json.dumps({"a": deep})):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        with pytest.raises(InputError, match="nested more than 32"):
+            check_messages([{"role": "assistant", "tool_calls": [call]}])
 
 
 def test_an_assistant_may_call_tools_without_content():
