@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from .generation import GenerationConfig
@@ -43,7 +44,7 @@ class Stream(Iterator[Piece]):
         self._session, self._config, self._closes = session, config, closes_session
         self._llm = session._llm
         self.token_ids: list[int] = []
-        self.text = self.thought = ""
+        self._text, self._thought = StringIO(), StringIO()  # `+=` would copy all of it each time
         self._finish: str | None = None
         self._prompt_tokens = len(session._sequence.tokens)
         self._began = time.perf_counter()
@@ -145,8 +146,8 @@ class Stream(Iterator[Piece]):
         return calls
 
     def _take(self, thought: str, text: str) -> tuple[str, str]:
-        self.thought += thought
-        self.text += text
+        self._thought.write(thought)
+        self._text.write(text)
         return thought, text
 
     def close(self) -> None:
@@ -199,7 +200,7 @@ class Stream(Iterator[Piece]):
         num = len(self.token_ids)
         load_s = self._llm.load_s
         return Output(
-            text=self.text,
+            text=self._text.getvalue(),
             token_ids=list(self.token_ids),
             finish_reason=self._finish or "cancelled",
             usage={
@@ -227,7 +228,7 @@ class Stream(Iterator[Piece]):
             kv=kv,
             warnings=[*self._llm.warnings, *self._warnings],
             plan=self._session._runtime.plan.to_dict(),
-            thought=self.thought,
+            thought=self._thought.getvalue(),
             tool_calls=list(self.tool_calls),
             logprobs=None if self._logprobs is None else self._logprobs[:],
             stop_string=self._reader.stop_string,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from io import StringIO
 
 from ebbtide import Output, Piece, ToolCall
 
@@ -24,12 +25,20 @@ class RunKind(Enum):
 
 @dataclass
 class Run:
-    """index: its place in the answer. text: so far; of a call its arguments, which come at once."""
+    """index: its place in the answer."""
 
     index: int
     kind: RunKind
     call: ToolCall | None = None
-    text: str = ""
+    _written: StringIO = field(default_factory=StringIO)  # `+=` would copy all of it each time
+
+    def add(self, text: str) -> None:
+        self._written.write(text)
+
+    @property
+    def text(self) -> str:
+        """So far; of a call its arguments, which come at once."""
+        return self._written.getvalue()
 
 
 class RunAnswer(Answer):
@@ -71,7 +80,7 @@ class RunAnswer(Answer):
         if is_new:
             self._runs.append(Run(len(self._runs), kind, call))
         run = self._runs[-1]
-        run.text += text
+        run.add(text)
         return run
 
     def _end_of(self, runs: list[Run], is_cut: bool) -> bytes:
