@@ -119,6 +119,11 @@ def assistant(*blocks):
     [
         ({"messages": None}, "messages", "at least one message"),
         ({"messages": []}, "messages", "at least one message"),
+        (
+            {"messages": [assistant({"type": "redacted_thinking", "data": "x"})]},
+            "messages",
+            "nothing in it that is said",
+        ),
         ({"messages": ["Hello"]}, "messages[0]", "must be an object"),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "not 'tool'"),
         ({"messages": [{"role": "user"}]}, "messages[0]", "must be a text or a list of blocks"),
@@ -157,7 +162,12 @@ def assistant(*blocks):
         (
             {"tools": [CLOCK], "tool_choice": {"type": "some"}},
             "tool_choice",
-            "auto, none, any, tool",
+            "auto, any, none or tool",
+        ),
+        (
+            {"tools": [CLOCK], "tool_choice": {"type": "tool"}},
+            "tool_choice",
+            "'tool_choice' must have the 'name' of a function, a text, not null",
         ),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "no 'tools' are given"),
         ({"tool_choice": "auto"}, "tool_choice", "must be an object"),
@@ -213,6 +223,16 @@ def test_blocks_are_the_messages_that_a_chat_would_have():
     assert found.prompt == chat_request({"messages": messages}).prompt
 
 
+def test_nothing_is_an_empty_text():
+    for content in ("", []):
+        assert message(messages=[{"role": "user", "content": content}]).prompt == [
+            {"role": "user", "content": ""}
+        ]
+    for content in ({}, {"content": None}, {"content": []}, {"content": ""}):
+        result = {"type": "tool_result", "tool_use_id": "c1", **content}
+        assert message(messages=[assistant(USE), user(result)]).prompt[1]["content"] == ""
+
+
 @pytest.mark.parametrize("end", ["", "\n", "You are an agent."])
 def test_what_a_client_counts_by_is_no_part_of_a_prompt(end):
     head = "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch=fa690;"
@@ -222,17 +242,19 @@ def test_what_a_client_counts_by_is_no_part_of_a_prompt(end):
 
 
 def test_tokens_are_counted_of_the_prompt_that_would_be_answered():
-    asked = {"tools": [CLOCK], "thinking": {"type": "disabled"}, "system": "Be brief."}
-    request, encoded = message(**asked), []
+    request, encoded = message(tools=[CLOCK], top_p=0.9, system="Be brief."), []
+    defaults = {"think": False, "top_p": 0.5}  # of the command line
 
     def encode(prompt, **options):
         encoded.append((prompt, options))
         return [5] * 7
 
     query = count_query(request)
-    assert query.answer(SimpleNamespace(encode=encode)) == {"input_tokens": 7}
-    options = GenerationConfig(**request.generation).chat_options
-    assert options["tools"] and encoded == [(request.prompt, options)]
+    llm = SimpleNamespace(encode=encode, generation=GenerationConfig())
+    assert query.answer(llm, defaults) == {"input_tokens": 7}
+    options = GenerationConfig(**{**defaults, **request.generation}).chat_options
+    assert options["tools"] and options["think"] is False
+    assert encoded == [(request.prompt, options)]
     assert (query.prompt, query.tools) == (request.prompt, request.tools)
 
 

@@ -184,8 +184,10 @@ def test_arguments_of_calls_may_be_the_object_they_are():
 def test_a_template_is_told_of_tools_as_for_an_answer():
     tool = {"type": "function", "function": {"name": "clock", "strict": True}}
     query = template_query({"messages": HELLO, "tools": [tool]})
-    llm = SimpleNamespace(tokenizer=SimpleNamespace(chat_text=lambda messages, **options: options))
-    assert query.answer(llm)["prompt"] == GenerationConfig(tools=[tool]).chat_options
+    tokenizer = SimpleNamespace(chat_text=lambda messages, **options: options)
+    llm = SimpleNamespace(tokenizer=tokenizer, generation=GenerationConfig())
+    options = GenerationConfig(tools=[tool], think=False).chat_options
+    assert query.answer(llm, {"think": False})["prompt"] == options
 
 
 def test_tools_are_settings_of_an_answer():

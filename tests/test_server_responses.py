@@ -31,6 +31,7 @@ CLOCK = {"type": "function", "name": "clock", "parameters": None, "strict": None
 CHAT_CLOCK = {"name": "clock", "description": None, "parameters": None, "strict": None}
 CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
 RESULT = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+SPACE = {"type": "namespace", "name": "mcp__files", "description": "Files.", "tools": [CLOCK]}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -99,6 +100,7 @@ def test_what_clients_send_besides_changes_nothing():
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0]: a tool of the type 'web_search'"),
         ({"tools": [CLOCK, {"type": "custom", "name": "x"}]}, "tools", "tools[1]: a tool of the"),
         ({"tools": [{"type": "namespace"}]}, "tools", "tools[0]: a namespace must have a name"),
+        ({"tools": [{**SPACE, "name": "n" * 65}]}, "tools", "a text of 64 characters at most"),
         ({"tools": ["clock"]}, "tools", "tools[0]: a tool of the type 'a text'"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools", "tools[0]: a function's name"),
         ({"tools": {}}, "tools", "'tools' must be a list, not an object"),
@@ -107,6 +109,11 @@ def test_what_clients_send_besides_changes_nothing():
             {"tools": [CLOCK], "tool_choice": {"type": "allowed_tools"}},
             "tool_choice",
             "not of the type 'allowed_tools'",
+        ),
+        (
+            {"tools": [CLOCK], "tool_choice": {"type": "function"}},
+            "tool_choice",
+            "'tool_choice' must have the 'name' of a function, a text, not null",
         ),
         ({"reasoning": {"effort": "vast"}}, "reasoning.effort", "none, minimal, low"),
         ({"reasoning": {"mode": "pro"}}, "reasoning.mode", 'may only be "standard"'),
@@ -123,6 +130,7 @@ def test_what_clients_send_besides_changes_nothing():
         ({"messages": [HELLO]}, "messages", "'messages' is not a field that Ebbtide knows"),
         ({"input": None}, "input", "'input' must be a text, or a list with at least one item"),
         ({"input": []}, "input", "at least one item"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing in it that is said"),
         ({"input": ["Hello"]}, "input[0]", "must be an object, not a text"),
         ({"input": [{"role": "critic", "content": ""}]}, "input[0].role", "not 'critic'"),
         ({"input": [{"type": "web_search_call"}]}, "input[0]", "type 'web_search_call' cannot be"),
@@ -188,9 +196,6 @@ def test_items_are_the_messages_that_a_chat_would_have():
     assert found.prompt == chat_request({"messages": messages}).prompt
 
 
-SPACE = {"type": "namespace", "name": "mcp__files", "description": "Files.", "tools": [CLOCK]}
-
-
 def test_functions_of_a_namespace_are_known_by_one_name():
     request = responses(
         tools=[CLOCK, SPACE], input=[HELLO, {**CALL, "namespace": "mcp__files"}, RESULT]
@@ -198,6 +203,12 @@ def test_functions_of_a_namespace_are_known_by_one_name():
     assert [tool["function"]["name"] for tool in request.tools] == ["clock", "mcp__files.clock"]
     assert request.prompt[1]["tool_calls"][0]["function"]["name"] == "mcp__files.clock"
     assert request.namespaces == {"mcp__files.clock": ("mcp__files", "clock")}
+    assert (
+        responses(input=[HELLO, {**CALL, "namespace": "mcp__files"}]).prompt[1]
+        == (
+            request.prompt[1]  # the same, whether or not it is still offered
+        )
+    )
 
 
 VALUES = st.recursive(
@@ -337,15 +348,34 @@ def test_an_answer_that_is_cut_is_incomplete(client):
     assert last.response.output[0].content[0].text == "He"
 
 
+def test_a_call_before_the_cut_is_whole(client):
+    call = Piece("", [1], tool_calls=(TOLD_CALL,))
+    script = [SCRIPT[0], call, output("", finish_reason="length", tool_calls=[TOLD_CALL])]
+    found = client(*script).responses.create(**ASKED)
+    assert (found.status, found.output[0].status) == ("incomplete", "completed")
+    *_, done, last = client(*script).responses.create(**ASKED, stream=True)
+    assert last.type == "response.incomplete" and done.item.status == "completed"
+
+
 def test_what_fails_is_a_status_or_a_failed_response(client):
     import openai
+    from openai.types.responses import ResponseStreamEvent
 
     full = errors.StorageError("the disk is full")
     with pytest.raises(openai.InternalServerError, match="the disk is full"):
         client(full).responses.create(**ASKED, stream=True)
     *_, last = client(*SCRIPT, full).responses.create(**ASKED, stream=True)
+    strictly(ResponseStreamEvent, last)
     assert (last.type, last.response.status) == ("response.failed", "failed")
-    assert last.response.error.message == "the disk is full"
+    failed = last.response.error
+    assert (failed.code, failed.message) == ("server_error", "the disk is full")
+    long = errors.ContextOverflow("too long", needed_tokens=2, available_tokens=1)
+    for wrong, code in (
+        (errors.InputError("x"), "invalid_prompt"),
+        (long, "context_length_exceeded"),  # as agents know it
+    ):
+        *_, last = client(*SCRIPT, wrong).responses.create(**ASKED, stream=True)
+        assert last.response.error.code == code
     with pytest.raises(openai.BadRequestError, match="'input'") as refused:
         client().responses.create(**ASKED, previous_response_id="resp_1")
     assert refused.value.body["param"] == "previous_response_id"

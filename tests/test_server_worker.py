@@ -16,6 +16,7 @@ from tool_templates import ids_of as ids_with_tools
 from ebbtide import Output, Piece, Progress, errors
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
+from ebbtide.cli.server import worker as worker_module
 from ebbtide.cli.server.anthropic_answer import AnthropicAnswer
 from ebbtide.cli.server.anthropic_request import anthropic_request
 from ebbtide.cli.server.bad_request import BadRequest
@@ -24,7 +25,7 @@ from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.response import CompletionAnswer
 from ebbtide.cli.server.responses_answer import ResponsesAnswer
 from ebbtide.cli.server.responses_request import responses_request
-from ebbtide.cli.server.text_query import detokenize_query, tokenize_query
+from ebbtide.cli.server.text_query import TextQuery, count_query, detokenize_query, tokenize_query
 from ebbtide.cli.server.worker import Worker
 from ebbtide.cli.signals import Signals
 
@@ -254,7 +255,51 @@ def test_who_has_hung_up_is_not_answered_any_further(worker, script):
     assert isinstance(found[-1], Output) and worker.counts["requests_cancelled"] == 2
 
 
-def test_what_the_tokenizer_is_asked_waits_for_no_answer(worker, script):
+@pytest.fixture
+def clock(monkeypatch):
+    """Of the worker: a second later each time that it is looked at, and `add(seconds)`."""
+
+    class Clock:
+        now_s = 0.0
+
+        def add(self, seconds: float) -> None:
+            self.now_s += seconds
+
+        def monotonic(self) -> float:
+            self.now_s += 1.0
+            return self.now_s
+
+    found = Clock()
+    monkeypatch.setattr(worker_module, "time", found)
+    return found
+
+
+def test_many_questions_to_the_tokenizer_leave_an_answer_half_of_the_time(worker, script, clock):
+    script += [5] * 40
+    worker._most_waiting, told = 40, []
+    slow = TextQuery("Once", lambda *_: clock.add(10) or {})
+
+    def asks_much(job):
+        put = job.put
+
+        def put_and_ask(event):
+            put(event)
+            told.append(event)
+            if isinstance(event, Started):
+                for _ in range(30):
+                    worker.submit(slow).put = told.append
+
+        job.put = put_and_ask
+
+    events_of(worker, chat(max_tokens=40), asks_much)
+    told = [type(event) for event in told if not isinstance(event, Progress)]
+    first = told.index(dict)
+    again = told.index(dict, first + 1)
+    # A token takes a second of this clock, a question eleven.
+    assert again - first >= 10 and told.count(Piece) == 40 and told[-1] is Output
+
+
+def test_what_the_tokenizer_is_asked_waits_for_no_answer(worker, script, clock):
     script += [5] * 4
     text, told = "Once upon a time", []
     queries = [detokenize_query({"tokens": [-1]}), tokenize_query({"content": text})]
@@ -276,6 +321,24 @@ def test_what_the_tokenizer_is_asked_waits_for_no_answer(worker, script):
     kinds = [Started, Piece, dict, Piece, errors.InputError, Piece, Piece, Output]
     assert [type(event) for event in told] == kinds
     assert worker._llm.tokenizer.decode(told[2]["tokens"]) == text
+
+
+def test_arguments_that_are_too_deep_are_the_requests_fault(worker):
+    before = worker.session
+    call = {"type": "tool_use", "id": "c1", "name": "f", "input": json.loads("[" * 600 + "]" * 600)}
+    call["input"] = {"a": call["input"]}
+    asked = [HELLO, {"role": "assistant", "content": [call]}, HELLO]
+    (error,) = events_of(worker, anthropic_request({"messages": asked}))
+    assert isinstance(error, errors.InputError) and worker.session is before
+
+
+@pytest.mark.parametrize("settings", [{}, {"think": "high"}])
+def test_as_many_tokens_are_counted_as_are_read(worker, script, settings):
+    script += [5]
+    worker._run.settings = Settings(**settings)
+    request = anthropic_request({"messages": [HELLO], "system": "Be brief.", "max_tokens": 1})
+    (counted,) = events_of(worker, count_query(request))
+    assert counted == {"input_tokens": events_of(worker, request)[-1].usage["prompt_tokens"]}
 
 
 def test_as_many_wait_as_may(worker):

@@ -8,7 +8,7 @@ from typing import Any
 
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
-from .fields import Fields, effort_of, schema_of, tools_of, typed
+from .fields import Fields, effort_of, one_function, schema_of, tools_of, typed
 from .request import Request
 
 _FIELDS = Fields(
@@ -101,16 +101,16 @@ def _tools(given: dict[str, Any]) -> dict[str, Any]:
     offered: dict[str, Any] = {"tools": [_tool(tool, at) for at, tool in enumerate(tools)]}
     choice = typed(given, "tool_choice", dict, {})
     kind = choice.get("type", "auto")
-    kinds = {
-        **{"auto": "auto", "none": "none", "any": "required"},
-        "tool": {"type": "function", "function": {"name": choice.get("name")}},
-    }
-    if not isinstance(kind, str) or kind not in kinds:
+    kinds = {"auto": "auto", "any": "required", "none": "none"}
+    if kind == "tool":
+        offered["tool_choice"] = one_function(choice)
+    elif isinstance(kind, str) and kind in kinds:
+        offered["tool_choice"] = kinds[kind]
+    else:
         raise BadRequest(
-            f"'tool_choice' must have the type {', '.join(kinds)}, not {kind!r}.",
+            f"'tool_choice' must have the type {', '.join(kinds)} or tool, not {kind!r}.",
             param="tool_choice",
         )
-    offered["tool_choice"] = kinds[kind]
     if typed(choice, "disable_parallel_tool_use", bool, False):
         offered["parallel_tool_calls"] = False
     return tools_of(offered)
@@ -177,7 +177,8 @@ def _add(said: Conversation, message: Any, where: str) -> None:
             arguments = json.dumps(block["input"], ensure_ascii=False)
             said.call(block["id"], block["name"], arguments)
         elif kind == "tool_result":
-            inside = _blocks(block.get("content", ""), "system", f"{where}: tool_result")
+            content = block.get("content")
+            inside = _blocks([] if content is None else content, "system", f"{where}: tool_result")
             text = "\n".join(part["text"] for part in inside)
             if block.get("is_error") is True:
                 text = f"Error: {text}"
@@ -186,8 +187,8 @@ def _add(said: Conversation, message: Any, where: str) -> None:
 
 def _blocks(content: Any, role: str, where: str) -> list[dict[str, Any]]:
     """The blocks of a content, each with what its type must have. role: whose they are."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}] if content or role != "system" else []
+    if isinstance(content, str) or content == []:
+        return [{"type": "text", "text": content or ""}] if content or role != "system" else []
     if not isinstance(content, list):
         raise BadRequest(
             f"{where}: content must be a text or a list of blocks, not {kind_of(content)}.",

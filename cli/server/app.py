@@ -164,18 +164,18 @@ class Routes:
             request = parse(read_json(body.take()))
             if request.model is not None:
                 self._check_model(request.model)
+            answer = told and told(request, self._names[0])
             job = self._worker.submit(request)
         except BaseException:
             body.release()
             raise
 
-        def on_end(told: str) -> None:
+        def on_end(ended: str) -> None:
             self._worker.hang_up(job)
             body.release()
-            self._log(f"{asked(http.scope)}: {told}")
+            self._log(f"{asked(http.scope)}: {ended}")
 
         exchange = Exchange(http, job, on_end)
-        answer = told and told(request, self._names[0])
         is_streaming = False
         try:
             if answer is not None and request.stream:

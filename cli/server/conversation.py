@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bad_request import BadRequest
 from .messages import answer_message, check_count, result_message
 
 
@@ -26,8 +27,13 @@ class Conversation:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """All of them. Raises BadRequest where there are too many."""
+        """All of them. Raises BadRequest where there are none, or too many."""
         self._begin(None)
+        if not self._messages:
+            raise BadRequest(
+                f"{self._field!r} has nothing in it that is said; give at least one text.",
+                param=self._field,
+            )
         check_count(self._messages, self._field)
         return self._messages
 

@@ -115,6 +115,17 @@ def schema_of(schema: Any, where: str) -> Any:
     return schema
 
 
+def one_function(choice: dict[str, Any]) -> dict[str, Any]:
+    """A tool_choice of one function by its name, in the shape of chat completions."""
+    name = choice.get("name")
+    if not isinstance(name, str):
+        raise BadRequest(
+            f"'tool_choice' must have the 'name' of a function, a text, not {kind_of(name)}.",
+            param="tool_choice",
+        )
+    return {"type": "function", "function": {"name": name}}
+
+
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     """What is offered, and how it is to be used, in the shapes of chat completions; without any,
     the rest says nothing."""

@@ -59,9 +59,12 @@ class ResponsesAnswer(RunAnswer):
         return self._event("response.in_progress", response=self._response("in_progress"))
 
     def failed(self, error: BaseException) -> bytes:
+        # The codes of this protocol, and the one by which agents know that they must shorten.
         status, body = error_object(error)
-        code = "server_error" if status >= 500 else "invalid_prompt"
-        told = {"code": body["error"]["code"] or code, "message": body["error"]["message"]}
+        code = body["error"]["code"]
+        if code != "context_length_exceeded":
+            code = "server_error" if status >= 500 else "invalid_prompt"
+        told = {"code": code, "message": body["error"]["message"]}
         response = {**self._response("failed"), "error": told}
         return self._event("response.failed", response=response)
 
@@ -97,6 +100,7 @@ class ResponsesAnswer(RunAnswer):
         self, run: Run, *, is_cut: bool = False, status: str = "", text: str | None = None
     ) -> dict[str, Any]:
         """status, text: while it is being told; else as it is at the end."""
+        is_cut = is_cut and run.kind is not RunKind.CALL  # those are told when they are whole
         status = status or ("incomplete" if is_cut else "completed")
         text = run.text if text is None else text
         head = {"id": self._id_of(run), "status": status}

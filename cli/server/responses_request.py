@@ -10,12 +10,13 @@ from typing import Any
 
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
-from .fields import Fields, check_neutral, effort_of, schema_of, tools_of, typed
+from .fields import Fields, check_neutral, effort_of, one_function, schema_of, tools_of, typed
 from .messages import text_of
 from .request import VERBOSITY, Request
 
 NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_NAME_CHARS = 64  # as many as a function's name may have
 _TEXTS = ("input_text", "output_text", "text")  # parts of contents
 _ITEMS = ("message", "reasoning", "function_call", "function_call_output")
 
@@ -70,11 +71,11 @@ def responses_request(body: dict[str, Any]) -> ResponsesRequest:
     typed(given, "stream_options", dict)
     generation = _thinking(reasoning) | _FIELDS.generation(given) | _format(text)
     return ResponsesRequest(
-        prompt=_messages(given, namespaces),
+        prompt=_messages(given),
         generation=generation | offered,
         model=typed(given, "model", str),
         stream=typed(given, "stream", bool, False),
-        namespaces={flat: own for own, flat in namespaces.items()},
+        namespaces=namespaces,
         settings={
             "temperature": generation.get("temperature"),
             "top_p": generation.get("top_p"),
@@ -119,10 +120,11 @@ def _format(text: dict[str, Any]) -> dict[str, Any]:
 # ---- tools ------------------------------------------------------------------------------------
 
 
-def _tools(tools: list[Any]) -> tuple[list[dict[str, Any]], dict[tuple[str, str], str]]:
-    """Functions in the shapes of chat completions; and by which one name a model knows those that
-    are in a namespace, by (namespace, name)."""
-    found, names = [], {}
+def _tools(tools: list[Any]) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
+    """Functions in the shapes of chat completions; and (namespace, name) of those that are in one,
+    by the one name that a model knows them by."""
+    found: list[dict[str, Any]] = []
+    names: dict[str, tuple[str, str]] = {}
     for at, tool in enumerate(tools):
         where = f"tools[{at}]"
         kind = tool.get("type") if isinstance(tool, dict) else kind_of(tool)
@@ -130,17 +132,27 @@ def _tools(tools: list[Any]) -> tuple[list[dict[str, Any]], dict[tuple[str, str]
             found.append(_function(tool, kind, where))
             continue
         space = tool.get("name")
-        if not isinstance(space, str):
-            raise BadRequest(f"{where}: a namespace must have a name, a text.", param="tools")
+        if not isinstance(space, str) or len(space) > _NAME_CHARS:  # each function will have it
+            raise BadRequest(
+                f"{where}: a namespace must have a name, a text of {_NAME_CHARS} characters at "
+                "most.",
+                param="tools",
+            )
         for index, inner in enumerate(typed(tool, "tools", list, [])):
             inside = f"{where}.tools[{index}]"
             kind = inner.get("type") if isinstance(inner, dict) else kind_of(inner)
             function = _function(inner, kind, inside)
             name = function["function"]["name"]
             if isinstance(name, str):
-                names[space, name] = function["function"]["name"] = f"{space}.{name}"
+                function["function"]["name"] = flat = _flat(space, name)
+                names[flat] = space, name
             found.append(function)
     return found, names
+
+
+def _flat(space: str, name: str) -> str:
+    """By what name a model knows a function of a namespace."""
+    return f"{space}.{name}"
 
 
 def _function(tool: Any, kind: Any, where: str) -> dict[str, Any]:
@@ -158,7 +170,7 @@ def _function(tool: Any, kind: Any, where: str) -> dict[str, Any]:
 def _choice(choice: Any) -> Any:
     """In the shapes of chat completions."""
     if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return one_function(choice)
     if isinstance(choice, dict):
         raise BadRequest(
             "'tool_choice' must be auto, none, required, or "
@@ -171,9 +183,7 @@ def _choice(choice: Any) -> Any:
 # ---- items ------------------------------------------------------------------------------------
 
 
-def _messages(
-    given: dict[str, Any], namespaces: dict[tuple[str, str], str]
-) -> list[dict[str, Any]]:
+def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
     said = Conversation("input")
     if instructions := typed(given, "instructions", str, ""):
         said.say("system", instructions)
@@ -182,13 +192,13 @@ def _messages(
         said.say("user", items)
     elif isinstance(items, list) and items:
         for at, item in enumerate(items):
-            _add(said, item, f"input[{at}]", namespaces)
+            _add(said, item, f"input[{at}]")
     else:
         raise BadRequest("'input' must be a text, or a list with at least one item.", param="input")
     return said.messages
 
 
-def _add(said: Conversation, item: Any, where: str, namespaces: dict[Any, str]) -> None:
+def _add(said: Conversation, item: Any, where: str) -> None:
     if not isinstance(item, dict):
         raise BadRequest(f"{where} must be an object, not {kind_of(item)}.", param=where)
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
@@ -214,7 +224,7 @@ def _add(said: Conversation, item: Any, where: str, namespaces: dict[Any, str]) 
             )
         call_id, name, arguments = own
         space = typed(item, "namespace", str)
-        said.call(call_id, namespaces.get((space, name), name), arguments)
+        said.call(call_id, name if space is None else _flat(space, name), arguments)
     elif kind == "function_call_output":
         output = text_of(item.get("output"), where, _TEXTS, "output")
         said.result(output, item.get("call_id"), where, "call_id")

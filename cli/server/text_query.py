@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ebbtide import GenerationConfig
-
 from .bad_request import BadRequest
 from .fields import tools_of
 from .messages import messages_of
@@ -20,10 +18,11 @@ from .request import Request
 
 @dataclass(frozen=True)
 class TextQuery:
-    """prompt: what is encoded or decoded, as Request has it. answer: from an LLM, what is told."""
+    """prompt: what is encoded or decoded, as Request has it. answer: from an LLM, and the settings
+    of answers that say nothing else, what is told."""
 
     prompt: Any
-    answer: Callable[[Any], dict[str, Any]]
+    answer: Callable[[Any, dict[str, Any]], dict[str, Any]]
     tools: list[Any] = field(default_factory=list)
     model: str | None = None
     stream: bool = False
@@ -35,7 +34,7 @@ def tokenize_query(body: dict[str, Any]) -> TextQuery:
     text, begins = body.get("content"), body.get("add_special") or False
     if not isinstance(text, str) or not isinstance(begins, bool):
         raise BadRequest("'content' must be a text, and 'add_special' true or false.")
-    return TextQuery(text, lambda llm: {"tokens": llm.encode(text, begins=begins)})
+    return TextQuery(text, lambda llm, _: {"tokens": llm.encode(text, begins=begins)})
 
 
 def detokenize_query(body: dict[str, Any]) -> TextQuery:
@@ -45,7 +44,7 @@ def detokenize_query(body: dict[str, Any]) -> TextQuery:
     if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise BadRequest("'tokens' must be a list of token ids.", param="tokens")
     return TextQuery(
-        ids, lambda llm: {"content": llm.tokenizer.decode(llm.encode(ids) if ids else [])}
+        ids, lambda llm, _: {"content": llm.tokenizer.decode(llm.encode(ids) if ids else [])}
     )
 
 
@@ -53,23 +52,27 @@ def template_query(body: dict[str, Any]) -> TextQuery:
     """{"messages": [...], "tools": [...]} -> {"prompt": what the chat template makes of them}"""
     _check_names(body, "messages", "tools")
     messages, found = messages_of(body.get("messages")), tools_of(body)
-    options = GenerationConfig(**found).chat_options
-    return TextQuery(
-        messages,
-        lambda llm: {"prompt": llm.tokenizer.chat_text(messages, **options)},
-        found.get("tools", []),
-    )
+
+    def text(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+        options = _chat_options(llm, defaults, found)
+        return {"prompt": llm.tokenizer.chat_text(messages, **options)}
+
+    return TextQuery(messages, text, found.get("tools", []))
 
 
 def count_query(request: Request, **more: Any) -> TextQuery:
     """How many tokens a chat's prompt has. more: what is told besides."""
-    options = GenerationConfig(**request.generation).chat_options
-    return TextQuery(
-        request.prompt,
-        lambda llm: {**more, "input_tokens": len(llm.encode(request.prompt, **options))},
-        request.tools,
-        request.model,
-    )
+
+    def count(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+        options = _chat_options(llm, defaults, request.generation)
+        return {**more, "input_tokens": len(llm.encode(request.prompt, **options))}
+
+    return TextQuery(request.prompt, count, request.tools, request.model)
+
+
+def _chat_options(llm: Any, defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What the chat template would be told if this were to be answered."""
+    return llm.generation.resolve(**{**defaults, **given}).chat_options
 
 
 def _check_names(body: dict[str, Any], *known: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from functools import partial
@@ -50,6 +51,7 @@ class Worker:
         self._answering: Job | None = None
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._next_query_s = 0.0  # when the answer under way may be interrupted for one again
         self.counts: Counter[str] = Counter()
         self.session: Any = None
         self._open_session()
@@ -116,7 +118,7 @@ class Worker:
             job.check()
             self._refuse_too_long(job.request)
             if isinstance(job.request, TextQuery):
-                last = job.request.answer(llm)
+                last = job.request.answer(llm, self._run.generation())
             else:
                 stream = self._stream(job.request)
                 last = self._told(job, stream)
@@ -143,15 +145,20 @@ class Worker:
 
     def _check(self, job: Job) -> None:
         """Between two layers or tokens of an answer: raises HungUp where nobody listens to it any
-        more, and answers what only the tokenizer is asked, which need not wait for its end. One
-        question at a time: the answer must go on, however many there are."""
+        more, and answers what only the tokenizer is asked, which need not wait for its end. The
+        answer then goes on for as long as that took: questions have half of the time at most,
+        however many there are."""
         job.check()
-        if (query := self._next_query()) is not None:
-            try:
-                self.answer(query)
-            except BaseException:
-                query.put(Stopping())
-                raise
+        began_s = time.monotonic()
+        if began_s < self._next_query_s or (query := self._next_query()) is None:
+            return
+        try:
+            self.answer(query)
+        except BaseException:
+            query.put(Stopping())
+            raise
+        now_s = time.monotonic()
+        self._next_query_s = now_s + (now_s - began_s)
 
     def _next_query(self) -> Job | None:
         if not self._waiting:
