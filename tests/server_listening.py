@@ -71,3 +71,10 @@ def output(text: str, **fields) -> Output:
         "prompt_tokens_details": {"cached_tokens": 2},
     }
     return Output(text=text, usage=usage, **{**OUTPUT_FIELDS, **fields})
+
+
+def strictly(type, value):
+    """What a client's package read leniently, each field held to its type."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type).validate_python(value.model_dump(exclude_unset=True, by_alias=True))

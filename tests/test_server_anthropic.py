@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_listening import ScriptedWorker, ask, listening, output
+from server_listening import ScriptedWorker, ask, listening, output, strictly
 
 from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
 from ebbtide.cli.server.anthropic_request import anthropic_request
@@ -317,13 +317,6 @@ def client():
     yield connected
     for server in opened:
         server.__exit__(None, None, None)
-
-
-def strictly(type, value):
-    """The package reads leniently; this holds each field to its type."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type).validate_python(value.model_dump(exclude_unset=True, by_alias=True))
 
 
 def assert_is_told(found):

@@ -16,6 +16,8 @@ from ebbtide.cli.server import job as job_module
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
 
+CHAT = "/v1/chat/completions"
+
 
 def connect(address, data: bytes) -> socket.socket:
     connection = socket.create_connection(address, timeout=PATIENCE_S)
@@ -23,28 +25,46 @@ def connect(address, data: bytes) -> socket.socket:
     return connection
 
 
-def post(length: int, body: bytes) -> bytes:
+def post(length: int, body: bytes, path: str = CHAT) -> bytes:
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     )
     return head.encode() + body
 
 
-def test_a_comment_now_and_then_while_there_is_nothing_to_say(monkeypatch):
+COMMENT = b": keep-alive\n\n"
+ASKED, AGAIN = {"input": "Hello"}, b"event: response.in_progress\n"
+STARTED = Started(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "script", "begins", "sign"),
+    [
+        (CHAT, HELLO, (), b'"role": "assistant"', COMMENT),
+        (CHAT, HELLO, (STARTED,), b'"role": "assistant"', COMMENT),
+        ("/v1/responses", ASKED, (), b"event: response.created\n", AGAIN),
+        ("/v1/responses", ASKED, (STARTED,), b"event: response.created\n", AGAIN),
+        ("/v1/messages", HELLO, (), b"", COMMENT),  # clients expect no ping before it begins
+        ("/v1/messages", HELLO, (STARTED,), b"event: message_start\n", b"event: ping\n"),
+    ],
+)
+def test_a_sign_of_life_now_and_then_while_there_is_nothing_to_say(
+    monkeypatch, path, body, script, begins, sign
+):
     monkeypatch.setattr(exchange, "KEEP_ALIVE_S", 0.01)
-    worker = ScriptedWorker()
+    worker = ScriptedWorker(*script)
     with listening(worker) as (address, log):
-        data = json.dumps({**HELLO, "stream": True}).encode()
-        connection = connect(address, post(len(data), data))
+        data = json.dumps({**body, "stream": True}).encode()
+        connection = connect(address, post(len(data), data, path))
         received = b""
-        while received.count(b": keep-alive\n\n") < 3:
+        while received.count(sign) < 4:
             received += connection.recv(4096)
-        assert b'"role": "assistant"' in received
+        assert begins in received
         assert not worker.gone.is_set()
         connection.close()
         assert worker.gone.wait(PATIENCE_S)
-    assert log == ["POST /v1/chat/completions: hung up"]
+    assert log == [f"POST {path}: hung up"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

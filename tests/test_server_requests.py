@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
+from ebbtide.cli.server.answer import KEEP_ALIVE
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.error_object import error_object
 from ebbtide.cli.server.fields import read_json
@@ -350,8 +351,8 @@ def test_progress_is_told_to_those_who_ask():
     asked = replace(chat(stream=True), return_progress=True)
     (told,) = events(CompletionAnswer(asked, "m").progress(started, progress))
     assert told["prompt_progress"] == {"total": 150, "cache": 100, "processed": 110, "time_ms": 500}
-    assert CompletionAnswer(chat(stream=True), "m").progress(started, progress) == b""
-    assert CompletionAnswer(asked, "m").progress(None, progress) == b""  # weights are loaded
+    assert CompletionAnswer(chat(stream=True), "m").progress(started, progress) == KEEP_ALIVE
+    assert CompletionAnswer(asked, "m").progress(None, progress) == KEEP_ALIVE  # of weights
 
 
 def test_without_the_packages_it_says_what_to_install(monkeypatch):

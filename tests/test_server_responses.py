@@ -9,7 +9,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_listening import ScriptedWorker, ask, listening, output
+from server_listening import ScriptedWorker, ask, listening, output, strictly
 
 from ebbtide import Piece, Progress, ToolCall, errors
 from ebbtide.cli.server.bad_request import BadRequest
@@ -266,13 +266,6 @@ def client():
     yield connected
     for server in opened:
         server.__exit__(None, None, None)
-
-
-def strictly(type, value):
-    """The package reads leniently; this holds each field to its type."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type).validate_python(value.model_dump(exclude_unset=True, by_alias=True))
 
 
 def test_a_whole_answer_is_a_response_of_items(client):

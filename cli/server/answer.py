@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from ebbtide import Output, Piece
+from ebbtide import Output, Piece, Progress
 
 from .error_object import error_object
 from .job import Started
@@ -35,7 +35,8 @@ def typed_event(value: dict[str, Any]) -> bytes:
 
 class Answer(ABC):
     """model: the name that is told. A stream is what `first`, `started`, `piece` for each piece,
-    and `last` or `failed` give, in this order; any may be empty."""
+    and `last` or `failed` give, in this order, with `alive` and `progress` in between; any may be
+    empty."""
 
     def __init__(self, request: Request, model: str, prefix: str):
         """prefix: of the id."""
@@ -67,9 +68,14 @@ class Answer(ABC):
     def piece(self, piece: Piece) -> bytes:
         """A bit of the answer, of the thought before it or of its calls."""
 
-    def progress(self, started: Started | None, progress: Any) -> bytes:
+    def alive(self, started: Started | None) -> bytes:
+        """That it goes on, while there is nothing else to tell. started: None where the request
+        still waits."""
+        return KEEP_ALIVE
+
+    def progress(self, started: Started | None, progress: Progress) -> bytes:
         """How far reading the prompt is."""
-        return b""
+        return self.alive(started)
 
     @abstractmethod
     def last(self, output: Output) -> bytes:

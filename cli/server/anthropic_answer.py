@@ -7,7 +7,7 @@ from typing import Any
 
 from ebbtide import Output
 
-from .answer import typed_event
+from .answer import KEEP_ALIVE, typed_event
 from .error_object import ANTHROPIC_PATH, error_object
 from .job import Started
 from .request import Request
@@ -23,29 +23,26 @@ class AnthropicAnswer(RunAnswer):
         super().__init__(request, model, "msg_")
 
     def whole(self, output: Output) -> dict[str, Any]:
-        usage = output.usage
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
         return {
-            **self._message(usage["prompt_tokens"], cached, usage["completion_tokens"]),
+            **self._message(_usage_of(output)),
             "content": [_block(run) for run in self._runs],
             **_end_of(output),
         }
 
     def started(self, started: Started) -> bytes:
-        message = self._message(started.prompt_tokens, started.cached_tokens, 0)
+        message = self._message(_usage(started.prompt_tokens, started.cached_tokens, 0))
         return typed_event({"type": "message_start", "message": message}) + _PING
 
-    def progress(self, started: Started | None, progress: Any) -> bytes:
+    def alive(self, started: Started | None) -> bytes:
         # Clients count pings as signs of life; before the message they expect none.
-        return b"" if started is None else _PING
+        return KEEP_ALIVE if started is None else _PING
 
     def failed(self, error: BaseException) -> bytes:
         return typed_event(error_object(error, ANTHROPIC_PATH)[1])
 
     def _close(self, output: Output) -> bytes:
-        usage = self.whole(output)["usage"]
-        delta = {"type": "message_delta", "delta": _end_of(output), "usage": usage}
-        return typed_event(delta) + typed_event({"type": "message_stop"})
+        end = {"delta": _end_of(output), "usage": _usage_of(output)}
+        return typed_event({"type": "message_delta", **end}) + typed_event({"type": "message_stop"})
 
     def _begin(self, run: Run) -> bytes:
         return _event(run, "content_block_start", content_block=_block(run, is_empty=True))
@@ -65,8 +62,7 @@ class AnthropicAnswer(RunAnswer):
             found = _event(run, "content_block_delta", delta=signed)
         return found + _event(run, "content_block_stop")
 
-    def _message(self, prompt: int, cached: int, written: int) -> dict[str, Any]:
-        """Tokens: of the prompt, of those that were not read again, and of the answer."""
+    def _message(self, usage: dict[str, int]) -> dict[str, Any]:
         return {
             "id": self.id,
             "type": "message",
@@ -75,12 +71,7 @@ class AnthropicAnswer(RunAnswer):
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {
-                "input_tokens": prompt - cached,
-                "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": cached,
-                "output_tokens": written,
-            },
+            "usage": usage,
         }
 
 
@@ -89,6 +80,22 @@ _PING = typed_event({"type": "ping"})
 
 def _event(run: Run, kind: str, **fields: Any) -> bytes:
     return typed_event({"type": kind, "index": run.index, **fields})
+
+
+def _usage(prompt: int, cached: int, written: int) -> dict[str, int]:
+    """Tokens: of the prompt, of those that were not read again, and of the answer."""
+    return {
+        "input_tokens": prompt - cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": written,
+    }
+
+
+def _usage_of(output: Output) -> dict[str, int]:
+    usage = output.usage
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return _usage(usage["prompt_tokens"], cached, usage["completion_tokens"])
 
 
 def _end_of(output: Output) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
 from .fields import Fields, effort_of, one_function, schema_of, tools_of, typed
+from .messages import role_of
 from .request import Request
 
 _FIELDS = Fields(
@@ -26,8 +27,7 @@ _FIELDS = Fields(
         *("diagnostics", "user_profile_id", "workspace_id"),
     ),
 )
-_ROLES = ("user", "assistant", "system")
-_BLOCKS = {
+_BLOCKS = {  # by whose message they are in
     "user": ("text", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
@@ -159,14 +159,7 @@ def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _add(said: Conversation, message: Any, where: str) -> None:
-    if not isinstance(message, dict):
-        raise BadRequest(f"{where} must be an object with role and content.", param=where)
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadRequest(
-            f"{where}: the role must be one of {', '.join(_ROLES)}, not {role!r}.",
-            param=f"{where}.role",
-        )
+    role = role_of(message, where, _BLOCKS)
     for block in _blocks(message.get("content"), role, where):
         kind = block["type"]
         if kind == "text":

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from ebbtide import Output, Piece, Progress
 
-from .answer import KEEP_ALIVE, Answer
+from .answer import Answer
 from .error_object import error_object
 from .job import HungUp, Job, Started
 
@@ -121,7 +121,7 @@ class EventStream(Response):
         yield answer.first()
         while True:
             if found is None:
-                yield KEEP_ALIVE
+                yield answer.alive(started)
             elif isinstance(found, BaseException):
                 yield answer.failed(found)
                 return
@@ -134,7 +134,7 @@ class EventStream(Response):
             elif isinstance(found, Piece):
                 yield answer.piece(found)
             elif isinstance(found, Progress):
-                yield answer.progress(started, found) or KEEP_ALIVE
+                yield answer.progress(started, found)
             found = await self._exchange.next_event(KEEP_ALIVE_S)
 
 

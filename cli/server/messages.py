@@ -6,6 +6,7 @@ What answers carry when they are sent back is understood, calls of functions amo
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from .bad_request import BadRequest, kind_of
@@ -39,14 +40,7 @@ def check_count(messages: list[Any], where: str) -> None:
 
 
 def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise BadRequest(f"{where} must be an object with role and content.", param=where)
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadRequest(
-            f"{where}: the role must be one of {', '.join(_ROLES)}, not {role!r}.",
-            param=f"{where}.role",
-        )
+    role = role_of(message, where, _ROLES)
     for name, value in message.items():
         if (
             name in ("role", "content", *_OWN.get(role, ()), *_MESSAGE_EXTRAS)
@@ -68,6 +62,19 @@ def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]
     if role == "tool":
         return result_message(text, message.get("tool_call_id"), called, where, "tool_call_id")
     return {"role": _ROLES[role], "content": text}
+
+
+def role_of(message: Any, where: str, roles: Collection[str]) -> str:
+    """Whose a message is. Raises BadRequest for what is no message, or of nobody among `roles`."""
+    if not isinstance(message, dict):
+        raise BadRequest(f"{where} must be an object with role and content.", param=where)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in roles:
+        raise BadRequest(
+            f"{where}: the role must be one of {', '.join(roles)}, not {role!r}.",
+            param=f"{where}.role",
+        )
+    return role
 
 
 def answer_message(text: str, calls: list[dict[str, Any]], thought: Any) -> dict[str, Any]:

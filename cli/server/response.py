@@ -100,9 +100,9 @@ class CompletionAnswer(Answer):
         return found
 
     def progress(self, started: Started | None, progress: Any) -> bytes:
-        """How far reading the prompt is, for who asked for it; nothing for others."""
+        """How far reading the prompt is, for who asked for it."""
         if not self._request.return_progress or started is None:
-            return b""
+            return self.alive(started)
         told = {
             "total": started.prompt_tokens,
             "cache": started.cached_tokens,

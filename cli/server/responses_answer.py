@@ -54,7 +54,7 @@ class ResponsesAnswer(RunAnswer):
             "response.in_progress", response=response
         )
 
-    def progress(self, started: Started | None, progress: Any) -> bytes:
+    def alive(self, started: Started | None) -> bytes:
         # Some clients give up where no event comes for minutes; comments are none to them.
         return self._event("response.in_progress", response=self._response("in_progress"))
 

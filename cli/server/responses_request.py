@@ -11,7 +11,7 @@ from typing import Any
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
 from .fields import Fields, check_neutral, effort_of, one_function, schema_of, tools_of, typed
-from .messages import text_of
+from .messages import role_of, text_of
 from .request import VERBOSITY, Request
 
 NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
@@ -203,12 +203,7 @@ def _add(said: Conversation, item: Any, where: str) -> None:
         raise BadRequest(f"{where} must be an object, not {kind_of(item)}.", param=where)
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     if kind == "message":
-        role = item.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise BadRequest(
-                f"{where}: the role must be one of {', '.join(_ROLES)}, not {role!r}.",
-                param=f"{where}.role",
-            )
+        role = role_of(item, where, _ROLES)
         said.say(_ROLES[role], text_of(item.get("content"), where, _TEXTS))
     elif kind == "reasoning":
         # Of another server's there may be but a summary, or what only that server can read.
