@@ -299,6 +299,25 @@ def test_many_questions_to_the_tokenizer_leave_an_answer_half_of_the_time(worker
     assert again - first >= 10 and told.count(Piece) == 40 and told[-1] is Output
 
 
+def test_log_probabilities_are_not_interrupted_since_they_lie_where_a_text_is_encoded(
+    worker, script
+):
+    script += [5] * 2
+
+    def asks_meanwhile(job):
+        put = job.put
+
+        def put_and_ask(event):
+            put(event)
+            if isinstance(event, Started):
+                worker.submit(tokenize_query({"content": "Once"}))
+
+        job.put = put_and_ask
+
+    events_of(worker, chat(max_tokens=2, logprobs=True), asks_meanwhile)
+    assert worker.num_waiting == 1
+
+
 def test_what_the_tokenizer_is_asked_waits_for_no_answer(worker, script, clock):
     script += [5] * 4
     text, told = "Once upon a time", []

@@ -113,7 +113,10 @@ class Worker:
         """Streams one answer; what goes wrong becomes the job's last event."""
         llm, stream = self._llm, None
         before = llm.on_progress, llm.check
-        llm.on_progress, llm.check = job.note, partial(self._check, job)
+        # Log-probabilities lie where the plan has room for a text to be encoded.
+        is_alone = isinstance(job.request, TextQuery) or job.request.tells_logprobs
+        llm.check = job.check if is_alone else partial(self._check, job)
+        llm.on_progress = job.note
         try:
             job.check()
             self._refuse_too_long(job.request)
@@ -176,7 +179,7 @@ class Worker:
         job.put(Started(usage["prompt_tokens"], cached))
         for piece in stream:
             job.put(piece)
-            self._check(job)
+            self._llm.check()
         self._count(stream.output.usage)
         return stream.output
 
