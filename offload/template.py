@@ -23,7 +23,7 @@ from .tools import checked_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000
-MAX_DEPTH = 32  # of lists and objects within a message
+MAX_DEPTH = 64  # of lists and objects within a message; schemas may have as many
 _NO_TOOLS = {"tools": [], "functions": ""}
 
 # For models without a template: plain text that base models continue well.

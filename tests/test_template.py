@@ -387,11 +387,11 @@ def test_deep_messages_are_refused():
     deep = []
     for _ in range(100):
         deep = [deep]
-    with pytest.raises(InputError, match="nested more than 32"):
+    with pytest.raises(InputError, match="nested more than 64"):
         check_messages([{"role": "user", "content": "x", "tools": deep}])
     for arguments in ({"a": deep}, json.dumps({"a": deep})):
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-        with pytest.raises(InputError, match="nested more than 32"):
+        with pytest.raises(InputError, match="nested more than 64"):
             check_messages([{"role": "assistant", "tool_calls": [call]}])
 
 
