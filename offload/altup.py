@@ -42,19 +42,13 @@ class AltUpLayers:
         return torch.cat((active, x[:, self._size :]), 1)
 
     def corrected(
-        self,
-        w: LayerTensors,
-        predicted: torch.Tensor,
-        before: torch.Tensor,
-        active: torch.Tensor,
-        rows: slice,
+        self, w: LayerTensors, predicted: torch.Tensor, active: torch.Tensor, rows: slice
     ) -> torch.Tensor:
-        """The streams behind a layer that made `active` of its `before`. predicted: as `predicted`
-        gives them; the first is not read."""
+        """The streams behind a layer that made `active` of the first of what it predicted."""
         shares = tiled(self._modalities(w, active, rows), rows, w["altup.correction_coefs.weight"])
-        streams = self.with_first(predicted, before).view(len(active), self._count, -1)
-        streams += (active - before).unsqueeze(1) * (shares + 1.0).unsqueeze(2)
-        return streams.view(len(active), -1)
+        streams = predicted.view(len(active), self._count, -1)
+        change = (active - streams[:, 0]).unsqueeze(1) * (shares + 1.0).unsqueeze(2)
+        return change.add_(streams).view(len(active), -1)
 
     def gated(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         """Of corrected streams, what gates the layer's own inputs."""

@@ -89,18 +89,24 @@ class Decoder:
 
         `w`: the layer's tensors; of them only the norm's and the query's are read, and AltUp's.
         """
-        return self._queries(layer, w, self._mixer_input(w, x, rows), rows, position)[0]
+        active = x if self._altup is None else self._altup.active(w, x, rows)
+        return self._queries(layer, w, self._mixer_norm(w, active), rows, position)[0]
+
+    def predicted(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Residual rows x (n, residual_size) as all that a layer does takes them: streams as it
+        expects them to be behind it, of which it works on the first."""
+        return x if self._altup is None else self._altup.predicted(w, x, rows)
 
     def project(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> Projected:
-        """Of residual rows x (n, hidden_size), the first of which is at `position`."""
+        """Of rows x (n, residual_size) as `predicted` gives them, the first at `position`."""
         step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
             q, k, v, gate = step.project(x, *angles, self.query_scale(layer, position))
             return Projected(q, (k, v), gate)
-        h = self._mixer_input(w, x, rows)
+        h = self._mixer_norm(w, x if self._altup is None else self._altup.first(x))
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
             gate = self._own_gate(layer, w, h, rows)
@@ -126,8 +132,9 @@ class Decoder:
         cell: int,
         row: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Queries and gate of the residual row x (1, hidden_size) at `position`, whose keys and
-        values, if it has some, go to a row of a raw cell. kv: the layer's number there.
+        """Queries and gate of the row x (1, residual_size) at `position`, as `predicted` gives it.
+        Its keys and values, if it has some, go to a row of a raw cell. kv: the layer's number
+        there.
         """
         step = self._projecting_step(layer, w, x)
         if step is None:
@@ -202,13 +209,11 @@ class Decoder:
     def add_mixed(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
     ) -> torch.Tensor:
-        """Residual rows x plus the output projections; of streams, the first as it is predicted
-        plus those, the others as they are predicted."""
+        """Residual rows x plus the output projections; of streams, the first plus those."""
         if self._altup is None:
             return self._add_outputs(layer, w, x, mixed, rows)
-        predicted = self._altup.predicted(w, x, rows)
-        active = self._altup.first(predicted)
-        return self._altup.with_first(predicted, self._add_outputs(layer, w, active, mixed, rows))
+        active = self._altup.first(x)
+        return self._altup.with_first(x, self._add_outputs(layer, w, active, mixed, rows))
 
     def _add_outputs(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
@@ -237,12 +242,12 @@ class Decoder:
     ) -> torch.Tensor:
         """Residual rows x plus the MLP's output, if the layer has one; streams are corrected by
         that. entered: the rows that entered the layer, which are what a parallel MLP reads, and
-        what streams were predicted from."""
+        the streams as they were predicted."""
         if self._altup is None:
             return self._add_mlp_output(layer, w, x, rows, entered)
-        before = self._altup.active(w, entered, rows)
-        active = self._add_mlp_output(layer, w, self._altup.first(x), rows, before)
-        return self._altup.corrected(w, x, before, active, rows)
+        first = self._altup.first
+        active = self._add_mlp_output(layer, w, first(x), rows, first(entered))
+        return self._altup.corrected(w, entered, active, rows)
 
     def _add_mlp_output(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, entered: torch.Tensor
@@ -333,9 +338,8 @@ class Decoder:
     def _projecting_step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         return self._step(layer, w, x) if self._steps.has_projections(layer) else None
 
-    def _mixer_input(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """What attention reads of the residual."""
-        x = x if self._altup is None else self._altup.active(w, x, rows)
+    def _mixer_norm(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+        """What attention reads of what the layer works on."""
         return self._norm(w, self.config.norms.before_attention, x)
 
     def _mlp_input(self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:

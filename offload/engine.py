@@ -219,7 +219,7 @@ class Engine:
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
             w, kv = self.weights.layer(layer), self._kv[layer]
-            bias = self._page_bias(w)
+            bias, x = self._page_bias(w), self.decoder.predicted(w, x, slice(0, count))
             if row == 0:
                 self._seal(sequence, kv, cell - 2, bias)
             q, own, gate = self.decoder.project(layer, w, x, slice(0, count), position)
@@ -252,6 +252,7 @@ class Engine:
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
             w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
+            x = self.decoder.predicted(w, x, rows)
             selects = self._selects(kv)
             following = self._following(layer) if selects or kv is None else None
             if following is not None:
@@ -318,8 +319,7 @@ class Engine:
             x = torch.zeros(cells, self.config.hidden_size, device=self.device)
             tokens = sequence.tokens[start:end]
             x[rows] = self.weights.embed(tokens)
-            x, given = self.weights.entering(tokens, x, rows)
-            sweep.append(_CellRows(cell, rows, x, given))
+            sweep.append(_CellRows(cell, rows, *self.weights.entering(tokens, x, rows)))
             start = end
         return sweep
 
@@ -362,6 +362,7 @@ class Engine:
                 continue
             position, new = part.cell * self.geometry.cell_tokens, part.rows
             rows = wanted[index] if shares else new
+            part.x = self.decoder.predicted(w, part.x, rows)
             q, own, gate = self.decoder.project(layer, w, part.x, rows, position)
             if own is not None:
                 self._seal(sequence, kv, part.cell - 2, bias)
@@ -408,9 +409,7 @@ class Engine:
         if rows_stand_alone(self.device):
             first, count = min(rows.start, cells - 2), max(2, rows.stop - rows.start)
         if count < cells:
-            kv_heads, _, dim = q.shape
-            q = q.view(kv_heads, -1, cells, dim)[:, :, first : first + count]
-            q = q.reshape(kv_heads, -1, dim)
+            q = q.unflatten(1, (-1, cells))[:, :, first : first + count].flatten(1, 2)
         return Query(q, count, cell * cells + first, cell)
 
     # From here on keys and values are spoken of: `kv` is a layer's number among those that attend.

@@ -281,7 +281,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         )
         per_cell += 3 * max(0 if e.latent is None else e.latent.size for e in experts)
     inner = _widest(config)
-    between = inner * (4 if any(config.gate_cutoffs) else 3)
+    between = inner * (4 if any(c is not None for c in config.gate_cutoffs) else 3)
     own = _per_layer_numbers(config)
     gathered = (3 + any(e.weighs_input for e in experts)) * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.

@@ -3,7 +3,7 @@
     hermes   <tool_call>{"name": "f", "arguments": {...}}</tool_call>      Hermes, Qwen2.5 and 3
     tagged   <tool_call><function=f><parameter=a>...</tool_call>            Qwen3-Coder, Qwen3.5
     keyed    <tool_call>f<arg_key>a</arg_key><arg_value>...</tool_call>     GLM-4.5 and later
-    llama    {"name": "f", "parameters": {...}}                             Llama 3.x
+    llama    {"name": "f", "parameters": {...}}                             Llama 3.x, 4
     mistral  [TOOL_CALLS][{"name": "f", "arguments": {...}}]                to Mistral Nemo
     mistral  [TOOL_CALLS]f[ARGS]{...}                                       later ones
     apriel   <tool_calls>[{"name": "f", "arguments": {...}}]</tool_calls>   Apriel
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
@@ -152,6 +152,7 @@ _LLAMA = ToolFormat(
     at_start=True,
     takes_one=True,
 )
+_LLAMA4 = replace(_LLAMA, marks=(), takes_one=False)
 _MISTRAL_LIST = ToolFormat(
     "mistral",
     "[TOOL_CALLS]",
@@ -204,6 +205,7 @@ _KNOWN_BY: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<tool_call>", '"arguments'), _HERMES),
     (("<tool_call>", '\\"arguments'), _HERMES),
     (("<tool_call>", "'arguments'"), _HERMES),
+    (("<|python_start|>", '{"name": function name, "parameters": dictionary'), _LLAMA4),
     (('{"name": function name, "parameters": dictionary',), _LLAMA),
 )
 
@@ -224,7 +226,7 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat | None:
             return format
     raise InputError(
         f"{tokenizer.name} writes calls of functions in a way that Ebbtide does not read; it reads "
-        "those of Hermes and Qwen, GLM, Llama 3, Mistral, Apriel, gpt-oss and Gemma 4"
+        "those of Hermes and Qwen, GLM, Llama 3 and 4, Mistral, Apriel, gpt-oss and Gemma 4"
     )
 
 

@@ -105,7 +105,9 @@ def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2", "gemma3n", "gemma4", "youtu"])
+@pytest.mark.parametrize(
+    "name", ["llama2", "qwen2", "gemma2", "gemma3n-two-streams", "gemma4", "youtu"]
+)
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name, config):
     folder, mode = checkpoint(name), Mode("bounded", selector_options={"epsilon": 0.05})

@@ -137,7 +137,8 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
         decoder = Decoder(llm.config, llm.device)
         for layer in range(llm.config.num_layers):
             w = llm.admission.weights.layer(layer)
-            q, *_ = decoder.project(layer, w, x, slice(0, 32), 96)
+            predicted = decoder.predicted(w, x, slice(0, 32))
+            q, *_ = decoder.project(layer, w, predicted, slice(0, 32), 96)
             needed = (
                 "altup.",
                 "self_attn.q_",

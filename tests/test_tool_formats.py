@@ -50,6 +50,19 @@ def test_the_same_from_tokens_of_which_some_are_special(tokenizer):
     assert len(call.id) == 9 and call.id.isalnum()
 
 
+def test_control_tokens_beside_calls_of_llama_4_are_nothing(tmp_path):
+    """Its template writes both before the calls, models one of them on either side."""
+    tokenizer = tokenizer_of("llama 4", tmp_path)
+    written = '{"name": "clock", "parameters": {}}'
+    for answer in (f"<|python_start|><|python_end|>{written}" * 2, f"<|python_start|>{written}"):
+        reader = tokenizer.answer_reader(
+            tokenizer.chat_ids([USER], tools=TOOLS), (), Calls(OFFERED)
+        )
+        said = [*map(reader.push, ids_of(tokenizer, answer)), reader.finish()]
+        assert all(text == "" for _, text in said)
+        assert [call.name for call in reader.take_calls()] == ["clock"] * answer.count(written)
+
+
 def test_texts_before_calls_stay_and_blanks_between_go(tokenizer):
     format = format_of(tokenizer)
     written = call_text(tokenizer)
@@ -146,6 +159,11 @@ WRITTEN = [
     ),
     ("llama", '{"name": "Ann", "parameters": {}}', None),
     ("llama", '{"name": "clock", "parameters": {}} is the call.', None),
+    (
+        "llama 4",
+        '{"name": "clock", "parameters": {}}{"name": "clock", "parameters": {}}',
+        [("clock", {})] * 2,
+    ),
     (
         "mistral",
         "[TOOL_CALLS]clock[CALL_ID]abcdefghi[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",

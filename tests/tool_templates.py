@@ -62,6 +62,10 @@ _CALLS = {
         '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}'
         '{# {"name": function name, "parameters": dictionary #}'
     ),
+    "llama 4": (
+        '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}'
+        '{# <|python_start|> {"name": function name, "parameters": dictionary #}'
+    ),
     "mistral": "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}",
     "mistral list": (
         '[TOOL_CALLS][{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]'
@@ -80,7 +84,7 @@ _CALLS = {
 FORMATS = tuple(_CALLS)
 _SPECIAL = (
     *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call>", "<tool_call|>", '<|"|>'),
-    *("<|im_start|>", "<|im_end|>"),
+    *("<|im_start|>", "<|im_end|>", "<|python_start|>", "<|python_end|>"),
 )
 _SOFT = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<think>", "</think>")
 
