@@ -315,7 +315,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
 # Fields whose null is an answer, and not an absence.
 _NULLS = (
     *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
-    *("block_ffn_dim_multiplier", "mamba_d_ssm", "q_lora_rank"),
+    *("block_ffn_dim_multiplier", "mamba_d_ssm", "q_lora_rank", "attention_chunk_size"),
     *("scale_depth", "dim_model_base"),
 )
 

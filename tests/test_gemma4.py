@@ -225,8 +225,10 @@ def test_tiers_change_no_bit(checkpoint, tmp_path, name, codec):
 def test_every_layer_selects_by_its_own_query(checkpoint, tmp_path, monkeypatch, name):
     """Whoever's the pages are; and neither tiers nor rehearsals change a bit."""
     monkeypatch.setattr(foresight, "STEPS_BYTES", 0)  # layers this small are rehearsed too
+    # What streams are predicted to be is large beside what attention adds to it here.
+    bounded = Mode("bounded", selector_options={"epsilon": 0.01}) if name == "gemma3n" else BOUNDED
     exact, _, _ = run(checkpoint(name), tmp_path)
-    expected, _, kept = run(checkpoint(name), tmp_path, BOUNDED)
+    expected, _, kept = run(checkpoint(name), tmp_path, bounded)
     selected, trail = kept["selected"], kept["sequence"].trail
     config = read_model_config(checkpoint(name))
     selecting = [kv for kv, window in enumerate(config.kv_windows) if window is None]
@@ -240,7 +242,7 @@ def test_every_layer_selects_by_its_own_query(checkpoint, tmp_path, monkeypatch,
     nearly, _, _ = run(checkpoint(name), tmp_path, all_of_it)
     assert (nearly - exact).abs().max() < 1e-3 < (expected - exact).abs().max()
     for share in (0.0, 0.3):
-        logits, stats, kept = run(checkpoint(name), tmp_path, BOUNDED, share=share)
+        logits, stats, kept = run(checkpoint(name), tmp_path, bounded, share=share)
         assert torch.equal(logits, expected)
         assert stats.bytes_read["disk"] > 0
 

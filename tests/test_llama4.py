@@ -99,6 +99,8 @@ def test_what_the_file_leaves_out():
     growth = scout.query_growth
     assert (growth.beta, growth.every, growth.ahead, growth.unturned) == (0.1, 8192, 1, True)
     assert sized("Scout", attn_temperature_tuning=False).query_growth is None
+    everywhere = {"layer_types": ["full_attention"] * 48, "attention_chunk_size": None}
+    assert sized("Scout", **everywhere).windows == (None,) * 48
     few = sized("Scout", moe_layers=[2], num_hidden_layers=4)
     assert [e is not None for e in few.experts] == [False, False, True, False]
 
@@ -116,6 +118,7 @@ def test_both_layouts_say_the_same(checkpoint, name):
         ({"no_rope_layers": [2] * 48}, "no_rope_layers", BadCheckpoint),
         ({"no_rope_layers": [1] * 3}, "no_rope_layers must name 48 layers", BadCheckpoint),
         ({"attention_chunk_size": 0}, "attention_chunk_size is 0", BadCheckpoint),
+        ({"attention_chunk_size": None}, "does not say attention_chunk_size", BadCheckpoint),
         ({"attn_temperature_tuning": "yes"}, "attn_temperature_tuning is 'yes'", BadCheckpoint),
         ({"floor_scale": 0}, "floor_scale is 0", BadCheckpoint),
         ({"moe_layers": "all"}, "moe_layers is 'all'", BadCheckpoint),
