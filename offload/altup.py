@@ -26,12 +26,15 @@ class AltUpLayers:
         self._scales = altup.scales_active
 
     def predicted(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """What a layer expects the streams x to be behind it."""
-        return self._predicted(w, x, rows, self._count)
-
-    def active(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """The first of `predicted`, to the bit: what the layer works on."""
-        return self._predicted(w, x, rows, 1)
+        """What a layer expects the streams x to be behind it; it works on the first."""
+        n, count = len(x), self._count
+        modalities = self._modalities(w, self.first(x), rows)
+        shares = tiled(modalities, rows, w["altup.prediction_coefs.weight"]).view(n, count, count)
+        streams = x.view(n, count, -1)
+        out = streams.clone()
+        for number in range(count):
+            out += streams[:, number : number + 1] * shares[:, :, number].unsqueeze(2)
+        return out.view(n, -1)
 
     def first(self, x: torch.Tensor) -> torch.Tensor:
         """The first stream of x."""
@@ -59,16 +62,6 @@ class AltUpLayers:
         """x with y (n, hidden_size) added to all streams but the first."""
         streams = x.view(len(x), self._count, -1)
         return torch.cat((streams[:, :1], streams[:, 1:] + y.unsqueeze(1)), 1).view(x.shape)
-
-    def _predicted(self, w: LayerTensors, x: torch.Tensor, rows: slice, wanted: int):
-        n, count = len(x), self._count
-        modalities = self._modalities(w, self.first(x), rows)
-        shares = tiled(modalities, rows, w["altup.prediction_coefs.weight"]).view(n, count, count)
-        streams = x.view(n, count, -1)
-        out = streams[:, :wanted].clone()
-        for number in range(count):
-            out += streams[:, number : number + 1] * shares[:, :wanted, number].unsqueeze(2)
-        return out.view(n, -1)
 
     def _modalities(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """(n, streams) of rows x (n, hidden_size), each from -1 to 1."""

@@ -89,8 +89,8 @@ class Decoder:
 
         `w`: the layer's tensors; of them only the norm's and the query's are read, and AltUp's.
         """
-        active = x if self._altup is None else self._altup.active(w, x, rows)
-        return self._queries(layer, w, self._mixer_norm(w, active), rows, position)[0]
+        h = self._mixer_input(w, self.predicted(w, x, rows))
+        return self._queries(layer, w, h, rows, position)[0]
 
     def predicted(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """Residual rows x (n, residual_size) as all that a layer does takes them: streams as it
@@ -106,7 +106,7 @@ class Decoder:
             angles = self.ropes[layer].angles(position, 1)
             q, k, v, gate = step.project(x, *angles, self.query_scale(layer, position))
             return Projected(q, (k, v), gate)
-        h = self._mixer_norm(w, x if self._altup is None else self._altup.first(x))
+        h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
             gate = self._own_gate(layer, w, h, rows)
@@ -338,8 +338,9 @@ class Decoder:
     def _projecting_step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         return self._step(layer, w, x) if self._steps.has_projections(layer) else None
 
-    def _mixer_norm(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
-        """What attention reads of what the layer works on."""
+    def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+        """What attention reads of rows as `predicted` gives them."""
+        x = x if self._altup is None else self._altup.first(x)
         return self._norm(w, self.config.norms.before_attention, x)
 
     def _mlp_input(self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:

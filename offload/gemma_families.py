@@ -26,24 +26,12 @@ def gemma4(get: Fields, head_dim: int) -> dict:
         )
     # The last layer sees everything, whatever the file says.
     slides = [*get.slides(lambda layer: (layer + 1) % 6 != 0)[:-1], False]
-    shapes = _shapes(get, head_dim, slides)
-    sources = _sources(get, slides)
-    window = get.number("sliding_window")
-    bias = get.flag("attention_bias", False)
+    shapes, fields = _shapes(get, head_dim, slides), _gemma(get, slides, None)
     return {
+        **fields,
         "ropes": _ropes(get, shapes, slides),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "norms": GEMMA2_NORMS,
-        "qk_norm": "head",
-        "value_norm": True,
-        "attention_scale": 1.0,
-        "embedding_multiplier": get.number("hidden_size") ** 0.5,
-        "logits_softcap": softcap(get, "final_logit_softcapping", None),
-        "windows": tuple(window if slide else None for slide in slides),
         "attention_shapes": shapes,
-        "kv_sources": sources,
-        "inner_sizes": _inner_sizes(get, sources),
+        "inner_sizes": _inner_sizes(get, fields["kv_sources"]),
         "per_layer_inputs": _per_layer_inputs(get),
         "layer_scalars": True,
         **_experts(get),
@@ -56,21 +44,10 @@ def gemma3n(get: Fields, head_dim: int) -> dict:
             f"{get.path}: altup_active_idx is {get.raw['altup_active_idx']}; Ebbtide runs models "
             "whose layers work on the first residual stream, 0."
         )
-    slides = get.slides(_gemma3n_slides)
-    window, bias = get.number("sliding_window"), get.flag("attention_bias", False)
     theta = get.raw.get("rope_local_base_freq")
     return {
+        **_gemma(get, get.slides(_gemma3n_slides), 30.0),
         "ropes": two_ropes(get, head_dim, _gemma3n_slides, 1e4 if theta is None else theta, 1e6),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "norms": GEMMA2_NORMS,
-        "qk_norm": "head",
-        "value_norm": True,
-        "attention_scale": 1.0,
-        "embedding_multiplier": get.number("hidden_size") ** 0.5,
-        "logits_softcap": softcap(get, "final_logit_softcapping", 30.0),
-        "windows": tuple(window if slide else None for slide in slides),
-        "kv_sources": _sources(get, slides),
         "inner_sizes": _each(get.numbers("intermediate_size"), get.num_layers),
         "per_layer_inputs": PerLayerInputs(
             get.number("vocab_size_per_layer_input"),
@@ -81,6 +58,24 @@ def gemma3n(get: Fields, head_dim: int) -> dict:
         ),
         "laurel_rank": get.number("laurel_rank"),
         "gate_cutoffs": _gate_cutoffs(get),
+    }
+
+
+def _gemma(get: Fields, slides: list[bool], cap: float | None) -> dict:
+    """What both have alike. slides: which layers have a window; cap: of logits, where the file says
+    none."""
+    window, bias = get.number("sliding_window"), get.flag("attention_bias", False)
+    return {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "norms": GEMMA2_NORMS,
+        "qk_norm": "head",
+        "value_norm": True,
+        "attention_scale": 1.0,
+        "embedding_multiplier": get.number("hidden_size") ** 0.5,
+        "logits_softcap": softcap(get, "final_logit_softcapping", cap),
+        "windows": tuple(window if slide else None for slide in slides),
+        "kv_sources": _sources(get, slides),
     }
 
 

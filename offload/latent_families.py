@@ -70,8 +70,9 @@ def mistral4(get: Fields, head_dim: int) -> dict:
 
 def mistral3_text(get: Fields, head_dim: int) -> dict:
     """Files of one architecture hold the text parts of three."""
-    parts = {"mistral": mistral, "mistral4": mistral4}
-    return parts.get(get.raw.get("model_type"), ministral3)(get, head_dim)
+    kind = get.raw.get("model_type")
+    part = {"mistral": mistral, "mistral4": mistral4}.get(kind) if isinstance(kind, str) else None
+    return (part or ministral3)(get, head_dim)
 
 
 def youtu(get: Fields, head_dim: int) -> dict:

@@ -106,7 +106,8 @@ def test_answers_are_the_same(checkpoint, tmp_path, always, name, config):
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "name", ["llama2", "qwen2", "gemma2", "gemma3n-two-streams", "gemma4", "youtu"]
+    "name",
+    ["llama2", "qwen2", "gemma2", "gemma3n-two-streams", "gemma4", "youtu", "llama4-moe"],
 )
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_answers_of_bounded_mode_are_the_same(checkpoint, tmp_path, always, name, config):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_checkpoints import FAMILIES
 
@@ -261,7 +261,10 @@ _NAMES = sorted(
     | {"sliding_window_pattern", "rope_local_base_freq", "text_config", "no_rope_layers"}
     | {"num_experts", "num_local_experts", "num_experts_per_tok", "mlp_only_layers"}
     | {"decoder_sparse_step", "query_pre_attn_scalar", "attn_logit_softcapping", "clip_qkv"}
-    | {"logits_scaling", "attention_multiplier", "original_max_position_embeddings"}
+    | {"logits_scaling", "attention_multiplier", "original_max_position_embeddings", "model_type"}
+    | {"altup_active_idx", "altup_num_inputs", "altup_correct_scale", "activation_sparsity_pattern"}
+    | {"num_kv_shared_layers", "moe_layers", "attention_chunk_size", "attn_temperature_tuning"}
+    | {"interleave_moe_layer_step", "no_rope_layer_interval", "attn_scale", "floor_scale"}
 )
 _ROPE_KINDS = ["yarn", "linear", "llama3", "dynamic", "longrope", "su"]
 _ROPE = st.dictionaries(
@@ -274,6 +277,7 @@ _ROPE = st.dictionaries(
 
 
 @settings(max_examples=400)
+@example(changes={"model_type": {}}, architecture="Mistral3ForConditionalGeneration")
 @given(
     changes=st.dictionaries(st.sampled_from(_NAMES), _JSON | _ROPE, max_size=3),
     architecture=st.sampled_from(sorted(SUPPORTED)),
