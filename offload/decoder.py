@@ -76,11 +76,6 @@ class Decoder:
             lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
         )
 
-        self._routed = Prepared(
-            lambda layer, w: routed_step(w, config.activation, config.experts_of(layer)),
-            is_resident,
-        )
-
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> torch.Tensor:
@@ -316,7 +311,7 @@ class Decoder:
 
     def routed_step(self, layer: int, w: LayerTensors) -> RoutedStep | None:
         """The compiled step of a layer's experts, of one row; or None."""
-        return self._routed.of(layer, w)
+        return routed_step(w, self.config.activation, self.config.experts_of(layer))
 
     def query_scale(self, layer: int, position: int) -> float:
         """What a layer's query at a position is multiplied by."""

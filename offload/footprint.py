@@ -23,6 +23,7 @@ from .weights import HEAD_BLOCK_ROWS
 SLACK_BYTES = 40 << 20
 MOST_VERIFIED = 16  # tokens that are verified at once
 BIASED_SPANS = 8  # whose key biases' part of their scores is computed at once
+_EXPERT_NUMBERS_BYTES = 5 << 8  # of each expert: where its tensors lie, as kernels are told
 _ATTENTION_SCRATCH_ROWS = 512  # of scores: 48 for each of ten threads
 _SCORE_COPIES = 12  # of a number per page and query head, while pages are chosen
 
@@ -283,6 +284,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     inner = _widest(config)
     between = inner * (4 if any(c is not None for c in config.gate_cutoffs) else 3)
     own = _per_layer_numbers(config)
+    chosen = max((e.chosen + 1 for e in experts), default=0)  # and the shared one
     gathered = (3 + any(e.weighs_input for e in experts)) * config.hidden_size if experts else 0
     # A row attends, or goes through a state: projections, and what comes of them.
     mixing = 0
@@ -299,9 +301,11 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
         + max(_packed(of.head_dim) * of.kv_heads for of in layouts) * (longest + 64)
         + _ATTENTION_SCRATCH_ROWS * longest
         + 256 * max(config.hidden_size, inner)
+        + chosen * (5 * inner + config.hidden_size)  # of one row, which all experts take at once
         + 4 * config.vocab_size
     )
-    return 4 * (sweep_cells * cell * per_cell + once) + SLACK_BYTES
+    told = _EXPERT_NUMBERS_BYTES * sum(e.count for e in experts)
+    return 4 * (sweep_cells * cell * per_cell + once) + told + SLACK_BYTES
 
 
 def _per_layer_numbers(config: ModelConfig) -> int:

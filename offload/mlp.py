@@ -204,13 +204,19 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
 
 def routed_step(w: LayerTensors, activation: str, experts: Experts) -> RoutedStep | None:
     """`routed_mlp` of one row as a part of a token's step; None where the compiled kernels do not
-    serve, or where not all of it lies in memory."""
-    native = native_for(*w.values())
+    serve, or where not all of it lies in memory. Made once: for every expert it takes a while.
+    """
     others = experts.latent, experts.beside, experts.router_scale, experts.sparse_mixer
     is_other = any(other is not None for other in others) or activation not in ACTIVATIONS
-    is_other = is_other or experts.weighs_input
-    if native is None or is_other or w.apart is not None:
+    if is_other or experts.weighs_input or w.apart is not None:
         return None
+    native = None if w.routed_step is not None else native_for(*w.values())
+    if native is not None:
+        w.routed_step = _make_routed_step(native, w, activation, experts)
+    return w.routed_step
+
+
+def _make_routed_step(native, w: LayerTensors, activation: str, experts: Experts) -> RoutedStep:
     shared, router = None, experts.router
     if experts.shared_size:
         gate = experts.shared_gate and w[f"{experts.shared_gate}.weight"]
@@ -224,7 +230,7 @@ def routed_step(w: LayerTensors, activation: str, experts: Experts) -> RoutedSte
         [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],
         shared,
         activation,
-        w,
+        list(w.values()),  # not `w`, which keeps the step
     )
 
 

@@ -22,6 +22,7 @@ import torch
 
 from ..kernels.matmul import linear, rows_of
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.routed_step import RoutedStep
 from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
@@ -51,12 +52,14 @@ class LayerTensors(dict[str, Kept]):
     """A layer's tensors by their names within it.
 
     apart: what has those of its routed experts, and the layer's number there, where they are not
-    among these. expert_numbers: of experts that were used, by names; see kernels.step.
+    among these. Found once, for all requests: expert_numbers, of experts that were used, by names,
+    see kernels.step; and routed_step, of all of them.
     """
 
     def __init__(self, *args):
         super().__init__(*args)
         self.expert_numbers: dict[str, list[int]] = {}
+        self.routed_step: RoutedStep | None = None
         self.apart: tuple[ExpertCache, int] | None = None
 
     def experts(

@@ -4,18 +4,23 @@ row.
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from instruction_sets import COMPILED
 
-from ebbtide.kernels import matmul
+from ebbtide.kernels import dispatch, matmul
 from ebbtide.kernels.matmul import ROW_TILE
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload import mlp
+from ebbtide.offload.footprint import _EXPERT_NUMBERS_BYTES
 from ebbtide.offload.layer_config import Experts
-from ebbtide.offload.mlp import routed_mlp
+from ebbtide.offload.mlp import routed_mlp, routed_step
 from ebbtide.offload.skeleton import decides
 from ebbtide.offload.weights import LayerTensors
 
@@ -176,3 +181,29 @@ def test_quantised_experts_are_their_own_dequantisation(bits, monkeypatch):
     }
     got = routed_mlp(coarse, h, slice(0, ROWS), "silu", EXPERTS)
     torch.testing.assert_close(got.double(), expected(exact, h, EXPERTS), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
+def test_what_kernels_are_told_of_experts_is_found_once_and_keeps_no_weights():
+    """Else each session would, for all experts, and closing a model would free them some day."""
+    w = tensors(EXPERTS)
+    step, told = routed_step(w, "silu", EXPERTS), weakref.ref(w)
+    assert step is not None and routed_step(w, "silu", EXPERTS) is step
+    gc.disable()
+    try:
+        del w, step
+        assert told() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
+def test_what_kernels_are_told_of_an_expert_is_no_more_than_is_counted():
+    """Beside 168 bytes in a token's step; small numbers are there anyway."""
+    w = tensors(EXPERTS)
+    routed_mlp(w, rows_of()[:1], slice(0, 1), "silu", EXPERTS)
+    assert len(w.expert_numbers) == EXPERTS.chosen
+    for name, numbers in w.expert_numbers.items():
+        large = [number for number in numbers if number > 256]
+        parts = sum(map(sys.getsizeof, (name, numbers, *large)))
+        assert len(large) >= 3 and parts + 168 <= _EXPERT_NUMBERS_BYTES

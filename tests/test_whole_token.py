@@ -12,7 +12,7 @@ from model_matrix import VARIANTS
 from small_llm import TINY, hold, hold_few_experts, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import engine
+from ebbtide.offload import engine, mlp
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.plan import Loaded
 from ebbtide.offload.record_reader import RecordReader
@@ -280,6 +280,20 @@ def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_p
         hold(llm, Loaded(1, True))
         llm.logits(IDS, prefill_tokens=PREFILLED)
     assert not served
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "nemotron-h-moe"])
+def test_another_session_prepares_no_expert_again(checkpoint, tmp_path, monkeypatch, served, name):
+    made, original = [], mlp.RoutedStep
+    monkeypatch.setattr(mlp, "RoutedStep", lambda *args: made.append(args) or original(*args))
+    with open_small(checkpoint(name), tmp_path, **TINY) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 1.0, sequences=4, text=True)
+        for _ in range(3):
+            with llm.open_session(NUM_TOKENS, sequences=1) as session:
+                session.append(IDS[:PREFILLED])
+                session.decode(IDS[PREFILLED])
+        assert len(made) == sum(experts is not None for experts in llm.config.experts) > 0
+    assert served == [True] * 3
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next"])

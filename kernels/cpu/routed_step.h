@@ -129,6 +129,7 @@ private:
         router_ = read_product(reader);
         shared_gate_ = read_product(reader);
         if (reader.number()) shared_.emplace_back(reader);
+        experts_.reserve((size_t)routing_.count);
         while (reader.next < reader.numbers.size()) experts_.emplace_back(reader);
         if ((int64_t)experts_.size() != routing_.count || router_.matrix.out != routing_.count)
             throw std::invalid_argument("these are not as many experts as there are");
