@@ -437,3 +437,24 @@ def tokens(folder: Path, c: dict[str, Any], pre: str) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": settings.get("chat_template"),
     }
+
+
+def rewritten(path, out, change):
+    """The same file with other tensors. change: of a tensor's name, numbers and type, a list of
+    those that take its place."""
+    reader, writer = gguf.GGUFReader(path), None
+    for field in reader.fields.values():
+        if field.name == "general.architecture":
+            writer = gguf.GGUFWriter(None, field.contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            sub = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub)
+    for tensor in reader.tensors:
+        for name, data, kind in change(tensor.name, tensor.data, tensor.tensor_type):
+            writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file(out)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

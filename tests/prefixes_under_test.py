@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +92,16 @@ def assert_goes_on(session, alone) -> None:
     assert [max(token, ~token) for token in computed] == session.tokens
     assert torch.equal(logits, replayed(alone, computed))
     session._runtime.store.check_integrity(deep=True)
+
+
+def read_alone(folder, place) -> torch.Tensor:
+    """The last logits (vocab,) of TEXT, where nothing is kept."""
+    with opened(folder, place, cap=None) as llm:
+        return last_logits(llm, TEXT)[0]
+
+
+def read_once(folder, place) -> list[Path]:
+    """The files of TEXT, after it was read."""
+    with opened(folder, place) as llm:
+        last_logits(llm, TEXT)
+    return [prefix_dir(place) / name for name in kept(place)]

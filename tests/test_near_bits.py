@@ -9,8 +9,8 @@ from dataclasses import replace
 import platformdirs
 import pytest
 import torch
+from plans_under_test import MODELS, facts_of
 from small_llm import keep_in_memory, open_small, small_geometry
-from test_plan import MODELS, facts_of
 
 from ebbtide.kernels.pages import near_keys, seal
 from ebbtide.offload.budget import Limits

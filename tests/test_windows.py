@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plans_under_test import MODELS, MiB, facts_of
 from prefixes_under_test import (  # noqa: F401 - a fixture among them
     CELL,
     MORE,
@@ -19,7 +20,6 @@ from prefixes_under_test import (  # noqa: F401 - a fixture among them
 )
 from sessions_under_test import IDS
 from small_llm import TINY, keep_in_memory, open_small, open_spilling
-from test_plan import MODELS, MiB, facts_of
 
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.offload.budget import Limits
