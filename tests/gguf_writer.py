@@ -8,6 +8,7 @@ more, not taken from what reads it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,7 @@ def write(
         own = next((k for part, k in (others or {}).items() if part in name), own)
         data, stored = packed(tensor.numpy(), own if _is_quantised(name, tensor, own) else "F32")
         writer.add_tensor(name, data, raw_dtype=stored)
-    writer.write_header_to_file(out)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
+    return _stored(writer, out)
 
 
 def packed(numbers: np.ndarray, kind: str) -> tuple[np.ndarray, Kind]:
@@ -439,7 +436,7 @@ def tokens(folder: Path, c: dict[str, Any], pre: str) -> dict[str, Any]:
     }
 
 
-def rewritten(path, out, change):
+def rewritten(path: Path, out: Path, change: Callable[..., list[tuple]]) -> Path:
     """The same file with other tensors. change: of a tensor's name, numbers and type, a list of
     those that take its place."""
     reader, writer = gguf.GGUFReader(path), None
@@ -453,6 +450,10 @@ def rewritten(path, out, change):
     for tensor in reader.tensors:
         for name, data, kind in change(tensor.name, tensor.data, tensor.tensor_type):
             writer.add_tensor(name, data, raw_dtype=kind)
+    return _stored(writer, out)
+
+
+def _stored(writer: gguf.GGUFWriter, out: Path) -> Path:
     writer.write_header_to_file(out)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
