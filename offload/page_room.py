@@ -31,9 +31,8 @@ class PageRoom:
             for layer in layers
             if not windows.bounds(layer)
         }
-        self._promised: dict[
-            Sequence, int
-        ] = {}  # tokens that an answer may reach; 0: there is none
+        # How many tokens an answer may reach; 0: there is none.
+        self._promised: dict[Sequence, int] = {}
 
     def __len__(self) -> int:
         """Sequences that are open."""
@@ -86,8 +85,10 @@ class PageRoom:
 
     def _num_lacking(self, sequence: Sequence, length: int, left: int) -> int:
         """How many spans are not there for that, after what others were promised."""
+        if len(self._promised) == 1:
+            return 0
         wanted = self._wanted(sequence, length, left)
-        if len(self._promised) == 1 or wanted.total() <= 0:
+        if max(wanted.values(), default=0) <= 0:
             return 0
         for other, promised in self._promised.items():
             if other is not sequence and promised:
