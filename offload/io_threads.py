@@ -87,8 +87,9 @@ class IoThreads:
         self.writing: dict[int, Write] = {}  # T1, T2; by buffer
         self.failure: BaseException | None = None
         self.has_threads = num_threads > 0  # T3
-        self._writes: SimpleQueue[Write | None] = SimpleQueue()
+        self._wakes: SimpleQueue[bool] = SimpleQueue()  # of who writes: whether there is more
         self._written: deque[int] = deque()  # buffers whose write is done
+        self._latest: dict[int, Write] = {}  # that was done, by buffer: known to who writes alone
         self._is_stopping = False
         self._writer = threading.Thread(target=self._run, name="ebbtide-io-writer", daemon=True)
         if self.has_threads:
@@ -144,11 +145,7 @@ class IoThreads:
     def write(self, job: Write) -> None:
         """Sends a buffer to the disk; without threads, at once."""
         self.writing[job.buffer] = job
-        if self.has_threads:
-            self._writes.put(job)
-        else:
-            self._do(job)
-            self.check()
+        self._write_on()
 
     def pump(self) -> None:
         """Takes over what the threads did, and begins what there is room for. Never waits."""
@@ -173,6 +170,8 @@ class IoThreads:
     def wait(self, is_so: Callable[[], object]) -> None:
         """Waits for the I/O threads to make it so; raises the failure, or that nothing happens."""
         deadline = time.monotonic() + self._stall_limit_s
+        if self.writing:  # one may be there of which nobody was told: that was interrupted
+            self._write_on()
         while True:
             seen = self.reads.happened()
             self.check()
@@ -187,7 +186,7 @@ class IoThreads:
     def close(self) -> None:
         """Stops the threads and gives the file back. Writes that have not begun are abandoned."""
         self._is_stopping = True
-        self._writes.put(None)
+        self._wakes.put(False)
         deadline = time.monotonic() + CLOSE_LIMIT_S
         is_over = self.reads.close(CLOSE_LIMIT_S)
         if self.has_threads:
@@ -222,11 +221,25 @@ class IoThreads:
             self.failure = error
         self.wishes.clear()
 
+    def _write_on(self) -> None:
+        """Has all that is in `writing` written; without threads, at once."""
+        if self.has_threads:
+            self._wakes.put(True)
+        else:
+            self._do_all()
+            self.check()
+
     # ---- the writing thread's side -----------------------------------------------------------
 
     def _run(self) -> None:
-        while (job := self._writes.get()) is not None and not self._is_stopping:
-            self._do(job)
+        while self._wakes.get():
+            self._do_all()
+
+    def _do_all(self) -> None:
+        for job in list(self.writing.values()):
+            if self._latest.get(job.buffer) is not job and not self._is_stopping:
+                self._do(job)
+                self._latest[job.buffer] = job
 
     def _do(self, job: Write) -> None:
         """Puts a buffer's records on disk, unless something failed."""

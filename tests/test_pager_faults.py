@@ -33,10 +33,12 @@ from page_stores import (
 
 from ebbtide.offload.disk import ScratchFile
 from ebbtide.offload.errors import StorageError
+from ebbtide.offload.io_threads import IoThreads
 from ebbtide.offload.page_table import Extent, Extents, PageTable, Tier
 from ebbtide.offload.pager import PageStore
 from ebbtide.offload.planes import Planes
 from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.transfer import Transfers
 
 
 class FailsAt(ScratchFile):
@@ -323,6 +325,30 @@ def test_ctrl_c_at_any_instruction_loses_no_frame(change, mix, tmp_path):
             for each in list(store._tables):  # perhaps a fork that nobody was given
                 store.close_table(each)
             assert num_free() == total
+        assert count > 100
+
+
+@threads
+def test_ctrl_c_while_records_are_sent_to_the_disk_holds_nobody_up(options, tmp_path):
+    """Whatever of them is on its way then is written before its frames are others'."""
+    traced = [*functions_of(IoThreads), Transfers.write, Planes.put, Planes.forget]
+    with opened(tmp_path, disk=8, host=0, stall_limit_s=3, **options) as store:
+        total, count, is_interrupted = store._extents.num_free(Tier.DISK), 0, True
+        while is_interrupted:
+            count += 1
+            table = store.open_table()
+            write(store, table, 0, range(S + 1))
+            is_interrupted = interrupted_after(
+                count,
+                traced,
+                lambda t=table: write(store, t, 0, range(S + 1, 3 * S)),
+                instructions=True,
+            )
+            store.flush()
+            check(store, table, 0, range(table.num_records(0)))
+            store.check_integrity(deep=True)
+            store.close_table(table)
+            assert store._extents.num_free(Tier.DISK) == total
         assert count > 100
 
 
