@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plans_under_test import MODELS, MiB, facts_of
+from plans_under_test import MiB, facts_of, model
 from prefixes_under_test import (  # noqa: F401 - a fixture among them
     CELL,
     MORE,
@@ -207,7 +207,7 @@ def test_a_context_takes_what_windows_show():
     limits, plans = Limits(None, 8 << 30, 0, 50 * MiB), []
     for window in (None, 1024):
         windows = ((window,) * 5 + (None,)) * 2
-        config = replace(MODELS["small"], num_layers=12, windows=windows)
+        config = replace(model(layers=12), windows=windows)
         geometry = choose_geometry(config, "8")
         plans.append(make_plan(facts_of(config), geometry, limits, Request(60_000)))
     whole, few = plans
