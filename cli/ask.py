@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ebbtide import errors
+
 from . import values
 from .answer import blank_fields, output_fields, summed_usage
 from .documents import (
@@ -102,7 +104,7 @@ def _ask_all(
     """Each question goes to a fork of a session that has read the documents: its pages serve all.
 
     With --json: the object of one answer, its text all answers and its numbers their sums, and
-    "answers" with the object of each.
+    "answers" with the object of each; those that were whole are in an error's too.
     """
     prompts = [[{"role": "user", "content": join_documents(documents, q)}] for q in asked]
     found = []
@@ -116,9 +118,13 @@ def _ask_all(
         }
         for question, prompt in zip(asked, prompts, strict=True):
             run.terminal.note(f"Q: {question}")
-            with session.fork() as branch:
-                title = f"question {len(found) + 1} of {len(asked)}"
-                output = run.answer(llm, prompt, options, source=branch, title=title)
+            title = f"question {len(found) + 1} of {len(asked)}"
+            try:
+                with session.fork() as branch:
+                    output = run.answer(llm, prompt, options, source=branch, title=title)
+            except errors.EbbtideError as error:
+                vars(error)["answers"] = found
+                raise
             run.terminal.end_answer()
             run.tell_end(output)
             found.append({"question": question, **output_fields(llm, output)})

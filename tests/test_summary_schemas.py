@@ -11,6 +11,7 @@ import pytest
 from cli_face import face  # noqa: F401 - a fixture
 
 from ebbtide.cli import main
+from ebbtide.cli.run import Run
 from ebbtide.cli.summary_task import SummaryTask
 
 SCHEMA = '{"type": "array", "items": {"type": "integer", "maximum": 9}, "maxItems": 4}'
@@ -137,6 +138,24 @@ def test_a_value_that_is_cut_is_an_error(asked, capfd, monkeypatch, command):
     assert (error["type"], error["text"]) == ("InputError", "[1, 2,")
     assert Path("out.json").read_text() == "[1]\n" and not list(Path().glob("*out.json?*"))
     assert main.main(commands[command]) == 0
+
+
+def test_an_error_has_the_whole_answers_before_it(asked, capfd, monkeypatch):
+    book(1)
+    answer = Run.answer
+
+    def longer_each_time(*args, **how):
+        given = answer(*args, **how)
+        monkeypatch.setenv("FAKE_ANSWER", "[1, 2, 3, 4]")
+        return given
+
+    monkeypatch.setattr(Run, "answer", longer_each_time)
+    monkeypatch.setenv("FAKE_ANSWER", "[1]")
+    ask = ["ask", "-Q", "One?", "-Q", "Two?", "book.txt", "-m", "x", "--json-schema", SCHEMA]
+    assert main.main([*ask, "-n", "2", "--json"]) == 2
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert error["text"] == "[1, 2,"
+    assert [(a["question"], a["text"]) for a in error["answers"]] == [("One?", "[1]")]
 
 
 def test_only_the_last_answer_of_parts_must_be_whole(asked, capfd, monkeypatch):
