@@ -32,8 +32,8 @@ class SlotState(Enum):
 class Slot:
     """One buffer of a span's size.
 
-    S1: extent is None if and only if the slot is FREE.
-    S2: holders > 0 if and only if the slot is HELD; a held slot's bytes do not change.
+    S1: a slot that is not FREE has an extent. (What a FREE one has is of an interrupted call.)
+    S2: a HELD slot has holders, and its bytes do not change.
     S3: is_unwanted only while READING: nobody waits any more, so completing frees the slot.
     """
 
@@ -51,29 +51,32 @@ class Staging:
 
     S4: an extent is found in at most one slot. A held slot whose extent was written to or freed is
         found no longer, and is free once it is released.
+
+    An interruption loses no slot: `state` alone says which are free, and changes last when one is
+    taken and first when it is freed.
     """
 
     def __init__(self, num_slots: int, stats: Stats):
         assert num_slots >= 2, "one slot to compute on and one to fill"
         self.slots = [Slot(i) for i in range(num_slots)]
-        self._free = list(reversed(self.slots))
         self._found: dict[Extent, Slot] = {}  # S4
         self._stats = stats
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return sum(slot.state is SlotState.FREE for slot in self.slots)
 
     def find(self, extent: Extent) -> Slot | None:
         """The slot that holds the extent's records or is being filled with them."""
-        return self._found.get(extent)
+        slot = self._found.get(extent)
+        return None if slot is None or slot.state is SlotState.FREE else slot
 
     def any_reading(self) -> bool:
         return any(slot.state is SlotState.READING for slot in self.slots)
 
     def next_free(self) -> Slot:
         """The slot that `prepare_read` will take."""
-        return self._free[-1]
+        return next(slot for slot in self.slots if slot.state is SlotState.FREE)
 
     def refresh(self, states: np.ndarray) -> None:
         """Completes what the reader has read since; states: by slot, see `reads.State`.
@@ -92,10 +95,11 @@ class Staging:
 
         If the caller still holds another with the same extent, that one is found no longer (S4).
         """
-        slot = self._free.pop()
-        slot.state, slot.extent, slot.num_records = SlotState.READING, extent, num_records
-        slot.wish = wish
+        slot = self.next_free()
+        self._clear(slot)
+        slot.extent, slot.num_records, slot.wish = extent, num_records, wish
         self._found[extent] = slot
+        slot.state = SlotState.READING
         return slot
 
     def complete_read(self, slot: Slot, success: bool) -> None:
@@ -111,14 +115,15 @@ class Staging:
     def hold(self, slot: Slot) -> None:
         """Keeps the slot's bytes until as many releases."""
         assert slot.state in (SlotState.READY, SlotState.HELD)
+        slot.holders = slot.holders + 1 if slot.state is SlotState.HELD else 1
         slot.state = SlotState.HELD
-        slot.holders += 1
 
     def release(self, slot: Slot) -> None:
         assert slot.state is SlotState.HELD
-        slot.holders -= 1
-        if slot.holders == 0:
+        if slot.holders == 1:
             self._make_free(slot)
+        else:
+            slot.holders -= 1
 
     def detach(self, slot: Slot) -> None:
         """A held slot's extent has other records now: holders keep the old ones (S4)."""
@@ -156,19 +161,21 @@ class Staging:
     def check(self) -> None:
         """Asserts S1 to S4."""
         for slot in self.slots:
-            assert (slot.extent is None) == (slot.state is SlotState.FREE), "S1"
-            assert (slot.holders > 0) == (slot.state is SlotState.HELD), "S2"
+            assert slot.extent is not None or slot.state is SlotState.FREE, "S1"
+            assert slot.holders > 0 or slot.state is not SlotState.HELD, "S2"
             assert not slot.is_unwanted or slot.state is SlotState.READING, "S3"
-            if slot.extent is not None and slot.state is not SlotState.HELD:
+            if slot.state in (SlotState.READING, SlotState.READY):
                 assert self._found.get(slot.extent) is slot, "S4"
         assert all(slot.extent is extent for extent, slot in self._found.items()), "S4"
-        free = [slot for slot in self.slots if slot.state is SlotState.FREE]
-        assert len(free) == len(self._free) and set(free) == set(self._free), "S1"
 
     def _make_free(self, slot: Slot) -> None:
-        assert slot.extent is not None, "freed twice"
-        if self._found.get(slot.extent) is slot:
+        assert slot.state is not SlotState.FREE, "freed twice"
+        slot.state = SlotState.FREE
+        self._clear(slot)
+
+    def _clear(self, slot: Slot) -> None:
+        """What a free slot still has."""
+        if slot.extent is not None and self._found.get(slot.extent) is slot:
             del self._found[slot.extent]
-        slot.state, slot.extent, slot.wish = SlotState.FREE, None, None
-        slot.num_records, slot.is_unwanted = 0, False
-        self._free.append(slot)
+        slot.extent, slot.wish, slot.num_records = None, None, 0
+        slot.holders, slot.is_unwanted = 0, False
