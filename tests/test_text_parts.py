@@ -233,6 +233,7 @@ def test_the_head_is_tied_where_the_files_have_none(whole, tmp_path, name, outer
 
 def test_every_text_part_is_compared():
     """Here, or as its own text model in test_parity.py."""
-    there = {"Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe", "Mistral3"}
+    there = {"Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "Llama4", "Qwen3_5", "Qwen3_5Moe"}
+    there.add("Mistral3")
     parts = {name for name, family in FAMILIES.items() if family.text_config}
     assert parts == {f"{name}ForConditionalGeneration" for name in (*NAMES, *there)}

@@ -84,7 +84,7 @@ _CALLS = {
 FORMATS = tuple(_CALLS)
 _SPECIAL = (
     *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call>", "<tool_call|>", '<|"|>'),
-    *("<|im_start|>", "<|im_end|>", "<|python_start|>", "<|python_end|>"),
+    *("<|im_start|>", "<|im_end|>"),
 )
 _SOFT = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<think>", "</think>")
 
@@ -97,6 +97,8 @@ def with_tools(folder, name: str, more: str = ""):
     """A folder with a byte-level tokenizer whose template has the format; more: for its end."""
     backend = byte_level_backend()
     backend.add_special_tokens(list(_SPECIAL))
+    if name == "llama 4":
+        backend.add_special_tokens(["<|python_start|>", "<|python_end|>"])
     backend.add_tokens(list(_SOFT))
     return write(folder, backend, template=template_of(name, more), eos_token="<|im_end|>")
 
