@@ -88,7 +88,10 @@ class Constrainer:
         )
         constraint = Constraint(matcher, self._vocab_size, end_ids)
         try:
-            constraint.allowed()  # some that nothing satisfies are found out here
+            # Some that nothing satisfies are found out here, and texts of tokens of the tokenizer
+            # that the model has not.
+            if len(constraint.allowed()) == 0:
+                raise InputError("no token of the model begins an answer that keeps to it")
         except InputError as error:
             raise InputError(f"{self._owner(grammar, parts[1:])}{error}") from None
         return constraint

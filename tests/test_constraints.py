@@ -57,6 +57,14 @@ def test_control_tokens_are_no_part_of_a_value(made):
     assert ids[-1] == made.eos_token_id and not made.special_ids.intersection(ids[:-1])
 
 
+def test_a_text_whose_tokens_the_model_has_not_is_refused(made, monkeypatch):
+    """Where nothing may come at all there is nothing to choose from."""
+    constrainer = Constrainer(made, made.num_ids)
+    monkeypatch.setattr(Tokenizer, "encode_inside", lambda self, text: [made.num_ids + 5])
+    with pytest.raises(errors.InputError, match="no token of the model begins an answer"):
+        constrainer.begin(Grammar('start: "<call>" /[a-z]+/'), made.end_ids)
+
+
 def test_an_answer_ends_where_its_value_does_and_nowhere_else(made):
     grammar = grammar_of({"enum": ["a", "ab"]}, made)
     constraint = Constrainer(made, made.num_ids).begin(grammar, (made.eos_token_id,))
