@@ -369,3 +369,21 @@ def test_as_many_wait_as_may(worker):
         worker.submit(chat())
 
     asyncio.run(submit())
+
+
+def test_counts_of_tokens_take_no_place_of_requests_and_are_bounded_themselves(worker):
+    def count():
+        return tokenize_query({"content": "Once"})
+
+    async def submit():
+        worker.submit(chat())
+        for _ in range(2):
+            worker.submit(count())
+        with pytest.raises(BadRequest, match="--queue"):
+            worker.submit(count())
+        worker.submit(chat())
+        with pytest.raises(BadRequest, match="--queue"):
+            worker.submit(chat())
+        assert worker.num_waiting == 4
+
+    asyncio.run(submit())

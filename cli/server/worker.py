@@ -43,7 +43,8 @@ _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, wh
 
 class Worker:
     """Opens its session, and loads weights, at once. most_waiting: requests beside the one that is
-    answered. counts: by name, since the start."""
+    answered, and as many that only the tokenizer is asked, for those wait for no answer. counts: by
+    name, since the start."""
 
     def __init__(self, run: Run, llm: Any, most_waiting: int):
         self._run, self._llm, self._most_waiting = run, llm, most_waiting
@@ -70,16 +71,23 @@ class Worker:
             if self._is_stopping:
                 raise BadRequest("The server is stopping.", status=503, code="stopping")
             # One that nobody has taken up yet waits for no other.
-            if len(self._waiting) + (self._answering is not None) > self._most_waiting:
+            if self._num_like(request) > self._most_waiting:
                 raise BadRequest(
-                    f"{self._most_waiting} requests are waiting already, as many as may "
-                    "(--queue); ask again later.",
+                    f"{self._most_waiting} requests of this kind are waiting already, as many as "
+                    "may (--queue); ask again later.",
                     status=503,
                     code="queue_full",
                 )
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def _num_like(self, request: Request | TextQuery) -> int:
+        """How many are there that a request waits behind: a question to the tokenizer takes no
+        place of an answer, nor the other way round."""
+        jobs = [*self._waiting, *filter(None, [self._answering])]
+        is_query = isinstance(request, TextQuery)
+        return sum(isinstance(job.request, TextQuery) is is_query for job in jobs)
 
     def hang_up(self, job: Job) -> None:
         """Nobody listens to the job any more: it gives up its place, or stops."""
