@@ -13,7 +13,10 @@ Knows no sampling and no logits.
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from copy import copy
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -88,10 +91,7 @@ class Constrainer:
         )
         constraint = Constraint(matcher, self._vocab_size, end_ids)
         try:
-            # Some that nothing satisfies are found out here, and texts of tokens of the tokenizer
-            # that the model has not.
-            if len(constraint.allowed()) == 0:
-                raise InputError("no token of the model begins an answer that keeps to it")
+            constraint.allowed()  # some that nothing satisfies are found out here
         except InputError as error:
             raise InputError(f"{self._owner(grammar, parts[1:])}{error}") from None
         return constraint
@@ -121,16 +121,23 @@ class Constraint:
 
     def allowed(self) -> torch.Tensor:
         """The ids that may come, (n,) int64, ascending; none where the answer is over. InputError
-        where the schema asks for more work than a token is worth."""
+        where the schema asks for more work than a token is worth, or for a text that the model has
+        no tokens for."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         may = np.unpackbits(bits, bitorder="little")[: self._vocab_size + 1]
         may[self._end_ids] = may[self._vocab_size]
-        return torch.from_numpy(may[: self._vocab_size].nonzero()[0])
+        ids = may[: self._vocab_size].nonzero()[0]
+        if len(ids) == 0 and not self._matcher.is_stopped():
+            raise InputError(
+                "the JSON schema cannot be followed: the model has no token for what comes next"
+            )
+        return torch.from_numpy(ids)
 
     def forced(self) -> list[int]:
         """The tokens that come next whatever is chosen, as far as there is no choice."""
-        return self._matcher.compute_ff_tokens()
+        ids = self._matcher.compute_ff_tokens()
+        return list(takewhile(lambda token: token < self._vocab_size, ids))
 
     def accept(self, token: int) -> None:
         """An allowed token was chosen."""
@@ -169,7 +176,39 @@ class _Vocabulary:
         self.tokens.append(b"<end>")
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The ids of text that a grammar leaves no choice about; [] leaves it to the library."""
+        """The ids of text that a grammar leaves no choice about."""
         if isinstance(text, bytes):
             text = text.decode()
-        return self._tokenizer.encode_inside(text) or []
+        ids = self._tokenizer.encode_inside(text)
+        if ids is None:
+            return self._spelled(text.encode())
+        if max(ids, default=0) < self.eos_token_id:
+            return ids
+        # Tokens that the tokenizer has and the model has not.
+        parts = [
+            [i] if i < self.eos_token_id else self._spelled(self._tokenizer.bytes_of(i))
+            for i in ids
+        ]
+        return [token for part in parts for token in part]
+
+    def _spelled(self, text: bytes) -> list[int]:
+        """The fewest of the model's tokens for a text; one that it has not where there are none.
+        (What is left to the library by no ids at all ends in a parser error of its own.)"""
+        special, found = set(self.special_token_ids), defaultdict(list)
+        for token, spelled in enumerate(self.tokens):
+            if spelled and spelled in text and token not in special:
+                found[spelled[0]].append((token, spelled))
+        # What is left from each place on: in how many tokens it can be spelled, and the first one.
+        count, first = [*([math.inf] * len(text)), 0], [0] * len(text)
+        for at in reversed(range(len(text))):
+            for token, spelled in found[text[at]]:
+                if text.startswith(spelled, at) and count[at + len(spelled)] + 1 < count[at]:
+                    count[at], first[at] = count[at + len(spelled)] + 1, token
+        if math.isinf(count[0]):
+            return [self.eos_token_id + 1]
+        ids: list[int] = []
+        at = 0
+        while at < len(text):
+            ids.append(first[at])
+            at += len(self.tokens[first[at]])
+        return ids

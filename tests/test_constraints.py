@@ -21,7 +21,7 @@ from tokenizers_under_test import CHATML, DATA, USER, byte_level, byte_level_bac
 
 from ebbtide import LLM, Budget, GenerationConfig, errors
 from ebbtide.offload import drafts
-from ebbtide.offload.constraint import Constrainer, constrainer_bytes
+from ebbtide.offload.constraint import Constrainer, _Vocabulary, constrainer_bytes
 from ebbtide.offload.grammar import Grammar
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.sampler import Sampler
@@ -57,12 +57,47 @@ def test_control_tokens_are_no_part_of_a_value(made):
     assert ids[-1] == made.eos_token_id and not made.special_ids.intersection(ids[:-1])
 
 
-def test_a_text_whose_tokens_the_model_has_not_is_refused(made, monkeypatch):
-    """Where nothing may come at all there is nothing to choose from."""
-    constrainer = Constrainer(made, made.num_ids)
-    monkeypatch.setattr(Tokenizer, "encode_inside", lambda self, text: [made.num_ids + 5])
-    with pytest.raises(errors.InputError, match="no token of the model begins an answer"):
-        constrainer.begin(Grammar('start: "<call>" /[a-z]+/'), made.end_ids)
+@pytest.mark.parametrize("before", ["", '"b" ', "/[bc]/ "])
+def test_a_text_that_the_model_has_no_tokens_for_is_refused(made, before):
+    """At the beginning and further on: where nothing may come there is nothing to choose from."""
+    num_ids = made.encode("c")[0] + 1  # of this tokenizer's letters the first three
+
+    def sample():
+        constraint = Constrainer(made, num_ids).begin(Grammar(f'start: {before}"cat"'), ())
+        while not constraint.is_over:
+            assert max(constraint.forced(), default=0) < num_ids
+            constraint.accept(int(constraint.allowed()[0]))
+
+    with pytest.raises(errors.InputError, match="the model has no token for what comes next"):
+        sample()
+
+
+@pytest.mark.parametrize("spelled", [[300, 301], None], ids=["others", "none"])
+def test_a_text_is_spelled_with_what_the_model_has(made, monkeypatch, spelled):
+    """Where the tokenizer writes it with tokens that the model has not, or cannot write it."""
+    names = {300: b"ca", 301: b"ll"}
+    monkeypatch.setattr(Tokenizer, "encode_inside", lambda self, text: spelled)
+    own = Tokenizer.bytes_of
+    monkeypatch.setattr(Tokenizer, "bytes_of", lambda self, i: names.get(i) or own(self, i))
+    constraint = Constrainer(made, made.num_ids).begin(Grammar('start: /[ab]/ "call"'), ())
+    constraint.accept(made.encode("b")[0])
+    assert constraint.forced() == made.encode("call")
+    assert constraint.allowed().tolist() == made.encode("c")
+
+
+def test_the_fewest_tokens_are_taken(made):
+    vocabulary = _Vocabulary(made, made.num_ids)
+    (end,) = (at for at, text in enumerate(vocabulary.tokens) if text == b"<end>")
+    for at, text in enumerate((b"ab", b"bc", b"abc", b"", b"d")):
+        vocabulary.tokens[at] = text
+    for at in range(5, 256):
+        vocabulary.tokens[at] = b"x%d" % at
+    vocabulary.tokens[5] = b"a"
+    assert vocabulary._spelled(b"abcab") == [2, 0]
+    assert vocabulary._spelled(b"abcd") == [2, 4]
+    assert vocabulary._spelled(b"aabbc") == [5, 0, 1]  # the longest first would not do
+    assert vocabulary._spelled(b"abcb") == [end + 1]
+    assert vocabulary._spelled(b"<end>") == [end + 1]  # it is no text
 
 
 def test_an_answer_ends_where_its_value_does_and_nowhere_else(made):
