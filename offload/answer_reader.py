@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from .detokenizer import TextStream
 from .output import ToolCall
 from .stop_strings import StopStrings
+from .text_trace import TextTrace
 from .thinking import Thoughts
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class AnswerReader(Protocol):
     @property
     def stop_string(self) -> str | None:
         """What ended the answer, if it was one of those."""
+        ...
+
+    def trace(self, trace: TextTrace) -> None:
+        """Tell it of the answer from now on. Called before the first token, if at all."""
         ...
 
     def push(self, token_id: int) -> tuple[str, str]:
@@ -78,6 +83,13 @@ class MarkedReader:
 
     def take_calls(self) -> list[ToolCall]:
         return [] if self._calls is None else self._calls.calls.take()
+
+    def trace(self, trace: TextTrace) -> None:
+        self._decoded.trace(trace)
+        last = self._thoughts.follow(self._decoded)
+        if self._calls is not None:
+            last = self._calls.follow(last)
+        self._stops.follow(last, trace.told)
 
     def push(self, token_id: int) -> tuple[str, str]:
         return self._until_stop(self._thoughts.push(self._decoded.push(token_id)))

@@ -9,14 +9,16 @@ to them. Knows strings; how calls are written is the format's business.
 
 from __future__ import annotations
 
+from .text_trace import Stage
 from .tool_formats import Found, ToolFormat
 from .tools import Calls
 
 
-class CallReader:
+class CallReader(Stage):
     """Reads the text of one answer; what it calls goes into `calls`."""
 
     def __init__(self, format: ToolFormat, calls: Calls):
+        super().__init__()
         self._format, self.calls = format, calls
         if format.takes_one:
             calls.most = 1
@@ -32,18 +34,24 @@ class CallReader:
         """Whether more calls would be too many."""
         return self.calls.are_enough
 
+    @property
+    def num_held(self) -> int:
+        in_block = 0 if self._block is None else len(self._blanks) + len(self._block)
+        return in_block + len(self._held)
+
     def push(self, text: str) -> str:
         """What is text of the answer for certain by now."""
+        self._take_in(text)
         said = ""
         self._held += text
         while True:
             if self._block is None:
                 shown, is_open = self._before_block()
-                said += shown
+                said += self._pass_on(shown)
                 if not is_open:
                     return said
             shown, is_over = self._end_of_block()
-            said += shown
+            said += self._pass_on(shown)
             if not is_over:
                 return said
 
@@ -51,12 +59,12 @@ class CallReader:
         """What was held back, at the end of the answer."""
         text, self._held = self._held, ""
         if self._block is None:
-            return self._shown(text)
+            return self._pass_on(self._shown(text))
         block, self._block = self._block, None
         for end in dict.fromkeys(("", self._format.closing)):  # which some models leave out
             if self.calls.add(self._read(block + end)):
                 return ""
-        return self._shown(self._blanks + block)
+        return self._pass_on(self._shown(self._blanks + block))
 
     def _before_block(self) -> tuple[str, bool]:
         """(what is text, whether a block has begun). What is held back becomes less."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import UnsupportedModel
+from .text_trace import CharacterSources, Stage, TextTrace
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -105,10 +106,12 @@ class Detokenizer:
         return token.encode("utf-8", "replace")
 
 
-class TextStream:
+class TextStream(Stage):
     """The text of one sequence, as it grows. Never half a character, never one taken back."""
 
     def __init__(self, detokenizer: Detokenizer, left_out: frozenset[int] = frozenset()):
+        super().__init__()
+        self._characters: CharacterSources | None = None  # None: it is not traced
         self._detokenizer = detokenizer
         self._left_out = left_out
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -133,8 +136,20 @@ class TextStream:
                 break
             piece = piece[1:]
             self._num_to_strip -= 1
-        return self._utf8.decode(piece)
+        return self._decoded(piece)
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD where a character stayed incomplete."""
-        return self._utf8.decode(b"", final=True)
+        return self._decoded(b"", final=True)
+
+    def trace(self, trace: TextTrace) -> None:
+        """Say from now on which tokens characters come from."""
+        self._characters = CharacterSources(trace)
+
+    def _decoded(self, piece: bytes, final: bool = False) -> str:
+        begun = self._utf8.getstate()[0]
+        text = self._utf8.decode(piece, final)
+        if self._characters is not None:
+            pending = self._utf8.getstate()[0]
+            self._passed.extend(self._characters.of(begun, piece, text, pending))
+        return text

@@ -27,6 +27,7 @@ from enum import Enum
 from .detokenizer import TextStream
 from .output import ToolCall
 from .stop_strings import StopStrings
+from .text_trace import TextTrace
 from .tools import Calls
 
 
@@ -179,6 +180,12 @@ class HarmonyReader:
     def take_calls(self) -> list[ToolCall]:
         return self._offered.take()
 
+    def trace(self, trace: TextTrace) -> None:
+        # What is said is the end of what was decoded, also where it was held back as a header or
+        # as a call.
+        self._decoded.trace(trace)
+        self._stops.follow(self._decoded, trace.told)
+
     def push(self, token_id: int) -> tuple[str, str]:
         mark = self._marks.get(token_id)
         if mark is None:
@@ -260,9 +267,10 @@ class HarmonyReader:
         self._spoken[self._kind] = self._num_messages
         between = "\n\n" if is_next else ""
         if self._kind is _Kind.THOUGHT:
+            self._decoded.take_sources(0)
             return between + text, ""
-        if between:  # nobody has said that: no stop string begins in it, ends in it or spans it
-            between = self._stops.finish() + between
+        if between:
+            between = self._stops.put_between(between)
         return "", between + self._stops.push(text)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,23 @@ class TokenLogprob:
         return self.bytes.decode("utf-8", "replace")
 
 
+class TextToken(NamedTuple):
+    """A token of an answer's text. place: among all tokens of the answer, from 0 on; offset: how
+    many characters of the text begin before it; logprobs: its own, alone, made when it is looked
+    at."""
+
+    place: int
+    offset: int
+    logprobs: Sequence[TokenLogprob]
+
+
 @dataclass(frozen=True)
 class Piece:
     """A bit of an answer: whole characters only. finish_reason is None until the last piece.
     thought: a bit of what a reasoning model thinks before it answers a chat. tool_calls: those that
     are whole with this piece. logprobs: one for each of token_ids, where they were asked for.
+    text_tokens: then, too, the tokens of which `text` is the first to show something; text may be
+    held back for a while, and those of thoughts, calls and marks are none.
     """
 
     text: str
@@ -64,6 +77,7 @@ class Piece:
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: Sequence[TokenLogprob] = ()
+    text_tokens: tuple[TextToken, ...] = ()
 
 
 @dataclass(frozen=True)

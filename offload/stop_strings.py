@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .text_trace import Stage
 
-class StopStrings:
+
+class StopStrings(Stage):
     """Passes text through until a stop string is complete; holds back what may become one.
 
     However the text is cut into pieces, the result is the same: the match that is complete first
@@ -13,32 +15,42 @@ class StopStrings:
     """
 
     def __init__(self, stop_strings: Iterable[str]):
+        super().__init__()
         self._stops = tuple(stop_strings)
         self._held = ""
         self.matched: str | None = None
+
+    @property
+    def num_held(self) -> int:
+        """Characters that were held back, or cut off."""
+        return len(self._held)
 
     def push(self, text: str) -> str:
         """What may be shown now. After a match: "", whatever comes."""
         if self.matched is not None:
             return ""
+        self._take_in(text)
         if not self._stops:
-            return text
+            return self._pass_on(text)
         self._held += text
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            end, start = min(found)
-            self.matched = self._held[start:end]
-            shown, self._held = self._held[:start], ""
-            return shown
-        keep = self._num_to_hold()
-        cut = len(self._held) - keep
+            end, cut = min(found)
+            self.matched = self._held[cut:end]
+        else:
+            cut = len(self._held) - self._num_to_hold()
         shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
+        return self._pass_on(shown)
 
     def finish(self) -> str:
         """What was held back, when the text ends without a match."""
         shown, self._held = self._held, ""
-        return shown
+        return self._pass_on(shown if self.matched is None else "")
+
+    def put_between(self, text: str) -> str:
+        """Text that nobody has said, behind what was held back: no stop string begins in it, ends
+        in it or spans it."""
+        return self.finish() + self._pass_unwritten(text)
 
     def _num_to_hold(self) -> int:
         """Length of the longest end of the text that some stop string starts with."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING
 
 from .generation import GenerationConfig
 from .logprobs import Logprobs
-from .output import Output, Piece, ToolCall
+from .output import Output, Piece, TextToken, ToolCall
 from .sampler import Sampler
+from .text_trace import TextTrace
 from .tools import Calls, parameters_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,10 @@ class Stream(Iterator[Piece]):
             if config.offered_tools
             else None,
         )
+        self._trace: TextTrace | None = None
+        if self._logprobs is not None:
+            self._trace = TextTrace()
+            self._reader.trace(self._trace)
         session.make_pending()
         session.find_kept()
         self._cached = session.num_processed
@@ -110,7 +116,8 @@ class Stream(Iterator[Piece]):
             logits = session.decode(self.token_ids[-1], self._sampler, most)
         token = self._sampler.choose(logits, session._sequence.tokens)
         self.token_ids.append(token)
-        if self._logprobs is not None:
+        if self._logprobs is not None and self._trace is not None:
+            self._trace.place = len(self._logprobs)
             self._logprobs.add(logits, token)
         if len(self.token_ids) == 1:
             self._ttft_s = time.perf_counter() - self._began
@@ -135,8 +142,13 @@ class Stream(Iterator[Piece]):
                 self._finish = "stop"
         calls = self._take_calls()
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
-        told = () if self._logprobs is None else self._logprobs[-1:]
-        return Piece(text, [token], self._finish, thought, tuple(calls), told)
+        piece = Piece(text, [token], self._finish, thought, tuple(calls))
+        return piece if self._logprobs is None else self._with_logprobs(piece, self._logprobs)
+
+    def _with_logprobs(self, piece: Piece, logprobs: Logprobs) -> Piece:
+        assert self._trace is not None
+        tokens = [TextToken(at, offset, logprobs[at : at + 1]) for at, offset in self._trace.take()]
+        return replace(piece, logprobs=logprobs[-1:], text_tokens=tuple(tokens))
 
     def _take_calls(self) -> list[ToolCall]:
         calls = self._reader.take_calls()

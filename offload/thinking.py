@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from .text_trace import Stage
+
 # What templates put around thoughts; one that holds the closing mark is one that knows it.
 MARKS = (
     ("<think>", "</think>"),
@@ -38,10 +40,11 @@ def is_open(text: str, marks: tuple[str, str]) -> bool:
     return text.rstrip().endswith(marks[0])
 
 
-class Thoughts:
+class Thoughts(Stage):
     """Splits the text of one answer. marks: None for text without thoughts; inside: see is_open."""
 
     def __init__(self, marks: tuple[str, str] | None, inside: bool = False):
+        super().__init__()
         self._marks = marks or ("", "")
         self._state = _State.THINKING if inside else _State.START
         if marks is None:
@@ -49,8 +52,17 @@ class Thoughts:
         self._held = ""
         self._drops_lines = inside  # the empty lines around marks belong to them
 
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
     def push(self, text: str) -> tuple[str, str]:
         """(thought, answer): what is certain by now."""
+        self._take_in(text)
+        thought, answer = self._split(text)
+        return thought, self._pass_on(answer)
+
+    def _split(self, text: str) -> tuple[str, str]:
         text = self._held + text
         self._held = ""
         if self._state is _State.START:
@@ -76,7 +88,7 @@ class Thoughts:
     def finish(self) -> tuple[str, str]:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
-        return (held, "") if self._state is _State.THINKING else ("", held)
+        return (held, "") if self._state is _State.THINKING else ("", self._pass_on(held))
 
     def _without_lines(self, text: str) -> str:
         if self._drops_lines and text:

@@ -95,6 +95,31 @@ def test_a_schema_leaves_the_models_own_mind(llm):
     assert any(t.logprob < t.top[0].logprob for t in output.logprobs)
 
 
+@pytest.mark.parametrize(
+    "way",
+    [{"temperature": 0}, SAMPLED, {"json_schema": SCHEMA}, {"stop": ["e", "the mill"]}],
+    ids=["greedy", "sampled", "schema", "stop"],
+)
+@pytest.mark.parametrize("draft", [True, False])
+def test_what_is_told_of_the_text_is_what_the_models_scores_say(way, draft):
+    """Each token of the text once, with its own log-probability, where it stands."""
+    with LLM.open(None, context=400, draft=draft) as llm:
+        prompt = llm.encode(CHAT)
+        stream = llm.stream(CHAT, logprobs=0, max_new_tokens=40, **way)
+        text_tokens = [token for piece in stream for token in piece.text_tokens]
+        output = stream.output
+        scores = llm.score(
+            [*prompt, *output.token_ids], prefill_tokens=len(prompt), last=len(output.token_ids)
+        ).tolist()
+    places = [token.place for token in text_tokens]
+    assert places == sorted({*places}) and (output.text == "") is (places == [])
+    for place, offset, (told,) in text_tokens:
+        assert told.token_id == output.token_ids[place]
+        assert told.logprob == pytest.approx(scores[place], abs=1e-5)
+        shown = output.text[offset : offset + len(told.token)]
+        assert shown and told.token.startswith(shown)
+
+
 @pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 @pytest.mark.usefixtures("few_pages")
 def test_guessed_and_verified_tokens_have_the_same_to_the_bit(checkpoint, tmp_path, monkeypatch):

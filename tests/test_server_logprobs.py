@@ -5,37 +5,40 @@ from __future__ import annotations
 import codecs
 import json
 import tracemalloc
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scripted_harmony import FINAL, THINKS, ids_of
 
-from ebbtide import Piece, TokenLogprob, ToolCall
-from ebbtide.cli.server.logprobs import AnswerLogprobs, TextTokens
+from ebbtide import Piece, TextToken, TokenLogprob
+from ebbtide.cli.server.logprobs import AnswerLogprobs
 from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.response import CompletionAnswer
 from ebbtide.offload.answer_reader import MarkedReader
+from ebbtide.offload.call_reader import CallReader
+from ebbtide.offload.detokenizer import TextStream
 from ebbtide.offload.logprobs import Logprobs
 from ebbtide.offload.stop_strings import StopStrings
+from ebbtide.offload.text_trace import TextTrace
 from ebbtide.offload.thinking import Thoughts
+from ebbtide.offload.tool_formats import _HERMES as HERMES
+from ebbtide.offload.tools import Calls
 
 MARKS = ("<think>", "</think>")
+HELLO = {"role": "user", "content": "Hello"}
 
 
-class Decoded:
-    """A TextStream for tokens that are bytes."""
+class Bytes:
+    """A Detokenizer for tokens that are bytes."""
 
-    def __init__(self):
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    separator, num_stripped, first_without_spaces = b"", 0, False
 
-    def push(self, token: bytes) -> str:
-        return self._utf8.decode(token)
-
-    def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+    def piece(self, token: bytes) -> bytes:
+        return token
 
 
 def token_of(index: int, spelled: bytes) -> TokenLogprob:
@@ -43,30 +46,29 @@ def token_of(index: int, spelled: bytes) -> TokenLogprob:
     return TokenLogprob(index, spelled, -1.5 - index, top)
 
 
-def pieces_of(tokens: list[bytes], stops=(), marks=None) -> list[Piece]:
+def pieces_of(tokens: list[bytes], stops=(), marks=None, calls=None) -> list[Piece]:
     """As a Stream makes them."""
-    reader = MarkedReader(Decoded(), Thoughts(marks), StopStrings(stops))
-    pieces = []
+    reader = MarkedReader(TextStream(Bytes()), Thoughts(marks), StopStrings(stops), calls)
+    pieces, trace = [], TextTrace()
+    reader.trace(trace)
     for index, token in enumerate(tokens):
+        trace.place = index
         thought, text = reader.push(token)
         is_last = reader.is_over or index == len(tokens) - 1
         if is_last:
             last_thought, last = reader.finish()
             thought, text = thought + last_thought, text + last
         reason = "stop" if is_last else None
-        pieces.append(Piece(text, [index], reason, thought, (), [token_of(index, token)]))
+        spelled = [TextToken(at, offset, [token_of(at, tokens[at])]) for at, offset in trace.take()]
+        told = [token_of(index, token)]
+        pieces.append(Piece(text, [index], reason, thought, (), told, tuple(spelled)))
         if is_last:
             break
     return pieces
 
 
 def told(pieces: list[Piece]) -> list[int]:
-    found, places = TextTokens(), []
-    for piece in pieces:
-        tokens = found.add(piece)
-        assert [t.place for t in tokens] == [t.told[0].token_id for t in tokens]
-        places += [token.place for token in tokens]
-    return places
+    return [token.place for piece in pieces for token in piece.text_tokens]
 
 
 @given(
@@ -102,24 +104,81 @@ def test_thoughts_and_their_marks_are_left_out(tokens, expected):
     assert told(pieces_of([t.encode() for t in tokens], marks=MARKS)) == expected
 
 
-def piece(index: int, spelled: bytes, text: str = "", *, calls=()) -> Piece:
-    return Piece(text, [index], None, "", calls, [token_of(index, spelled)])
+@given(st.data())
+def test_they_are_those_of_which_text_is_told_whatever_repeats_it(data):
+    """Thoughts, calls and stop strings, all of few letters, cut into tokens at random."""
+    letters = st.text("ab<é", min_size=1, max_size=4)
+    parts = (
+        [("<think>" + data.draw(letters) + "</think>", False)] if data.draw(st.booleans()) else []
+    )
+    for is_call in data.draw(st.lists(st.booleans(), max_size=4)):
+        call = '<tool_call>{"name": "clock", "arguments": {"a": "ab"}}</tool_call>'
+        parts.append((call, False) if is_call else (data.draw(letters), True))
+    whole = "".join(text for text, _ in parts)
+    assume("<think>" not in "".join(text for text, is_said in parts if is_said))
+    said = [is_said for text, is_said in parts for _ in text]
+    shown = "".join(char for char, is_said in zip(whole, said, strict=True) if is_said)
+    stops = data.draw(st.lists(st.text("ab<é", min_size=1, max_size=3), max_size=2))
+    ends = [(shown.find(stop) + len(stop), shown.find(stop)) for stop in stops if stop in shown]
+    shown = shown[: min(ends)[1]] if ends else shown
+    cuts = data.draw(st.lists(st.integers(0, len(whole.encode())), max_size=30).map(sorted))
+    bounds = [*pairwise([0, *cuts, len(whole.encode())])]
+    of_byte = [at for at, char in enumerate(whole) for _ in char.encode()]
+    told_chars = [at for at, is_said in enumerate(said) if is_said][: len(shown)]
+    expected = [
+        index for index, (a, b) in enumerate(bounds) if not {*of_byte[a:b]}.isdisjoint(told_chars)
+    ]
+    calls = CallReader(HERMES, Calls({"clock": {"type": "object", "properties": {}}}))
+    pieces = pieces_of([whole.encode()[a:b] for a, b in bounds], stops, MARKS, calls)
+    assert "".join(piece.text for piece in pieces) == shown
+    assert told(pieces) == expected
 
 
-def test_calls_are_left_out_and_what_only_looked_like_one_is_not():
-    call = (ToolCall("c", "f", "{}"),)
-    said = [piece(0, b"Well", "Well"), piece(1, b"<call>"), piece(2, b"{}")]
-    called = [*said, piece(3, b"</call>", calls=call), piece(4, b" on", "on")]
-    assert told(called) == [0, 4]
-    assert told([*said, piece(3, b"!", "<call>{}!")]) == [0, 1, 2, 3]
+@given(st.lists(st.binary(max_size=3), max_size=6))
+def test_bytes_that_are_no_characters_are_told_as_what_they_became(tokens):
+    """Offsets say where, so that each U+FFFD is of the tokens whose bytes it stands for."""
+    whole, places = b"".join(tokens), [at for at, token in enumerate(tokens) for _ in token]
+    found = {at: offset for p in pieces_of(tokens) for at, offset, _ in p.text_tokens}
+    assert sorted(found) == sorted({*places})
+    for at, offset in found.items():  # as many characters as begin before the token
+        before = whole[: places.index(at)]
+        begun = codecs.getincrementaldecoder("utf-8")("replace")
+        assert offset == len(begun.decode(before)) + bool(begun.getstate()[0])
 
 
-def test_what_answers_in_channels_do_not_say_is_left_out():
-    """Control tokens of messages, their headers, and the empty line between two of them."""
-    said = [piece(0, b"<|channel|>"), piece(1, b"final"), piece(2, b"<|message|>")]
-    said += [piece(3, b"One", "One"), piece(4, b"<|end|>"), piece(5, b"final")]
-    said += [piece(6, b"<|message|>"), piece(7, b"Two", "\n\nTwo"), piece(8, b"<|return|>")]
-    assert told(said) == [3, 7]
+@pytest.mark.parametrize(
+    ("messages", "stops"),
+    [
+        (["final"], ()),
+        (["f", "fi", "nal"], ()),
+        (["final", "analysis", "xfinal"], ("xf",)),
+        (["One", "Two"], ("neT",)),
+    ],
+)
+def test_a_header_that_reads_like_the_text_is_none_of_it(
+    scripted_llm, scripted_tokenizer, script, messages, stops
+):
+    said, text_at = [], []
+    for index, message in enumerate(messages):
+        start = "<|start|>assistant" if index else ""
+        said += ids_of(scripted_tokenizer, f"{start}<|channel|>analysis<|message|>{message}<|end|>")
+        said += ids_of(scripted_tokenizer, "<|start|>assistant<|channel|>final<|message|>")
+        content = ids_of(scripted_tokenizer, message)
+        text_at += range(len(said), len(said) + len(content))
+        said += [*content, *ids_of(scripted_tokenizer, "<|end|>")]
+    script[:] = [*said[:-1], *ids_of(scripted_tokenizer, "<|return|>")]
+    pieces = [*scripted_llm.stream([HELLO], logprobs=0, stop_strings=stops)]
+    text = "".join(piece.text for piece in pieces)
+    found = told(pieces)
+    if not stops or stops[0] not in "".join(messages[-1:]):
+        assert text == "\n\n".join(messages) and found == text_at
+        assert [t.logprobs[0].token_id for p in pieces for t in p.text_tokens] == [
+            said[at] for at in text_at
+        ]
+    else:
+        assert text == "final\n\nanalysis\n\n" and found == text_at[: len(found)]
+        spelled = scripted_tokenizer.decode([said[at] for at in found])
+        assert spelled == "finalanalysis"
 
 
 @pytest.mark.parametrize("stop", [(), ("Two.",)])
@@ -127,11 +186,9 @@ def test_a_real_answer_in_channels(scripted_llm, scripted_tokenizer, script, sto
     """What control tokens, a header and a thought hold is left out, whatever pieces are made of."""
     said = ids_of(scripted_tokenizer, f"{THINKS}{FINAL}One. Two. Three.<|return|>")
     script[:] = said
-    messages = [{"role": "user", "content": "Hello"}]
-    pieces = [*scripted_llm.stream(messages, logprobs=1, stop_strings=stop)]
+    pieces = [*scripted_llm.stream([HELLO], logprobs=1, stop_strings=stop)]
     assert [t.token_id for piece in pieces for t in piece.logprobs] == said[: len(pieces)]
-    found = TextTokens()
-    text = b"".join(token.told[0].bytes for p in pieces for token in found.add(p)).decode()
+    text = b"".join(t.logprobs[0].bytes for p in pieces for t in p.text_tokens).decode()
     whole = "One. " if stop else "One. Two. Three."
     assert "".join(piece.text for piece in pieces) == whole
     assert text.startswith(whole) and len(text) < len(whole) + 8  # a token is told whole
@@ -199,7 +256,8 @@ def test_a_long_answer_takes_no_memory_for_its_json():
     told = AnswerLogprobs(is_chat=True)
     for index in range(1000):
         token = kept[index : index + 1]
-        told.note(Piece(token[0].token, [0], logprobs=token))
+        spelled = (TextToken(index, index, token),)
+        told.note(Piece(token[0].token, [0], logprobs=token, text_tokens=spelled))
     tracemalloc.start()
     try:
         num_bytes = sum(map(len, told.whole(kept)))
@@ -209,17 +267,24 @@ def test_a_long_answer_takes_no_memory_for_its_json():
     assert num_bytes > 2_000_000 > 5 * peak_bytes  # the encoder leaves cycles to collect
 
 
-def test_a_first_blank_that_is_dropped_is_no_part_of_the_text():
+def test_a_first_blank_that_is_dropped_is_no_part_of_the_text(monkeypatch):
     """As tokenizers of SentencePiece drop it: offsets count what is shown."""
-    found = TextTokens()
-    said = [piece(0, b" One", "One"), piece(1, b" two", " two"), piece(2, b".", ".")]
-    assert [token.offset for one in said for token in found.add(one)] == [0, 3, 7]
+    monkeypatch.setattr(Bytes, "num_stripped", 1)
+    pieces = pieces_of([b" ", b" One", b" two", b"."])
+    assert "".join(piece.text for piece in pieces) == " One two."
+    found = [(token.place, token.offset) for one in pieces for token in one.text_tokens]
+    assert found == [(1, 0), (2, 4), (3, 8)]
 
 
-def test_offsets_count_lines_between_messages():
-    found = TextTokens()
-    said = [piece(0, b"One", "One"), piece(1, b"Two", "\n\nTwo"), piece(2, b".", ".")]
-    assert [token.offset for one in said for token in found.add(one)] == [0, 5, 8]
+def test_offsets_count_lines_between_messages(scripted_llm, scripted_tokenizer, script):
+    said = f"{FINAL}One<|end|><|start|>assistant{FINAL}Two<|return|>"
+    script[:] = ids_of(scripted_tokenizer, said)
+    pieces = [*scripted_llm.stream([HELLO], logprobs=0)]
+    text = "".join(piece.text for piece in pieces)
+    assert text == "One\n\nTwo"
+    spelled = [(t.offset, t.logprobs[0].token) for p in pieces for t in p.text_tokens]
+    assert spelled and all(text.startswith(token, offset) for offset, token in spelled)
+    assert any(offset == 5 for offset, _ in spelled)
 
 
 @given(
@@ -227,8 +292,8 @@ def test_offsets_count_lines_between_messages():
     st.lists(st.text("abé", min_size=1, max_size=3), max_size=3),
 )
 def test_offsets_are_where_tokens_begin_in_the_text(tokens, stops):
-    pieces, found, at = pieces_of(tokens, stops), TextTokens(), 0
-    offsets = {token.place: token.offset for one in pieces for token in found.add(one)}
+    pieces, at = pieces_of(tokens, stops), 0
+    offsets = {token.place: token.offset for one in pieces for token in one.text_tokens}
     for place, token in enumerate(tokens):
         if place in offsets:
             assert offsets[place] == at

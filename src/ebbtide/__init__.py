@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.documents.split import Part, split_document
     from .offload.generation import GenerationConfig
     from .offload.llm import LLM
-    from .offload.output import Output, Piece, Progress, TokenLogprob, ToolCall
+    from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
     from .offload.plan import Plan
     from .offload.private_dir import state_dir
     from .offload.scratch import sweep as sweep_scratch
@@ -59,6 +59,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Session",
+    "TextToken",
     "TokenLogprob",
     "ToolCall",
     "__version__",
@@ -106,6 +107,7 @@ _HOMES = {
     "Plan": (".offload.plan", "Plan"),
     "Progress": (".offload.output", "Progress"),
     "Session": (".offload.session", "Session"),
+    "TextToken": (".offload.output", "TextToken"),
     "TokenLogprob": (".offload.output", "TokenLogprob"),
     "ToolCall": (".offload.output", "ToolCall"),
     "calibrate": (".offload.calibration", "calibrate"),
