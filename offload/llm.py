@@ -395,6 +395,10 @@ class LLM:
     def adopt(self, session: Session) -> None:
         self._sessions.append(session)
 
+    def knows(self, session: Session) -> bool:
+        """Whether it is not yet closed, to the end."""
+        return session in self._sessions
+
     def forget(self, session: Session) -> None:
         if session in self._sessions:
             self._sessions.remove(session)
@@ -464,6 +468,8 @@ class LLM:
             raise InputError("the LLM is closed; open it again with LLM.open")
         self.sweep()
         with self.running():
+            for left in [session for session in self._sessions if not session.is_open]:
+                left.close()  # Ctrl-C came in between
             runtime = self.admission.admit(
                 context, sequences, reach or context, self.report, **request
             )

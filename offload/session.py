@@ -55,7 +55,7 @@ class Session:
         self._restored = 0  # tokens that came from the prefix store, since the last answer
         self._known = 0  # tokens before it were processed once, though they may not be now
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
-        self._open = True
+        self.is_open = True
         self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
@@ -101,8 +101,7 @@ class Session:
         """Forget everything from token `length` on. Recent tokens cost nothing (where layers keep
         states, the rest of a cell); going back further restores what an answer began with, or what
         is kept on disk, and processes the rest again (counted as recomputed tokens). Raises
-        DoesNotFit, before anything changes, where a fork holds the pages that this would take anew.
-        """
+        DoesNotFit, before anything changes, where a fork holds the pages that it would take."""
         self._check_free()
         self._truncate(length)
 
@@ -214,8 +213,7 @@ class Session:
 
     def save(self) -> None:
         """Write the tokens of a named session now. Raises InputError without a name, StorageError
-        where they cannot be written.
-        """
+        where they cannot be written."""
         self._check_open()
         if self._file is None:
             raise InputError("the session has no name; keep_as(name) gives it one")
@@ -244,25 +242,29 @@ class Session:
     # ---- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the pages; a named session's tokens stay. May be called again.
-
-        Raises StorageError when they could not be written; the pages are freed all the same.
-        """
-        if not self._open:
+        """Free the pages; a named session's tokens stay. May be called again; the LLM does where
+        Ctrl-C came in between, before it opens anything, so each step may be done twice. Raises
+        StorageError when they could not be written; the pages are freed all the same."""
+        if not self._llm.knows(self):
             return
         if (stream := self._unfinished()) is not None:
             stream.close()
-        self._open = False
         try:
-            if self._file is not None and self._kept != self._to_keep():
-                self._save_file()
-            if self._file is not None and self._prefixes is not None:
-                self._prefixes.keep(self._sequence, decoded=True, is_last=True)
+            if self.is_open and self._file is not None:
+                if self._kept != self._to_keep():
+                    self._save_file()
+                if self._prefixes is not None:
+                    self._prefixes.keep(self._sequence, decoded=True, is_last=True)
         finally:
+            self.is_open = False
             if self._file is not None:
                 self._file.close()
             self._sequence.snapshots.clear()
-            self._runtime.release(self._sequence)
+            try:
+                self._runtime.release(self._sequence)
+            except StorageError:  # of a disk that does not answer: nobody can do more
+                self._llm.forget(self)
+                raise
             self._llm.forget(self)
 
     def __enter__(self) -> Session:
@@ -274,7 +276,7 @@ class Session:
     # ---- inside ------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if not self._open:
+        if not self.is_open:
             raise InputError("the session is closed")
         with self._llm.running():  # nothing may change under another thread's run
             pass
@@ -298,7 +300,7 @@ class Session:
         if self._unfinished() in (None, stream):
             self._answer = None
             self._runtime.room.end_promise(self._sequence)
-        if self._file is not None and self._open:
+        if self._file is not None and self.is_open:
             try:
                 self._save_file()
             except StorageError as error:

@@ -175,15 +175,24 @@ class Stream(Iterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
-        if self._fields is None:
-            try:
+        try:
+            if self._fields is None or self._is_left:
                 self._llm.abandon(self)
-            except Exception:
-                pass  # nobody is there to hear it, and at the interpreter's end half is gone
+        except Exception:
+            pass  # nobody is there to hear it, and at the interpreter's end half is gone
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether it should have closed its session, and was interrupted."""
+        return self._closes and self._llm.knows(self._session)
 
     def _end(self) -> None:
-        if self._fields is not None:
-            return
+        if self._fields is None:
+            self._end_answer()
+        if self._closes:
+            self._session.close()
+
+    def _end_answer(self) -> None:
         if self._finish == "cancelled":
             self._take(*self._reader.finish())
             self._take_calls()
@@ -192,8 +201,6 @@ class Stream(Iterator[Piece]):
         self._guesses = self._guesses or self._count_guesses()
         self._fields = self._session.usage.memory(), self._session.usage.kv()
         self._warnings += [*self._reader.warnings, *self._session.end_answer(self)]
-        if self._closes:
-            self._session.close()
 
     def _count_guesses(self) -> tuple[int, int]:
         accepted, rejected = self._session.guesses()
