@@ -105,12 +105,23 @@ def serve(
             "them. auto: a thousandth of --host-memory, at most 2MiB.",
         ),
     ] = "auto",
+    unload_after: Annotated[
+        str,
+        typer.Option(
+            "--unload-after",
+            metavar="TIME",
+            envvar="EBBTIDE_UNLOAD_AFTER",
+            help="How long nobody asks until memory is given back, such as 10m; the next request "
+            "loads the model again. What was read stays on disk.",
+        ),
+    ] = "never",
 ) -> None:
     """Serve a model over HTTP, as OpenAI's and Anthropic's APIs do."""
     run.choose_model(model_argument)
     _require_packages()
     number = parsed(values.whole(0, 65535), port, "--port")
     most_waiting = parsed(values.whole(0, _MOST_WAITING), queue, "--queue")
+    unload_after_s = parsed(values.duration, unload_after, "--unload-after")
     most_bytes = _most_bytes(max_body, run.settings.host_memory, most_waiting)
     key = None if api_key is None else parsed(_key, api_key, "--api-key")
     origins = tuple(parsed(_origin, text, "--cors-origin") for text in cors_origin or ())
@@ -138,7 +149,7 @@ def serve(
         reserve = reserved_bytes(most_bytes, most_waiting)
         budget = replace(run.open_options()["budget"], caller_bytes=reserve)
         with run.open_llm(budget=budget) as llm:
-            worker = Worker(run, llm, most_waiting)
+            worker = Worker(run, llm, most_waiting, unload_after_s)
             names = _names(llm, alias, run.settings.model)
             routes = Routes(worker, names, Bodies(most_bytes), run.terminal.detail)
             app = routes.app(Rules(hosts, origins, key))

@@ -76,6 +76,15 @@ def number(
     return parse
 
 
+def duration(text: str) -> float:
+    """Seconds: 90s, 10m, 2h, or infinity for "never"."""
+    word = text.strip().lower()
+    match = re.fullmatch(r"([0-9]{1,6})([smh])", word)
+    if word != "never" and not (match and int(match[1])):
+        raise ValueError(f"{text!r} is no time; allowed are never, and such as 90s, 10m or 2h")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else math.inf
+
+
 def choice(*allowed: str) -> Parser:
     """A parser that takes one of the words given, in any case."""
 

@@ -76,6 +76,11 @@ class Decoder:
             lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
         )
 
+    def close(self) -> None:
+        """Let go of what was prepared of layers' tensors, and so of these."""
+        self._steps.clear()
+        self._recurrent.clear()
+
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> torch.Tensor:

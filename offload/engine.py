@@ -108,8 +108,7 @@ class Engine:
     def choose_pages(self, mode: Mode, *, audits: bool = True) -> None:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
         than exact want a layout with mean values. audits: whether estimates are checked meanwhile.
-        Not while tokens are verified that were not taken in.
-        """
+        Not while tokens are verified that were not taken in."""
         self.selected = None
         if mode.selects:
             self.selected = SelectedAttention(
@@ -132,6 +131,11 @@ class Engine:
         other.choose_pages(mode, audits=False)
         return other
 
+    def close(self) -> None:
+        """Let go of what was prepared of the weights: who holds a closed session holds none."""
+        self.decoder.close()
+        self.whole_token = None
+
     # ---- running -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -150,8 +154,7 @@ class Engine:
         last one on that keeps something compute only what later tokens need. on_progress(length) is
         called after each sweep; what it raises stops the run between two sweeps, and the sequence
         is whole. check() is called before each layer; what it raises stops the run too, and the
-        sweep has to be made again.
-        """
+        sweep has to be made again."""
         stop = len(sequence.tokens) if stop_at is None else stop_at
         last = None
         self.sequences.settle(sequence)
@@ -209,8 +212,7 @@ class Engine:
         deadline mode, which attends to what has arrived.
 
         The sequence stays as it is, but that the tokens' keys and values lie behind its end:
-        `take_in` makes them part of it, one by one.
-        """
+        `take_in` makes them part of it, one by one."""
         self.sequences.settle(sequence)
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)

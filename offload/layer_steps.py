@@ -44,6 +44,11 @@ class Prepared(Generic[Made]):
             made = self._made[layer] = w, self._make(layer, w)
         return made[1]
 
+    def clear(self) -> None:
+        """Let go of all of it, and of the tensors."""
+        self._made.clear()
+        self._streamed = None
+
 
 class LayerSteps:
     """Of one model. ropes: one for each layer. is_resident: see Prepared."""
@@ -55,6 +60,10 @@ class LayerSteps:
     def of(self, layer: int, w: LayerTensors) -> LayerStep | None:
         """The step of a layer with tensors w, or None where none serves."""
         return self._steps.of(layer, w)
+
+    def clear(self) -> None:
+        """See Prepared."""
+        self._steps.clear()
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer's step includes its MLP: experts are chosen elsewhere."""

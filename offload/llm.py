@@ -149,8 +149,7 @@ class LLM:
         tokens may be guessed and several verified at once; answers are the same. prefix_cache: disk
         space for pages of what was read, which serve when it is read again: a size, "auto" or 0.
         Checks files and plan, loads no weights yet. Raises ModelError, InputError, and DoesNotFit
-        when `context` was given and cannot fit.
-        """
+        when `context` was given and cannot fit."""
         llm = cls(
             Options(
                 model=model,
@@ -178,8 +177,7 @@ class LLM:
     @classmethod
     def plan_for(cls, model: str | Path | None = None, *, schemas: bool = False, **options) -> Plan:
         """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits`
-        may be False. schemas: whether answers are kept to some; see `expect_schemas`.
-        """
+        may be False. schemas: whether answers are kept to some; see `expect_schemas`."""
         from .bandwidth import measure_disk, measure_memory
 
         llm = cls(Options(model=model, **options))
@@ -209,8 +207,7 @@ class LLM:
     def generate(self, prompt: Prompt, **generation) -> Output:
         """Answer one prompt: a str is raw text, a list of ints token ids, a list of {role, content}
         goes through the chat template. Generation names follow Hugging Face's GenerationConfig;
-        unknown ones raise InputError.
-        """
+        unknown ones raise InputError."""
         stream = self.stream(prompt, **generation)
         for _ in stream:
             pass
@@ -356,6 +353,14 @@ class LLM:
 
     # ---- care --------------------------------------------------------------------------------
 
+    def unload(self) -> None:
+        """Let go of the weights; the next request loads them again. Raises InputError while a
+        session is open."""
+        with self.running():
+            if self._sessions:
+                raise InputError("a session is open and needs the weights: close it first")
+            self.admission.close()
+
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
         self._is_open = False
@@ -414,9 +419,8 @@ class LLM:
         self.sweep()
 
     def sweep(self) -> None:
-        """Close abandoned streams, unless something is running: the garbage collector may have
-        dropped one in the middle of it, in any thread.
-        """
+        """Close abandoned streams, unless something is running: they may be dropped in the middle
+        of it, in any thread."""
         if self._abandoned and self._thread_lock.acquire(blocking=False):
             try:
                 while self._abandoned:
@@ -425,9 +429,8 @@ class LLM:
                 self._thread_lock.release()
 
     def reserve_raw(self, engine) -> None:
-        """Before a fork: there is room for _SESSION_SEQUENCES raw tails in a session's plan,
-        snapshots included.
-        """
+        """Before a fork: a session's plan has room for _SESSION_SEQUENCES raw tails, snapshots
+        included."""
         num_open = sum(1 for s in self._sessions if s._engine is engine)
         self.admission.check_fork(num_open, _SESSION_SEQUENCES)
 
@@ -470,9 +473,8 @@ class LLM:
         with self.running():
             for left in [session for session in self._sessions if not session.is_open]:
                 left.close()  # Ctrl-C came in between
-            runtime = self.admission.admit(
-                context, sequences, reach or context, self.report, **request
-            )
+            reach = reach or context
+            runtime = self.admission.admit(context, sequences, reach, self.report, **request)
             try:
                 session = Session(
                     self,

@@ -135,4 +135,6 @@ class Runtime:
 
     def close(self) -> None:
         self.is_open = False
+        for engine in filter(None, (self.engine, self._drafter)):
+            engine.close()
         self.store.close()

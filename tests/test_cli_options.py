@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_a_number_without_unit_gets_a_suggestion():
 
 def test_a_context_may_be_counted_in_thousands():
     assert values.tokens("32k") == values.tokens("32K") == 32768 == values.tokens("32768")
+
+
+def test_a_time_has_a_unit_or_is_never():
+    found = [values.duration(text) for text in ("90s", "10M", " 2h ", "never")]
+    assert found == [90, 600, 7200, math.inf]
+    for text in ("10", "0s", "-1m", "1.5h", "", "m", "10 m"):
+        with pytest.raises(ValueError, match="allowed are never, and such as 90s, 10m or 2h"):
+            values.duration(text)
 
 
 @given(st.text(max_size=20))

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -428,6 +429,21 @@ def test_another_process_finds_what_was_read(server, answers):
     # The folder of the server that runs: its pages are there while it does.
     with serving(server.home) as another:
         again = another.chat(first)
+        assert message(again) == said
+        assert cached(again) > 0.9 * again["usage"]["prompt_tokens"]
+
+
+def test_who_is_not_asked_gives_the_memory_back_and_answers_as_before(tmp_path, answers):
+    first, said, *_ = answers
+    with serving(tmp_path, "--unload-after", "1s") as server:
+        assert message(server.chat(first)) == said
+        until = time.monotonic() + PATIENCE_S
+        while server.count("unloads_total") == 0 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert server.count("model_loaded") == 0
+        status, found = server.ask("/tokenize", {"content": "one two"})  # needs no weights
+        assert status == 200 and len(found["tokens"]) > 1 and server.count("model_loaded") == 0
+        again = server.chat(first)
         assert message(again) == said
         assert cached(again) > 0.9 * again["usage"]["prompt_tokens"]
 

@@ -92,6 +92,7 @@ class Routes:
     async def metrics(self, http: HTTPRequest) -> Response:
         found = {f"{name}_total": ("counter", n) for name, n in dict(self._worker.counts).items()}
         found["requests_waiting"] = ("gauge", self._worker.num_waiting)
+        found["model_loaded"] = ("gauge", int(self._worker.is_loaded))
         lines = [
             f"# TYPE ebbtide_{name} {kind}\nebbtide_{name} {value}\n"
             for name, (kind, value) in sorted(found.items())

@@ -15,6 +15,7 @@ Knows sessions and requests, and nothing of HTTP.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import traceback
@@ -43,11 +44,13 @@ _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, wh
 
 class Worker:
     """Opens its session, and loads weights, at once. most_waiting: requests beside the one that is
-    answered, and as many that only the tokenizer is asked, for those wait for no answer. counts: by
-    name, since the start."""
+    answered, and as many that only the tokenizer is asked, for those wait for no answer.
+    unload_after_s: without requests the session is closed then and the weights are let go of, for
+    the next request to load; what was read is found on disk. counts: by name, since the start."""
 
-    def __init__(self, run: Run, llm: Any, most_waiting: int):
+    def __init__(self, run: Run, llm: Any, most_waiting: int, unload_after_s: float = math.inf):
         self._run, self._llm, self._most_waiting = run, llm, most_waiting
+        self._unload_after_s = unload_after_s
         self._waiting: deque[Job] = deque()
         self._answering: Job | None = None
         self._changed = threading.Condition()
@@ -61,6 +64,11 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the next request finds a session, and the weights in memory."""
+        return self.session is not None
 
     # ---- for the thread that talks HTTP -------------------------------------------------------
 
@@ -103,9 +111,10 @@ class Worker:
         job: Job | None = None
         try:
             while True:
+                self._await_request()
                 with self._changed:
-                    while not self._waiting:
-                        self._changed.wait(_SIGNAL_S)
+                    if not self._waiting:  # who asked has hung up
+                        continue
                     job = self._answering = self._waiting.popleft()
                 self.answer(job)
                 job = None
@@ -116,6 +125,26 @@ class Worker:
                 self._waiting.clear()
             for job in left:
                 job.put(Stopping())
+
+    def _await_request(self) -> None:
+        """Until one is waiting. Where none comes for long the memory is given back."""
+        idle_from_s = time.monotonic()
+        while True:
+            with self._changed:
+                if self._waiting or self._changed.wait(_SIGNAL_S):
+                    return
+            if self.is_loaded and time.monotonic() - idle_from_s >= self._unload_after_s:
+                self._unload()
+
+    def _unload(self) -> None:
+        self._close_session()
+        try:
+            self._llm.unload()
+        except errors.EbbtideError as error:
+            self._run.terminal.warn(str(error))
+        else:
+            self.counts["unloads"] += 1
+            self._run.terminal.detail("The model was unloaded; the next request loads it again.")
 
     def answer(self, job: Job) -> None:
         """Streams one answer; what goes wrong becomes the job's last event."""
@@ -144,7 +173,7 @@ class Worker:
             self.counts["requests_failed"] += 1
             self._tell(error)
             if not isinstance(job.request, TextQuery):
-                self._forget_session()
+                self._close_session()
         finally:
             llm.on_progress, llm.check = before
             if stream is not None:
@@ -244,8 +273,9 @@ class Worker:
             finally:
                 self._llm.on_progress = before
 
-    def _forget_session(self) -> None:
-        """After a failure that was not the request's: nobody knows what the session holds."""
+    def _close_session(self) -> None:
+        """The next request opens another: after a failure that was not the request's nobody knows
+        what it holds."""
         session, self.session = self.session, None
         if session is not None:
             try:
