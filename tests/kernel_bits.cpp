@@ -1,6 +1,7 @@
 // Runs every kernel of one instruction set on odd sizes and adversarial values and prints a hash of what it gives, so that
 // sets of different machines can be compared: `make neon` and `make vnni` do, with AVX2, which the Python tests
 // compare with the reference. Reads layouts (dispatch.layout_numbers), a line each, from standard input.
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -56,7 +57,7 @@ struct Hash {
     void add(const std::vector<T> &x) {
         add(x.data(), (int64_t)x.size());
     }
-    void print(const char *what, int64_t a, int64_t b) const { std::printf("%-12s %5ld %5ld  %016lx\n", what, (long)a, (long)b, (unsigned long)bits); }
+    void print(const char *what, int64_t a, int64_t b) const { std::printf("%-12s %5" PRId64 " %5" PRId64 "  %016" PRIx64 "\n", what, a, b, bits); }
 };
 
 void rows_and_norms(const Kernels &k) {
@@ -352,7 +353,7 @@ int main() {
     raw_tokens(k);
     recurrences(k);
     int64_t numbers[LAYOUT_NUMBERS];
-    for (int read = 0; std::scanf("%ld", (long *)numbers + read) == 1;)
+    for (int read = 0; std::scanf("%" SCNd64, numbers + read) == 1;)
         if (++read == LAYOUT_NUMBERS) {
             Layout l;
             std::memcpy(&l, numbers, sizeof l);
