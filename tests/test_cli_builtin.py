@@ -88,6 +88,17 @@ def test_summarize_to_a_file(tmp_path):
     assert summary == MATERIAL["summary"]["answer"] + "\n"
 
 
+def test_what_windows_lacks_is_not_needed(tmp_path):
+    """The demonstration, pages on disk included, where no call that is POSIX's alone is found."""
+    script = Path(__file__).with_name("like_windows.py")
+    (tmp_path / "story.md").write_text(opening_of_the_story()[0])
+    like_windows = [sys.executable, str(script), "ebbtide"]
+    code, out, err = run(tmp_path, "demo", "story.md", "--json", command=like_windows)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["passed"] and len(found["answers"]) > 1
+
+
 def test_the_demo_answers_from_a_quarter_of_the_memory(tmp_path):
     """On the opening of its story, which is as much as a test has time for."""
     text, questions = opening_of_the_story(6)
