@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .grammar import EMPTY, RuleWriter, literal
+from .grammar import RuleWriter, literal
 from .json_schema import text_choices
 from .tools import Calls, check_argument_names, read_json
 
@@ -93,13 +93,11 @@ def write_gemma(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
     schema's where it is a plain type or a choice of texts, and any value elsewhere."""
     properties = schema["properties"]
     check_argument_names(name, properties, ":,{}[]")
-    # From the last one back: what may follow where none was written before it, and where one was.
-    first = more = ""
-    for key in sorted(properties, reverse=True):
-        own = f"{rules.text(f'{key}:')} {_rule(rules, properties[key])} {more}"
-        is_needed = key in schema.get("required", ())
-        first = rules.named(own if is_needed else f"{own} | {first or EMPTY}")
-        more = rules.named(f'"," {own}' if is_needed else f'"," {own} | {more or EMPTY}')
+    arguments = [
+        (f"{rules.text(f'{key}:')} {_rule(rules, own)}", key in schema.get("required", ()))
+        for key, own in sorted(properties.items())
+    ]
+    first = rules.separated(arguments, ",")
     start = rules.text(f"call:{name}{{")
     return f"{start} {first} {rules.text('}<tool_call|>')}"
 

@@ -70,6 +70,19 @@ class RuleWriter:
         """An expression for a text with marks in it."""
         return " ".join(_spelled(part) for part in self._parts(text))
 
+    def separated(self, items: Sequence[tuple[str, bool]], between: str) -> str:
+        """An expression for some of several, in their order, with a text between them. items:
+        expressions, and whether each must be there."""
+        # From the last one back: what may follow where none was written before it, and where one
+        # was.
+        first = more = ""
+        for item, is_needed in reversed(items):
+            own = f"{item} {more}"
+            first = self.named(own if is_needed else f"{own} | {first or EMPTY}")
+            own = f"{self.text(between)} {own}"
+            more = self.named(own if is_needed else f"{own} | {more or EMPTY}")
+        return first
+
     def up_to(self, end: str) -> str:
         """An expression for anything up to the first of a text with marks, and that text."""
         if self._parts(end) == [end]:

@@ -1,4 +1,5 @@
-"""Calls whose arguments stand between tags, each by itself: Qwen3-Coder's and GLM's formats.
+"""Calls whose arguments stand between tags, each by itself: Qwen3-Coder's, Seed-OSS's and GLM's
+formats.
 
     <tool_call>                          <tool_call>weather
     <function=weather>                   <arg_key>place</arg_key>
@@ -8,7 +9,8 @@
     </function>
     </tool_call>
 
-Texts stand there as they are, all else as JSON; the function's schema says which it is.
+Texts stand there as they are, all else as JSON, or as Python writes it; the function's schema says
+which it is. Seed-OSS has <seed:tool_call>, and no lines' ends around values.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from typing import Any
 
 from .grammar import RuleWriter, literal
 from .json_schema import text_choices
+from .python_calls import python_rule, python_value
 from .tools import Calls, check_argument_names, ends_in_string, read_json
 
-_END = "</function>\n</tool_call>"
-
+_NOTHING = ("null", "None")
 _TYPES = {  # of what JSON becomes: JSON schema's
     str: ("string",),
     bool: ("boolean",),
@@ -79,7 +81,9 @@ class Tags:
         it is a part where it stands in a string."""
         end = block.find(self.closing, start)
         if not _is_text(schema) and block[start:end].lstrip().startswith(("{", "[", '"')):
-            while end >= 0 and ends_in_string(block[start:end]):
+            while end >= 0 and ends_in_string(value := block[start:end]):
+                if _as_python(value) is not None:  # whose texts may hold a quote
+                    break
                 end = block.find(self.closing, end + len(self.closing))
         return end
 
@@ -90,6 +94,13 @@ TAGGED = Tags(
     closing="</parameter>",
     line_end="\n",
     tail=re.compile(r"\s*</function>\s*</tool_call>"),
+)
+SEED = Tags(
+    head=re.compile(r"<seed:tool_call>\s*<function=([^>\n]+)>"),
+    opening=re.compile(r"\s*<parameter=([^>\n]+)>"),
+    closing="</parameter>",
+    line_end="",
+    tail=re.compile(r"\s*</function>\s*</seed:tool_call>"),
 )
 KEYED = Tags(
     head=re.compile(r"<tool_call>\s*([^<\s]+)\s*"),
@@ -105,11 +116,19 @@ def _value(text: str, schema: Any) -> Any:
     if _is_text(schema):
         return text
     value = read_json(text.strip())
-    if value is None and text.strip() != "null":
-        # As Python writes them, in which some templates write arguments back.
-        value = {"True": True, "False": False, "None": None}.get(text.strip(), text)
+    if value is None and text.strip() not in _NOTHING:
+        # Some templates write arguments as Python does.
+        value = text if (value := _as_python(text)) is None else value
     types = _types(schema)
     return text if "string" in types and types.isdisjoint(_TYPES[type(value)]) else value
+
+
+def _as_python(text: str) -> Any:
+    """The value that a text is as Python writes it; None where it is none."""
+    try:
+        return python_value(text)
+    except ValueError:
+        return None
 
 
 def _types(schema: Any) -> set[str]:
@@ -133,13 +152,34 @@ def _is_text(schema: Any) -> bool:
     return text_choices(schema) is not None
 
 
-def write_tagged(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
-    def opening(key: str) -> str:
-        return f"<parameter={key}>\n"
+_Rule = Callable[[RuleWriter, str, dict[str, Any]], str]  # an expression for an argument
 
-    arguments = _arguments(rules, name, schema, opening, "\n", "</parameter>")
+
+def write_tagged(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
+    return _write_tagged(rules, name, schema, "\n", "</tool_call>", RuleWriter.arguments)
+
+
+def write_seed(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
+    return _write_tagged(rules, name, schema, "", "</seed:tool_call>", python_rule)
+
+
+def _write_tagged(
+    rules: RuleWriter,
+    name: str,
+    schema: dict[str, Any],
+    line_end: str,
+    closing: str,
+    rule: _Rule,
+) -> str:
+    """line_end: what stands around a value."""
+
+    def opening(key: str) -> str:
+        return f"<parameter={key}>{line_end}"
+
+    arguments = _arguments(rules, name, schema, opening, line_end, "</parameter>", rule)
     start = rules.text(f"\n<function={name}>\n")
-    return f"{start} {arguments} {rules.text(_END)}"
+    end = rules.text("</function>\n" + closing)
+    return f"{start} {arguments} {end}"
 
 
 def write_keyed(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
@@ -158,9 +198,10 @@ def _arguments(
     opening: Callable[[str], str],
     before_closing: str,
     closing: str,
+    rule: _Rule = RuleWriter.arguments,
 ) -> str:
     """An expression for all arguments, in the schema's order. What stands around a value: `opening`
-    of its name, and before_closing and closing."""
+    of its name, and before_closing and closing. rule: for what is no text."""
     check_argument_names(name, schema["properties"], "<>\n")
     parts = []
     after, line_end = rules.text(f"{before_closing}{closing}\n"), rules.text("\n")
@@ -173,7 +214,7 @@ def _arguments(
             value = f"{rules.up_to(closing)} {line_end}"
         else:
             whole = {**_definitions(schema), **_object(own)}
-            value = f"{rules.arguments(name, whole)} {after}"
+            value = f"{rule(rules, name, whole)} {after}"
         is_needed = key in schema.get("required", ())
         parts.append(f"({rules.text(opening(key))} {value}){'' if is_needed else '?'}")
     return " ".join(parts)

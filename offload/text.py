@@ -31,7 +31,7 @@ from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
 from .thinking import Thoughts, is_open, marks_of
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
-from .tool_formats import format_of
+from .tool_formats import format_of, with_calls_written
 from .tools import Calls
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
@@ -277,13 +277,14 @@ class Tokenizer:
         guarded = self._control.break_up_all([checked, variables], guard)
         thinking = self._think_variables(think)
         rendered = self.template.render(
-            guarded[0],
+            with_calls_written(self, guarded[0]),
             add_generation_prompt=prompt,
             now=self.now,
             **{
                 **self.named_tokens,
                 "adds_bos": bool(self.prefix_ids),
                 **thinking,
+                "xml_tools": guarded[1].get("tools"),  # SmolLM3's name for them
                 **guarded[1],
             },
         )

@@ -21,6 +21,7 @@ MARKS = (
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
 

@@ -2,12 +2,18 @@
 
     hermes   <tool_call>{"name": "f", "arguments": {...}}</tool_call>      Hermes, Qwen2.5 and 3
     tagged   <tool_call><function=f><parameter=a>...</tool_call>            Qwen3-Coder, Qwen3.5
+    seed     <seed:tool_call><function=f><parameter=a>...                   Seed-OSS
     keyed    <tool_call>f<arg_key>a</arg_key><arg_value>...</tool_call>     GLM-4.5 and later
     llama    {"name": "f", "parameters": {...}}                             Llama 3.x, 4
     mistral  [TOOL_CALLS][{"name": "f", "arguments": {...}}]                to Mistral Nemo
     mistral  [TOOL_CALLS]f[ARGS]{...}                                       later ones
     apriel   <tool_calls>[{"name": "f", "arguments": {...}}]</tool_calls>   Apriel
+    granite  <|tool_call|>[{"name": "f", "arguments": {...}}]               Granite 3
+    cohere   <|START_ACTION|>[{"tool_name": "f", "parameters": {...}}]...   Command R7B, A
     gemma    <|tool_call>call:f{a:1}<tool_call|>                            Gemma 4
+    python   <|tool_call_start|>[f(a=1)]<|tool_call_end|>                   LFM2
+    deepseek <｜tool▁calls▁begin｜>...f<｜tool▁sep｜>{...}...                  DeepSeek V3.1, R1
+    kimi     <|tool_calls_section_begin|>...functions.f:0...{...}...        Kimi K2
 
 gpt-oss's format is harmony, which `harmony.py` reads. Each format reads what stands in the text of
 an answer, and has a grammar for answers that must call.
@@ -15,8 +21,6 @@ an answer, and has a grammar for answers that must call.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,13 +28,34 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 from .gemma_calls import add_gemma_values, is_open_gemma, read_gemma, write_gemma
 from .grammar import RuleWriter
-from .tagged_calls import KEYED, TAGGED, write_keyed, write_tagged
-from .tools import Calls, ends_in_string, read_json
+from .json_calls import (
+    Found,
+    json_call,
+    list_between,
+    read_hermes,
+    read_llama,
+    read_mistral,
+    read_mistral_list,
+    spell_granite,
+    spell_hermes,
+    write_cohere,
+)
+from .python_calls import (
+    PYTHON_MARKS,
+    add_python_values,
+    is_open_python,
+    read_python,
+    spell_python,
+    write_python,
+)
+from .section_calls import DEEPSEEK, DEEPSEEK_MARKS, KIMI, KIMI_MARKS, write_kimi
+from .tagged_calls import KEYED, SEED, TAGGED, write_keyed, write_seed, write_tagged
+from .tools import Calls, ends_in_string
 
 if TYPE_CHECKING:
     from .text import Tokenizer
 
-Found = Sequence[tuple[Any, Any]] | None  # names and arguments; None: it is no call
+TOOL_VARIABLES = ("tools", "xml_tools")  # by which templates know them; SmolLM3's by the second
 
 
 @dataclass(frozen=True)
@@ -42,7 +67,8 @@ class ToolFormat:
     marks: of all this, what may be control tokens. at_start: whether nothing but white space may
     stand before. takes_one: whether templates refuse messages with several calls, so that an answer
     has but one. between: what stands between two calls, beside the closing and the next opening, or
-    instead of these where `around` stands around all of them. rules: adds what calls refer to."""
+    instead of these where `around` stands around all of them. rules: adds what calls refer to.
+    spell: how calls are written into a message, for templates that do not write them."""
 
     name: str
     opening: str
@@ -56,16 +82,7 @@ class ToolFormat:
     between: str = ""
     around: tuple[str, str] | None = None
     rules: Callable[[RuleWriter], None] | None = None
-
-
-def _json_call(before: str, between: str, after: str) -> Callable[..., str]:
-    """Writes calls with a name and an object of arguments; the three stand around them."""
-
-    def write(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
-        start = rules.text(f"{before}{name}{between}")
-        return f"{start} {rules.arguments(name, schema)} {rules.text(after)}"
-
-    return write
+    spell: Callable[[Sequence[tuple[str, dict[str, Any]]]], str] | None = None
 
 
 def _never(block: str, calls: Calls) -> bool:
@@ -76,61 +93,30 @@ def _is_in_string(block: str, calls: Calls) -> bool:
     return ends_in_string(block)
 
 
-def _read_hermes(block: str, calls: Calls) -> Found:
-    return _named(read_json(block.removeprefix("<tool_call>").removesuffix("</tool_call>")))
-
-
-def _named(value: Any) -> Found:
-    """An object with a name and arguments, which go by two names."""
-    if not isinstance(value, dict):
-        return None
-    return [(value.get("name"), value.get("arguments", value.get("parameters")))]
-
-
-def _read_llama(block: str, calls: Calls) -> Found:
-    """One object, or several behind one another, though but one of them counts; nothing else."""
-    text = block.lstrip().removeprefix("<|python_tag|>").strip()
-    found: list[tuple[Any, Any]] = []
-    while text:
-        try:
-            value, end = json.JSONDecoder().raw_decode(text)
-        except (ValueError, RecursionError):
-            return None
-        found += _named(value) or [(None, None)]
-        text = text[end:].lstrip(" \n;,")
-    return found
-
-
-def _read_list(block: str, calls: Calls) -> Found:
-    text = block.removeprefix("[TOOL_CALLS]").removeprefix("<tool_calls>")
-    value = read_json(text.removesuffix("</tool_calls>"))
-    if not isinstance(value, list):
-        return None
-    return [pair for item in value for pair in _named(item) or [(None, None)]]
-
-
-_MISTRAL_CALL = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?\[ARGS\](.*)", re.DOTALL)
-
-
-def _read_mistral(block: str, calls: Calls) -> Found:
-    if block.removeprefix("[TOOL_CALLS]").lstrip().startswith("["):
-        return _read_list(block, calls)
-    parts = [_MISTRAL_CALL.fullmatch(part) for part in block.split("[TOOL_CALLS]")[1:]]
-    return [(part and part[1], part and read_json(part[2])) for part in parts]
-
-
 _TAGS = ("<tool_call>", "</tool_call>")
 _HERMES = ToolFormat(
     "hermes",
     *_TAGS,
-    _read_hermes,
+    read_hermes,
     _is_in_string,
-    _json_call('\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+    json_call('\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
     _TAGS,
     between="\n",
+    spell=spell_hermes,
 )
 _TAGGED = ToolFormat(
     "tagged", *_TAGS, TAGGED.read, TAGGED.is_open, write_tagged, _TAGS, between="\n"
+)
+_SEED_TAGS = ("<seed:tool_call>", "</seed:tool_call>")
+_SEED = ToolFormat(
+    "seed",
+    *_SEED_TAGS,
+    SEED.read,
+    SEED.is_open,
+    write_seed,
+    _SEED_TAGS,
+    between="\n\n",
+    rules=add_python_values,
 )
 _KEYED = ToolFormat(
     "keyed",
@@ -145,9 +131,9 @@ _LLAMA = ToolFormat(
     "llama",
     "{",
     "",
-    _read_llama,
+    read_llama,
     _never,
-    _json_call('"name": "', '", "parameters": ', "}"),
+    json_call('"name": "', '", "parameters": ', "}"),
     ("<|python_tag|>",),
     at_start=True,
     takes_one=True,
@@ -157,9 +143,9 @@ _MISTRAL_LIST = ToolFormat(
     "mistral",
     "[TOOL_CALLS]",
     "",
-    _read_list,
+    read_mistral_list,
     _never,
-    _json_call('{"name": "', '", "arguments": ', "}"),
+    json_call('{"name": "', '", "arguments": ', "}"),
     ("[TOOL_CALLS]",),
     between=", ",
     around=("[", "]"),
@@ -168,9 +154,9 @@ _APRIEL = ToolFormat(
     "apriel",
     "<tool_calls>",
     "</tool_calls>",
-    _read_list,
+    list_between("<tool_calls>", "</tool_calls>"),
     _is_in_string,
-    _json_call('{"name": "', '", "arguments": ', "}"),
+    json_call('{"name": "', '", "arguments": ', "}"),
     ("<tool_calls>", "</tool_calls>"),
     between=", ",
     around=("[", "]</tool_calls>"),
@@ -179,9 +165,9 @@ _MISTRAL = ToolFormat(
     "mistral",
     "[TOOL_CALLS]",
     "",
-    _read_mistral,
+    read_mistral,
     _never,
-    _json_call("", "[ARGS]", ""),
+    json_call("", "[ARGS]", ""),
     ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
 )
 _GEMMA = ToolFormat(
@@ -194,12 +180,82 @@ _GEMMA = ToolFormat(
     ("<|tool_call>", "<tool_call|>", '<|"|>'),
     rules=add_gemma_values,
 )
+_GRANITE = ToolFormat(
+    "granite",
+    "<|tool_call|>",
+    "",
+    list_between("<|tool_call|>"),
+    _never,
+    json_call('{"name": "', '", "arguments": ', "}"),
+    ("<|tool_call|>",),
+    between=", ",
+    around=("[", "]"),
+    spell=spell_granite,
+)
+_ACTIONS = ("<|START_ACTION|>", "<|END_ACTION|>")
+_COHERE = ToolFormat(
+    "cohere",
+    *_ACTIONS,
+    list_between(*_ACTIONS),
+    _is_in_string,
+    write_cohere,
+    _ACTIONS,
+    between=",\n    ",
+    around=("[\n    ", "\n]<|END_ACTION|>"),
+)
+_PYTHON = ToolFormat(
+    "python",
+    *PYTHON_MARKS,
+    read_python,
+    is_open_python,
+    write_python,
+    PYTHON_MARKS,
+    between=", ",
+    around=("[", f"]{PYTHON_MARKS[1]}"),
+    rules=add_python_values,
+    spell=spell_python,
+)
+_DEEPSEEK = ToolFormat(
+    "deepseek",
+    DEEPSEEK.opening,
+    DEEPSEEK.closing,
+    DEEPSEEK.read,
+    _is_in_string,
+    json_call("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    DEEPSEEK_MARKS,
+    around=("", DEEPSEEK.closing),
+)
+_DEEPSEEK_R1 = replace(
+    _DEEPSEEK,
+    write=json_call(
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"
+    ),
+    between="\n",
+)
+_KIMI = ToolFormat(
+    "kimi",
+    KIMI.opening,
+    KIMI.closing,
+    KIMI.read,
+    _is_in_string,
+    write_kimi,
+    KIMI_MARKS,
+    around=("", KIMI.closing),
+)
 # What a template holds -> the format; the first that it holds all of.
 _KNOWN_BY: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<|tool_call>call:",), _GEMMA),
     (("<tool_calls>[",), _APRIEL),
     (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL),
     (("[TOOL_CALLS]",), _MISTRAL_LIST),
+    (("<|tool_call|> followed by a JSON list",), _GRANITE),
+    (("<|START_ACTION|>", '"tool_name"'), _COHERE),
+    (("<|tool_call_start|>",), _PYTHON),
+    (("<|tool_list_start|>",), _PYTHON),
+    (("<｜tool▁calls▁begin｜>", "```json"), _DEEPSEEK_R1),
+    (("<｜tool▁calls▁begin｜>",), _DEEPSEEK),
+    (("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"), _KIMI),
+    (("<seed:tool_call>", "<function=", "<parameter="), _SEED),
     (("<tool_call>", "<arg_key>"), _KEYED),
     (("<tool_call>", "<function=", "<parameter="), _TAGGED),
     (("<tool_call>", '"arguments'), _HERMES),
@@ -213,7 +269,7 @@ _KNOWN_BY: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
 def format_of(tokenizer: Tokenizer) -> ToolFormat | None:
     """How a model writes calls; None where that is harmony. InputError where its chat template
     knows no tools, or has a format that is not in the table."""
-    if not tokenizer.template.knows("tools"):
+    if not tokenizer.template.knows(*TOOL_VARIABLES):
         raise InputError(
             f"the chat template of {tokenizer.name} knows no tools; a model that was trained to "
             "call functions has one that does"
@@ -224,10 +280,41 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat | None:
     for words, format in _KNOWN_BY:
         if all(word in source for word in words):
             return format
+    # Newer templates of LFM2 leave it to the model's training.
+    if "List of tools: [" in source and isinstance(tokenizer.mark_parts(PYTHON_MARKS[0])[0], int):
+        return _PYTHON
     raise InputError(
         f"{tokenizer.name} writes calls of functions in a way that Ebbtide does not read; it reads "
-        "those of Hermes and Qwen, GLM, Llama 3 and 4, Mistral, Apriel, gpt-oss and Gemma 4"
+        "those of Hermes and Qwen, GLM, Llama 3 and 4, Mistral, Apriel, Granite, LFM2, gpt-oss, "
+        "Gemma 4, Command R7B and A, Seed-OSS, DeepSeek and Kimi"
     )
+
+
+def with_calls_written(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Messages whose calls are in their contents, as a model writes them, where the chat template
+    would leave them out. messages: guarded, see ControlText."""
+    if "tool_calls" in tokenizer.template_source or not any(m.get("tool_calls") for m in messages):
+        return messages
+    try:
+        format = format_of(tokenizer)
+    except InputError:  # of a model that calls nothing
+        return messages
+    if format is None or format.spell is None:
+        return messages
+    return [_written(message, format.spell) for message in messages]
+
+
+def _written(message: dict[str, Any], spell: Callable[..., str]) -> dict[str, Any]:
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    if not functions:
+        return message
+    written = spell([(function["name"], function["arguments"]) for function in functions])
+    content = message["content"]
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return {**message, "content": f"{content}\n{written}" if content else written}
 
 
 def write_calls(

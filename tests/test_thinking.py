@@ -74,6 +74,7 @@ def test_the_pieces_do_not_matter_and_nothing_else_is_lost(parts, inside, data):
         ("mistralai-Ministral-3-14B-Reasoning-2512", MARKS[1], False),
         ("ByteDance-Seed-OSS", MARKS[2], False),
         ("google-gemma-4-31B-it", ("<|channel>thought", "<channel|>"), False),
+        ("Cohere2MoE", ("<|START_THINKING|>", "<|END_THINKING|>"), True),
         ("Qwen-Qwen2.5-7B-Instruct", None, False),
         ("meta-llama-Llama-3.1-8B-Instruct", None, False),
     ],

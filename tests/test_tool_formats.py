@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers_under_test import DATA, USER
-from tool_templates import ARGUMENTS, OFFERED, TOOLS, call_text, ids_of, with_tools
+from tool_templates import ARGUMENTS, COMMAND, OFFERED, TOOLS, call_text, ids_of, with_tools
 from tool_templates import tokenizer as tokenizer  # a fixture
 
 from ebbtide import errors
 from ebbtide.offload.call_reader import CallReader
 from ebbtide.offload.template import ChatTemplate, check_messages
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tool_formats import format_of
+from ebbtide.offload.tool_formats import format_of, with_calls_written
 from ebbtide.offload.tools import Calls, checked_tools
 
 
@@ -107,8 +107,9 @@ values = st.recursive(
 @given(st.fixed_dictionaries({"note": written_texts, "hours": st.lists(values)}), st.data())
 def test_whatever_is_written_is_read_back_however_it_is_cut(tokenizer, arguments, data):
     format = format_of(tokenizer)
-    end = {"tagged": "</parameter>", "keyed": "</arg_value>"}.get(format.name)
-    if format.name == "gemma":  # whose small template here writes no texts within lists
+    end = {"tagged": "</parameter>", "keyed": "</arg_value>", "seed": "</parameter>"}
+    end = end.get(format.name)
+    if format.name in ("gemma", "seed"):  # whose small templates here write no such texts in lists
         arguments["hours"] = [1, True]
     assume(end is None or end not in arguments["note"])  # a text ends with it
     written = call_text(tokenizer, arguments)
@@ -189,6 +190,76 @@ WRITTEN = [
     ("gemma", "<|tool_call>call:clock{a:b}<tool_call|>", None),
     ("gemma", "<|tool_call>call:clock{a:[1}<tool_call|>", None),
     ("gemma", "<|tool_call>call:clock{" + "a:{" * 900 + "<tool_call|>", None),
+    (
+        "lfm2",
+        "<|tool_call_start|>[ weather(note = 'it\\'s \\u00fc\\n', days=-2, x=(1, 2.5e3,), "
+        "y={\"a\": None, 'b': [True]}) , clock( ) ]<|tool_call_end|>",
+        [
+            (
+                "weather",
+                {
+                    **{"note": "it's ü\n", "days": -2, "x": [1, 2500.0]},
+                    "y": {"a": None, "b": [True]},
+                },
+            ),
+            ("clock", {}),
+        ],
+    ),
+    ("lfm2", "<|tool_call_start|>clock()<|tool_call_end|>", [("clock", {})]),
+    (
+        "lfm2",
+        '<|tool_call_start|>[weather(note="<|tool_call_end|>\\ud83d\\ude00")]<|tool_call_end|>',
+        [("weather", {"note": "<|tool_call_end|>😀"})],
+    ),
+    ("lfm2", "<|tool_call_start|>[clock(1)]<|tool_call_end|>", None),
+    ("lfm2", "<|tool_call_start|>[clock(a=b)]<|tool_call_end|>", None),
+    ("lfm2", "<|tool_call_start|>[clock() clock()]<|tool_call_end|>", None),
+    ("lfm2", "<|tool_call_start|>[clock(a=" + "[" * 900 + ")]<|tool_call_end|>", None),
+    ("lfm2", "<|tool_call_start|>[clock(a=" + "9" * 9000 + ")]<|tool_call_end|>", None),
+    ("granite", '<|tool_call|> [{"name": "clock", "arguments": {}}]\n', [("clock", {})]),
+    ("granite", '<|tool_call|>{"name": "clock"}', None),
+    (
+        "smollm3",
+        '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+        [("clock", {})],
+    ),
+    (
+        "cohere",
+        '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "clock", "parameters": {}},\n'
+        '{"tool_name": "clock", "parameters": {"a": "<|END_ACTION|>"}}]<|END_ACTION|>',
+        [("clock", {}), ("clock", {"a": "<|END_ACTION|>"})],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜>\n<｜tool▁call▁begin｜>clock<｜tool▁sep｜>\n"
+        '{"a": "x```json <｜tool▁calls▁end｜>"}<｜tool▁call▁end｜>\n<｜tool▁calls▁end｜>',
+        [("clock", {"a": "x```json <｜tool▁calls▁end｜>"})],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>clock\n```json\n{}\n```"
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [("clock", {})],
+    ),
+    ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>", None),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|> <|tool_call_begin|>functions.clock:3 "
+        "<|tool_call_argument_begin|> {} <|tool_call_end|>\n<|tool_calls_section_end|>",
+        [("clock", {})],
+    ),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>clock<|tool_call_argument_begin|>{"
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        None,
+    ),
+    (
+        "seed",
+        "<seed:tool_call>\n<function=weather>\n<parameter=days>2</parameter>\n<parameter=note>1"
+        "</parameter><parameter=hours>[None, 'a\"b']</parameter></function></seed:tool_call>",
+        [("weather", {"days": 2, "note": "1", "hours": [None, 'a"b']})],
+    ),
 ]
 
 
@@ -222,6 +293,10 @@ BROKEN = [
     ("tagged", "<tool_call><function=clock>now</function></tool_call>"),
     ("keyed", "<tool_call>clock<arg_key>a</arg_key>1</tool_call>"),
     ("gemma", "<|tool_call>call:clock{a:[1}<tool_call|>"),
+    ("lfm2", "<|tool_call_start|>[clock(a=)]<|tool_call_end|>"),
+    ("cohere", '<|START_ACTION|>[{"tool_name": "clock", "parameters": {}<|END_ACTION|>'),
+    ("deepseek", "<｜tool▁calls▁begin｜>clock<｜tool▁calls▁end｜>"),
+    ("kimi", "<|tool_calls_section_begin|>clock<|tool_calls_section_end|>"),
 ]
 
 
@@ -281,6 +356,56 @@ def test_what_may_be_a_text_is_one_where_nothing_else_may_be(tmp_path, name):
     assert json.loads(calls.take()[0].arguments) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("lfm2", '<|tool_call_start|>[weather(note="MARK", exact=True)]<|tool_call_end|>'),
+        ("lfm2.5", '<|tool_call_start|>[weather(note="MARK", exact=True)]<|tool_call_end|>'),
+        (
+            "granite",
+            '<|tool_call|>[{"name": "weather", "arguments": {"note": "MARK", "exact": true}}]',
+        ),
+        (
+            "smollm3",
+            '<tool_call>\n{"name": "weather", "arguments": {"note": "MARK", "exact": true}}\n'
+            "</tool_call>",
+        ),
+    ],
+)
+def test_calls_are_written_where_the_template_leaves_them_out(tmp_path, name, written):
+    """As the model writes them; what stands in them is text, though it spells a mark."""
+    tokenizer = tokenizer_of(name, tmp_path)
+    mark = format_of(tokenizer).opening
+    function = {"name": "weather", "arguments": {"note": mark, "exact": True}}
+    call = {"role": "assistant", "tool_calls": [{"id": "a", "function": function}]}
+    parts = [{"type": "text", "text": "I "}, {"type": "text", "text": "look."}]
+    for content, before in (("I look.", "I look.\n"), (parts, "I look.\n"), ("", "")):
+        asked = [USER, {**call, "content": content}, {"role": "tool", "content": "rain"}]
+        text = tokenizer.chat_text(asked)
+        assert f"assistant\n{before}{written.replace('MARK', mark)}<|im_end|>" in text
+        ids = tokenizer.chat_ids(asked)
+        assert ids.count(tokenizer._backend.token_to_id(mark)) == 1
+    assert '"weather"' in tokenizer.chat_text([USER], tools=TOOLS)
+    assert '"weather"' not in tokenizer.chat_text([USER])
+
+
+def test_a_command_thinks_calls_and_answers(tmp_path):
+    """Its thoughts, calls and answers all stand between control tokens."""
+    folder = with_tools(tmp_path, "cohere", "{# <|END_THINKING|> #}", COMMAND)
+    tokenizer = Tokenizer.load(folder)
+    called = f"<|START_THINKING|>I look.<|END_THINKING|>{call_text(tokenizer)}"
+    for answer, expected in (
+        (called, ("I look.", "", [("weather", ARGUMENTS)])),
+        ("<|START_RESPONSE|>Rain.<|END_RESPONSE|>", ("", "Rain.", [])),
+    ):
+        prompt = tokenizer.chat_ids([USER], tools=TOOLS)
+        reader = tokenizer.answer_reader(prompt, (), Calls(OFFERED))
+        said = [*map(reader.push, ids_of(tokenizer, answer)), reader.finish()]
+        thought, text = ("".join(part) for part in zip(*said, strict=True))
+        calls = [(call.name, json.loads(call.arguments)) for call in reader.take_calls()]
+        assert (thought, text, calls) == expected
+
+
 def test_arguments_that_nobody_could_encode_hold_a_mark_in_their_place():
     calls = Calls(OFFERED)
     assert calls.add([("clock", '{"a": "\\ud800b"}')])
@@ -310,12 +435,20 @@ TEMPLATES = DATA / "templates"
         ("unsloth-Apriel-1.5", "apriel"),
         ("google-gemma-4-31B-it", "gemma"),
         ("openai-gpt-oss-120b", None),
+        ("LFM2-8B-A1B", "python"),
+        ("LFM2.5-Instruct", "python"),
+        ("ibm-granite-granite-3.3-2B-Instruct", "granite"),
+        ("CohereForAI-c4ai-command-r7b-12-2024-tool_use", "cohere"),
+        ("Cohere2MoE", "cohere"),
+        ("moonshotai-Kimi-K2", "kimi"),
+        ("ByteDance-Seed-OSS", "seed"),
     ],
 )
 def test_real_templates_write_what_their_format_reads(name, format):
     source = (TEMPLATES / f"{name}.jinja").read_text()
     template = ChatTemplate(source, name)
     known = {"template": template, "template_source": source, "name": name}
+    known["mark_parts"] = lambda mark: [7]  # a control token
     model = SimpleNamespace(**known, harmony_marks="<|channel|>analysis" in source)
     found = format_of(model)
     assert (found and found.name) == format
@@ -330,13 +463,16 @@ def test_real_templates_write_what_their_format_reads(name, format):
         with pytest.raises(errors.InputError, match="single tool-call"):
             template.render(asked, **tokens)
     else:
-        assert template.render(asked, **tokens).count("It rains.") == 2
-    rendered = template.render(check_messages([USER, call, result]), **tokens)
+        rendered = template.render(with_calls_written(model, asked), **tokens)
+        assert rendered.count("It rains.") == 2
+    asked = with_calls_written(model, check_messages([USER, call, result]))
+    rendered = template.render(asked, **tokens)
     assert "It rains." in rendered and "weather" in rendered
     if found is not None:
         begins = rendered.rindex(found.opening if format != "llama" else '{"name": "weather"')
         ends = ("<|im_end|>", "</s>", "<|eot_id|>", "<|observation|>", "<|tool_response>")
-        ends += ("[TOOL_RESULTS]", "<|end|>", "<|im_start|>")
+        ends += ("[TOOL_RESULTS]", "<|end|>", "<|im_start|>", "<|end_of_text|>", "<seed:eos>")
+        ends += ("<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>")
         block = rendered[begins:]
         block = block[: min(block.index(end) for end in ends if end in block)]
         calls = Calls(OFFERED)
@@ -344,3 +480,19 @@ def test_real_templates_write_what_their_format_reads(name, format):
         reader = CallReader(found, calls)
         assert (reader.push(block) + reader.finish()).strip() == ""
         assert json.loads(calls.take()[-1].arguments) == ARGUMENTS
+
+
+@pytest.mark.skipif(not TEMPLATES.exists(), reason="the shared templates are not here")
+@pytest.mark.parametrize("name", ["DeepSeek-V3.1", "DeepSeek-R1-Distill-Qwen-32B"])
+def test_what_deepseek_templates_write_is_read_though_they_are_told_of_no_tools(tmp_path, name):
+    """Those that are told of them write the same."""
+    template = ChatTemplate((TEMPLATES / f"deepseek-ai-{name}.jinja").read_text(), name)
+    function = {"name": "weather", "arguments": json.dumps(ARGUMENTS)}
+    calls = [{"id": f"abcdefgh{i}", "function": function} for i in "ij"]
+    asked = check_messages([USER, {"role": "assistant", "tool_calls": calls}])
+    rendered = template.render(asked, bos_token="<s>")
+    block = rendered[rendered.index(section := "<｜tool▁calls▁begin｜>") :]
+    block = block[: block.index(end := "<｜tool▁calls▁end｜>") + len(end)]
+    assert block.startswith(section)
+    tokenizer = tokenizer_of("deepseek" if "V3" in name else "deepseek r1", tmp_path)
+    assert read(tokenizer, [block]) == read(tokenizer, block) == ("", [("weather", ARGUMENTS)] * 2)

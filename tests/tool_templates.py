@@ -7,6 +7,8 @@ import json
 import pytest
 from tokenizers_under_test import byte_level_backend, write
 
+from ebbtide.offload.python_calls import PYTHON_MARKS
+from ebbtide.offload.section_calls import DEEPSEEK_MARKS, KIMI_MARKS
 from ebbtide.offload.text import Tokenizer
 from ebbtide.offload.tools import checked_tools, parameters_of, shown_tool
 
@@ -44,6 +46,18 @@ _CHATML = (
     "{{ '\\n' if m.content or not loop.first }}CALL{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# The same for templates that are told of tools, and write contents alone.
+_SILENT = _CHATML.replace(
+    "{% for c in m.tool_calls or [] %}{% set f = c.function %}"
+    "{{ '\\n' if m.content or not loop.first }}CALL{% endfor %}",
+    "",
+)
+_HINTS = {
+    "granite": "{# respond only with <|tool_call|> followed by a JSON list of tools used #}",
+    "lfm2": "{# List of tools: <|tool_list_start|>[ #}",
+    "lfm2.5": "{# List of tools: [ #}",
+    "smollm3": '{# <tool_call>\n{\\"name\\": <function-name>, \\"arguments\\": <args> #}',
+}
 _CALLS = {
     "hermes": (
         '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n'
@@ -80,23 +94,60 @@ _CALLS = {
         '{% if v is string %}<|"|>{{ v }}<|"|>{% else %}'
         "{{ v | tojson(separators=[',', ':']) }}{% endif %}{% endfor %}{{ '}' }}<tool_call|>"
     ),
+    "seed": (
+        "<seed:tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}"
+        "<parameter={{ k }}>{{ v if v is string else v | string }}</parameter>\n{% endfor %}"
+        "</function>\n</seed:tool_call>"
+    ),
+    "cohere": (
+        '<|START_ACTION|>[\n    {"tool_call_id": "{{ loop.index0 }}", "tool_name": '
+        '"{{ f.name }}", "parameters": {{ f.arguments | tojson }}}\n]<|END_ACTION|>'
+    ),
+    "deepseek": (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ f.name }}<｜tool▁sep｜>"
+        "{{ f.arguments | tojson }}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    ),
+    "deepseek r1": (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}\n```json\n"
+        "{{ f.arguments | tojson }}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    ),
+    "kimi": (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}"
+        "<|tool_call_argument_begin|>{{ f.arguments | tojson }}<|tool_call_end|>"
+        "<|tool_calls_section_end|>"
+    ),
 }
-FORMATS = tuple(_CALLS)
+FORMATS = (*_CALLS, *_HINTS)
 _SPECIAL = (
     *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call>", "<tool_call|>", '<|"|>'),
     *("<|im_start|>", "<|im_end|>"),
+    *("<|START_ACTION|>", "<|END_ACTION|>", "<|tool_call|>", "<|tool_list_start|>"),
+    *PYTHON_MARKS,
+    *DEEPSEEK_MARKS,
+    *KIMI_MARKS,
 )
-_SOFT = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<think>", "</think>")
+_SOFT = (
+    *("<seed:tool_call>", "</seed:tool_call>"),
+    *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<think>", "</think>"),
+)
 
 
 def template_of(name: str, more: str = "") -> str:
+    if name in _HINTS:
+        source = _SILENT + _HINTS[name] + more
+        return source.replace("tools", "xml_tools") if name == "smollm3" else source
     return _CHATML.replace("CALL", _CALLS[name]) + more
 
 
-def with_tools(folder, name: str, more: str = ""):
-    """A folder with a byte-level tokenizer whose template has the format; more: for its end."""
+# What stands around thoughts and answers of Command.
+COMMAND = ("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
+
+
+def with_tools(folder, name: str, more: str = "", special: tuple[str, ...] = ()):
+    """A folder with a byte-level tokenizer whose template has the format; more: for its end;
+    special: further control tokens."""
     backend = byte_level_backend()
-    backend.add_special_tokens(list(_SPECIAL))
+    backend.add_special_tokens([*_SPECIAL, *special])
     if name == "llama 4":
         backend.add_special_tokens(["<|python_start|>", "<|python_end|>"])
     backend.add_tokens(list(_SOFT))
