@@ -31,7 +31,7 @@ class Session:
 
     context: the most tokens it may hold. Question and answer stay in it. Used by one thread at a
     time, for one answer at a time: while a stream of it is unfinished, only `close` is allowed.
-    name: under which its tokens are kept on disk; None where they are not.
+    name: under which its tokens are kept on disk; None where they are not. is_open: until `close`.
     """
 
     def __init__(
