@@ -1,5 +1,5 @@
-"""Calls whose arguments stand between tags, each by itself: Qwen3-Coder's, Seed-OSS's and GLM's
-formats.
+"""Calls whose arguments stand between tags, each by itself: Qwen3-Coder's, Seed-OSS's, MiniMax-M2's
+and GLM's formats.
 
     <tool_call>                          <tool_call>weather
     <function=weather>                   <arg_key>place</arg_key>
@@ -10,7 +10,8 @@ formats.
     </tool_call>
 
 Texts stand there as they are, all else as JSON, or as Python writes it; the function's schema says
-which it is. Seed-OSS has <seed:tool_call>, and no lines' ends around values.
+which it is. Seed-OSS has <seed:tool_call>, and no lines' ends around values; so has MiniMax, with
+<invoke name="weather"> and <parameter name="place">, and several calls in one <minimax:tool_call>.
 """
 
 from __future__ import annotations
@@ -51,14 +52,25 @@ class Tags:
 
     def read(self, block: str, calls: Calls) -> list[tuple[str, Any]] | None:
         """See ToolFormat."""
-        name, arguments, rest = self._parts(block, calls)
-        return [(name, arguments)] if self.tail.fullmatch(rest) else None
+        found, rest = self._whole(block, calls)
+        return None if rest else found
 
     def is_open(self, block: str, calls: Calls) -> bool:
         """See ToolFormat: an argument has begun, and its closing has not come."""
-        name, _, rest = self._parts(block, calls)
+        name, _, rest = self._parts(self._whole(block, calls)[1], calls)
         argument = self.opening.match(rest)
         return bool(name) and argument is not None
+
+    def _whole(self, block: str, calls: Calls) -> tuple[list[tuple[str, Any]], str]:
+        """(the calls that are whole, what follows them)."""
+        found: list[tuple[str, Any]] = []
+        while True:
+            name, arguments, rest = self._parts(block, calls)
+            tail = self.tail.match(rest) if name else None
+            if tail is None:
+                return found, block
+            found.append((name, arguments))
+            block = rest[tail.end() :]
 
     def _parts(self, block: str, calls: Calls) -> tuple[str, dict[str, Any], str]:
         """(the name, or "" where it is no call; the arguments that are whole; what follows)."""
@@ -101,6 +113,13 @@ SEED = Tags(
     closing="</parameter>",
     line_end="",
     tail=re.compile(r"\s*</function>\s*</seed:tool_call>"),
+)
+MINIMAX = Tags(
+    head=re.compile(r'(?:<minimax:tool_call>)?\s*<invoke name="([^"\n]+)">'),
+    opening=re.compile(r'\s*<parameter name="([^"\n]+)">'),
+    closing="</parameter>",
+    line_end="",
+    tail=re.compile(r"\s*</invoke>(?:\s*</minimax:tool_call>)?"),
 )
 KEYED = Tags(
     head=re.compile(r"<tool_call>\s*([^<\s]+)\s*"),
@@ -182,6 +201,15 @@ def _write_tagged(
     return f"{start} {arguments} {end}"
 
 
+def write_minimax(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
+    def opening(key: str) -> str:
+        return f'<parameter name="{key}">'
+
+    arguments = _arguments(rules, name, schema, opening, "", "</parameter>")
+    start = rules.text(f'<invoke name="{name}">\n')
+    return f"{start} {arguments} {rules.text('</invoke>')}"
+
+
 def write_keyed(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
     def opening(key: str) -> str:
         return f"<arg_key>{key}</arg_key>\n<arg_value>"
@@ -202,7 +230,7 @@ def _arguments(
 ) -> str:
     """An expression for all arguments, in the schema's order. What stands around a value: `opening`
     of its name, and before_closing and closing. rule: for what is no text."""
-    check_argument_names(name, schema["properties"], "<>\n")
+    check_argument_names(name, schema["properties"], '<>\n"')
     parts = []
     after, line_end = rules.text(f"{before_closing}{closing}\n"), rules.text("\n")
     for key, own in schema["properties"].items():

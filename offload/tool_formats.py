@@ -3,6 +3,7 @@
     hermes   <tool_call>{"name": "f", "arguments": {...}}</tool_call>      Hermes, Qwen2.5 and 3
     tagged   <tool_call><function=f><parameter=a>...</tool_call>            Qwen3-Coder, Qwen3.5
     seed     <seed:tool_call><function=f><parameter=a>...                   Seed-OSS
+    minimax  <minimax:tool_call><invoke name="f"><parameter name="a">...     MiniMax-M2
     keyed    <tool_call>f<arg_key>a</arg_key><arg_value>...</tool_call>     GLM-4.5 and later
     llama    {"name": "f", "parameters": {...}}                             Llama 3.x, 4
     mistral  [TOOL_CALLS][{"name": "f", "arguments": {...}}]                to Mistral Nemo
@@ -49,7 +50,16 @@ from .python_calls import (
     write_python,
 )
 from .section_calls import DEEPSEEK, DEEPSEEK_MARKS, KIMI, KIMI_MARKS, write_kimi
-from .tagged_calls import KEYED, SEED, TAGGED, write_keyed, write_seed, write_tagged
+from .tagged_calls import (
+    KEYED,
+    MINIMAX,
+    SEED,
+    TAGGED,
+    write_keyed,
+    write_minimax,
+    write_seed,
+    write_tagged,
+)
 from .tools import Calls, ends_in_string
 
 if TYPE_CHECKING:
@@ -117,6 +127,17 @@ _SEED = ToolFormat(
     _SEED_TAGS,
     between="\n\n",
     rules=add_python_values,
+)
+_MINIMAX_TAGS = ("<minimax:tool_call>", "</minimax:tool_call>")
+_MINIMAX = ToolFormat(
+    "minimax",
+    *_MINIMAX_TAGS,
+    MINIMAX.read,
+    MINIMAX.is_open,
+    write_minimax,
+    _MINIMAX_TAGS,
+    between="\n",
+    around=("\n", "\n</minimax:tool_call>"),
 )
 _KEYED = ToolFormat(
     "keyed",
@@ -256,6 +277,7 @@ _KNOWN_BY: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<｜tool▁calls▁begin｜>",), _DEEPSEEK),
     (("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"), _KIMI),
     (("<seed:tool_call>", "<function=", "<parameter="), _SEED),
+    (("<minimax:tool_call>", "<invoke name=", "<parameter name="), _MINIMAX),
     (("<tool_call>", "<arg_key>"), _KEYED),
     (("<tool_call>", "<function=", "<parameter="), _TAGGED),
     (("<tool_call>", '"arguments'), _HERMES),
@@ -286,7 +308,7 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat | None:
     raise InputError(
         f"{tokenizer.name} writes calls of functions in a way that Ebbtide does not read; it reads "
         "those of Hermes and Qwen, GLM, Llama 3 and 4, Mistral, Apriel, Granite, LFM2, gpt-oss, "
-        "Gemma 4, Command R7B and A, Seed-OSS, DeepSeek and Kimi"
+        "Gemma 4, Command R7B and A, Seed-OSS, MiniMax-M2, DeepSeek and Kimi"
     )
 
 

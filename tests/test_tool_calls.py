@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,17 @@ from random_checkpoints import make
 from scripted_harmony import ids_of as harmony_ids
 from small_llm import open_small
 from tokenizers_under_test import CHATML, USER, byte_level, harmony
-from tool_templates import ARGUMENTS, CLOCK, OFFERED, TOOLS, call_text, ids_of, with_tools
+from tool_templates import (
+    ARGUMENTS,
+    CLOCK,
+    OFFERED,
+    TOOLS,
+    UNQUOTED_ENDS,
+    call_text,
+    ids_of,
+    tokenizer_of,
+    with_tools,
+)
 from tool_templates import tokenizer as tokenizer  # a fixture
 
 from ebbtide import GenerationConfig, ToolCall, errors
@@ -23,10 +32,6 @@ from ebbtide.offload.template import check_messages
 from ebbtide.offload.text import Tokenizer
 from ebbtide.offload.tool_formats import format_of
 from ebbtide.offload.tools import Calls, parameters_of
-
-
-def tokenizer_of(name: str, folder: Path) -> Tokenizer:
-    return Tokenizer.load(with_tools(folder, name))
 
 
 @pytest.mark.parametrize(
@@ -94,11 +99,7 @@ def test_what_the_template_writes_may_be_written(tokenizer):
 
 def test_a_required_call_has_arguments_that_its_schema_allows(tokenizer):
     tools, name = TOOLS, format_of(tokenizer).name
-    if name in (
-        "tagged",
-        "keyed",
-        "seed",
-    ):  # texts stand there as they are, and chance ends none of them
+    if name in UNQUOTED_ENDS:  # chance ends none of them
         tools = with_properties(note={"enum": ["a\nb", "<parameter=c>"]})
     names = set()
     for seed in range(12):
@@ -140,8 +141,7 @@ def test_strict_functions_are_kept_to_and_text_is_free(tokenizer):
 
 def test_texts_without_quotes_end_where_they_are_read_to_end(tokenizer):
     """Or a call that must be made would be read as none."""
-    closings = {"tagged": "</parameter>", "seed": "</parameter>", "keyed": "</arg_value>"}
-    closing = closings.get(format_of(tokenizer).name)
+    closing = UNQUOTED_ENDS.get(format_of(tokenizer).name)
     if closing is None:
         return
     constraint = constraint_of(tokenizer, tools=with_properties(place={"type": "string"}))
@@ -156,7 +156,7 @@ def test_texts_without_quotes_end_where_they_are_read_to_end(tokenizer):
 @pytest.mark.parametrize("key", ["a>b", "a:b", "a=b", " a", ""])
 def test_names_that_no_call_could_be_read_with_are_refused(tokenizer, key):
     """Where calls are kept to schemas: what is written is read back."""
-    unread = {"gemma": "a:b", "python": "a=b", **dict.fromkeys(("tagged", "keyed", "seed"), "a>b")}
+    unread = {"gemma": "a:b", "python": "a=b", **dict.fromkeys(UNQUOTED_ENDS, "a>b")}
     unread = unread.get(format_of(tokenizer).name)
     tools = with_properties(**{key: {"type": "integer"}})
     if unread is None or (unread != key and key.strip() == key != ""):
@@ -170,7 +170,7 @@ def test_names_that_no_call_could_be_read_with_are_refused(tokenizer, key):
 
 @pytest.mark.parametrize("only", ["Varn", "\x7f", "\u2028<[7]>"])
 def test_the_only_text_that_may_be_is_written(tokenizer, only):
-    if format_of(tokenizer).name not in ("tagged", "keyed", "seed", "gemma"):
+    if format_of(tokenizer).name not in (*UNQUOTED_ENDS, "gemma"):
         return  # it is JSON's business
     tools = with_properties(place={"const": only, "type": "string"})
     constraint = constraint_of(tokenizer, tools=tools)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from tokenizers_under_test import byte_level_backend, write
 
+from ebbtide.offload.call_reader import CallReader
 from ebbtide.offload.python_calls import PYTHON_MARKS
 from ebbtide.offload.section_calls import DEEPSEEK_MARKS, KIMI_MARKS
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tools import checked_tools, parameters_of, shown_tool
+from ebbtide.offload.tool_formats import format_of
+from ebbtide.offload.tools import Calls, checked_tools, parameters_of, shown_tool
 
 WEATHER = {
     "type": "function",
@@ -99,6 +102,11 @@ _CALLS = {
         "<parameter={{ k }}>{{ v if v is string else v | string }}</parameter>\n{% endfor %}"
         "</function>\n</seed:tool_call>"
     ),
+    "minimax": (
+        '<minimax:tool_call>\n<invoke name="{{ f.name }}">\n{% for k, v in f.arguments.items() %}'
+        '<parameter name="{{ k }}">{{ v if v is string else v | tojson }}</parameter>\n{% endfor %}'
+        "</invoke>\n</minimax:tool_call>"
+    ),
     "cohere": (
         '<|START_ACTION|>[\n    {"tool_call_id": "{{ loop.index0 }}", "tool_name": '
         '"{{ f.name }}", "parameters": {{ f.arguments | tojson }}}\n]<|END_ACTION|>'
@@ -118,6 +126,11 @@ _CALLS = {
     ),
 }
 FORMATS = (*_CALLS, *_HINTS)
+# What ends a text in the formats that write texts as they are.
+UNQUOTED_ENDS = {
+    **dict.fromkeys(("tagged", "seed", "minimax"), "</parameter>"),
+    "keyed": "</arg_value>",
+}
 _SPECIAL = (
     *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call>", "<tool_call|>", '<|"|>'),
     *("<|im_start|>", "<|im_end|>"),
@@ -127,7 +140,7 @@ _SPECIAL = (
     *KIMI_MARKS,
 )
 _SOFT = (
-    *("<seed:tool_call>", "</seed:tool_call>"),
+    *("<seed:tool_call>", "</seed:tool_call>", "<minimax:tool_call>", "</minimax:tool_call>"),
     *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<think>", "</think>"),
 )
 
@@ -168,6 +181,17 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     for part in tokenizer._control.parts(text):
         ids += tokenizer.encode(part) if isinstance(part, str) else [part.token_id]
     return ids
+
+
+def tokenizer_of(name: str, folder: Path) -> Tokenizer:
+    return Tokenizer.load(with_tools(folder, name))
+
+
+def read(tokenizer, pieces, most=None) -> tuple[str, list[tuple[str, dict]]]:
+    """(text, calls) of an answer that comes in pieces of text."""
+    reader = CallReader(format_of(tokenizer), Calls(OFFERED, most))
+    text = "".join([*map(reader.push, pieces), reader.finish()])
+    return text, [(call.name, json.loads(call.arguments)) for call in reader.calls.take()]
 
 
 @pytest.fixture(scope="module", params=FORMATS)
