@@ -13,6 +13,7 @@ PUBLIC = [
     *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
     *(
         "Session",
+        "TextToken",
         "TokenLogprob",
         "ToolCall",
         "__version__",
