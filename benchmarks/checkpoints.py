@@ -106,6 +106,24 @@ OTHERS = {
             "hidden_activation": "gelu_pytorch_tanh",
         },
     ),
+    "gemma-4-e2b": Other(  # 20 of 35 layers attend the pages of layers before them
+        Shape(35, 1536, 6144, 8, 1, 256, 262144, 1e6, 131072),
+        "Gemma4ForCausalLM",
+        {
+            "model_type": "gemma4_text",
+            "layer_types": [
+                "full_attention" if layer % 5 == 4 else "sliding_attention" for layer in range(35)
+            ],
+            "global_head_dim": 512,
+            "sliding_window": 512,
+            "num_kv_shared_layers": 20,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 256,
+            "vocab_size_per_layer_input": 262144,
+            "final_logit_softcapping": 30.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
     "deepseek-v2-lite": Other(
         Shape(27, 2048, 10944, 16, 16, 64, 102400, 10000.0, 163840),
         "DeepseekV2ForCausalLM",

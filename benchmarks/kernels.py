@@ -95,7 +95,7 @@ def attend_costs(dim: int, codec: dict, num_rows: int, tokens: int = 8192) -> di
     near, records = (x.repeat(tokens // 1024, 1) for x in pages.seal(part, part, layout))
     q = torch.randn((8, num_rows, dim), generator=generator) / 8
     raw_k, raw_v = torch.randn((2, 8, 512, dim), generator=generator).bfloat16()
-    raw = Raw(raw_k.dtype, [raw_k.data_ptr(), raw_v.data_ptr(), raw_k.stride(0) * 2, 0, 512])
+    raw = Raw(raw_k.dtype, [raw_k.data_ptr(), raw_v.data_ptr(), raw_k.stride(0) * 2, 512])
     rows = torch.arange(len(records))
     at = (dispatch.addresses(near, rows), dispatch.addresses(records, rows))
     listed = Records(*at, 1024 // layout.record_tokens, (64, tokens))

@@ -35,9 +35,8 @@ class Records(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """Raw tokens as runs; each run is five numbers: the addresses of its first key and its first
-    value of head 0, the bytes from head to head, those from layer to layer (`token_step` alone
-    looks at them), and its tokens.
+    """Raw tokens as runs; each run is four numbers: the addresses of its first key and its first
+    value of head 0, the bytes from head to head, and its tokens.
 
     null_scores: (kv_heads, num_rows) float32 contiguous, the score of something without a value
     that each row sees besides, or None. It is learnt (gpt-oss, whose files call it a sink), so that

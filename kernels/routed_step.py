@@ -1,6 +1,6 @@
-"""Routed experts in the place of an MLP, for one decoded token and as a part of `TokenStep`: to the
-bit what the router's product, `route` and `add_expert` give one after the other. Compiled kernels
-alone.
+"""Routed experts in the place of an MLP, or beside one, for one decoded token and as a part of
+`TokenStep`: to the bit what the router's product, `route` and `add_expert` give one after the
+other. Compiled kernels alone.
 
 Knows no checkpoint: tensors come as arguments.
 """
@@ -14,7 +14,7 @@ import torch
 from .gate import ACTIVATIONS
 from .matmul import Weight
 from .routing import Routing, routing_numbers
-from .step import product_numbers
+from .step import product_numbers, vector_address
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class RoutedStep:
     """One layer's experts, all of them in memory.
 
     native: of `step.native_for`. router: its weight (count, hidden_size) and bias (count,) float32
-    or None; bias, scale: as `route` has them; experts: of each `step.expert_numbers`. tensors: all
-    that these name, which are kept alive.
+    or None; router_norm: weight (hidden_size,) float32 and eps of a norm of the residual, which
+    experts are chosen by then, None: by what they are given. bias, scale: as `route` has them;
+    experts: of each `step.expert_numbers`. tensors: all that these name, which are kept alive.
     """
 
     def __init__(
         self,
         native,
         router: tuple[Weight, torch.Tensor | None],
+        router_norm: tuple[torch.Tensor, float] | None,
         routing: Routing,
         bias: torch.Tensor | None,
         scale: torch.Tensor | None,
@@ -49,11 +51,12 @@ class RoutedStep:
         tensors: object,
     ):
         numbers, floats = routing_numbers(routing, len(experts), bias, scale)
-        numbers += [ACTIVATIONS.index(activation), *product_numbers(*router)]
+        norm, eps = router_norm or (None, 0.0)
+        numbers += [ACTIVATIONS.index(activation), vector_address(norm), *product_numbers(*router)]
         numbers += product_numbers(None if shared is None else shared.gate, None)
         numbers.append(int(shared is not None))
         for expert in ([] if shared is None else [shared.numbers]) + experts:
             numbers += expert
-        floats.append(1.0 if shared is None else shared.scaling)
+        floats += [1.0 if shared is None else shared.scaling, eps]
         self.native = native.RoutedStep(numbers, floats)
-        self._kept = router, bias, scale, shared, tensors
+        self._kept = router, router_norm, bias, scale, shared, tensors

@@ -22,8 +22,10 @@ from .quantised import QuantisedWeight
 
 QK_NORMS = ("", "head", "all")
 # In the order of cpu/bind_step.cpp.
-NORMS = ("before_attention", "q", "k", "after_attention", "before_mlp", "after_mlp")
+NORMS = ("before_attention", "q", "k", "v", "after_attention", "before_mlp", "after_mlp")
+NORMS += ("before_experts", "after_experts", "after_dense", "after_inputs")
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down", "attention_gate", "beside")
+PRODUCTS += ("input_gate", "input_output")
 # Of what was attended, before the output projection: none; head by head beside the queries, by the
 # same weight; or by one of its own, for each number or for each head.
 OUTPUT_GATES = ("", "beside", "number", "head")
@@ -36,7 +38,8 @@ class StepShape:
     activation: of the MLP, its gate's if it has one; qk_norm, output_gate: of `QK_NORMS` and
     `OUTPUT_GATES`; norm_offset is added to the weights of norms. residual_multiplier,
     beside_multiplier, mlp_multiplier: of what the products "o" and "beside" and the MLP add;
-    gate_multiplier: of the MLP's gate before it is activated.
+    gate_multiplier: of the MLP's gate before it is activated; layer_multiplier: of all that the
+    layer makes of the residual.
     """
 
     hidden_size: int
@@ -52,6 +55,7 @@ class StepShape:
     beside_multiplier: float = 1.0
     gate_multiplier: float = 1.0
     mlp_multiplier: float = 1.0
+    layer_multiplier: float = 1.0
 
 
 class LayerStep:
@@ -61,7 +65,10 @@ class LayerStep:
     and biases (out,) float32 or None by the names of PRODUCTS. "o" takes what was attended, or what
     the layer's state gave where it does not attend; "beside" what the state gave beside attention.
     Without the MLP's, `add_mlp` must not be called, without the queries', neither `project` nor
-    `project_into`; an MLP without "gate" activates what "up" gives.
+    `project_into`; an MLP without "gate" activates what "up" gives. Without "k" a layer has no keys
+    and values of its own; without "v" alone those are the keys before norm and rotation.
+    "input_gate" and "input_output": of the layer's own inputs, see `end`. The norms of experts are
+    those of a layer that has an MLP beside them.
     rope_width, interleaved: of the rotation; a width of 0 turns nothing. native: of `native_for`.
     """
 
@@ -76,7 +83,7 @@ class LayerStep:
     ):
         self._shape, self._kept = shape, (norms, products)
         self._q = (shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim)
-        self._kv = (1, shape.num_kv_heads, shape.head_dim)
+        self._kv = (1, shape.num_kv_heads, shape.head_dim) if "k" in products else None
         numbers = [
             shape.hidden_size,
             shape.head_dim,
@@ -96,31 +103,31 @@ class LayerStep:
             shape.beside_multiplier,
             shape.gate_multiplier,
             shape.mlp_multiplier,
+            shape.layer_multiplier,
         ]
         self.native = native.LayerStep(numbers, floats)
 
     def project(
         self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
         """Queries (kv_heads, groups, head_dim) times scale, keys and values (1, kv_heads,
-        head_dim) of the residual row x (1, hidden_size) float32, and the gate of what is attended
-        (1, num_heads * head_dim), before its sigmoid, None without one. cosines, sines:
-        (rope_width,) float32 of the row's position.
+        head_dim), None without some, of the residual row x (1, hidden_size) float32, and the gate
+        of what is attended (1, num_heads * head_dim), before its sigmoid, None without one.
+        cosines, sines: (rope_width,) float32 of the row's position.
         """
-        q, k, v = torch.empty(self._q), torch.empty(self._kv), torch.empty(self._kv)
-        gate = self._empty_gate()
+        q, gate = torch.empty(self._q), self._empty_gate()
+        kv = None if self._kv is None else (torch.empty(self._kv), torch.empty(self._kv))
         self.native.project(
             x.data_ptr(),
             cosines.data_ptr(),
             sines.data_ptr(),
             scale,
             q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
+            *((0, 0) if kv is None else (part.data_ptr() for part in kv)),
             vector_address(gate),
             torch.get_num_threads(),
         )
-        return q, k, v, gate
+        return q, kv, gate
 
     def project_into(
         self,
@@ -132,8 +139,8 @@ class LayerStep:
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries and gate as `project` gives them. Keys and values go to `places`, each of them
-        four numbers: the addresses of the first head's keys and values, bytes from head to head,
-        and bytes from layer to layer, which one layer does not need. Elements become `dtype`.
+        three numbers: the addresses of the first head's keys and values, and bytes from head to
+        head. Elements become `dtype`.
         """
         q, gate = torch.empty(self._q), self._empty_gate()
         self.native.project_into(
@@ -168,6 +175,14 @@ class LayerStep:
         out, mixed = torch.empty_like(x), [part.contiguous() for part in mixed]
         places = [part.data_ptr() for part in mixed] + [0] * (2 - len(mixed))
         self.native.mix(x.data_ptr(), *places, out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def end(self, x: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
+        """x (1, hidden_size) plus what the layer makes of its own inputs (1, size), where it has
+        some, all times layer_multiplier."""
+        out = torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self.native.end(x.data_ptr(), vector_address(inputs), out.data_ptr(), threads)
         return out
 
     def _empty_gate(self) -> torch.Tensor | None:

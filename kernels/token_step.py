@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -53,18 +54,28 @@ class TokenLayer:
     experts: RoutedStep | None = None
 
 
+class RawRows(NamedTuple):
+    """Some raw tokens, in any layer. slot: of a ring of cells, or THE_SINK; first: row there."""
+
+    slot: int
+    first: int
+    count: int
+
+
+THE_SINK = -1
+
+
 class View(NamedTuple):
-    """What the token sees in some of the layers.
+    """What the token sees in some of the layers, whose records have as many tokens.
 
     records: the first one and their number, a whole number of spans from a span's start on;
     visible: the tokens from .. to - 1 of these records that count; position: of their first token.
-    runs: of raw tokens in the first layer, as layer_attention.Raw has them.
     """
 
     records: tuple[int, int]
     visible: tuple[int, int]
     position: int
-    runs: list[int]
+    raw: list[RawRows]
 
 
 class AtHand(NamedTuple):
@@ -165,11 +176,13 @@ class TokenStep:
     def run(
         self,
         x: torch.Tensor,
-        scale: float,
+        scales: list[float],
         angles: list[tuple[torch.Tensor, torch.Tensor]],
-        places: list[int],
+        places: list[RawRows],
         views: list[View],
+        raw: torch.Tensor,
         tables: torch.Tensor,
+        inputs: torch.Tensor | None = None,
         states: tuple[int, int] = (0, 0),
         selections: Selections | None = None,
         at_hand: AtHand | None = None,
@@ -177,13 +190,17 @@ class TokenStep:
     ) -> torch.Tensor:
         """The residual (1, hidden_size) float32 after the last layer, of x before the first.
 
-        scale: of queries. angles: cosines and sines of the token's position, (rope_width,) float32
-        each. places: where the first layer's keys and values go, as LayerStep.project_into takes
-        them. tables: (num_layers, 3) int64, the addresses of three int64 arrays for each layer:
-        where each near record and each record starts, 0 where a record lies elsewhere, and its
-        number in at_hand. states: addresses of all layers' states before the token and behind it.
-        selections: to be filled, where layers select. ask: begins to bring what a layer chose,
-        called where that is neither in memory nor at hand; what it raises ends the run.
+        angles: cosines and sines of the token's position, (rope_width,) float32 each; scales: of
+        the queries that are turned by each. places: the rows where its keys and values go. raw:
+        (num_layers, 8) int64, where each layer's raw rows lie: the addresses of the first keys and
+        values of its ring and of its sink, then bytes from cell to cell, from head to head in a
+        cell and in the sink, and from row to row. tables: (num_layers, 3) int64, the addresses of
+        three int64 arrays for each layer: where each near record and each record starts, 0 where a
+        record lies elsewhere, and its number in at_hand. inputs: the layers' own, one layer's after
+        another's, (num_layers, 1, size) float32, where they have some. states: addresses of all
+        layers' states before the token and behind it. selections: to be filled, where layers
+        select. ask: begins to bring what a layer chose, called where that is neither in memory nor
+        at hand; what it raises ends the run.
         """
 
         def addresses(layer: int) -> Iterator[tuple[int, int, int]]:
@@ -193,15 +210,15 @@ class TokenStep:
         numbers = [len(angles)]
         for cosines, sines in angles:
             numbers += [cosines.data_ptr(), sines.data_ptr()]
-        numbers += [len(places) // 4, *places, len(views)]
+        numbers += [len(places), *chain.from_iterable(places), len(views)]
         for view in views:
-            numbers += [*view.records, *view.visible, view.position, len(view.runs) // 5]
-            numbers += view.runs
-        numbers += states
+            numbers += [*view.records, *view.visible, view.position, len(view.raw)]
+            numbers += chain.from_iterable(view.raw)
+        numbers += [raw.data_ptr(), vector_address(inputs), *states]
         out = torch.empty_like(x)
         self._native.run(
             x.data_ptr(),
-            scale,
+            scales,
             numbers,
             tables.data_ptr(),
             list(at_hand or ()),

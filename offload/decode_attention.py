@@ -23,6 +23,7 @@ from ..kernels.layer_attention import (
 )
 from ..kernels.layout import PageLayout
 from ..kernels.paged_attention import gpu_for, serves
+from ..kernels.token_step import RawRows
 from .sequence import Sequence
 from .span_addresses import SpanRun
 from .windows import first_seen
@@ -205,13 +206,20 @@ class DecodeAttention:
 
     def raw(self, layer: int, sequence: Sequence, position: int, window: int | None) -> Raw:
         """The raw tokens that a token at `position` sees: the sink, the cell before, its own."""
+        raw, runs = sequence.raw, []
+        for rows in self.raw_rows(sequence, position, window):
+            runs += [*raw.at(layer, rows), rows.count]
+        return Raw(raw.dtype, runs, self._null_scores[layer])
+
+    def raw_rows(self, sequence: Sequence, position: int, window: int | None) -> list[RawRows]:
+        """Their rows, in order: the same in all layers with that window."""
         raw, cells = sequence.raw, self._cell_tokens
         cell, row = divmod(position, cells)
         first = 0 if window is None else max(0, first_seen(position, window, self._in_chunks))
-        runs = []
+        found = []
         if cell >= 2 and first < self._page_tokens:
-            runs += raw.sink_run(layer, first)
+            found.append(raw.sink_rows(first))
         if cell and first < cell * cells:
-            runs += raw.run(layer, cell - 1, max(0, first - (cell - 1) * cells), cells)
-        runs += raw.run(layer, cell, max(0, first - cell * cells), row + 1)
-        return Raw(raw.dtype, runs, self._null_scores[layer])
+            found.append(raw.rows(cell - 1, max(0, first - (cell - 1) * cells), cells))
+        found.append(raw.rows(cell, max(0, first - cell * cells), row + 1))
+        return found

@@ -27,7 +27,7 @@ from .config_fields import MOST_POSITIONS
 from .latent import LatentAttention
 from .layer_config import Experts, QueryGrowth
 from .layer_steps import LayerSteps, Prepared
-from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps, routed_step
+from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps, routed_step, router_norm
 from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
@@ -104,8 +104,7 @@ class Decoder:
         step = self._projecting_step(layer, w, x)
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
-            q, k, v, gate = step.project(x, *angles, self.query_scale(layer, position))
-            return Projected(q, (k, v), gate)
+            return Projected(*step.project(x, *angles, self.query_scale(layer, position)))
         h = self._mixer_input(w, x)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
@@ -142,8 +141,8 @@ class Decoder:
             if projected.kv is not None:
                 raw.write(kv, cell, row, *projected.kv)
             return projected.q, projected.gate
-        places, scale = raw.places(kv, cell, row), self.query_scale(layer, position)
-        angles = self.ropes[layer].angles(position, 1)
+        places = [n for rows in raw.places(cell, row) for n in raw.at(kv, rows)]
+        angles, scale = self.ropes[layer].angles(position, 1), self.query_scale(layer, position)
         return step.project_into(x, *angles, scale, places, raw.dtype)
 
     def recur(
@@ -187,6 +186,9 @@ class Decoder:
     ) -> torch.Tensor:
         """Residual rows after all of the layer, of those behind its MLP. given: the inputs of all
         layers (num_layers, n, size), see PerLayer, where the model has some."""
+        step = self._step(layer, w, x) if given is not None or self.config.layer_scalars else None
+        if step is not None and self._altup is None:
+            return step.end(x, None if given is None else given[layer])
         if given is not None:
             by = x if self._altup is None else self._altup.gated(w, x)
             gate = tiled(by, rows, w["per_layer_input_gate.weight"])
@@ -296,8 +298,7 @@ class Decoder:
         """What experts are chosen by, if not by what they are given."""
         if experts.router_scale is None:
             return None
-        scale = w[experts.router_scale] * self.config.hidden_size**-0.5
-        return rms_norm(x, scale, 0.0, self.config.norm_eps)
+        return rms_norm(x, router_norm(w, experts), 0.0, self.config.norm_eps)
 
     def head_output(self, logits: torch.Tensor) -> torch.Tensor:
         """What the output head gives to logits, in place."""
@@ -316,7 +317,8 @@ class Decoder:
 
     def routed_step(self, layer: int, w: LayerTensors) -> RoutedStep | None:
         """The compiled step of a layer's experts, of one row; or None."""
-        return routed_step(w, self.config.activation, self.config.experts_of(layer))
+        config, experts = self.config, self.config.experts_of(layer)
+        return routed_step(w, config.activation, experts, config.norm_eps)
 
     def query_scale(self, layer: int, position: int) -> float:
         """What a layer's query at a position is multiplied by."""

@@ -188,13 +188,14 @@ class Engine:
         """Process the one pending token; returns its residual (1, residual_size)."""
         self.sequences.settle(sequence)
         position = sequence.length
-        x = self.weights.embed(sequence.tokens[position : position + 1])
+        token = sequence.tokens[position : position + 1]
+        entering = self.weights.entering(token, self.weights.embed(token), slice(0, 1))
         sequence.will_write(position // self.geometry.cell_tokens)
         if sequence.states is not None:
             sequence.states.begin(position, [position + 1])
-        residual = None if self.whole_token is None else self.whole_token.run(sequence, x)
+        residual = None if self.whole_token is None else self.whole_token.run(sequence, *entering)
         if residual is None:
-            residual = self._decode_by_layers(sequence, x)
+            residual = self._decode_by_layers(sequence, *entering)
         if sequence.states is not None:
             sequence.states.end()
         sequence.decoded()
@@ -247,10 +248,12 @@ class Engine:
         for noted in notes:
             self.selected.note(sequence, noted)
 
-    def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor:
-        """The pending token's residual (1, residual_size) after all layers; x: its embedding."""
+    def _decode_by_layers(
+        self, sequence: Sequence, x: torch.Tensor, given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The pending token's residual (1, residual_size) after all layers. x, given: as
+        WeightStore.entering gives them."""
         position, rows = sequence.length, slice(0, 1)
-        x, given = self.weights.entering(sequence.tokens[position : position + 1], x, rows)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
             w, kv, mixed = self.weights.layer(layer), self._kv[layer], []

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import torch
+
 from ..kernels.gate import ACTIVATIONS
 from ..kernels.step import QK_NORMS, LayerStep, StepShape, native_for
 from .model_config import ModelConfig
@@ -16,6 +18,7 @@ from .rope import Rope
 from .weights import LayerTensors
 
 _QKV = ("q", "k", "v")
+_INPUTS = {"input_gate": "per_layer_input_gate", "input_output": "per_layer_projection"}
 _MLP = ("gate", "up", "down")
 _OUTPUTS = ("o", "beside")
 
@@ -67,9 +70,13 @@ class LayerSteps:
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer's step includes its MLP: experts are chosen elsewhere."""
-        c = self._config
-        is_other = c.parallel_mlp or c.experts_of(layer) is not None
-        is_other = is_other or c.gate_cutoff(layer) is not None
+        return self._config.experts_of(layer) is None and self._has_dense(layer)
+
+    def _has_dense(self, layer: int) -> bool:
+        """Whether it has the tensors of an MLP, alone or with experts beside it."""
+        c, experts = self._config, self._config.experts_of(layer)
+        is_other = c.parallel_mlp or c.gate_cutoff(layer) is not None
+        is_other = is_other or (experts is not None and experts.beside is None)
         return c.has_mlp(layer) and not is_other and c.activation in ACTIVATIONS
 
     def has_end(self, layer: int) -> bool:
@@ -80,18 +87,17 @@ class LayerSteps:
         """Whether it includes queries, keys and values, and the output's gate."""
         c = self._config
         is_other = c.latent or c.qk_norm not in QK_NORMS or c.gate_activation != "sigmoid"
-        return c.attends(layer) and not (is_other or c.value_norm or c.shares_kv(layer))
+        return c.attends(layer) and not is_other
 
     def is_whole(self, layer: int) -> bool:
         """Whether it is all that a layer does but for its attention, its state and its experts."""
         config = self._config
-        has_more = config.per_layer_inputs is not None or config.layer_scalars
-        has_more = has_more or config.altup is not None or config.laurel_rank > 0
+        has_more = config.altup is not None or config.laurel_rank > 0
         has_start = self.has_projections(layer) or not config.attends(layer)
         is_routed = config.experts_of(layer) is not None and not config.parallel_mlp
         return has_start and (self.has_end(layer) or is_routed) and not has_more
 
-    def _shape(self, layer: int) -> StepShape:
+    def _shape(self, layer: int, w: LayerTensors) -> StepShape:
         config, shape = self._config, self._config.shape_of(layer)
         projects, times = self.has_projections(layer), config.residual_multiplier
         outputs = [times for _, times in config.output_projections(layer)]
@@ -101,7 +107,7 @@ class LayerSteps:
             shape.head_dim,
             config.heads_of(layer),
             shape.kv_heads,
-            config.activation if self.has_mlp(layer) else "silu",  # of no MLP
+            config.activation if config.activation in ACTIVATIONS else "silu",  # of none
             config.qk_norm if projects else "",
             config.norm_eps,
             config.norm_offset,
@@ -110,7 +116,26 @@ class LayerSteps:
             outputs[1] if len(outputs) > 1 else times,
             config.gate_multiplier,
             times if config.mlp_multiplier is None else config.mlp_multiplier,
+            w["layer_scalar"].item() if config.layer_scalars else 1.0,
         )
+
+    def _projections(self, layer: int) -> tuple[str, ...]:
+        """Of queries, keys and values, those that a layer has a tensor for."""
+        if self._config.shares_kv(layer):
+            return _QKV[:1]
+        return _QKV[:2] if self._config.shape_of(layer).keys_are_values else _QKV
+
+    def _norm_names(self, layer: int) -> dict[str, str]:
+        """The names of what a layer may have norms by, by the names of NORMS."""
+        config, experts = self._config, self._config.experts_of(layer)
+        names = dict(vars(config.norms), after_inputs="post_per_layer_input_norm")
+        if config.qk_norm and self.has_projections(layer):
+            names |= {name: f"self_attn.{name}_norm" for name in ("q", "k")}
+        if experts is not None and experts.beside is not None:
+            beside = experts.beside
+            names |= {"before_experts": beside.before, "after_experts": beside.after}
+            names["after_dense"] = beside.after_mlp
+        return names
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
         native, outputs = native_for(*w.values()), self._config.output_projections(layer)
@@ -120,22 +145,24 @@ class LayerSteps:
         config, norms = self._config, {}
         names = {role: name for role, (name, _) in zip(_OUTPUTS, outputs, strict=False)}
         if self.has_projections(layer):
-            names |= {name: f"self_attn.{name}_proj" for name in _QKV}
+            names |= {name: f"self_attn.{name}_proj" for name in self._projections(layer)}
             if config.gate_projection:
                 names["attention_gate"] = "self_attn.gate_proj"
-        if self.has_mlp(layer):
+        if config.per_layer_inputs is not None:
+            names |= _INPUTS
+        if self._has_dense(layer):
             names |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
-        for role, name in vars(config.norms).items():
+        for role, name in self._norm_names(layer).items():
             if f"{name}.weight" in w:
                 norms[role] = w[f"{name}.weight"]
-        if config.qk_norm and self.has_projections(layer):
-            norms |= {name: w[f"self_attn.{name}_norm.weight"] for name in ("q", "k")}
+        if config.value_norm and self.has_projections(layer):  # without weights
+            norms["v"] = torch.full((config.shape_of(layer).head_dim,), 1.0 - config.norm_offset)
         rope = self._ropes[layer]
         turns = rope.config is not None
         return LayerStep(
             native,
-            self._shape(layer),
+            self._shape(layer, w),
             norms,
             products,
             rope.width if turns else 0,

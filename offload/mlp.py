@@ -202,21 +202,25 @@ def _one_row(native, w: LayerTensors, h, activation: str, experts: Experts, rout
     return out
 
 
-def routed_step(w: LayerTensors, activation: str, experts: Experts) -> RoutedStep | None:
+def routed_step(
+    w: LayerTensors, activation: str, experts: Experts, norm_eps: float
+) -> RoutedStep | None:
     """`routed_mlp` of one row as a part of a token's step; None where the compiled kernels do not
     serve, or where not all of it lies in memory. Made once: for every expert it takes a while.
     """
-    others = experts.latent, experts.beside, experts.router_scale, experts.sparse_mixer
-    is_other = any(other is not None for other in others) or activation not in ACTIVATIONS
+    is_other = experts.latent is not None or experts.sparse_mixer is not None
+    is_other = is_other or activation not in ACTIVATIONS
     if is_other or experts.weighs_input or w.apart is not None:
         return None
     native = None if w.routed_step is not None else native_for(*w.values())
     if native is not None:
-        w.routed_step = _make_routed_step(native, w, activation, experts)
+        w.routed_step = _make_routed_step(native, w, activation, experts, norm_eps)
     return w.routed_step
 
 
-def _make_routed_step(native, w: LayerTensors, activation: str, experts: Experts) -> RoutedStep:
+def _make_routed_step(
+    native, w: LayerTensors, activation: str, experts: Experts, norm_eps: float
+) -> RoutedStep:
     shared, router = None, experts.router
     if experts.shared_size:
         gate = experts.shared_gate and w[f"{experts.shared_gate}.weight"]
@@ -225,6 +229,7 @@ def _make_routed_step(native, w: LayerTensors, activation: str, experts: Experts
     return RoutedStep(
         native,
         (w[f"{router}.weight"], w.get(f"{router}.bias")),
+        None if experts.router_scale is None else (router_norm(w, experts), norm_eps),
         experts.routing,
         *_beside_scores(w, experts),
         [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],
@@ -232,6 +237,12 @@ def _make_routed_step(native, w: LayerTensors, activation: str, experts: Experts
         activation,
         list(w.values()),  # not `w`, which keeps the step
     )
+
+
+def router_norm(w: LayerTensors, experts: Experts) -> torch.Tensor:
+    """What experts are chosen by is the residual, normed by this weight, (hidden_size,)."""
+    scale = w[experts.router_scale]
+    return scale * len(scale) ** -0.5
 
 
 def _beside_scores(w: LayerTensors, experts: Experts) -> list[torch.Tensor | None]:

@@ -105,6 +105,11 @@ class PageTable:
     def num_layers(self) -> int:
         return len(self._num_records)
 
+    @property
+    def num_readers(self) -> int:
+        """How many layers read pages, their own or others'."""
+        return len(self._pages_of)
+
     def num_records(self, layer: int) -> int:
         return self._num_records[self._pages_of[layer]]
 

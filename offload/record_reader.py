@@ -23,7 +23,7 @@ from .page_table import PageTable, Tier
 from .planes import Planes
 from .record_map import TIERS, RecordMap, make_record_map
 from .selected import Placed, Selected, Source
-from .span_addresses import SpanAddresses, TableAddresses, table_addresses
+from .span_addresses import SpanAddresses, TableAddresses
 
 _ON_DISK = TIERS.index(Tier.DISK)
 
@@ -111,8 +111,8 @@ class RecordReader:
             return None
         found = self._tables.get(table)
         if found is None or found[0] != table.version:
-            layers = [self.addresses(table, layer) for layer in range(table.num_layers)]
-            whole = None if None in layers else table_addresses(layers)
+            layers = [self.addresses(table, layer) for layer in range(table.num_readers)]
+            whole = None if None in layers else TableAddresses(layers)
             found = self._tables[table] = table.version, whole
         return found[1]
 

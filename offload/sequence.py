@@ -17,11 +17,13 @@ from collections import deque
 from collections.abc import Sequence as Items
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..kernels.layout import PageLayout
 from ..kernels.raw_rows import store_rows
+from ..kernels.token_step import THE_SINK, RawRows
 from ..prefetch.trail import Trail
 from .states import States
 
@@ -40,7 +42,7 @@ class RawPages:
     layouts: of each layer that keeps pages; pages_of: as PageTable has it. keys and values: of each
     layer (num_slots, kv_heads, cell_tokens, head_dim), sink_keys and sink_values (kv_heads,
     page_tokens, head_dim). Layers lie one behind the other in memory. Values that are the keys are
-    the same buffers.
+    the same buffers. table: where each layer's rows lie, as TokenStep.run takes it.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class RawPages:
         self.values, self.sink_values = self.keys, self.sink_keys
         if not self._shares_values:
             self.values, self.sink_values = views(cells), views(sinks)
+        self.sink_tokens = layouts[0].page_tokens
         # Asked for in every layer of every decoded token, and dear where no cache holds them.
-        self._at = [_Strides(*of) for of in zip(*self._views, strict=True)]
+        self._at = [_Strides.of(*layer) for layer in zip(*self._views, strict=True)]
+        self.table = torch.tensor(self._at, dtype=torch.int64)
 
     @property
     def _views(self) -> tuple[list[torch.Tensor], ...]:
@@ -99,13 +103,11 @@ class RawPages:
             if self._shares_values:
                 return
 
-    def places(self, layer: int, cell: int, row: int) -> list[int]:
-        """Where a row is written, as LayerStep.project_into takes it; the sink's rows are kept
-        twice.
-        """
-        places = self.run(layer, cell, row, row + 1)[:-1]
-        if cell == 0 and row < self._at[layer].sink_tokens:
-            places += self.sink_run(layer, row)[:-1]
+    def places(self, cell: int, row: int) -> list[RawRows]:
+        """Where a row is written; the sink's rows are kept twice."""
+        places = [self.rows(cell, row, row + 1)]
+        if cell == 0 and row < self.sink_tokens:
+            places.append(RawRows(THE_SINK, row, 1))
         return places
 
     def cell(self, layer: int, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,44 +115,51 @@ class RawPages:
         slot = cell % self.num_slots
         return self.keys[layer][slot], self.values[layer][slot]
 
-    def run(self, layer: int, cell: int, first: int, stop: int) -> list[int]:
-        """Where rows first .. stop - 1 of a cell lie, as kernels.layer_attention.Raw has it; the
-        way to the next layer is right where that one has the same shape."""
-        of = self._at[layer]
-        at = cell % self.num_slots * of.cell_bytes + first * of.row_bytes
-        places = [of.keys_at + at, of.values_at + at, of.head_bytes]
-        return [*places, self.num_slots * of.cell_bytes, stop - first]
+    def rows(self, cell: int, first: int, stop: int) -> RawRows:
+        """Rows first .. stop - 1 of a cell."""
+        return RawRows(cell % self.num_slots, first, stop - first)
 
-    def sink_run(self, layer: int, first: int) -> list[int]:
-        """The same of the sink's rows from `first` on."""
+    def sink_rows(self, first: int) -> RawRows:
+        """The sink's rows from `first` on."""
+        return RawRows(THE_SINK, first, self.sink_tokens - first)
+
+    def at(self, layer: int, rows: RawRows) -> tuple[int, int, int]:
+        """Where the rows lie in a layer: the addresses of the first head's keys and values, and
+        bytes from head to head."""
         of = self._at[layer]
-        at = first * of.row_bytes
-        places = [of.sink_keys_at + at, of.sink_values_at + at]
-        return [*places, of.sink_head_bytes, of.sink_bytes, of.sink_tokens - first]
+        skipped = rows.first * of.row_bytes
+        if rows.slot == THE_SINK:
+            return of.sink_keys_at + skipped, of.sink_values_at + skipped, of.sink_head_bytes
+        skipped += rows.slot * of.cell_bytes
+        return of.keys_at + skipped, of.values_at + skipped, of.head_bytes
 
     def copy_from(self, other: RawPages) -> None:
         for own, theirs in zip(self._buffers, other._buffers, strict=True):
             own.copy_(theirs)
 
 
-class _Strides:
-    """Where one layer's raw rows lie."""
+class _Strides(NamedTuple):
+    """Where one layer's raw rows lie, in the order of TokenStep.run."""
 
-    def __init__(
-        self,
+    keys_at: int
+    values_at: int
+    sink_keys_at: int
+    sink_values_at: int
+    cell_bytes: int
+    head_bytes: int
+    sink_head_bytes: int
+    row_bytes: int
+
+    @staticmethod
+    def of(
         keys: torch.Tensor,
         values: torch.Tensor,
         sink_keys: torch.Tensor,
         sink_values: torch.Tensor,
-    ):
-        self.keys_at, self.values_at = keys.data_ptr(), values.data_ptr()
-        self.sink_keys_at, self.sink_values_at = sink_keys.data_ptr(), sink_values.data_ptr()
-        self.cell_bytes, self.head_bytes, self.row_bytes, _ = (
-            stride * keys.itemsize for stride in keys.stride()
-        )
-        self.sink_tokens = sink_keys.shape[1]
-        self.sink_head_bytes = self.sink_tokens * self.row_bytes
-        self.sink_bytes = sink_keys.shape[0] * self.sink_head_bytes
+    ) -> _Strides:
+        cell, head, row, _ = (stride * keys.itemsize for stride in keys.stride())
+        at = (part.data_ptr() for part in (keys, values, sink_keys, sink_values))
+        return _Strides(*at, cell, head, sink_keys.shape[1] * row, row)
 
 
 @dataclass

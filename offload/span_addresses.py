@@ -104,14 +104,12 @@ class SpanAddresses:
 
 
 class TableAddresses:
-    """Of all layers of a table, with the same number of records in each layer.
-
-    tables: (num_layers, 3) int64, each layer's `arrays`.
-    """
+    """Of all layers that read a table's pages. num_records: each layer's; tables: (num_layers, 3)
+    int64, each layer's `arrays`."""
 
     def __init__(self, layers: list[SpanAddresses]):
         self._layers = layers  # they hold the arrays
-        self.num_records = len(layers[0].where.tier)
+        self.num_records = [len(layer.where.tier) for layer in layers]
         self.tables = torch.tensor([layer.arrays for layer in layers], dtype=torch.int64)
         self._counted: tuple[list[range], dict[Tier, int] | None] = [], {}
 
@@ -135,9 +133,3 @@ class TableAddresses:
                     return None
                 reads.update(dict(run.reads))
         return dict(reads)
-
-
-def table_addresses(layers: list[SpanAddresses]) -> TableAddresses | None:
-    """None where not every layer has the same number of records."""
-    counts = {len(layer.where.tier) for layer in layers}
-    return TableAddresses(layers) if len(counts) == 1 else None

@@ -4,11 +4,11 @@ weights lie in memory, and every record of the sequence that is not selected.
 What is selected from disk is brought in the middle of the call, unless it is at hand. To the bit
 what the engine computes layer by layer, which it does wherever this does not serve: weights that
 are streamed, experts that are not in memory, pages on disk in exact mode, selections that are read
-ahead, selectors other than the default one, key biases of which not all elements turn, layers of
-several shapes or that share pages, the token that seals a cell. Layers may attend, keep a state, do
-both or neither.
+ahead or by layers of several shapes, selectors other than the default one, key biases of which not
+all elements turn, the token that seals a cell. Layers may attend, to their own pages or to others',
+keep a state, do both or neither.
 
-What changes from token to token is found once for all layers of one window; where records lie, once
+What changes from token to token is found once for all layers of one kind; where records lie, once
 for each change of the page table.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,7 @@ from ..kernels.token_step import Selections, TokenLayer, TokenStep, View
 from .attention import Query, TieredAttention
 from .decoder import Decoder
 from .geometry import Geometry
+from .model_config import ModelConfig
 from .page_table import PageTable
 from .pager import PageStore
 from .record_reader import RecordReader
@@ -67,6 +69,19 @@ class _Turns:
                 yield part.positions, part.record_at
 
 
+class _Kind(NamedTuple):
+    """What layers that attend have alike where they see the same of a sequence."""
+
+    window: int | None
+    record_tokens: int
+
+
+def _kinds(config: ModelConfig, attention: TieredAttention) -> list[_Kind]:
+    """Of each layer that attends."""
+    found = zip(config.kv_windows, attention.layouts, strict=True)
+    return [_Kind(window, layout.record_tokens) for window, layout in found]
+
+
 class WholeToken:
     """Of one model over one page store. `make_whole_token` says where there is one."""
 
@@ -77,16 +92,18 @@ class WholeToken:
         attention: TieredAttention,
         store: PageStore,
         geometry: Geometry,
-        windows: list[int | None],
         selected: SelectedAttention | None,
     ):
         self._step, self._decoder, self._attention = step, decoder, attention
         self._store, self._geometry, self._selected = store, geometry, selected
-        # Layers that attend share what they see by their window, and their angles by their rope.
-        # Their numbers are those among them.
-        layers, ropes = decoder.config.kv_layers, decoder.ropes
-        self._windows, self._kinds = windows, list(dict.fromkeys(windows))
-        self._ropes = list(dict.fromkeys(ropes[layer] for layer in layers))
+        # Layers that attend share what they see by their kind, and angles and scales of queries by
+        # their rope. Their numbers are those among them.
+        layers, windows = decoder.config.kv_layers, decoder.config.kv_windows
+        kinds = _kinds(decoder.config, attention)
+        # One layer of each kind, and of each layer that one's place.
+        self._views = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+        self._view_of = [self._views.index(kinds.index(kind)) for kind in kinds]
+        self._ropes = {decoder.ropes[layer]: layer for layer in layers}
         self._selecting = [kv for kv, w in enumerate(windows) if selected is not None and w is None]
         # Behind others that select, or do not attend: what the engine may read ahead.
         number = {layer: kv for kv, layer in enumerate(layers)}
@@ -95,56 +112,73 @@ class WholeToken:
             kv for kv in self._selecting if layers[kv] and number.get(layers[kv] - 1) in may_select
         ]
 
-    def run(self, sequence: Sequence, x: torch.Tensor) -> torch.Tensor | None:
-        """The residual (1, hidden_size) of the next pending token after the last layer, x (1,
-        hidden_size) being its embedding; its keys and values are in the raw cells then. None where
-        layers must be run one by one: nothing is done.
+    def run(
+        self, sequence: Sequence, x: torch.Tensor, inputs: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The residual (1, hidden_size) of the next pending token after the last layer; its keys
+        and values are in the raw cells then. None where layers must be run one by one: nothing is
+        done. x, inputs: as WeightStore.entering gives them.
         """
         position = sequence.length
         cell, row = divmod(position, self._geometry.cell_tokens)
         if row == 0 and cell >= 2:  # a cell is sealed, layer by layer
             return None
         addresses = self._store.records.table_addresses(sequence.table)
-        from_disk = bool(self._selecting) and addresses is not None and addresses.any_on_disk
+        if addresses is None or not self._are_alike(addresses.num_records):
+            return None
+        from_disk = bool(self._selecting) and addresses.any_on_disk
         if from_disk and not self._selected.serves_tokens(self._foreseen, sequence):
             return None
-        spans = {w: self._attention.spans_wanted(0, position, cell, w) for w in self._kinds}
-        attended = [spans[w] for w in self._windows]
+        spans = [self._spans(layer, position, cell) for layer in self._views]
+        attended = [spans[view] for view in self._view_of]
         for layer in self._selecting:
             attended[layer] = range(0)
         pages = self._store.fetch_table(sequence.table, attended)
         if pages is None:
             return None
-        angles = [rope.angles(position, 1) for rope in self._ropes]
-        views = [
-            self._view(sequence, position, cell, w, spans[w], pages.num_records)
-            for w in self._kinds
-        ]
-        scale = self._decoder.query_scale(0, position)
-        places = sequence.raw.places(0, cell, row)
         selections = self._selections(position, pages.num_records)
-        states = (0, 0) if sequence.states is None else sequence.states.places(0)
+        token = dict(
+            angles=[rope.angles(position, 1) for rope in self._ropes],
+            scales=[self._decoder.query_scale(n, position) for n in self._ropes.values()],
+            places=sequence.raw.places(cell, row),
+            views=[
+                self._view(sequence, position, cell, layer, seen, pages.num_records[layer])
+                for layer, seen in zip(self._views, spans, strict=True)
+            ],
+            raw=sequence.raw.table,
+            tables=pages.tables,
+            inputs=inputs,
+            states=(0, 0) if sequence.states is None else sequence.states.places(0),
+        )
         if selections is None:
-            return self._step.run(x, scale, angles, places, views, pages.tables, states)
+            return self._step.run(x, **token)
         turns = _Turns(self._store.records, sequence.table, self._selecting, selections)
         hand = self._store.records.at_hand() if from_disk else None
-        x = self._step.run(
-            x, scale, angles, places, views, pages.tables, states, selections, hand, turns.bring
-        )
+        x = self._step.run(x, **token, selections=selections, at_hand=hand, ask=turns.bring)
         turns.end()
         self._note(sequence, position, selections)
         return x
 
-    def _selections(self, position: int, num_records: int) -> Selections | None:
+    def _are_alike(self, num_records: list[int]) -> bool:
+        """Whether layers of one kind have as many records."""
+        return len(set(zip(self._view_of, num_records, strict=True))) == len(self._views)
+
+    def _spans(self, layer: int, position: int, cell: int) -> range:
+        window = self._decoder.config.kv_windows[layer]
+        return self._attention.spans_wanted(layer, position, cell, window)
+
+    def _selections(self, position: int, num_records: list[int]) -> Selections | None:
         """Room for what the token selects, if it does."""
-        if not self._selecting or not num_records:
+        first = self._selecting[0] if self._selecting else None
+        if first is None or not num_records[first]:
             return None
         config, looked_at = self._decoder.config, self._selected.looks_at(position)
+        layer, layout = config.kv_layers[first], self._attention.layouts[first]
         return Selections(
             len(config.kv_layers),
-            num_records,
-            (config.num_kv_heads, config.groups),
-            self._geometry.layout,
+            num_records[first],
+            (layout.kv_heads, config.heads_of(layer) // layout.kv_heads),
+            layout,
             looked_at if looked_at in self._selecting else None,
         )
 
@@ -164,18 +198,20 @@ class WholeToken:
             self._selected.look(layer, sequence, query, bias, shares, log_total)
 
     def _view(
-        self, sequence, position: int, cell: int, window: int | None, spans: range, num_records: int
+        self, sequence, position: int, cell: int, layer: int, spans: range, num_records: int
     ) -> View:
-        decode, layout = self._attention.decode, self._geometry.layout
-        runs = decode.raw(0, sequence, position, window).runs
+        decode, layout = self._attention.decode, self._attention.layouts[layer]
+        window = self._decoder.config.kv_windows[layer]
+        raw = decode.raw_rows(sequence, position, window)
         if not spans:
-            return View((0, 0), (0, 0), 0, runs)
+            return View((0, 0), (0, 0), 0, raw)
         first = spans.start * self._geometry.records_per_span
         count = min(spans.stop * self._geometry.records_per_span, num_records) - first
-        base, tokens = spans.start * self._geometry.span_tokens, count * layout.record_tokens
+        base = spans.start * self._attention.span_tokens[layer]
+        tokens = count * layout.record_tokens
         sealed = self._attention.sealed_tokens(cell)
         visible = decode.visible(base, tokens, position, window, sealed)
-        return View((first, count), visible, base, runs)
+        return View((first, count), visible, base, raw)
 
 
 def make_whole_token(
@@ -189,15 +225,18 @@ def make_whole_token(
     """selected: where records are selected, else None. Returns None where the compiled kernels do
     not serve some layer, or the selector."""
     config, layout = decoder.config, geometry.layout
-    by_layers = layout.rotate or config.attention_shapes or config.kv_sources
-    by_layers = by_layers or (config.query_growth is not None and config.query_growth.unturned)
-    if by_layers or not attention.decode.serves_rows(config.groups):
+    shapes = [(config.shape_of(layer), config.heads_of(layer)) for layer in config.kv_layers]
+    rows = {heads // shape.kv_heads for shape, heads in shapes}
+    if layout.rotate or not all(map(attention.decode.serves_rows, rows)):
         return None
-    choice = None if selected is None else selected.choice()
-    if selected is not None and choice is None:
-        return None
-    windows = list(config.kv_windows)
-    kinds = list(dict.fromkeys(windows))
+    choice, windows = None, config.kv_windows
+    if selected is not None:
+        choice = selected.choice()
+        selecting = {shape for shape, w in zip(shapes, windows, strict=True) if w is None}
+        if choice is None or len(selecting) > 1:
+            return None
+    kinds = _kinds(config, attention)
+    views = list(dict.fromkeys(kinds))
     ropes = list(dict.fromkeys(decoder.ropes[layer] for layer in config.kv_layers))
     state_offsets, layers = iter(States.offsets(config.recurrent)), []
     for layer, rope in enumerate(decoder.ropes):
@@ -220,8 +259,8 @@ def make_whole_token(
             kv = config.kv_layers.index(layer)
             made = replace(
                 made,
-                layout=geometry.layout_of(kv),
-                view=kinds.index(windows[kv]),
+                layout=attention.layouts[kv],
+                view=views.index(kinds[kv]),
                 angles=ropes.index(rope),
                 null_scores=attention.null_scores[kv],
             )
@@ -229,7 +268,7 @@ def make_whole_token(
                 made = replace(made, output_norms=selected.output_norms(kv, w))
             bias = None if layout.is_full else decoder.key_bias(w)
             if bias is not None:
-                if rope.config is None or rope.width != config.head_dim:
+                if rope.config is None or rope.width != shapes[kv][0].head_dim:
                     return None  # the elements that are not turned add a sum that is torch's
                 how = {"turns": rope.turns, "amplitude": rope.amplitude}
                 made = replace(made, key_bias=bias, **how)
@@ -242,4 +281,4 @@ def make_whole_token(
         config.attention_softcap,
         choice,
     )
-    return WholeToken(step, decoder, attention, store, geometry, windows, selected)
+    return WholeToken(step, decoder, attention, store, geometry, selected)

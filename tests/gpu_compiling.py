@@ -103,11 +103,11 @@ def record() -> list[Recorded]:
             bias = torch.empty(2, count, 8 * layout.record_tokens) if count == 4 else None
             cap = 30.0 if layout.head_dim == 256 else 0.0
             spans.attend_spans(q, at, at, 4, (64, 500), bias, layout, cap, parts)
-        runs = [1 << 40, 1 << 40, 1 << 14, 0, 64] * 3
+        runs = [1 << 40, 1 << 40, 1 << 14, 64] * 3
         one = [part[0] for part in parts]
         spans.attend_raw(q[:, :4], layout.raw_dtype, runs, None, cap, one)
         # A head of its own for each query, the text's first tokens, one record.
-        spans.attend_raw(q[:, :1], layout.raw_dtype, [*runs[:4], 1], q[:, :1, 0], cap, one)
+        spans.attend_raw(q[:, :1], layout.raw_dtype, [*runs[:3], 1], q[:, :1, 0], cap, one)
         spans.attend_spans(q[:, :1], at[:1], at[:1], 1, (1, 500), None, layout, cap, parts)
         spans.join(parts)
         spans.join(parts, is_whole=False)

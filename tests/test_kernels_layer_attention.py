@@ -31,7 +31,7 @@ def raw_tokens(layout, dtype, counts=(5, 33, 16)):
         k, v = torch.randn(shape, generator=generator).to(dtype)
         at = 7 * layout.head_dim * dtype.itemsize
         head_bytes = k.stride(0) * dtype.itemsize
-        runs += [k.data_ptr() + at, v.data_ptr() + at, head_bytes, 0, count]
+        runs += [k.data_ptr() + at, v.data_ptr() + at, head_bytes, count]
         held.append((k, v))
         keys.append(k[:, 7:].float())
         values.append(v[:, 7:].float())

@@ -125,7 +125,7 @@ def test_what_is_known_before_pages_are_looked_at(kernels, dtype, dim):
     runs = []
     for key, value in zip(*parts, strict=True):
         head_bytes = key.shape[1] * dim * dtype.itemsize
-        runs += [key.data_ptr(), value.data_ptr(), head_bytes, 0, key.shape[1]]
+        runs += [key.data_ptr(), value.data_ptr(), head_bytes, key.shape[1]]
     q = torch.randn((heads, rows, dim), generator=generator) / 4
     norms, x = (
         torch.rand((heads, rows), generator=generator),

@@ -29,6 +29,7 @@ SHAPES = {"q": (240, HIDDEN), "k": (80, HIDDEN), "v": (80, HIDDEN), "o": (HIDDEN
 SHAPES |= {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
 GATES = {"beside": 480, "number": 240, "head": HEADS}  # outputs of what gives the output's gate
 GIVEN = 104  # numbers that a state gives beside attention
+INPUTS = 72  # that a layer is given besides the residual
 POSITION = 1234
 
 VARIANTS = {
@@ -56,6 +57,15 @@ VARIANTS = {
     "a gate of each head": {"output_gate": "head"},
     "an MLP without a gate": {"without": ("gate",), "activation": "relu2"},
     "no MLP": {"without": ("gate", "up", "down")},
+    "keys and values of another layer": {"without": ("k", "v"), "qk_norm": "head"},
+    "values are keys, normed": {"without": ("v",), "qk_norm": "head", "norms_values": True},
+    "values normed, biases": {"has_biases": True, "norms_values": True},
+    "inputs of its own, normed, all times something": {
+        "norms": ("before_attention", "before_mlp", "after_inputs"),
+        "activation": "gelu_tanh",
+        "has_inputs": True,
+        "layer_multiplier": 0.7,
+    },
     "a state beside attention, multipliers": {
         "has_beside": True,
         "residual_multiplier": 0.5,
@@ -86,6 +96,8 @@ class Layer:
         norm_offset=0.0,
         output_gate="",
         has_beside=False,
+        has_inputs=False,
+        norms_values=False,
         without=(),
         **multipliers,
     ):
@@ -111,12 +123,16 @@ class Layer:
         if qk_norm:
             sizes = {"head": (HEAD_DIM, HEAD_DIM), "all": (240, 80)}[qk_norm]
             self.norms |= {n: normal(size) for n, size in zip("qk", sizes, strict=True)}
+        if norms_values:
+            self.norms["v"] = torch.full((HEAD_DIM,), 1.0 - norm_offset)
         shapes = {name: shape for name, shape in SHAPES.items() if name not in without}
         if output_gate:
             name = "q" if output_gate == "beside" else "attention_gate"
             shapes[name] = GATES[output_gate], HIDDEN
         if has_beside:
             shapes["beside"] = HIDDEN, GIVEN
+        if has_inputs:
+            shapes |= {"input_gate": (INPUTS, HIDDEN), "input_output": (HIDDEN, INPUTS)}
         self.products = {}
         for name, shape in shapes.items():
             weight = normal(*shape, spread=shape[1] ** -0.5)
@@ -136,7 +152,8 @@ class Layer:
 
     def project(self, x, dtype) -> tuple[torch.Tensor, ...]:
         h = self._norm("before_attention", x)
-        q, k, v = (self._multiply(name, h, dtype) for name in "qkv")
+        q, *kv = (self._multiply(name, h, dtype) for name in "qkv" if name in self.products)
+        k, v = kv if len(kv) == 2 else kv * 2 or (q, q)  # without keys: of no use
         how, gate = self.shape.output_gate, []
         if how == "beside":
             q, *gate = (part.flatten()[None] for part in q.view(HEADS, 2, HEAD_DIM).unbind(1))
@@ -148,8 +165,8 @@ class Layer:
         q, k, v = (part.view(1, -1, HEAD_DIM) for part in (q, k, v))
         if self.shape.qk_norm == "head":
             q, k = self._norm("q", q), self._norm("k", k)
-        q, k = self.rope.turn(q, POSITION), self.rope.turn(k, POSITION)
-        return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), k, v, *gate
+        q, k, v = (*(self.rope.turn(part, POSITION) for part in (q, k)), self._norm("v", v))
+        return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), *((k, v) if kv else ()), *gate
 
     def add_attention(self, x, attended, dtype, name="o") -> torch.Tensor:
         o = self._norm("after_attention", self._multiply(name, attended, dtype))
@@ -168,12 +185,13 @@ class Layer:
 
     def run(self, x, attended) -> list[torch.Tensor]:
         """Everything that the step gives."""
-        project = self.step.project(x, *self.rope.angles(POSITION, 1), 0.125)
+        q, kv, gate = self.step.project(x, *self.rope.angles(POSITION, 1), 0.125)
         mixed = [attended, x[:, :GIVEN]] if "beside" in self.products else [attended]
         parts = [self.step.add_attention(x, attended), self.step.mix(x, *mixed)]
         if "down" in self.products:
             parts += [self.step.add_mlp(x), self.step.mix(x)]
-        return [part for part in [*project, *parts] if part is not None]
+        parts.append(self.step.end(x, attended[:, :INPUTS].contiguous()))
+        return [q, *(kv or ()), *([] if gate is None else [gate]), *parts]
 
     def expected(self, x, attended, dtype=torch.float64) -> list[torch.Tensor]:
         x, attended = x.to(dtype), attended.to(dtype)
@@ -183,7 +201,14 @@ class Layer:
         parts = [after, self.add_mlp(added, dtype)]
         if "down" in self.products:
             parts += 2 * [self.add_mlp(x, dtype)]
-        return [*self.project(x, dtype), *parts]
+        return [*self.project(x, dtype), *parts, self.end(x, attended[:, :INPUTS], dtype)]
+
+    def end(self, x, inputs, dtype) -> torch.Tensor:
+        if "input_gate" in self.products:
+            gate = self._multiply("input_gate", x, dtype)
+            inner = torch.mul(*factors(gate, inputs, self.shape.activation))
+            x = x + self._norm("after_inputs", self._multiply("input_output", inner, dtype))
+        return x * self.shape.layer_multiplier
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if name not in self.norms:
@@ -325,10 +350,10 @@ def test_keys_and_values_are_stored_as_torch_converts_them(kernels, dtype, value
     elif values == "one huge channel":
         x *= 1e3
     angles = layer.rope.angles(POSITION, 1)
-    q, k, v, _ = layer.step.project(x, *angles, 0.125)
+    q, (k, v), _ = layer.step.project(x, *angles, 0.125)
     keys, values_ = (torch.zeros(KV_HEADS, 3, HEAD_DIM, dtype=dtype) for _ in range(2))
     places = [part[0, 1].data_ptr() for part in (keys, values_)]
-    place = [*places, 3 * HEAD_DIM * dtype.itemsize, 0]
+    place = [*places, 3 * HEAD_DIM * dtype.itemsize]
     got_q, _ = layer.step.project_into(x, *angles, 0.125, place, dtype)
     assert torch.equal(got_q.view(torch.int32), q.view(torch.int32))
     for got, given in ((keys, k), (values_, v)):

@@ -23,17 +23,19 @@ NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
 # Biases of keys of which not all elements turn, layer norms, MLPs beside attention or with xIELU,
-# norms behind RoPE, layers of several shapes, latents, gates by softplus, SparseMixer, streams
-# beside each other, and queries of which not all grow.
-_KINDS = ("cohere", "deepseek", "gemma4", "glm4-moe-lite", "hunyuan", "jais2", "laguna", "minicpm3")
+# norms behind RoPE, latents, gates by softplus, SparseMixer, streams beside each other, and inputs
+# of experts that are weighted.
+_KINDS = ("cohere", "deepseek", "glm4-moe-lite", "hunyuan", "jais2", "laguna", "minicpm3")
 _KINDS += ("gemma3n", "llama4", "mistral4", "nanochat", "phimoe", "stablelm", "starcoder2")
 BY_LAYERS = {n for n in VARIANTS if n.startswith(_KINDS)}
 BY_LAYERS |= {"apertus", "bamba-biases", "glm", "nemotron", "nemotron-biases", "olmo", "phi"}
 BY_LAYERS |= {"nemotron-h-moe-latent", "olmo-biases", "smollm3-yarn", "youtu"}
 
 # Of what a layer may be one of each: attention alone, states in others, beside it, MLPs apart,
-# experts and a shared one, experts of gate and up in one beside null scores.
-KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss")
+# experts and a shared one, experts of gate and up in one beside null scores, layers of two shapes
+# that share pages and have inputs of their own, experts beside MLPs.
+KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss", "gemma4")
+KINDS += ("gemma4-moe",)
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -43,8 +45,8 @@ def served(monkeypatch) -> list[bool]:
     """Of each decoded token that reached it, whether one call served."""
     found, run = [], WholeToken.run
 
-    def watched(self, sequence, x):
-        residual = run(self, sequence, x)
+    def watched(self, sequence, *entering):
+        residual = run(self, sequence, *entering)
         found.append(residual is not None)
         return residual
 
@@ -83,7 +85,11 @@ def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED, **store):
     ("name", "codec"),
     [
         *((name, "8") for name in VARIANTS),
-        *((name, codec) for name in ("llama3", "qwen2", "gemma2") for codec in ("4", "full")),
+        *(
+            (name, codec)
+            for name in ("llama3", "qwen2", "gemma2", "gemma4")
+            for codec in ("4", "full")
+        ),
     ],
 )
 def test_bits_and_counts_are_those_of_the_layers(
@@ -193,7 +199,7 @@ NOTHING_AHEAD = replace(BOUNDED, foresight="nothing")
 
 
 @pytest.mark.parametrize("num_hot", [3, 8, 1000])
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2"])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2", "gemma4"])
 def test_what_is_selected_from_disk_is_brought_in_the_middle(
     checkpoint, tmp_path, monkeypatch, served, name, num_hot
 ):
@@ -204,7 +210,8 @@ def test_what_is_selected_from_disk_is_brought_in_the_middle(
     of_disk = dict(share=0.0, mode=NOTHING_AHEAD, hot_records=num_hot)
     whole, counted, said = run_bounded(folder, tmp_path, **of_disk)
     assert torch.equal(whole, expected)
-    if name != "gemma2":  # which has windows, whose pages are attended and not selected
+    has_windows = name.startswith("gemma")  # whose pages are attended and not selected
+    if not has_windows:
         borders = sum(p % CELL_TOKENS == 0 for p in range(PREFILLED, NUM_TOKENS)) - 1
         assert served.count(False) == borders
     monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
@@ -212,7 +219,7 @@ def test_what_is_selected_from_disk_is_brought_in_the_middle(
     assert torch.equal(whole, layers)
     assert said == pytest.approx(said_by_layers, rel=1e-4, abs=1e-6)
     # With fewer frames, what comes first decides what makes room; spans of windows are read ahead.
-    if num_hot == 1000 and name != "gemma2":
+    if num_hot == 1000 and not has_windows:
         assert counted == counted_by_layers
 
 
@@ -272,8 +279,9 @@ def test_what_is_raised_while_bringing_ends_the_call_and_loses_nothing(
     assert len(calls) > 50
 
 
-def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_path, served):
-    folder = checkpoint("llama3")
+@pytest.mark.parametrize("name", ["llama3", "gemma4"])
+def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_path, served, name):
+    folder = checkpoint(name)
     run_bounded(folder, tmp_path, mode=Mode("bounded", selector="window", selector_options={}))
     with open_small(folder, tmp_path, **TINY) as llm:
         keep_in_memory(llm, NUM_TOKENS, 1.0)
@@ -282,7 +290,7 @@ def test_other_selectors_and_streamed_layers_go_layer_by_layer(checkpoint, tmp_p
     assert not served
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "nemotron-h-moe"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "nemotron-h-moe", "gemma4-moe"])
 def test_another_session_prepares_no_expert_again(checkpoint, tmp_path, monkeypatch, served, name):
     made, original = [], mlp.RoutedStep
     monkeypatch.setattr(mlp, "RoutedStep", lambda *args: made.append(args) or original(*args))
@@ -296,7 +304,7 @@ def test_another_session_prepares_no_expert_again(checkpoint, tmp_path, monkeypa
     assert served == [True] * 3
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "gemma4-moe"])
 def test_experts_that_are_not_in_memory_go_layer_by_layer(checkpoint, tmp_path, served, name):
     folder = checkpoint(name)
     expected, _ = run(folder, tmp_path)
@@ -309,11 +317,12 @@ def test_experts_that_are_not_in_memory_go_layer_by_layer(checkpoint, tmp_path, 
     assert not served
 
 
-def test_forks_rewinds_and_copies_are_seen(checkpoint, tmp_path, monkeypatch, served):
+@pytest.mark.parametrize("name", ["qwen2", "gemma4"])
+def test_forks_rewinds_and_copies_are_seen(checkpoint, tmp_path, monkeypatch, served, name):
     """Tables change under a session's feet: shared spans are copied, cells sealed anew."""
 
     def answers():
-        with open_small(checkpoint("qwen2"), tmp_path, **TINY) as llm:
+        with open_small(checkpoint(name), tmp_path, **TINY) as llm:
             llm._context = NUM_TOKENS
             found = []
             with llm.session() as session:

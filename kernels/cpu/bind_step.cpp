@@ -58,7 +58,10 @@ void project_into(const LayerStep &step, uintptr_t x, uintptr_t cosines, uintptr
                   uintptr_t gate, const std::vector<int64_t> &places, int kind, int threads) {
     Reader reader{places};
     std::vector<RowPlace> to;
-    while (reader.next < places.size()) to.push_back(read_place(reader).of_first);
+    while (reader.next < places.size()) {
+        uint8_t *keys = reader.address<uint8_t>(), *values = reader.address<uint8_t>();
+        to.push_back({keys, values, reader.number()});
+    }
     step.project_into(at<const float>(x), angles_at(cosines, sines), scale, at<float>(q), at<float>(gate), to.data(),
                       (int64_t)to.size(), (RawKind)kind, threads);
 }
@@ -72,7 +75,11 @@ void add_mlp(const LayerStep &step, uintptr_t x, uintptr_t out, int threads) {
 }
 
 void mix(const LayerStep &step, uintptr_t x, uintptr_t attended, uintptr_t beside, uintptr_t out, int threads) {
-    step.mix(at<const float>(x), at<const float>(attended), at<const float>(beside), at<float>(out), threads);
+    step.mix(at<const float>(x), at<const float>(attended), at<const float>(beside), nullptr, at<float>(out), threads);
+}
+
+void end(const LayerStep &step, uintptr_t x, uintptr_t inputs, uintptr_t out, int threads) {
+    step.end(at<const float>(x), at<const float>(inputs), at<float>(out), threads);
 }
 
 BlockProduct *make_block_product(const std::vector<int64_t> &numbers, uintptr_t norm, double offset, double eps) {
@@ -129,7 +136,7 @@ private:
 
 // at_hand: the addresses of its three arrays and its record_bytes, or none at all. reported: the addresses of chosen, figures, q,
 // shares and log_total, or none at all; row and looked_at as in Reported.
-void run_token(const TokenStep &step, uintptr_t x, double scale, const std::vector<int64_t> &numbers, uintptr_t tables,
+void run_token(const TokenStep &step, uintptr_t x, const std::vector<double> &scales, const std::vector<int64_t> &numbers, uintptr_t tables,
                const std::vector<int64_t> &at_hand, nb::handle ask, uintptr_t out, const std::vector<int64_t> &reported, int threads) {
     Reported to{nullptr, 0, nullptr, -1, nullptr, nullptr, nullptr};
     if (!reported.empty()) {
@@ -151,7 +158,7 @@ void run_token(const TokenStep &step, uintptr_t x, double scale, const std::vect
         hand.record_bytes = reader.number();
     }
     PythonComing coming(ask);
-    step.run(at<const float>(x), scale, numbers, at<const uintptr_t>(tables), hand, coming, at<float>(out), to, threads);
+    step.run(at<const float>(x), scales, numbers, at<const uintptr_t>(tables), hand, coming, at<float>(out), to, threads);
 }
 
 TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
@@ -174,7 +181,8 @@ void bind_step(nb::module_ &m) {
         .def("project_into", &project_into, Released())
         .def("add_attention", &add_attention, Released())
         .def("add_mlp", &add_mlp, Released())
-        .def("mix", &mix, Released());
+        .def("mix", &mix, Released())
+        .def("end", &end, Released());
     m.def("add_expert", &add_expert, Released());
     m.def("route", &route_rows, Released());
     nb::class_<RoutedStep>(m, "RoutedStep").def(nb::init<const std::vector<int64_t> &, const std::vector<double> &>());
@@ -184,7 +192,7 @@ void bind_step(nb::module_ &m) {
     nb::class_<RecurrentStep>(m, "RecurrentStep").def(nb::new_(&make_recurrent_step)).def("run", &run_recurrent, Released());
     nb::class_<TokenStep>(m, "TokenStep")
         .def(nb::new_(&make_token_step))
-        .def("run", &run_token, nb::arg("x"), nb::arg("scale"), nb::arg("numbers"), nb::arg("tables"), nb::arg("at_hand"),
+        .def("run", &run_token, nb::arg("x"), nb::arg("scales"), nb::arg("numbers"), nb::arg("tables"), nb::arg("at_hand"),
              nb::arg("ask").none(), nb::arg("out"), nb::arg("reported"), nb::arg("threads"), Released());
 }
 

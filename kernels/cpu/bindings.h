@@ -49,13 +49,13 @@ inline Layout layout_of(const std::vector<int64_t> &numbers) {
     return layout;
 }
 
-// Runs of raw tokens: keys, values, bytes from head to head and from layer to layer (of no use here), tokens of each.
+// Runs of raw tokens: keys, values, bytes from head to head, tokens of each.
 inline std::vector<RawRun> runs_of(const std::vector<int64_t> &numbers) {
-    if (numbers.size() % 5 || numbers.size() / 5 > MAX_RUNS) throw std::invalid_argument("these are not runs");
+    if (numbers.size() % 4 || numbers.size() / 4 > MAX_RUNS) throw std::invalid_argument("these are not runs");
     std::vector<RawRun> runs;
-    for (size_t i = 0; i < numbers.size(); i += 5)
+    for (size_t i = 0; i < numbers.size(); i += 4)
         runs.push_back({at<const uint8_t>((uintptr_t)numbers[i]), at<const uint8_t>((uintptr_t)numbers[i + 1]), numbers[i + 2],
-                        numbers[i + 4]});
+                        numbers[i + 3]});
     return runs;
 }
 

@@ -2,8 +2,6 @@
 // and what the state gave, to the residual. Products are shared out among threads; what stands between them is too little to share.
 // Included by bind_step.cpp alone, inside an anonymous namespace, after routed_step.h.
 
-constexpr int NORMS = 6;
-
 // Of one position, rope_width each.
 struct Angles {
     const float *cosines, *sines;
@@ -43,30 +41,36 @@ public:
     int64_t hidden_size() const { return hidden_; }
     int64_t query_size() const { return products_[Q].matrix.out / (output_gate_ == GATE_BESIDE ? 2 : 1); }
     bool has_gate() const { return output_gate_ != NO_GATE; }
+    bool has_keys() const { return products_[K].is_there(); }
     bool has_mlp() const { return products_[DOWN].is_there(); }
+    int64_t input_size() const { return products_[INPUT_GATE].matrix.out; }  // of the layer's own inputs; 0: it has none
 
-    // Queries (scaled), keys and values of the residual row x, and, as many as queries, the gate of what is attended, if there is
-    // one. angles: of its position.
+    // Queries (scaled), keys and values of the residual row x, if it has some, and, as many as queries, the gate of what is attended,
+    // if there is one. Without a product of their own values are the keys before norm and rotation. angles: of its position.
     void project(const float *x, const Angles &angles, double scale, float *q, float *k, float *v, float *gate, int threads) const {
-        const Product &query = products_[Q], &own_gate = products_[ATTENTION_GATE];
+        const Product &query = products_[Q], &key = products_[K], &value = products_[V], &own_gate = products_[ATTENTION_GATE];
         float *from_query = output_gate_ == GATE_BESIDE ? Scratch::of(scratch.third, query.matrix.out) : q;
         float *from_gate = output_gate_ == GATE_OF_HEADS ? Scratch::of(scratch.third, own_gate.matrix.out) : gate;
         Row row(normed(NORM_BEFORE_ATTENTION, x), hidden_);
-        const Target targets[] = {{&query, from_query}, {&products_[K], k}, {&products_[V], v}, {&own_gate, from_gate}};
-        multiply_each(row, targets, own_gate.is_there() ? 4 : 3, threads);
+        Target targets[4] = {{&query, from_query}, {&key, k}, {&value, v}, {&own_gate, from_gate}};
+        const auto is_there = [](const Target &target) { return target.product->is_there(); };
+        multiply_each(row, targets, (int)(std::partition(targets, targets + 4, is_there) - targets), threads);
         for (int64_t i = 0; i < query_size() && output_gate_ == GATE_BESIDE; i += head_dim_) {
             std::memcpy(q + i, from_query + 2 * i, (size_t)head_dim_ * sizeof(float));
             std::memcpy(gate + i, from_query + 2 * i + head_dim_, (size_t)head_dim_ * sizeof(float));
         }
         for (int64_t i = 0; i < query_size() && output_gate_ == GATE_OF_HEADS; ++i) gate[i] = from_gate[i / head_dim_];
         finish_heads(q, query_size(), NORM_Q, angles, (float)scale);
-        finish_heads(k, products_[K].matrix.out, NORM_K, angles, 1.0f);
+        if (!has_keys()) return;
+        if (!value.is_there()) std::memcpy(v, k, (size_t)key.matrix.out * sizeof(float));
+        for (int64_t i = 0; i < key.matrix.out && norms_[NORM_V]; i += head_dim_) norm(NORM_V, v + i, head_dim_, v + i);
+        finish_heads(k, key.matrix.out, NORM_K, angles, 1.0f);
     }
 
     // The same, but keys and values go to each of some places, in floats of a kind.
     void project_into(const float *x, const Angles &angles, double scale, float *q, float *gate, const RowPlace *places,
                       int64_t num_places, RawKind kind, int threads) const {
-        const int64_t width = products_[K].matrix.out, heads = width / head_dim_;
+        const int64_t width = has_keys() ? products_[K].matrix.out : 0, heads = width / head_dim_;
         float *k = Scratch::of(scratch.first, width), *v = Scratch::of(scratch.second, width);
         project(x, angles, scale, q, k, v, gate, threads);
         for (const RowPlace *place = places; place < places + num_places; ++place) {
@@ -86,32 +90,49 @@ public:
 
     // The residual row x plus the output of the MLP, to out, which may be x.
     void add_mlp(const float *x, float *out, int threads) const {
-        const Product &down = products_[DOWN];
-        const int64_t inner = down.matrix.in;
-        float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden_ ? inner : hidden_);
-        Row row(normed(NORM_BEFORE_MLP, x), hidden_);
-        if (products_[GATE].is_there())
-            multiply_gate(products_[GATE], products_[UP], row, activation_, (float)floats_[OF_GATE], gate, up, threads);
-        else
-            multiply_activated(products_[UP], row, activation_, gate, up, threads);
-        Row gated(gate, inner);
-        const Target target{&down, up};
-        multiply_each(gated, &target, 1, threads);
-        join(x, normed(NORM_AFTER_MLP, up), (float)floats_[OF_MLP], out);
+        join(x, normed(NORM_AFTER_MLP, mlp(x, threads)), (float)floats_[OF_MLP], out);
     }
 
-    // The residual row x plus what routed experts give, to out, which may be x.
+    // The residual row x plus what routed experts give, and the MLP beside them where the layer has both, to out, which may be x.
     void add_routed(const RoutedStep &experts, const float *x, float *out, int threads) const {
+        float *dense = has_mlp() ? Scratch::of(scratch.third, hidden_) : nullptr;
+        if (dense) norm(NORM_AFTER_DENSE, mlp(x, threads), hidden_, dense);
         float *given = Scratch::of(scratch.first, hidden_);
-        experts.run(normed(NORM_BEFORE_MLP, x), given, threads);
+        experts.run(normed(dense ? NORM_BEFORE_EXPERTS : NORM_BEFORE_MLP, x), x, given, threads);
+        if (dense) {
+            norm(NORM_AFTER_EXPERTS, given, hidden_, given);
+            for (int64_t i = 0; i < hidden_; ++i) given[i] += dense[i];
+        }
         join(x, normed(NORM_AFTER_MLP, given), (float)floats_[OF_MLP], out);
     }
 
-    // What there is of them, one after the other.
-    void mix(const float *x, const float *attended, const float *beside, float *out, int threads) const {
+    // What there is of them, one after the other. experts: null where the layer has none.
+    void mix(const float *x, const float *attended, const float *beside, const RoutedStep *experts, float *out, int threads) const {
         if (attended) add_attention(x, attended, out, threads), x = out;
         if (beside) add_beside(x, beside, out, threads), x = out;
-        if (has_mlp()) add_mlp(x, out, threads);
+        if (experts)
+            add_routed(*experts, x, out, threads);
+        else if (has_mlp())
+            add_mlp(x, out, threads);
+    }
+
+    // The residual row x plus what the layer makes of its own inputs (input_size), where it has some, all times its number; to out,
+    // which may be x.
+    void end(const float *x, const float *inputs, float *out, int threads) const {
+        const Product &gate = products_[INPUT_GATE];
+        const float times = (float)floats_[OF_ALL];
+        if (gate.is_there()) {
+            float *inner = Scratch::of(scratch.first, gate.matrix.out), *added = Scratch::of(scratch.second, hidden_);
+            Row row(x, hidden_);
+            const Target inward{&gate, inner}, outward{&products_[INPUT_OUTPUT], added};
+            multiply_each(row, &inward, 1, threads);
+            active->gate_with(activation_, inner, inputs, gate.matrix.out);
+            Row gated(inner, gate.matrix.out);
+            multiply_each(gated, &outward, 1, threads);
+            join(x, normed(NORM_AFTER_INPUTS, added), 1.0f, out);
+            x = out;
+        }
+        for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] * times;
     }
 
     // The factors of what a key bias (kv_heads, head_dim) adds to the scores of q, (num_heads, rope_width / 2) each:
@@ -130,9 +151,29 @@ public:
     }
 
 private:
-    enum { Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, PRODUCTS };
-    enum { EPS, NORM_OFFSET, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, FLOATS };  // the last four multiply
-    enum { NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP };
+    enum { Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, INPUT_GATE, INPUT_OUTPUT, PRODUCTS };
+    enum { EPS, NORM_OFFSET, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, OF_ALL, FLOATS };  // those from RESIDUAL on multiply
+    enum {
+        NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_V, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP,
+        NORM_BEFORE_EXPERTS, NORM_AFTER_EXPERTS, NORM_AFTER_DENSE,  // of experts beside an MLP, and of that
+        NORM_AFTER_INPUTS, NORMS
+    };
+
+    // What the MLP gives for the residual row x. Good until the next call.
+    float *mlp(const float *x, int threads) const {
+        const Product &down = products_[DOWN];
+        const int64_t inner = down.matrix.in;
+        float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden_ ? inner : hidden_);
+        Row row(normed(NORM_BEFORE_MLP, x), hidden_);
+        if (products_[GATE].is_there())
+            multiply_gate(products_[GATE], products_[UP], row, activation_, (float)floats_[OF_GATE], gate, up, threads);
+        else
+            multiply_activated(products_[UP], row, activation_, gate, up, threads);
+        Row gated(gate, inner);
+        const Target target{&down, up};
+        multiply_each(gated, &target, 1, threads);
+        return up;
+    }
 
     // x normed, or x itself where the layer has no norm there. Good until the next call.
     const float *normed(int which, const float *x) const {

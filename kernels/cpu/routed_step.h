@@ -91,21 +91,28 @@ void add_experts(const std::vector<ChosenExpert> &chosen, const float *x, Activa
 
 class RoutedStep {
 public:
-    // numbers: ../routed_step.py's order. floats: of the routing, then what the shared expert's share is multiplied by.
+    // numbers: ../routed_step.py's order. floats: of the routing, then what the shared expert's share is multiplied by, and eps of
+    // the router's norm.
     RoutedStep(const std::vector<int64_t> &numbers, const std::vector<double> &floats) : RoutedStep(Reader{numbers}, floats) {}
 
     int64_t hidden_size() const { return router_.matrix.in; }
 
-    // What they give for the row x, to out, both of hidden_size.
-    void run(const float *x, float *out, int threads) const {
-        const auto multiply = [&](const Product &product, float *to) {
-            Row row(x, product.matrix.in);
+    // What they give for the row x, to out, both of hidden_size. residual: what they are chosen by, normed, where that is not x.
+    void run(const float *x, const float *residual, float *out, int threads) const {
+        const auto multiply = [&](const Product &product, const float *from, float *to) {
+            Row row(from, product.matrix.in);
             const Target target{&product, to};
             multiply_each(row, &target, 1, threads);
         };
         std::vector<float> scores((size_t)routing_.count), shares((size_t)routing_.chosen);
         std::vector<int64_t> numbers((size_t)routing_.chosen);
-        multiply(router_, scores.data());
+        const float *by = x;
+        if (router_norm_) {
+            float *normed = Scratch::of(scratch.second, hidden_size());
+            active->rms_norm(residual, router_norm_, 0.0f, router_eps_, hidden_size(), normed);
+            by = normed;
+        }
+        multiply(router_, by, scores.data());
         route(routing_, scores.data(), numbers.data(), shares.data());
         std::vector<ChosenExpert> chosen;
         for (size_t i = 0; i < numbers.size(); ++i) chosen.push_back({&experts_[(size_t)numbers[i]], shares[i]});
@@ -114,7 +121,7 @@ public:
             float gate = 1.0f;
             if (shared_gate_.is_there()) {
                 const float one = 1.0f;
-                multiply(shared_gate_, &gate);
+                multiply(shared_gate_, x, &gate);
                 active->gate_with(SIGMOID, &gate, &one, 1);
             }
             chosen.push_back({&shared_[0], (float)(shared_scaling_ * gate)});
@@ -124,8 +131,9 @@ public:
     }
 
 private:
-    RoutedStep(Reader reader, const std::vector<double> &floats) : routing_(reader, floats), shared_scaling_(floats.at(2)) {
+    RoutedStep(Reader reader, const std::vector<double> &floats) : routing_(reader, floats), shared_scaling_(floats.at(2)), router_eps_((float)floats.at(3)) {
         activation_ = (Activation)reader.number();
+        router_norm_ = reader.address<const float>();
         router_ = read_product(reader);
         shared_gate_ = read_product(reader);
         if (reader.number()) shared_.emplace_back(reader);
@@ -137,6 +145,8 @@ private:
 
     Routing routing_;
     double shared_scaling_;
+    float router_eps_;
+    const float *router_norm_;  // null: experts are chosen by what they are given
     Activation activation_;
     Product router_, shared_gate_;
     std::vector<Expert> shared_, experts_;  // the first: one or none

@@ -4,34 +4,42 @@
 //
 // Bits are those of the same steps one by one: each calls the very functions that serve alone.
 
-// Places of a sequence are given for the first layer that attends, with the bytes from layer to layer.
-struct LayeredPlace {
-    RowPlace of_first;
-    int64_t layer_bytes;
+// Where one layer's raw rows lie: in a ring of cells, and the sink's besides.
+struct RawLayer {
+    uint8_t *keys, *values, *sink_keys, *sink_values;
+    int64_t cell_bytes, head_bytes, sink_head_bytes, row_bytes;  // from one to the next
 
-    RowPlace of(int64_t layer) const {
-        return {of_first.keys + layer * layer_bytes, of_first.values + layer * layer_bytes, of_first.head_bytes};
+    static constexpr int64_t NUMBERS = 8;
+
+    // numbers: of all layers that attend, in ../token_step.py's order.
+    static RawLayer of(const int64_t *numbers, int64_t layer) {
+        const int64_t *n = numbers + layer * NUMBERS;
+        return {at<uint8_t>((uintptr_t)n[0]), at<uint8_t>((uintptr_t)n[1]), at<uint8_t>((uintptr_t)n[2]), at<uint8_t>((uintptr_t)n[3]),
+                n[4], n[5], n[6], n[7]};
     }
 };
 
-inline LayeredPlace read_place(Reader &reader) {
-    LayeredPlace place;
-    place.of_first.keys = reader.address<uint8_t>();
-    place.of_first.values = reader.address<uint8_t>();
-    place.of_first.head_bytes = reader.number();
-    place.layer_bytes = reader.number();
-    return place;
-}
+// Some raw rows, the same of any layer.
+struct RawRows {
+    int64_t slot, first, count;  // slot: of the ring, or -1: of the sink
 
-// What the token sees in layers with one and the same window.
+    explicit RawRows(Reader &reader) {
+        slot = reader.number();
+        first = reader.number();
+        count = reader.number();
+    }
+    RowPlace of(const RawLayer &layer) const {
+        const int64_t to_row = first * layer.row_bytes, to_cell = slot * layer.cell_bytes + to_row;
+        if (slot < 0) return {layer.sink_keys + to_row, layer.sink_values + to_row, layer.sink_head_bytes};
+        return {layer.keys + to_cell, layer.values + to_cell, layer.head_bytes};
+    }
+};
+
+// What the token sees in some of the layers.
 struct View {
-    struct Run {
-        LayeredPlace place;
-        int64_t tokens;
-    };
     int64_t first_record, num_records, visible_from, visible_to;  // visible: of the tokens of these records
     int64_t position;                                             // of the first of these tokens
-    std::vector<Run> runs;
+    std::vector<RawRows> raw;
 
     explicit View(Reader &reader) {
         first_record = reader.number();
@@ -41,16 +49,13 @@ struct View {
         position = reader.number();
         const int64_t count = reader.number();
         if (count < 0 || count > MAX_RUNS) throw std::invalid_argument("these are not runs");
-        for (int64_t i = 0; i < count; ++i) {
-            const LayeredPlace place = read_place(reader);
-            runs.push_back({place, reader.number()});
-        }
+        for (int64_t i = 0; i < count; ++i) raw.emplace_back(reader);
     }
-    std::vector<RawRun> runs_of(int64_t layer) const {
+    std::vector<RawRun> runs_of(const RawLayer &layer) const {
         std::vector<RawRun> found;
-        for (const Run &run : runs) {
-            const RowPlace place = run.place.of(layer);
-            found.push_back({place.keys, place.values, place.head_bytes, run.tokens});
+        for (const RawRows &rows : raw) {
+            const RowPlace place = rows.of(layer);
+            found.push_back({place.keys, place.values, place.head_bytes, rows.count});
         }
         return found;
     }
@@ -59,8 +64,10 @@ struct View {
 // The numbers of ../token_step.py's TokenStep.run.
 struct Token {
     std::vector<Angles> angles;
-    std::vector<LayeredPlace> places;
+    std::vector<RawRows> places;  // where its own keys and values go
     std::vector<View> views;
+    const int64_t *raw;                    // see RawLayer
+    const float *inputs;                   // of each layer's own, one after the other, or null
     const float *state_before = nullptr;  // of all layers that keep one, and where those behind the token go
     float *state_after = nullptr;
 
@@ -70,8 +77,10 @@ struct Token {
             const float *cosines = reader.address<const float>();
             angles.push_back({cosines, reader.address<const float>()});
         }
-        for (int64_t i = reader.number(); i > 0; --i) places.push_back(read_place(reader));
+        for (int64_t i = reader.number(); i > 0; --i) places.emplace_back(reader);
         for (int64_t i = reader.number(); i > 0; --i) views.emplace_back(reader);
+        raw = reader.address<const int64_t>();
+        inputs = reader.address<const float>();
         state_before = reader.address<const float>();
         state_after = reader.address<float>();
         if (reader.next != numbers.size()) throw std::invalid_argument("this is not a token");
@@ -154,24 +163,28 @@ public:
             layer.state = reader.number();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
-            layers_.push_back(layer);
             if (layer.attends) {
-                query_size_ = layer.step->query_size();
-                num_rows_ = query_size_ / layer.layout.head_dim;
+                layer.query_size = layer.step->query_size();
+                layer.num_rows = layer.query_size / layer.layout.head_dim;
+                most_queries_ = std::max(most_queries_, layer.query_size);
             }
             if (layer.recurrence && layer.recurrence->num_outputs() > most_given_) most_given_ = layer.recurrence->num_outputs();
+            layers_.push_back(layer);
         }
-        if (!num_rows_) throw std::invalid_argument("none of these layers attends");
+        if (!most_queries_) throw std::invalid_argument("none of these layers attends");
     }
 
     // x (hidden_size) through all layers, to out. tables: for each layer that attends, the addresses of three arrays: where its near
     // records start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
-    void run(const float *x, double scale, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
+    // scales: of queries, one for each angles.
+    void run(const float *x, const std::vector<double> &scales, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
              Coming &coming, float *out, const Reported &reported, int threads) const {
         const Token token(numbers);
-        Call call{token, scale, at_hand, coming, reported, threads, std::vector<float>((size_t)query_size_),
-                  std::vector<float>((size_t)query_size_), std::vector<float>((size_t)query_size_), {}, {}, {}};
+        if (scales.size() != token.angles.size()) throw std::invalid_argument("these are not as many scales as angles");
+        const auto queries = [&] { return std::vector<float>((size_t)most_queries_); };
+        Call call{token, scales, at_hand, coming, reported, threads, queries(), queries(), queries(), {}, {}, {}};
         std::vector<float> given((size_t)most_given_);
+        const float *inputs = token.inputs;
         int64_t number = 0;  // among the layers that attend
         for (const Layer &layer : layers_) {
             const float *mixed[2] = {nullptr, nullptr};
@@ -185,8 +198,9 @@ public:
                 layer.recurrence->run(x, state, given.data(), threads);
                 mixed[count++] = given.data();
             }
-            layer.step->mix(x, mixed[0], mixed[1], out, threads);
-            if (layer.experts) layer.step->add_routed(*layer.experts, count ? out : x, out, threads);
+            layer.step->mix(x, mixed[0], mixed[1], layer.experts, out, threads);
+            layer.step->end(out, inputs, out, threads);
+            inputs += layer.step->input_size();
             x = out;
         }
     }
@@ -198,7 +212,7 @@ private:
         const RoutedStep *experts;
         bool attends;
         Layout layout;
-        int64_t view, angles, pairs, num_fast, state;
+        int64_t view, angles, pairs, num_fast, state, query_size, num_rows;  // the last: heads of queries
         const float *key_bias, *turns, *output_norms, *null_scores;
         float amplitude;
     };
@@ -206,7 +220,7 @@ private:
     // What a call works with in all layers.
     struct Call {
         const Token &token;
-        double scale;
+        const std::vector<double> &scales;
         const AtHand &at_hand;
         Coming &coming;
         const Reported &reported;
@@ -223,13 +237,15 @@ private:
         const Token &token = call.token;
         const Reported &reported = call.reported;
         const View &view = token.views.at((size_t)layer.view);
+        const RawLayer raw = RawLayer::of(token.raw, number);
+        const size_t turn = (size_t)layer.angles;
         float *q = call.q.data(), *attended = call.attended.data(), *gate = call.gate.data();
         call.places.clear();
-        for (const LayeredPlace &place : token.places) call.places.push_back(place.of(number));
-        layer.step->project_into(x, token.angles.at((size_t)layer.angles), call.scale, q, gate, call.places.data(),
+        for (const RawRows &place : token.places) call.places.push_back(place.of(raw));
+        layer.step->project_into(x, token.angles.at(turn), call.scales.at(turn), q, gate, call.places.data(),
                                  (int64_t)call.places.size(), raw_kind_, call.threads);
         const float *bias = bias_of(layer, view, q, call.score_bias, call.threads);
-        const std::vector<RawRun> runs = view.runs_of(number);
+        const std::vector<RawRun> runs = view.runs_of(raw);
         const LayerAttend all = everything(layer, view, runs, table, q, bias);
         if (!layer.output_norms || !view.num_records) {
             attend_layer(*active, all, attended, call.threads);
@@ -238,7 +254,7 @@ private:
             select(layer, number, all, x, table, call);
         }
         if (!layer.step->has_gate()) return attended;
-        active->gate_with(SIGMOID, gate, attended, query_size_);
+        active->gate_with(SIGMOID, gate, attended, layer.query_size);
         return gate;
     }
 
@@ -262,7 +278,7 @@ private:
             for (Part part; call.coming.next(part);)
                 selected.attend(*active, one, part.positions, part.count, part.records, threads);
         selected.finish(*active, one, call.attended.data(), threads);
-        report(call.reported, number, call.q.data(), layer.layout);
+        report(call.reported, number, call.q.data(), layer);
     }
 
     // Where the chosen records lie; false where one does not lie in memory.
@@ -280,7 +296,7 @@ private:
     // What a key bias adds to the scores of sealed tokens, (num_heads, tokens); null where nothing is to be added.
     const float *bias_of(const Layer &layer, const View &view, const float *q, std::vector<float> &scores, int threads) const {
         if (!layer.key_bias || !view.num_records) return nullptr;
-        const int64_t rows = num_rows_, pairs = layer.pairs;
+        const int64_t rows = layer.num_rows, pairs = layer.pairs;
         const int64_t tokens = view.num_records * layer.layout.pages_per_record * layer.layout.page_tokens;
         const std::vector<float> constant((size_t)rows);
         std::vector<float> factors((size_t)(2 * rows * pairs));
@@ -296,7 +312,7 @@ private:
     LayerAttend everything(const Layer &layer, const View &view, const std::vector<RawRun> &runs, const uintptr_t *table, const float *q,
                            const float *bias) const {
         const Layout &l = layer.layout;
-        const int64_t rows = num_rows_ / l.kv_heads, count = view.num_records, tokens = count * l.pages_per_record * l.page_tokens;
+        const int64_t rows = layer.num_rows / l.kv_heads, count = view.num_records, tokens = count * l.pages_per_record * l.page_tokens;
         return {{l, rows, tokens, view.visible_from, view.visible_to, q, bias, softcap_,
                  at<const uint8_t *const>(table[0]) + view.first_record, at<const uint8_t *const>(table[1]) + view.first_record},
                 count,
@@ -304,10 +320,11 @@ private:
                 {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size(), layer.null_scores}};
     }
 
-    void report(const Reported &to, int64_t layer, const float *q, const Layout &l) const {
-        const int64_t rows = num_rows_;
-        selected.figures(rows, to.figures + layer * 4);
-        if (layer != to.looked_at) return;
+    void report(const Reported &to, int64_t number, const float *q, const Layer &layer) const {
+        const Layout &l = layer.layout;
+        const int64_t rows = layer.num_rows;
+        selected.figures(rows, to.figures + number * 4);
+        if (number != to.looked_at) return;
         std::memcpy(to.q, q, (size_t)(rows * l.head_dim) * 4);
         selected.left_out(rows, (to.row - 1) * l.pages_per_record, to.shares, to.log_total);
     }
@@ -317,7 +334,7 @@ private:
     float softcap_;
     Selection selection_;
     std::vector<Layer> layers_;
-    int64_t query_size_ = 0, num_rows_ = 0, most_given_ = 0;  // of queries, their heads, and what states give
+    int64_t most_queries_ = 0, most_given_ = 0;  // numbers of a layer's queries, and of what states give
     // Of the calling thread: a step may run in several.
     static thread_local LayerSelection selected;
 };

@@ -125,7 +125,7 @@ def _pages(layout: PageLayout, device) -> Iterator[Compared]:
 def _raw(dtype: torch.dtype, device) -> Iterator[Compared]:
     k, v = (part.to(dtype) for part in _numbers(2, 2, 150, 64, device=device))
     q, null_scores = _numbers(2, 3, 64, device=device) * 0.2, _numbers(2, 3, device=device)
-    runs = [k.data_ptr(), v.data_ptr(), k.stride(0) * dtype.itemsize, 0, 150]
+    runs = [k.data_ptr(), v.data_ptr(), k.stride(0) * dtype.itemsize, 150]
     part = empty_parts(1, q)
     spans.attend_raw(q, dtype, runs, null_scores, 20.0, [one[0] for one in part])
     scores = 20 * (q @ k.float().transpose(1, 2) / 20).tanh()

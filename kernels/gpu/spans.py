@@ -100,11 +100,8 @@ def attend_raw(
 ) -> None:
     """Fills the partial of raw tokens; runs and null scores as layer_attention.Raw has them."""
     kv_heads, num_rows, dim = q.shape
-    assert len(runs) <= 5 * _MOST_RUNS, "more runs of raw tokens than a kernel takes"
-    places: list[int] = []
-    for start in range(0, 5 * _MOST_RUNS, 5):
-        key_at, value_at, head_bytes, _, tokens = runs[start : start + 5] or (0, 0, 0, 0, 0)
-        places += [key_at, value_at, head_bytes, tokens]
+    assert len(runs) <= 4 * _MOST_RUNS, "more runs of raw tokens than a kernel takes"
+    places = runs + [0] * (4 * _MOST_RUNS - len(runs))
     q = q.contiguous()
     rows = _rows_at_once(num_rows, dim)
     _attend_raw[(kv_heads, triton.cdiv(num_rows, rows))](
