@@ -33,7 +33,8 @@ class RoutedStep:
 
     native: of `step.native_for`. router: its weight (count, hidden_size) and bias (count,) float32
     or None; router_norm: weight (hidden_size,) float32 and eps of a norm of the residual, which
-    experts are chosen by then, None: by what they are given. bias, scale: as `route` has them;
+    experts are chosen by then, None: by what they are given. weighs_input: shares are of what
+    experts are given, not of what they give. bias, scale: as `route` has them;
     experts: of each `step.expert_numbers`. tensors: all that these name, which are kept alive.
     """
 
@@ -48,11 +49,13 @@ class RoutedStep:
         experts: list[list[int]],
         shared: SharedExpert | None,
         activation: str,
+        weighs_input: bool,
         tensors: object,
     ):
         numbers, floats = routing_numbers(routing, len(experts), bias, scale)
         norm, eps = router_norm or (None, 0.0)
-        numbers += [ACTIVATIONS.index(activation), vector_address(norm), *product_numbers(*router)]
+        numbers += [ACTIVATIONS.index(activation), int(weighs_input), vector_address(norm)]
+        numbers += product_numbers(*router)
         numbers += product_numbers(None if shared is None else shared.gate, None)
         numbers.append(int(shared is not None))
         for expert in ([] if shared is None else [shared.numbers]) + experts:

@@ -20,12 +20,12 @@ from .gate import ACTIVATIONS
 from .matmul import Weight, weight_numbers
 from .quantised import QuantisedWeight
 
-QK_NORMS = ("", "head", "all")
+QK_NORMS = ("", "head", "all", "turned")
 # In the order of cpu/bind_step.cpp.
 NORMS = ("before_attention", "q", "k", "v", "after_attention", "before_mlp", "after_mlp")
-NORMS += ("before_experts", "after_experts", "after_dense", "after_inputs")
+NORMS += ("before_experts", "after_experts", "after_dense", "after_inputs", "after_laurel")
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down", "attention_gate", "beside")
-PRODUCTS += ("input_gate", "input_output")
+PRODUCTS += ("input_gate", "input_output", "laurel_left", "laurel_right", "mean")
 # Of what was attended, before the output projection: none; head by head beside the queries, by the
 # same weight; or by one of its own, for each number or for each head.
 OUTPUT_GATES = ("", "beside", "number", "head")
@@ -36,7 +36,9 @@ class StepShape:
     """What the layers of a model have in common.
 
     activation: of the MLP, its gate's if it has one; qk_norm, output_gate: of `QK_NORMS` and
-    `OUTPUT_GATES`; norm_offset is added to the weights of norms. residual_multiplier,
+    `OUTPUT_GATES`; norm_offset is added to the weights of norms. gate_cutoff: how many deviations
+    above its mean a number of the MLP's gate counts, by what it is above that; with one the product
+    "mean" is ones. residual_multiplier,
     beside_multiplier, mlp_multiplier: of what the products "o" and "beside" and the MLP add;
     gate_multiplier: of the MLP's gate before it is activated; layer_multiplier: of all that the
     layer makes of the residual.
@@ -56,6 +58,7 @@ class StepShape:
     gate_multiplier: float = 1.0
     mlp_multiplier: float = 1.0
     layer_multiplier: float = 1.0
+    gate_cutoff: float = 0.0
 
 
 class LayerStep:
@@ -67,8 +70,10 @@ class LayerStep:
     Without the MLP's, `add_mlp` must not be called, without the queries', neither `project` nor
     `project_into`; an MLP without "gate" activates what "up" gives. Without "k" a layer has no keys
     and values of its own; without "v" alone those are the keys before norm and rotation.
-    "input_gate" and "input_output": of the layer's own inputs, see `end`. The norms of experts are
-    those of a layer that has an MLP beside them.
+    "input_gate" and "input_output": of the layer's own inputs, see `end`. "laurel_left" and
+    "laurel_right": what the layer reads, and what these make of it, joins the residual beside
+    attention, and all is divided by the root of two (LAuReL, 2411.07501). The norms of
+    experts are those of a layer that has an MLP beside them.
     rope_width, interleaved: of the rotation; a width of 0 turns nothing. native: of `native_for`.
     """
 
@@ -99,6 +104,7 @@ class LayerStep:
         floats = [
             shape.norm_eps,
             shape.norm_offset,
+            shape.gate_cutoff,
             shape.residual_multiplier,
             shape.beside_multiplier,
             shape.gate_multiplier,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
+from .altup_step import AltUpStep
 from .layer_selection import Choice
 from .layout import PageLayout
 from .recurrent_step import RecurrentStep
@@ -37,7 +38,8 @@ class TokenLayer:
     (kv_heads, head_dim) float32 that its pages leave out, or None; with one, its rotation turns
     whole heads, as turns says, and scales what it turns. null_scores: as layer_attention.Raw has
     them. recurrent: of a layer that keeps a state, which begins state_offset numbers behind the
-    first layer's. experts: of one that has some in place of its step's MLP.
+    first layer's. experts: of one that has some, in place of its step's MLP or beside it. streams:
+    of one whose residual is several streams, of which it works on the first.
     """
 
     step: LayerStep
@@ -52,6 +54,7 @@ class TokenLayer:
     recurrent: RecurrentStep | None = None
     state_offset: int = 0
     experts: RoutedStep | None = None
+    streams: AltUpStep | None = None
 
 
 class RawRows(NamedTuple):
@@ -161,6 +164,7 @@ class TokenStep:
             [layer.step.native for layer in layers],
             [layer.recurrent and layer.recurrent.native for layer in layers],
             [layer.experts and layer.experts.native for layer in layers],
+            [layer.streams and layer.streams.native for layer in layers],
             numbers,
             [layer.amplitude for layer in layers],
             [dispatch.layout_numbers(layer.layout) if layer.layout else [] for layer in layers],
@@ -188,7 +192,7 @@ class TokenStep:
         at_hand: AtHand | None = None,
         ask: Ask | None = None,
     ) -> torch.Tensor:
-        """The residual (1, hidden_size) float32 after the last layer, of x before the first.
+        """The residual (1, residual_size) float32 after the last layer, of x before the first.
 
         angles: cosines and sines of the token's position, (rope_width,) float32 each; scales: of
         the queries that are turned by each. places: the rows where its keys and values go. raw:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.altup_step import AltUpStep
 from ..kernels.gate import gate
 from ..kernels.norm import rms_norm
+from ..kernels.step import native_for
 from .layer_config import AltUp
 from .model_config import ModelConfig
 from .rowwise import tiled
@@ -62,6 +64,17 @@ class AltUpLayers:
         """x with y (n, hidden_size) added to all streams but the first."""
         streams = x.view(len(x), self._count, -1)
         return torch.cat((streams[:, :1], streams[:, 1:] + y.unsqueeze(1)), 1).view(x.shape)
+
+    def step(self, w: LayerTensors) -> AltUpStep:
+        """The same by compiled kernels, as a part of a token's step."""
+        coefs = (w[f"altup.{name}_coefs.weight"] for name in ("prediction", "correction"))
+        return AltUpStep(
+            native_for(),
+            (w["altup.router_norm.weight"], self._eps),
+            w["altup.modality_router.weight"],
+            *coefs,
+            w["altup.correct_output_scale"] if self._scales else None,
+        )
 
     def _modalities(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """(n, streams) of rows x (n, hidden_size), each from -1 to 1."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.add import add_scaled
+from ..kernels.altup_step import AltUpStep
 from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
 from ..kernels.gate import softplus
@@ -310,6 +311,10 @@ class Decoder:
         """The compiled step that does all of a layer's arithmetic but for its attention, its state
         and its experts, of one row; or None."""
         return self._steps.of(layer, w) if self._steps.is_whole(layer) else None
+
+    def altup_step(self, w: LayerTensors) -> AltUpStep | None:
+        """The compiled step of a layer's residual streams, of one row; None where there is one."""
+        return self._altup and self._altup.step(w)
 
     def recurrent_step(self, layer: int, w: LayerTensors) -> RecurrentStep | None:
         """The compiled step of what a layer keeps a state for, of one row; or None."""

@@ -18,6 +18,7 @@ from .rope import Rope
 from .weights import LayerTensors
 
 _QKV = ("q", "k", "v")
+_LAUREL = {"laurel_left": "laurel.linear_left", "laurel_right": "laurel.linear_right"}
 _INPUTS = {"input_gate": "per_layer_input_gate", "input_output": "per_layer_projection"}
 _MLP = ("gate", "up", "down")
 _OUTPUTS = ("o", "beside")
@@ -75,8 +76,7 @@ class LayerSteps:
     def _has_dense(self, layer: int) -> bool:
         """Whether it has the tensors of an MLP, alone or with experts beside it."""
         c, experts = self._config, self._config.experts_of(layer)
-        is_other = c.parallel_mlp or c.gate_cutoff(layer) is not None
-        is_other = is_other or (experts is not None and experts.beside is None)
+        is_other = c.parallel_mlp or (experts is not None and experts.beside is None)
         return c.has_mlp(layer) and not is_other and c.activation in ACTIVATIONS
 
     def has_end(self, layer: int) -> bool:
@@ -92,14 +92,16 @@ class LayerSteps:
     def is_whole(self, layer: int) -> bool:
         """Whether it is all that a layer does but for its attention, its state and its experts."""
         config = self._config
-        has_more = config.altup is not None or config.laurel_rank > 0
+        if config.altup is not None and config.layer_scalars:
+            return False
         has_start = self.has_projections(layer) or not config.attends(layer)
         is_routed = config.experts_of(layer) is not None and not config.parallel_mlp
-        return has_start and (self.has_end(layer) or is_routed) and not has_more
+        return has_start and (self.has_end(layer) or is_routed)
 
     def _shape(self, layer: int, w: LayerTensors) -> StepShape:
         config, shape = self._config, self._config.shape_of(layer)
         projects, times = self.has_projections(layer), config.residual_multiplier
+        is_normed = projects and (config.qk_norm != "turned" or config.norms_turned(layer))
         outputs = [times for _, times in config.output_projections(layer)]
         gate = "beside" if config.output_gate else config.gate_projection
         return StepShape(
@@ -108,7 +110,7 @@ class LayerSteps:
             config.heads_of(layer),
             shape.kv_heads,
             config.activation if config.activation in ACTIVATIONS else "silu",  # of none
-            config.qk_norm if projects else "",
+            config.qk_norm if is_normed else "",
             config.norm_eps,
             config.norm_offset,
             outputs[0] if outputs else times,
@@ -117,6 +119,7 @@ class LayerSteps:
             config.gate_multiplier,
             times if config.mlp_multiplier is None else config.mlp_multiplier,
             w["layer_scalar"].item() if config.layer_scalars else 1.0,
+            config.gate_cutoff(layer) or 0.0,
         )
 
     def _projections(self, layer: int) -> tuple[str, ...]:
@@ -129,6 +132,7 @@ class LayerSteps:
         """The names of what a layer may have norms by, by the names of NORMS."""
         config, experts = self._config, self._config.experts_of(layer)
         names = dict(vars(config.norms), after_inputs="post_per_layer_input_norm")
+        names["after_laurel"] = "laurel.post_laurel_norm"
         if config.qk_norm and self.has_projections(layer):
             names |= {name: f"self_attn.{name}_norm" for name in ("q", "k")}
         if experts is not None and experts.beside is not None:
@@ -150,9 +154,13 @@ class LayerSteps:
                 names["attention_gate"] = "self_attn.gate_proj"
         if config.per_layer_inputs is not None:
             names |= _INPUTS
+        if config.laurel_rank:
+            names |= _LAUREL
         if self._has_dense(layer):
             names |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
+        if self._has_dense(layer) and config.gate_cutoff(layer) is not None:
+            products["mean"] = torch.ones(1, config.inner_size(layer)), None
         for role, name in self._norm_names(layer).items():
             if f"{name}.weight" in w:
                 norms[role] = w[f"{name}.weight"]

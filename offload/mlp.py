@@ -209,8 +209,7 @@ def routed_step(
     serve, or where not all of it lies in memory. Made once: for every expert it takes a while.
     """
     is_other = experts.latent is not None or experts.sparse_mixer is not None
-    is_other = is_other or activation not in ACTIVATIONS
-    if is_other or experts.weighs_input or w.apart is not None:
+    if is_other or activation not in ACTIVATIONS or w.apart is not None:
         return None
     native = None if w.routed_step is not None else native_for(*w.values())
     if native is not None:
@@ -235,6 +234,7 @@ def _make_routed_step(
         [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],
         shared,
         activation,
+        experts.weighs_input,
         list(w.values()),  # not `w`, which keeps the step
     )
 

@@ -115,7 +115,7 @@ class WholeToken:
     def run(
         self, sequence: Sequence, x: torch.Tensor, inputs: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """The residual (1, hidden_size) of the next pending token after the last layer; its keys
+        """The residual (1, residual_size) of the next pending token after the last layer; its keys
         and values are in the raw cells then. None where layers must be run one by one: nothing is
         done. x, inputs: as WeightStore.entering gives them.
         """
@@ -244,7 +244,7 @@ def make_whole_token(
         step = None if w is None else decoder.layer_step(layer, w)
         if step is None:
             return None
-        made = TokenLayer(step, None)
+        made = TokenLayer(step, None, streams=decoder.altup_step(w))
         if config.recurrence_of(layer) is not None:
             recurrent = decoder.recurrent_step(layer, w)
             if recurrent is None:

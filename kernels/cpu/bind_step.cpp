@@ -25,6 +25,7 @@ namespace {
 #include "routing.h"
 #include "routed_step.h"
 #include "layer_step.h"
+#include "altup_step.h"
 #include "recurrent_step.h"
 #include "token_step.h"
 
@@ -162,10 +163,10 @@ void run_token(const TokenStep &step, uintptr_t x, const std::vector<double> &sc
 }
 
 TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
-                           const std::vector<const RoutedStep *> &experts, const std::vector<int64_t> &numbers,
-                           const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind,
+                           const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
+                           const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind,
                            int64_t records_per_span, double softcap, double epsilon, bool by_unevenness, bool by_effect) {
-    return new TokenStep(steps, recurrences, experts, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap,
+    return new TokenStep(steps, recurrences, experts, streams, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap,
                          {epsilon, by_unevenness, by_effect});
 }
 
@@ -186,6 +187,7 @@ void bind_step(nb::module_ &m) {
     m.def("add_expert", &add_expert, Released());
     m.def("route", &route_rows, Released());
     nb::class_<RoutedStep>(m, "RoutedStep").def(nb::init<const std::vector<int64_t> &, const std::vector<double> &>());
+    nb::class_<AltUpStep>(m, "AltUpStep").def(nb::init<const std::vector<int64_t> &, double>());
     nb::class_<BlockProduct>(m, "BlockProduct")
         .def(nb::new_(&make_block_product))
         .def("run", &run_product, Released());

@@ -13,7 +13,7 @@ struct RowPlace {
     int64_t head_bytes;
 };
 
-enum QkNorm { NO_NORM, EACH_HEAD, ALL_HEADS };
+enum QkNorm { NO_NORM, EACH_HEAD, ALL_HEADS, EACH_TURNED_HEAD };
 
 // Where the gate of what was attended comes from: nowhere, from the query projection, head by head beside the queries, or from a
 // matrix of its own, for each number or for each head.
@@ -108,8 +108,13 @@ public:
 
     // What there is of them, one after the other. experts: null where the layer has none.
     void mix(const float *x, const float *attended, const float *beside, const RoutedStep *experts, float *out, int threads) const {
+        const float *learnt = products_[LAUREL_LEFT].is_there() ? laurel(x, threads) : nullptr;
         if (attended) add_attention(x, attended, out, threads), x = out;
         if (beside) add_beside(x, beside, out, threads), x = out;
+        if (learnt) {
+            for (int64_t i = 0; i < hidden_; ++i) out[i] = (x[i] + learnt[i] + learnt[hidden_ + i]) * (float)std::sqrt(0.5);
+            x = out;
+        }
         if (experts)
             add_routed(*experts, x, out, threads);
         else if (has_mlp())
@@ -119,20 +124,22 @@ public:
     // The residual row x plus what the layer makes of its own inputs (input_size), where it has some, all times its number; to out,
     // which may be x.
     void end(const float *x, const float *inputs, float *out, int threads) const {
-        const Product &gate = products_[INPUT_GATE];
         const float times = (float)floats_[OF_ALL];
-        if (gate.is_there()) {
-            float *inner = Scratch::of(scratch.first, gate.matrix.out), *added = Scratch::of(scratch.second, hidden_);
-            Row row(x, hidden_);
-            const Target inward{&gate, inner}, outward{&products_[INPUT_OUTPUT], added};
-            multiply_each(row, &inward, 1, threads);
-            active->gate_with(activation_, inner, inputs, gate.matrix.out);
-            Row gated(inner, gate.matrix.out);
-            multiply_each(gated, &outward, 1, threads);
-            join(x, normed(NORM_AFTER_INPUTS, added), 1.0f, out);
+        if (input_size()) {
+            join(x, of_inputs(x, inputs, threads), 1.0f, out);
             x = out;
         }
         for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] * times;
+    }
+
+    // What the layer makes of its own inputs, gated by the row x. Good until the next call.
+    const float *of_inputs(const float *x, const float *inputs, int threads) const {
+        const Product &gate = products_[INPUT_GATE];
+        float *inner = Scratch::of(scratch.first, gate.matrix.out), *added = Scratch::of(scratch.second, hidden_);
+        multiply(gate, x, inner, threads);
+        active->gate_with(activation_, inner, inputs, gate.matrix.out);
+        multiply(products_[INPUT_OUTPUT], inner, added, threads);
+        return normed(NORM_AFTER_INPUTS, added);
     }
 
     // The factors of what a key bias (kv_heads, head_dim) adds to the scores of q, (num_heads, rope_width / 2) each:
@@ -151,12 +158,15 @@ public:
     }
 
 private:
-    enum { Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, INPUT_GATE, INPUT_OUTPUT, PRODUCTS };
-    enum { EPS, NORM_OFFSET, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, OF_ALL, FLOATS };  // those from RESIDUAL on multiply
+    // MEAN: ones, where few numbers of the MLP's gate count.
+    enum {
+        Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, INPUT_GATE, INPUT_OUTPUT, LAUREL_LEFT, LAUREL_RIGHT, MEAN, PRODUCTS
+    };
+    enum { EPS, NORM_OFFSET, CUTOFF, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, OF_ALL, FLOATS };  // those from RESIDUAL on multiply
     enum {
         NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_V, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP,
         NORM_BEFORE_EXPERTS, NORM_AFTER_EXPERTS, NORM_AFTER_DENSE,  // of experts beside an MLP, and of that
-        NORM_AFTER_INPUTS, NORMS
+        NORM_AFTER_INPUTS, NORM_AFTER_LAUREL, NORMS
     };
 
     // What the MLP gives for the residual row x. Good until the next call.
@@ -165,14 +175,47 @@ private:
         const int64_t inner = down.matrix.in;
         float *gate = Scratch::of(scratch.first, inner), *up = Scratch::of(scratch.second, inner > hidden_ ? inner : hidden_);
         Row row(normed(NORM_BEFORE_MLP, x), hidden_);
-        if (products_[GATE].is_there())
+        if (products_[MEAN].is_there()) {
+            const Target inward[] = {{&products_[GATE], gate}, {&products_[UP], up}};
+            multiply_each(row, inward, 2, threads);
+            for (int64_t i = 0; i < inner && floats_[OF_GATE] != 1.0; ++i) gate[i] *= (float)floats_[OF_GATE];
+            keep_above(gate, inner, threads);
+            active->gate_with(activation_, gate, up, inner);
+        } else if (products_[GATE].is_there())
             multiply_gate(products_[GATE], products_[UP], row, activation_, (float)floats_[OF_GATE], gate, up, threads);
         else
             multiply_activated(products_[UP], row, activation_, gate, up, threads);
-        Row gated(gate, inner);
-        const Target target{&down, up};
-        multiply_each(gated, &target, 1, threads);
+        multiply(down, gate, up, threads);
         return up;
+    }
+
+    // What each number of a gate is above its mean and CUTOFF deviations, 0 of one that is below; in its place.
+    void keep_above(float *gate, int64_t n, int threads) const {
+        const auto mean = [&](const float *x) {
+            float total;
+            multiply(products_[MEAN], x, &total, threads);
+            return total / (float)n;
+        };
+        float *squares = Scratch::of(scratch.experts, n);
+        const float middle = mean(gate);
+        for (int64_t i = 0; i < n; ++i) {
+            gate[i] -= middle;
+            squares[i] = gate[i] * gate[i];
+        }
+        const float least = std::sqrt(mean(squares)) * (float)floats_[CUTOFF];
+        for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] - least < 0.0f ? 0.0f : gate[i] - least;
+    }
+
+    // What a layer reads of the residual x, and what a matrix of low rank makes of that, one after the other. Good until the MLP's
+    // turn.
+    const float *laurel(const float *x, int threads) const {
+        const int64_t rank = products_[LAUREL_LEFT].matrix.out;
+        float *read = Scratch::of(scratch.third, 2 * hidden_ + rank), *learnt = read + hidden_, *inner = learnt + hidden_;
+        std::memcpy(read, normed(NORM_BEFORE_ATTENTION, x), (size_t)hidden_ * sizeof(float));
+        multiply(products_[LAUREL_LEFT], read, inner, threads);
+        multiply(products_[LAUREL_RIGHT], inner, learnt, threads);
+        if (norms_[NORM_AFTER_LAUREL]) norm(NORM_AFTER_LAUREL, learnt, hidden_, learnt);
+        return read;
     }
 
     // x normed, or x itself where the layer has no norm there. Good until the next call.
@@ -188,10 +231,8 @@ private:
     }
 
     void add_projected(const Product &p, double times, const float *x, const float *given, float *out, int threads) const {
-        Row row(given, p.matrix.in);
         float *added = Scratch::of(scratch.first, hidden_);
-        const Target target{&p, added};
-        multiply_each(row, &target, 1, threads);
+        multiply(p, given, added, threads);
         join(x, normed(NORM_AFTER_ATTENTION, added), (float)times, out);
     }
 
@@ -208,6 +249,7 @@ private:
         for (float *head = x; head < x + width; head += head_dim_) {
             if (qk_norm_ == EACH_HEAD) norm(which, head, head_dim_, head);
             turn_head(head, rope_width_, is_interleaved_, angles.cosines, angles.sines);
+            if (qk_norm_ == EACH_TURNED_HEAD) norm(which, head, head_dim_, head);
             if (scale != 1.0f)
                 for (int64_t i = 0; i < head_dim_; ++i) head[i] *= scale;
         }

@@ -99,11 +99,6 @@ public:
 
     // What they give for the row x, to out, both of hidden_size. residual: what they are chosen by, normed, where that is not x.
     void run(const float *x, const float *residual, float *out, int threads) const {
-        const auto multiply = [&](const Product &product, const float *from, float *to) {
-            Row row(from, product.matrix.in);
-            const Target target{&product, to};
-            multiply_each(row, &target, 1, threads);
-        };
         std::vector<float> scores((size_t)routing_.count), shares((size_t)routing_.chosen);
         std::vector<int64_t> numbers((size_t)routing_.chosen);
         const float *by = x;
@@ -112,27 +107,36 @@ public:
             active->rms_norm(residual, router_norm_, 0.0f, router_eps_, hidden_size(), normed);
             by = normed;
         }
-        multiply(router_, by, scores.data());
+        multiply(router_, by, scores.data(), threads);
         route(routing_, scores.data(), numbers.data(), shares.data());
         std::vector<ChosenExpert> chosen;
         for (size_t i = 0; i < numbers.size(); ++i) chosen.push_back({&experts_[(size_t)numbers[i]], shares[i]});
         std::sort(chosen.begin(), chosen.end(), [](const ChosenExpert &a, const ChosenExpert &b) { return a.expert < b.expert; });
+        std::fill(out, out + hidden_size(), 0.0f);
+        if (weighs_input_) {
+            float *weighted = Scratch::of(scratch.second, hidden_size());
+            for (const ChosenExpert &one : chosen) {
+                for (int64_t i = 0; i < hidden_size(); ++i) weighted[i] = x[i] * one.share;
+                add_experts({{one.expert, 1.0f}}, weighted, activation_, out, threads);
+            }
+            chosen.clear();
+        }
         if (!shared_.empty()) {
             float gate = 1.0f;
             if (shared_gate_.is_there()) {
                 const float one = 1.0f;
-                multiply(shared_gate_, x, &gate);
+                multiply(shared_gate_, x, &gate, threads);
                 active->gate_with(SIGMOID, &gate, &one, 1);
             }
             chosen.push_back({&shared_[0], (float)(shared_scaling_ * gate)});
         }
-        std::fill(out, out + hidden_size(), 0.0f);
-        add_experts(chosen, x, activation_, out, threads);
+        if (!chosen.empty()) add_experts(chosen, x, activation_, out, threads);
     }
 
 private:
     RoutedStep(Reader reader, const std::vector<double> &floats) : routing_(reader, floats), shared_scaling_(floats.at(2)), router_eps_((float)floats.at(3)) {
         activation_ = (Activation)reader.number();
+        weighs_input_ = reader.number() != 0;
         router_norm_ = reader.address<const float>();
         router_ = read_product(reader);
         shared_gate_ = read_product(reader);
@@ -148,6 +152,7 @@ private:
     float router_eps_;
     const float *router_norm_;  // null: experts are chosen by what they are given
     Activation activation_;
+    bool weighs_input_;  // shares are of what experts are given, and not of what they give
     Product router_, shared_gate_;
     std::vector<Expert> shared_, experts_;  // the first: one or none
 };

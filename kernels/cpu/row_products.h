@@ -103,6 +103,12 @@ void multiply_each(Row &row, const Target *targets, int count, int threads) {
     });
 }
 
+inline void multiply(const Product &product, const float *x, float *out, int threads) {
+    Row row(x, product.matrix.in);
+    const Target target{&product, out};
+    multiply_each(row, &target, 1, threads);
+}
+
 // gate = activation(times * gate product) * (up product): each part of the range does both of its own outputs.
 void multiply_gate(const Product &g, const Product &u, Row &row, Activation activation, float times, float *gate, float *up,
                    int threads) {

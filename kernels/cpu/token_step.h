@@ -130,26 +130,27 @@ struct Coming {
 
 class TokenStep {
 public:
-    // recurrences, experts: of each layer, null where it keeps no state, or has no experts in the MLP's place. numbers: for each
+    // recurrences, experts, streams: of each layer, null where it keeps no state, has no experts, or one residual stream. numbers: for each
     // layer which view and which angles are its own, its key bias (an address, or 0), the number of pairs that turn it and Turns of
     // ../rope_scores.py (num_fast, the table), its output norms (an address, or 0 where all is attended), its null scores (an address,
     // or 0), and where its state begins, in floats; amplitudes: of each layer's rotation; layouts: of each layer's pages, as layout_of
     // takes them, none where it does not attend.
     TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
-              const std::vector<const RoutedStep *> &experts, const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
-              const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
+              const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
+              const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
               const Selection &selection)
         : raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap), selection_(selection) {
         Reader reader{numbers};
         const size_t count = steps.size();
         if (amplitudes.size() != count || layouts.size() != count || recurrences.size() != count ||
-            experts.size() != count)
+            experts.size() != count || streams.size() != count)
             throw std::invalid_argument("these are not layers");
         for (size_t i = 0; i < count; ++i) {
             Layer layer{};
             layer.step = steps[i];
             layer.recurrence = recurrences[i];
             layer.experts = experts[i];
+            layer.streams = streams[i];
             layer.attends = !layouts[i].empty();
             if (layer.attends) layer.layout = layout_of(layouts[i]);
             layer.view = reader.number();
@@ -169,12 +170,13 @@ public:
                 most_queries_ = std::max(most_queries_, layer.query_size);
             }
             if (layer.recurrence && layer.recurrence->num_outputs() > most_given_) most_given_ = layer.recurrence->num_outputs();
+            if (layer.streams) residual_size_ = layer.streams->streams() * layer.step->hidden_size();
             layers_.push_back(layer);
         }
         if (!most_queries_) throw std::invalid_argument("none of these layers attends");
     }
 
-    // x (hidden_size) through all layers, to out. tables: for each layer that attends, the addresses of three arrays: where its near
+    // x (the residual of one token) through all layers, to out. tables: for each layer that attends, the addresses of three arrays: where its near
     // records start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
     // scales: of queries, one for each angles.
     void run(const float *x, const std::vector<double> &scales, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
@@ -183,12 +185,16 @@ public:
         if (scales.size() != token.angles.size()) throw std::invalid_argument("these are not as many scales as angles");
         const auto queries = [&] { return std::vector<float>((size_t)most_queries_); };
         Call call{token, scales, at_hand, coming, reported, threads, queries(), queries(), queries(), {}, {}, {}};
-        std::vector<float> given((size_t)most_given_);
+        std::vector<float> given((size_t)most_given_), predicted((size_t)residual_size_), first((size_t)residual_size_);
         const float *inputs = token.inputs;
         int64_t number = 0;  // among the layers that attend
         for (const Layer &layer : layers_) {
             const float *mixed[2] = {nullptr, nullptr};
             int count = 0;
+            if (layer.streams) {
+                layer.streams->predict(x, predicted.data(), threads);
+                x = predicted.data();
+            }
             if (layer.attends) {
                 mixed[count++] = attend(layer, number, x, tables + TABLES * number, call);
                 ++number;
@@ -198,8 +204,14 @@ public:
                 layer.recurrence->run(x, state, given.data(), threads);
                 mixed[count++] = given.data();
             }
-            layer.step->mix(x, mixed[0], mixed[1], layer.experts, out, threads);
-            layer.step->end(out, inputs, out, threads);
+            float *to = layer.streams ? first.data() : out;
+            layer.step->mix(x, mixed[0], mixed[1], layer.experts, to, threads);
+            if (layer.streams) {
+                layer.streams->correct(x, to, out, threads);
+                layer.streams->end(*layer.step, out, inputs, threads);
+            } else {
+                layer.step->end(out, inputs, out, threads);
+            }
             inputs += layer.step->input_size();
             x = out;
         }
@@ -210,6 +222,7 @@ private:
         const LayerStep *step;
         const RecurrentStep *recurrence;
         const RoutedStep *experts;
+        const AltUpStep *streams;
         bool attends;
         Layout layout;
         int64_t view, angles, pairs, num_fast, state, query_size, num_rows;  // the last: heads of queries
@@ -335,6 +348,7 @@ private:
     Selection selection_;
     std::vector<Layer> layers_;
     int64_t most_queries_ = 0, most_given_ = 0;  // numbers of a layer's queries, and of what states give
+    int64_t residual_size_ = 0;                  // of all streams; 0: there is one
     // Of the calling thread: a step may run in several.
     static thread_local LayerSelection selected;
 };
