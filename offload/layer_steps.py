@@ -59,6 +59,8 @@ class LayerSteps:
 
     def __init__(self, config: ModelConfig, ropes: list[Rope], is_resident: Callable[[int], bool]):
         self._config, self._ropes = config, ropes
+        sizes = map(config.inner_size, range(config.num_layers)) if config.gate_cutoffs else ()
+        self._ones = torch.ones(1, max(sizes, default=0))
         self._steps: Prepared[LayerStep | None] = Prepared(self._make, is_resident)
 
     def of(self, layer: int, w: LayerTensors) -> LayerStep | None:
@@ -160,7 +162,7 @@ class LayerSteps:
             names |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
         products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
         if self._has_dense(layer) and config.gate_cutoff(layer) is not None:
-            products["mean"] = torch.ones(1, config.inner_size(layer)), None
+            products["mean"] = self._ones[:, : config.inner_size(layer)], None
         for role, name in self._norm_names(layer).items():
             if f"{name}.weight" in w:
                 norms[role] = w[f"{name}.weight"]

@@ -29,7 +29,7 @@ SHAPES = {"q": (240, HIDDEN), "k": (80, HIDDEN), "v": (80, HIDDEN), "o": (HIDDEN
 SHAPES |= {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
 GATES = {"beside": 480, "number": 240, "head": HEADS}  # outputs of what gives the output's gate
 GIVEN = 104  # numbers that a state gives beside attention
-INPUTS = 72  # that a layer is given besides the residual
+INPUTS, RANK = 72, 24  # numbers that a layer is given besides the residual; of a learnt residual
 POSITION = 1234
 
 VARIANTS = {
@@ -57,6 +57,12 @@ VARIANTS = {
     "a gate of each head": {"output_gate": "head"},
     "an MLP without a gate": {"without": ("gate",), "activation": "relu2"},
     "no MLP": {"without": ("gate", "up", "down")},
+    "heads normed once they are turned": {"qk_norm": "turned"},
+    "few numbers of the gate count": {"gate_cutoff": 0.7, "gate_multiplier": 1.5},
+    "a learnt residual, normed": {
+        "norms": ("before_attention", "before_mlp", "after_laurel"),
+        "has_laurel": True,
+    },
     "keys and values of another layer": {"without": ("k", "v"), "qk_norm": "head"},
     "values are keys, normed": {"without": ("v",), "qk_norm": "head", "norms_values": True},
     "values normed, biases": {"has_biases": True, "norms_values": True},
@@ -97,6 +103,7 @@ class Layer:
         output_gate="",
         has_beside=False,
         has_inputs=False,
+        has_laurel=False,
         norms_values=False,
         without=(),
         **multipliers,
@@ -121,7 +128,7 @@ class Layer:
         self.rotary, self.interleaved = rotary, interleaved
         self.norms = {name: normal(HIDDEN) for name in norms}
         if qk_norm:
-            sizes = {"head": (HEAD_DIM, HEAD_DIM), "all": (240, 80)}[qk_norm]
+            sizes = (240, 80) if qk_norm == "all" else (HEAD_DIM, HEAD_DIM)
             self.norms |= {n: normal(size) for n, size in zip("qk", sizes, strict=True)}
         if norms_values:
             self.norms["v"] = torch.full((HEAD_DIM,), 1.0 - norm_offset)
@@ -133,6 +140,8 @@ class Layer:
             shapes["beside"] = HIDDEN, GIVEN
         if has_inputs:
             shapes |= {"input_gate": (INPUTS, HIDDEN), "input_output": (HIDDEN, INPUTS)}
+        if has_laurel:
+            shapes |= {"laurel_left": (RANK, HIDDEN), "laurel_right": (HIDDEN, RANK)}
         self.products = {}
         for name, shape in shapes.items():
             weight = normal(*shape, spread=shape[1] ** -0.5)
@@ -143,6 +152,8 @@ class Layer:
             )
             bias = normal(shape[0]) if has_biases else None
             self.products[name] = weight, bias
+        if self.shape.gate_cutoff:
+            self.products["mean"] = torch.ones(1, INNER), None
         share = rotary / HEAD_DIM
         config = RopeConfig("default", 1e4, {}, share, interleaved) if rotary else None
         self.rope = Rope(config, HEAD_DIM, torch.device("cpu"))
@@ -166,6 +177,8 @@ class Layer:
         if self.shape.qk_norm == "head":
             q, k = self._norm("q", q), self._norm("k", k)
         q, k, v = (*(self.rope.turn(part, POSITION) for part in (q, k)), self._norm("v", v))
+        if self.shape.qk_norm == "turned":
+            q, k = self._norm("q", q), self._norm("k", k)
         return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), *((k, v) if kv else ()), *gate
 
     def add_attention(self, x, attended, dtype, name="o") -> torch.Tensor:
@@ -179,6 +192,9 @@ class Layer:
         up = self._multiply("up", h, dtype)
         gate = self._multiply("gate", h, dtype) * self.shape.gate_multiplier if has_gate else up
         times = up if has_gate else torch.ones_like(up)
+        if self.shape.gate_cutoff:
+            above = gate - gate.mean()
+            gate = (above - above.square().mean().sqrt() * self.shape.gate_cutoff).clamp(min=0)
         inner = torch.mul(*factors(gate, times, self.shape.activation))
         down = self._multiply("down", inner, dtype)
         return x + self._norm("after_mlp", down) * self.shape.mlp_multiplier
@@ -198,10 +214,18 @@ class Layer:
         after = added = self.add_attention(x, attended, dtype)
         if "beside" in self.products:
             added = self.add_attention(added, x[:, :GIVEN], dtype, "beside")
-        parts = [after, self.add_mlp(added, dtype)]
+        parts = [after, self.add_mlp(self.add_laurel(added, x, dtype), dtype)]
         if "down" in self.products:
-            parts += 2 * [self.add_mlp(x, dtype)]
+            parts += [self.add_mlp(y, dtype) for y in (x, self.add_laurel(x, x, dtype))]
         return [*self.project(x, dtype), *parts, self.end(x, attended[:, :INPUTS], dtype)]
+
+    def add_laurel(self, x, entered, dtype) -> torch.Tensor:
+        if "laurel_left" not in self.products:
+            return x
+        h = self._norm("before_attention", entered)
+        inner = self._multiply("laurel_left", h, dtype)
+        learnt = self._norm("after_laurel", self._multiply("laurel_right", inner, dtype))
+        return (x + h + learnt) * 0.5**0.5
 
     def end(self, x, inputs, dtype) -> torch.Tensor:
         if "input_gate" in self.products:
