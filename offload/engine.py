@@ -248,9 +248,7 @@ class Engine:
         for noted in notes:
             self.selected.note(sequence, noted)
 
-    def _decode_by_layers(
-        self, sequence: Sequence, x: torch.Tensor, given: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor, given) -> torch.Tensor:
         """The pending token's residual (1, residual_size) after all layers. x, given: as
         WeightStore.entering gives them."""
         position, rows = sequence.length, slice(0, 1)

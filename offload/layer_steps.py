@@ -111,7 +111,9 @@ class LayerSteps:
             shape.head_dim,
             config.heads_of(layer),
             shape.kv_heads,
-            config.activation if config.activation in ACTIVATIONS else "silu",  # of none
+            config.activation
+            if config.activation in ACTIVATIONS
+            else "silu",  # which nobody asks for
             config.qk_norm if is_normed else "",
             config.norm_eps,
             config.norm_offset,
