@@ -193,9 +193,8 @@ class Engine:
         sequence.will_write(position // self.geometry.cell_tokens)
         if sequence.states is not None:
             sequence.states.begin(position, [position + 1])
-        residual = None if self.whole_token is None else self.whole_token.run(sequence, *entering)
-        if residual is None:
-            residual = self._decode_by_layers(sequence, *entering)
+        whole = self.whole_token and self.whole_token.run(sequence, *entering)
+        residual = self._decode_by_layers(sequence, *entering) if whole is None else whole
         if sequence.states is not None:
             sequence.states.end()
         sequence.decoded()
@@ -249,8 +248,7 @@ class Engine:
             self.selected.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor, given) -> torch.Tensor:
-        """The pending token's residual (1, residual_size) after all layers. x, given: as
-        WeightStore.entering gives them."""
+        """The pending token's residual after all layers. x, given: see WeightStore.entering."""
         position, rows = sequence.length, slice(0, 1)
         cell, row = divmod(position, self.geometry.cell_tokens)
         for layer in range(self.config.num_layers):
