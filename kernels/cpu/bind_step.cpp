@@ -164,8 +164,9 @@ void run_token(const TokenStep &step, uintptr_t x, const std::vector<double> &sc
 
 TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
                            const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
-                           const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind,
-                           int64_t records_per_span, double softcap, double epsilon, bool by_unevenness, bool by_effect) {
+                           const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
+                           const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
+                           double epsilon, bool by_unevenness, bool by_effect) {
     return new TokenStep(steps, recurrences, experts, streams, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap,
                          {epsilon, by_unevenness, by_effect});
 }

@@ -134,7 +134,8 @@ public:
     }
 
 private:
-    RoutedStep(Reader reader, const std::vector<double> &floats) : routing_(reader, floats), shared_scaling_(floats.at(2)), router_eps_((float)floats.at(3)) {
+    RoutedStep(Reader reader, const std::vector<double> &floats)
+        : routing_(reader, floats), shared_scaling_(floats.at(2)), router_eps_((float)floats.at(3)) {
         activation_ = (Activation)reader.number();
         weighs_input_ = reader.number() != 0;
         router_norm_ = reader.address<const float>();

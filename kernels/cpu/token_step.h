@@ -137,7 +137,8 @@ public:
     // takes them, none where it does not attend.
     TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
               const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
-              const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes, const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
+              const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
+              const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
               const Selection &selection)
         : raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap), selection_(selection) {
         Reader reader{numbers};
@@ -176,11 +177,11 @@ public:
         if (!most_queries_) throw std::invalid_argument("none of these layers attends");
     }
 
-    // x (the residual of one token) through all layers, to out. tables: for each layer that attends, the addresses of three arrays: where its near
-    // records start, where its records do (0: perhaps in at_hand), and which numbers at_hand knows these by.
-    // scales: of queries, one for each angles.
-    void run(const float *x, const std::vector<double> &scales, const std::vector<int64_t> &numbers, const uintptr_t *tables, const AtHand &at_hand,
-             Coming &coming, float *out, const Reported &reported, int threads) const {
+    // x (the residual of one token) through all layers, to out. scales: of queries, one for each angles. tables: for each layer that
+    // attends, the addresses of three arrays: where its near records start, where its records do (0: perhaps in at_hand), and which
+    // numbers at_hand knows these by.
+    void run(const float *x, const std::vector<double> &scales, const std::vector<int64_t> &numbers, const uintptr_t *tables,
+             const AtHand &at_hand, Coming &coming, float *out, const Reported &reported, int threads) const {
         const Token token(numbers);
         if (scales.size() != token.angles.size()) throw std::invalid_argument("these are not as many scales as angles");
         const auto queries = [&] { return std::vector<float>((size_t)most_queries_); };
