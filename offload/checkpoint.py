@@ -2,8 +2,9 @@
 needs; reads them by pread.
 
 No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory
-nobody planned. Does not know what the tensors are for, nor how a file says where they lie:
-safetensors_files.py and gguf_names.py do.
+nobody planned. A file that changes while it is open would give tensors of two models: whatever is
+read is checked against what the file was when its header was. Does not know what the tensors are
+for, nor how a file says where they lie: safetensors_files.py and gguf_names.py do.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Checkpoint:
     ):
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
+        self._states: dict[Path, tuple[int, ...]] = {}
         self._opening = threading.Lock()
         missing = [name for name in shapes if name not in found]
         if missing:
@@ -100,6 +102,9 @@ class Checkpoint:
                     "Ebbtide does not know. Use the unquantised model."
                 )
             self.refs[name] = ref
+            for place in (ref, *ref.beside):
+                if place.path not in self._states:
+                    self._states[place.path] = _state(place.path)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor's numbers, in fresh memory."""
@@ -126,7 +131,8 @@ class Checkpoint:
         raw = torch.empty(len(rows) * ref.num_bytes, dtype=torch.uint8)
         view, size = memoryview(raw.numpy()), ref.num_bytes
         for at, row in enumerate(rows):
-            self.fill(ref.path, first.offset + row * size, view[at * size : (at + 1) * size])
+            self._fill(ref.path, first.offset + row * size, view[at * size : (at + 1) * size])
+        self._check(ref.path)
         return ref.packing.decode([raw], (len(rows), *ref.shape[1:]))
 
     def row_range(self, name: str, start: int, stop: int) -> TensorRef:
@@ -143,8 +149,8 @@ class Checkpoint:
         )
 
     def read_into(self, place: Place | TensorRef, out: torch.Tensor) -> None:
-        """Fill `out` (uint8, place.num_bytes) from the file. A file that shrank is a BadCheckpoint,
-        not a crash.
+        """Fill `out` (uint8, place.num_bytes) from the file. A file that shrank or was written to
+        is a BadCheckpoint, not a crash.
         """
         self.fill(place.path, place.offset, memoryview(out.numpy())[: place.num_bytes])
 
@@ -162,14 +168,28 @@ class Checkpoint:
 
     def fill(self, path: Path, offset: int, view: memoryview) -> None:
         """Fill the view from a byte of a file on."""
+        self._fill(path, offset, view)
+        self._check(path)
+
+    def _fill(self, path: Path, offset: int, view: memoryview) -> None:
         descriptor, done = self._descriptor(path), 0
         while done < len(view):
             count = read_at(descriptor, view[done:], path, offset + done)
             if count == 0:
+                self._check(path)
                 raise BadCheckpoint(
                     f"{path} ends before its tensors do; it was truncated. Download it again."
                 )
             done += count
+
+    def _check(self, path: Path) -> None:
+        """That what was read is of the file that the header was read of. (One that was replaced is
+        still the old one as long as it is open.)"""
+        if _state(self._descriptor(path)) != self._states[path]:
+            raise BadCheckpoint(
+                f"{path} changed while it was open: what was read before and what is read now may "
+                "be of two models. Open the model again."
+            )
 
     def _descriptor(self, path: Path) -> int:
         """Of a file, opened when it is first asked for."""
@@ -181,6 +201,16 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _state(file: Path | int) -> tuple[int, ...]:
+    """What is another once somebody has written to a file, or put another in its place. Asking an
+    open one takes a microsecond."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _said(dtype: torch.dtype) -> str:

@@ -473,6 +473,8 @@ class LLM:
         with self.running():
             for left in [session for session in self._sessions if not session.is_open]:
                 left.close()  # Ctrl-C came in between
+            if self._prefixes:
+                _ = self.fingerprint  # before weights are read: the files may be replaced later
             reach = reach or context
             runtime = self.admission.admit(context, sequences, reach, self.report, **request)
             try:

@@ -266,11 +266,11 @@ def test_a_file_cut_after_it_was_opened_is_an_error_and_not_a_crash(checkpoint, 
                 session.append([1, 2, 3])
                 session.last_logits()
                 os.truncate(path, path.stat().st_size // 3)
-                with pytest.raises(BadCheckpoint, match=r"truncated"):
+                with pytest.raises(BadCheckpoint, match="changed while it was open"):
                     session.generate([4] * 40, max_new_tokens=40)
         else:
             os.truncate(path, path.stat().st_size // 3)
-        with pytest.raises(BadCheckpoint, match=r"truncated"):
+        with pytest.raises(BadCheckpoint, match="changed while it was open"):
             llm.logits([1, 2, 3])
 
 
