@@ -45,9 +45,12 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
     if isinstance(error, errors.EbbtideError):
         return error.fields(), [f"Error: {error}"], error.exit_code
     if isinstance(error, USAGE_ERROR):
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        lines = [f"Error: {message}"]
         ctx = getattr(error, "ctx", None)
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if not message:  # a group alone, whose help was printed
+            *names, last = ctx.command.commands
+            message = f"{ctx.command_path} wants a command: {', '.join(names)} or {last}."
+        lines = [f"Error: {message}"]
         if ctx is not None:
             lines.append(f"Try '{ctx.command_path} --help'.")
         return {"type": "UsageError", "message": message}, lines, 2

@@ -89,11 +89,13 @@ def _invoke(args: list[str], process, environ) -> int:
 
     from .app import build_command
     from .settings_file import read_settings, settings_path
+    from .variables import unknown_variables
 
     command = build_command()
     if "_EBBTIDE_COMPLETE" in environ:
         command.main(args=args, prog_name="ebbtide")
         return 0
+    process.warnings = unknown_variables(environ, command)
     process.settings_path = settings_path()
     shared, own = {}, {}
     try:

@@ -44,6 +44,7 @@ class Process:
         self.signals = Signals()
         self.settings_path: Any = None
         self.settings_error: Exception | None = None
+        self.warnings: list[str] = []  # of the environment
         self.run: Run | None = None
 
 
@@ -80,6 +81,7 @@ class Run:
         if process.settings_error is not None:
             raise process.settings_error
         run = process.run = cls(settings, process.signals)
+        run.warn_of(process.warnings)
         process.signals.before_sudden_end = lambda code: run.report_cancelled()
         return run
 

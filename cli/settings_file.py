@@ -13,13 +13,13 @@ nothing of their use.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from ebbtide import errors
 
 from .options import BY_NAME
+from .values import nearest
 
 # command -> the names of its own options that may stand in the file, as the command line has them
 Own = dict[str, dict[str, type]]
@@ -80,9 +80,9 @@ def _name(key: str, path: Path) -> str:
     name = key.replace("-", "_")
     if name in BY_NAME:
         return name
-    near = difflib.get_close_matches(name, BY_NAME, n=1)
+    near = nearest(name, BY_NAME)
     if near:
-        hint = f"did you mean {BY_NAME[near[0]].key!r}?"
+        hint = f"did you mean {BY_NAME[near].key!r}?"
     else:
         known = ", ".join(option.key for option in BY_NAME.values())
         hint = f"known are {known}, and a table for each command's own options, such as [chat]."

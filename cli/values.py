@@ -7,9 +7,10 @@ nothing heavy, so that a usage error is answered at once.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Parser = Callable[[str], Any]
@@ -135,6 +136,15 @@ def unbroken(text: str) -> str:
             "it holds bytes that are no valid text in this terminal's encoding (UTF-8 is safe)"
         )
     return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Which known name was meant by one that is none, if any is near. Letters that changed places
+    are the commonest slip, and count as two for difflib (`modle` is nearer to `mode`)."""
+    known = sorted(known)
+    exchanged = [name for name in known if sorted(name) == sorted(word)]
+    near = exchanged or difflib.get_close_matches(word, known, n=1)
+    return near[0] if near else None
 
 
 def show_duration(seconds: float) -> str:

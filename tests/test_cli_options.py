@@ -220,6 +220,7 @@ def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
     ("text", "told"),
     [
         ("kv_bit = 4", "unknown key 'kv_bit'; did you mean 'kv-bits'?"),
+        ("modle = 'x'", "unknown key 'modle'; did you mean 'model'?"),
         ("zebra = 4", "unknown key 'zebra'; known are model,"),
         ("[chap]\nsystem = 'x'", "unknown key 'chap'"),
         ("json = 'yes'", "json in"),
@@ -237,6 +238,31 @@ def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):
     assert told in error and str(alone) in error
     assert main.main(["ask", "--help"]) == 0
     assert main.main(["--version"]) == 0
+
+
+def test_a_variable_that_nothing_reads_is_told_once_and_stops_nothing(capfd, monkeypatch):
+    monkeypatch.setenv("EBBTIDE_HOST_MEMROY", "1GiB")
+    monkeypatch.setenv("EBBTIDE_ZEBRA", "4")
+    # All that there is, of every command and of the kernels.
+    for name in ("SEED", "SYSTEM", "PORT", "API_KEY", "PAGES", "KERNELS", "INSTRUCTION_SET"):
+        monkeypatch.setenv(f"EBBTIDE_{name}", "3")
+    assert main.main(["config", "show", "-q"]) == 0
+    assert capfd.readouterr().err.splitlines() == [
+        "warning: EBBTIDE_HOST_MEMROY changes nothing: Ebbtide reads no such variable; did you mean "
+        "EBBTIDE_HOST_MEMORY?",
+        "warning: EBBTIDE_ZEBRA changes nothing: Ebbtide reads no such variable; "
+        "'ebbtide config show' lists the options.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "commands"), [("cache", "ls, du, gc or purge"), ("config", "show or path")]
+)
+def test_a_group_alone_says_what_it_wants(capfd, group, commands):
+    assert main.main([group]) == 2
+    out, err = capfd.readouterr()
+    assert "Usage: ebbtide" in out
+    assert err.startswith(f"Error: ebbtide {group} wants a command: {commands}.\n")
 
 
 def test_on_and_off_may_be_booleans_in_the_file(capfd, alone):
