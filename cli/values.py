@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Parser = Callable[[str], Any]
+_TOKENS = {"": 1, "k": 2**10, "m": 2**20}
 
 
 def size(text: str) -> int | str:
@@ -51,9 +52,14 @@ def whole(minimum: int, maximum: int | None = None) -> Parser:
 
 
 def tokens(text: str) -> int:
-    """A number of tokens; 32k is 32,768, as makers of models count."""
-    match = re.fullmatch(r"([0-9]{1,7})[kK]", text.strip())
-    return whole(1, 2**31 - 1)(str(int(match[1]) * 1024) if match else text)
+    """A number of tokens; 32k is 32,768 and 1M is 1,048,576, as makers of models count."""
+    match = re.fullmatch(r"\+?([0-9]{1,20})(?:([kKmM])i?)?", text.strip())
+    num_tokens = int(match[1]) * _TOKENS[(match[2] or "").lower()] if match else 0
+    if not 1 <= num_tokens < 2**31:
+        raise ValueError(
+            f"{text!r} is not a number of tokens from 1 to {2**31 - 1}, such as 32768, 32k or 1M"
+        )
+    return num_tokens
 
 
 def number(

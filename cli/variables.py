@@ -1,5 +1,5 @@
-"""Environment variables that look like Ebbtide's and are none: a memory limit that is misspelt would
-limit nothing. Knows the built commands, whose options say which variables there are.
+"""Environment variables that look like Ebbtide's and are none: a memory limit that is misspelt
+would limit nothing. Knows the built commands, whose options say which variables there are.
 """
 
 from __future__ import annotations

@@ -85,8 +85,13 @@ def test_a_number_without_unit_gets_a_suggestion():
         values.size("6G")
 
 
-def test_a_context_may_be_counted_in_thousands():
-    assert values.tokens("32k") == values.tokens("32K") == 32768 == values.tokens("32768")
+def test_a_context_may_be_counted_in_thousands_and_millions():
+    for text in ("32k", "32K", "32Ki", "32768"):
+        assert values.tokens(text) == 32768
+    for text in ("4M", "4m", "4Mi", "4096k"):
+        assert values.tokens(text) == 4 * 2**20
+    with pytest.raises(ValueError, match=r"'2048M' is not .* from 1 to 2147483647, .*32k or 1M"):
+        values.tokens("2048M")
 
 
 def test_a_time_has_a_unit_or_is_never():
@@ -112,7 +117,11 @@ def test_no_text_breaks_a_parser(text):
     ("name", "good", "bad"),
     [
         ("threads", "2", ["0", "-1", "1.5", "x", "²", "1_0"]),
-        ("context", "32k", ["0", "0k", "k", "1.5k", "9999999k", "32kk", "99999999999999999999"]),
+        (
+            "context",
+            "32k",
+            ["0", "-1", "0k", "0M", "k", "1.5k", "9999999k", "32kk", "9i", "9\u212a", "9" * 20],
+        ),
         ("epsilon", "0.02", ["0", "1", "nan", "-0.1"]),
         ("temperature", "0", ["-1", "inf", "nan"]),
         ("top_p", "1", ["-0.1", "1.1"]),
@@ -248,8 +257,8 @@ def test_a_variable_that_nothing_reads_is_told_once_and_stops_nothing(capfd, mon
         monkeypatch.setenv(f"EBBTIDE_{name}", "3")
     assert main.main(["config", "show", "-q"]) == 0
     assert capfd.readouterr().err.splitlines() == [
-        "warning: EBBTIDE_HOST_MEMROY changes nothing: Ebbtide reads no such variable; did you mean "
-        "EBBTIDE_HOST_MEMORY?",
+        "warning: EBBTIDE_HOST_MEMROY changes nothing: Ebbtide reads no such variable; "
+        "did you mean EBBTIDE_HOST_MEMORY?",
         "warning: EBBTIDE_ZEBRA changes nothing: Ebbtide reads no such variable; "
         "'ebbtide config show' lists the options.",
     ]
