@@ -20,8 +20,16 @@ from .terminal import say, write_json
 # The library keeps its own name for these in different places from release to release.
 USAGE_ERROR: type = typer.BadParameter.__mro__[1]
 _OUR_FAULT = 1
+_DOES_NOT_FIT = 3
 _STORAGE_FAULT = 4
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+# As libraries say it that raise no MemoryError: the loader of libraries, torch, C++, threads, whose
+# stacks take room.
+_NO_MEMORY = (
+    *("failed to map segment", "annot allocate memory", "can't allocate memory"),
+    *("std::bad_alloc", "can't start new thread"),
+)
 _TRUE_WORDS = {"1", "true", "t", "yes", "y", "on"}
 
 
@@ -54,22 +62,38 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         if ctx is not None:
             lines.append(f"Try '{ctx.command_path} --help'.")
         return {"type": "UsageError", "message": message}, lines, 2
-    if isinstance(error, MemoryError):
+    if _lacks_memory(error):
         message = (
-            "The machine ran out of memory. A smaller --host-memory leaves more for other programs."
+            "There is no more memory: the machine has run out of it, or a limit (ulimit -v) gives "
+            "this process no more. A smaller --host-memory takes less."
         )
-        return {"type": "MemoryError", "message": message}, [f"Error: {message}"], _OUR_FAULT
+        return _told("MemoryError", message, _DOES_NOT_FIT)
+    if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
+        place = error.filename or "A file"
+        hint = "Allow this process more (ulimit -n)."
+        message = f"{place} cannot be opened: {error.strerror}. {hint}"
+        return _told("StorageError", message, _STORAGE_FAULT)
     if isinstance(error, OSError) and error.errno in _FULL:
         # Help, which the library prints by itself, or a file of a package.
         place = error.filename or "Standard output, or a file,"
         message = f"{place} cannot be written: {error.strerror}."
-        return {"type": "StorageError", "message": message}, [f"Error: {message}"], _STORAGE_FAULT
+        return _told("StorageError", message, _STORAGE_FAULT)
     message = f"{type(error).__name__}: {error}"
     lines = [
         f"Error: this is a fault of Ebbtide: {message}",
         "Run again with -v for the details that a report needs.",
     ]
     return {"type": "InternalError", "message": message}, lines, _OUR_FAULT
+
+
+def _told(kind: str, message: str, code: int) -> tuple[dict[str, Any], list[str], int]:
+    return {"type": kind, "message": message}, [f"Error: {message}"], code
+
+
+def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return any(words in str(error) for words in _NO_MEMORY)
 
 
 def wants_json(args: list[str], process: Process) -> bool:

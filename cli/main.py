@@ -155,6 +155,9 @@ def _report_late(error: BaseException) -> int:
     if isinstance(error, errors.EbbtideError):
         say(f"Error: {error}")
         return error.exit_code
+    if isinstance(error, MemoryError):
+        say("Error: there is no more memory, not even to say more.")
+        return 3
     return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
 
 

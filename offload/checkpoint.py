@@ -10,6 +10,7 @@ for, nor how a file says where they lie: safetensors_files.py and gguf_names.py 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -244,6 +245,11 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(
+                f"{path} cannot be opened: {error.strerror}. A model keeps each of its files open; "
+                "allow this process more (ulimit -n)."
+            ) from error
         raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
 
 
