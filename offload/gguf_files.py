@@ -4,7 +4,6 @@ the few numbers by which RoPE's frequencies are divided.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from .checkpoint import Checkpoint, TensorRef
 from .errors import BadCheckpoint
-from .fingerprint import file_digest
+from .fingerprint import files_digest
 from .generation import GenerationConfig
 from .gguf_config import read_gguf_config
 from .gguf_file import GgufHeader, read_header
@@ -49,10 +48,7 @@ class GgufFiles:
         return read_gguf_tokenizer(self.header, self.path.name)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for path in self.header.paths:
-            digest.update(file_digest(path))
-        return digest.hexdigest()
+        return files_digest(self.header.paths).hex()
 
     def tokens_fingerprint(self) -> str:
         return tokens_digest(self.header)
