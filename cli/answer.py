@@ -110,6 +110,7 @@ def blank_fields(model: str | None) -> dict[str, Any]:
             "resident_bytes_per_token": 0,
             "bytes_read": {},
             "bytes_written": {},
+            "bytes_kept": 0,
             "hit_rate": 0,
             "stall_s": 0,
             "missed_mass": {"mean": 0, "max": 0},
@@ -124,6 +125,7 @@ def summary_line(output: Any) -> str:
     usage, timings, memory = output.usage, output.timings, output.memory
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     read = f"{usage['prompt_tokens'] - cached:,}"
+    kept = output.kv["bytes_kept"]
     guessed = usage["completion_tokens_details"]["accepted_prediction_tokens"]
     return (
         (f"{read} of {usage['prompt_tokens']:,} tokens read" if cached else f"{read} tokens read")
@@ -133,6 +135,7 @@ def summary_line(output: Any) -> str:
         + f"first after {timings['ttft_s']:.2f} s; "
         f"peak {format_size(memory['host']['peak_bytes'])} of RAM, "
         f"{format_size(memory['disk']['peak_bytes'])} of disk"
+        + (f"; {format_size(kept)} written to be kept" if kept else "")
     )
 
 

@@ -246,7 +246,9 @@ class PrefixKeeper:
         needed: set[str],
     ) -> None:
         with closing(parts):  # it may hold pages
-            self._store.write(name, head, parts, file_bytes(head, sizes), needed)
+            num_bytes = file_bytes(head, sizes)
+            self._store.write(name, head, parts, num_bytes, needed)
+        self._engine.store.stats.kept_bytes_written += num_bytes
         self._retries.note_success()
         self._unusable.discard(name)
 

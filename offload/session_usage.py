@@ -34,6 +34,7 @@ class SessionUsage:
             "resident_bytes_per_token": plan.resident_bytes_per_token,
             "bytes_read": dict(spent.bytes_read),
             "bytes_written": dict(spent.bytes_written),
+            "bytes_kept": spent.kept_bytes_written,
             "hit_rate": spent.hit_rate,
             "stall_s": spent.stall_s,
             **self._selection(),

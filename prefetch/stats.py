@@ -31,6 +31,7 @@ class Stats:
     write_stall_s: float = 0.0  # the caller waited for a free write buffer
     given_bytes: int = 0  # handed to write(): what the bytes written are compared with
     near_bytes_written: int = 0
+    kept_bytes_written: int = 0  # to files that stay when the store is closed
     bytes_read: dict[str, int] = field(default_factory=dict)
     bytes_written: dict[str, int] = field(default_factory=dict)
 

@@ -167,6 +167,7 @@ def fake_output(text: str, num_prompt: int, reason: str) -> Any:
             "resident_bytes_per_token": 1.0,
             "bytes_read": {"disk": 3},
             "bytes_written": {},
+            "bytes_kept": 0,
             "hit_rate": 1.0,
             "stall_s": 0.0,
             "missed_mass": {"mean": 0.0, "max": 0.0},

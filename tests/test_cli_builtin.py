@@ -72,7 +72,7 @@ def test_json_has_every_field_with_its_own_type(tmp_path):
     }
     assert set(kv) == {
         *("bits_per_element", "pages", "resident_bytes_per_token", "bytes_read"),
-        *("bytes_written", "hit_rate", "stall_s", "missed_mass"),
+        *("bytes_written", "bytes_kept", "hit_rate", "stall_s", "missed_mass"),
     }
     assert memory["device"] is None or set(memory["device"]) == {"budget_bytes", "peak_bytes"}
     for tier in ("host", "disk"):

@@ -53,6 +53,17 @@ def test_a_text_that_was_read_is_not_read_again(folder, tmp_path, codec):
     assert again.usage["recomputed_tokens"] == 0 and not again.warnings
 
 
+def test_what_is_written_to_be_kept_is_counted(folder, tmp_path):
+    """Once: a text that was read before adds what it has more."""
+    counted = 0
+    for text, is_new in ((TEXT, True), (TEXT, False), (TEXT + MORE, True)):
+        with opened(folder, tmp_path) as llm:
+            found = answer(llm, text).kv["bytes_kept"]
+        counted += found
+        sizes = [os.path.getsize(prefix_dir(tmp_path) / name) for name in kept(tmp_path)]
+        assert counted == sum(sizes) and (found > 0) == is_new
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("read_share", [0.0, 1.0])
 def test_tiers_do_not_matter(folder, tmp_path, read_share, share):

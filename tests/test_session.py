@@ -47,6 +47,7 @@ _OUTPUT = {
         "resident_bytes_per_token": float,
         "bytes_read": {"device": int, "host": int, "disk": int},
         "bytes_written": {"device": int, "host": int, "disk": int},
+        "bytes_kept": int,
         "hit_rate": float,
         "stall_s": float,
         "missed_mass": {"mean": float, "max": float},

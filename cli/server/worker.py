@@ -217,7 +217,7 @@ class Worker:
         for piece in stream:
             job.put(piece)
             self._llm.check()
-        self._count(stream.output.usage)
+        self._count(stream.output)
         return stream.output
 
     def _stream(self, request: Request) -> Any:
@@ -289,11 +289,13 @@ class Worker:
             self._run.terminal.tell(line)
         self._run.terminal.detail("".join(traceback.format_exception(error)).rstrip())
 
-    def _count(self, usage: dict[str, Any]) -> None:
+    def _count(self, output: Any) -> None:
+        usage = output.usage
         self.counts["requests_answered"] += 1
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
         self.counts["completion_tokens"] += usage["completion_tokens"]
+        self.counts["kept_bytes"] += output.kv["bytes_kept"]
 
 
 def _contents(prompt: list[Any]) -> list[str]:
