@@ -128,6 +128,7 @@ class Run:
         self.calm_libraries()
         import ebbtide
 
+        self._check_places()
         opener = ebbtide.LLM  # imports torch: until here a Ctrl-C ends the process at once
         options = self.open_options() | changes
         self.signals.working()
@@ -152,6 +153,7 @@ class Run:
         self.calm_libraries()
         import ebbtide
 
+        self._check_places()
         planner = ebbtide.LLM
         options = self.open_options() | changes
         self.signals.working()
@@ -159,6 +161,15 @@ class Run:
         if self.settings.model is None:
             self.terminal.note("No model given: planning for the small built-in one.")
         return found
+
+    def _check_places(self) -> None:
+        """A model or a folder that is not there is said at once: importing torch takes seconds."""
+        import ebbtide
+
+        s = self.settings
+        ebbtide.local_model(s.model, s.revision)
+        if s.spill_dir is not None and s.disk_memory != 0:
+            ebbtide.writable_spill_dir(s.spill_dir)
 
     def choose_model(self, argument: str | None) -> None:
         """Takes the argument MODEL, which may stand in place of --model but not contradict it."""

@@ -83,6 +83,16 @@ def resolve_model(
     ModelError for what is not there or cannot be had, BadCheckpoint for a repository that holds no
     weights we read, DoesNotFit (tier "disk") where the download would fill the disk.
     """
+    found = local_model(model, revision)
+    if found is not None:
+        return found
+    name, _, tag = os.fspath(model).partition(":")
+    return _from_hub(name, revision, on_size, tag or None)
+
+
+def local_model(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
+    """The same for what lies here; None for an id, of which the hub or its cache knows more. Asks
+    no network. Raises ModelError, BadCheckpoint, InputError."""
     if model is None:
         _refuse_revision(revision, "the built-in model")
         return builtin_folder()
@@ -104,7 +114,7 @@ def resolve_model(
             )
         _refuse_revision(revision, f"the file {folder}")
         return folder
-    name, _, tag = text.partition(":")
+    name = text.partition(":")[0]
     is_id = MODEL_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
     if folder.is_dir():
         if len(models) == 1:
@@ -127,7 +137,7 @@ def resolve_model(
             f"{text!r} is neither a folder nor a GGUF file here, nor a Hugging Face id of the form "
             "org/name"
         )
-    return _from_hub(name, revision, on_size, tag or None)
+    return None
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:

@@ -344,6 +344,8 @@ FACE = {
     "LLM": FakeLLM,
     "Budget": FakeBudget,
     "demo_material": demo_material,
+    "local_model": lambda model, revision=None: None,
+    "writable_spill_dir": Path,
     "measure_memory": lambda: SimpleNamespace(
         num_threads=2, one_thread_bytes_per_s=5e3, all_threads_bytes_per_s=1e4
     ),

@@ -97,6 +97,32 @@ def test_an_answer_that_was_cut_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["ask", "q", "-m", "nofolder"], "neither a folder nor a GGUF file"),
+        (["plan", "./nofolder"], "there is no folder or file"),
+        (["plan", "-m", "."], "no config.json and no GGUF file"),
+        (["ask", "q", "--revision", "main"], "the built-in model has no revisions"),
+        (["ask", "q", "--spill-dir", "nofolder"], "--spill-dir nofolder is not a folder"),
+    ],
+)
+def test_a_place_that_is_not_there_is_told_before_torch_is_imported(tmp_path, args, told):
+    """Whose import takes seconds."""
+    code = f"import sys; from ebbtide.cli import main; code = main.main({args!r})\n"
+    code += "sys.exit(9 if 'torch' in sys.modules else code)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="a text",
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2 and told in done.stderr
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         ("ModelError", 2),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.documents.reading import read_document
     from .offload.documents.split import Part, split_document
     from .offload.generation import GenerationConfig
+    from .offload.hub import local_model
     from .offload.llm import LLM
     from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
     from .offload.plan import Plan
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
         prefix_dir,
         prefix_files,
         volume_warnings,
+        writable_spill_dir,
     )
 
     __version__: str
@@ -73,6 +75,7 @@ __all__ = [
     "instruction_set",
     "join_documents",
     "kernel_backend",
+    "local_model",
     "measure_disk",
     "measure_memory",
     "parse_cache_size",
@@ -84,6 +87,7 @@ __all__ = [
     "state_dir",
     "sweep_scratch",
     "volume_warnings",
+    "writable_spill_dir",
 ]
 
 # Waiting OpenMP threads sleep. By default they spin, and on a machine whose cores are busy the
@@ -119,6 +123,7 @@ _HOMES = {
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "join_documents": (".offload.documents.document", "join_documents"),
     "gpu_kernel_fault": (".kernels.dispatch", "gpu_kernel_fault"),
+    "local_model": (".offload.hub", "local_model"),
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
@@ -131,6 +136,7 @@ _HOMES = {
     "state_dir": (".offload.private_dir", "state_dir"),
     "sweep_scratch": (".offload.scratch", "sweep"),
     "volume_warnings": (".offload.spill_dir", "volume_warnings"),
+    "writable_spill_dir": (".offload.spill_dir", "writable_spill_dir"),
 }
 
 
