@@ -10,7 +10,7 @@ import typer
 
 from ebbtide import errors, format_size
 
-from .cache_items import KINDS, Item, cache_folders, find_items, remove_item, sweep
+from .cache_items import KINDS, Item, cache_folders, find_items, remove_items, sweep
 from .run import Run
 from .shared_options import with_shared_options
 from .values import show_duration
@@ -26,6 +26,8 @@ ebbtide cache gc                                  what dead processes left
 ebbtide cache purge conversations/trip            one conversation
 
 ebbtide cache purge prefixes                      the pages of what was read
+
+ebbtide cache purge prefixes/0123456789ab         those of one text; what another shares stays
 
 ebbtide cache purge --yes                         all that you wrote or asked; no models
 
@@ -51,7 +53,9 @@ def ls(run: Run) -> None:
     now_s = time.time()
     for item in items:
         age = show_duration(max(0.0, now_s - item.changed_s))
-        run.terminal.answer(f"{format_size(item.num_bytes):>10}  {age:>12} ago  {item.label}\n")
+        tokens = "" if item.num_tokens is None else f"  {item.num_tokens:,} tokens"
+        size = format_size(item.num_bytes)
+        run.terminal.answer(f"{size:>10}  {age:>12} ago  {item.label}{tokens}\n")
     if not items:
         run.terminal.note("Nothing is kept.")
 
@@ -98,12 +102,11 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", metavar="")] = False,
 ) -> None:
     """Remove what is kept: conversations, sessions, jobs, typed lines, pages, scratch."""
-    chosen = choose(find_items(run.settings.spill_dir), what or [])
-    total_bytes = sum(item.num_bytes for item in chosen)
+    items = find_items(run.settings.spill_dir)
+    chosen = choose(items, what or [])
     if chosen and not yes:
-        _ask(run, chosen, total_bytes)
-    for item in chosen:
-        remove_item(item)
+        _ask(run, chosen, sum(item.num_bytes for item in chosen))
+    total_bytes = remove_items(chosen, items)
     if run.terminal.as_json:
         removed = [item.label for item in chosen]
         run.terminal.result({"schema": 1, "removed": removed, "bytes": total_bytes})

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Item:
     num_bytes: int
     changed_s: float
     paths: tuple[Path, ...]
+    num_tokens: int | None = None  # of a text whose pages are kept
 
     @property
     def label(self) -> str:
@@ -52,6 +53,7 @@ class Item:
             "bytes": self.num_bytes,
             "changed_s": self.changed_s,
             "paths": [str(path) for path in self.paths],
+            **({} if self.num_tokens is None else {"tokens": self.num_tokens}),
         }
 
 
@@ -90,8 +92,7 @@ def find_items(spill_dir: str | None) -> list[Item]:
     for kind, path in (("history", state / "history"), ("speeds", state / "speeds.json")):
         if path.exists():
             found.append(_item(kind, "", [path]))
-    if kept := ebbtide.prefix_files(spill_dir):
-        found.append(_item("prefixes", "", kept))
+    found += _prefixes(spill_dir)
     with contextlib.suppress(errors.EbbtideError):
         for path in _inside(_spill_folder(spill_dir)):
             if path.suffix == ".scratch":
@@ -101,9 +102,13 @@ def find_items(spill_dir: str | None) -> list[Item]:
     return sorted(found, key=lambda item: (order.index(item.kind), -item.changed_s))
 
 
-def remove_item(item: Item) -> None:
-    """Raises StorageError for what does not go; what is gone already is fine."""
-    for path in item.paths:
+def remove_items(chosen: list[Item], items: list[Item]) -> int:
+    """Remove some of all items, but for what others share with them. Bytes that went. Raises
+    StorageError for what does not go; what is gone already is fine."""
+    shared = {path for item in items if item not in chosen for path in item.paths}
+    going = {path for item in chosen for path in item.paths} - shared
+    num_bytes = sum(map(_num_bytes, going))
+    for path in going:
         try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -111,6 +116,7 @@ def remove_item(item: Item) -> None:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise errors.StorageError(f"{path} cannot be removed: {error.strerror}.") from None
+    return num_bytes
 
 
 def sweep(spill_dir: str | None) -> tuple[int, int]:
@@ -154,6 +160,30 @@ def _sessions(folder: Path) -> list[Item]:
         elif path.suffix == _SUFFIX:
             groups.setdefault(("sessions", path.stem), []).append(path)
     return [_item(kind, name, paths) for (kind, name), paths in groups.items()]
+
+
+def _prefixes(spill_dir: str | None) -> list[Item]:
+    """Texts whose pages are kept, each with all files that it takes. One that others share counts
+    for the first of them. Files that are no text's are one item."""
+    import ebbtide
+
+    found, counted = [], set()
+    for text in ebbtide.kept_texts(spill_dir):
+        own = text.paths - counted
+        counted |= own
+        item = _item("prefixes", text.name, [text.last])
+        num_bytes = sum(map(_num_bytes, own))
+        found.append(
+            replace(
+                item,
+                num_bytes=num_bytes,
+                paths=tuple(sorted(text.paths)),
+                num_tokens=len(text.tokens),
+            )
+        )
+    if rest := [path for path in ebbtide.prefix_files(spill_dir) if path not in counted]:
+        found.append(_item("prefixes", "", rest))
+    return found
 
 
 def _models() -> list[Item]:

@@ -49,14 +49,15 @@ class Process:
 
 
 class _Notes(logging.Handler):
-    """Shows what the library logs, the size of a download before all."""
+    """Shows what the library logs, the size of a download before all; its details with -v."""
 
     def __init__(self, terminal: Any):
         super().__init__()
         self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._terminal.note(record.getMessage())
+        tell = self._terminal.detail if record.levelno == logging.DEBUG else self._terminal.note
+        tell(record.getMessage())
 
 
 class Run:
@@ -189,7 +190,8 @@ class Run:
         """
         if self.terminal.quiet or self.terminal.as_json:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        logging.getLogger("ebbtide").setLevel(logging.INFO)
+        level = logging.DEBUG if self.terminal.verbose else logging.INFO
+        logging.getLogger("ebbtide").setLevel(level)
         logging.getLogger("ebbtide").handlers = [_Notes(self.terminal)]
         if not self.terminal.verbose:
             import warnings

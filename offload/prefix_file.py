@@ -1,6 +1,6 @@
 """One file of the prefix store: a head that says whose bytes follow, the bytes, and their CRCs.
 
-    head     one line of JSON, and the token ids as int32
+    head     one line of JSON, and the token ids as int32: see prefix_head.py
     parts    bytes, whose number and sizes follow from the model
     CRCs     CRC-32 of each part, uint32
 
@@ -12,11 +12,8 @@ another model or another version is never taken for what it is not. Knows no pag
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import tempfile
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,31 +24,14 @@ import torch
 from .extent_file import crcs_of
 from .spill_dir import UNFINISHED_SUFFIX
 
-_SCHEMA = 1
-
 
 class BadPrefixFile(Exception):
     """The file is not what was written, or was written for something else. Its message says why."""
 
 
-def head_of(fields: dict, tokens: array) -> bytes:
-    """The head of a file. fields: what tells it from others; tokens: whose keys and values it has,
-    of type "i"."""
-    line = json.dumps({"schema": _SCHEMA, **fields}, sort_keys=True, separators=(",", ":"))
-    return f"{line}\n".encode("ascii") + token_bytes(tokens)
-
-
 def file_bytes(head: bytes, sizes: Sequence[int]) -> int:
     """How long a file is whose parts have these sizes."""
     return len(head) + sum(sizes) + 4 * len(sizes)
-
-
-def token_bytes(tokens: array) -> bytes:
-    """Token ids as int32, little-endian."""
-    if sys.byteorder == "big":
-        tokens = tokens[:]
-        tokens.byteswap()
-    return tokens.tobytes()
 
 
 class _Writer:

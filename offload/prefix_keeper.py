@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 from array import array
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import torch
 
@@ -32,6 +33,7 @@ from .prefix_file import BadPrefixFile, file_bytes, read_prefix_file
 from .prefix_layout import PrefixLayout
 from .prefix_names import END_SUFFIX, ROWS_SUFFIX, SPAN_SUFFIX, WINDOW_SUFFIX, Link, PrefixNames
 from .prefix_store import PrefixStore, PrefixStoreFull
+from .prefix_texts import texts_of, why_not_found
 from .prompt import num_common
 from .sequence import Sequence
 from .spill_dir import PREFIX_SUFFIXES
@@ -46,6 +48,7 @@ _NO_TOKEN = -(2**31)  # behind the tokens of a rows file
 _MARK_BYTES = 32  # of a mode, in a rows file
 # Failures to open or read that say nothing about the file.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE}
+_log = logging.getLogger("ebbtide")
 _Parts = Generator[torch.Tensor, None, None]  # of a file, of whatever shapes
 
 
@@ -295,12 +298,19 @@ class PrefixKeeper:
         processed of them. wanted: its first tokens, as `Sequence.processed` has them.
 
         on_progress(length) is called now and then; what it raises stops the restoring, and the
-        sequence is as it was or empty.
+        sequence is as it was or empty. What was not found, and why, is told to who debugs.
         """
         self._engine.sequences.settle(sequence)
         num_cells = len(wanted) // self._cells
         if num_cells < sequence.length // self._cells + self._least_cells:
             return
+        self._restore(sequence, wanted, num_cells, on_progress)
+        if _log.isEnabledFor(logging.DEBUG) and len(wanted) - sequence.length >= self._cells:
+            with suppress(OSError):
+                texts = texts_of(self._store.folder.iterdir())
+                _log.debug("%s", why_not_found(texts, self._names.fingerprint, wanted))
+
+    def _restore(self, sequence: Sequence, wanted: array, num_cells: int, on_progress) -> None:
         names = self._names.of_cells(wanted, num_cells)
         for boundary in range(num_cells, self._least_cells - 1, -1):
             if boundary < sequence.length // self._cells + self._least_cells:

@@ -18,7 +18,7 @@ import torch
 
 from ..kernels import dispatch
 from .mode import Mode
-from .prefix_file import head_of, token_bytes
+from .prefix_head import cell_names, head_of
 from .prefix_layout import PrefixLayout
 from .spill_dir import PREFIX_SUFFIXES
 
@@ -49,17 +49,11 @@ class PrefixNames:
         self._layout, self._cells = layout, cell_tokens
         self._mode = f"{mode.name} {mode.selector} {sorted(mode.selector_options.items())}"
         everything = [*depends_on, *_kernels_fingerprint(device)]
-        self._fingerprint = hashlib.sha256(repr(everything).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(repr(everything).encode()).hexdigest()
 
     def of_cells(self, tokens: array, num_cells: int) -> list[str]:
         """One for each cell that ends within the tokens, and for their beginning."""
-        name = hashlib.sha256(f"ebbtide prefix {self._fingerprint}".encode()).digest()
-        names = [name.hex()]
-        for cell in range(num_cells):
-            part = tokens[cell * self._cells : (cell + 1) * self._cells]
-            name = hashlib.sha256(name + token_bytes(part) + self.decoded_by(part)).digest()
-            names.append(name.hex())
-        return names
+        return cell_names(self.fingerprint, tokens, num_cells, self._cells, self._mode)
 
     def decoded_by(self, tokens: array) -> bytes:
         """The mode that some of the tokens were decoded in; nothing where none was."""
@@ -90,9 +84,10 @@ class PrefixNames:
         keys and values depend on all of them."""
         tokens = tokens[: num_cells * self._cells]
         fields = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "kind": suffix,
             "num_cells": num_cells,
+            "cell_tokens": self._cells,
             "decoded_by": self.decoded_by(tokens).decode(),
         }
         return head_of(fields, tokens)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from array import array
 from pathlib import Path
 
 import platformdirs
@@ -14,6 +15,7 @@ import pytest
 
 from ebbtide import errors
 from ebbtide.cli import cache_items, main, options, settings_file
+from ebbtide.offload.prefix_head import cell_names, head_of
 from ebbtide.offload.scratch import create_named
 
 
@@ -185,14 +187,98 @@ def test_gc_removes_what_dead_processes_left(capfd, home):
 
 
 def test_what_cannot_be_removed_is_a_storage_error(home, monkeypatch):
-    item = cache_items.find_items(None)[0]
+    items = cache_items.find_items(None)
 
     def refuse(self, missing_ok=False):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(errors.StorageError, match="cannot be removed"):
-        cache_items.remove_item(item)
+        cache_items.remove_items(items[:1], items)
+
+
+def keep(home, text, ends, num_bytes=10, cell=4):
+    """Files of a text of small cells; of each the bytes. ends: (cell, suffix) of each file."""
+    tokens, sizes = array("i", list(text.encode())), {}
+    names = cell_names("f", tokens, len(tokens) // cell, cell, "")
+    for num_cells, suffix in ends:
+        fields = {"fingerprint": "f", "num_cells": num_cells, "cell_tokens": cell, "decoded_by": ""}
+        head = head_of(fields, tokens[: num_cells * cell])
+        path = home / "cache/prefixes" / (names[num_cells] + suffix)
+        path.write_bytes(head + bytes(num_bytes))
+        sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+@pytest.fixture
+def two_texts(home):
+    """Two that begin alike, the second one used last: (all files' sizes, those of the shared)."""
+    long = keep(home, "one two three four five six ", [(2, ".span"), (4, ".span"), (7, ".end")])
+    short = keep(home, "one two three other", [(2, ".span"), (4, ".end")])
+    shared = {name: size for name, size in long.items() if name in short}
+    assert len(shared) == 1
+    return long, short, shared
+
+
+def texts(capfd):
+    """{tokens: item} of the texts whose pages are kept."""
+    items = cache(capfd, "ls")["items"]
+    return {item["tokens"]: item for item in items if "tokens" in item}
+
+
+def test_each_text_that_is_kept_has_a_row(capfd, two_texts):
+    long, short, shared = two_texts
+    found = texts(capfd)
+    assert set(found) == {28, 16}  # what one of them begins with is no text of its own
+    assert {Path(path).name for path in found[28]["paths"]} == set(long)
+    assert {Path(path).name for path in found[16]["paths"]} == set(short)
+    # Each byte counts once, so that rows add up to what 'du' says.
+    assert found[28]["bytes"] == sum(long.values())
+    assert found[16]["bytes"] == sum(short.values()) - sum(shared.values())
+    all_bytes = 45 + sum((long | short).values())  # with what is no text's
+    assert cache(capfd, "du")["kinds"]["prefixes"]["bytes"] == all_bytes
+    assert main.main(["cache", "ls"]) == 0
+    rows = capfd.readouterr().out
+    assert f"prefixes/{found[28]['name']}  28 tokens" in rows
+
+
+def test_a_text_is_purged_by_its_name_and_what_another_shares_stays(capfd, home, two_texts):
+    long, short, shared = two_texts
+    found = texts(capfd)
+    gone = cache(capfd, "purge", f"prefixes/{found[28]['name']}", "--yes")
+    assert gone["bytes"] == sum(long.values()) - sum(shared.values())
+    assert {p.name for p in (home / "cache/prefixes").iterdir()} == {*short, "0a.span", "0b.end"}
+    (left,) = texts(capfd).values()
+    assert left["name"] == found[16]["name"] and left["bytes"] == sum(short.values())
+    cache(capfd, "purge", f"prefixes/{left['name']}", "--yes")
+    assert {p.name for p in (home / "cache/prefixes").iterdir()} == {"0a.span", "0b.end"}
+
+
+def test_both_at_once_leave_nothing_of_what_they_share(capfd, home, two_texts):
+    names = [f"prefixes/{item['name']}" for item in texts(capfd).values()]
+    cache(capfd, "purge", *names, "--yes")
+    assert {p.name for p in (home / "cache/prefixes").iterdir()} == {"0a.span", "0b.end"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"x" + data[1:],
+        lambda data: data[:20],
+        lambda data: data.replace(b'"num_cells":7', b'"num_cells":9'),
+        lambda data: data.replace(b'"num_cells":7', b'"num_cells":' + b"9" * 30),
+        lambda data: data.replace(b'"num_cells":7', b'"num_cells":-7'),
+        lambda data: data.replace(b"o\0\0\0", b"p\0\0\0"),
+        lambda data: b"[" * 4000,
+    ],
+)
+def test_a_head_that_is_damaged_is_of_no_text_and_can_be_purged(capfd, home, two_texts, damage):
+    long, _, _ = two_texts
+    path = home / "cache/prefixes" / list(long)[-1]
+    path.write_bytes(damage(path.read_bytes()))
+    assert 28 not in texts(capfd) and 16 in texts(capfd)
+    cache(capfd, "purge", "prefixes", "--yes")
+    assert not list((home / "cache/prefixes").iterdir())
 
 
 def test_an_empty_home(capfd, home, monkeypatch):

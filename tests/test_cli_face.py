@@ -26,7 +26,7 @@ PUBLIC = [
     *("measure_disk", "measure_memory"),
     *("parse_cache_size", "parse_size", "prefix_files"),
     *("prefix_dir", "read_document", "state_dir", "sweep_scratch", "volume_warnings"),
-    *("local_model", "writable_spill_dir"),
+    *("kept_texts", "local_model", "writable_spill_dir"),
     *("Citation", "CitationChecker", "PageRanges", "Part", "join_documents", "split_document"),
     *("Calibration", "calibrate"),
 ]

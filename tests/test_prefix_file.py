@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ebbtide.offload import prefix_file
 from ebbtide.offload.prefix_file import (
     BadPrefixFile,
-    head_of,
     read_prefix_file,
     write_prefix_file,
 )
+from ebbtide.offload.prefix_head import head_of
 
 PARTS = [torch.arange(100, dtype=torch.uint8), torch.full((3, 5), 7.5), torch.tensor([1, 2])]
 SIZES = [100, 60, 16]

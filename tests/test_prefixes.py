@@ -24,6 +24,7 @@ from small_llm import open_small
 
 from ebbtide.offload import prefix_keeper
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.prefix_texts import kept_texts
 from ebbtide.offload.spill_dir import prefix_dir
 
 
@@ -51,6 +52,40 @@ def test_a_text_that_was_read_is_not_read_again(folder, tmp_path, codec):
     assert torch.equal(logits, expected_logits)
     assert cached(again) == restored == len(TEXT) - 1
     assert again.usage["recomputed_tokens"] == 0 and not again.warnings
+
+
+def why_missed(folder, place, text, caplog, **options) -> str:
+    """What is told to who debugs when a text is looked up."""
+    with opened(folder, place, **options) as llm:
+        caplog.clear()
+        with caplog.at_level("DEBUG", "ebbtide"):
+            last_logits(llm, text)
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+def test_why_a_text_was_not_found_is_told(folder, tmp_path, caplog):
+    assert "No pages of any text are kept" in why_missed(folder, tmp_path, TEXT, caplog)
+    with opened(folder, tmp_path) as llm:
+        answer(llm, TEXT)
+    assert why_missed(folder, tmp_path, TEXT, caplog) == ""
+    other = [*TEXT[:700], TEXT[700] ^ 1, *TEXT[701:]]
+    for text, number in ((other, 701), ([TEXT[0] ^ 1, *TEXT[1:]], 1)):
+        told = why_missed(folder, tmp_path, text, caplog)
+        assert f"{number - 1:,} tokens; first difference at token {number:,}." in told
+    assert "other --kv-bits" in why_missed(folder, tmp_path, TEXT, caplog, codec="4")
+
+
+def test_the_files_of_a_session_are_those_of_its_texts(folder, tmp_path):
+    """As they are listed: those with one beginning, what a rows file has behind it left out."""
+    with opened(folder, tmp_path) as llm:
+        answer(llm, TEXT)
+        answer(llm, TEXT[:700] + MORE)
+    found = kept_texts(tmp_path)
+    assert {path.name for text in found for path in text.paths} == set(kept(tmp_path))
+    assert [list(text.tokens) for text in found] == [
+        TEXT[: len(TEXT) // CELL * CELL],
+        (TEXT[:700] + MORE)[: 1000 // CELL * CELL],
+    ]
 
 
 def test_what_is_written_to_be_kept_is_counted(folder, tmp_path):
