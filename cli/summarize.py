@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -23,6 +24,8 @@ from .shared_options import with_shared_options
 from .summary import Summary, cites
 from .summary_task import LENGTHS
 from .summary_text import FORMATS
+
+_FEWEST_WORDS = 10
 
 EPILOG = """Examples:
 
@@ -62,7 +65,7 @@ def summarize(
             metavar="LENGTH",
             envvar="EBBTIDE_LENGTH",
             show_default=False,
-            help="short, medium or long: about 100, 300 or 800 words. Default: medium.",
+            help="short, medium or long: about 100, 300 or 800 words; or 250w. Default: medium.",
         ),
     ] = "medium",
     prompt: Annotated[
@@ -111,7 +114,7 @@ def summarize(
     report: ReportOption = None,
 ) -> None:
     """Summarize documents, read whole in one context."""
-    length = _choice("--length", length, *LENGTHS)
+    words = _num_words(length)
     format = _choice("--format", format, *FORMATS)
     cite = _choice("--cite", cite, "auto", "on", "off")
     pages = checked_pages(pages)
@@ -143,7 +146,7 @@ def summarize(
             check=run.signals.check,
         )
         with run.open_llm() as llm:
-            asked = (length, prompt, format, cite)
+            asked = (words, prompt, format, cite)
             summary = Summary(run, llm, documents, *asked, json_schema=schema, keeps=not dry_run)
             if dry_run:
                 summary.print_plan()
@@ -193,6 +196,20 @@ def _cite_nothing(format: str, cite: str) -> str:
             param_hint="--format",
         )
     return "off"
+
+
+def _num_words(length: str) -> int:
+    word = length.strip().lower()
+    if word in LENGTHS:
+        return LENGTHS[word]
+    given = re.fullmatch(r"([0-9]{1,6})w", word, re.ASCII)
+    if given is None or int(given[1]) < _FEWEST_WORDS:
+        raise typer.BadParameter(
+            f"{length!r} is not allowed; choose from {', '.join(LENGTHS)}, or give a number of "
+            f"words such as 250w ({_FEWEST_WORDS} or more)",
+            param_hint="--length",
+        )
+    return int(given[1])
 
 
 def _choice(option: str, text: str, *allowed: str) -> str:

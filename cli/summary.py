@@ -36,7 +36,7 @@ class Summary:
         run: Run,
         llm: Any,
         documents: list[Any],
-        length: str,
+        words: int,
         prompt: str | None,
         format: str,
         cite: str,
@@ -53,7 +53,7 @@ class Summary:
         self.marked = self.cites and not llm.builtin
         example = next((p.label for p in document.places if p.kind != "file"), "")
         self.task = SummaryTask(
-            length,
+            words,
             prompt,
             llm.builtin,
             len(documents) > 1,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Words that are asked for, and the tokens at which an answer that does not end is cut: about three
-# times as many.
-LENGTHS = {"short": (100, 384), "medium": (300, 1024), "long": (800, 2560)}
+# Words that are asked for.
+LENGTHS = {"short": 100, "medium": 300, "long": 800}
 # The one instruction that the built-in model was taught.
 BUILTIN_INSTRUCTION = "Summarize the document."
 _HONEST = (
@@ -24,12 +23,12 @@ _KEEP_MARKS = " Keep quoted words, and marks such as [{example}], as they are."
 
 @dataclass(frozen=True)
 class SummaryTask:
-    """length: a key of LENGTHS. prompt: the user's own wish, in place of a plain summary. example:
-    a label of the text, where the model is to cite; else "". json_schema: what the last answer is
-    kept to.
+    """words: about how many are asked for. prompt: the user's own wish, in place of a plain
+    summary. example: a label of the text, where the model is to cite; else "". json_schema: what
+    the last answer is kept to.
     """
 
-    length: str
+    words: int
     prompt: str | None
     builtin: bool
     several: bool
@@ -41,7 +40,8 @@ class SummaryTask:
 
     @property
     def most_tokens(self) -> int:
-        return LENGTHS[self.length][1]
+        """At which an answer that does not end is cut: about three times as many as words."""
+        return 64 + self.words * 16 // 5
 
     def whole(self) -> str:
         """After documents that are read in one context."""
@@ -50,7 +50,7 @@ class SummaryTask:
         if self.builtin:
             return BUILTIN_INSTRUCTION
         what = "the documents above together, in one summary" if self.several else "the text above"
-        how = f"in about {self._words} words. {_HONEST}{self._cite()}{self._as_json()}"
+        how = f"in about {self.words} words. {_HONEST}{self._cite()}{self._as_json()}"
         return f"Summarize {what}, {how}"
 
     def part(self, number: int, num_parts: int, label: str) -> str:
@@ -65,7 +65,7 @@ class SummaryTask:
         if self.builtin:
             return BUILTIN_INSTRUCTION
         return (
-            f"The text above is {where}. Summarize this part in about {self._words} words. "
+            f"The text above is {where}. Summarize this part in about {self.words} words. "
             f"{_HONEST}{self._cite()}{as_json}"
         )
 
@@ -77,15 +77,11 @@ class SummaryTask:
         if self.prompt is not None:
             above = f"Above is what consecutive parts of one text gave for this: {self.prompt}\n"
             return f"{above}Put it together into one answer for the whole text.{keep}{as_json}"
-        words = self._words if is_last else self._words // 2
+        words = self.words if is_last else self.words // 2
         return (
             f"{above} Write one summary of the whole text from them, in about {words} words. "
             f"{_HONEST}{keep}{as_json}"
         )
-
-    @property
-    def _words(self) -> int:
-        return LENGTHS[self.length][0]
 
     def _as_json(self) -> str:
         return _AS_JSON.format(schema=self.json_schema) if self.json_schema is not None else ""

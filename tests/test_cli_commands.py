@@ -183,7 +183,10 @@ def test_the_built_in_model_hears_the_words_it_was_taught(capfd):
     assert asked()["prompt"][0]["content"] == "Text of a.\n\nSummarize the document."
 
 
-@pytest.mark.parametrize(("length", "num_words"), [("short", 100), ("medium", 300), ("long", 800)])
+@pytest.mark.parametrize(
+    ("length", "num_words"),
+    [("short", 100), ("medium", 300), ("Long", 800), ("250w", 250), ("1200W", 1200), ("10w", 10)],
+)
 def test_other_models_are_told_the_length(capfd, monkeypatch, length, num_words):
     monkeypatch.setattr(fake.FakeLLM, "builtin", False)
     Path("a.txt").write_text("Text of a.")
@@ -192,8 +195,19 @@ def test_other_models_are_told_the_length(capfd, monkeypatch, length, num_words)
     assert f"about {num_words} words" in content.removeprefix("Text of a.\n\n")
     # Room for the words asked for: no tokenizer needs three tokens for one.
     assert 3 * num_words <= asked()["max_new_tokens"]
-    several = summary_task.SummaryTask(length, None, builtin=False, several=True)
+    several = summary_task.SummaryTask(num_words, None, builtin=False, several=True)
     assert "one summary" in several.whole()
+
+
+@pytest.mark.parametrize(
+    "length", ["brief", "250", "w", "9w", "0w", "-5w", "1.5kw", "²w", "1000000w"]
+)
+def test_a_length_that_is_none_is_told_with_those_that_are(capfd, length):
+    Path("a.txt").write_text("Text of a.")
+    assert main.main(["summarize", "a.txt", f"--length={length}"]) == 2
+    told = " ".join(capfd.readouterr().err.split())
+    assert f"--length: {length!r} is not allowed" in told
+    assert "short, medium, long, or give a number of words such as 250w" in told
 
 
 def test_the_summary_goes_to_its_file(capfd):

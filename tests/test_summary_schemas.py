@@ -69,7 +69,7 @@ def test_rounds_between_are_free_too(asked, capfd, monkeypatch):
 
 
 def test_the_only_part_is_the_last():
-    task = SummaryTask("short", None, False, False, json_schema=SCHEMA)
+    task = SummaryTask(100, None, False, False, json_schema=SCHEMA)
     assert SCHEMA in task.part(1, 1, "a") and SCHEMA not in task.part(1, 2, "a")
     assert SCHEMA in task.merge(is_last=True) and SCHEMA not in task.merge(is_last=False)
 
