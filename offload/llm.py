@@ -473,8 +473,7 @@ class LLM:
         with self.running():
             for left in [session for session in self._sessions if not session.is_open]:
                 left.close()  # Ctrl-C came in between
-            if self._prefixes:
-                _ = self.fingerprint  # before weights are read: the files may be replaced later
+            fingerprint = self._prefixes and self.fingerprint  # files may be replaced once read
             reach = reach or context
             runtime = self.admission.admit(context, sequences, reach, self.report, **request)
             try:
@@ -484,7 +483,7 @@ class LLM:
                     runtime.open(context),
                     context,
                     keeps_snapshots=sequences > 1,
-                    prefixes=self._prefixes and self._keeper(runtime),
+                    prefixes=fingerprint and self._keeper(runtime, fingerprint),
                 )
             except BaseException:
                 runtime.close()
@@ -492,8 +491,8 @@ class LLM:
             self.adopt(session)
             return session
 
-    def _keeper(self, runtime: Runtime) -> PrefixKeeper:
-        model = f"{self.fingerprint} {self.admission.facts.weight_bits}"
+    def _keeper(self, runtime: Runtime, fingerprint: str) -> PrefixKeeper:
+        model = f"{fingerprint} {self.admission.facts.weight_bits}"
         return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode, self._warn)
 
     def _warn(self, text: str) -> None:
