@@ -177,6 +177,26 @@ OTHERS = {
             "tie_word_embeddings": False,
         },
     ),
+    "glm-4.7-flash": Other(
+        Shape(47, 2048, 10240, 20, 20, 64, 154880, 1e6, 202752),
+        "Glm4MoeLiteForCausalLM",
+        {
+            "model_type": "glm4_moe_lite",
+            "kv_lora_rank": 512,
+            "q_lora_rank": 768,
+            "qk_nope_head_dim": 192,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 256,
+            "n_routed_experts": 64,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1536,
+            "routed_scaling_factor": 1.8,
+            "norm_topk_prob": True,
+            "first_k_dense_replace": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
     "qwen3-30b-a3b": Other(
         Shape(48, 2048, 6144, 32, 4, 128, 151936, 1e6, 40960),
         "Qwen3MoeForCausalLM",
@@ -200,6 +220,26 @@ OTHERS = {
             "sliding_window": 128,
             "tie_word_embeddings": False,
             "quantization_config": {"quant_method": "mxfp4"},
+        },
+    ),
+    "phi-2": Other(
+        Shape(32, 2560, 10240, 32, 32, 80, 51200, 10000.0, 2048),
+        "PhiForCausalLM",
+        {
+            "model_type": "phi",
+            "partial_rotary_factor": 0.4,
+            "hidden_act": "gelu_new",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "starcoder2-3b": Other(
+        Shape(30, 3072, 12288, 24, 2, 128, 49152, 999999.4420358813, 16384),
+        "Starcoder2ForCausalLM",
+        {
+            "model_type": "starcoder2",
+            "hidden_act": "gelu_pytorch_tanh",
+            "sliding_window": 4096,
+            "use_bias": True,
         },
     ),
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from .matmul import Weight
-from .step import product_numbers, vector_address
+from .norm import vector_address
+from .step import product_numbers
 
 
 class AltUpStep:

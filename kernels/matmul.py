@@ -88,6 +88,14 @@ def linear_heads(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     return out
 
 
+def dot_heads(x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Products of x (heads, rows, n) float32 and one vector of each head, (heads, n) float32:
+    (heads, rows)."""
+    if x.shape[-1] == 0 or dispatch.compiled_for(x, vectors) is None:
+        return (x * vectors[:, None]).sum(-1)
+    return linear_heads(x.transpose(0, 1), vectors).squeeze(-1).T
+
+
 def reference(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`linear` by torch."""
     rows, out_features = x.shape[0], weight.shape[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from .matmul import Weight
+from .norm import Norm
 from .recurrence import (
     Described,
     RecurrentShape,
@@ -36,7 +37,7 @@ class RecurrentStep:
         self,
         native,
         products: list[tuple[Weight, torch.Tensor | None]],
-        norm: tuple[torch.Tensor, float, float],
+        norm: Norm,
         recurrence: tuple[RecurrentShape, RecurrentWeights] | tuple[torch.Tensor, torch.Tensor],
         order: torch.Tensor | None = None,
         factors: torch.Tensor | None = None,

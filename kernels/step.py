@@ -18,14 +18,19 @@ import torch
 from . import dispatch
 from .gate import ACTIVATIONS
 from .matmul import Weight, weight_numbers
+from .norm import Norm, norm_numbers, vector_address
 from .quantised import QuantisedWeight
 
-QK_NORMS = ("", "head", "all", "turned")
-# In the order of cpu/bind_step.cpp.
+# Of queries and keys: none; head by head; all heads as one; head by head, each with weights of its
+# own; head by head behind the rotation.
+QK_NORMS = ("", "head", "all", "each", "turned")
+# In the order of cpu/layer_step.h.
 NORMS = ("before_attention", "q", "k", "v", "after_attention", "before_mlp", "after_mlp")
 NORMS += ("before_experts", "after_experts", "after_dense", "after_inputs", "after_laurel")
+NORMS += ("few_queries", "latent")
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down", "attention_gate", "beside")
 PRODUCTS += ("input_gate", "input_output", "laurel_left", "laurel_right", "mean")
+PRODUCTS += ("few_queries", "head_keys", "head_values")
 # Of what was attended, before the output projection: none; head by head beside the queries, by the
 # same weight; or by one of its own, for each number or for each head.
 OUTPUT_GATES = ("", "beside", "number", "head")
@@ -36,12 +41,12 @@ class StepShape:
     """What the layers of a model have in common.
 
     activation: of the MLP, its gate's if it has one; qk_norm, output_gate: of `QK_NORMS` and
-    `OUTPUT_GATES`; norm_offset is added to the weights of norms. gate_cutoff: how many deviations
+    `OUTPUT_GATES`. residual_multiplier, beside_multiplier, mlp_multiplier: of what the products
+    "o" and "beside" and the MLP add; gate_multiplier: of the MLP's gate before it is activated;
+    layer_multiplier: of all that the layer makes of the residual. gate_cutoff: how many deviations
     above its mean a number of the MLP's gate counts, by what it is above that; with one the product
-    "mean" is ones. residual_multiplier,
-    beside_multiplier, mlp_multiplier: of what the products "o" and "beside" and the MLP add;
-    gate_multiplier: of the MLP's gate before it is activated; layer_multiplier: of all that the
-    layer makes of the residual.
+    "mean" is ones. parallel_mlp: whether the MLP, or experts in its place, read what attention
+    does. rank: of latent attention, 0 without it: see LayerStep.
     """
 
     hidden_size: int
@@ -50,8 +55,6 @@ class StepShape:
     num_kv_heads: int
     activation: str
     qk_norm: str = ""
-    norm_eps: float = 1e-6
-    norm_offset: float = 0.0
     residual_multiplier: float = 1.0
     output_gate: str = ""
     beside_multiplier: float = 1.0
@@ -59,13 +62,15 @@ class StepShape:
     mlp_multiplier: float = 1.0
     layer_multiplier: float = 1.0
     gate_cutoff: float = 0.0
+    parallel_mlp: bool = False
+    rank: int = 0
 
 
 class LayerStep:
     """One layer's tensors, ready for one row at a time. Keeps them alive.
 
-    norms: weights (n,) float32 by the names of NORMS, None where there is none; products: weights
-    and biases (out,) float32 or None by the names of PRODUCTS. "o" takes what was attended, or what
+    norms: by the names of NORMS, those that there are; products: weights and biases (out,) float32
+    or None by the names of PRODUCTS. "o" takes what was attended, or what
     the layer's state gave where it does not attend; "beside" what the state gave beside attention.
     Without the MLP's, `add_mlp` must not be called, without the queries', neither `project` nor
     `project_into`; an MLP without "gate" activates what "up" gives. Without "k" a layer has no keys
@@ -75,13 +80,20 @@ class LayerStep:
     attention, and all is divided by the root of two (LAuReL, 2411.07501). The norms of
     experts are those of a layer that has an MLP beside them.
     rope_width, interleaved: of the rotation; a width of 0 turns nothing. native: of `native_for`.
+
+    Latent attention (rank > 0): the one head of keys, which are the values too, is what turns,
+    then `rank` numbers, normed by "latent"; "k" gives both the other way round. Queries are
+    made by "q" of the layer's input, or of what "few_queries" makes of it, normed by the same name;
+    of each head what does not turn comes first and is multiplied with "head_keys" (num_heads *
+    rank, inputs), head by head. What was attended is multiplied with "head_values" (num_heads *
+    outputs, rank) before "o": not in `add_attention` and `mix`, which are given the product.
     """
 
     def __init__(
         self,
         native,
         shape: StepShape,
-        norms: dict[str, torch.Tensor | None],
+        norms: dict[str, Norm],
         products: dict[str, tuple[Weight, torch.Tensor | None]],
         rope_width: int,
         interleaved: bool,
@@ -92,18 +104,16 @@ class LayerStep:
         numbers = [
             shape.hidden_size,
             shape.head_dim,
+            shape.num_heads,
+            shape.rank,
             QK_NORMS.index(shape.qk_norm),
             rope_width,
             int(interleaved),
             ACTIVATIONS.index(shape.activation),
             OUTPUT_GATES.index(shape.output_gate),
+            int(shape.parallel_mlp),
         ]
-        numbers += [vector_address(norms.get(name)) for name in NORMS]
-        for name in PRODUCTS:
-            numbers += product_numbers(*products.get(name, (None, None)))
         floats = [
-            shape.norm_eps,
-            shape.norm_offset,
             shape.gate_cutoff,
             shape.residual_multiplier,
             shape.beside_multiplier,
@@ -111,6 +121,11 @@ class LayerStep:
             shape.mlp_multiplier,
             shape.layer_multiplier,
         ]
+        for name in NORMS:
+            of_norm, of_floats = norm_numbers(norms.get(name))
+            numbers, floats = numbers + of_norm, floats + of_floats
+        for name in PRODUCTS:
+            numbers += product_numbers(*products.get(name, (None, None)))
         self.native = native.LayerStep(numbers, floats)
 
     def project(
@@ -169,10 +184,12 @@ class LayerStep:
         self.native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
         return out
 
-    def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
-        """x (1, hidden_size) plus the MLP's output."""
-        out = torch.empty_like(x)
-        self.native.add_mlp(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    def add_mlp(self, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        """x (1, hidden_size) plus the MLP's output. entered: likewise, the row that entered the
+        layer, which is what a parallel MLP reads."""
+        entered, out = entered.contiguous(), torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self.native.add_mlp(x.data_ptr(), entered.data_ptr(), out.data_ptr(), threads)
         return out
 
     def mix(self, x: torch.Tensor, *mixed: torch.Tensor) -> torch.Tensor:
@@ -199,15 +216,14 @@ class BlockProduct:
     """Weights of one row, such as blocks of an output head, ready for one row at a time. `linear`
     of the blocks one after the other gives the same bits.
 
-    norm: weight (in,) float32, offset and eps of a `norm.rms_norm` before them, or None. biases: of
-    each block, (out,) float32 or None.
+    norm: of a row before them, or None. biases: of each block, (out,) float32 or None.
     """
 
     def __init__(
         self,
         native,
         blocks: list[Weight],
-        norm: tuple[torch.Tensor, float, float] | None = None,
+        norm: Norm | None = None,
         biases: list[torch.Tensor | None] | None = None,
     ):
         biases = [None] * len(blocks) if biases is None else biases
@@ -226,15 +242,14 @@ class BlockProduct:
 def block_product(
     native,
     blocks: list[Weight],
-    norm: tuple[torch.Tensor, float, float] | None,
+    norm: Norm | None,
     biases: list[torch.Tensor | None],
 ):
     """The compiled part of a BlockProduct, whose tensors must be kept alive."""
-    numbers = []
+    numbers, floats = norm_numbers(norm)
     for block, bias in zip(blocks, biases, strict=True):
         numbers += product_numbers(block, bias)
-    weight, offset, eps = norm or (None, 0.0, 0.0)
-    return native.BlockProduct(numbers, vector_address(weight), offset, eps)
+    return native.BlockProduct(numbers, *floats)
 
 
 def expert_numbers(
@@ -279,11 +294,3 @@ def product_numbers(weight: Weight | None, bias: torch.Tensor | None) -> list[in
         return [0] * 7
     kind, codes, scales, first = weight_numbers(weight)
     return [kind, codes, scales, first, weight.shape[1], weight.shape[0], vector_address(bias)]
-
-
-def vector_address(vector: torch.Tensor | None) -> int:
-    """Of float32 numbers side by side; 0 for None."""
-    if vector is None:
-        return 0
-    assert vector.dtype == torch.float32 and vector.is_contiguous(), "vectors are float32"
-    return vector.data_ptr()

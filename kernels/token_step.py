@@ -22,10 +22,11 @@ from . import dispatch
 from .altup_step import AltUpStep
 from .layer_selection import Choice
 from .layout import PageLayout
+from .norm import vector_address
 from .recurrent_step import RecurrentStep
 from .rope_scores import Turns
 from .routed_step import RoutedStep
-from .step import LayerStep, vector_address
+from .step import LayerStep
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class TokenLayer:
     layout: of its pages, None where it does not attend; what follows is of layers that do. view,
     angles: which of those that `run` is given are its own. output_norms: (kv_heads, num_rows)
     float32 (see `effect`) where records are selected, None where all is attended. key_bias:
-    (kv_heads, head_dim) float32 that its pages leave out, or None; with one, its rotation turns
-    whole heads, as turns says, and scales what it turns. null_scores: as layer_attention.Raw has
-    them. recurrent: of a layer that keeps a state, which begins state_offset numbers behind the
+    (kv_heads, head_dim) float32 that its pages leave out, or None; with one, turns is of its
+    rotation and amplitude what that scales what it turns by. null_scores: as layer_attention.Raw
+    has them. recurrent: of a layer that keeps a state, which begins state_offset numbers behind the
     first layer's. experts: of one that has some, in place of its step's MLP or beside it. streams:
     of one whose residual is several streams, of which it works on the first.
     """
@@ -175,7 +176,8 @@ class TokenStep:
         )
 
     def key_bias(self, layer: int) -> torch.Tensor | None:
-        return self._layers[layer].key_bias
+        attending = [one for one in self._layers if one.layout is not None]
+        return attending[layer].key_bias
 
     def run(
         self,

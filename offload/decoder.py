@@ -259,7 +259,7 @@ class Decoder:
         if not c.has_mlp(layer):
             return x
         if step is not None and self._steps.has_mlp(layer):
-            return step.add_mlp(x)
+            return step.add_mlp(x, entered)
         if c.experts_of(layer) is not None:
             return self.add_routed(layer, w, [(x, rows, entered)])[0]
         h = self._mlp_input(w, x, entered)

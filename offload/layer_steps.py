@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 import torch
 
 from ..kernels.gate import ACTIVATIONS
-from ..kernels.step import QK_NORMS, LayerStep, StepShape, native_for
+from ..kernels.norm import Norm
+from ..kernels.step import LayerStep, StepShape, native_for
 from .model_config import ModelConfig
 from .rope import Rope
 from .weights import LayerTensors
@@ -22,6 +23,7 @@ _LAUREL = {"laurel_left": "laurel.linear_left", "laurel_right": "laurel.linear_r
 _INPUTS = {"input_gate": "per_layer_input_gate", "input_output": "per_layer_projection"}
 _MLP = ("gate", "up", "down")
 _OUTPUTS = ("o", "beside")
+_LATENT_NORMS = {"few_queries": "q_a_layernorm", "latent": "kv_a_layernorm"}
 
 
 Made = TypeVar("Made")
@@ -78,7 +80,7 @@ class LayerSteps:
     def _has_dense(self, layer: int) -> bool:
         """Whether it has the tensors of an MLP, alone or with experts beside it."""
         c, experts = self._config, self._config.experts_of(layer)
-        is_other = c.parallel_mlp or (experts is not None and experts.beside is None)
+        is_other = experts is not None and experts.beside is None
         return c.has_mlp(layer) and not is_other and c.activation in ACTIVATIONS
 
     def has_end(self, layer: int) -> bool:
@@ -88,8 +90,7 @@ class LayerSteps:
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values, and the output's gate."""
         c = self._config
-        is_other = c.latent or c.qk_norm not in QK_NORMS or c.gate_activation != "sigmoid"
-        return c.attends(layer) and not is_other
+        return c.attends(layer) and c.gate_activation == "sigmoid"
 
     def is_whole(self, layer: int) -> bool:
         """Whether it is all that a layer does but for its attention, its state and its experts."""
@@ -97,13 +98,12 @@ class LayerSteps:
         if config.altup is not None and config.layer_scalars:
             return False
         has_start = self.has_projections(layer) or not config.attends(layer)
-        is_routed = config.experts_of(layer) is not None and not config.parallel_mlp
+        is_routed = config.experts_of(layer) is not None
         return has_start and (self.has_end(layer) or is_routed)
 
     def _shape(self, layer: int, w: LayerTensors) -> StepShape:
         config, shape = self._config, self._config.shape_of(layer)
         projects, times = self.has_projections(layer), config.residual_multiplier
-        is_normed = projects and (config.qk_norm != "turned" or config.norms_turned(layer))
         outputs = [times for _, times in config.output_projections(layer)]
         gate = "beside" if config.output_gate else config.gate_projection
         return StepShape(
@@ -114,9 +114,7 @@ class LayerSteps:
             config.activation
             if config.activation in ACTIVATIONS
             else "silu",  # which nobody asks for
-            config.qk_norm if is_normed else "",
-            config.norm_eps,
-            config.norm_offset,
+            self._qk_norm(layer),
             outputs[0] if outputs else times,
             gate if projects else "",
             outputs[1] if len(outputs) > 1 else times,
@@ -124,59 +122,92 @@ class LayerSteps:
             times if config.mlp_multiplier is None else config.mlp_multiplier,
             w["layer_scalar"].item() if config.layer_scalars else 1.0,
             config.gate_cutoff(layer) or 0.0,
+            config.parallel_mlp,
+            config.latent.rank if projects and config.latent is not None else 0,
         )
 
-    def _projections(self, layer: int) -> tuple[str, ...]:
-        """Of queries, keys and values, those that a layer has a tensor for."""
-        if self._config.shares_kv(layer):
-            return _QKV[:1]
-        return _QKV[:2] if self._config.shape_of(layer).keys_are_values else _QKV
+    def _qk_norm(self, layer: int) -> str:
+        """Of StepShape."""
+        how, is_turned = self._config.qk_norm, self._config.norms_turned(layer)
+        return how if self.has_projections(layer) and (how != "turned" or is_turned) else ""
 
-    def _norm_names(self, layer: int) -> dict[str, str]:
-        """The names of what a layer may have norms by, by the names of NORMS."""
-        config, experts = self._config, self._config.experts_of(layer)
-        names = dict(vars(config.norms), after_inputs="post_per_layer_input_norm")
-        names["after_laurel"] = "laurel.post_laurel_norm"
-        if config.qk_norm and self.has_projections(layer):
-            names |= {name: f"self_attn.{name}_norm" for name in ("q", "k")}
-        if experts is not None and experts.beside is not None:
-            beside = experts.beside
-            names |= {"before_experts": beside.before, "after_experts": beside.after}
-            names["after_dense"] = beside.after_mlp
-        return names
+    def _attention_paths(self, layer: int) -> dict[str, str]:
+        """What a layer's input is multiplied with, and what stands around latents, by the names of
+        kernels.step.PRODUCTS: those that it has a tensor for."""
+        config = self._config
+        if config.latent is not None:
+            names = {"q": "q_proj", "k": "kv_a_proj_with_mqa"}
+            names |= {"head_keys": "k_b_proj", "head_values": "v_b_proj"}
+            if config.latent.query_rank is not None:
+                names |= {"few_queries": "q_a_proj", "q": "q_b_proj"}
+        else:
+            count = 1 if config.shares_kv(layer) else 3
+            count -= count == 3 and config.shape_of(layer).keys_are_values
+            names = {name: f"{name}_proj" for name in _QKV[:count]}
+        if config.gate_projection:
+            names["attention_gate"] = "gate_proj"
+        return {role: f"self_attn.{name}" for role, name in names.items()}
 
     def _make(self, layer: int, w: LayerTensors) -> LayerStep | None:
-        native, outputs = native_for(*w.values()), self._config.output_projections(layer)
-        has_others = self._config.layer_norm or self._config.after_norm_eps is not None
-        if native is None or has_others:
+        native, config = native_for(*w.values()), self._config
+        if native is None:
             return None
-        config, norms = self._config, {}
-        names = {role: name for role, (name, _) in zip(_OUTPUTS, outputs, strict=False)}
+        outputs = config.output_projections(layer)
+        paths = {role: name for role, (name, _) in zip(_OUTPUTS, outputs, strict=False)}
         if self.has_projections(layer):
-            names |= {name: f"self_attn.{name}_proj" for name in self._projections(layer)}
-            if config.gate_projection:
-                names["attention_gate"] = "self_attn.gate_proj"
+            paths |= self._attention_paths(layer)
         if config.per_layer_inputs is not None:
-            names |= _INPUTS
+            paths |= _INPUTS
         if config.laurel_rank:
-            names |= _LAUREL
+            paths |= _LAUREL
         if self._has_dense(layer):
-            names |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
-        products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in names.items()}
+            paths |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
+        products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in paths.items()}
         if self._has_dense(layer) and config.gate_cutoff(layer) is not None:
             products["mean"] = self._ones[:, : config.inner_size(layer)], None
-        for role, name in self._norm_names(layer).items():
-            if f"{name}.weight" in w:
-                norms[role] = w[f"{name}.weight"]
-        if config.value_norm and self.has_projections(layer):  # without weights
-            norms["v"] = torch.full((config.shape_of(layer).head_dim,), 1.0 - config.norm_offset)
         rope = self._ropes[layer]
-        turns = rope.config is not None
         return LayerStep(
             native,
             self._shape(layer, w),
-            norms,
+            self._norms(layer, w),
             products,
-            rope.width if turns else 0,
-            turns and rope.config.interleaved,
+            rope.width,
+            rope.config is not None and rope.config.interleaved,
         )
+
+    def _norm_paths(self, layer: int) -> dict[str, str | None]:
+        """The names of what a layer may have norms of the usual kind by, by those of
+        kernels.step.NORMS."""
+        config, experts = self._config, self._config.experts_of(layer)
+        paths = dict(vars(config.norms), after_inputs="post_per_layer_input_norm")
+        paths["after_laurel"] = "laurel.post_laurel_norm"
+        if self._qk_norm(layer) not in ("", "each"):
+            paths |= {role: f"self_attn.{role}_norm" for role in "qk"}
+        if experts is not None and experts.beside is not None:
+            beside = experts.beside
+            paths |= {"before_experts": beside.before, "after_experts": beside.after}
+            paths["after_dense"] = beside.after_mlp
+        return paths
+
+    def _norms(self, layer: int, w: LayerTensors) -> dict[str, Norm]:
+        """A layer's norms by the names of kernels.step.NORMS."""
+        config, norms = self._config, {}
+        for role, path in self._norm_paths(layer).items():
+            if f"{path}.weight" in w:
+                is_after = role in ("after_attention", "after_mlp")
+                eps = config.after_norm_eps if is_after else None
+                eps = config.norm_eps if eps is None else eps
+                how = config.norm_offset, eps, w.get(f"{path}.bias"), config.layer_norm
+                norms[role] = Norm(w[f"{path}.weight"], *how)
+        if not self.has_projections(layer):
+            return norms
+        if config.value_norm:  # without weights
+            ones = torch.ones(config.shape_of(layer).head_dim)
+            norms["v"] = Norm(ones, 0.0, config.norm_eps)
+        for role in "qk" if config.qk_norm == "each" else ():
+            weight = w[f"self_attn.{role}_norm.weight"].float()
+            norms[role] = Norm(weight, 0.0, config.norm_eps, takes_mean=True)
+        for role, name in _LATENT_NORMS.items() if config.latent is not None else ():
+            if f"self_attn.{name}.weight" in w:
+                norms[role] = Norm(w[f"self_attn.{name}.weight"], 0.0, config.latent.norm_eps)
+        return norms

@@ -17,7 +17,8 @@ import torch
 from ..kernels.gate import ACTIVATIONS, activate, xielu
 from ..kernels.gate import gate as gate_with
 from ..kernels.matmul import ROW_TILE
-from ..kernels.routed_step import RoutedStep, SharedExpert
+from ..kernels.norm import Norm
+from ..kernels.routed_step import Product, RoutedStep, SharedExpert
 from ..kernels.routing import route
 from ..kernels.step import add_expert, expert_numbers, native_for
 from .layer_config import XIELU_PARAMETERS, Experts
@@ -117,7 +118,7 @@ def _within_latent(
 ) -> list[torch.Tensor]:
     """`routed_mlps` of experts that are given a latent, which stand between two projections; the
     shared one stands beside them."""
-    into, out = ((w[f"{p}.weight"], w.get(f"{p}.bias")) for p in experts.latent.projections)
+    into, out = _latent_products(w, experts)
     latents = [Cell(tiled(h, rows, *into), rows, h if by is None else by) for h, rows, by in cells]
     given = routed_mlps(w, latents, activation, experts.routed_alone)
     outs = []
@@ -127,6 +128,11 @@ def _within_latent(
         _add_shared(w, h, rows, activation, experts, whole)
         outs.append(whole)
     return outs
+
+
+def _latent_products(w: LayerTensors, experts: Experts) -> list[Product]:
+    """What stands before and behind experts that are given a latent."""
+    return [(w[f"{p}.weight"], w.get(f"{p}.bias")) for p in experts.latent.projections]
 
 
 class _Routed:
@@ -208,8 +214,8 @@ def routed_step(
     """`routed_mlp` of one row as a part of a token's step; None where the compiled kernels do not
     serve, or where not all of it lies in memory. Made once: for every expert it takes a while.
     """
-    is_other = experts.latent is not None or experts.sparse_mixer is not None
-    if is_other or activation not in ACTIVATIONS or w.apart is not None:
+    is_other = experts.sparse_mixer is not None or activation not in ACTIVATIONS
+    if is_other or w.apart is not None:
         return None
     native = None if w.routed_step is not None else native_for(*w.values())
     if native is not None:
@@ -228,7 +234,8 @@ def _make_routed_step(
     return RoutedStep(
         native,
         (w[f"{router}.weight"], w.get(f"{router}.bias")),
-        None if experts.router_scale is None else (router_norm(w, experts), norm_eps),
+        None if experts.router_scale is None else Norm(router_norm(w, experts), 0.0, norm_eps),
+        None if experts.latent is None else _latent_products(w, experts),
         experts.routing,
         *_beside_scores(w, experts),
         [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],

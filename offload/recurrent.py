@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from ..kernels.norm import rms_norm
+from ..kernels.norm import Norm, normed
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
 from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.step import native_for
@@ -37,7 +37,7 @@ class RecurrentLayer:
         norm, offset = w[f"{config.norms.before_attention}.weight"], config.norm_offset
         if recurrence.input_multiplier != 1:
             norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
-        self._norm = norm, offset, config.norm_eps
+        self._norm = Norm(norm, offset, config.norm_eps)
         self._weights = self._conv = None
         conv, bias = self._convolution()
         if recurrence.shape is None:
@@ -79,7 +79,7 @@ class RecurrentLayer:
 
     def _project(self, x: torch.Tensor, rows: slice) -> list[torch.Tensor]:
         """What each of `_names` makes of `rows`."""
-        h, outs = rms_norm(x, *self._norm), []
+        h, outs = normed(x, self._norm), []
         for name in self._names:
             weight, bias = self._module[f"{name}.weight"], self._module.get(f"{name}.bias")
             outs.append(tiled(h, rows, weight, bias)[rows])
@@ -120,7 +120,7 @@ class RecurrentLayer:
             starts = [0, weights[0].shape[0]]
             order = torch.cat([n + at for n, at in zip(self._orders, starts, strict=True)])
         if self._recurrence.multipliers:
-            factors = _by_columns(shape, self._recurrence.multipliers, self._norm[0].device)
+            factors = _by_columns(shape, self._recurrence.multipliers, self._norm.weight.device)
         return RecurrentStep(native, products, self._norm, (shape, self._weights), order, factors)
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..kernels.matmul import dot_heads
 from ..kernels.rope_scores import block_turns, cos_sin
 from ..kernels.turn import turn
 from .rope_config import RopeConfig
@@ -31,7 +32,7 @@ class Rope:
         self._nothing = torch.empty(0, device=device)
         self._latest: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
         self._rows: tuple[int, list[tuple[torch.Tensor, torch.Tensor]]] = -1, []
-        self.frequencies = self._nothing
+        self.frequencies, self.width, self.amplitude = self._nothing, 0, 1.0
         if config is not None:
             self.width = config.width(head_dim)
             frequencies, self.amplitude = _frequencies(config, self.width)
@@ -63,18 +64,17 @@ class Rope:
     def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(cosines, sines, constant, turns), as kernels.rope_scores takes them: products of q
         (heads, rows, head_dim), turned already, with b (heads, head_dim), turned by `turn_bias`."""
-        b = b[:, None]
+        constant = dot_heads(q[..., self.width :], b[..., self.width :])
         if self.config is None:
             none = q.new_empty((*q.shape[:2], 0))
-            return none, none, (q * b).sum(-1), self.turns
-        rest = (q[..., self.width :] * b[..., self.width :]).sum(-1)
-        q, b = q[..., : self.width], b[..., : self.width]
+            return none, none, constant, self.turns
+        q, b = q[..., : self.width], b[:, None, : self.width]
         if self.config.interleaved:
             q1, q2, b1, b2 = q[..., ::2], q[..., 1::2], b[..., ::2], b[..., 1::2]
         else:
             (q1, q2), (b1, b2) = q.chunk(2, -1), b.chunk(2, -1)
         cosines, sines = q1 * b1 + q2 * b2, q2 * b1 - q1 * b2
-        return cosines * self.amplitude, sines * self.amplitude, rest, self.turns
+        return cosines * self.amplitude, sines * self.amplitude, constant, self.turns
 
     def angles(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines for positions [start, start + count): each (count, 1, width) float32;

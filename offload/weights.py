@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.matmul import linear, rows_of
-from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.norm import Norm, normed, rms_norm
 from ..kernels.routed_step import RoutedStep
 from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
@@ -188,10 +188,12 @@ class WeightStore:
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
         if self.config.altup is not None:
             self._streams = Streams(self.config, kept)
-        self._final_norm, self._final_bias, bias = (
+        norm, norm_bias, bias = (
             self.checkpoint.read(name).float().to(self.device) if name in refs else None
             for name in ("model.norm.weight", "model.norm.bias", "lm_head.bias")
         )
+        how = self._final_offset, self.config.norm_eps, norm_bias, self.config.layer_norm
+        self._norm = Norm(norm, *how)  # the final one
         # Of each block of the head.
         self._head_biases = [bias if bias is None else bias[i:j] for i, j in self._head_ranges()]
         self._head = self._head_product = None
@@ -200,11 +202,10 @@ class WeightStore:
                 self._head_block(loader, *rows, self._head_arena(*rows)).to(self.device)
                 for rows in self._head_ranges()
             ]
-            native, config = native_for(*self._head), self.config
+            native = native_for(*self._head)
             if native is not None:
-                norm = self._final_norm, self._final_offset, config.norm_eps
-                norm = None if config.layer_norm else norm
-                self._head_product = BlockProduct(native, self._head, norm, self._head_biases)
+                blocks = self._head, self._norm, self._head_biases
+                self._head_product = BlockProduct(native, *blocks)
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -270,16 +271,11 @@ class WeightStore:
         `linear` wants them -> (rows, vocab_size).
         """
         residual = residual if self._streams is None else self._streams.joined(residual)
-        config, ranges, hidden = self.config, self._head_ranges(), residual
-        how = self._final_offset, config.norm_eps
-        if config.layer_norm:
-            hidden = layer_norm(residual, self._final_norm, self._final_bias, *how)
         if residual.shape[0] == 1 and self._head_product is not None:
-            return self._head_product.run(hidden)
-        if not config.layer_norm:
-            hidden = rms_norm(residual, self._final_norm, *how)
-        out = torch.empty(hidden.shape[0], config.vocab_size, device=self.device)
-        for i, rows in enumerate(ranges):
+            return self._head_product.run(residual)
+        hidden = normed(residual, self._norm)
+        out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
+        for i, rows in enumerate(self._head_ranges()):
             if self._head is not None:
                 block = self._head[i]
             else:

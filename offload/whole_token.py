@@ -4,9 +4,8 @@ weights lie in memory, and every record of the sequence that is not selected.
 What is selected from disk is brought in the middle of the call, unless it is at hand. To the bit
 what the engine computes layer by layer, which it does wherever this does not serve: weights that
 are streamed, experts that are not in memory, pages on disk in exact mode, selections that are read
-ahead or by layers of several shapes, selectors other than the default one, key biases of which not
-all elements turn, the token that seals a cell. Layers may attend, to their own pages or to others',
-keep a state, do both or neither.
+ahead or by layers of several shapes, selectors other than the default one, the token that seals a
+cell. Layers may attend, to their own pages or to others', keep a state, do both or neither.
 
 What changes from token to token is found once for all layers of one kind; where records lie, once
 for each change of the page table.
@@ -268,8 +267,6 @@ def make_whole_token(
                 made = replace(made, output_norms=selected.output_norms(kv, w))
             bias = None if layout.is_full else decoder.key_bias(w)
             if bias is not None:
-                if rope.config is None or rope.width != shapes[kv][0].head_dim:
-                    return None  # the elements that are not turned add a sum that is torch's
                 how = {"turns": rope.turns, "amplitude": rope.amplitude}
                 made = replace(made, key_bias=bias, **how)
         layers.append(made)

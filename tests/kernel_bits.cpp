@@ -69,8 +69,10 @@ void rows_and_norms(const Kernels &k) {
             Hash hash;
             k.quantise_rows(x.data(), n, n, to.data(), 0, 3);
             hash.add(to);
-            k.rms_norm(x.data(), weight.data(), 1.0f, 1e-5f, n, out.data());
-            hash.add(out);
+            for (bool takes_mean : {false, true}) {
+                k.norm({weight.data(), takes_mean ? weight.data() : nullptr, 1.0f, 1e-5f, takes_mean}, x.data(), n, out.data());
+                hash.add(out);
+            }
             for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU, RELU2}) {
                 out = floats(n, values);
                 k.gate_with(activation, out.data(), weight.data(), n);

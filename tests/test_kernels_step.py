@@ -16,8 +16,8 @@ from mxfp4_files import drawn_weight
 
 from ebbtide.kernels import dispatch
 from ebbtide.kernels.gate import factors
-from ebbtide.kernels.matmul import linear
-from ebbtide.kernels.norm import rms_norm as kernel_norm
+from ebbtide.kernels.matmul import linear, linear_heads
+from ebbtide.kernels.norm import Norm, normed
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
 from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
 from ebbtide.offload.rope import Rope
@@ -29,7 +29,11 @@ SHAPES = {"q": (240, HIDDEN), "k": (80, HIDDEN), "v": (80, HIDDEN), "o": (HIDDEN
 SHAPES |= {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
 GATES = {"beside": 480, "number": 240, "head": HEADS}  # outputs of what gives the output's gate
 GIVEN = 104  # numbers that a state gives beside attention
-INPUTS, RANK = 72, 24  # numbers that a layer is given besides the residual; of a learnt residual
+INPUTS = 72  # that a layer is given besides the residual
+RANK = 24  # of latents and of a learnt residual
+FEW, EACH = 56, 30  # numbers that a latent's queries are made of, and those of each head
+LATENT = {"q": (HEADS * EACH, HIDDEN), "k": (HEAD_DIM, HIDDEN), "o": (HIDDEN, HEADS * 8)}
+LATENT |= {"head_keys": (HEADS * RANK, EACH - 16), "head_values": (HEADS * 8, RANK)}
 POSITION = 1234
 
 VARIANTS = {
@@ -79,11 +83,33 @@ VARIANTS = {
         "gate_multiplier": 1.5,
         "mlp_multiplier": 0.3,
     },
+    "layer norms, biases": {"takes_mean": True, "has_biases": True},
+    "layer norms of 1 + w, an MLP without a gate beside attention, heads normed by their own": {
+        "takes_mean": True,
+        "norms": ("before_attention",),
+        "norm_offset": 1.0,
+        "parallel_mlp": True,
+        "without": ("gate",),
+        "activation": "gelu_tanh",
+        "qk_norm": "each",
+    },
+    "an MLP beside attention, turned heads normed": {"parallel_mlp": True, "qk_norm": "turned"},
+    "a latent": {"rank": RANK, "rotary": HEAD_DIM - RANK},
+    "a latent of interleaved pairs, few queries, biases": {
+        "rank": RANK,
+        "rotary": HEAD_DIM - RANK,
+        "interleaved": True,
+        "few_queries": True,
+        "has_biases": True,
+    },
 }
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+def apply(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    """`normed` as its definition has it."""
+    x = x - x.mean(-1, keepdim=True) if norm.takes_mean else x
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * (norm.weight + norm.offset)
+    return x if norm.bias is None else x + norm.bias
 
 
 class Layer:
@@ -100,42 +126,57 @@ class Layer:
         interleaved=False,
         has_biases=False,
         norm_offset=0.0,
+        takes_mean=False,
         output_gate="",
         has_beside=False,
         has_inputs=False,
         has_laurel=False,
         norms_values=False,
+        few_queries=False,
         without=(),
-        **multipliers,
+        **more,
     ):
         generator = torch.Generator().manual_seed(7)
 
         def normal(*shape: int, spread: float = 1.0) -> torch.Tensor:
             return torch.randn(shape, generator=generator) * spread
 
+        kv_heads = 1 if "rank" in more else KV_HEADS
         self.shape = StepShape(
             HIDDEN,
             HEAD_DIM,
             HEADS,
-            KV_HEADS,
+            kv_heads,
             activation,
             qk_norm,
-            1e-5,
-            norm_offset,
             output_gate=output_gate,
-            **multipliers,
+            **more,
         )
         self.rotary, self.interleaved = rotary, interleaved
-        self.norms = {name: normal(HIDDEN) for name in norms}
-        if qk_norm:
-            sizes = (240, 80) if qk_norm == "all" else (HEAD_DIM, HEAD_DIM)
-            self.norms |= {n: normal(size) for n, size in zip("qk", sizes, strict=True)}
+        sizes = {name: (HIDDEN,) for name in norms}
+        if qk_norm == "each":
+            sizes |= {"q": (HEADS, HEAD_DIM), "k": (KV_HEADS, HEAD_DIM)}
+        elif qk_norm:
+            sizes |= {"q": (240,), "k": (80,)} if qk_norm == "all" else dict.fromkeys("qk", (40,))
+        if self.shape.rank:
+            sizes |= {"latent": (RANK,)} | ({"few_queries": (FEW,)} if few_queries else {})
+        has_bias = takes_mean and has_biases
+        self.norms = {
+            name: Norm(
+                normal(*size), norm_offset, 1e-5, normal(*size) if has_bias else None, takes_mean
+            )
+            for name, size in sizes.items()
+        }
         if norms_values:
-            self.norms["v"] = torch.full((HEAD_DIM,), 1.0 - norm_offset)
+            self.norms["v"] = Norm(torch.ones(HEAD_DIM), 0.0, 1e-5)
         shapes = {name: shape for name, shape in SHAPES.items() if name not in without}
         if output_gate:
             name = "q" if output_gate == "beside" else "attention_gate"
             shapes[name] = GATES[output_gate], HIDDEN
+        if self.shape.rank:
+            shapes = {n: shape for n, shape in shapes.items() if n != "v"} | LATENT
+        if few_queries:
+            shapes |= {"few_queries": (FEW, HIDDEN), "q": (HEADS * EACH, FEW)}
         if has_beside:
             shapes["beside"] = HIDDEN, GIVEN
         if has_inputs:
@@ -150,7 +191,7 @@ class Layer:
                 if kind.isdigit()
                 else weight.to(getattr(torch, kind))
             )
-            bias = normal(shape[0]) if has_biases else None
+            bias = normal(shape[0]) if has_biases and not name.startswith("head_") else None
             self.products[name] = weight, bias
         if self.shape.gate_cutoff:
             self.products["mean"] = torch.ones(1, INNER), None
@@ -163,6 +204,8 @@ class Layer:
 
     def project(self, x, dtype) -> tuple[torch.Tensor, ...]:
         h = self._norm("before_attention", x)
+        if self.shape.rank:
+            return self._project_latent(h, dtype)
         q, *kv = (self._multiply(name, h, dtype) for name in "qkv" if name in self.products)
         k, v = kv if len(kv) == 2 else kv * 2 or (q, q)  # without keys: of no use
         how, gate = self.shape.output_gate, []
@@ -174,21 +217,37 @@ class Layer:
         if self.shape.qk_norm == "all":
             q, k = self._norm("q", q), self._norm("k", k)
         q, k, v = (part.view(1, -1, HEAD_DIM) for part in (q, k, v))
-        if self.shape.qk_norm == "head":
+        if self.shape.qk_norm in ("head", "each"):
             q, k = self._norm("q", q), self._norm("k", k)
         q, k, v = (*(self.rope.turn(part, POSITION) for part in (q, k)), self._norm("v", v))
         if self.shape.qk_norm == "turned":
             q, k = self._norm("q", q), self._norm("k", k)
         return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), *((k, v) if kv else ()), *gate
 
+    def _project_latent(self, h, dtype) -> tuple[torch.Tensor, ...]:
+        latent, turning = self._multiply("k", h, dtype).split((RANK, HEAD_DIM - RANK), -1)
+        if "few_queries" in self.products:
+            h = self._norm("few_queries", self._multiply("few_queries", h, dtype))
+        heads = self._multiply("q", h, dtype).view(1, HEADS, EACH)
+        plain, first = heads.split((EACH - 16, 16), -1)
+        weight, _ = self.products["head_keys"]
+        if dtype == torch.float32:
+            keys = linear_heads(plain, weight)
+        else:
+            keys = torch.einsum("rhi,hoi->rho", plain, weight.to(dtype).view(HEADS, RANK, -1))
+        k = torch.cat((turning, self._norm("latent", latent)), -1).view(1, 1, HEAD_DIM)
+        k, q = self.rope.turn(k, POSITION), self.rope.turn(torch.cat((first, keys), -1), POSITION)
+        return (q * 0.125).view(1, HEADS, HEAD_DIM), k, k
+
     def add_attention(self, x, attended, dtype, name="o") -> torch.Tensor:
         o = self._norm("after_attention", self._multiply(name, attended, dtype))
         return x + o * getattr(self.shape, f"{'residual' if name == 'o' else name}_multiplier")
 
-    def add_mlp(self, x, dtype) -> torch.Tensor:
+    def add_mlp(self, x, entered, dtype) -> torch.Tensor:
         if "down" not in self.products:
             return x
-        h, has_gate = self._norm("before_mlp", x), "gate" in self.products
+        is_parallel, has_gate = self.shape.parallel_mlp, "gate" in self.products
+        h = self._norm("before_attention", entered) if is_parallel else self._norm("before_mlp", x)
         up = self._multiply("up", h, dtype)
         gate = self._multiply("gate", h, dtype) * self.shape.gate_multiplier if has_gate else up
         times = up if has_gate else torch.ones_like(up)
@@ -205,7 +264,7 @@ class Layer:
         mixed = [attended, x[:, :GIVEN]] if "beside" in self.products else [attended]
         parts = [self.step.add_attention(x, attended), self.step.mix(x, *mixed)]
         if "down" in self.products:
-            parts += [self.step.add_mlp(x), self.step.mix(x)]
+            parts += [self.step.add_mlp(x, x.flip(1)), self.step.mix(x)]
         parts.append(self.step.end(x, attended[:, :INPUTS].contiguous()))
         return [q, *(kv or ()), *([] if gate is None else [gate]), *parts]
 
@@ -214,9 +273,10 @@ class Layer:
         after = added = self.add_attention(x, attended, dtype)
         if "beside" in self.products:
             added = self.add_attention(added, x[:, :GIVEN], dtype, "beside")
-        parts = [after, self.add_mlp(self.add_laurel(added, x, dtype), dtype)]
+        parts = [after, self.add_mlp(self.add_laurel(added, x, dtype), x, dtype)]
         if "down" in self.products:
-            parts += [self.add_mlp(y, dtype) for y in (x, self.add_laurel(x, x, dtype))]
+            parts.append(self.add_mlp(x, x.flip(1), dtype))
+            parts.append(self.add_mlp(self.add_laurel(x, x, dtype), x, dtype))
         return [*self.project(x, dtype), *parts, self.end(x, attended[:, :INPUTS], dtype)]
 
     def add_laurel(self, x, entered, dtype) -> torch.Tensor:
@@ -235,9 +295,7 @@ class Layer:
         return x * self.shape.layer_multiplier
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        if name not in self.norms:
-            return x
-        return rms_norm(x, self.norms[name] + self.shape.norm_offset, self.shape.norm_eps)
+        return apply(self.norms[name], x) if name in self.norms else x
 
     def _multiply(self, name: str, x: torch.Tensor, dtype) -> torch.Tensor:
         weight, bias = self.products[name]
@@ -247,11 +305,12 @@ class Layer:
         return out if bias is None else out + bias
 
 
-def rows(values: str = "normal") -> tuple[torch.Tensor, torch.Tensor]:
-    """A residual row and what was attended."""
+def rows(values: str = "normal", layer: Layer | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A residual row and what was attended, as a layer's output projection takes it."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn((1, HIDDEN), generator=generator)
-    attended = torch.randn((1, HEADS * HEAD_DIM), generator=generator)
+    size = HEADS * HEAD_DIM if layer is None else layer.products["o"][0].shape[1]
+    attended = torch.randn((1, size), generator=generator)
     if values == "one huge channel":
         x[0, 77] = 3e4
     elif values == "all equal":
@@ -274,7 +333,7 @@ def test_a_step_is_its_operations(kernels, kind, name):
     """Against float64: float32 rounds some thousand times on the way."""
     skip_without(kernels)
     layer = Layer(kind, **VARIANTS[name])
-    x, attended = rows()
+    x, attended = rows(layer=layer)
     for got, expected in zip(layer.run(x, attended), layer.expected(x, attended), strict=True):
         assert got.shape == expected.shape
         # Angles of float32 positions around a thousand are 1e-4 off in the fastest pair.
@@ -299,7 +358,7 @@ def test_quantised_weights_are_multiplied_as_linear_does(kernels, bits, name):
     """
     skip_without(kernels)
     layer = Layer(bits, **VARIANTS[name])
-    x, attended = rows()
+    x, attended = rows(layer=layer)
     expected = layer.expected(x, attended, torch.float32)
     for got, one in zip(layer.run(x, attended), expected, strict=True):
         assert (got - one).square().mean() <= 2e-6 * one.square().mean()
@@ -342,24 +401,28 @@ def test_a_product_of_blocks_is_that_of_each(kernels, kind):
     native = dispatch.compiled_for()
     got = BlockProduct(native, blocks).run(x)
     assert torch.equal(got, torch.cat([linear(x, block) for block in blocks], 1))
-    norm = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(2)), 1.0, 1e-5
-    normed = kernel_norm(x, *norm)
-    got = BlockProduct(native, blocks, norm).run(x)
-    assert torch.equal(got, torch.cat([linear(normed, block) for block in blocks], 1))
+    weight = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(2))
+    for norm in (Norm(weight, 1.0, 1e-5), Norm(weight, 0.0, 1e-5, weight, takes_mean=True)):
+        got = BlockProduct(native, blocks, norm).run(x)
+        assert torch.equal(got, torch.cat([linear(normed(x, norm), block) for block in blocks], 1))
     assert isinstance(blocks[0], QuantisedWeight) == (kind != "float32")
 
 
+@pytest.mark.parametrize("takes_mean", [False, True])
 @pytest.mark.parametrize("size", [1, 15, 64, 200, 1000])
-def test_rows_are_normed_each_on_its_own(kernels, size):
+def test_rows_are_normed_each_on_its_own(kernels, size, takes_mean):
     """Sums of float32 in whatever order: a few roundings of a thousand terms."""
     x = torch.randn((5, size), generator=torch.Generator().manual_seed(8))
     x[1], x[2], x[3] = 0, x[2] * 1e-20, x[3] * 1e15
-    weight = torch.randn(size, generator=torch.Generator().manual_seed(9))
-    got = kernel_norm(x, weight, 1.0, 1e-6)
-    expected = rms_norm(x.double(), weight.double() + 1, 1e-6)
-    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=1e-25)
+    weight, bias = torch.randn((2, size), generator=torch.Generator().manual_seed(9))
+    norm = Norm(weight, 1.0, 1e-6, bias if takes_mean else None, takes_mean)
+    got = normed(x, norm)
+    expected = apply(norm._replace(weight=weight.double()), x.double())
+    # A mean is as far off as its terms are great.
+    atol = 4e-6 if takes_mean else 1e-25
+    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=atol)
     for row in range(len(x)):
-        assert torch.equal(kernel_norm(x[row : row + 1], weight, 1.0, 1e-6), got[row : row + 1])
+        assert torch.equal(normed(x[row : row + 1], norm), got[row : row + 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -393,7 +456,6 @@ def test_a_forked_child_has_threads_of_its_own():
     code = """
 import os, torch
 from ebbtide.kernels.matmul import linear
-from ebbtide.kernels.norm import rms_norm as kernel_norm
 torch.set_num_threads(2)
 x, w = torch.ones(1, 512), torch.ones(1024, 512)
 before = linear(x, w)

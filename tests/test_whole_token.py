@@ -22,20 +22,17 @@ from ebbtide.prefetch.top_p import CRITERIA
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
-# Biases of keys of which not all elements turn, layer norms, MLPs beside attention or with xIELU,
-# latents, gates by softplus, SparseMixer.
-_KINDS = ("cohere", "deepseek", "glm4-moe-lite", "jais2", "laguna", "minicpm3", "mistral4")
-_KINDS += ("phimoe", "stablelm", "starcoder2")
-BY_LAYERS = {n for n in VARIANTS if n.startswith(_KINDS)}
-BY_LAYERS |= {"apertus", "bamba-biases", "glm", "nemotron", "nemotron-biases", "olmo", "phi"}
-BY_LAYERS |= {"llama4-moe-plain", "nemotron-h-moe-latent", "olmo-biases", "smollm3-yarn", "youtu"}
+# MLPs with xIELU, gates by softplus, SparseMixer.
+BY_LAYERS = {n for n in VARIANTS if n.startswith(("laguna", "phimoe"))} | {"apertus"}
 
 # Of what a layer may be one of each: attention alone, states in others, beside it, MLPs apart,
 # experts and a shared one, experts of gate and up in one beside null scores, layers of two shapes
 # that share pages and have inputs of their own, experts beside MLPs, streams beside each other,
-# and experts of weighted inputs.
+# experts of weighted inputs, layer norms and biases of keys that turn in part, an MLP beside
+# attention, latents of keys and of experts.
 KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss", "gemma4")
-KINDS += ("gemma4-moe", "gemma3n", "llama4-moe")
+KINDS += ("gemma4-moe", "gemma3n", "llama4-moe", "stablelm", "cohere-qk-norm", "glm4-moe-lite")
+KINDS += ("nemotron-h-moe-latent",)
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 

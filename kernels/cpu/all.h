@@ -41,7 +41,7 @@ namespace {
 }  // namespace
 
 const Kernels &EBBTIDE_TABLE() {
-    static const Kernels table = {EBBTIDE_NAME, BEATS_FLOATS, unpack, read_raw, seal, quantise_rows, quantise_strips, multiply, rms_norm, gate_with,
+    static const Kernels table = {EBBTIDE_NAME, BEATS_FLOATS, unpack, read_raw, seal, quantise_rows, quantise_strips, multiply, norm, gate_with,
                                   attend_scratch, attend_chunk, merge_chunks, attend_span, prefill_floats, prefill_scratch,
                                   prefill_panels, pack_panel, attend_block, join_two, rope_scores, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, bound_record, page_shares, record_costs, leave_out, value_spread,

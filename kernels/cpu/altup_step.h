@@ -57,7 +57,7 @@ private:
     std::vector<float> shares_of(const Product &product, const float *x, int threads) const {
         const int64_t n = size(), count = streams();
         float *normed = Scratch::of(scratch.normed, n);
-        active->rms_norm(x, norm_, 0.0f, eps_, n, normed);
+        active->norm({norm_, nullptr, 0.0f, eps_, false}, x, n, normed);
         for (int64_t i = 0; i < n; ++i) normed[i] /= (float)n;
         std::vector<float> routed((size_t)count), shares((size_t)product.matrix.out);
         const std::vector<float> ones((size_t)count, 1.0f);

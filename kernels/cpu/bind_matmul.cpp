@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "head_products.h"
 #include "repack.h"
 #include "threads.h"
 
@@ -41,19 +42,7 @@ void multiply_heads(int kind, uintptr_t weight, uintptr_t scales, int64_t first,
                     int64_t x_stride, int64_t head_stride, int64_t rows, uintptr_t out, int threads) {
     const Matrix m{(WeightKind)kind, in, heads * each, at<const void>(weight), at<const uint16_t>(scales), first};
     nb::gil_scoped_release released;
-    const int64_t of_head = takes_bytes(m.kind) ? rows * row_bytes(in) : 0;
-    std::vector<uint8_t> bytes((size_t)(heads * of_head) + LINE);
-    uint8_t *aligned = at<uint8_t>((reinterpret_cast<uintptr_t>(bytes.data()) + LINE - 1) / LINE * LINE);
-    share_out(heads, 1, weight_bytes(m) * rows, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t head = begin; head < end; ++head) {
-            Rows given{rows, at<const float>(x) + head * head_stride, x_stride, nullptr};
-            if (of_head) {
-                active->quantise_rows(given.x, in, x_stride, aligned + head * of_head, 0, rows);
-                given.bytes = aligned + head * of_head;
-            }
-            active->multiply(m, given, at<float>(out), heads * each, head * each, (head + 1) * each);
-        }
-    });
+    multiply_each_head(m, heads, rows, {at<const float>(x), x_stride, head_stride}, {at<float>(out), heads * each, each}, threads);
 }
 
 void quantise_rows(uintptr_t x, int64_t in, int64_t stride, uintptr_t bytes, int64_t rows) {

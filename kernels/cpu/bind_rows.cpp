@@ -13,10 +13,13 @@ namespace {
 #include "store.h"
 
 // Rows of n, normed, to out.
-void rms_norm(uintptr_t x, uintptr_t weight, double offset, double eps, int64_t n, int64_t rows, uintptr_t out, int threads) {
+void norm(const std::vector<int64_t> &numbers, double offset, double eps, uintptr_t x, int64_t n, int64_t rows, uintptr_t out,
+          int threads) {
+    Reader reader{numbers};
+    const double floats[] = {offset, eps};
+    const Norm how = read_norm(reader, floats);
     share_out(rows, 1, rows * n * 8, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r)
-            active->rms_norm(at<const float>(x) + r * n, at<const float>(weight), (float)offset, (float)eps, n, at<float>(out) + r * n);
+        for (int64_t r = begin; r < end; ++r) active->norm(how, at<const float>(x) + r * n, n, at<float>(out) + r * n);
     });
 }
 
@@ -79,7 +82,7 @@ void read_rows(uintptr_t from, int64_t head_bytes, int64_t heads, int64_t tokens
 
 void bind_rows(nb::module_ &m) {
     typedef nb::call_guard<nb::gil_scoped_release> Released;
-    m.def("rms_norm", &rms_norm, Released());
+    m.def("norm", &norm, Released());
     m.def("gate_with", &gate_with, Released());
     m.def("turn", &turn, Released());
     m.def("add_scaled", &add_scaled, Released());

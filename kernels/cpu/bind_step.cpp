@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "head_products.h"
 #include "read_state.h"
 #include "recur.h"
 #include "select_layer.h"
@@ -71,8 +72,8 @@ void add_attention(const LayerStep &step, uintptr_t x, uintptr_t attended, uintp
     step.add_attention(at<const float>(x), at<const float>(attended), at<float>(out), threads);
 }
 
-void add_mlp(const LayerStep &step, uintptr_t x, uintptr_t out, int threads) {
-    step.add_mlp(at<const float>(x), at<float>(out), threads);
+void add_mlp(const LayerStep &step, uintptr_t x, uintptr_t entered, uintptr_t out, int threads) {
+    step.add_mlp(at<const float>(x), at<const float>(entered), at<float>(out), threads);
 }
 
 void mix(const LayerStep &step, uintptr_t x, uintptr_t attended, uintptr_t beside, uintptr_t out, int threads) {
@@ -83,11 +84,14 @@ void end(const LayerStep &step, uintptr_t x, uintptr_t inputs, uintptr_t out, in
     step.end(at<const float>(x), at<const float>(inputs), at<float>(out), threads);
 }
 
-BlockProduct *make_block_product(const std::vector<int64_t> &numbers, uintptr_t norm, double offset, double eps) {
+// numbers: of the norm, then of each block; offset, eps: of the norm.
+BlockProduct *make_block_product(const std::vector<int64_t> &numbers, double offset, double eps) {
     Reader reader{numbers};
+    const double floats[] = {offset, eps};
+    const Norm norm = read_norm(reader, floats);
     std::vector<Product> blocks;
     while (reader.next < numbers.size()) blocks.push_back(read_product(reader));
-    return new BlockProduct(std::move(blocks), at<const float>(norm), offset, eps);
+    return new BlockProduct(std::move(blocks), norm);
 }
 
 RecurrentStep *make_recurrent_step(const BlockProduct &projections, const std::vector<int64_t> &numbers,

@@ -38,6 +38,17 @@ struct Reader {
     }
 };
 
+// As ../norm.py's norm_numbers gives it.
+inline Norm read_norm(Reader &reader, const double *floats) {
+    Norm norm;
+    norm.weight = reader.address<const float>();
+    norm.bias = reader.address<const float>();
+    norm.takes_mean = reader.number() != 0;
+    norm.offset = (float)floats[0];
+    norm.eps = (float)floats[1];
+    return norm;
+}
+
 // What dispatch.layout_numbers gives.
 inline Layout layout_of(const std::vector<int64_t> &numbers) {
     constexpr int64_t MOST = 1024;

@@ -167,6 +167,13 @@ struct Means {
 };
 constexpr int64_t MEANS_RECORDS = 64;  // of one sum: fixed, so that the bits are
 
+// Of one row: x / rms(x) * (weight + offset), for a layer norm the same of x less its mean; plus the bias, if there is one.
+struct Norm {
+    const float *weight, *bias;  // (n); without a weight there is no norm
+    float offset, eps;
+    bool takes_mean;
+};
+
 enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU, RELU2 };  // in the order of ../gate.py
 
 // A causal convolution of each channel's inputs with its taps.
@@ -240,8 +247,8 @@ struct Kernels {
     // Outputs begin .. end of a product, for all rows; out is (rows, out), `stride` floats from row to row. Any begin and
     // end will do; multiples of STRIP cost nothing.
     void (*multiply)(const Matrix &, const Rows &, float *out, int64_t stride, int64_t begin, int64_t end);
-    // One row of n: x / rms(x) * (weight + offset), and gate = activation(gate) * up.
-    void (*rms_norm)(const float *x, const float *weight, float offset, float eps, int64_t n, float *out);
+    // One row of n: normed, and gate = activation(gate) * up.
+    void (*norm)(const Norm &, const float *x, int64_t n, float *out);
     void (*gate_with)(Activation, float *gate, const float *up, int64_t n);
     // One record of one head to a partial; scratch holds attend_scratch floats.
     int64_t (*attend_scratch)(const Layout &, int64_t rows);

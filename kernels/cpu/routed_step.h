@@ -91,8 +91,8 @@ void add_experts(const std::vector<ChosenExpert> &chosen, const float *x, Activa
 
 class RoutedStep {
 public:
-    // numbers: ../routed_step.py's order. floats: of the routing, then what the shared expert's share is multiplied by, and eps of
-    // the router's norm.
+    // numbers: ../routed_step.py's order. floats: of the routing, then what the shared expert's share is multiplied by, and those
+    // of the router's norm.
     RoutedStep(const std::vector<int64_t> &numbers, const std::vector<double> &floats) : RoutedStep(Reader{numbers}, floats) {}
 
     int64_t hidden_size() const { return router_.matrix.in; }
@@ -102,25 +102,16 @@ public:
         std::vector<float> scores((size_t)routing_.count), shares((size_t)routing_.chosen);
         std::vector<int64_t> numbers((size_t)routing_.chosen);
         const float *by = x;
-        if (router_norm_) {
+        if (router_norm_.weight) {
             float *normed = Scratch::of(scratch.second, hidden_size());
-            active->rms_norm(residual, router_norm_, 0.0f, router_eps_, hidden_size(), normed);
+            active->norm(router_norm_, residual, hidden_size(), normed);
             by = normed;
         }
         multiply(router_, by, scores.data(), threads);
         route(routing_, scores.data(), numbers.data(), shares.data());
-        std::vector<ChosenExpert> chosen;
+        std::vector<ChosenExpert> chosen, shared;
         for (size_t i = 0; i < numbers.size(); ++i) chosen.push_back({&experts_[(size_t)numbers[i]], shares[i]});
         std::sort(chosen.begin(), chosen.end(), [](const ChosenExpert &a, const ChosenExpert &b) { return a.expert < b.expert; });
-        std::fill(out, out + hidden_size(), 0.0f);
-        if (weighs_input_) {
-            float *weighted = Scratch::of(scratch.second, hidden_size());
-            for (const ChosenExpert &one : chosen) {
-                for (int64_t i = 0; i < hidden_size(); ++i) weighted[i] = x[i] * one.share;
-                add_experts({{one.expert, 1.0f}}, weighted, activation_, out, threads);
-            }
-            chosen.clear();
-        }
         if (!shared_.empty()) {
             float gate = 1.0f;
             if (shared_gate_.is_there()) {
@@ -128,19 +119,44 @@ public:
                 multiply(shared_gate_, x, &gate, threads);
                 active->gate_with(SIGMOID, &gate, &one, 1);
             }
-            chosen.push_back({&shared_[0], (float)(shared_scaling_ * gate)});
+            shared.push_back({&shared_[0], (float)(shared_scaling_ * gate)});
         }
-        if (!chosen.empty()) add_experts(chosen, x, activation_, out, threads);
+        std::fill(out, out + hidden_size(), 0.0f);
+        if (into_latent_.is_there()) {
+            const int64_t size = into_latent_.matrix.out;
+            std::vector<float> latent((size_t)size), given((size_t)size);
+            multiply(into_latent_, x, latent.data(), threads);
+            add_chosen(chosen, latent.data(), size, given.data(), threads);
+            multiply(out_of_latent_, given.data(), out, threads);
+        } else if (weighs_input_) {
+            add_chosen(chosen, x, hidden_size(), out, threads);
+        } else {  // all go inward together
+            chosen.insert(chosen.end(), shared.begin(), shared.end());
+            return add_experts(chosen, x, activation_, out, threads);
+        }
+        if (!shared.empty()) add_experts(shared, x, activation_, out, threads);
     }
 
 private:
-    RoutedStep(Reader reader, const std::vector<double> &floats)
-        : routing_(reader, floats), shared_scaling_(floats.at(2)), router_eps_((float)floats.at(3)) {
+    // Of routed experts alone, whose inputs x have `size` numbers.
+    void add_chosen(const std::vector<ChosenExpert> &chosen, const float *x, int64_t size, float *out, int threads) const {
+        if (!weighs_input_) return add_experts(chosen, x, activation_, out, threads);
+        float *weighted = Scratch::of(scratch.second, size);
+        for (const ChosenExpert &one : chosen) {
+            for (int64_t i = 0; i < size; ++i) weighted[i] = x[i] * one.share;
+            add_experts({{one.expert, 1.0f}}, weighted, activation_, out, threads);
+        }
+    }
+
+    RoutedStep(Reader reader, const std::vector<double> &floats) : routing_(reader, floats), shared_scaling_(floats.at(2)) {
+        if (floats.size() != 5) throw std::invalid_argument("these are not the numbers of experts");
         activation_ = (Activation)reader.number();
         weighs_input_ = reader.number() != 0;
-        router_norm_ = reader.address<const float>();
+        router_norm_ = read_norm(reader, floats.data() + 3);
         router_ = read_product(reader);
         shared_gate_ = read_product(reader);
+        into_latent_ = read_product(reader);
+        out_of_latent_ = read_product(reader);
         if (reader.number()) shared_.emplace_back(reader);
         experts_.reserve((size_t)routing_.count);
         while (reader.next < reader.numbers.size()) experts_.emplace_back(reader);
@@ -150,10 +166,9 @@ private:
 
     Routing routing_;
     double shared_scaling_;
-    float router_eps_;
-    const float *router_norm_;  // null: experts are chosen by what they are given
+    Norm router_norm_;  // without one experts are chosen by what they are given
     Activation activation_;
     bool weighs_input_;  // shares are of what experts are given, and not of what they give
-    Product router_, shared_gate_;
+    Product router_, shared_gate_, into_latent_, out_of_latent_;  // all but the first: if there are some
     std::vector<Expert> shared_, experts_;  // the first: one or none
 };

@@ -23,7 +23,7 @@ inline Product read_product(Reader &reader) {
 
 // Memory for what a call works on; grows to the largest layer, and is the calling thread's own.
 struct Scratch {
-    std::vector<float> normed, first, second, third, experts;
+    std::vector<float> normed, entered, first, second, third, heads, experts;
     std::vector<uint8_t> bytes;
     std::vector<std::vector<uint8_t>> more_bytes;  // of several rows at once
 
@@ -136,8 +136,7 @@ void multiply_activated(const Product &p, Row &row, Activation activation, float
 // projections of a layer.
 class BlockProduct {
 public:
-    BlockProduct(std::vector<Product> blocks, const float *norm, double offset, double eps)
-        : norm_(norm), offset_((float)offset), eps_((float)eps), blocks_(std::move(blocks)) {
+    BlockProduct(std::vector<Product> blocks, const Norm &norm) : norm_(norm), blocks_(std::move(blocks)) {
         if (blocks_.empty()) throw std::invalid_argument("a product needs a matrix");
     }
 
@@ -150,9 +149,9 @@ public:
     // Outputs of all blocks side by side.
     void run(const float *x, float *out, int threads) const {
         const int64_t in = blocks_[0].matrix.in;
-        if (norm_) {
+        if (norm_.weight) {
             float *normed = Scratch::of(scratch.normed, in);
-            active->rms_norm(x, norm_, offset_, eps_, in, normed);
+            active->norm(norm_, x, in, normed);
             x = normed;
         }
         Row row(x, in);
@@ -165,7 +164,6 @@ public:
     }
 
 private:
-    const float *norm_;
-    float offset_, eps_;
+    Norm norm_;
     std::vector<Product> blocks_;
 };

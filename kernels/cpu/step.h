@@ -41,9 +41,27 @@ inline void weigh(const float *x, float factor, const float *weight, float offse
     for (; i < n; ++i) out[i] = x[i] * factor * (weight[i] + offset);
 }
 
-// x / rms(x) * (weight + offset). out may be x.
-void rms_norm(const float *x, const float *weight, float offset, float eps, int64_t n, float *out) {
-    weigh(x, inverse_rms(x, eps, n), weight, offset, n, out);
+// The sum of n numbers, in an order that n alone fixes.
+inline float sum_of(const float *x, int64_t n) {
+    Lanes parts[4] = {zero(), zero(), zero(), zero()};
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        for (int c = 0; c < 4; ++c) parts[c] = add(parts[c], load(x + i + 16 * c));
+    for (; i + 16 <= n; i += 16) parts[0] = add(parts[0], load(x + i));
+    float total = sum(add(add(parts[0], parts[1]), add(parts[2], parts[3])));
+    for (; i < n; ++i) total += x[i];
+    return total;
+}
+
+// See Norm. out may be x.
+void norm(const Norm &how, const float *x, int64_t n, float *out) {
+    if (how.takes_mean) {
+        const float mean = sum_of(x, n) / (float)n;
+        for (int64_t i = 0; i < n; ++i) out[i] = x[i] - mean;
+        x = out;
+    }
+    weigh(x, inverse_rms(x, how.eps, n), how.weight, how.offset, n, out);
+    for (int64_t i = 0; how.bias && i < n; ++i) out[i] += how.bias[i];
 }
 
 inline Lanes at_most_zero(Lanes x) { return sub(zero(), larger(sub(zero(), x), zero())); }

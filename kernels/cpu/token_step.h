@@ -246,7 +246,7 @@ private:
 
     static constexpr size_t TABLES = 3;
 
-    // What the layer attends to, gated: good until the next layer's turn. number: of the layer among those that attend.
+    // Attention's output as the layer's projection takes it: good until the next layer's turn. number: of the layer among those that attend.
     const float *attend(const Layer &layer, int64_t number, const float *x, const uintptr_t *table, Call &call) const {
         const Token &token = call.token;
         const Reported &reported = call.reported;
@@ -267,9 +267,7 @@ private:
         } else {
             select(layer, number, all, x, table, call);
         }
-        if (!layer.step->has_gate()) return attended;
-        active->gate_with(SIGMOID, gate, attended, layer.query_size);
-        return gate;
+        return layer.step->output(attended, gate, call.threads);
     }
 
     // The same over what is selected of the layer; what that was is reported.
@@ -312,12 +310,11 @@ private:
         if (!layer.key_bias || !view.num_records) return nullptr;
         const int64_t rows = layer.num_rows, pairs = layer.pairs;
         const int64_t tokens = view.num_records * layer.layout.pages_per_record * layer.layout.page_tokens;
-        const std::vector<float> constant((size_t)rows);
-        std::vector<float> factors((size_t)(2 * rows * pairs));
+        std::vector<float> factors((size_t)(rows * (2 * pairs + 1)));
         if ((int64_t)scores.size() < rows * tokens) scores.resize((size_t)(rows * tokens));
-        float *cosines = factors.data(), *sines = cosines + rows * pairs;
-        layer.step->bias_factors(q, layer.key_bias, layer.amplitude, cosines, sines);
-        const RopeScores a{rows, pairs, view.position, tokens, cosines, sines, constant.data(), layer.num_fast, layer.turns, scores.data()};
+        float *cosines = factors.data(), *sines = cosines + rows * pairs, *constant = sines + rows * pairs;
+        layer.step->bias_factors(q, layer.key_bias, layer.amplitude, cosines, sines, constant);
+        const RopeScores a{rows, pairs, view.position, tokens, cosines, sines, constant, layer.num_fast, layer.turns, scores.data()};
         share_out(tokens, TURN_BLOCK, rows * tokens * pairs, threads,
                   [&](int64_t begin, int64_t end) { active->rope_scores(a, begin, end); });
         return scores.data();
@@ -331,7 +328,8 @@ private:
                  at<const uint8_t *const>(table[0]) + view.first_record, at<const uint8_t *const>(table[1]) + view.first_record},
                 count,
                 records_per_span_,
-                {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size(), layer.null_scores}};
+                {raw_kind_, l.kv_heads, l.head_dim, rows, q, softcap_, runs.data(), (int64_t)runs.size(), layer.null_scores,
+                 l.value_first()}};
     }
 
     void report(const Reported &to, int64_t number, const float *q, const Layer &layer) const {

@@ -93,7 +93,8 @@ def _products(device) -> Iterator[Compared]:
 
 def _rows(device) -> Iterator[Compared]:
     x, weight = _numbers(3, 80, device=device), _numbers(80, device=device)
-    yield "norms", rows.rms_norm(x, weight, 1.0, 1e-6), norm.reference(x, weight, 1.0, 1e-6)
+    expected = norm.reference(x, norm.Norm(weight, 1.0, 1e-6))
+    yield "norms", rows.rms_norm(x, weight, 1.0, 1e-6), expected
     heads, angles = _numbers(3, 4, 80, device=device), _numbers(3, 1, 40, device=device)
     for interleaved in (False, True):
         how = angles.cos(), angles.sin(), interleaved, 0.5, True
