@@ -32,6 +32,11 @@ _MOST_DEPTHS = 32
 # Any ids do, for speed does not depend on them where nothing is guessed; these are in every
 # vocabulary and not all the same.
 _FIRST_ID, _NUM_IDS, _ID_STRIDE = 10, 240, 7
+_DISK_S = 1.0  # that the disk is measured for
+_CACHED = (
+    "Weights that are read for each token may come from the system's cache, which cannot be told "
+    "to forget them here: there is no ceiling."
+)
 
 
 @with_shared_options
@@ -101,28 +106,25 @@ def _parse_depths(text: str) -> list[int]:
 
 
 def _measure_ceilings(run: Run) -> dict[str, float]:
-    """Bytes per second that each tier can be read at: no run can be faster.
-
-    The disk's is that of extents at random, which is how pages are read.
-    """
+    """Bytes per second that each tier can be read at, by the threads that compute: no run can be
+    faster. The disk's is the better of reading in order and at random."""
     run.calm_libraries()
-    import ebbtide
+    import ebbtide  # before torch, whose threads would spin
+
+    import torch  # noqa: I001
 
     tell = run.terminal.answer  # which is silent with --json
     run.signals.working()
     tell("ceilings, measured now\n")
-    memory = ebbtide.measure_memory()
-    # On a busy machine one thread can be faster than all.
-    found = {"host": max(memory.all_threads_bytes_per_s, memory.one_thread_bytes_per_s)}
-    tell(
-        f"  memory {memory.all_threads_bytes_per_s / 1e9:7.2f} GB/s "
-        f"with {memory.num_threads} threads, {memory.one_thread_bytes_per_s / 1e9:.2f} with one\n"
-    )
+    memory = ebbtide.measure_memory(run.settings.threads or torch.get_num_threads())
+    found = {"host": memory.bytes_per_s}
+    threads = f"{memory.num_threads} thread{'s' if memory.num_threads > 1 else ''}"
+    tell(f"  memory {memory.bytes_per_s / 1e9:7.2f} GB/s with {threads}\n")
     if run.settings.disk_memory != 0:
-        disk = ebbtide.measure_disk(run.settings.spill_dir)
-        found["disk"] = disk.random_bytes_per_s
+        disk = ebbtide.measure_disk(run.settings.spill_dir, seconds=_DISK_S)
+        found["disk"] = disk.bytes_per_s
         tell(
-            f"  disk   {found['disk'] / 1e9:7.2f} GB/s at random, "
+            f"  disk   {disk.random_bytes_per_s / 1e9:7.2f} GB/s at random, "
             f"{disk.sequential_bytes_per_s / 1e9:.2f} in order, "
             f"{disk.write_bytes_per_s / 1e9:.2f} written ({disk.way}, {disk.num_threads} threads)\n"
         )
@@ -147,17 +149,22 @@ def _measure(
             length = depth
             branch = session.fork()
             began_s = time.perf_counter()
-            output = branch.generate(
+            stream = branch.stream(
                 _ids(depth, depth + num_prefill),
                 max_new_tokens=num_decode,
                 eos_token_ids=(),  # an end that the model chooses would cut the measurement
                 temperature=0,
             )
+            token_s, reads_disk = _times(stream, llm)
             progress.clear()
             elapsed_s = time.perf_counter() - began_s
+            output = stream.output
             branch.close()
-            ceiling = ceiling_tokens_per_s(llm.plan, depth + num_prefill, ceilings)
-            speed = output.timings["decode_tokens_per_s"]
+            ceiling = llm.plan.decode_ceiling(depth + num_prefill, ceilings)
+            if not reads_disk:
+                ceiling = None
+                run.terminal.note(_CACHED)
+            speed = len(token_s) / sum(token_s) if token_s else 0.0
             yield {
                 "depth": depth,
                 "prefill_tokens_per_s": output.timings["prefill_tokens_per_s"],
@@ -172,25 +179,21 @@ def _measure(
             }
 
 
+def _times(stream: Any, llm: Any) -> tuple[list[float], bool]:
+    """Seconds of each token but the first, whose time is the prompt's; and whether all that they
+    read from disk came from there: what the system's cache has of the model's files would be faster
+    than any disk."""
+    times, reads_disk = [], True
+    while True:
+        reads_disk = llm.forget_files() and reads_disk
+        began_s = time.perf_counter()
+        if next(stream, None) is None:
+            return times[1:], reads_disk
+        times.append(time.perf_counter() - began_s)
+
+
 def _ids(start: int, stop: int) -> list[int]:
     return [_FIRST_ID + i * _ID_STRIDE % _NUM_IDS for i in range(start, stop)]
-
-
-def ceiling_tokens_per_s(plan: Any, depth: int, ceilings: dict[str, float]) -> float | None:
-    """Tokens per second if a token did nothing but read its bytes, one tier after the other.
-
-    The plan knows them for its whole context: pages count in proportion to the depth, but for what
-    windows show, and weights whole. None where a tier was not measured.
-    """
-    seconds = 0.0
-    for tier, total_bytes in plan.decode_bytes.items():
-        page_bytes = plan.decode_page_bytes.get(tier, 0)
-        token_bytes = total_bytes - page_bytes * (1 - min(1.0, depth / plan.context))
-        if token_bytes > 0:
-            if not ceilings.get(tier):
-                return None
-            seconds += token_bytes / ceilings[tier]
-    return 1 / seconds if seconds else None
 
 
 _HEADING = (

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from .bandwidth import measure_disk, measure_memory
 from .budget import Limits, format_size
 from .checkpoint import Checkpoint
 from .engine import rows_stand_alone
@@ -21,6 +22,7 @@ from .errors import DoesNotFit
 from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
+from .operations import measure_operations
 from .output import Progress
 from .plan import Loaded, Plan, Request
 from .planner import fewest_hot_records, make_plan
@@ -59,6 +61,7 @@ class Admission:
     ):
         self.facts, self.geometry, self.limits = facts, geometry, limits
         self.bandwidth: dict[str, float] = {}
+        self._operations_per_s: dict[str, float] = {}
         self.latest_plan: Plan | None = None
         self.weights: WeightStore | None = None
         self.load_s = 0.0
@@ -79,7 +82,20 @@ class Admission:
         """The plan for a request; see Request for what else it may say. Allocates nothing."""
         shared = {"drafts": self._drafts, "workspace_bytes": self._workspace()}
         request = Request(context, sequences, **{**shared, **request})
-        return make_plan(self.facts, self.geometry, self._free(), request, self.bandwidth)
+        speeds = self.bandwidth, self._operations_per_s
+        return make_plan(self.facts, self.geometry, self._free(), request, *speeds)
+
+    def measure(self) -> None:
+        """Find out how fast memory, disk and products are, for the speeds that plans name. What a
+        GPU has of its own is not measured."""
+        memory = measure_memory(torch.get_num_threads()).bytes_per_s
+        self.bandwidth["host"] = memory
+        if self._device.type != "cuda":
+            self.bandwidth["device"] = memory
+        if self._device.type == "cpu":
+            self._operations_per_s = measure_operations(self.facts.said_bits != "full")
+        if self._spill_dir is not None:
+            self.bandwidth["disk"] = measure_disk(self._spill_dir).bytes_per_s
 
     def natural_context(self, sequences: int = 1) -> int:
         """The longest context that streams no more weights than a short one would: the model's

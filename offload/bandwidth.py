@@ -31,6 +31,11 @@ class DiskSpeed:
     sequential_bytes_per_s: float
     random_bytes_per_s: float
 
+    @property
+    def bytes_per_s(self) -> float:
+        """The most that reading reached: layers lie in order, and so do neighbouring pages."""
+        return max(self.sequential_bytes_per_s, self.random_bytes_per_s)
+
 
 @dataclass(frozen=True)
 class MemorySpeed:
@@ -39,6 +44,11 @@ class MemorySpeed:
     num_threads: int
     one_thread_bytes_per_s: float
     all_threads_bytes_per_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The most that was reached: on a busy machine one thread can be faster than all."""
+        return max(self.one_thread_bytes_per_s, self.all_threads_bytes_per_s)
 
 
 def measure_disk(

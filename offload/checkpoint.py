@@ -199,6 +199,11 @@ class Checkpoint:
                 self._files[path] = _open(path)
             return self._files[path]
 
+    def forget(self) -> bool:
+        """See `forget`, of all files."""
+        with self._opening:
+            return all([forget(descriptor) for descriptor in self._files.values()])
+
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
@@ -251,6 +256,17 @@ def _open(path: Path) -> int:
                 "allow this process more (ulimit -n)."
             ) from error
         raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
+
+
+def forget(descriptor: int) -> bool:
+    """Have the system's cache let go of a file; whether the system can be told to."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    with contextlib.suppress(OSError):  # of a system that is read only
+        os.fsync(descriptor)  # what is not on the disk yet would stay
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def read_at(descriptor: int, view: memoryview, path: Path | str, offset: int) -> int:

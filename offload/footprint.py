@@ -142,6 +142,22 @@ class Facts:
 
         return {e: sum(map(size, names)) for e, names in expert_names(self.config).items()}
 
+    @cached_property
+    def prefill_numbers(self) -> int:
+        """Of matrices that a prefill multiplies every token with: of experts, those that are
+        chosen. Not of the last layer that later tokens need something of, which does not all of its
+        work for all of them."""
+        found = 0
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer is None or layer >= self.config.last_keeper or len(shape) != 2:
+                continue
+            experts, numbers = self.config.experts_of(layer), shape[0] * shape[1]
+            if experts is not None and ".experts." in name:
+                numbers = numbers * experts.chosen // experts.count
+            found += numbers
+        return found
+
     @property
     def num_experts(self) -> int:
         """Of all layers."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.quantised import QuantisedWeight
-from .checkpoint import Checkpoint, TensorRef, read_at
+from .checkpoint import Checkpoint, TensorRef, forget, read_at
 from .errors import BadCheckpoint, StorageError
 from .packing import Bits, Empty, Form, Kept, Packing, aligned
 from .skeleton import decides
@@ -172,6 +172,10 @@ class Scratch:
             ]
             tensors[name] = rebuild(parts)
         return tensors
+
+    def forget(self) -> bool:
+        """See `checkpoint.forget`."""
+        return forget(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

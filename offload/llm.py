@@ -178,20 +178,19 @@ class LLM:
     def plan_for(cls, model: str | Path | None = None, *, schemas: bool = False, **options) -> Plan:
         """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits`
         may be False. schemas: whether answers are kept to some; see `expect_schemas`."""
-        from .bandwidth import measure_disk, measure_memory
-
         llm = cls(Options(model=model, **options))
         try:
             if schemas:
                 llm.expect_schemas()
-            memory = measure_memory().all_threads_bytes_per_s
-            bandwidth = llm.admission.bandwidth
-            bandwidth |= {"host": memory, "device": memory}
-            if llm._spill_dir is not None:
-                bandwidth["disk"] = measure_disk(llm._spill_dir).random_bytes_per_s
+            llm.measure()
             return llm.plan_at(llm._context or llm.plan.context)
         finally:
             llm.close()
+
+    def measure(self) -> None:
+        """Measure this machine's memory, disk and products, for a second or so: plans that are made
+        from now on say what speeds these allow."""
+        self.admission.measure()
 
     @property
     def plan(self) -> Plan:
@@ -219,8 +218,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, **generation) -> Stream:
         """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by
-        `close()`.
-        """
+        `close()`."""
         config = self.generation.resolve(**generation)
         ids = self.encode(prompt, **config.chat_options)
         if not ids:
@@ -246,8 +244,7 @@ class LLM:
 
     def plan_at(self, context: int) -> Plan:
         """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
-        may be False.
-        """
+        may be False."""
         return self.admission.plan(context)
 
     def session(self, name: str | None = None, *, context: int | None = None) -> Session:
@@ -257,8 +254,7 @@ class LLM:
         name: its tokens, and their pages where there is a prefix_cache, are kept and found by the
         next session of that name, also in another process. The rest the first answer reads again,
         and counts in `recomputed_tokens`. Raises InputError for a name in use elsewhere or of a
-        model with another tokenizer.
-        """
+        model with another tokenizer."""
         context = context or self._context
         reach = context or self.config.max_positions
         context = context or self.admission.natural_context(_SESSION_SEQUENCES)
@@ -281,10 +277,15 @@ class LLM:
     def keep_in_memory(self, share: float) -> None:
         """Let at most `share` of the far planes of a session that fills its context lie in memory,
         and the rest on disk, however large the budget: to see what that costs. Modes that select
-        keep a tenth more at hand. Raises DoesNotFit.
-        """
+        keep a tenth more at hand. Raises DoesNotFit."""
         context = self._context or self.admission.natural_context(_SESSION_SEQUENCES)
         self.admission.keep_in_memory(share, context, _SESSION_SEQUENCES)
+
+    def forget_files(self) -> bool:
+        """Have the system's cache let go of the model's files, where tokens read some of them: to
+        measure what the disk gives. False where the system cannot be told."""
+        weights = self.admission.weights
+        return weights is None or weights.forget_files()
 
     def logits(
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
@@ -292,8 +293,7 @@ class LLM:
         """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
 
         The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the
-        decode path. The result is part of the host budget: DoesNotFit when it is too large.
-        """
+        decode path. The result is part of the host budget: DoesNotFit when it is too large."""
         return scoring.logits(self, token_ids, prefill_tokens, last)
 
     def score(

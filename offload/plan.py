@@ -5,6 +5,7 @@ Made by planner.py; computes nothing but sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -77,7 +78,9 @@ class Plan:
     decode_bytes: dict[str, int]
     decode_page_bytes: dict[str, int]  # of those, what grows with the text
     prefill_far_bytes: int
+    prefill_operations: dict[str, int] = field(default_factory=dict)  # see operations.py
     bandwidth: dict[str, float] = field(default_factory=dict)
+    operations_per_s: dict[str, float] = field(default_factory=dict)
     shortage: dict | None = None
     selects: bool = False  # pages: then decode_bytes has no far planes
     # How tokens are guessed: by what was said before ("lookup"), by few pages too ("selection").
@@ -93,18 +96,52 @@ class Plan:
         return Loaded(self.layers_streamed, self.head_resident, self.expert_slots)
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether some are read from files for each token."""
+        return bool(self.layers_streamed or self.expert_slots) or not self.head_resident
+
+    @property
     def decode_ceiling_tokens_per_s(self) -> float | None:
-        """Bytes a token must move over the measured bandwidths; None where one was not measured, as
-        that of a disk which has no room."""
-        moved = {tier: count for tier, count in self.decode_bytes.items() if count}
-        if not moved.keys() <= self.bandwidth.keys():
-            return None
-        seconds = sum(count / self.bandwidth[tier] for tier, count in moved.items())
+        """Behind the whole context, by the measured bandwidths; see `decode_ceiling`."""
+        return self.decode_ceiling(self.context, self.bandwidth)
+
+    def decode_ceiling(self, length: int, bandwidth: Mapping[str, float]) -> float | None:
+        """Tokens per second behind `length` others if a token did nothing but read its bytes, from
+        all tiers at once, as reads go on while others are computed with. Pages count in proportion
+        to the length, but for what windows show, and weights whole.
+
+        bandwidth: bytes per second by tier. None where one that is read from is missing, as that of
+        a disk which has no room.
+        """
+        seconds = 0.0
+        for tier, whole in self.decode_bytes.items():
+            unread = 1 - min(1.0, length / self.context)
+            if count := whole - self.decode_page_bytes.get(tier, 0) * unread:
+                if not bandwidth.get(tier):
+                    return None
+                seconds = max(seconds, count / bandwidth[tier])
         return 1 / seconds if seconds else None
+
+    @property
+    def prefill_least_s(self) -> float | None:
+        """What reading the whole context takes at least: its operations at the speed that was
+        measured, or the pages that come from disk. None where nothing was measured."""
+        if not self.operations_per_s:
+            return None
+        rates = self.operations_per_s
+        seconds = sum(count / rates[of] for of, count in self.prefill_operations.items())
+        if "disk" in self.bandwidth and not self.selects:  # which may have them at hand
+            on_disk = self.far_spans["disk"] / max(1, self.num_spans)
+            seconds = max(seconds, on_disk * self.prefill_far_bytes / self.bandwidth["disk"])
+        return seconds
 
     def to_dict(self) -> dict:
         """As JSON prints it."""
-        return {**asdict(self), "decode_ceiling_tokens_per_s": self.decode_ceiling_tokens_per_s}
+        return {
+            **asdict(self),
+            "decode_ceiling_tokens_per_s": self.decode_ceiling_tokens_per_s,
+            "prefill_least_s": self.prefill_least_s,
+        }
 
     def explain(self) -> str:
         """The plan in sentences and a table."""
@@ -143,6 +180,15 @@ class Plan:
                 largest_context=self.largest_context or None,
             )
         return self
+
+    def _but_for(self) -> Iterator[str]:
+        """What a speed may exceed the ceiling by."""
+        if self.drafts == "selection":
+            yield ", times the tokens that one reading verifies"
+        if self.reads_weights:
+            yield ", but for files in the system's cache"
+        if self.expert_slots:
+            yield " and experts that are chosen again"
 
     def __str__(self) -> str:
         lines = [
@@ -192,10 +238,6 @@ class Plan:
             )
             lines.append(
                 f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
-                + (
-                    ", times the tokens that one reading verifies"
-                    if self.drafts == "selection"
-                    else ""
-                )
+                + "".join(self._but_for())
             )
         return "\n".join(lines)

@@ -23,6 +23,7 @@ from .budget import Limits
 from .expert_cache import PASSING_SLOTS
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
+from .operations import reading_operations
 from .page_spans import PageSpans
 from .plan import Loaded, Plan, Request
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
@@ -60,6 +61,7 @@ def make_plan(
     limits: Limits,
     request: Request,
     bandwidth: dict[str, float] | None = None,
+    operations_per_s: dict[str, float] | None = None,
 ) -> Plan:
     """The plan for a request; `fits` says whether it can be carried out, `shortage` what is missing
     if not.
@@ -68,7 +70,9 @@ def make_plan(
     largest = _largest_context(facts, geometry, limits, request, plan)
     if request.context > facts.config.max_positions:
         plan = replace(plan, fits=False)
-    return replace(plan, largest_context=largest, bandwidth=bandwidth or {})
+    speeds = {"bandwidth": bandwidth or {}, "operations_per_s": operations_per_s or {}}
+    operations = reading_operations(facts, plan.context)
+    return replace(plan, largest_context=largest, prefill_operations=operations, **speeds)
 
 
 def _largest_context(facts, geometry, limits, request, plan) -> int:

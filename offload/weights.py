@@ -300,6 +300,13 @@ class WeightStore:
         """Whether some routed experts are read when they are chosen."""
         return self._experts is not None
 
+    def forget_files(self) -> bool:
+        """See LLM.forget_files."""
+        if self._head is not None and not (self._streamed or self.reads_experts):
+            return True  # but for a row of the embedding
+        scratch = self._scratch is None or self._scratch.forget()
+        return self.checkpoint.forget() and scratch
+
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
         if self._experts is not None:

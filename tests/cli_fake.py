@@ -10,6 +10,7 @@ FAKE_* variables choosing how it behaves. Imports no torch.
     FAKE_ANSWER     the answer; default: the words of the prompt's last line
     FAKE_FIRST_WORDS  the answer is so many words of the prompt's beginning
     FAKE_BUILTIN    "0": it is not the built-in model
+    FAKE_KEEPS_FILES  the system's cache cannot be told to forget its files
     FAKE_ASKED      a file that gets a line for each prompt: how many words it has
     FAKE_KILL_AT    the process kills itself at this event: a piece of an answer, a flush to disk, a
                     rename; FAKE_EVENTS is a file that gets their number at the end
@@ -38,14 +39,15 @@ class FakePlan:
         default_factory=lambda: {"weights": 1000, "near planes": 0, "far planes": 3000}
     )
     disk: dict = field(default_factory=dict)
-    decode_bytes: dict = field(default_factory=lambda: {"host": 3000, "disk": 2000})
-    decode_page_bytes: dict = field(default_factory=lambda: {"host": 2000, "disk": 2000})
     layers_streamed: int = 0
     near_resident: bool = True
     selects: bool = False
 
     def __str__(self) -> str:
         return "the plan of the fake"
+
+    def decode_ceiling(self, length: int, bandwidth: dict[str, float]) -> float:
+        return bandwidth["disk"] / 1000
 
     def to_dict(self) -> dict[str, Any]:
         return {"fits": self.fits, "context": self.context, "largest_context": self.largest_context}
@@ -59,7 +61,9 @@ class FakeBudget:
 
 
 def text_of(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(str(m) if isinstance(m, int) else m["content"] for m in prompt)
 
 
 class FakeStream:
@@ -75,6 +79,9 @@ class FakeStream:
 
     def __iter__(self):
         return self._pieces
+
+    def __next__(self):
+        return next(self._pieces)
 
     def tiers(self) -> dict[str, dict[str, int]]:
         return (self.session or FakeSession(self.llm)).tiers()
@@ -221,10 +228,6 @@ class FakeSession:
     def fork(self) -> FakeSession:
         return FakeSession(self.llm, list(self.tokens))
 
-    def generate(self, prompt: Any, **generation: Any) -> Any:
-        self.llm.calls.append(("generate", {"prompt": prompt, **generation}))
-        return fake_output("x", len(prompt), "length")
-
     def keep_as(self, name: str) -> None:
         if os.environ.get("FAKE_KEEP_ERROR"):
             from ebbtide import errors
@@ -302,12 +305,17 @@ class FakeLLM:
         return self._stream(prompt, generation, None)
 
     def _stream(self, prompt: Any, generation: dict, session: Any) -> FakeStream:
-        prompt = [dict(m) for m in prompt] if isinstance(prompt, list) else prompt
+        if isinstance(prompt, list):
+            prompt = [m if isinstance(m, int) else dict(m) for m in prompt]
         self.calls.append(("stream", {"prompt": prompt, **generation}))
         return FakeStream(self, prompt, generation, session)
 
     def keep_in_memory(self, share: float) -> None:
         self.calls.append(("keep_in_memory", share))
+
+    def forget_files(self) -> bool:
+        self.calls.append(("forget files", None))
+        return "FAKE_KEEPS_FILES" not in os.environ
 
     def plan_at(self, context: int) -> FakePlan:
         return FakePlan(context)
@@ -346,11 +354,12 @@ FACE = {
     "demo_material": demo_material,
     "local_model": lambda model, revision=None: None,
     "writable_spill_dir": Path,
-    "measure_memory": lambda: SimpleNamespace(
-        num_threads=2, one_thread_bytes_per_s=5e3, all_threads_bytes_per_s=1e4
+    "measure_memory": lambda num_threads=2: SimpleNamespace(
+        num_threads=num_threads, bytes_per_s=1e4
     ),
-    "measure_disk": lambda directory=None: SimpleNamespace(
+    "measure_disk": lambda directory=None, seconds=0.25: SimpleNamespace(
         way="o_direct",
+        bytes_per_s=2e3,
         extent_bytes=524288,
         num_threads=4,
         write_bytes_per_s=1e3,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import cli_fake as fake
@@ -13,7 +12,7 @@ from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - 
 
 import ebbtide
 from ebbtide import errors
-from ebbtide.cli import bench, main
+from ebbtide.cli import main
 
 # --- bench
 
@@ -26,34 +25,38 @@ def test_bench_measures_the_ceilings_first_and_each_depth_on_a_fork(capfd):
     calls = fake.FakeLLM.calls
     assert opened()["context"] == 100 + 7 + 16
     assert [len(p) for n, p in calls if n == "append"] == [0, 20, 80]
-    assert all(p["eos_token_ids"] == () for n, p in calls if n == "generate")
-    assert [len(p["prompt"]) for n, p in calls if n == "generate"] == [7, 7, 7]
+    assert all(p["eos_token_ids"] == () for n, p in calls if n == "stream")
+    assert [len(p["prompt"]) for n, p in calls if n == "stream"] == [7, 7, 7]
 
 
 def test_bench_as_json(capfd):
     assert main.main(["bench", "--depths", "0", "--json", "-n", "3"]) == 0
     out = capfd.readouterr().out
     found = json.loads(out)
-    assert out.count("\n") == 1 and found["bandwidth_bytes_per_s"]["disk"] == 1000
+    assert out.count("\n") == 1 and found["bandwidth_bytes_per_s"]["disk"] == 2000
     assert found["depths"][0]["depth"] == 0
+    assert found["depths"][0]["decode_ceiling_tokens_per_s"] == 2
+
+
+def test_bench_forgets_files_before_each_token_and_measures_with_its_threads(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_FIRST_WORDS", "3")
+    assert main.main(["bench", "--depths", "0", "--prefill-tokens", "3", "-t", "1"]) == 0
+    names = [name for name, _ in fake.FakeLLM.calls]
+    # Three pieces come, and the end.
+    assert names[names.index("stream") :].count("forget files") == 4
+    assert "with 1 thread\n" in capfd.readouterr().out
+
+
+def test_bench_has_no_ceiling_where_files_stay_in_the_cache(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_KEEPS_FILES", "1")
+    assert main.main(["bench", "--depths", "0", "--json"]) == 0
+    row = json.loads(capfd.readouterr().out)["depths"][0]
+    assert row["decode_ceiling_tokens_per_s"] is row["decode_share_of_ceiling"] is None
 
 
 @pytest.mark.parametrize("depths", ["", "x", "-1", "1,,2", ",".join(map(str, range(40)))])
 def test_depths_that_are_none(capfd, depths):
     assert main.main(["bench", "--depths", depths]) == 2
-
-
-def test_the_ceiling_counts_pages_by_depth_and_weights_whole():
-    plan = fake.FakePlan(context=100)
-    # Per token at full depth: 1000 bytes of weights and 2000 of pages from RAM, 2000 from disk.
-    full = bench.ceiling_tokens_per_s(plan, 100, {"host": 1e4, "disk": 1e3})
-    assert full == pytest.approx(1 / (0.3 + 2.0))
-    half = bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4, "disk": 1e3})
-    assert half == pytest.approx(1 / (0.2 + 1.0))
-    assert bench.ceiling_tokens_per_s(plan, 50, {"host": 1e4}) is None
-    # Where pages are selected, none of them is counted, at any depth.
-    selecting = replace(plan, decode_page_bytes={})
-    assert bench.ceiling_tokens_per_s(selecting, 50, {"host": 1e4, "disk": 1e3}) == full
 
 
 # --- doctor

@@ -260,6 +260,22 @@ def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
     assert fits.decode_ceiling_tokens_per_s > 0
 
 
+def test_the_ceiling_is_that_of_the_slowest_tier_with_pages_by_depth_and_weights_whole():
+    plan = replace(
+        a_plan(100),
+        decode_bytes={"device": 0, "host": 3000, "disk": 2000},
+        decode_page_bytes={"device": 0, "host": 2000, "disk": 500},
+    )
+    assert plan.decode_ceiling(100, {"host": 1e4, "disk": 1e3}) == pytest.approx(1 / 2.0)
+    assert plan.decode_ceiling(50, {"host": 1e4, "disk": 1e3}) == pytest.approx(1 / 1.75)
+    assert plan.decode_ceiling(50, {"host": 1e3, "disk": 1e9}) == pytest.approx(1 / 2.0)
+    assert plan.decode_ceiling(500, {"host": 1e3, "disk": 1e9}) == pytest.approx(1 / 3.0)
+    assert plan.decode_ceiling(50, {"host": 1e4}) is None
+    # Where pages are selected, none of them is counted, at any depth.
+    selecting = replace(plan, decode_page_bytes={})
+    assert selecting.decode_ceiling(1, {"host": 1e4, "disk": 1e3}) == pytest.approx(1 / 2.0)
+
+
 def test_a_disk_that_is_too_small_is_what_lacks():
     with pytest.raises(DoesNotFit, match=r"--disk-memory.*lower --context or") as caught:
         a_plan(60_000, host=least_host(60_000), disk=5).raise_if_unfit()
