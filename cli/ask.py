@@ -10,7 +10,7 @@ import typer
 
 from ebbtide import errors
 
-from . import values
+from . import speeds, values
 from .answer import blank_fields, output_fields, summed_usage
 from .documents import (
     FilesArgument,
@@ -89,6 +89,7 @@ def ask(
             output = run.answer(llm, prompt, options)
             run.terminal.end_answer()
             run.finish(llm, output, told)
+            speeds.remember(llm, run.settings, [output_fields(llm, output)])
         else:
             _ask_all(run, llm, documents, asked, options, told)
 

@@ -109,9 +109,9 @@ def _measure_ceilings(run: Run) -> dict[str, float]:
     """Bytes per second that each tier can be read at, by the threads that compute: no run can be
     faster. The disk's is the better of reading in order and at random."""
     run.calm_libraries()
-    import ebbtide  # before torch, whose threads would spin
+    import torch
 
-    import torch  # noqa: I001
+    import ebbtide  # before torch, whose threads would spin
 
     tell = run.terminal.answer  # which is silent with --json
     run.signals.working()

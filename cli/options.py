@@ -283,7 +283,7 @@ class Settings:
     disk_memory: int | str = "auto"
     spill_dir: str | None = None
     prefix_cache: int | str = "auto"  # bytes, 0 for off, or "auto"
-    context: int | None = None
+    context: int | None = None  # of `plan` a list
     overflow: str = "error"
     mode: str = "exact"
     epsilon: float = 0.02

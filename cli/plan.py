@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
+from ebbtide import format_size
+
+from . import speeds, values
+from .options import BY_NAME
 from .run import Run
 from .shared_options import with_shared_options
+from .summary_plan import TIER_NAMES
+from .values import show_duration
 
 EPILOG = """Examples:
 
 ebbtide plan Qwen/Qwen2.5-7B-Instruct --context 131072
+
+ebbtide plan ./model --context 8k,32k,128k         a table, with a row for each
 
 ebbtide plan ./model --host-memory 6GiB --json"""
 
@@ -21,15 +32,69 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A folder, a GGUF file or a Hugging Face id.", show_default=False
     ),
 ]
+_CONTEXTS = replace(
+    BY_NAME["context"],
+    help="The most tokens that prompt plus answer may reach; several are compared in a table. "
+    "Default: the most that fits.",
+    parse=values.several(values.tokens),
+    metavar="N,N,...",
+)
 
 
-@with_shared_options
+@partial(with_shared_options, changed=(_CONTEXTS,))
 def plan(run: Run, model_argument: ModelArgument = None) -> None:
     """Show what would lie where, and how fast it would go; loads no weights."""
     run.choose_model(model_argument)
-    found = run.plan()
+    with run.open_llm(context=None) as llm:
+        llm.measure()
+        plans = [llm.plan_at(n) for n in run.settings.context or [llm.plan.context]]
+        speed = (speeds.recall(llm, run.settings) or {}).get("prefill")
     if run.terminal.as_json:
-        run.terminal.result({"schema": 1, **found.to_dict()})
+        found = [{**one.to_dict(), "prefill_expected_s": _expected_s(one, speed)} for one in plans]
+        run.terminal.result({"schema": 1, **(found[0] if len(found) == 1 else {"plans": found})})
+    elif len(plans) == 1:
+        run.terminal.answer("\n".join([str(plans[0]), *_reading(plans[0], speed)]))
     else:
-        run.terminal.answer(str(found))
-        run.terminal.end_answer()
+        run.terminal.answer(_table(plans, speed))
+    run.terminal.end_answer()
+
+
+def _expected_s(plan: Any, speed: float | None) -> float | None:
+    """What reading the whole context takes at an earlier run's speed, in tokens per second."""
+    return None if speed is None else max(plan.context / speed, plan.prefill_least_s or 0.0)
+
+
+def _reading(plan: Any, speed: float | None) -> list[str]:
+    """How long it takes, in a line, as far as that is known."""
+    found, least_s, expected_s = [], plan.prefill_least_s, _expected_s(plan, speed)
+    if least_s is not None:
+        found.append(f"at least {show_duration(least_s)} for {plan.context:,} tokens")
+    if expected_s is not None:
+        found.append(f"about {show_duration(expected_s)} at the speed of the last run")
+    return [f"  reading {', '.join(found)}"] if found else []
+
+
+def _table(plans: Sequence[Any], speed: float | None) -> str:
+    """A row for each context; of tiers, what would lie there."""
+    columns: dict[str, list[str]] = {
+        "tokens": [f"{plan.context:,}" for plan in plans],
+        "fits": ["yes" if plan.fits else "no" for plan in plans],
+    }
+    for tier, name in TIER_NAMES.items():
+        if getattr(plans[0], tier) is not None:
+            columns[name] = [format_size(sum(getattr(plan, tier).values())) for plan in plans]
+    columns["reading at least"] = [_shown(plan.prefill_least_s) for plan in plans]
+    if speed is not None:
+        columns["about"] = [_shown(_expected_s(plan, speed)) for plan in plans]
+    ceilings = [plan.decode_ceiling_tokens_per_s for plan in plans]
+    columns["tokens/s at most"] = ["-" if c is None else f"{c:,.1f}" for c in ceilings]
+    widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
+    lines = [columns, *zip(*columns.values(), strict=True)]
+    largest = max(plan.largest_context for plan in plans)
+    first = f"{plans[0].model}: limit {plans[0].model_context:,}, largest that fits {largest:,}"
+    rows = ("  ".join(map(str.rjust, line, widths)) for line in lines)
+    return "\n".join([first, *(f"  {row}" for row in rows)])
+
+
+def _shown(seconds: float | None) -> str:
+    return "-" if seconds is None else show_duration(seconds)

@@ -97,7 +97,7 @@ class Run:
     # --- the model
 
     def open_options(self) -> dict[str, Any]:
-        """The settings as `LLM.open` and `LLM.plan_for` take them."""
+        """The settings as `LLM.open` takes them."""
         import ebbtide
 
         s = self.settings
@@ -145,23 +145,6 @@ class Run:
                 self.terminal.detail(f"Pages of what is read are kept in {where}.")
             yield llm
         self.warn_of(llm.warnings)  # of what could not be kept at the end
-
-    def plan(self, **changes: Any) -> Any:
-        """The Plan for the settings; loads no weights.
-
-        `changes` replace options of LLM.plan_for.
-        """
-        self.calm_libraries()
-        import ebbtide
-
-        self._check_places()
-        planner = ebbtide.LLM
-        options = self.open_options() | changes
-        self.signals.working()
-        found = planner.plan_for(self.settings.model, **options)
-        if self.settings.model is None:
-            self.terminal.note("No model given: planning for the small built-in one.")
-        return found
 
     def _check_places(self) -> None:
         """A model or a folder that is not there is said at once: importing torch takes seconds."""

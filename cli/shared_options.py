@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -70,11 +70,16 @@ def _parameter(option: Option) -> inspect.Parameter:
 _READING_WHOLE = ("ask", "chat", "serve")
 
 
-def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_shared_options(
+    command: Callable[..., Any], *, changed: Sequence[Option] = ()
+) -> Callable[..., Any]:
     """Gives `command(run, **own)` every shared option; `run` is a Run that holds them parsed.
 
     typer reads signatures, so the wrapper has one: the command's own parameters, then the shared.
+    changed: options that this command takes otherwise, in place of those of the same names.
     """
+    by_name = {option.name: option for option in changed}
+    options = [by_name.get(option.name, option) for option in SHARED]
     hints = typing.get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -84,7 +89,7 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     version = inspect.Parameter(
         "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VersionSwitch
     )
-    parameters = [context, *own, *(_parameter(option) for option in SHARED), version]
+    parameters = [context, *own, *map(_parameter, options), version]
 
     def wrapper(**given: Any) -> Any:
         from .run import Run
@@ -92,7 +97,7 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ctx = given.pop("ctx")
         given.pop("version")
         shared = {option.name: given.pop(option.name) for option in SHARED}
-        settings = resolve(ctx, shared)
+        settings = resolve(ctx, shared, options)
         if settings.overflow == "map-reduce" and command.__name__ in _READING_WHOLE:
             settings = _without_splitting(ctx, settings)
         return command(Run.begin(settings, ctx.obj), **given)
@@ -115,14 +120,16 @@ def parsed(parse: values.Parser, text: str, place: str) -> Any:
         raise typer.BadParameter(str(error), param_hint=place) from None
 
 
-def resolve(ctx: typer.Context, shared: dict[str, Any]) -> Settings:
+def resolve(
+    ctx: typer.Context, shared: dict[str, Any], options: Sequence[Option] = SHARED
+) -> Settings:
     """Parse what was given for the shared options.
 
     Raises typer.BadParameter naming the place of a wrong value.
     """
     fields: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for option in SHARED:
+    for option in options:
         raw: Any = shared[option.name]
         source = ctx.get_parameter_source(option.name)
         where = _place(option, source.name if source is not None else "DEFAULT", ctx)

@@ -13,7 +13,7 @@ from .values import show_duration
 
 # The items of a Plan that hold the text's keys and values.
 _KV_ITEMS = ("near planes", "far planes", "raw tokens")
-_PLACES = {"device": "GPU memory", "host": "RAM", "disk": "disk"}
+TIER_NAMES = {"device": "GPU memory", "host": "RAM", "disk": "disk"}
 
 
 @dataclass
@@ -43,7 +43,7 @@ class SummaryPlan:
 
     def kv_bytes(self) -> dict[str, int]:
         """Keys and values of one context, by tier."""
-        tiers = {tier: getattr(self.plan, tier) or {} for tier in _PLACES}
+        tiers = {tier: getattr(self.plan, tier) or {} for tier in TIER_NAMES}
         found = {
             tier: sum(items.get(name, 0) for name in _KV_ITEMS) for tier, items in tiers.items()
         }
@@ -67,6 +67,12 @@ class SummaryPlan:
         writing = self.most_answer * self.num_contexts
         writing_s = writing / self.speeds["decode"] if self.speeds.get("decode") else 0.0
         return reading / self.speeds["prefill"] + writing_s
+
+    def least_s(self) -> float | None:
+        """What reading takes at least where nothing of it was kept, by the plan's measurements."""
+        lengths = [part.num_tokens for part in self.parts] or [self.num_tokens]
+        found = [self.plan.reading_least_s(length) for length in lengths]
+        return None if None in found else sum(found)
 
     def lines(self) -> list[str]:
         """For people."""
@@ -96,7 +102,7 @@ class SummaryPlan:
                 f"{self.num_tokens:,} tokens with the question, read whole in one context; up to "
                 f"{self.most_answer:,} for the answer"
             )
-        where = [f"{format_size(n)} {_PLACES[tier]}" for tier, n in self.kv_bytes().items()]
+        where = [f"{format_size(n)} {TIER_NAMES[tier]}" for tier, n in self.kv_bytes().items()]
         each = " for each part" if self.parts else ""
         out.append(f"keys and values{each}: {', '.join(where) or 'none'}")
         out.append(f"written to disk: {format_size(self.disk_write_bytes())} in all")
@@ -109,11 +115,12 @@ class SummaryPlan:
         seconds = self.seconds()
         if seconds is not None:
             return f"time: about {show_duration(seconds)} or less, at the speed of the last run"
-        ceiling = getattr(self.plan, "decode_ceiling_tokens_per_s", None)
-        bound = (
-            f"; writing at most {ceiling:,.1f} tokens/s, by the memory's speed" if ceiling else ""
-        )
-        return f"time: not known before this model has read something here{bound}"
+        bounds, least_s = [], self.least_s()
+        if least_s is not None:
+            bounds.append(f"; reading at least {show_duration(least_s)}, if nothing of it is kept")
+        if ceiling := self.plan.decode_ceiling_tokens_per_s:
+            bounds.append(f"; writing at most {ceiling:,.1f} tokens/s")
+        return f"time: not known before this model has read something here{''.join(bounds)}"
 
     def to_dict(self) -> dict[str, Any]:
         """What `--dry-run --json` prints."""
@@ -129,6 +136,7 @@ class SummaryPlan:
             "disk_write_bytes": self.disk_write_bytes(),
             "kept_bytes": self.kept_bytes(),
             "eta_s": self.seconds(),
+            "reading_least_s": self.least_s(),
             "plan": self.plan.to_dict(),
         }
 

@@ -62,6 +62,11 @@ def tokens(text: str) -> int:
     return num_tokens
 
 
+def several(parse: Parser) -> Parser:
+    """A parser of values with commas between them: a list."""
+    return lambda text: [parse(part) for part in text.split(",")]
+
+
 def number(
     minimum: float, maximum: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Parser:

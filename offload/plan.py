@@ -124,15 +124,23 @@ class Plan:
 
     @property
     def prefill_least_s(self) -> float | None:
-        """What reading the whole context takes at least: its operations at the speed that was
-        measured, or the pages that come from disk. None where nothing was measured."""
-        if not self.operations_per_s:
+        """Of the whole context; see `reading_least_s`."""
+        return self.reading_least_s(self.context)
+
+    def reading_least_s(self, length: int) -> float | None:
+        """What reading `length` tokens of the context takes at least: its operations at the speed
+        that was measured, or the pages that come from disk. None where nothing was measured.
+
+        Pages are read as often as the square of the length, or less where there are windows.
+        """
+        share, rates = length / self.context, self.operations_per_s
+        if not rates:
             return None
-        rates = self.operations_per_s
-        seconds = sum(count / rates[of] for of, count in self.prefill_operations.items())
+        weights_s = share * self.prefill_operations["weights"] / rates["weights"]
+        seconds = weights_s + share**2 * self.prefill_operations["pages"] / rates["pages"]
         if "disk" in self.bandwidth and not self.selects:  # which may have them at hand
-            on_disk = self.far_spans["disk"] / max(1, self.num_spans)
-            seconds = max(seconds, on_disk * self.prefill_far_bytes / self.bandwidth["disk"])
+            from_disk = self.prefill_far_bytes * self.far_spans["disk"] / max(1, self.num_spans)
+            seconds = max(seconds, share**2 * from_disk / self.bandwidth["disk"])
         return seconds
 
     def to_dict(self) -> dict:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 @dataclass
 class FakePlan:
     context: int = 4096
+    model: str = "fake-model"
     fits: bool = True
     largest_context: int = 4096
     model_context: int = 4096
@@ -45,6 +46,11 @@ class FakePlan:
 
     def __str__(self) -> str:
         return "the plan of the fake"
+
+    decode_ceiling_tokens_per_s = prefill_least_s = None
+
+    def reading_least_s(self, length: int) -> None:
+        return None
 
     def decode_ceiling(self, length: int, bandwidth: dict[str, float]) -> float:
         return bandwidth["disk"] / 1000
@@ -313,12 +319,15 @@ class FakeLLM:
     def keep_in_memory(self, share: float) -> None:
         self.calls.append(("keep_in_memory", share))
 
+    def measure(self) -> None:
+        self.calls.append(("measure", None))
+
     def forget_files(self) -> bool:
         self.calls.append(("forget files", None))
         return "FAKE_KEEPS_FILES" not in os.environ
 
     def plan_at(self, context: int) -> FakePlan:
-        return FakePlan(context)
+        return FakePlan(context, fits=self.model != "too-big")
 
     def session(self, name: str | None = None, *, context: int | None = None) -> FakeSession:
         kept = [] if name is None else FakeSession.kept.get(name, [])

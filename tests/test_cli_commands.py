@@ -283,11 +283,40 @@ def test_a_new_file_has_the_permissions_of_any_new_file():
 # --- plan
 
 
-def test_plan_prints_the_plan_and_opens_nothing(capfd):
+def test_plan_prints_the_plan_and_asks_for_nothing_more(capfd):
     assert main.main(["plan", "some/model", "--context", "77"]) == 0
     assert capfd.readouterr().out == "the plan of the fake\n"
-    ((name, call),) = fake.FakeLLM.calls
-    assert name == "plan_for" and call["model"] == "some/model" and call["context"] == 77
+    (name, call), *others = fake.FakeLLM.calls
+    # Of a context that does not fit there is a plan, too.
+    assert name == "open" and call["model"] == "some/model" and call["context"] is None
+    assert others == [("measure", None)]
+    assert main.main(["plan", "some/model", "--context", "77", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["context"] == 77
+
+
+def test_a_plan_of_several_contexts_is_a_table(capfd):
+    assert main.main(["plan", "m", "--context", "9,8k"]) == 0
+    _, head, *rows = capfd.readouterr().out.splitlines()
+    assert head.split()[:3] == ["tokens", "fits", "RAM"]
+    assert [row.split()[:2] for row in rows] == [["9", "yes"], ["8,192", "yes"]]
+    assert len({len(line) for line in (head, *rows)}) == 1  # one below the other
+    assert main.main(["plan", "m", "--context", "9,8k", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [plan["context"] for plan in found["plans"]] == [9, 8192] and found["schema"] == 1
+    assert main.main(["plan", "m", "--context", "9,,8k"]) == 2
+    assert main.main(["ask", "q", "--context", "9,8k"]) == 2
+
+
+def test_a_plan_knows_the_speed_of_the_last_run(capfd):
+    Path("a.txt").write_text("word " * 100)
+    assert main.main(["ask", "q", "a.txt", "-m", "m"]) == 0
+    capfd.readouterr()
+    # The fake reads 10 tokens a second.
+    assert main.main(["plan", "m", "--context", "100"]) == 0
+    assert "reading about 10 s at the speed of the last run" in capfd.readouterr().out
+    assert main.main(["plan", "m", "--context", "100,200", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["plans"]
+    assert [plan["prefill_expected_s"] for plan in found] == [10, 20]
 
 
 def test_a_plan_that_does_not_fit_is_still_a_plan(capfd):
@@ -306,7 +335,7 @@ def test_the_same_model_twice_is_no_contradiction(capfd):
 def test_an_argument_beats_the_environment(capfd, monkeypatch):
     monkeypatch.setenv("EBBTIDE_MODEL", "from-environment")
     assert main.main(["plan", "m"]) == 0
-    assert fake.FakeLLM.calls[-1][1]["model"] == "m"
+    assert opened()["model"] == "m"
 
 
 # --- the settings file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
 from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.operations import reading_operations
 from ebbtide.offload.page_spans import PageSpans
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.plan import Plan, Request
@@ -258,6 +260,57 @@ def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
     assert "DO NOT FIT" in str(plan) and "at most" not in str(plan)
     fits = replace(a_plan(60_000), bandwidth={"host": 1e10, "disk": 1e9})
     assert fits.decode_ceiling_tokens_per_s > 0
+
+
+def seen_by_hand(tokens: int, window: int | None, chunked: bool) -> int:
+    first = [
+        0 if window is None else at - at % window if chunked else max(0, at - window + 1)
+        for at in range(tokens)
+    ]
+    return sum(at - start + 1 for at, start in enumerate(first))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
+def test_the_operations_of_reading_are_those_of_its_products(tokens, chunked):
+    """Of every layer but the last, which does not all of its work."""
+    config = replace(MODELS["small"], chunked=chunked)
+    config = replace(config, windows=(64, *config.windows[1:]))
+    facts = facts_of(config)
+    found = reading_operations(facts, tokens)
+    layers = range(config.num_layers - 1)
+    q, kv = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    a_layer = config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
+    assert found["weights"] == 2 * tokens * a_layer * len(layers)
+    seen = sum(seen_by_hand(tokens, config.windows[layer], chunked) for layer in layers)
+    assert found["pages"] == 2 * 2 * q * seen
+
+
+def test_of_experts_those_that_are_chosen_are_multiplied():
+    config = routed_model()
+    facts = facts_of(config)
+    experts = config.experts[0]
+    fewer = replace(facts, config=replace(config, experts=(replace(experts, chosen=1),) * 99))
+    matrices = [
+        n for n, s in facts.shapes.items() if len(s) == 2 and n.startswith("model.layers.0")
+    ]
+    routed = sum(math.prod(facts.shapes[n]) for n in matrices if ".experts." in n)
+    saved = facts.prefill_numbers - fewer.prefill_numbers
+    assert saved == (config.num_layers - 1) * routed * (experts.chosen - 1) // experts.count
+
+
+def test_reading_takes_its_operations_or_the_disks_time():
+    plan = a_plan(60_000, host=least_host(60_000))
+    assert plan.prefill_least_s is None and plan.far_spans["disk"]
+    speeds = {"weights": 1e9, "pages": 2e9}
+    fast = replace(plan, operations_per_s=speeds, bandwidth={"host": 1e10, "disk": 1e15})
+    weights_s, pages_s = (plan.prefill_operations[of] / speeds[of] for of in speeds)
+    assert fast.prefill_least_s == pytest.approx(weights_s + pages_s)
+    assert fast.reading_least_s(30_000) == pytest.approx(weights_s / 2 + pages_s / 4)
+    slow = replace(fast, bandwidth={"host": 1e10, "disk": 1e3})
+    share = plan.far_spans["disk"] / plan.num_spans
+    assert slow.prefill_least_s == pytest.approx(share * plan.prefill_far_bytes / 1e3)
+    assert slow.to_dict()["prefill_least_s"] == slow.prefill_least_s
 
 
 def test_the_ceiling_is_that_of_the_slowest_tier_with_pages_by_depth_and_weights_whole():
