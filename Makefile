@@ -1,4 +1,4 @@
-# make demo | test | lint | peers | soak | neon | vnni | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
+# make demo | test | lint | peers | soak | faults | neon | vnni | clean. Needs python3 (3.11 or newer) with venv, and g++ for the compiled kernels.
 #
 #   VENV=DIR      where the environment lies; PEERS_VENV=DIR: that of `make peers`, which compares speeds with
 #                 llama.cpp and transformers (llama.cpp is compiled: about ten minutes, once) by
@@ -29,7 +29,7 @@ endif
 export PYTHONSAFEPATH := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint peers soak neon vnni clean
+.PHONY: demo test lint peers soak faults neon vnni clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -51,6 +51,13 @@ soak: $(SOAK_VENV)/.installed
 	$(TEST_ENV) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 	  $(SOAK_VENV)/bin/pytest -n $(WORKERS) --timeout 180 $(SOAK_TESTS)
+
+# Damaged models, flipped bits of kept pages and killed processes, FAULTS times as many as `make test` has: of 40, ten thousand
+# models, 480 flips and 200 kills of reading.
+FAULTS ?= 40
+faults: $(VENV)/.installed-test
+	FAULTS=$(FAULTS) $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS) -k "damaged_model or flipped_bit or kills_while or killed_at" \
+	  tests/test_mutations.py tests/test_prefix_faults.py tests/test_cli_summarize.py
 
 # The kernels' bits where no machine of ours runs the instructions: NEON, with and without dot products, cross-compiled and run
 # in emulation, and AVX-VNNI, whose products are encoded as AVX-512's, give the bits of AVX2. Needs an x86 machine with AVX2, and
