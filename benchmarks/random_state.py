@@ -26,8 +26,9 @@ def fill(engine: Engine, sequence: Sequence, depth: int) -> None:
     state, are random. Far planes repeat a span's; near codes are drawn for every page, so that
     pages differ to whoever chooses among them.
     """
-    for buffer in ("keys", "values", "sink_keys", "sink_values"):
-        getattr(sequence.raw, buffer).normal_()
+    raw = sequence.raw
+    for layer in (*raw.keys, *raw.values, *raw.sink_keys, *raw.sink_values):
+        layer.normal_()
     geometry, layout = engine.geometry, engine.geometry.layout
     shape = (geometry.span_tokens, layout.kv_heads, layout.head_dim)
     k, v = torch.randn((2, *shape))

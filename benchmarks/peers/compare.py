@@ -1,7 +1,8 @@
 """Ebbtide beside llama.cpp and transformers: prefill, and decode at depths, on the same shapes.
 
     python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2,gpt-oss]
-                                       [--depths 0,2048,8192] [--models FOLDER] [--guard COMMAND]
+                                       [--prefills 256,2048] [--depths 0,2048,8192]
+                                       [--models FOLDER] [--guard COMMAND]
 
 Matrices have 4 bits in Ebbtide and llama.cpp (Q4_0), embedding and head 8 in both (Q8_0);
 transformers keeps 16. Every program is a process of its own and keeps its model loaded; they take
@@ -46,7 +47,6 @@ SHAPES = {
     "gpt-oss": "gpt-oss-20b",
 }
 LAYERS = {"gpt-oss-20b": 6}  # of 24: all programs keep their models in memory at once
-PREFILL_TOKENS = 256
 RUN_S = 0.4  # aimed at, for one decode run
 MOST_OTHERS = 0.03  # of the machine's processors
 RETRIES = 3
@@ -98,12 +98,11 @@ class Variant:
     def median_s(self) -> float:
         return statistics.median(self.times_s)
 
-    def measure(self, kind: str) -> None:
-        """One run: decode of some tokens, or a prefill. Made again while the machine is busy."""
-        call = {"variant": self.name, "threads": self.threads}
-        count = PREFILL_TOKENS
-        if kind == "decode":
-            count = call["tokens"] = self.tokens
+    def measure(self, kind: str, length: int) -> None:
+        """One run: decode of some tokens, or a prefill of `length`. Made again while the machine is
+        busy."""
+        count = self.tokens if kind == "decode" else length
+        call = {"variant": self.name, "threads": self.threads, "tokens": count}
         for _ in range(RETRIES):
             before, total = _busy_s(), psutil.cpu_count()
             spent = self.process.ask(kind, **call)
@@ -122,11 +121,12 @@ def _busy_s() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
-def compare(processes, threads, rounds, kind, depth, guard) -> dict[str, Variant]:
-    """Each program's best variant, by its name."""
+def compare(processes, threads, rounds, kind, length, guard) -> dict[str, Variant]:
+    """Each program's best variant, by its name. length: tokens of a prefill, or behind which others
+    are decoded."""
     for process in processes:
         if kind == "decode":
-            process.ask("fill", depth=depth)
+            process.ask("fill", depth=length)
     names, counts = "variants", threads
     if kind == "prefill":  # bound by arithmetic: fewer threads are never better
         names, counts = "prefill_variants", [max(threads)]
@@ -134,7 +134,7 @@ def compare(processes, threads, rounds, kind, depth, guard) -> dict[str, Variant
     for _ in range(rounds):
         with guarded(guard):
             for variant in variants:
-                variant.measure(kind)
+                variant.measure(kind, length)
         measured = [v for v in variants if v.times_s]
         best = {p.name: _best(measured, p) for p in processes}
         variants = [v for v in measured if v.median_s <= 1.25 * best[v.process.name].median_s]
@@ -169,12 +169,15 @@ def guarded(command: str):
         guard.wait()
 
 
-def row(best: Variant, kind: str, depth: int, config: dict, ceilings: dict) -> dict:
-    """What one program reached, against the ceilings of as many threads."""
+def row(best: Variant, kind: str, length: int, config: dict, ceilings: dict) -> dict:
+    """What one program reached, against the ceilings of as many threads. length: see `compare`."""
     seconds, facts = best.median_s, best.process.facts
     ceiling = ceilings[best.threads]
-    per_run = 1 / PREFILL_TOKENS if kind == "prefill" else 1  # how often a token reads the weights
-    bytes_moved = facts["weight_bytes"] * per_run + facts["kv_bytes_per_token"][best.name] * depth
+    per_run, depth = 1.0, float(length)  # how often a token reads the weights, and what it sees
+    if kind == "prefill":
+        per_run, depth = 1 / length, length / 2
+    kv_bytes = facts["kv_bytes_per_token"][best.name] * depth * per_run
+    bytes_moved = facts["weight_bytes"] * per_run + kv_bytes
     flop = 0  # a hybrid's are not counted, nor is what lies between its products
     if config["model_type"] == "llama":
         elements = _matrix_elements(config, with_head=kind == "decode")
@@ -224,7 +227,7 @@ def _run(script: Path, *arguments) -> None:
 def compare_shape(shape: str, models: Path, options, ceilings: dict) -> list[dict]:
     checkpoint, gguf = make_models(SHAPES[shape], models)
     config = json.loads((checkpoint / "config.json").read_text())
-    most, rows = str(max(*options.depths, PREFILL_TOKENS)), []
+    most, rows = str(max(*options.depths, *options.prefills)), []
     isa = [options.isa] if options.isa else []
     processes = [
         Process("ebbtide", "ebbtide_program.py", str(checkpoint), most, "4", *isa),
@@ -235,11 +238,12 @@ def compare_shape(shape: str, models: Path, options, ceilings: dict) -> list[dic
     for process in processes:
         size = process.facts["weight_bytes"]
         print(f"{shape}: {process.name} reads {size / 1e9:.3f} GB of weights for a token")
-    for kind, depth in [("prefill", 0)] + [("decode", d) for d in options.depths]:
-        best = compare(processes, options.threads, options.rounds, kind, depth, options.guard)
-        found = [row(v, kind, depth, config, ceilings) for v in best.values()]
+    runs = [("prefill", n) for n in options.prefills] + [("decode", n) for n in options.depths]
+    for kind, length in runs:
+        best = compare(processes, options.threads, options.rounds, kind, length, options.guard)
+        found = [row(v, kind, length, config, ceilings) for v in best.values()]
         for one in found:
-            one |= {"shape": shape, "kind": kind, "depth": depth}
+            one |= {"shape": shape, "kind": kind, "length": length}
             one["ebbtide_is"] = one["seconds_per_token"] / found[0]["seconds_per_token"]
             _print(one)
         rows += found
@@ -249,7 +253,7 @@ def compare_shape(shape: str, models: Path, options, ceilings: dict) -> list[dic
 
 
 def _print(one: dict) -> None:
-    what = f"prefill {PREFILL_TOKENS}" if one["kind"] == "prefill" else f"decode at {one['depth']}"
+    what = f"{one['kind']} {'of' if one['kind'] == 'prefill' else 'at'} {one['length']}"
     print(
         f"{one['shape']:<5}{what:<17}{one['program']:<13}{one['tokens_per_s']:8.1f} tokens/s  "
         f"{one['gb_per_s']:5.1f} GB/s {one['gflop_per_s']:6.1f} GFLOP/s  "
@@ -264,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
     parser.add_argument("--shapes", default="135m,1b,3b", type=lambda text: text.split(","))
+    parser.add_argument("--prefills", default=[256, 2048], type=numbers)
     parser.add_argument("--depths", "--depth", default=[0, 2048, 8192], type=numbers)
     parser.add_argument("--threads", default=[1, 2], type=numbers)
     parser.add_argument("--rounds", type=int, default=5)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from program import PREFILL_TOKENS, serve
+from program import serve
 
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
@@ -45,8 +45,7 @@ class EbbtideProgram:
         with self._llm.open_session(1, sequences=1):  # loads the weights
             pass
         self._config, self._most = self._llm.config.fixed_for(most_tokens), most_tokens
-        self.variants = list(PAGES)
-        self.prefill_variants = self.variants[:1]  # nothing is sealed yet
+        self.variants = self.prefill_variants = list(PAGES)
         self._engines = {name: self._engine(bits) for name, bits in PAGES.items()}
         self._sequences = {name: self._sequence(name, 0) for name in PAGES}
 
@@ -74,10 +73,10 @@ class EbbtideProgram:
             sequence.tokens.append((sequence.length * 7919 + 1) % self._config.vocab_size)
             engine.logits(engine.decode(sequence))
 
-    def prefill(self, variant: str, threads: int) -> None:
+    def prefill(self, variant: str, threads: int, tokens: int) -> None:
         torch.set_num_threads(threads)
         engine, sequence = self._engines[variant], self._sequence(variant, 0)
-        ids = [(i * 7919 + 1) % self._config.vocab_size for i in range(PREFILL_TOKENS)]
+        ids = [(i * 7919 + 1) % self._config.vocab_size for i in range(tokens)]
         sequence.tokens.extend(ids)
         engine.logits(engine.prefill(sequence))
         engine.sequences.close(sequence)

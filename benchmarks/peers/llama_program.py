@@ -3,7 +3,8 @@
     python benchmarks/peers/llama_program.py FILE.gguf MOST_TOKENS
 
 Variants: a cache of float16 with and without flash attention, and of 8 and 4 bits (Q8_0, Q4_0),
-which need it. A deep cache is filled without computing it: 256 tokens are processed once, saved
+which need it. Prompts are read 512 tokens at a time, as llama.cpp does by default. A deep cache is
+filled without computing it: 256 tokens are processed once, saved
 by llama_state_seq_get_data, and loaded again and again into a second sequence, whose positions
 are moved on before it joins the first. All calls are llama.cpp's own, so the cache is laid out as
 decoding finds it; what it says is noise.
@@ -15,7 +16,7 @@ import ctypes
 import sys
 
 import llama_cpp as llama
-from program import PREFILL_TOKENS, serve
+from program import CHUNK_TOKENS, serve
 
 _F16, _Q4, _Q8 = (getattr(llama, f"GGML_TYPE_{name}") for name in ("F16", "Q4_0", "Q8_0"))
 # name: (type of keys and values, flash attention, their bits)
@@ -26,6 +27,7 @@ CACHES = {
     "q4_0, flash attention": (_Q4, True, 4.5),
 }
 _SLACK_TOKENS = 1024  # for what is decoded at a depth
+_BATCH_TOKENS = 512
 _MAIN, _SPARE = 0, 1  # sequences
 
 
@@ -75,12 +77,13 @@ class LlamaProgram:
             self.run(context, [(at * 7919 + 1) % self._vocab], at)
             self._lengths[variant] += 1
 
-    def prefill(self, variant: str, threads: int) -> None:
+    def prefill(self, variant: str, threads: int, tokens: int) -> None:
         context = self._contexts[variant]
         llama.llama_set_n_threads(context, threads, threads)
         llama.llama_memory_clear(llama.llama_get_memory(context), False)
-        self.run(context, self.prompt(), 0)
-        self._lengths[variant] = PREFILL_TOKENS
+        for start in range(0, tokens, _BATCH_TOKENS):
+            self.run(context, self.prompt(min(_BATCH_TOKENS, tokens - start)), start)
+        self._lengths[variant] = tokens
 
     def close(self) -> None:
         """Free all contexts and the model."""
@@ -93,7 +96,7 @@ class LlamaProgram:
         kind, flash, _ = CACHES[cache]
         params = llama.llama_context_default_params()
         params.n_ctx = -(-most_tokens // 256) * 256
-        params.n_batch = params.n_ubatch = PREFILL_TOKENS
+        params.n_batch = params.n_ubatch = _BATCH_TOKENS
         params.n_seq_max, params.kv_unified = 2, True
         params.type_k = params.type_v = kind
         params.flash_attn_type = int(flash)
@@ -107,27 +110,27 @@ class LlamaProgram:
         llama.llama_memory_clear(memory, False)
         if depth == 0:
             return
-        assert depth % PREFILL_TOKENS == 0, "depths are multiples of 256"
+        assert depth % CHUNK_TOKENS == 0, "depths are multiples of 256"
         llama.llama_set_n_threads(context, 2, 2)
         if llama.llama_model_is_hybrid(self._model):  # a state cannot be moved on
-            for start in range(0, depth, PREFILL_TOKENS):
+            for start in range(0, depth, CHUNK_TOKENS):
                 self.run(context, self.prompt(), start)
             return
         self.run(context, self.prompt(), 0)
         size = llama.llama_state_seq_get_size(context, _MAIN)
         state = (ctypes.c_uint8 * size)()
         size = llama.llama_state_seq_get_data(context, state, size, _MAIN)
-        for start in range(PREFILL_TOKENS, depth, PREFILL_TOKENS):
+        for start in range(CHUNK_TOKENS, depth, CHUNK_TOKENS):
             done = llama.llama_state_seq_set_data(context, state, size, _SPARE)
             assert done, "llama.cpp cannot restore its own state"
-            llama.llama_memory_seq_add(memory, _SPARE, 0, PREFILL_TOKENS, start)
+            llama.llama_memory_seq_add(memory, _SPARE, 0, CHUNK_TOKENS, start)
             llama.llama_memory_seq_cp(memory, _SPARE, _MAIN, -1, -1)
             llama.llama_memory_seq_rm(memory, _SPARE, -1, -1)
         reached = llama.llama_memory_seq_pos_max(memory, _MAIN) + 1
         assert reached == depth, f"the cache holds {reached} tokens, not {depth}"
 
-    def prompt(self) -> list[int]:
-        return [(i * 7919 + 1) % self._vocab for i in range(PREFILL_TOKENS)]
+    def prompt(self, tokens: int = CHUNK_TOKENS) -> list[int]:
+        return [(i * 7919 + 1) % self._vocab for i in range(tokens)]
 
     def run(self, context, tokens: list[int], position: int) -> None:
         """Process tokens from `position` on; the last one's logits are computed."""

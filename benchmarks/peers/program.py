@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Protocol
 
-PREFILL_TOKENS = 256
+CHUNK_TOKENS = 256  # that a deep cache is made of
 WARM_TOKENS = 2  # decoded before the clock starts, in each run
 
 
@@ -20,7 +20,7 @@ class Program(Protocol):
     """One program with one model loaded."""
 
     variants: list[str]  # ways to run it, of which the best counts
-    prefill_variants: list[str]  # those that differ over so few tokens
+    prefill_variants: list[str]  # those that may be the best at reading
 
     def facts(self) -> dict:
         """{"weight_bytes": read for a token, "kv_bytes_per_token": {variant: ...}, ...}"""
@@ -34,8 +34,8 @@ class Program(Protocol):
         """Process `tokens` more, one by one, each up to its logits."""
         ...
 
-    def prefill(self, variant: str, threads: int) -> None:
-        """Process PREFILL_TOKENS into an empty cache, up to the last one's logits."""
+    def prefill(self, variant: str, threads: int, tokens: int) -> None:
+        """Process `tokens` into an empty cache, up to the last one's logits."""
         ...
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from program import PREFILL_TOKENS, serve
+from program import CHUNK_TOKENS, serve
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
@@ -39,8 +39,8 @@ class TransformersProgram:
         kinds = set(getattr(c, "layer_types", None) or ())
         if depth and kinds > {"full_attention"}:  # states are computed
             self._length = 0
-            for start in range(0, depth, PREFILL_TOKENS):
-                self._run([(start + i) % c.vocab_size for i in range(PREFILL_TOKENS)])
+            for start in range(0, depth, CHUNK_TOKENS):
+                self._run([(start + i) % c.vocab_size for i in range(CHUNK_TOKENS)])
         elif depth:
             shape = (1, c.num_key_value_heads, depth, c.head_dim)
             for layer in range(c.num_hidden_layers):
@@ -52,10 +52,10 @@ class TransformersProgram:
         for _ in range(tokens):
             self._run([(self._length * 7919 + 1) % self._config.vocab_size])
 
-    def prefill(self, variant: str, threads: int) -> None:
+    def prefill(self, variant: str, threads: int, tokens: int) -> None:
         torch.set_num_threads(threads)
         self.fill(0)
-        self._run([(i * 7919 + 1) % self._config.vocab_size for i in range(PREFILL_TOKENS)])
+        self._run([(i * 7919 + 1) % self._config.vocab_size for i in range(tokens)])
 
     @torch.inference_mode()
     def _run(self, ids: list[int]) -> None:
