@@ -33,6 +33,7 @@ _MOST_DEPTHS = 32
 # vocabulary and not all the same.
 _FIRST_ID, _NUM_IDS, _ID_STRIDE = 10, 240, 7
 _DISK_S = 1.0  # that the disk is measured for
+_EXPERTS = "The ceiling is as if every expert were as likely; those chosen again are not read."
 _CACHED = (
     "Weights that are read for each token may come from the system's cache, which cannot be told "
     "to forget them here: there is no ceiling."
@@ -76,6 +77,8 @@ def bench(
         ceilings = _measure_ceilings(run)
         llm = stack.enter_context(run.open_llm(context=context, draft=False, prefix_cache=0))
         rows = []
+        if llm.plan.expert_slots:
+            run.terminal.note(_EXPERTS)
         for row in _measure(run, llm, wanted, num_prefill, num_decode, ceilings):
             rows.append(row)
             if not run.terminal.as_json:

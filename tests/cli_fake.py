@@ -41,6 +41,7 @@ class FakePlan:
     )
     disk: dict = field(default_factory=dict)
     layers_streamed: int = 0
+    expert_slots: int = 0
     near_resident: bool = True
     selects: bool = False
 

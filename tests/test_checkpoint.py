@@ -105,6 +105,21 @@ def test_what_is_announced_is_all_of_a_tensor(tmp_path, monkeypatch):
     opened.close()
 
 
+def test_the_systems_cache_is_told_to_forget_what_is_on_disk(tmp_path, monkeypatch):
+    header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    opened = open_folder(write(tmp_path, header, bytes(8)), {"w": (2,)})
+    opened.read("w")
+    told = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: told.append("on disk"))
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *what: told.append(what[1:]), raising=False)
+    assert opened.forget() and told == ["on disk", (0, 0, 4)]  # 0: to its end
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert not opened.forget()
+    assert torch.equal(opened.read("w"), torch.zeros(2))
+    opened.close()
+
+
 def test_experts_in_one_tensor_are_each_ones_rows(tmp_path):
     shapes = {f"model.{e}.{part}": (2, 1) for e in range(3) for part in "xy"}
     tensors = stacked(tmp_path, [3, 4, 1], shapes)

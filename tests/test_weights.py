@@ -200,6 +200,31 @@ def test_layers_come_right_in_any_order(checkpoint, tmp_path, bits, num_streamed
         assert resident.bytes_streamed == 0
 
 
+@pytest.mark.parametrize("bits", [None, 4])  # from the files, and from a scratch file as well
+@pytest.mark.parametrize("options", [{}, {"num_streamed": 2}, {"head_resident": False}])
+def test_files_are_forgotten_where_tokens_read_them(
+    checkpoint, tmp_path, monkeypatch, bits, options
+):
+    with loaded(checkpoint("llama3"), tmp_path, bits=bits, **options) as store:
+        before = parts_of_layers(store)
+        told = []
+        monkeypatch.setattr("ebbtide.offload.checkpoint.forget", told.append)
+        monkeypatch.setattr("ebbtide.offload.kept_tensors.forget", told.append)
+        says = store.forget_files()
+        assert bool(told) == bool(options) and says == (not options)
+        assert len(told) == len(set(told)) >= 2 * bool(bits and "num_streamed" in options)
+        monkeypatch.undo()
+        assert store.forget_files() == hasattr(os, "posix_fadvise") or not options
+        after = parts_of_layers(store)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def parts_of_layers(store) -> list[torch.Tensor]:
+    """Copies, in the order of layers and names."""
+    layers = (store.layer(layer) for layer in range(store.config.num_layers))
+    return [p.clone() for tensors in layers for t in tensors.values() for p in parts(t)]
+
+
 def test_a_layer_stays_while_the_next_one_is_read(checkpoint, tmp_path):
     folder = checkpoint("llama2")
     with loaded(folder, tmp_path) as resident, loaded(folder, tmp_path, num_streamed=3) as store:
