@@ -114,7 +114,7 @@ def _measure_ceilings(run: Run) -> dict[str, float]:
     run.calm_libraries()
     import torch
 
-    import ebbtide  # before torch, whose threads would spin
+    import ebbtide
 
     tell = run.terminal.answer  # which is silent with --json
     run.signals.working()

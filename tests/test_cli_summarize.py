@@ -443,14 +443,19 @@ def test_killed_at_ten_points_and_resumed_to_the_same_file(tmp_path):
     assert run(home, "out.md") == 0
     assert Path("out.md").read_bytes() == wanted
     # And each point alone, from nothing: what was finished is read once, only the rest again.
+    num_resumed = 0
     for point in points[2:-2:4]:
         home = tmp_path / f"home-{point}"
         Path("out.md").unlink()
         assert run(home, "out.md", FAKE_KILL_AT=point) != 0
-        assert not Path("out.md").exists()
+        if Path("out.md").exists():  # at some of the last events it is there, and whole
+            assert Path("out.md").read_bytes() == wanted
+            continue
+        num_resumed += 1
         assert run(home, "out.md") == 0
         assert Path("out.md").read_bytes() == wanted
         assert len(asked) <= len((home / "asked").read_text().split()) <= len(asked) + 1
+    assert num_resumed >= 2
     assert not [
         name
         for name in os.listdir()
