@@ -40,8 +40,11 @@ def recall(llm: Any, settings: Any) -> dict[str, float] | None:
 
 
 def _tokens_read(answer: dict[str, Any]) -> int:
+    """0 where most came from what was kept: the few behind it say little of a text's speed."""
     usage = answer["usage"]
-    return usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    read = usage["prompt_tokens"] - cached
+    return read if read >= cached else 0
 
 
 def remember(llm: Any, settings: Any, answers: list[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from fault_counts import TIMES
 from pdf_writer import write_pdf
 
 from ebbtide import errors
-from ebbtide.cli import job, main, options, speeds
+from ebbtide.cli import job, main
 from ebbtide.cli.summary_text import without_markdown
 from ebbtide.cli.terminal import Terminal
 
@@ -227,16 +227,6 @@ def test_a_plan_says_what_does_not_fit(capfd):
     assert main.main([*args, "--json", "--overflow", "map-reduce"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["fits"] is True and len(found["parts"]) > 1
-
-
-def test_speeds_are_no_trouble(monkeypatch, tmp_path):
-    settings = options.Settings()
-    path = tmp_path / "state" / "ebbtide" / "speeds.json"
-    path.parent.mkdir(parents=True)
-    for content in (b"", b"[]", b'{"x": 1}', b"\xff"):
-        path.write_bytes(content)
-        assert speeds.recall(fake.FakeLLM, settings) is None
-    speeds.remember(fake.FakeLLM, settings, [])
 
 
 # --- parts
