@@ -79,6 +79,11 @@ class PartsReport:
     num_merges: int
 
     def sentence(self, largest: int) -> str:
+        if len(self.parts) == 1:
+            return (
+                f"The text was read whole, but a context holds {largest:,} tokens: the answer had "
+                "room for fewer than it might have taken."
+            )
         last = (
             "their summaries stand one after the other"
             if not self.num_merges

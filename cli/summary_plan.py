@@ -84,18 +84,22 @@ class SummaryPlan:
             out.append(
                 f"{document.name}: {document.format}, {pages}{len(document.text):,} characters"
             )
+        asked = f"{self.num_tokens:,} tokens with the question"
+        if self.num_tokens < self.largest:  # else the text alone is too long
+            asked += f" and up to {self.most_answer:,} for the answer"
         if self.parts:
             longest = max(part.num_tokens for part in self.parts)
+            parts = f"{len(self.parts)} part{'s' if len(self.parts) > 1 else ''}"
             out.append(
-                f"{self.num_tokens:,} tokens with the question, more than one context holds "
-                f"({self.largest:,}): read in {len(self.parts)} parts of up to {longest:,} tokens"
+                f"{asked}, more than one context holds ({self.largest:,}): read in {parts} of up "
+                f"to {longest:,} tokens"
             )
             for number, part in enumerate(self.parts, 1):
                 out.append(f"  {number:>4}  {part.num_tokens:>9,} tokens  {part.label}")
         elif not self.fits:
             out.append(
-                f"{self.num_tokens:,} tokens with the question do NOT FIT into one context "
-                f"({self.largest:,}); --overflow map-reduce would read them in parts"
+                f"{asked} do NOT FIT into one context ({self.largest:,}); --overflow map-reduce "
+                "would read them in parts"
             )
         else:
             out.append(

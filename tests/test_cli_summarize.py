@@ -295,6 +295,18 @@ def test_what_fits_is_read_whole_though_parts_are_allowed(capfd):
     assert len(prompts()) == 1 and "parts" not in capfd.readouterr().err
 
 
+def test_a_text_that_fits_beside_a_shorter_answer_is_not_said_to_be_in_parts(capfd):
+    paged(12)
+    assert main.main([*PARTS, "--length", "2000w", "--dry-run"]) == 0
+    shown = capfd.readouterr().out
+    assert " and up to 6,464 for the answer, more than one context holds (500): " in shown
+    assert "read in 1 part of up to " in shown
+    assert main.main([*PARTS, "--length", "2000w"]) == 0
+    said = capfd.readouterr().err
+    assert "warning: The text was read whole, but a context holds 500 tokens" in said
+    assert "parts" not in said and len(prompts()) == 1
+
+
 def test_a_context_too_small_for_anything(capfd):
     paged(3)
     args = ["summarize", "book.pdf", "-m", "x", "--overflow", "map-reduce", "--context"]
