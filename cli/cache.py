@@ -10,7 +10,7 @@ import typer
 
 from ebbtide import errors, format_size
 
-from .cache_items import KINDS, Item, cache_folders, find_items, remove_items, sweep
+from .cache_items import KINDS, Item, cache_folders, find_items, going_bytes, remove_items, sweep
 from .run import Run
 from .shared_options import with_shared_options
 from .values import show_duration
@@ -105,7 +105,7 @@ def purge(
     items = find_items(run.settings.spill_dir)
     chosen = choose(items, what or [])
     if chosen and not yes:
-        _ask(run, chosen, sum(item.num_bytes for item in chosen))
+        _ask(run, chosen, going_bytes(chosen, items))
     total_bytes = remove_items(chosen, items)
     if run.terminal.as_json:
         removed = [item.label for item in chosen]
@@ -142,7 +142,9 @@ def _ask(run: Run, chosen: list[Item], total_bytes: int) -> None:
         raise errors.InputError("Nothing was removed: --yes must be given where nobody is asked.")
     for item in chosen:
         run.terminal.tell(f"  {item.label}  {format_size(item.num_bytes)}")
-    sys.stderr.write(f"Remove these {len(chosen)} items, {format_size(total_bytes)}? [y/N] ")
+    stays = total_bytes < sum(item.num_bytes for item in chosen)
+    size = format_size(total_bytes) + (" (what others share stays)" if stays else "")
+    sys.stderr.write(f"Remove these {len(chosen)} items, {size}? [y/N] ")
     sys.stderr.flush()
     run.signals.working()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

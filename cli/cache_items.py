@@ -102,13 +102,21 @@ def find_items(spill_dir: str | None) -> list[Item]:
     return sorted(found, key=lambda item: (order.index(item.kind), -item.changed_s))
 
 
+def going_bytes(chosen: list[Item], items: list[Item]) -> int:
+    """What `remove_items` would free."""
+    return sum(map(_num_bytes, _going(chosen, items)))
+
+
+def _going(chosen: list[Item], items: list[Item]) -> set[Path]:
+    shared = {path for item in items if item not in chosen for path in item.paths}
+    return {path for item in chosen for path in item.paths} - shared
+
+
 def remove_items(chosen: list[Item], items: list[Item]) -> int:
     """Remove some of all items, but for what others share with them. Bytes that went. Raises
     StorageError for what does not go; what is gone already is fine."""
-    shared = {path for item in items if item not in chosen for path in item.paths}
-    going = {path for item in chosen for path in item.paths} - shared
-    num_bytes = sum(map(_num_bytes, going))
-    for path in going:
+    num_bytes = going_bytes(chosen, items)
+    for path in _going(chosen, items):
         try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from ebbtide import errors
+from ebbtide import errors, format_size
 from ebbtide.cli import cache_items, main, options, settings_file
 from ebbtide.offload.prefix_head import cell_names, head_of
 from ebbtide.offload.scratch import create_named
@@ -146,11 +146,12 @@ def test_what_purge_refuses(capfd, monkeypatch, args, says):
     assert labels(capfd) == EVERYTHING
 
 
-def test_purge_asks_at_a_terminal(capfd, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_purge_asks_at_a_terminal(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     assert main.main(["cache", "purge"]) == 1
     assert labels(capfd) == EVERYTHING
@@ -252,6 +253,16 @@ def test_a_text_is_purged_by_its_name_and_what_another_shares_stays(capfd, home,
     assert left["name"] == found[16]["name"] and left["bytes"] == sum(short.values())
     cache(capfd, "purge", f"prefixes/{left['name']}", "--yes")
     assert {p.name for p in (home / "cache/prefixes").iterdir()} == {"0a.span", "0b.end"}
+
+
+def test_purge_asks_of_what_would_go_alone(capfd, monkeypatch, two_texts):
+    long, _, shared = two_texts
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    name = texts(capfd)[28]["name"]
+    assert main.main(["cache", "purge", f"prefixes/{name}"]) == 1
+    going = format_size(sum(long.values()) - sum(shared.values()))
+    said = capfd.readouterr().err
+    assert f"Remove these 1 items, {going} (what others share stays)? [y/N]" in said
 
 
 def test_both_at_once_leave_nothing_of_what_they_share(capfd, home, two_texts):
