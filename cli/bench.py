@@ -74,9 +74,9 @@ def bench(
     num_decode = run.settings.max_new_tokens or 16
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
-        ceilings = _measure_ceilings(run)
+        # Refuses what is no model before anything takes time; loads nothing yet.
         llm = stack.enter_context(run.open_llm(context=context, draft=False, prefix_cache=0))
-        rows = []
+        ceilings, rows = _measure_ceilings(run), []
         if llm.plan.expert_slots:
             run.terminal.note(_EXPERTS)
         for row in _measure(run, llm, wanted, num_prefill, num_decode, ceilings):

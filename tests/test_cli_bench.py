@@ -29,6 +29,15 @@ def test_bench_measures_the_ceilings_first_and_each_depth_on_a_fork(capfd):
     assert [len(p["prompt"]) for n, p in calls if n == "stream"] == [7, 7, 7]
 
 
+def test_bench_measures_nothing_for_what_is_no_model(capfd, monkeypatch):
+    def refuse(model, **options):
+        raise errors.ModelError("there is no folder")
+
+    monkeypatch.setattr(fake.FakeLLM, "open", refuse)
+    assert main.main(["bench", "m"]) == errors.ModelError.exit_code
+    assert capfd.readouterr().out == ""
+
+
 def test_bench_as_json(capfd):
     assert main.main(["bench", "--depths", "0", "--json", "-n", "3"]) == 0
     out = capfd.readouterr().out
