@@ -27,6 +27,8 @@ def head_of(fields: dict, tokens: array) -> bytes:
 def read_fields(path: Path) -> dict[str, Any] | None:
     """What the line of a file's head says; None where there is no such file, or it is none of
     today's. (Who takes pages from it compares the whole head.)"""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with open(path, "rb") as file:
             fields = json.loads(file.readline(_MOST_LINE_BYTES))

@@ -292,6 +292,14 @@ def test_a_head_that_is_damaged_is_of_no_text_and_can_be_purged(capfd, home, two
     assert not list((home / "cache/prefixes").iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_waited_for(capfd, home, two_texts):
+    os.mkfifo(home / "cache/prefixes" / ("2c" * 32 + ".span"))
+    assert set(texts(capfd)) == {28, 16}
+    cache(capfd, "purge", "prefixes", "--yes")
+    assert not list((home / "cache/prefixes").iterdir())
+
+
 def test_an_empty_home(capfd, home, monkeypatch):
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(home / "other"))
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(home / "other cache"))
