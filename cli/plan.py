@@ -65,7 +65,9 @@ def _expected_s(plan: Any, speed: float | None) -> float | None:
 
 
 def _reading(plan: Any, speed: float | None) -> list[str]:
-    """How long it takes, in a line, as far as that is known."""
+    """How long it takes, in a line, as far as that is known and can be."""
+    if not plan.fits:
+        return []
     found, least_s, expected_s = [], plan.prefill_least_s, _expected_s(plan, speed)
     if least_s is not None:
         found.append(f"at least {show_duration(least_s)} for {plan.context:,} tokens")

@@ -319,12 +319,16 @@ def test_a_plan_knows_the_speed_of_the_last_run(capfd):
     assert [plan["prefill_expected_s"] for plan in found] == [10, 20]
 
 
-def test_a_plan_that_does_not_fit_is_still_a_plan(capfd):
+def test_a_plan_that_does_not_fit_is_still_a_plan(capfd, monkeypatch):
     assert main.main(["plan", "too-big", "--json"]) == 0
     out = capfd.readouterr().out
     assert (
         out.count("\n") == 1 and json.loads(out)["fits"] is False and json.loads(out)["schema"] == 1
     )
+    monkeypatch.setattr(fake.FakePlan, "reading_least_s", lambda plan, length: 2.0 * length)
+    for model, is_told in (("m", True), ("too-big", False)):  # nothing of it will be read
+        assert main.main(["plan", model]) == 0
+        assert ("reading at least" in capfd.readouterr().out) == is_told
 
 
 def test_the_same_model_twice_is_no_contradiction(capfd):
