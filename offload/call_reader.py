@@ -13,6 +13,10 @@ from .text_trace import Stage
 from .tool_formats import Found, ToolFormat
 from .tools import Calls
 
+# Characters of one block that are read again: all before each closing that stands in an argument.
+# What has so many and so late repeats itself, and is no call.
+_MOST_READ_AGAIN = 1 << 20
+
 
 class CallReader(Stage):
     """Reads the text of one answer; what it calls goes into `calls`."""
@@ -26,6 +30,7 @@ class CallReader(Stage):
         self._block: str | None = None  # calls, from their opening on
         self._blanks = ""  # before them
         self._looked = 0  # how far in the block no closing is that ends calls
+        self._read_again = 0  # characters of it
         self._has_text = False
         self._drops_blanks = False  # right behind calls
 
@@ -74,6 +79,7 @@ class CallReader(Stage):
         at = text.find(opening)
         if at >= 0:
             self._block, self._held, self._looked = text[at:], "", len(opening)
+            self._read_again = 0
             before = text[:at].rstrip()
             self._blanks = text[len(before) : at]
             return self._shown(before), True
@@ -105,8 +111,10 @@ class CallReader(Stage):
             self._looked = at + len(closing)
             block = self._block[: self._looked]
             found = self._read(block)
-            if found is None and self._format.is_open(block, self.calls):
-                continue
+            if found is None and self._read_again < _MOST_READ_AGAIN:
+                if self._format.is_open(block, self.calls):
+                    self._read_again += len(block)
+                    continue
             self._held, self._block = self._block[self._looked :], None
             if not self.calls.add(found):  # damaged, or of no function that is offered
                 return self._shown(self._blanks + block), True

@@ -68,7 +68,9 @@ def list_between(opening: str, closing: str = "") -> Callable[[str, Calls], Foun
 
 
 read_mistral_list = list_between("[TOOL_CALLS]")
-_MISTRAL_CALL = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?\[ARGS\](.*)", re.DOTALL)
+_MISTRAL_CALL = re.compile(
+    r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*(?:\w+\s*)?)?\[ARGS\](.*)", re.DOTALL
+)
 
 
 def read_mistral(block: str, calls: Calls) -> Found:

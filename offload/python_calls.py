@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .grammar import RuleWriter
 from .json_schema import text_choices
-from .tools import Calls, check_argument_names
+from .tools import Calls, check_argument_names, ends_in_string
 
 PYTHON_MARKS = ("<|tool_call_start|>", "<|tool_call_end|>")
 _CALL = re.compile(r"([A-Za-z0-9_.-]+)\s*\(")
 _NAME = re.compile(r"([^\s=,()\[\]{}'\"]+)\s*=\s*")
-_STRING = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""", re.DOTALL)
+_STRING = re.compile(r"""(['"])(?:[^'"\\\n]|(?!\1)['"]|\\.)*+(?P<end>\1?)""", re.DOTALL)
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z]+")
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
@@ -43,17 +44,14 @@ def read_python(block: str, calls: Calls) -> list[tuple[str, Any]] | None:
 
 def is_open_python(block: str, calls: Calls) -> bool:
     """See ToolFormat: a text has begun, and neither it nor its line has ended."""
-    rest = _STRING.sub("", block)
-    found = re.search("['\"]", rest)
-    return found is not None and "\n" not in rest[found.end() :]
+    return ends_in_string(block, _STRING)
 
 
-def python_value(text: str) -> Any:
-    """The value that a text is, all of it; ValueError where it is none."""
-    value, end = _value(text, _behind_blanks(text, 0))
-    if text[end:].strip():
-        raise ValueError("something follows the value")
-    return value
+def python_value(text: str, at: int = 0) -> tuple[Any, int]:
+    """The value that begins at a place, and where the blanks behind it end; ValueError where none
+    does."""
+    value, end = _value(text, _behind_blanks(text, at))
+    return value, _behind_blanks(text, end)
 
 
 def spell_python(calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -137,7 +135,7 @@ def _value(text: str, at: int, depth: int = 0) -> tuple[Any, int]:
     for opening, closing in ("[]", "()"):
         if text.startswith(opening, at):
             return _items(text, at + 1, closing, inner)
-    if found := _STRING.match(text, at):
+    if (found := _STRING.match(text, at)) and found["end"]:
         return _unescaped(found[0][1:-1]), found.end()
     if found := _NUMBER.match(text, at):
         is_whole = found[1] is None and found[2] is None
@@ -152,7 +150,10 @@ def _unescaped(text: str) -> str:
     def sign(found: re.Match[str]) -> str:
         code = found[1]
         if len(code) > 1:
-            return chr(int(code[1:], 16))
+            number = int(code[1:], 16)
+            if number > sys.maxunicode:
+                raise ValueError("no character")
+            return chr(number)
         return _ESCAPED.get(code, found[0])
 
     text = _ESCAPE.sub(sign, text)

@@ -56,7 +56,7 @@ DEEPSEEK = Section(
         rf"\s*<｜tool▁call▁begin｜>\s*(?:\w+\s*<｜tool▁sep｜>\s*(?=[\w.-]+\s*```))?{_NAME}"
         r"\s*(?:<｜tool▁sep｜>|```json)\s*"
     ),
-    tail=re.compile(r"\s*(?:```)?\s*<｜tool▁call▁end｜>"),
+    tail=re.compile(r"\s*(?:```\s*)?<｜tool▁call▁end｜>"),
 )
 KIMI_MARKS = (
     *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),

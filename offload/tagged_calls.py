@@ -24,7 +24,7 @@ from typing import Any
 from .grammar import RuleWriter, literal
 from .json_schema import text_choices
 from .python_calls import python_rule, python_value
-from .tools import Calls, check_argument_names, ends_in_string, read_json
+from .tools import JSON_STRING, Calls, check_argument_names, read_json
 
 _NOTHING = ("null", "None")
 _TYPES = {  # of what JSON becomes: JSON schema's
@@ -92,11 +92,19 @@ class Tags:
         """Where its closing begins; -1 where that has not come. A text ends with the first; of JSON
         it is a part where it stands in a string."""
         end = block.find(self.closing, start)
-        if not _is_text(schema) and block[start:end].lstrip().startswith(("{", "[", '"')):
-            while end >= 0 and ends_in_string(value := block[start:end]):
-                if _as_python(value) is not None:  # whose texts may hold a quote
-                    break
-                end = block.find(self.closing, end + len(self.closing))
+        if end < 0 or _is_text(schema) or not block[start:end].lstrip().startswith(("{", "[", '"')):
+            return end
+        whole = _end_of_whole(block, start)
+        if block.startswith(self.closing, whole):
+            return whole
+        for string in JSON_STRING.finditer(block, start):
+            if end < string.start():
+                break
+            stop = string.end() if string["end"] else block.find("\n", string.end())
+            if stop < 0:
+                return -1
+            if end < stop:
+                end = block.find(self.closing, stop)
         return end
 
 
@@ -145,9 +153,19 @@ def _value(text: str, schema: Any) -> Any:
 def _as_python(text: str) -> Any:
     """The value that a text is as Python writes it; None where it is none."""
     try:
-        return python_value(text)
+        value, end = python_value(text)
     except ValueError:
         return None
+    return value if end == len(text) else None
+
+
+def _end_of_whole(text: str, start: int) -> int:
+    """Where the value that begins there ends, of JSON's or Python's, with blanks behind it; the
+    text's end where there is none."""
+    try:
+        return python_value(text, start)[1]
+    except ValueError:
+        return len(text)
 
 
 def _types(schema: Any) -> set[str]:

@@ -137,6 +137,12 @@ WRITTEN = [
         "</parameter>\n</function>\n</tool_call>",
         [("weather", {"days": "many", "new": "7"})],
     ),
+    (
+        "tagged",
+        "<tool_call><function=weather><parameter=hours>['a\"</parameter>', None]</parameter>"
+        "</function></tool_call>",
+        [("weather", {"hours": ['a"</parameter>', None]})],
+    ),
     ("tagged", "<tool_call>\n<function=clock>\n</function>\n</tool_call>", [("clock", {})]),
     ("tagged", "<tool_call>\n<function=clock>\nnow\n</function>\n</tool_call>", None),
     ("keyed", "<tool_call>clock</tool_call>", [("clock", {})]),
@@ -417,3 +423,35 @@ def test_arguments_that_nobody_could_encode_hold_a_mark_in_their_place():
     calls = Calls(OFFERED)
     assert calls.add([("clock", '{"a": "\\ud800b"}')])
     assert calls.take()[0].arguments == '{"a": "\ufffdb"}'
+
+
+LONG = 200_000
+LOOPS = [  # answers that repeat themselves, as small models do
+    ("hermes", '<tool_call>{"name": "weather", "arguments": {"note": "', "</tool_call>"),
+    ("hermes", "<tool_call>{", '\\"'),
+    ("apriel", "<tool_calls>[", '\\"'),
+    ("lfm2", "<|tool_call_start|>[weather(note='", "<|tool_call_end|>"),
+    ("lfm2", "<|tool_call_start|>[weather(note=", "'\\"),
+    ("mistral", "[TOOL_CALLS]clock[CALL_ID]", " "),
+    ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}", "\n"),
+    ("tagged", '<tool_call><function=weather><parameter=hours>["', "</parameter></tool_call>"),
+    (
+        "keyed",
+        '<tool_call>weather<arg_key>hours</arg_key><arg_value>["',
+        "</arg_value></tool_call>",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "start", "again"), LOOPS)
+def test_an_answer_that_repeats_itself_is_text_in_linear_time(tmp_path, name, start, again):
+    """By the square or the cube of its length it would be minutes or hours."""
+    tokenizer = tokenizer_of(name, tmp_path)
+    reader = CallReader(format_of(tokenizer), Calls(OFFERED))
+    text = start + again * (LONG // len(again)) + format_of(tokenizer).closing
+    assert reader.push(text) + reader.finish() == text
+
+
+def test_characters_that_are_none_make_no_call(tmp_path):
+    written = '<|tool_call_start|>[weather(note="\\UFFFFFFFF")]<|tool_call_end|>'
+    assert read(tokenizer_of("lfm2", tmp_path), [written]) == (written, [])
