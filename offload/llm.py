@@ -291,7 +291,6 @@ class LLM:
         self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
     ) -> torch.Tensor:
         """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
-
         The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the
         decode path. The result is part of the host budget: DoesNotFit when it is too large."""
         return scoring.logits(self, token_ids, prefill_tokens, last)
@@ -301,9 +300,7 @@ class LLM:
     ) -> torch.Tensor:
         """Log-probability (n,) of each token after those before it; n is len(token_ids) - 1, or
         `last`.
-
-        Runs in blocks: memory does not grow with the vocabulary times the text.
-        """
+        Runs in blocks: memory does not grow with the vocabulary times the text."""
         return scoring.score(self, token_ids, prefill_tokens, last)
 
     # ---- text --------------------------------------------------------------------------------
@@ -328,13 +325,11 @@ class LLM:
     @property
     def generation(self) -> GenerationConfig:
         """The model's own settings. An answer ends where the tokenizer says too: files that are
-        made for chat often name its EOS there alone.
-        """
+        made for chat often name its EOS there alone."""
         known = self._generation.eos_token_ids
         more = tuple(i for i in self.tokenizer.end_ids if i not in known)
-        if not more:
-            return self._generation
-        return replace(self._generation, eos_token_ids=(*known, *more))
+        ids = (*known, *more)
+        return replace(self._generation, eos_token_ids=ids) if more else self._generation
 
     def encode(
         self, prompt: Prompt, *, begins: bool = True, think: Think = None, tools: list | None = None
@@ -356,7 +351,7 @@ class LLM:
     def unload(self) -> None:
         """Let go of the weights; the next request loads them again. Raises InputError while a
         session is open."""
-        with self.running():
+        with self._nothing_left():
             if self._sessions:
                 raise InputError("a session is open and needs the weights: close it first")
             self.admission.close()
@@ -465,14 +460,10 @@ class LLM:
         """Admit a context, load weights if need be, and open its store. request: see Request.
 
         reach: how long the text may become (default: context), for RoPE scalings that depend on it.
-        A function of options and request: what happens to fit must not change a result.
-        """
+        A function of options and request: what happens to fit must not change a result."""
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
-        self.sweep()
-        with self.running():
-            for left in [session for session in self._sessions if not session.is_open]:
-                left.close()  # Ctrl-C came in between
+        with self._nothing_left():
             fingerprint = self._prefixes and self.fingerprint  # files may be replaced once read
             reach = reach or context
             runtime = self.admission.admit(context, sequences, reach, self.report, **request)
@@ -490,6 +481,15 @@ class LLM:
                 raise
             self.adopt(session)
             return session
+
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """As `running`; what was dropped is closed, and so is what Ctrl-C came in between."""
+        self.sweep()
+        with self.running():
+            for left in [session for session in self._sessions if not session.is_open]:
+                left.close()
+            yield
 
     def _keeper(self, runtime: Runtime, fingerprint: str) -> PrefixKeeper:
         model = f"{fingerprint} {self.admission.facts.weight_bits}"

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from interruptions import interrupted_after
 from random_checkpoints import make
 from small_llm import TINY, hold, open_small, open_spilling
 
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.runtime import Runtime
 
 # Attention alone, states, experts, latents, layers of several shapes, streams beside each other.
 KINDS = ("llama2", "qwen3.5", "gpt-oss", "deepseek-v3-moe", "gemma4", "gemma3n")
@@ -88,3 +90,14 @@ def test_a_plan_that_holds_weights_otherwise_finds_the_memory_of_the_first(tmp_p
         hold(llm, llm.admission._loaded._replace(layers_streamed=1))
         llm.generate(PROMPT, max_new_tokens=2)
         assert seen and max(seen) == 0
+
+
+def test_what_ctrl_c_left_half_closed_keeps_no_weights(tmp_path):
+    folder = make("llama2", tmp_path / "model")
+    with open_small(folder, tmp_path, **TINY) as llm:
+        session = llm.session(context=400)
+        session.generate(PROMPT, max_new_tokens=2)
+        assert interrupted_after(3, [Runtime.close], session.close)
+        assert not session.is_open and llm.knows(session)
+        llm.unload()
+        assert llm.admission.weights is None and not llm.knows(session)
