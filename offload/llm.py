@@ -48,12 +48,10 @@ _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 class LLM:
     """A language model whose context may be larger than memory. Open it with `LLM.open`; a context
     manager.
-
     One LLM serves one thread at a time: a call from a second thread while one runs raises
     InputError. on_progress: called with Progress while loading and reading. check: called before
     each layer while reading; what either raises stops the run. warnings: what a user should know.
-    plan: where things lie for the last request, or would lie for the context that was asked for.
-    """
+    plan: where things lie for the last request, or would lie for the context that was asked for."""
 
     def __init__(
         self,
@@ -143,7 +141,6 @@ class LLM:
     ) -> LLM:
         """Open a model: a folder in Hugging Face's layout, a GGUF file, an id, or None for the
         small built-in one.
-
         context: the most tokens a request may reach; None: what each request needs. spill_dir:
         where pages that do not fit in memory go; None: the user's cache folder. draft: whether
         tokens may be guessed and several verified at once; answers are the same. prefix_cache: disk
@@ -201,6 +198,11 @@ class LLM:
         """What loading the weights took; 0 before the first request."""
         return self.admission.load_s
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether weights are in memory, for the next request to find."""
+        return self.admission.weights is not None
+
     # ---- answers -----------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **generation) -> Output:
@@ -250,7 +252,6 @@ class LLM:
     def session(self, name: str | None = None, *, context: int | None = None) -> Session:
         """A conversation or document that stays; its context is `context`, else the one given to
         `open`, else the largest that fits.
-
         name: its tokens, and their pages where there is a prefix_cache, are kept and found by the
         next session of that name, also in another process. The rest the first answer reads again,
         and counts in `recomputed_tokens`. Raises InputError for a name in use elsewhere or of a
@@ -458,7 +459,6 @@ class LLM:
         self, context: int, *, sequences: int, reach: int | None = None, **request
     ) -> Session:
         """Admit a context, load weights if need be, and open its store. request: see Request.
-
         reach: how long the text may become (default: context), for RoPE scalings that depend on it.
         A function of options and request: what happens to fit must not change a result."""
         if not self._is_open:

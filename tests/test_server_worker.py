@@ -387,3 +387,46 @@ def test_counts_of_tokens_take_no_place_of_requests_and_are_bounded_themselves(w
         assert worker.num_waiting == 4
 
     asyncio.run(submit())
+
+
+def test_weights_are_let_go_of_after_a_request_that_failed_too(worker, scripted_llm, monkeypatch):
+    """It has left no session, and the weights in memory."""
+
+    class Idle(BaseException):
+        pass
+
+    def fails(*args, **options):
+        raise errors.StorageError("the disk is full")
+
+    def unload():
+        worker_module.Worker._unload(worker)
+        raise Idle
+
+    monkeypatch.setattr(worker_module, "_SIGNAL_S", 0.001)
+    monkeypatch.setattr(worker.session, "stream", fails)
+    assert isinstance(events_of(worker, chat())[-1], errors.StorageError)
+    assert worker.session is None and worker.is_loaded
+    worker._unload_after_s, worker._unload = 0.01, unload
+    with pytest.raises(Idle):
+        worker.work()
+    assert not worker.is_loaded and scripted_llm.admission.weights is None
+
+
+def test_nobody_loads_a_model_for_a_request_that_has_hung_up(worker, scripted_llm, monkeypatch):
+    worker._unload()
+
+    def hang_up(job):
+        before = job.check
+        calls = []
+
+        def check():
+            calls.append(1)
+            job.has_hung_up = len(calls) > 1  # while weights are loaded
+            before()
+
+        job.check = check
+
+    assert isinstance(events_of(worker, chat(max_tokens=2), hang_up)[-1], HungUp)
+    assert not worker.is_loaded and worker.session is None
+    *_, last = events_of(worker, chat(max_tokens=2))
+    assert isinstance(last, Output) and worker.is_loaded

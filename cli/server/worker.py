@@ -67,8 +67,8 @@ class Worker:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the next request finds a session, and the weights in memory."""
-        return self.session is not None
+        """Whether the next request finds the weights in memory."""
+        return self._llm.is_loaded
 
     # ---- for the thread that talks HTTP -------------------------------------------------------
 
@@ -135,6 +135,7 @@ class Worker:
                     return
             if self.is_loaded and time.monotonic() - idle_from_s >= self._unload_after_s:
                 self._unload()
+                idle_from_s = time.monotonic()  # should it have failed
 
     def _unload(self) -> None:
         self._close_session()
@@ -266,7 +267,9 @@ class Worker:
         if find_spec("llguidance") is not None:  # else they are refused
             self._llm.expect_schemas()
         before = self._llm.on_progress
-        with ProgressDisplay(self._run.terminal) as progress:
+        # A request may be what it is loaded for: nobody loads for one that has hung up.
+        check = self._llm.check or (lambda: None)
+        with ProgressDisplay(self._run.terminal, check) as progress:
             self._llm.on_progress = progress
             try:
                 self.session = self._llm.session()
