@@ -56,6 +56,13 @@ def text_choices(schema: Any) -> list[str] | None:
     return choices if all(isinstance(choice, str) for choice in choices) else None
 
 
+def property_schema(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A property's own schema, with the definitions that it may refer to."""
+    own = schema["properties"][key]
+    definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return {**definitions, **(own if isinstance(own, dict) else {})}
+
+
 def _read(name: str, text: str) -> Any:
     def no_number(word: str) -> Any:
         raise ValueError(f"{word} is no JSON")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .grammar import RuleWriter
-from .json_schema import text_choices
+from .json_schema import property_schema, text_choices
 from .tools import Calls, check_argument_names, ends_in_string
 
 PYTHON_MARKS = ("<|tool_call_start|>", "<|tool_call_end|>")
@@ -170,13 +170,21 @@ def write_python(rules: RuleWriter, name: str, schema: dict[str, Any]) -> str:
     check_argument_names(name, schema["properties"], "=,()[]{}'\" ")
     required = schema.get("required", ())
     arguments = [
-        (f"{rules.text(f'{key}=')} {python_rule(rules, name, own)}", key in required)
-        for key, own in schema["properties"].items()
+        (
+            f"{rules.text(f'{key}=')} {python_rule(rules, name, property_schema(schema, key))}",
+            key in required,
+        )
+        for key in schema["properties"]
     ]
     return f"{rules.text(f'{name}(')} {rules.separated(arguments, ', ')} {rules.text(')')}"
 
 
-_RULES = {"boolean": "python_boolean", "null": "python_null", "object": "python_object"}
+_RULES = {
+    "boolean": "python_boolean",
+    "null": "python_null",
+    "array": "python_list",
+    "object": "python_object",
+}
 
 
 def python_rule(rules: RuleWriter, name: str, schema: Any) -> str:

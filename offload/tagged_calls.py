@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .grammar import RuleWriter, literal
-from .json_schema import text_choices
+from .json_schema import property_schema, text_choices
 from .python_calls import python_rule, python_value
 from .tools import JSON_STRING, Calls, check_argument_names, read_json
 
@@ -259,17 +259,7 @@ def _arguments(
             # It ends with the first closing, for who reads it too.
             value = f"{rules.up_to(closing)} {line_end}"
         else:
-            whole = {**_definitions(schema), **_object(own)}
-            value = f"{rule(rules, name, whole)} {after}"
+            value = f"{rule(rules, name, property_schema(schema, key))} {after}"
         is_needed = key in schema.get("required", ())
         parts.append(f"({rules.text(opening(key))} {value}){'' if is_needed else '?'}")
     return " ".join(parts)
-
-
-def _definitions(schema: dict[str, Any]) -> dict[str, Any]:
-    """What a part of a schema may refer to."""
-    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-
-
-def _object(schema: Any) -> dict[str, Any]:
-    return schema if isinstance(schema, dict) else {}

@@ -189,6 +189,19 @@ def test_a_function_whose_schema_cannot_be_followed_is_named(tokenizer):
         constraint_of(tokenizer, tools=tools[::-1])
 
 
+def test_values_as_python_writes_them_have_their_types_and_definitions(tmp_path):
+    tokenizer = tokenizer_of("lfm2", tmp_path)
+    days = {"type": "string", "allOf": [{"$ref": "#/$defs/short"}]}
+    tools = with_properties(days=days, hours={"type": "array", "items": {"type": "boolean"}})[:1]
+    parameters = tools[0]["function"]["parameters"]
+    parameters |= {"$defs": {"short": {"maxLength": 3}}, "required": ["days", "hours"]}
+    for seed in range(6):
+        _, calls = sampled_call(tokenizer, seed, tools)
+        for call in calls:
+            found = json.loads(call.arguments)
+            assert len(found["days"]) <= 3 and isinstance(found["hours"], list)
+
+
 # What Gemma's grammar leaves of the schemas: types.
 ANY = {"note": {"type": "string"}, "days": {"type": "integer"}, "hours": {"type": "array"}}
 
