@@ -17,6 +17,9 @@ MAX_SCHEMA_CHARS = 64 * 1024  # those of real programs have up to some 20,000
 _MAX_DEPTH = 64  # of lists and objects within one another
 _MOST_MET = 6  # patterns and formats that one text may have to match
 _PATTERNS = ("pattern", "format")
+_MOST_WHOLE = (
+    2**53 - 1
+)  # that a double tells from its neighbours, which llguidance makes of numbers
 _INNER = (  # what else may hold them
     *("properties", "patternProperties", "additionalProperties", "items", "prefixItems"),
 )
@@ -33,7 +36,9 @@ def checked_schema(name: str, value: Any) -> str:
             f"{name} must be a JSON schema, an object such as {ANY_OBJECT}, not "
             f"{type(value).__name__}"
         )
-    _check_patterns(name, list(_objects(name, value, 0)))
+    objects = list(_objects(name, value, 0))
+    _check_patterns(name, objects)
+    _check_choices(name, objects)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -92,6 +97,26 @@ def _check_patterns(name: str, objects: Sequence[Mapping[str, Any]]) -> None:
             f"{name} has {len(given)} patterns and formats; {_MOST_MET} are allowed in a schema "
             "with parts that must hold together (allOf, or $ref, anyOf or oneOf beside others)"
         )
+
+
+def _check_choices(name: str, objects: Sequence[Mapping[str, Any]]) -> None:
+    """Numbers to choose from that would be written as others."""
+    for each in objects:
+        for number in [*_whole(each.get("const")), *_whole(each.get("enum"))]:
+            if abs(number) > _MOST_WHOLE:
+                raise InputError(
+                    f"{name} has {number} to choose from; whole numbers are kept to exactly up to "
+                    f"{_MOST_WHOLE}: make it a text"
+                )
+
+
+def _whole(choices: Any) -> Iterator[int]:
+    """The whole numbers in a value, or in a list of values."""
+    if isinstance(choices, int):
+        yield choices
+    elif isinstance(choices, list | tuple):
+        for choice in choices:
+            yield from _whole(choice)
 
 
 def _num_joined(schema: Mapping[str, Any]) -> int:

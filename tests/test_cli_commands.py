@@ -325,7 +325,7 @@ def test_a_plan_that_does_not_fit_is_still_a_plan(capfd, monkeypatch):
     assert (
         out.count("\n") == 1 and json.loads(out)["fits"] is False and json.loads(out)["schema"] == 1
     )
-    monkeypatch.setattr(fake.FakePlan, "reading_least_s", lambda plan, length: 2.0 * length)
+    monkeypatch.setattr(fake.FakePlan, "prefill_least_s", 2.0)
     for model, is_told in (("m", True), ("too-big", False)):  # nothing of it will be read
         assert main.main(["plan", model]) == 0
         assert ("reading at least" in capfd.readouterr().out) == is_told

@@ -226,6 +226,7 @@ def test_a_schema_that_takes_too_much_is_refused_where_it_does(builtin):
 
 
 names = st.sampled_from(["a", "b", "naïve", 'q"', "x y"])
+whole_numbers = st.integers(-(2**53) + 1, 2**53 - 1)  # beyond them choices are refused
 leaves = st.one_of(
     st.sampled_from(
         [
@@ -238,7 +239,7 @@ leaves = st.one_of(
             {"type": "string", "format": "date"},
         ]
     ),
-    st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.text()), min_size=1).map(
+    st.lists(st.one_of(st.none(), st.booleans(), whole_numbers, st.text()), min_size=1).map(
         lambda values: {"enum": values}
     ),
 )
@@ -275,6 +276,13 @@ schemas = st.recursive(
 def test_any_schema_is_kept_to(made, schema, seed):
     ids = sampled(made, schema, seed=seed)
     value_of(made.decode(ids), schema)
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, 1 - 2**53])
+def test_the_greatest_whole_numbers_are_kept_to(made, number):
+    assert (
+        value_of(made.decode(sampled(made, {"const": number}, seed=1)), {"const": number}) == number
+    )
 
 
 # ---- whole answers -----------------------------------------------------------------------------

@@ -27,12 +27,20 @@ def nested(num_levels: int) -> dict:
         ({"const": float("inf")}, "holds what is no JSON"),
         ({"const": "\ud800"}, "is not valid Unicode"),
         (nested(5000), "nested more than 64 deep"),
+        ({"const": 2**53}, "has 9007199254740992 to choose from"),
+        ({"properties": {"a": {"enum": [1, -(2**60)]}}}, f"has {-(2**60)} to choose from"),
         ({"enum": ["x" * 1000] * 200}, "characters as JSON; 65,536 are allowed"),
     ],
 )
 def test_what_is_no_schema_is_refused_by_its_name(schema, reason):
     with pytest.raises(errors.InputError, match=f"json_schema.*{reason}"):
         GenerationConfig(json_schema=schema)
+
+
+def test_great_numbers_are_bounds_and_choices_may_be_great():
+    """As programs write them: bounds are no text of an answer."""
+    GenerationConfig(json_schema={"type": "integer", "maximum": 2**63 - 1, "minimum": -(2**63)})
+    GenerationConfig(json_schema={"enum": [2**53 - 1, 1 - 2**53, "9007199254740993", 1e300]})
 
 
 def patterns(num: int) -> list[dict]:
