@@ -130,9 +130,10 @@ def test_threads_change_no_bit(checkpoint, tmp_path, served, name, threads):
     assert torch.equal(alone, several) and any(served)
 
 
-def test_the_first_page_on_disk_ends_it(checkpoint, tmp_path, served):
+@pytest.mark.parametrize("name", ["llama3", "llama4-moe"])
+def test_the_first_page_on_disk_ends_it(checkpoint, tmp_path, served, name):
     """As long as nothing is there, one call serves; afterwards no token takes it."""
-    folder = checkpoint("llama3")
+    folder = checkpoint(name)
     expected, _ = run(folder, tmp_path)
     served.clear()
     logits, (_, bytes_read, _) = run(folder, tmp_path, share=0.0)
@@ -314,7 +315,7 @@ def test_experts_that_are_not_in_memory_go_layer_by_layer(checkpoint, tmp_path, 
     assert not served
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma4"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma4", "gemma3n", "llama4-moe"])
 def test_forks_rewinds_and_copies_are_seen(checkpoint, tmp_path, monkeypatch, served, name):
     """Tables change under a session's feet: shared spans are copied, cells sealed anew."""
 
