@@ -29,13 +29,13 @@ public:
             }
     }
 
-    // The streams behind a layer that made `active` of the first of those that were predicted, to out, which is not `predicted`.
-    void correct(const float *predicted, const float *active, float *out, int threads) const {
+    // The streams behind a layer that gave `given` for the first of those that were predicted, to out, which is not `predicted`.
+    void correct(const float *predicted, const float *given, float *out, int threads) const {
         const int64_t n = size();
-        const std::vector<float> shares = shares_of(correction_, active, threads);
+        const std::vector<float> shares = shares_of(correction_, given, threads);
         for (int64_t to = 0; to < streams(); ++to) {
             const float share = shares[(size_t)to] + 1.0f;
-            for (int64_t i = 0; i < n; ++i) out[to * n + i] = (active[i] - predicted[i]) * share + predicted[to * n + i];
+            for (int64_t i = 0; i < n; ++i) out[to * n + i] = (given[i] - predicted[i]) * share + predicted[to * n + i];
         }
     }
 

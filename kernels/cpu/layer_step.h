@@ -239,9 +239,7 @@ private:
             multiply_gate(products_[GATE], products_[UP], row, activation_, (float)floats_[OF_GATE], gate, up, threads);
         else
             multiply_activated(products_[UP], row, activation_, gate, up, threads);
-        Row gated(gate, inner);
-        const Target target{&down, up};
-        multiply_each(gated, &target, 1, threads);
+        multiply(down, gate, up, threads);
         return up;
     }
 
@@ -293,10 +291,8 @@ private:
     }
 
     void add_projected(const Product &p, double times, const float *x, const float *given, float *out, int threads) const {
-        Row row(given, p.matrix.in);
         float *added = Scratch::of(scratch.first, hidden_);
-        const Target target{&p, added};
-        multiply_each(row, &target, 1, threads);
+        multiply(p, given, added, threads);
         join(x, normed(NORM_AFTER_ATTENTION, added), (float)times, out);
     }
 

@@ -246,7 +246,8 @@ private:
 
     static constexpr size_t TABLES = 3;
 
-    // Attention's output as the layer's projection takes it: good until the next layer's turn. number: of the layer among those that attend.
+    // Attention's output as the layer's projection takes it: good until the next layer's turn. number: of the layer among those that
+    // attend.
     const float *attend(const Layer &layer, int64_t number, const float *x, const uintptr_t *table, Call &call) const {
         const Token &token = call.token;
         const Reported &reported = call.reported;
