@@ -33,7 +33,7 @@ def normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     native = dispatch.compiled_for_floats(*parts)
     if native is None:
         gpu = dispatch.gpu_for(x, norm.weight)
-        if gpu is not None and not norm.takes_mean:
+        if gpu is not None and not norm.takes_mean and norm.bias is None:
             return gpu.rows.rms_norm(x, norm.weight, norm.offset, norm.eps)
         return reference(x, norm)
     numbers, floats = norm_numbers(norm)

@@ -16,6 +16,7 @@ from small_llm import hold, keep_in_memory, open_small
 
 from ebbtide.kernels import attention, dispatch, layer_attention, matmul, paged_attention
 from ebbtide.kernels.attention import Partial, empty_parts
+from ebbtide.kernels.norm import Norm, normed, reference
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.plan import Loaded
@@ -37,6 +38,15 @@ def on_gpu(monkeypatch):
 
 def test_every_kernel_gives_what_the_reference_gives():
     assert gpu_check.difference(DEVICE) == ""
+
+
+@pytest.mark.parametrize("takes_mean", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_norms_are_all_that_they_say(on_gpu, has_bias, takes_mean):
+    """Whether a kernel of its own serves or not."""
+    x, weight, bias = torch.randn((3, 80), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    norm = Norm(weight, 1.0, 1e-6, bias if has_bias else None, takes_mean)
+    torch.testing.assert_close(normed(x[None], norm), reference(x[None], norm))
 
 
 def test_a_kernel_that_is_wrong_is_found_and_named(monkeypatch):
