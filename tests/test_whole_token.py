@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_matrix import VARIANTS
+from random_checkpoints import make
 from small_llm import TINY, hold, hold_few_experts, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
@@ -84,7 +85,7 @@ def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED, **store):
         *((name, "8") for name in VARIANTS),
         *(
             (name, codec)
-            for name in ("llama3", "qwen2", "gemma2", "gemma4")
+            for name in ("llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite")
             for codec in ("4", "full")
         ),
     ],
@@ -159,6 +160,17 @@ def test_selecting_gives_the_bits_counts_and_figures_of_the_layers(
         assert 0 < said["selected"] < said["offered"] and said["num_drawn"] > 0
 
 
+@pytest.mark.parametrize("name", ["llama4-moe", "cohere2", "smollm3"])
+def test_biases_of_keys_that_do_not_turn_serve(tmp_path, monkeypatch, served, name):
+    """Some of these models' layers have no positions: all that a key's bias adds is a constant."""
+    folder = make(name, tmp_path / "model", attention_bias=True)
+    whole, counted, _ = run_bounded(folder, tmp_path)
+    assert any(served)
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    layers, expected, _ = run_bounded(folder, tmp_path)
+    assert torch.equal(whole, layers) and counted == expected
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_selects_as_its_layers_do(
     checkpoint, tmp_path, monkeypatch, served, criterion
@@ -197,7 +209,9 @@ NOTHING_AHEAD = replace(BOUNDED, foresight="nothing")
 
 
 @pytest.mark.parametrize("num_hot", [3, 8, 1000])
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma2", "gemma4"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite"]
+)
 def test_what_is_selected_from_disk_is_brought_in_the_middle(
     checkpoint, tmp_path, monkeypatch, served, name, num_hot
 ):
@@ -315,7 +329,10 @@ def test_experts_that_are_not_in_memory_go_layer_by_layer(checkpoint, tmp_path, 
     assert not served
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma4", "gemma3n", "llama4-moe"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2", "gemma4", "gemma3n", "llama4-moe", "stablelm", "glm4-moe-lite"],
+)
 def test_forks_rewinds_and_copies_are_seen(checkpoint, tmp_path, monkeypatch, served, name):
     """Tables change under a session's feet: shared spans are copied, cells sealed anew."""
 
