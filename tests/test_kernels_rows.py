@@ -111,6 +111,23 @@ def test_layer_norms(size, has_bias, offset, threads):
     assert torch.equal(alone, got)
 
 
+@pytest.mark.parametrize("size", [40, 1000, 2560])
+@pytest.mark.parametrize("mean", [53.3, 1234.567, 3e4 + 0.3, 1e7])
+def test_a_mean_is_taken_away_whatever_it_is(kernels, size, mean):
+    """Rows of one number are nothing but their bias, and what varies around a great mean is found:
+    the difference from it is exact, so it is the only rounding that the mean has a part in."""
+    weight, bias = normal(size, seed=2), normal(size, seed=3)
+    same = torch.full((2, size), mean)
+    assert torch.equal(layer_norm(same, weight, bias, 0.0, 1e-6), bias.expand(2, size))
+    if kernels == "reference":
+        return  # torch's mean is rounded once
+    x = mean + mean * 1e-3 * normal(33, size)
+    y = x.double() - x.double().mean(-1, keepdim=True)
+    want = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double() + bias.double()
+    got = layer_norm(x, weight, bias, 0.0, 1e-6)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("dim", "width"), [(64, 64), (80, 80), (64, 16), (10, 6), (32, 0)])
 @pytest.mark.parametrize("heads_first", [False, True])

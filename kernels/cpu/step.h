@@ -55,7 +55,8 @@ inline float sum_of(const float *x, int64_t n) {
 
 // See Norm. out may be x.
 void norm(const Norm &how, const float *x, int64_t n, float *out) {
-    if (how.takes_mean) {
+    // Twice: the first mean is rounded, and what it leaves is too small to lose much. A row of one number is nothing then.
+    for (int times = 0; times < 2 && how.takes_mean; ++times) {
         const float mean = sum_of(x, n) / (float)n;
         for (int64_t i = 0; i < n; ++i) out[i] = x[i] - mean;
         x = out;
