@@ -4,7 +4,7 @@ needs; reads them by pread.
 No memory map: a mapped file that shrinks kills the process, and its pages count as resident memory
 nobody planned. A file that changes while it is open would give tensors of two models: whatever is
 read is checked against what the file was when its header was. Does not know what the tensors are
-for, nor how a file says where they lie: safetensors_files.py and gguf_names.py do.
+for, nor how a file says where they lie: safetensors_files.py and gguf/names.py do.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .answers.text_trace import CharacterSources, Stage, TextTrace
 from .errors import UnsupportedModel
-from .text_trace import CharacterSources, Stage, TextTrace
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

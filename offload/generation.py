@@ -20,9 +20,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from .answers.json_schema import checked_schema
+from .answers.tools import checked_choice, checked_tools, name_of, shown_tool
 from .errors import BadCheckpoint, InputError
-from .json_schema import checked_schema
-from .tools import checked_choice, checked_tools, name_of, shown_tool
 
 ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
 MAX_STOP_STRINGS = 64

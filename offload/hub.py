@@ -27,8 +27,8 @@ from pathlib import Path
 
 from .budget import format_size
 from .errors import BadCheckpoint, DoesNotFit, InputError, ModelError, StorageError
-from .gguf_choice import choose_model, models_of
-from .gguf_file import is_gguf
+from .gguf.choice import choose_model, models_of
+from .gguf.file import is_gguf
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 # Any of these sets of files makes a tokenizer.

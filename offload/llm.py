@@ -18,7 +18,7 @@ import torch
 from ..prefetch.stats import Stats
 from . import scoring
 from .admission import Admission
-from .answer_rules import AnswerRules
+from .answers.rules import AnswerRules
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
 from .errors import EbbtideError, InputError
@@ -31,8 +31,8 @@ from .model_files import open_model_files
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
-from .prefix_keeper import PrefixKeeper
-from .prefix_store import open_prefix_store
+from .prefixes.keeper import PrefixKeeper
+from .prefixes.store import open_prefix_store
 from .prompt import Prompt, check_room, checked_ids, is_messages
 from .runtime import Runtime
 from .session import Session

@@ -2,7 +2,7 @@
 
 Understands the layout that hubs carry (`rope_scaling`, `rope_theta`, `torch_dtype`) and the one
 transformers 5 writes (`rope_parameters`, `dtype`). Which architectures there are stands in
-architectures.py, what sets each apart in families.py. Knows no weights and allocates nothing.
+families/architectures.py, what sets each apart beside it. Knows no weights and allocates nothing.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 def config_of(raw: dict, path: Path) -> ModelConfig:
     """The configuration that an object as config.json holds it describes. path: for messages; no
     file is read."""
-    from .architectures import FAMILIES, REFUSED
+    from .families.architectures import FAMILIES, REFUSED
 
     names = raw.get("architectures") or []
     architecture = names[0] if isinstance(names, list) and names else None

@@ -2,7 +2,7 @@
 tells it from others.
 
     FolderFiles   a folder in Hugging Face's layout
-    GgufFiles     a GGUF file, in gguf_files.py
+    GgufFiles     a GGUF file, in gguf/files.py
 
 Opening reads headers and small files; no weights.
 """
@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from .architectures import FAMILIES
 from .checkpoint import Checkpoint
+from .families.architectures import FAMILIES
 from .fingerprint import model_fingerprint
 from .generation import GenerationConfig
 from .model_config import ModelConfig, read_model_config
@@ -87,7 +87,7 @@ class FolderFiles:
 def open_model_files(path: Path) -> ModelFiles:
     """The files of a model at a folder, or at a GGUF file."""
     if path.is_file():
-        from .gguf_files import GgufFiles
+        from .gguf.files import GgufFiles
 
         return GgufFiles(path)
     return FolderFiles(path)

@@ -24,7 +24,7 @@ from .errors import ModelError
 from .generation import GenerationConfig
 
 if TYPE_CHECKING:
-    from .constraint import Constraint
+    from .answers.constraint import Constraint
 
 
 class Sampler:

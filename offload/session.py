@@ -16,7 +16,7 @@ import torch
 from .drafts import Drafts
 from .errors import InputError, StorageError
 from .output import Output, Progress
-from .prefix_keeper import PrefixKeeper
+from .prefixes.keeper import PrefixKeeper
 from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
 from .sequence import MOST_SNAPSHOTS

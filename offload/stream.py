@@ -11,15 +11,15 @@ from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from .answers.text_trace import TextTrace
+from .answers.tools import Calls, parameters_of
 from .generation import GenerationConfig
 from .logprobs import Logprobs
 from .output import Output, Piece, TextToken, ToolCall
 from .sampler import Sampler
-from .text_trace import TextTrace
-from .tools import Calls, parameters_of
 
 if TYPE_CHECKING:
-    from .constraint import Constraint
+    from .answers.constraint import Constraint
     from .session import Session
 
 

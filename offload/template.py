@@ -16,10 +16,10 @@ from typing import Any
 from jinja2 import meta
 from jinja2.exceptions import UndefinedError
 
+from .answers.tools import checked_calls
 from .errors import InputError
 from .meter import LimitExceeded, Meter
 from .sandbox import MeteredEnvironment
-from .tools import checked_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000

@@ -20,19 +20,19 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from .answer_reader import AnswerReader, MarkedReader
-from .call_reader import CallReader
+from .answers.call_reader import CallReader
+from .answers.harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
+from .answers.reader import AnswerReader, MarkedReader
+from .answers.stop_strings import StopStrings
+from .answers.thinking import Thoughts, is_open, marks_of
+from .answers.tool_formats import format_of, with_calls_written
+from .answers.tools import Calls
 from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer, TextStream
 from .errors import InputError, UnsupportedModel
-from .harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
 from .prompt import num_common
-from .stop_strings import StopStrings
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
-from .thinking import Thoughts, is_open, marks_of
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
-from .tool_formats import format_of, with_calls_written
-from .tools import Calls
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
 

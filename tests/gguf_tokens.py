@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 
-from ebbtide.offload.gguf_file import GgufHeader, read_header
+from ebbtide.offload.gguf.file import GgufHeader, read_header
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

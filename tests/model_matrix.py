@@ -20,7 +20,7 @@ VARIANTS = {**DENSE_VARIANTS, **ROUTED_VARIANTS, **HYBRID_VARIANTS}
 
 def page() -> str:
     """docs/models.md."""
-    from ebbtide.offload.architectures import FAMILIES, REFUSED
+    from ebbtide.offload.families.architectures import FAMILIES, REFUSED
 
     made = {name: [] for name in FAMILIES}
     for name, variant in VARIANTS.items():
@@ -37,7 +37,7 @@ def page() -> str:
 
 def _gguf() -> str:
     """Which architectures of GGUF files are read."""
-    from ebbtide.offload.gguf_config import ARCHITECTURES
+    from ebbtide.offload.gguf.config import ARCHITECTURES
 
     return _GGUF.format(", ".join(f"`{name}`" for name in ARCHITECTURES))
 
@@ -56,7 +56,7 @@ whole numbers, as in the original models."""
 _HEAD = """\
 # Models
 
-Made from the families in `offload/*families.py` and from `tests/model_matrix.py` by
+Made from the families in `offload/families/` and from `tests/model_matrix.py` by
 `python tests/model_matrix.py`; a test says when this page is stale. "Checked" names the small
 random checkpoints of an architecture, and what would show in them. Each is compared with
 transformers in float32: prefill in cells and decode token by token, full pages and pages of 8 bits,

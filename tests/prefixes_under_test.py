@@ -10,8 +10,8 @@ import torch
 from sessions_under_test import IDS
 from small_llm import keep_in_memory, open_small
 
-from ebbtide.offload import prefix_keeper
-from ebbtide.offload.prefix_store import PrefixStore
+from ebbtide.offload.prefixes import keeper as prefix_keeper
+from ebbtide.offload.prefixes.store import PrefixStore
 from ebbtide.offload.spill_dir import prefix_dir
 
 CELL = 64
@@ -25,7 +25,7 @@ def short_texts_count(monkeypatch):
     monkeypatch.setattr(prefix_keeper, "_LEAST_TOKENS", 4 * CELL)
     monkeypatch.setattr(prefix_keeper, "_END_TOKENS", 8 * CELL)
     monkeypatch.setattr(prefix_keeper, "_NEAR_TOKENS", 2 * CELL)
-    monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
+    monkeypatch.setattr("ebbtide.offload.prefixes.store._KEPT_FREE_BYTES", 0)
 
 
 def opened(

@@ -8,9 +8,9 @@ import torch
 from jsonschema import Draft202012Validator
 
 from ebbtide import GenerationConfig
-from ebbtide.offload.answer_rules import answer_grammar
-from ebbtide.offload.constraint import Constrainer
-from ebbtide.offload.grammar import Grammar
+from ebbtide.offload.answers.constraint import Constrainer
+from ebbtide.offload.answers.grammar import Grammar
+from ebbtide.offload.answers.rules import answer_grammar
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.text import Tokenizer
 

@@ -15,7 +15,7 @@ import pytest
 
 from ebbtide import errors, format_size
 from ebbtide.cli import cache_items, main, options, settings_file
-from ebbtide.offload.prefix_head import cell_names, head_of
+from ebbtide.offload.prefixes.head import cell_names, head_of
 from ebbtide.offload.scratch import create_named
 
 

@@ -21,8 +21,8 @@ from tokenizers_under_test import CHATML, DATA, USER, byte_level, byte_level_bac
 
 from ebbtide import LLM, Budget, GenerationConfig, errors
 from ebbtide.offload import drafts
-from ebbtide.offload.constraint import Constrainer, _Vocabulary, constrainer_bytes
-from ebbtide.offload.grammar import Grammar
+from ebbtide.offload.answers.constraint import Constrainer, _Vocabulary, constrainer_bytes
+from ebbtide.offload.answers.grammar import Grammar
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.text import Tokenizer
@@ -413,8 +413,8 @@ import random, sys
 from itertools import islice, permutations
 import psutil
 from ebbtide import GenerationConfig, errors
-from ebbtide.offload.answer_rules import answer_grammar
-from ebbtide.offload.constraint import Constrainer, constrainer_bytes
+from ebbtide.offload.answers.rules import answer_grammar
+from ebbtide.offload.answers.constraint import Constrainer, constrainer_bytes
 from ebbtide.offload.text import Tokenizer
 
 tokenizer = Tokenizer.load(sys.argv[1])

@@ -14,8 +14,8 @@ from random_checkpoints import reference_logits
 from small_llm import TINY, open_small
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload.architectures import FAMILIES
 from ebbtide.offload.decoder import Decoder
+from ebbtide.offload.families.architectures import FAMILIES
 from ebbtide.offload.plan import Loaded
 
 NUM_TOKENS = 200  # six cells of 32, and four times a window

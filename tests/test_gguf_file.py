@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_llm import TINY, open_small
 
-from ebbtide.offload import gguf_file
 from ebbtide.offload.errors import BadCheckpoint, DoesNotFit, EbbtideError, ModelError
-from ebbtide.offload.gguf_file import Strings, is_gguf, read_header
+from ebbtide.offload.gguf import file as gguf_file
+from ebbtide.offload.gguf.file import Strings, is_gguf, read_header
 
 IDS = [1, 2, 3]
 
@@ -73,7 +73,7 @@ def test_tensors_lie_where_the_package_finds_them(checkpoint, tmp_path):
 
 
 def test_known_types_are_as_long_as_the_package_says():
-    from ebbtide.offload.gguf_file import _TYPES
+    from ebbtide.offload.gguf.file import _TYPES
 
     for number, (name, *sizes) in _TYPES.items():
         kind = gguf.GGMLQuantizationType(number)

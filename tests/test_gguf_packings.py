@@ -12,9 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 
 from ebbtide.kernels.ggml_blocks import repack_blocks
 from ebbtide.kernels.quantised import STRIP, quantise_weight
-from ebbtide.offload import gguf_packings
 from ebbtide.offload.errors import UnsupportedModel
-from ebbtide.offload.gguf_packings import LogOf, Swapped, SwappedNumbers, packing_of
+from ebbtide.offload.gguf import packings as gguf_packings
+from ebbtide.offload.gguf.packings import LogOf, Swapped, SwappedNumbers, packing_of
 from ebbtide.offload.packing import Plain
 
 DECODED = [

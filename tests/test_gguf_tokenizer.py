@@ -14,8 +14,8 @@ from tokenizers_under_test import DATA, byte_level
 
 from ebbtide.offload import vocabulary
 from ebbtide.offload.errors import BadCheckpoint, InputError, UnsupportedModel
-from ebbtide.offload.gguf_file import GgufHeader, read_header
-from ebbtide.offload.gguf_tokenizer import end_ids, read_gguf_tokenizer, tokens_digest
+from ebbtide.offload.gguf.file import GgufHeader, read_header
+from ebbtide.offload.gguf.tokenizer import end_ids, read_gguf_tokenizer, tokens_digest
 from ebbtide.offload.text import Tokenizer
 
 # The folder, and what a file names its pre-tokenizer.

@@ -26,7 +26,7 @@ from ebbtide.offload.kept_tensors import Arena, TensorLoader, most_staging, stor
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import config_of
 from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.prefix_layout import PrefixLayout
+from ebbtide.offload.prefixes.layout import PrefixLayout
 from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.skeleton import expected_shapes
 

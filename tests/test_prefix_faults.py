@@ -88,7 +88,10 @@ def test_a_disk_that_cannot_be_read(folder, tmp_path, expected, monkeypatch, wha
         raise OSError(errno.EIO, "Input/output error")
 
     name = {"open": "read_prefix_file", "readinto": "_fill"}[what]
-    module = {"open": "ebbtide.offload.prefix_keeper", "readinto": "ebbtide.offload.prefix_file"}
+    module = {
+        "open": "ebbtide.offload.prefixes.keeper",
+        "readinto": "ebbtide.offload.prefixes.file",
+    }
     with opened(folder, tmp_path) as llm:
         monkeypatch.setattr(f"{module[what]}.{name}", fails)
         logits, restored = last_logits(llm, TEXT)
@@ -187,7 +190,9 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import pathlib
 import prefixes_under_test as under
-from ebbtide.offload import prefix_file, prefix_keeper, prefix_store
+from ebbtide.offload.prefixes import file as prefix_file
+from ebbtide.offload.prefixes import keeper as prefix_keeper
+from ebbtide.offload.prefixes import store as prefix_store
 
 prefix_keeper._LEAST_TOKENS, prefix_keeper._END_TOKENS = 4 * under.CELL, 8 * under.CELL
 prefix_keeper._NEAR_TOKENS = 2 * under.CELL

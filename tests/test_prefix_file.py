@@ -11,13 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ebbtide.offload import prefix_file
-from ebbtide.offload.prefix_file import (
+from ebbtide.offload.prefixes import file as prefix_file
+from ebbtide.offload.prefixes.file import (
     BadPrefixFile,
     read_prefix_file,
     write_prefix_file,
 )
-from ebbtide.offload.prefix_head import head_of
+from ebbtide.offload.prefixes.head import head_of
 
 PARTS = [torch.arange(100, dtype=torch.uint8), torch.full((3, 5), 7.5), torch.tensor([1, 2])]
 SIZES = [100, 60, 16]

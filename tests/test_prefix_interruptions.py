@@ -177,7 +177,7 @@ def test_an_interruption_of_the_way_back(folder, tmp_path, begun):
 
 
 def test_an_interruption_in_a_system_call_comes_through(folder, tmp_path, monkeypatch):
-    from ebbtide.offload import prefix_file
+    from ebbtide.offload.prefixes import file as prefix_file
 
     real = prefix_file.os.replace
 

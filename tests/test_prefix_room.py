@@ -26,10 +26,11 @@ from prefixes_under_test import (
 )
 
 from ebbtide import LLM
-from ebbtide.offload import prefix_file, prefix_store
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.prefix_keeper import _Retries
-from ebbtide.offload.prefix_store import PrefixStore
+from ebbtide.offload.prefixes import file as prefix_file
+from ebbtide.offload.prefixes import store as prefix_store
+from ebbtide.offload.prefixes.keeper import _Retries
+from ebbtide.offload.prefixes.store import PrefixStore
 from ebbtide.offload.spill_dir import prefix_dir
 
 

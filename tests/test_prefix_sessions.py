@@ -22,10 +22,11 @@ from prefixes_under_test import (  # short_texts_count: a fixture
     short_texts_count,  # noqa: F401
 )
 
-from ebbtide.offload import prefix_keeper, prefix_store
 from ebbtide.offload.errors import StorageError
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.pager import PageStore
+from ebbtide.offload.prefixes import keeper as prefix_keeper
+from ebbtide.offload.prefixes import store as prefix_store
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 

@@ -22,9 +22,9 @@ from prefixes_under_test import (  # short_texts_count: a fixture
 )
 from small_llm import open_small
 
-from ebbtide.offload import prefix_keeper
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.prefix_texts import kept_texts
+from ebbtide.offload.prefixes import keeper as prefix_keeper
+from ebbtide.offload.prefixes.texts import kept_texts
 from ebbtide.offload.spill_dir import prefix_dir
 
 

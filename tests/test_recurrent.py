@@ -17,7 +17,6 @@ from model_matrix import VARIANTS
 from sessions_under_test import IDS
 from small_llm import TINY, open_small
 
-from ebbtide.offload import prefix_keeper
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
@@ -25,7 +24,8 @@ from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.plan import Request
 from ebbtide.offload.planner import make_plan
-from ebbtide.offload.prefix_store import PrefixStore
+from ebbtide.offload.prefixes import keeper as prefix_keeper
+from ebbtide.offload.prefixes.store import PrefixStore
 from ebbtide.offload.recurrent import RecurrentLayer
 from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.sequences import Sequences
@@ -134,7 +134,7 @@ def test_whatever_follows_an_interruption(checkpoint, tmp_path, monkeypatch, nam
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(tmp_path / "state"))
     for setting in ("_LEAST_TOKENS", "_NEAR_ROWS"):
         monkeypatch.setattr(prefix_keeper, setting, CELL)
-    monkeypatch.setattr("ebbtide.offload.prefix_store._KEPT_FREE_BYTES", 0)
+    monkeypatch.setattr("ebbtide.offload.prefixes.store._KEPT_FREE_BYTES", 0)
     with opened(checkpoint(name), tmp_path, sweep_cells=2) as llm:
 
         def last(session) -> torch.Tensor:

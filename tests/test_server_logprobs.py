@@ -18,15 +18,15 @@ from ebbtide import Piece, TextToken, TokenLogprob
 from ebbtide.cli.server.logprobs import AnswerLogprobs
 from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.response import CompletionAnswer
-from ebbtide.offload.answer_reader import MarkedReader
-from ebbtide.offload.call_reader import CallReader
+from ebbtide.offload.answers.call_reader import CallReader
+from ebbtide.offload.answers.reader import MarkedReader
+from ebbtide.offload.answers.stop_strings import StopStrings
+from ebbtide.offload.answers.text_trace import TextTrace
+from ebbtide.offload.answers.thinking import Thoughts
+from ebbtide.offload.answers.tool_formats import _HERMES as HERMES
+from ebbtide.offload.answers.tools import Calls
 from ebbtide.offload.detokenizer import TextStream
 from ebbtide.offload.logprobs import Logprobs
-from ebbtide.offload.stop_strings import StopStrings
-from ebbtide.offload.text_trace import TextTrace
-from ebbtide.offload.thinking import Thoughts
-from ebbtide.offload.tool_formats import _HERMES as HERMES
-from ebbtide.offload.tools import Calls
 
 MARKS = ("<think>", "</think>")
 HELLO = {"role": "user", "content": "Hello"}

@@ -15,8 +15,8 @@ from small_llm import TINY, hold_few_experts, open_small
 from variants import EXPERTS, WINDOW, rope, types
 from variants_hybrid import DELTA
 
-from ebbtide.offload.architectures import FAMILIES
 from ebbtide.offload.errors import UnsupportedModel
+from ebbtide.offload.families.architectures import FAMILIES
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(4)).tolist()
 _AXES = {"mrope_section": [2, 3, 3]}

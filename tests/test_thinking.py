@@ -11,8 +11,8 @@ from random_checkpoints import make
 from tokenizers_under_test import byte_level_backend, write
 
 from ebbtide import LLM
+from ebbtide.offload.answers.thinking import MARKS, Thoughts, is_open
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.thinking import MARKS, Thoughts, is_open
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "shared" / "data" / "templates"
 THINK = MARKS[0]

@@ -25,13 +25,13 @@ from tool_templates import (
 from tool_templates import tokenizer as tokenizer  # a fixture
 
 from ebbtide import GenerationConfig, ToolCall, errors
-from ebbtide.offload.answer_rules import answer_grammar
-from ebbtide.offload.constraint import Constrainer
+from ebbtide.offload.answers.constraint import Constrainer
+from ebbtide.offload.answers.rules import answer_grammar
+from ebbtide.offload.answers.tool_formats import format_of
+from ebbtide.offload.answers.tools import Calls, parameters_of
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.template import check_messages
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tool_formats import format_of
-from ebbtide.offload.tools import Calls, parameters_of
 
 
 @pytest.mark.parametrize(

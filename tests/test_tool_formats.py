@@ -23,10 +23,10 @@ from tool_templates import (
 )
 from tool_templates import tokenizer as tokenizer  # a fixture
 
-from ebbtide.offload.call_reader import CallReader
+from ebbtide.offload.answers.call_reader import CallReader
+from ebbtide.offload.answers.tool_formats import format_of
+from ebbtide.offload.answers.tools import Calls
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tool_formats import format_of
-from ebbtide.offload.tools import Calls
 
 # ---- reading -----------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from tokenizers_under_test import DATA, USER
 from tool_templates import ARGUMENTS, OFFERED, TOOLS, read, tokenizer_of
 
 from ebbtide import errors
-from ebbtide.offload.call_reader import CallReader
+from ebbtide.offload.answers.call_reader import CallReader
+from ebbtide.offload.answers.tool_formats import format_of, with_calls_written
+from ebbtide.offload.answers.tools import Calls, checked_tools
 from ebbtide.offload.template import ChatTemplate, check_messages
-from ebbtide.offload.tool_formats import format_of, with_calls_written
-from ebbtide.offload.tools import Calls, checked_tools
 
 TEMPLATES = DATA / "templates"
 

@@ -21,7 +21,7 @@ from small_llm import open_spilling
 
 from ebbtide.offload.page_table import Extents, PageTable, Tier
 from ebbtide.offload.pager import PageStore
-from ebbtide.offload.prefix_keeper import PrefixKeeper
+from ebbtide.offload.prefixes.keeper import PrefixKeeper
 from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
 

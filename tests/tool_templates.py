@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tokenizers_under_test import byte_level_backend, write
 
-from ebbtide.offload.call_reader import CallReader
-from ebbtide.offload.python_calls import PYTHON_MARKS
-from ebbtide.offload.section_calls import DEEPSEEK_MARKS, KIMI_MARKS
+from ebbtide.offload.answers.call_reader import CallReader
+from ebbtide.offload.answers.python_calls import PYTHON_MARKS
+from ebbtide.offload.answers.section_calls import DEEPSEEK_MARKS, KIMI_MARKS
+from ebbtide.offload.answers.tool_formats import format_of
+from ebbtide.offload.answers.tools import Calls, checked_tools, parameters_of, shown_tool
 from ebbtide.offload.text import Tokenizer
-from ebbtide.offload.tool_formats import format_of
-from ebbtide.offload.tools import Calls, checked_tools, parameters_of, shown_tool
 
 WEATHER = {
     "type": "function",

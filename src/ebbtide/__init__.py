@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.llm import LLM
     from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
     from .offload.plan import Plan
-    from .offload.prefix_texts import kept_texts
+    from .offload.prefixes.texts import kept_texts
     from .offload.private_dir import state_dir
     from .offload.scratch import sweep as sweep_scratch
     from .offload.session import Session
@@ -125,7 +125,7 @@ _HOMES = {
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "join_documents": (".offload.documents.document", "join_documents"),
     "gpu_kernel_fault": (".kernels.dispatch", "gpu_kernel_fault"),
-    "kept_texts": (".offload.prefix_texts", "kept_texts"),
+    "kept_texts": (".offload.prefixes.texts", "kept_texts"),
     "local_model": (".offload.hub", "local_model"),
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
