@@ -65,7 +65,8 @@ def _above(gate: torch.Tensor, rows: slice, deviations: float) -> torch.Tensor:
     """What each number of `rows` of the gate is above its row's mean and so many of its standard
     deviations, 0 of one that is below; in its place."""
     gate -= row_means(gate, rows)
-    deviation = row_means(gate.square(), rows).sqrt()
+    # torch's root of a float32 may have another last bit than that of C++; of a float64 it has not.
+    deviation = row_means(gate.square(), rows).double().sqrt().float()
     return gate.sub_(deviation * deviations).clamp_(min=0)
 
 
