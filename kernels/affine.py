@@ -23,6 +23,7 @@ import torch
 
 from . import dispatch
 from .quantised import GROUP, QuantisedWeight, interleaved, quantised_shapes, strips_at_once
+from .threads import num_threads
 
 # Of 8 outputs that share a word, in the order of their codes from the lowest.
 _OUTPUTS_OF_WORD = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -91,7 +92,7 @@ def repack_affine(
             num_groups,
             kept.data_ptr(),
             halves.data_ptr(),
-            torch.get_num_threads() if threads is None else threads,
+            num_threads() if threads is None else threads,
         )
     else:
         _repack(codes, scales, minimums if is_affine else None, order, kept, halves)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 # The score of a key that a row does not see: below any score, and exp(UNSEEN - score) is 0.
 UNSEEN = -1e30
@@ -99,7 +100,7 @@ def _compiled(native, q, k, v, mask, softcap: float, result: Partial) -> None:
         1 if mask is None else len(mask),
         softcap,
         *(part.data_ptr() for part in result),
-        torch.get_num_threads(),
+        num_threads(),
     )
 
 
@@ -201,7 +202,7 @@ def merge_into(a: Partial, b: Partial) -> Partial:
     assert all(part.is_contiguous() for part in (*a, *b))
     dim = a.out.shape[-1]
     addresses = (part.data_ptr() for part in (*a, *b))
-    native.join_two(a.max.numel(), dim, *addresses, torch.get_num_threads())
+    native.join_two(a.max.numel(), dim, *addresses, num_threads())
     return a
 
 
@@ -223,7 +224,7 @@ def finish_rows(p: Partial, num_tokens: int) -> torch.Tensor:
     assert p.out.is_contiguous() and p.sum.is_contiguous()
     num_heads = kv_heads * num_rows // num_tokens
     out = torch.empty(num_tokens, num_heads * dim)
-    threads = torch.get_num_threads()
+    threads = num_threads()
     where = (p.sum.data_ptr(), p.out.data_ptr())
     native.finish_rows(*where, num_heads, num_tokens, dim, out.data_ptr(), threads)
     return out

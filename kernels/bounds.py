@@ -11,6 +11,7 @@ import torch
 
 from . import checks, dispatch, pages
 from .layout import PageLayout
+from .threads import num_threads
 
 
 def bound_pages(
@@ -43,6 +44,6 @@ def bound_pages(
             dispatch.layout_numbers(layout),
             len(rows),
             bounds.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
     return bounds

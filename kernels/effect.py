@@ -18,6 +18,7 @@ from .attention import Partial
 from .layer_attention import Raw
 from .layout import PageLayout
 from .matmul import Weight, decoded_rows
+from .threads import num_threads
 
 
 class Standing(NamedTuple):
@@ -57,7 +58,7 @@ def stand(
         *(one.data_ptr() for one in part),
         log_mass.data_ptr(),
         effect.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return Standing(part, log_mass, effect)
 

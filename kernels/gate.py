@@ -9,6 +9,7 @@ from math import exp, log1p
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 # In the order of Activation in cpu/kernels.h.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu", "relu2")
@@ -36,7 +37,7 @@ def gate(x: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
         up.data_ptr(),
         x.shape[-1],
         len(x),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return x
 

@@ -18,6 +18,7 @@ import torch
 from . import dispatch
 from .attention import Partial, empty_parts
 from .layout import PageLayout
+from .threads import num_threads
 
 
 class Records(NamedTuple):
@@ -72,7 +73,7 @@ def attend_spans(
         *_numbers(records, layout),
         softcap,
         *(part.data_ptr() for part in parts),
-        torch.get_num_threads(),
+        num_threads(),
     )
 
 
@@ -90,7 +91,7 @@ def attend_raw(q: torch.Tensor, raw: Raw, softcap: float, part: Partial) -> None
         *raw.numbers,
         softcap,
         *(one.data_ptr() for one in part),
-        torch.get_num_threads(),
+        num_threads(),
     )
 
 
@@ -109,7 +110,7 @@ def join_parts(parts: Partial) -> torch.Tensor:
         dim,
         *(part.data_ptr() for part in parts),
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 
@@ -139,7 +140,7 @@ def attend_layer(
         softcap,
         *raw.numbers,
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 

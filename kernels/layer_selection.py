@@ -18,6 +18,7 @@ import torch
 from . import dispatch
 from .layer_attention import Raw
 from .layout import PageLayout
+from .threads import num_threads
 
 
 class Choice(NamedTuple):
@@ -67,7 +68,7 @@ class LayerSelection:
             x.shape[1],
             *self._choice,
             chosen.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return chosen[:count]
 
@@ -79,19 +80,19 @@ class LayerSelection:
 
     def estimate(self, chosen: torch.Tensor) -> None:
         """chosen (n,) int64 ascending: what will be attended, which may be less than was asked."""
-        self._native.estimate(chosen.data_ptr(), len(chosen), torch.get_num_threads())
+        self._native.estimate(chosen.data_ptr(), len(chosen), num_threads())
 
     def attend(self, positions: torch.Tensor, record_at: torch.Tensor) -> None:
         """Attends to some of the chosen records: which of them, and where each starts in memory,
         (n,) int64 contiguous each."""
         at = positions.data_ptr(), len(positions), record_at.data_ptr()
-        self._native.attend(*at, torch.get_num_threads())
+        self._native.attend(*at, num_threads())
 
     def finish(self) -> tuple[torch.Tensor, list[float]]:
         """The attention output (kv_heads, num_rows, head_dim); and the mean and the greatest share
         of all mass that a query head missed, and the same of misplaced shares."""
         out = torch.empty_like(self._given[0])
-        return out, self._native.finish(out.data_ptr(), torch.get_num_threads())
+        return out, self._native.finish(out.data_ptr(), num_threads())
 
     def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
         """After `finish`: pages' shares of all mass, (kv_heads, num_rows, num_pages), 0 for what

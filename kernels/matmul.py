@@ -21,6 +21,7 @@ import torch
 from . import dispatch
 from .layout import RAW_DTYPES
 from .quantised import QuantisedWeight, rounded_rows
+from .threads import num_threads
 
 ROW_TILE = 32
 # Weight rows converted at once by the reference on a CPU: 256 rows of 4096 float32 inputs are
@@ -80,7 +81,7 @@ def linear_heads(x: torch.Tensor, weight: Weight) -> torch.Tensor:
             *x.stride()[:2],
             rows,
             out.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return out
     for head in range(heads):
@@ -132,7 +133,7 @@ def _compiled(native, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         rows,
         out.data_ptr(),
         out_features,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 

@@ -16,6 +16,7 @@ from .attention import Partial
 from .layout import PageLayout
 from .pages import value_means
 from .selection import LeftOut, Shares, leave_out
+from .threads import num_threads
 
 
 def attend_left_out(
@@ -66,6 +67,6 @@ def attend_left_out(
         left.missed.data_ptr(),
         left.misplaced.data_ptr(),
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return Partial(shares.log_total, left.missed, out), left

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 
 class Norm(NamedTuple):
@@ -39,9 +40,7 @@ def normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     numbers, floats = norm_numbers(norm)
     x, out = x.contiguous(), torch.empty(x.shape)
     rows = x.numel() // x.shape[-1]
-    native.norm(
-        numbers, *floats, x.data_ptr(), x.shape[-1], rows, out.data_ptr(), torch.get_num_threads()
-    )
+    native.norm(numbers, *floats, x.data_ptr(), x.shape[-1], rows, out.data_ptr(), num_threads())
     return out
 
 

@@ -19,6 +19,7 @@ import torch
 from . import checks, dispatch, pages
 from .attention import UNSEEN, Partial, attend_scores, cap, empty_parts
 from .layout import PageLayout
+from .threads import num_threads
 
 # With more rows than these, unpacking and two large products of floats are faster than the compiled
 # kernel, unless dispatch.byte_products says otherwise.
@@ -80,7 +81,7 @@ def attend_pages(
         result.max.data_ptr(),
         result.sum.data_ptr(),
         result.out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return result
 
@@ -156,7 +157,7 @@ def attend_records(
             result.max.data_ptr(),
             result.sum.data_ptr(),
             result.out.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
     return result
 
@@ -219,7 +220,7 @@ def merge_records(partial: Partial) -> Partial:
             dim,
             *(part.data_ptr() for part in partial),
             *(part.data_ptr() for part in result),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return result
     highest = partial.max.new_full(partial.max.shape[1:], UNSEEN)

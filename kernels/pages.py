@@ -16,6 +16,7 @@ import torch
 
 from . import checks, codec, dispatch
 from .layout import PageLayout
+from .threads import num_threads
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +95,7 @@ def unpack(
             out_k.stride(0),
             out_v.data_ptr(),
             out_v.stride(0),
-            torch.get_num_threads(),
+            num_threads(),
         )
 
 
@@ -371,7 +372,7 @@ def _seal_compiled(native, k, v, layout: PageLayout) -> tuple[torch.Tensor, torc
         num_records,
         near.data_ptr(),
         records.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     ):
         return _seal_reference(k, v, layout)  # which says what is wrong with the numbers
     return near, records

@@ -32,6 +32,7 @@ import torch
 
 from . import codec, dispatch
 from .layout import RAW_DTYPES
+from .threads import num_threads
 
 GROUP = 32
 STRIP = 16
@@ -146,7 +147,7 @@ def quantise_weight(
             bits,
             codes.data_ptr(),
             scales.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
     else:
         _quantise(w, bits, codes, scales)
@@ -196,7 +197,7 @@ def repack_mxfp4(
             num_groups,
             codes.data_ptr(),
             halves.data_ptr(),
-            torch.get_num_threads() if threads is None else threads,
+            num_threads() if threads is None else threads,
         )
     else:
         _repack(blocks, scales, codes, halves)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 
 def store_rows(x: torch.Tensor, to: torch.Tensor) -> None:
@@ -16,7 +17,7 @@ def store_rows(x: torch.Tensor, to: torch.Tensor) -> None:
         return
     assert to.shape == (x.shape[1], x.shape[0], x.shape[2])
     x = x.contiguous()
-    native.store_rows(x.data_ptr(), *x.shape, *_place(to), torch.get_num_threads())
+    native.store_rows(x.data_ptr(), *x.shape, *_place(to), num_threads())
 
 
 def read_rows(rows: torch.Tensor, to: torch.Tensor) -> None:
@@ -29,7 +30,7 @@ def read_rows(rows: torch.Tensor, to: torch.Tensor) -> None:
     assert to.shape == rows.shape and to.dtype == torch.float32 and to.stride(1) == to.shape[2]
     kind, address, head_bytes = _place(rows)
     where = (address, head_bytes, *rows.shape, kind)
-    native.read_rows(*where, to.data_ptr(), to.stride(0), torch.get_num_threads())
+    native.read_rows(*where, to.data_ptr(), to.stride(0), num_threads())
 
 
 def _place(rows: torch.Tensor) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import silu, softplus
 
 from . import dispatch
+from .threads import num_threads
 
 _NORM_EPS = 1e-6  # of a key's and a query's length, as flash-linear-attention has it
 # An epsilon beside which no mean square counts, and a weight that undoes what it does to a row: by
@@ -156,7 +157,7 @@ def short_conv(
             *_rows(mixed, 3 * conv.shape[1]),
             len(mixed),
             out.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return out
     b, c, x = mixed.chunk(3, -1)
@@ -184,7 +185,7 @@ def _compiled(
         rows,
         len(mixed),
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 

@@ -19,6 +19,7 @@ from .recurrence import (
     state_numbers,
 )
 from .step import block_product
+from .threads import num_threads
 
 
 class RecurrentStep:
@@ -63,7 +64,5 @@ class RecurrentStep:
         """(1, num_outputs) float32 of the residual row x (1, hidden_size) float32. before, after:
         states as `recur` has them."""
         x, out = x.contiguous(), torch.empty((1, self.num_outputs))
-        self.native.run(
-            x.data_ptr(), state_numbers(before, after), out.data_ptr(), torch.get_num_threads()
-        )
+        self.native.run(x.data_ptr(), state_numbers(before, after), out.data_ptr(), num_threads())
         return out

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 BLOCK = 64  # positions
 DEGREES = 16  # of a polynomial, 0 and on
@@ -108,6 +109,6 @@ def rope_scores(
         start,
         count,
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

@@ -13,6 +13,7 @@ import torch
 from . import dispatch
 from .gate import gate
 from .step import vector_address
+from .threads import num_threads
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def route(
             len(scores),
             numbers.data_ptr(),
             shares.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return shares, numbers
     shares, numbers = _route(scores, routing, bias)

@@ -22,6 +22,7 @@ import torch
 from . import checks, dispatch, pages
 from .attention import cap
 from .layout import PageLayout
+from .threads import num_threads
 
 # The reference unpacks that many tokens at once.
 BLOCK_TOKENS = 4096
@@ -79,7 +80,7 @@ def score_pages(
             softcap,
             result.log_mass.data_ptr(),
             result.unevenness.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
     return result
 

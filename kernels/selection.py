@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from . import checks, dispatch
+from .threads import num_threads
 
 
 class Shares(NamedTuple):
@@ -56,7 +57,7 @@ def page_shares(log_mass: torch.Tensor, raw_log_mass: torch.Tensor) -> Shares:
         raw_log_mass.numel(),
         log_mass.shape[-1],
         *(part.data_ptr() for part in result),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return result
 
@@ -95,7 +96,7 @@ def choose_records(
         pages_per_record,
         epsilon,
         ranked.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return ranked[:count]
 

@@ -20,6 +20,7 @@ from .gate import ACTIVATIONS
 from .matmul import Weight, weight_numbers
 from .norm import Norm, norm_numbers, vector_address
 from .quantised import QuantisedWeight
+from .threads import num_threads
 
 # Of queries and keys: none; head by head; all heads as one; head by head, each with weights of its
 # own; head by head behind the rotation.
@@ -146,7 +147,7 @@ class LayerStep:
             q.data_ptr(),
             *((0, 0) if kv is None else (part.data_ptr() for part in kv)),
             vector_address(gate),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return q, kv, gate
 
@@ -173,14 +174,14 @@ class LayerStep:
             vector_address(gate),
             places,
             dispatch.raw_kind(dtype),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return q, gate
 
     def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """x (1, hidden_size) plus the product "o" of attended (1, heads * head_dim)."""
         attended, out = attended.contiguous(), torch.empty_like(x)
-        threads = torch.get_num_threads()
+        threads = num_threads()
         self.native.add_attention(x.data_ptr(), attended.data_ptr(), out.data_ptr(), threads)
         return out
 
@@ -188,7 +189,7 @@ class LayerStep:
         """x (1, hidden_size) plus the MLP's output. entered: likewise, the row that entered the
         layer, which is what a parallel MLP reads."""
         entered, out = entered.contiguous(), torch.empty_like(x)
-        threads = torch.get_num_threads()
+        threads = num_threads()
         self.native.add_mlp(x.data_ptr(), entered.data_ptr(), out.data_ptr(), threads)
         return out
 
@@ -197,14 +198,14 @@ class LayerStep:
         inputs), in turn, then the MLP's output."""
         out, mixed = torch.empty_like(x), [part.contiguous() for part in mixed]
         places = [part.data_ptr() for part in mixed] + [0] * (2 - len(mixed))
-        self.native.mix(x.data_ptr(), *places, out.data_ptr(), torch.get_num_threads())
+        self.native.mix(x.data_ptr(), *places, out.data_ptr(), num_threads())
         return out
 
     def end(self, x: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
         """x (1, hidden_size) plus what the layer makes of its own inputs (1, size), where it has
         some, all times layer_multiplier."""
         out = torch.empty_like(x)
-        threads = torch.get_num_threads()
+        threads = num_threads()
         self.native.end(x.data_ptr(), vector_address(inputs), out.data_ptr(), threads)
         return out
 
@@ -235,7 +236,7 @@ class BlockProduct:
         """x (1, in) float32 times the weights, transposed: (1, out) float32, of all blocks side by
         side."""
         x, out = x.contiguous(), torch.empty(1, sum(self.num_outputs))
-        self._native.run(x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        self._native.run(x.data_ptr(), out.data_ptr(), num_threads())
         return out
 
 
@@ -273,7 +274,7 @@ def add_expert(
         share,
         ACTIVATIONS.index(activation),
         out.data_ptr(),
-        torch.get_num_threads(),
+        num_threads(),
     )
 
 

@@ -27,6 +27,7 @@ from .recurrent_step import RecurrentStep
 from .rope_scores import Turns
 from .routed_step import RoutedStep
 from .step import LayerStep
+from .threads import num_threads
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,6 @@ class TokenStep:
             None if ask is None else addresses,
             out.data_ptr(),
             [] if selections is None else selections.numbers(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return out

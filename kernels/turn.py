@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import dispatch
+from .threads import num_threads
 
 
 def turn(
@@ -40,7 +41,7 @@ def turn(
         out.data_ptr(),
         token_stride,
         head_stride,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 

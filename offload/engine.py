@@ -22,6 +22,7 @@ import torch
 
 from ..kernels import dispatch
 from ..kernels.pages import seal
+from ..kernels.threads import torch_alone
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
@@ -138,6 +139,7 @@ class Engine:
 
     # ---- running -----------------------------------------------------------------------------
 
+    @torch_alone
     @torch.inference_mode()
     def prefill(
         self,
@@ -183,6 +185,7 @@ class Engine:
                 on_progress(sequence.length)
         return last
 
+    @torch_alone
     @torch.inference_mode()
     def decode(self, sequence: Sequence) -> torch.Tensor:
         """Process the one pending token; returns its residual (1, residual_size)."""
@@ -205,6 +208,7 @@ class Engine:
         cells = self.geometry.cell_tokens
         return min(MOST_VERIFIED, cells - sequence.length % cells)
 
+    @torch_alone
     @torch.inference_mode()
     def verify(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
         """The residuals (num_tokens, residual_size) of tokens behind the processed ones: of each
@@ -306,6 +310,7 @@ class Engine:
         is_layer = following < self.config.num_layers
         return following if is_layer and self._selects(self._kv[following]) else None
 
+    @torch_alone
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """Residual rows (rows, residual_size) after the last layer -> (rows, vocab_size)."""

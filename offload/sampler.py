@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..kernels.threads import torch_alone
 from .errors import ModelError
 from .generation import GenerationConfig
 
@@ -60,6 +61,7 @@ class Sampler:
         """Whether nothing may follow what was chosen."""
         return self.constraint is not None and self.constraint.is_over
 
+    @torch_alone
     def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
         a penalty is set). ModelError when the logits are not numbers; InputError where
