@@ -17,7 +17,7 @@ import torch
 from .bandwidth import measure_disk, measure_memory
 from .budget import Limits, format_size
 from .checkpoint import Checkpoint
-from .engine import rows_stand_alone
+from .device import rows_stand_alone
 from .errors import DoesNotFit
 from .footprint import Facts
 from .geometry import Geometry

@@ -59,3 +59,9 @@ def device_peak_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return 0
+
+
+def rows_stand_alone(device: torch.device) -> bool:
+    """Whether a row's bits are its own in any company, as compiled kernels give them. Then tokens
+    can be verified together, and some rows of a cell attended without the others."""
+    return dispatch.compiled_for(torch.empty(0, device=device)) is not None

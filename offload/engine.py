@@ -16,48 +16,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 
-from ..kernels import dispatch
-from ..kernels.pages import seal
 from ..kernels.threads import torch_alone
 from ..prefetch.foresight import make_foresight
 from ..prefetch.registry import make_selector
 from .attention import Query, TieredAttention
-from .decoder import Decoder, Mixed
-from .errors import ModelError
+from .decoder import Decoder
 from .footprint import MOST_VERIFIED
 from .geometry import Geometry
+from .layer_pages import LayerPages
 from .mode import Mode
 from .model_config import ModelConfig
 from .pager import PageStore
 from .selected_attention import Noted, SelectedAttention
 from .sequence import Sequence
 from .sequences import Sequences
-from .weights import LayerTensors, WeightStore
+from .sweep import Sweeper
+from .weights import WeightStore
 from .whole_token import make_whole_token
-
-
-def rows_stand_alone(device: torch.device) -> bool:
-    """Whether a row's bits are its own in any company, as compiled kernels give them. Then tokens
-    can be verified together, and some rows of a cell attended without the others."""
-    return dispatch.compiled_for(torch.empty(0, device=device)) is not None
-
 
 # rows (cell, residual (cell_tokens, residual_size), rows of it that are new)
 OnRows = Callable[[int, torch.Tensor, slice], None]
-
-
-@dataclass
-class _CellRows:
-    """One cell's share of a sweep: residual rows and which of them are new."""
-
-    cell: int
-    rows: slice
-    x: torch.Tensor  # (cell_tokens, residual_size)
-    given: torch.Tensor | None  # (num_layers, cell_tokens, size), see PerLayer
 
 
 class Engine:
@@ -83,13 +64,7 @@ class Engine:
         self.config, self.weights, self.store, self.geometry = config, weights, store, geometry
         self.device, self.overlap = device, overlap
         self.decoder = Decoder(config, device, weights.is_resident)
-        self._num_kv_layers, self._size = len(config.kv_layers), config.hidden_size
-        # Of each layer its number among those that attend, and among those that keep a state.
-        layers = range(config.num_layers)
-        self._kv, self._state = (
-            [those.index(layer) if layer in those else None for layer in layers]
-            for those in (config.kv_layers, config.state_layers)
-        )
+        self._kv, self._state = config.kv_places, config.state_places
         layouts = geometry.layouts(config.kv_pages)
         self.attention = TieredAttention(
             layouts,
@@ -121,9 +96,14 @@ class Engine:
                 waits=mode.name != "deadline",
                 audits=audits,
             )
-        self.whole_token = make_whole_token(
-            self.decoder, self.attention, self.weights, self.store, self.geometry, self.selected
+        decoder, attention, weights = self.decoder, self.attention, self.weights
+        store, geometry, selected = self.store, self.geometry, self.selected
+        self._pages = LayerPages(
+            decoder, attention, self.sequences, store, geometry, selected, overlap=self.overlap
         )
+        most_cells = self.sequences.sweep_cells
+        self._sweeper = Sweeper(decoder, weights, self._pages, geometry, self.device, most_cells)
+        self.whole_token = make_whole_token(decoder, attention, weights, store, geometry, selected)
 
     def twin(self, mode: Mode) -> Engine:
         """One that serves the same sequences in another mode, which its layout must allow, and
@@ -161,7 +141,7 @@ class Engine:
         last = None
         self.sequences.settle(sequence)
         while sequence.length < stop:
-            sweep = self._next_sweep(sequence, stop)
+            sweep = self._sweeper.next(sequence, stop)
             end = sweep[-1]
             sequence.is_settled = False
             sequence.will_write(end.cell)
@@ -172,7 +152,7 @@ class Engine:
                 if check is not None:
                     check()
                 needs_all = on_rows is not None or layer < self.config.last_keeper
-                self._sweep_layer(sequence, layer, sweep, stop, needs_all)
+                self._sweeper.run_layer(sequence, layer, sweep, stop, needs_all)
             if sequence.states is not None:
                 sequence.states.end()
             sequence.prefilled(stops[-1])
@@ -225,19 +205,20 @@ class Engine:
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
             w, kv = self.weights.layer(layer), self._kv[layer]
-            bias, x = self._page_bias(w), self.decoder.predicted(w, x, slice(0, count))
+            bias, x = self._pages.bias(w), self.decoder.predicted(w, x, slice(0, count))
             if row == 0:
-                self._seal(sequence, kv, cell - 2, bias)
+                self._pages.seal(sequence, kv, cell - 2, bias)
             q, own, gate = self.decoder.project(layer, w, x, slice(0, count), position)
             if own is not None:
                 sequence.raw.write(kv, cell, row, *own)
             query = Query(q, count, position, cell)
-            if self._selects(kv):
-                first = x[:, : self._size]  # of streams, what is worked on
+            if self._pages.selects(kv):
+                first = x[:, : self.config.hidden_size]  # of streams, what is worked on
                 attended = self.selected.run_several(kv, sequence, query, bias, first, w, notes)
             else:
-                self._wish_ahead(sequence, kv, query, decodes=True)
-                attended = self.attention.run_several(kv, sequence, query, self._window(kv), bias)
+                self._pages.wish_ahead(sequence, kv, query, decodes=True)
+                window = self._pages.window(kv)
+                attended = self.attention.run_several(kv, sequence, query, window, bias)
             mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
             x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
             x = self.decoder.end(layer, w, x, slice(0, count), given)
@@ -258,22 +239,23 @@ class Engine:
         for layer in range(self.config.num_layers):
             w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
             x = self.decoder.predicted(w, x, rows)
-            selects = self._selects(kv)
+            selects = self._pages.selects(kv)
             following = self._following(layer) if selects or kv is None else None
             if following is not None:
                 self._rehearse(sequence, following, x, position, early=True)
             if kv is not None:
-                bias = self._page_bias(w)
+                bias = self._pages.bias(w)
                 if row == 0:
-                    self._seal(sequence, kv, cell - 2, bias)
+                    self._pages.seal(sequence, kv, cell - 2, bias)
                 q, gate = self.decoder.project_row(
                     layer, w, x, position, sequence.raw, kv, cell, row
                 )
                 query = Query(q, 1, position, cell)
                 if selects:
-                    attended = self.selected.run(kv, sequence, query, bias, x[:, : self._size], w)
+                    first = x[:, : self.config.hidden_size]  # of streams, what is worked on
+                    attended = self.selected.run(kv, sequence, query, bias, first, w)
                 else:
-                    attended = self._attend(sequence, kv, [query], bias)[0]
+                    attended = self._pages.attend(sequence, kv, [query], bias)[0]
                 mixed.append(self.decoder.attention_output(w, attended, gate, rows))
             if self._state[layer] is not None:
                 state = sequence.states.of(0, self._state[layer])
@@ -308,136 +290,13 @@ class Engine:
         """The next layer, if decode chooses among its pages."""
         following = layer + 1
         is_layer = following < self.config.num_layers
-        return following if is_layer and self._selects(self._kv[following]) else None
+        return following if is_layer and self._pages.selects(self._kv[following]) else None
 
     @torch_alone
     @torch.inference_mode()
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """Residual rows (rows, residual_size) after the last layer -> (rows, vocab_size)."""
         return self.decoder.head_output(self.weights.logits(residual))
-
-    def _next_sweep(self, sequence: Sequence, stop: int) -> list[_CellRows]:
-        cells, sweep, start = self.geometry.cell_tokens, [], sequence.length
-        while start < stop and len(sweep) < self.sequences.sweep_cells:
-            cell = start // cells
-            end = min((cell + 1) * cells, stop)
-            rows = slice(start - cell * cells, end - cell * cells)
-            x = torch.zeros(cells, self.config.hidden_size, device=self.device)
-            tokens = sequence.tokens[start:end]
-            x[rows] = self.weights.embed(tokens)
-            sweep.append(_CellRows(cell, rows, *self.weights.entering(tokens, x, rows)))
-            start = end
-        return sweep
-
-    def _sweep_layer(
-        self, sequence, layer: int, sweep: list[_CellRows], stop: int, needs_all: bool
-    ):
-        """One layer for a whole sweep: keys and values first, then attention, then, cell after
-        cell, states and the MLP. Unless it needs all, what later tokens need of the layer is at
-        most keys, values and states, and its output for the row before `stop` alone goes on."""
-        w, kv, state = self.weights.layer(layer), self._kv[layer], self._state[layer]
-        wanted = {index: part.rows for index, part in enumerate(sweep)}
-        if not needs_all:
-            end = sweep[-1].rows.stop
-            is_end = self._ends_at(sweep[-1], stop)
-            wanted = {len(sweep) - 1: slice(end - 1, end)} if is_end else {}
-        attended = {} if kv is None else self._attend_cells(sequence, layer, w, sweep, wanted)
-        entered = [part.x if self.config.parallel_mlp else None for part in sweep]
-        for index, part in enumerate(sweep):
-            mixed = []
-            if index in attended:
-                query, out, gate = attended[index]
-                placed, rows = self._placed(query, out), wanted[index]
-                mixed.append(self.decoder.attention_output(w, placed, gate, rows))
-            if state is not None:
-                states = sequence.states.of(index, state)
-                mixed.append(self.decoder.recur(layer, w, part.x, part.rows, *states))
-            if index in wanted:
-                self._mix(layer, w, part, mixed, wanted[index])
-        self._end_layer(layer, w, [(sweep[i], rows, entered[i]) for i, rows in wanted.items()])
-
-    def _attend_cells(
-        self, sequence, layer: int, w: LayerTensors, sweep: list[_CellRows], wanted: dict
-    ) -> dict[int, tuple[Query, torch.Tensor, torch.Tensor | None]]:
-        """Keys and values of a sweep's cells go to their places, if the layer has some; of cells of
-        which some rows are wanted: queries, what they attended to, and the gate of that."""
-        kv, queries, gates = self._kv[layer], [], []
-        bias, shares = self._page_bias(w), self.config.shares_kv(layer)
-        for index, part in enumerate(sweep):
-            if shares and index not in wanted:
-                continue
-            position, new = part.cell * self.geometry.cell_tokens, part.rows
-            rows = wanted[index] if shares else new
-            part.x = self.decoder.predicted(w, part.x, rows)
-            q, own, gate = self.decoder.project(layer, w, part.x, rows, position)
-            if own is not None:
-                self._seal(sequence, kv, part.cell - 2, bias)
-                sequence.raw.write(kv, part.cell, new.start, *(of[new] for of in own))
-            if index in wanted:
-                queries.append(self._query(part.cell, q, wanted[index]))
-                gates.append(gate)
-        if not queries:
-            return {}
-        outs = self._attend(sequence, kv, queries, bias)
-        return dict(zip(wanted, zip(queries, outs, gates, strict=True), strict=True))
-
-    def _placed(self, query: Query, out: torch.Tensor) -> torch.Tensor:
-        """What was attended to, at its rows of a cell."""
-        cells = self.geometry.cell_tokens
-        attended = out.new_zeros(cells, out.shape[1])
-        attended[query.position % cells :][: query.rows] = out
-        return attended
-
-    def _mix(self, layer: int, w: LayerTensors, part: _CellRows, mixed: Mixed, rows: slice) -> None:
-        """The second half of a layer; with routed experts `_end_layer` is a part of it."""
-        routed = self.config.experts_of(layer) is not None
-        mix = self.decoder.add_mixed if routed else self.decoder.mix
-        part.x = mix(layer, w, part.x, mixed, rows)
-
-    def _end_layer(self, layer: int, w: LayerTensors, parts: list) -> None:
-        """Routed experts, once for all cells of a sweep, and what follows the MLP. parts: cells,
-        rows, and the residual that entered the layer, where MLPs read that."""
-        if self.config.experts_of(layer) is not None and parts:
-            cells = [(part.x, rows, entered) for part, rows, entered in parts]
-            for (part, *_), x in zip(parts, self.decoder.add_routed(layer, w, cells), strict=True):
-                part.x = x
-        for part, rows, _ in parts:
-            part.x = self.decoder.end(layer, w, part.x, rows, part.given)
-
-    def _ends_at(self, part: _CellRows, stop: int) -> bool:
-        return part.cell * self.geometry.cell_tokens + part.rows.stop >= stop
-
-    def _query(self, cell: int, q: torch.Tensor, rows: slice) -> Query:
-        """Those of a cell's queries q (kv_heads, groups * cell_tokens, head_dim) that are attended
-        for the sake of `rows`: all of them where a row's bits depend on how many there are, and
-        two at least, since one is decoded."""
-        cells, first, count = self.geometry.cell_tokens, 0, self.geometry.cell_tokens
-        if rows_stand_alone(self.device):
-            first, count = min(rows.start, cells - 2), max(2, rows.stop - rows.start)
-        if count < cells:
-            q = q.unflatten(1, (-1, cells))[:, :, first : first + count].flatten(1, 2)
-        return Query(q, count, cell * cells + first, cell)
-
-    # From here on keys and values are spoken of: `kv` is a layer's number among those that attend.
-
-    def _attend(self, sequence, kv: int, queries: list[Query], bias) -> list[torch.Tensor]:
-        self._wish_ahead(sequence, kv, queries[0], decodes=queries[0].rows == 1)
-        return self.attention.run(kv, sequence, queries, self._window(kv), bias)
-
-    def _wish_ahead(self, sequence, kv: int, query: Query, *, decodes: bool) -> None:
-        """Ask for all pages of a layer and of the next one, unless that one selects from them.
-        query: the first, of a cell or of one or more tokens that are decoded."""
-        if self.overlap:
-            following = (kv + 1) % self._num_kv_layers
-            if not decodes and self.config.shares_kv(self.config.kv_layers[following]):
-                following = 0  # prefill passes those by, but for its last token
-            self._wish(sequence, kv, query, decodes)
-            if not (decodes and self._selects(following)):
-                self._wish(sequence, following, query, decodes)
-
-    def _selects(self, kv: int | None) -> bool:
-        """Whether decode chooses among a layer's pages: a sliding window's few are all attended."""
-        return self.selected is not None and kv is not None and self._window(kv) is None
 
     def _rehearse(
         self, sequence: Sequence, layer: int, x: torch.Tensor, position: int, *, early: bool
@@ -460,46 +319,4 @@ class Engine:
                 selected.issue_point.guess(kv, q)
             if is_due:
                 query = Query(q, 1, position, position // self.geometry.cell_tokens)
-                selected.expect(kv, sequence, query, self._page_bias(w))
-
-    def _wish(self, sequence: Sequence, kv: int, query: Query, decodes: bool) -> None:
-        """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""
-        window = self._window(kv)
-        if window is None:
-            self.store.prefetch(sequence.table, kv)
-        else:
-            first = query.position if decodes else query.cell * self.geometry.cell_tokens
-            spans = self.attention.spans_wanted(kv, first, query.cell, window)
-            self.store.prefetch(sequence.table, kv, list(spans))
-
-    def _window(self, kv: int) -> int | None:
-        return self.config.kv_windows[kv]
-
-    def _page_bias(self, w: LayerTensors) -> torch.Tensor | None:
-        """The key bias that quantised pages leave out; full pages hold keys as they are."""
-        return None if self.geometry.layout.is_full else self.decoder.key_bias(w)
-
-    def _seal(self, sequence: Sequence, kv: int, cell: int, bias: torch.Tensor | None) -> None:
-        """Send a raw cell home, unless it is there already (after an interrupted sweep)."""
-        layout = self.attention.layouts[kv]
-        first = cell * (count := self.geometry.cell_records_of(layout))
-        if cell < 0 or sequence.table.num_records(kv) > first:
-            return
-        if not self.sequences.windows.keeps_pages(kv):
-            self.store.skip(sequence.table, kv, count)
-            return
-        if first % self.geometry.records_per_span == 0:
-            self.sequences.let_go(sequence, kv)
-        k, v = (part.transpose(0, 1) for part in sequence.raw.cell(kv, cell))
-        if bias is not None:
-            cells, rope = self.geometry.cell_tokens, self.attention.ropes[kv]
-            k = k.float() - rope.turn_bias(bias, cell * cells, cells)
-        try:
-            near, records = seal(k, v, layout)
-        except FloatingPointError as error:
-            first = cell * self.geometry.cell_tokens
-            raise ModelError(
-                f"layer {self.config.kv_layers[kv]}: keys or values of tokens {first} and on "
-                f"cannot be quantised ({error}). Use --kv-bits full."
-            ) from error
-        self.store.write(sequence.table, kv, first, near, records)
+                selected.expect(kv, sequence, query, self._pages.bias(w))

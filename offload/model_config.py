@@ -204,6 +204,20 @@ class ModelConfig:
         return tuple(layer for layer in layers if self.recurrence_of(layer) is not None)
 
     @cached_property
+    def kv_places(self) -> tuple[int | None, ...]:
+        """Of each layer its place among `kv_layers`; None where it does not attend."""
+        return self._places(self.kv_layers)
+
+    @cached_property
+    def state_places(self) -> tuple[int | None, ...]:
+        """Of each layer its place among `state_layers`; None where it keeps no state."""
+        return self._places(self.state_layers)
+
+    def _places(self, among: tuple[int, ...]) -> tuple[int | None, ...]:
+        layers = range(self.num_layers)
+        return tuple(among.index(layer) if layer in among else None for layer in layers)
+
+    @cached_property
     def mixers(self) -> set[tuple[bool, Recurrence | None]]:
         """Whether a layer attends, and what state it keeps: the pairs that there are."""
         return {(self.attends(n), self.recurrence_of(n)) for n in range(self.num_layers)}

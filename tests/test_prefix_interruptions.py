@@ -19,9 +19,9 @@ from prefixes_under_test import (  # short_texts_count: a fixture
     short_texts_count,  # noqa: F401
 )
 
-from ebbtide.offload.engine import Engine
 from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.spill_dir import prefix_dir
+from ebbtide.offload.sweep import Sweeper
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +38,16 @@ class Interrupted:
     """KeyboardInterrupt in the middle of a sweep, once."""
 
     def __init__(self, monkeypatch):
-        real = Engine._sweep_layer
+        real = Sweeper.run_layer
 
-        def sweep(engine, sequence, layer, *args, **kwargs):
-            real(engine, sequence, layer, *args, **kwargs)
+        def sweep(sweeper, sequence, layer, *args, **kwargs):
+            real(sweeper, sequence, layer, *args, **kwargs)
             if self.at is not None and sequence.length >= self.at and layer == 1:
                 self.at = None
                 raise KeyboardInterrupt
 
         self.at: int | None = None
-        monkeypatch.setattr(Engine, "_sweep_layer", sweep)
+        monkeypatch.setattr(Sweeper, "run_layer", sweep)
 
     def run(self, at: int, what) -> None:
         self.at = at
