@@ -19,13 +19,14 @@ from .budget import Limits, format_size
 from .checkpoint import Checkpoint
 from .device import rows_stand_alone
 from .errors import DoesNotFit
+from .filling import fewest_hot_records
 from .footprint import Facts
 from .geometry import Geometry
 from .mode import Mode
 from .operations import measure_operations
 from .output import Progress
 from .plan import Loaded, Plan, Request
-from .planner import fewest_hot_records, make_plan
+from .planner import make_plan
 from .runtime import Runtime
 from .weights import WeightStore
 

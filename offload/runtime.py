@@ -12,6 +12,7 @@ import torch
 
 from .disk import ScratchFile, check_space
 from .engine import Engine
+from .filling import WRITE_BUFFERS
 from .geometry import Geometry
 from .mode import Mode
 from .model_config import ModelConfig
@@ -20,7 +21,6 @@ from .page_spans import PageSpans
 from .page_table import Tier
 from .pager import PageStore
 from .plan import Plan
-from .planner import WRITE_BUFFERS
 from .sequence import Sequence
 from .weights import WeightStore
 from .windows import Windows
