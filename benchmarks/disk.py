@@ -141,11 +141,11 @@ def through_the_store(directory, way, num_bytes, extent_bytes, overlap: bool) ->
         store.flush()
         write_s = time.perf_counter() - started
         before, started = store.stats.snapshot(), time.perf_counter()
-        store.prefetch(table, 0)
+        store.spans.prefetch(table, 0)
         for step in range(3 * num_layers):
-            store.prefetch(table, (step + 1) % num_layers)
+            store.spans.prefetch(table, (step + 1) % num_layers)
             for span in range(num_spans):
-                store.fetch(table, step % num_layers, span).close()
+                store.spans.fetch(table, step % num_layers, span).close()
         read_s = time.perf_counter() - started
         since = store.stats - before
         return {

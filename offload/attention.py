@@ -236,7 +236,7 @@ class TieredAttention:
             records = tokens // layout.record_tokens
             # The sink is attended raw, so its sealed copy is passed over.
             first = layout.page_tokens if span == 0 else 0
-            with self.store.fetch(sequence.table, layer, span, records) as pages:
+            with self.store.spans.fetch(sequence.table, layer, span, records) as pages:
                 seeing = []  # as `asking` has it, and how many of the span's tokens are seen
                 for (query, *given), spans in zip(asking, wanted, strict=True):
                     last = min(tokens, self.sealed_tokens(query.cell) - base)

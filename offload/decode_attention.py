@@ -184,11 +184,11 @@ class DecodeAttention:
 
     def fetch(self, sequence: Sequence, layer: int, span: int, until: int) -> SpanRun:
         """Some of the spans from this one to until - 1 by address, for a `with` block."""
-        run = self._store.fetch_run(sequence.table, layer, span, until)
+        run = self._store.spans.fetch_run(sequence.table, layer, span, until)
         if run is not None:
             return run
         # A span that is copied before it is read.
-        pages = self._store.fetch(sequence.table, layer, span)
+        pages = self._store.spans.fetch(sequence.table, layer, span)
         rows = torch.arange(len(pages.records), device=pages.records.device)
         at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
         return SpanRun(span, span + 1, *at, (), pages.close)

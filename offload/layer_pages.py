@@ -67,11 +67,11 @@ class LayerPages:
         """Ask for a layer's pages ahead of time: what the predictor says, or a window's spans."""
         window = self.window(kv)
         if window is None:
-            self._store.prefetch(sequence.table, kv)
+            self._store.spans.prefetch(sequence.table, kv)
         else:
             first = query.position if decodes else query.cell * self._geometry.cell_tokens
             spans = self._attention.spans_wanted(kv, first, query.cell, window)
-            self._store.prefetch(sequence.table, kv, list(spans))
+            self._store.spans.prefetch(sequence.table, kv, list(spans))
 
     def window(self, kv: int) -> int | None:
         """How many tokens a layer's queries see; None: all."""

@@ -1,7 +1,7 @@
 """The page store: records of many layers, each at home in one tier, read back in time.
 
     write --policy--> a home for each new span, then its bytes
-    fetch <---------- views of memory, or of a staging slot that was filled in the background
+    spans <---------- all of a layer's pages, where they lie or staged (`span_reader`)
     records <-------- some records of a layer, where they lie (`record_reader`)
 
 The far plane is written once and never moves; a fork shares it. Knows no attention, no model and no
@@ -21,7 +21,6 @@ import torch
 from ..prefetch.registry import make_predictor
 from ..prefetch.source import Predictor
 from ..prefetch.stats import Stats
-from ..prefetch.walk import Walk
 from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
 from .eviction import Eviction, make_eviction
@@ -29,10 +28,10 @@ from .extent_file import ExtentFile
 from .hot_records import HotRecords
 from .io_threads import IoThreads
 from .page_table import Extent, Extents, PageTable, Tier, TierUsage
-from .planes import Pages, Planes
+from .planes import Planes
 from .policy import Homes, Policy, make_policy
 from .record_reader import RecordReader
-from .span_addresses import SpanAddresses, SpanRun, TableAddresses
+from .span_reader import SpanReader
 from .transfer import Transfers
 
 
@@ -101,10 +100,9 @@ class PageStore:
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
-        self._predictor = _predictor(predictor)
+        predictor = _predictor(predictor)
         self._tables: set[PageTable] = set()
         self._is_changing = False  # G3
-        self._walk = Walk()
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
         near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
@@ -150,7 +148,16 @@ class PageStore:
             self.stats,
         )
 
-        self.records = RecordReader(self._planes, self._hot, self.stats, self.record_bytes)
+        self.records = RecordReader(self._planes, self._hot, self.stats, record_bytes)
+        self.spans = SpanReader(
+            self._check,
+            self._planes,
+            self.records,
+            self._transfers,
+            predictor,
+            self.stats,
+            record_bytes,
+        )
 
     # ---- tables ------------------------------------------------------------------------------
 
@@ -195,7 +202,7 @@ class PageStore:
         self._restore()
         self._is_changing, table.is_open = True, False
         self.records.forget(table)
-        self._walk.forget()
+        self.spans.forget()
         self._tables.discard(table)
         for extent in table.truncate(0):
             self._release(extent)
@@ -305,122 +312,6 @@ class PageStore:
         table.replace(layer, span, new)
         self._release(old)
         return new
-
-    # ---- reading -----------------------------------------------------------------------------
-
-    def fetch(
-        self, table: PageTable, layer: int, span: int, num_records: int | None = None
-    ) -> Pages:
-        """The span's first `num_records` (default: all) on the compute device, for a `with` block.
-
-        Blocks until they are there. Raises StorageError when they cannot be read or are damaged.
-        """
-        self._check(table)
-        seen = table.records_seen(layer, span)
-        count = seen if num_records is None else num_records
-        assert 0 < count <= seen, f"{count} records asked of {seen}"
-        self._follow(table, layer, span)
-        return self._planes.get(table.extent(layer, span), count)
-
-    def look_at(self, table: PageTable, layer: int, span: int) -> Pages:
-        """The span's records where they are, for a `with` block that copies them elsewhere. Nothing
-        is foreseen from it, and reads from disk are counted as any others. Raises StorageError."""
-        self._check(table)
-        return self._planes.get_in_place(table.extent(layer, span), table.records_seen(layer, span))
-
-    def fetch_run(self, table: PageTable, layer: int, first: int, stop: int) -> SpanRun | None:
-        """Some of the spans first .. stop - 1, from the first on, by address, for a `with` block:
-        all that lie in memory at home, or a few from disk with what lies between them.
-
-        None where the first is not read in place: `fetch` it. Blocks and raises as `fetch` does.
-        """
-        self._check(table)
-        addresses = self.records.addresses(table, layer)
-        if addresses is None:
-            return None
-        run = addresses.run(first, stop)
-        if run.stop == first and not self.records.reads_in_place:
-            return None
-        if run.stop == first:
-            run = self._fetch_staged(table, layer, first, stop, addresses)
-        num_staged = sum(e.tier is Tier.DISK for e in addresses.where.extents[first : run.stop])
-        self.stats.resident += run.stop - first - num_staged
-        for tier, count in run.reads:
-            self.stats.bytes_read[tier.value] += count * self.record_bytes
-        if self._transfers is not None and not num_staged:
-            for span in range(first, run.stop):
-                self._follow(table, layer, span)
-        return run
-
-    def fetch_table(self, table: PageTable, spans: list[range]) -> TableAddresses | None:
-        """What `fetch_run` gives of each layer's spans, for all layers at once, until the table
-        changes; None where some of them are on disk or records are not read in place.
-        """
-        self._check(table)
-        addresses = self.records.table_addresses(table)
-        reads = None if addresses is None else addresses.reads(spans)
-        if reads is None:
-            return None
-        self.stats.resident += sum(map(len, spans))
-        for tier, count in reads.items():
-            self.stats.bytes_read[tier.value] += count * self.record_bytes
-        if self._transfers is not None:
-            for layer, wanted in enumerate(spans):
-                for span in wanted:
-                    self._follow(table, layer, span)
-        return addresses
-
-    def _fetch_staged(
-        self, table: PageTable, layer: int, first: int, stop: int, addresses: SpanAddresses
-    ) -> SpanRun:
-        """As many spans as hold no more from disk than may be held at once."""
-        transfers, extents, on_disk, end = self._transfers, addresses.where.extents, [], first
-        assert transfers is not None, "an extent on disk without disk frames"
-        while end < stop:
-            if extents[end].tier is Tier.DISK:
-                if len(on_disk) == transfers.most_held:
-                    break
-                on_disk.append(end)
-            end += 1
-        for span in range(first, end):
-            self._follow(table, layer, span)
-        wanted = [(extents[span], table.records_seen(layer, span)) for span in on_disk]
-        slots = transfers.demand_all(wanted)
-        places = {s: transfers.place(slot) for s, slot in zip(on_disk, slots, strict=True)}
-        return addresses.visiting(first, end, places, partial(transfers.release_all, slots))
-
-    def prefetch(self, table: PageTable, layer: int, spans: Sequence[int] | None = None) -> None:
-        """Wishes for spans, most urgent first; None: as the predictor says. Never blocks.
-
-        What is in memory, or not there at all, is passed over.
-        """
-        self._check(table)
-        if self._transfers is None:
-            return
-        num_spans = table.num_spans(layer)
-        if spans is None:
-            spans = self._predictor.predict(layer, num_spans)
-        entries = table.entries(layer)
-        extents = [entries[span] for span in spans if 0 <= span < num_spans]
-        on_disk = [extent for extent in extents if extent and extent.tier is Tier.DISK]
-        self._transfers.wish(on_disk, (table, layer))
-
-    def is_ready(self, table: PageTable, layer: int, span: int) -> bool:
-        """Whether fetching the whole span now would not wait."""
-        extent = table.extent(layer, span)
-        if extent.tier is not Tier.DISK or self._transfers is None:
-            return True
-        return self._transfers.is_ready(extent, table.records_seen(layer, span))
-
-    def _follow(self, table: PageTable, layer: int, span: int) -> None:
-        """When a fetch ends a pass, tells the predictor and drops what was wished for in vain."""
-        transfers = self._transfers
-        ended = self._walk.follow((table, layer), span, transfers.batch if transfers else 0)
-        if ended is not None:
-            _, layer_left = ended.group
-            self._predictor.record(layer_left, ended.spans)
-            if ended.is_left and transfers is not None:
-                transfers.move_on(ended.group, ended.batch)
 
     # ---- the rest ----------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class WholeToken:
         attended = [spans[view] for view in self._view_of]
         for layer in self._selecting:
             attended[layer] = range(0)
-        pages = self._store.fetch_table(sequence.table, attended)
+        pages = self._store.spans.fetch_table(sequence.table, attended)
         if pages is None:
             return None
         selections = self._selections(position, pages.num_records)

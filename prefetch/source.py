@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class PageSource(Protocol):
-    """Whoever owns the pages. `offload.pager.PageStore` is one; tests use a fake of a few lines."""
+    """Whoever reads pages. `offload.span_reader.SpanReader` is one; tests use a small fake."""
 
     def prefetch(self, table: Any, layer: int, spans: Sequence[int] | None = None) -> None:
         """Wishes for spans of one layer, most urgent first; None: as a predictor says.

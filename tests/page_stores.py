@@ -52,7 +52,7 @@ def check(store, table, layer, tags) -> None:
     assert table.num_records(layer) == len(tags)
     for span in spans_there(table, layer):
         near, records = rows_of(store, layer, tags[span * S : (span + 1) * S])
-        with store.fetch(table, layer, span) as pages:
+        with store.spans.fetch(table, layer, span) as pages:
             assert torch.equal(pages.near, near) and torch.equal(pages.records, records)
 
 
@@ -63,7 +63,7 @@ def check_runs(store, table, layer, tags) -> None:
         span = stop = there[0]
         while stop in there:
             stop += 1
-        run = store.fetch_run(table, layer, span, stop)
+        run = store.spans.fetch_run(table, layer, span, stop)
         if run is None:  # records are copied before they are read
             assert store._planes.must_copy
             return

@@ -265,20 +265,21 @@ def test_verifying_wishes_for_what_it_reads_alone(checkpoint, tmp_path, name, mo
             session.append(LONG)
             session.last_logits()
             engine, sequence, wished = session._engine, session._sequence, []
-            prefetch, store = session._runtime.store.prefetch, session._runtime.store
+            spans = session._runtime.store.spans
+            prefetch = spans.prefetch
 
-            def watched(table, layer, spans=None):
-                wished.append((layer, spans))
-                return prefetch(table, layer, spans)
+            def watched(table, layer, wanted=None):
+                wished.append((layer, wanted))
+                return prefetch(table, layer, wanted)
 
-            with mock.patch.object(store, "prefetch", watched):
+            with mock.patch.object(spans, "prefetch", watched):
                 engine.verify(sequence, [5, 6, 7])
             windows, cell = engine.config.windows, sequence.length // sequence.cell_tokens
             assert wished
-            for layer, spans in wished:
+            for layer, wanted in wished:
                 assert windows[layer] is not None
-                wanted = engine.attention.spans_wanted(layer, sequence.length, cell, windows[layer])
-                assert spans == list(wanted)
+                seen = engine.attention.spans_wanted(layer, sequence.length, cell, windows[layer])
+                assert wanted == list(seen)
 
 
 @needs_kernels
@@ -288,14 +289,14 @@ def test_drafts_of_a_model_with_windows_wish_for_nothing_in_vain(checkpoint, tmp
     with opened(folder, tmp_path) as llm, llm.session() as session:
         session.append(LONG)
         session.last_logits()
-        drafter, store = session._runtime.make_drafter(), session._runtime.store
-        wished, prefetch = [], store.prefetch
+        drafter, spans = session._runtime.make_drafter(), session._runtime.store.spans
+        wished, prefetch = [], spans.prefetch
 
-        def watched(table, layer, spans=None):
+        def watched(table, layer, wanted=None):
             wished.append(layer)
-            return prefetch(table, layer, spans)
+            return prefetch(table, layer, wanted)
 
-        with mock.patch.object(store, "prefetch", watched):
+        with mock.patch.object(spans, "prefetch", watched):
             for token in (5, 6, 7):
                 session._sequence.tokens.append(token)
                 drafter.decode(session._sequence)

@@ -49,7 +49,7 @@ def test_what_is_fetched_is_what_was_written(mix, options, tmp_path):
                 store.check_integrity(deep=True)
         for _ in range(2):
             for layer, tags in model.items():
-                store.prefetch(table, 1 - layer)
+                store.spans.prefetch(table, 1 - layer)
                 check(store, table, layer, tags)
                 check_runs(store, table, layer, tags)
         store.flush()
@@ -70,7 +70,7 @@ def test_every_way_to_the_disk_carries_the_same_bytes(way, tmp_path):
     with PageStore(1, RECORD, NEAR, S, {DISK: 8 * S}, spill=spill) as store:
         table = store.open_table()
         write(store, table, 0, range(8 * S))
-        store.prefetch(table, 0)
+        store.spans.prefetch(table, 0)
         check(store, table, 0, range(8 * S))
         assert files[0].snapshot().bytes_written == 8 * S * RECORD
     assert not os.listdir(tmp_path)
@@ -81,18 +81,18 @@ def test_a_part_of_a_span_can_be_fetched_and_no_more_than_is_there(tmp_path):
         table = store.open_table()
         write(store, table, 0, range(S + 2))
         for count in (1, 2):
-            with store.fetch(table, 0, 1, count) as pages:
+            with store.spans.fetch(table, 0, 1, count) as pages:
                 assert torch.equal(pages.records, rows(range(S, S + count))[1])
                 assert pages.near.shape == (count, NEAR)
         with pytest.raises(AssertionError):
-            store.fetch(table, 0, 1, 3)
+            store.spans.fetch(table, 0, 1, 3)
 
 
 def test_near_planes_may_have_no_bytes(tmp_path):
     with PageStore(1, RECORD, 0, S, {HOST: S}) as store:
         table = store.open_table()
         store.write(table, 0, 0, torch.empty(2, 0, dtype=torch.uint8), rows([1, 2])[1])
-        with store.fetch(table, 0, 0) as pages:
+        with store.spans.fetch(table, 0, 0) as pages:
             assert pages.near.shape == (2, 0) and pages.records[1, 0] == 2
 
 
@@ -114,7 +114,7 @@ def test_memory_tiers_are_seen_and_not_copied(tmp_path):
         write(store, table, 0, range(S))
         places = set()
         for _ in range(2):
-            with store.fetch(table, 0, 0) as pages:
+            with store.spans.fetch(table, 0, 0) as pages:
                 places.add(pages.records.data_ptr())
         assert len(places) == 1 and store.stats.resident == 2
         assert store.stats.bytes_read["host"] == 2 * S * RECORD
@@ -124,7 +124,7 @@ def test_several_spans_may_be_held_at_once(tmp_path):
     with opened(tmp_path, staging_slots=4) as store:
         table = store.open_table()
         write(store, table, 0, range(6 * S))
-        held = [store.fetch(table, 0, span) for span in (2, 5, 2)]  # the same one twice, too
+        held = [store.spans.fetch(table, 0, span) for span in (2, 5, 2)]  # the same one twice, too
         check(store, table, 0, range(6 * S))  # the other slots are enough for all the rest
         for pages, span in zip(held, (2, 5, 2), strict=True):
             assert torch.equal(pages.records, rows(range(span * S, span * S + S))[1])
@@ -137,9 +137,9 @@ def test_holding_every_slot_and_asking_for_more_is_a_bug_and_no_deadlock(tmp_pat
     with opened(tmp_path, staging_slots=2) as store:
         table = store.open_table()
         write(store, table, 0, range(3 * S))
-        with store.fetch(table, 0, 0), store.fetch(table, 0, 1):
+        with store.spans.fetch(table, 0, 0), store.spans.fetch(table, 0, 1):
             with pytest.raises(AssertionError, match="held by the caller"):
-                store.fetch(table, 0, 2)
+                store.spans.fetch(table, 0, 2)
         check(store, table, 0, range(3 * S))
 
 
@@ -181,13 +181,13 @@ def test_truncated_records_are_gone_and_replaced(mix, options, keep, tmp_path):
         table = store.open_table()
         for layer in (0, 1):
             write(store, table, layer, range(2 * S + 1))
-            store.prefetch(table, layer)  # what is on its way must not come back as it was
+            store.spans.prefetch(table, layer)  # what is on its way must not come back as it was
         store.truncate(table, keep)
         store.check_integrity(deep=True)
         kept = list(range(2 * S + 1))[:keep]
         for layer in (0, 1):
             check(store, table, layer, kept)
-            store.prefetch(table, layer)
+            store.spans.prefetch(table, layer)
             write(store, table, layer, [50, 51, 52, 53])
             check(store, table, layer, [*kept, 50, 51, 52, 53])
         store.check_integrity(deep=True)
@@ -197,10 +197,10 @@ def test_a_prefetched_span_that_grew_is_read_again(tmp_path):
     with opened(tmp_path) as store:
         table = store.open_table()
         write(store, table, 0, [1])
-        store.prefetch(table, 0, [0])
-        until(lambda: store.is_ready(table, 0, 0), "the first record is read")
+        store.spans.prefetch(table, 0, [0])
+        until(lambda: store.spans.is_ready(table, 0, 0), "the first record is read")
         write(store, table, 0, [2])
-        assert not store.is_ready(table, 0, 0)
+        assert not store.spans.is_ready(table, 0, 0)
         check(store, table, 0, [1, 2])
         assert store.stats.wasted == 1
 
@@ -259,7 +259,12 @@ def test_a_closed_table_and_records_out_of_order_are_bugs(tmp_path):
         with pytest.raises(AssertionError, match="in order"):
             store.write(table, 0, 1, *rows([1]))
         store.close_table(table)
-        calls = [(store.fork,), (store.prefetch, 0, []), (store.fetch, 0, 0), (store.truncate, 0)]
+        calls = [
+            (store.fork,),
+            (store.spans.prefetch, 0, []),
+            (store.spans.fetch, 0, 0),
+            (store.truncate, 0),
+        ]
         for call, *args in calls:
             with pytest.raises(AssertionError, match="closed"):
                 call(table, *args)
@@ -346,7 +351,7 @@ class StoreMachine(RuleBasedStateMachine):
     @has_tables
     @rule(pick=st.integers(0, 9), layer=st.integers(0, 1), spans=st.lists(st.integers(0, 5)))
     def prefetch(self, pick, layer, spans):
-        self.store.prefetch(self.any_table(pick), layer, spans)
+        self.store.spans.prefetch(self.any_table(pick), layer, spans)
 
     @has_tables
     @rule(pick=st.integers(0, 9), layer=st.integers(0, 1))

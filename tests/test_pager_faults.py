@@ -72,7 +72,7 @@ def test_whichever_request_fails_the_first_failure_stays(kind, code, options, tm
             try:
                 for layer in range(2):
                     write(store, table, layer, range(2 * S + 1))
-                    store.prefetch(table, layer)
+                    store.spans.prefetch(table, layer)
                 other = store.fork(table)
                 write(store, other, 0, [9])
                 for layer in range(2):
@@ -84,7 +84,7 @@ def test_whichever_request_fails_the_first_failure_stays(kind, code, options, tm
                 assert store.file.at > 0, "a failure went unseen"
                 break
             assert os.strerror(code) in first
-            calls = [(store.fetch, 0, 0), (store.prefetch, 0, [0]), (store.fork,)]
+            calls = [(store.spans.fetch, 0, 0), (store.spans.prefetch, 0, [0]), (store.fork,)]
             calls += [(store.truncate, 0), (store.write, 1, table.num_records(1), *rows([1]))]
             for call, *args in calls:
                 with pytest.raises(StorageError) as caught:
@@ -109,11 +109,11 @@ def test_of_two_failures_the_first_is_told(tmp_path):
     with opened(tmp_path, file=Worse, io_threads=2) as store:
         table = store.open_table()
         write(store, table, 0, range(3 * S), flush=True)
-        store.prefetch(table, 0, [0, 2])  # neighbours would be read in one go
+        store.spans.prefetch(table, 0, [0, 2])  # neighbours would be read in one go
         for wait_s in (0, 0.2):
             time.sleep(wait_s)
             with pytest.raises(StorageError, match="failure 1"):
-                store.fetch(table, 0, 0)
+                store.spans.fetch(table, 0, 0)
 
 
 @threads
@@ -130,10 +130,10 @@ def test_a_flipped_bit_is_never_served(options, tmp_path):
         buffer.copy_(bad[0])
         store.file.write_from(memoryview(buffer.numpy()), frame * RECORD)
         with pytest.raises(StorageError, match=r"layer 1, span 1: record 1 .*other than it was"):
-            store.prefetch(table, 1)
+            store.spans.prefetch(table, 1)
             check(store, table, 1, range(2 * S))
         with pytest.raises(StorageError, match="layer 1, span 1"):
-            store.fetch(table, 0, 0)
+            store.spans.fetch(table, 0, 0)
 
 
 def test_a_disk_that_does_not_answer_is_an_error(tmp_path):
@@ -143,9 +143,9 @@ def test_a_disk_that_does_not_answer_is_an_error(tmp_path):
         check(store, table, 0, range(S))
         store.file.may_read.clear()
         with pytest.raises(StorageError, match="not answered"):
-            store.fetch(table, 0, 0)
+            store.spans.fetch(table, 0, 0)
         with pytest.raises(StorageError, match="not answered"):
-            store.prefetch(table, 0, [0])
+            store.spans.prefetch(table, 0, [0])
         store.file.may_read.set()
 
 
@@ -162,7 +162,7 @@ def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monk
     write(store, table, 0, range(S))
     check(store, table, 0, range(S))
     files[0].may_read.clear()
-    store.prefetch(table, 0, [0])
+    store.spans.prefetch(table, 0, [0])
     until(lambda: len(files[0].reads) == 2, "the read hangs")
     with pytest.raises(StorageError, match="not answered"):
         store.close()
@@ -171,13 +171,16 @@ def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monk
     assert not io_threads()
 
 
+_STORE_FILES = "pager.py", "span_reader.py"
+
+
 def is_waiting_in_the_store(thread: int) -> bool:
-    """Whether a thread blocks in threading's `wait`, called from pager.py. A signal that came any
-    earlier would end the test run in place of the wait."""
+    """Whether a thread blocks in threading's `wait`, called from one of these files. A signal that
+    came any earlier would end the test run in place of the wait."""
     frame = sys._current_frames().get(thread)
     if frame is None or frame.f_code.co_name != "wait":
         return False
-    while frame is not None and not frame.f_code.co_filename.endswith("pager.py"):
+    while frame is not None and not frame.f_code.co_filename.endswith(_STORE_FILES):
         frame = frame.f_back
     return frame is not None
 
@@ -211,7 +214,7 @@ def interrupted_while_waiting(during, tmp_path):
         timer = later(interrupt_the_wait)
         with pytest.raises(KeyboardInterrupt):
             if during == "fetch":
-                store.fetch(table, 0, 0)
+                store.spans.fetch(table, 0, 0)
             else:
                 write(store, table, 0, range(S))
         timer.join()
@@ -228,12 +231,12 @@ def test_an_exception_leaves_no_thread_and_no_file(options, tmp_path):
     with pytest.raises(ZeroDivisionError), opened(tmp_path, **options) as store:
         table = store.open_table()
         write(store, table, 0, range(4 * S))
-        store.prefetch(table, 0)
-        with store.fetch(table, 0, 1):
+        store.spans.prefetch(table, 0)
+        with store.spans.fetch(table, 0, 1):
             1 / 0  # noqa: B018
     store.close()  # again, to no effect
     with pytest.raises(AssertionError, match="closed"):
-        store.fetch(table, 0, 0)
+        store.spans.fetch(table, 0, 0)
 
 
 def test_a_bug_in_a_thread_is_not_taken_for_a_bad_disk(tmp_path):
@@ -245,7 +248,7 @@ def test_a_bug_in_a_thread_is_not_taken_for_a_bad_disk(tmp_path):
         table = store.open_table()
         write(store, table, 0, range(S))
         with pytest.raises(RuntimeError) as caught:
-            store.fetch(table, 0, 0)
+            store.spans.fetch(table, 0, 0)
         assert isinstance(caught.value.__cause__, TypeError)
 
 
@@ -263,9 +266,9 @@ def test_records_come_to_a_cuda_device(tmp_path):
         table = store.open_table(expected_spans=8)
         near, records = rows(range(8 * S))
         store.write(table, 0, 0, near.cuda(), records.cuda())
-        store.prefetch(table, 0)
+        store.spans.prefetch(table, 0)
         for span in range(8):
-            with store.fetch(table, 0, span) as pages:
+            with store.spans.fetch(table, 0, span) as pages:
                 assert pages.records.device.type == pages.near.device.type == "cuda"
                 part = slice(span * S, span * S + S)
                 assert torch.equal(pages.records.cpu(), records[part])

@@ -32,7 +32,7 @@ class FakeSource:
 def test_the_store_and_the_fake_speak_the_same_protocol():
     assert isinstance(FakeSource(1), PageSource)
     with PageStore(1, 4096, 0, 2, {Tier.HOST: 2}) as store:
-        assert isinstance(store, PageSource)
+        assert isinstance(store.spans, PageSource)
 
 
 # ---- every predictor, one matrix -------------------------------------------------------------

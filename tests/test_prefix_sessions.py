@@ -24,9 +24,9 @@ from prefixes_under_test import (  # short_texts_count: a fixture
 
 from ebbtide.offload.errors import StorageError
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.pager import PageStore
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes import store as prefix_store
+from ebbtide.offload.span_reader import SpanReader
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 
@@ -326,7 +326,7 @@ def test_closing_survives_scratch_that_cannot_be_read(folder, tmp_path, state, m
         with llm.session("book") as session:
             session.generate(TEXT, max_new_tokens=200)
             held = session.tokens
-            monkeypatch.setattr(PageStore, "look_at", fails)
+            monkeypatch.setattr(SpanReader, "look_at", fails)
         assert [w for w in llm.warnings if "scratch: Input/output error" in w]
         with llm.session("book") as session:
             assert session.tokens == held

@@ -259,7 +259,7 @@ class PrefixKeeper:
         """Near planes and records of a span's first cells, layer by layer."""
         used, kept = self._layout.used, self._layout.kept
         for layer, at, _, count in self._layout.pieces(span, num_cells, layers):
-            with self._engine.store.look_at(sequence.table, layer, at) as pages:
+            with self._engine.store.spans.look_at(sequence.table, layer, at) as pages:
                 near, records = pages.near[:count].cpu(), pages.records[:count].cpu()
                 yield from repack(near, records, used[layer], kept[layer])
 
