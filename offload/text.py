@@ -1,8 +1,8 @@
 """Text to token ids and back: one model's tokenizer, with its chat template.
 
-Wraps the tokenizers library. User text is text: a control string such as <|im_start|> in a prompt,
-a document or a message is encoded as the characters it is made of, and control tokens come from the
-chat template alone (`control_text.py`). Within those bounds the ids are those of transformers.
+User text is text: a control string such as <|im_start|> in a prompt, a document or a message is
+encoded as the characters it is made of, and control tokens come from the chat template alone
+(`encoder.py`). Within those bounds the ids are those of transformers.
 
 Which files describe a tokenizer is `tokenizer_files.py`'s business. Knows no model, no tensors, no
 torch.
@@ -10,15 +10,11 @@ torch.
 
 from __future__ import annotations
 
-import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from tokenizers import AddedToken
 
 from .answers.call_reader import CallReader
 from .answers.harmony import GENERATION_PROMPT, LAST, NEEDED, WITHOUT_THOUGHTS, HarmonyReader, Mark
@@ -27,8 +23,9 @@ from .answers.stop_strings import StopStrings
 from .answers.thinking import Thoughts, is_open, marks_of
 from .answers.tool_formats import format_of, with_calls_written
 from .answers.tools import Calls
-from .control_text import ControlText, ControlToken, check_text
-from .detokenizer import Detokenizer, TextStream
+from .control_text import ControlToken, check_text
+from .detokenizer import TextStream
+from .encoder import Encoder
 from .errors import InputError, UnsupportedModel
 from .prompt import num_common
 from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
@@ -39,7 +36,6 @@ __all__ = ["StopStrings", "TextStream", "Tokenizer"]
 Think = bool | str | None  # off or on, a level, or as the template does by itself
 THINK_VARIABLES = ("enable_thinking", "thinking")
 LEVEL_VARIABLE = "reasoning_effort"
-_SIDES = ("lstrip", "rstrip")
 
 
 class Tokenizer:
@@ -49,54 +45,25 @@ class Tokenizer:
     bos_token_id, eos_token_id: or None. prefix_ids: what `encode` puts first by default, the BOS
     token or nothing. now: the moment that templates which print a date are told; it stays what it
     was at loading, so that a chat over midnight keeps its beginning. warnings: what the user
-    should know, in whole sentences.
+    should know, in whole sentences. encoder: for whoever writes what an assistant writes.
     """
 
     def __init__(self, files: TokenizerFiles):
-        name, backend = files.name, files.backend
-        self.name = name
+        self.name, self.named_tokens = files.name, files.named_tokens
         self.now = datetime.now()
         self.warnings: list[str] = []
-        self.named_tokens = files.named_tokens
-        self._backend = backend
-        # What a file may have left switched on would drop text, pad it, or vary it.
-        backend.no_truncation()
-        backend.no_padding()
-        if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None
-        specials = {*self.named_tokens.values(), *files.special_tokens}
-        said = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        for text in sorted(specials):
-            token_id = backend.token_to_id(text)
-            if token_id is None:
-                continue
-            # Some files name an ordinary token ("!") for padding: it stays ordinary.
-            if text in said or token_id not in self._plain_ids(text):
-                flags = {side: getattr(said.get(text), side, False) for side in _SIDES}
-                backend.add_special_tokens([AddedToken(text, special=True, **flags)])
-        added = {
-            token_id: token
-            for token_id, token in backend.get_added_tokens_decoder().items()
-            # A single character that the model finds by itself cannot be told from text.
-            if len(token.content) > 1 or self._plain_ids(token.content) != [token_id]
-        }
-        self.special_ids = frozenset(
-            [i for i, token in added.items() if token.special or token.content in specials]
-        )
-        self.num_ids = 1 + max([backend.get_vocab_size() - 1, *backend.get_added_tokens_decoder()])
-        self.bos_token_id = self._id_of("bos_token")
-        self.eos_token_id = self._id_of("eos_token")
-        self.prefix_ids = self._prefix(files.add_bos)
         self.template_source = files.template_source or FALLBACK_SOURCE
         if files.template_source is None:
             self.warnings.append(
-                f"{name} has no chat template: chats are written as plain text (User: ..., "
+                f"{self.name} has no chat template: chats are written as plain text (User: ..., "
                 "Assistant: ...), which a model that was not trained for chat may not follow."
             )
-        self._control = self._control_text(added)
-        self._detokenizer = Detokenizer(self._decoder_spec(), backend.id_to_token, self.num_ids)
-        self._space_at_start = self._puts_space_before("x", "x")
-        self._space_after_control = self._puts_space_before(self._control.cut + "x", "x")
+        self.encoder = encoder = Encoder(files, self.template_source)
+        self._backend, self._control = encoder.backend, encoder.control
+        self._detokenizer = encoder.detokenizer
+        self.num_ids, self.special_ids = encoder.num_ids, encoder.special_ids
+        self.bos_token_id, self.eos_token_id = encoder.bos_token_id, encoder.eos_token_id
+        self.prefix_ids = encoder.prefix_ids
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -122,84 +89,12 @@ class Tokenizer:
         if warning not in self.warnings:
             self.warnings.append(warning)
 
-    def _id_of(self, name: str) -> int | None:
-        text = self.named_tokens.get(name)
-        return None if text is None else self._backend.token_to_id(text)
-
-    def _plain_ids(self, text: str) -> list[int]:
-        """The ids of a text in which added tokens are not looked for."""
-        self._backend.encode_special_tokens = True
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def _prefix(self, add_bos: bool | None) -> list[int]:
-        """The configuration's word counts before the post-processor's, as in transformers."""
-        if add_bos is None:
-            bare = self._backend.encode("x", add_special_tokens=False).ids
-            full = self._backend.encode("x", add_special_tokens=True).ids
-            for at in range(len(full)):
-                if full[at : at + len(bare)] == bare:
-                    return full[:at]
-            return []
-        return [self.bos_token_id] if add_bos and self.bos_token_id is not None else []
-
-    def _control_text(self, added: Mapping[int, AddedToken]) -> ControlText:
-        """Finds the control tokens, and teaches the backend their aliases. From here on the backend
-        reads the tokens' own spelling as text."""
-        tokens = []
-        for token_id, token in added.items():
-            is_special = token_id in self.special_ids
-            if token.content and (is_special or self._is_marker(token.content)):
-                tokens.append(
-                    ControlToken(token_id, token.content, is_special, token.lstrip, token.rstrip)
-                )
-        control = ControlText(tokens)
-        backend = self._backend
-        backend.add_special_tokens([AddedToken(t.text, special=True) for t in tokens])
-        backend.encode_special_tokens = True
-        aliases = [*control.aliases.values(), control.cut]
-        backend.add_tokens([AddedToken(text, normalized=False) for text in aliases])
-        self._real_ids = {
-            backend.token_to_id(control.aliases[token.text]): token.token_id for token in tokens
-        }
-        self._alias_of = {token.token_id: control.aliases[token.text] for token in tokens}
-        self._cut_id = backend.token_to_id(control.cut)
-        # A token for what the vocabulary lacks comes from text rightly.
-        unknown = getattr(backend.model, "unk_token", None) or self.named_tokens.get("unk_token")
-        from_text = {backend.token_to_id(unknown)} if unknown else set()
-        self._never_from_text = frozenset(self._alias_of) - from_text
-        return control
-
-    def _is_marker(self, text: str) -> bool:
-        """Whether an added token that is not special is one of the template's marks (<think>), and
-        not a run of white space or a word."""
-        edges = unicodedata.category(text[0])[0] + unicodedata.category(text[-1])[0]
-        return len(text) >= 3 and set(edges) <= {"P", "S"} and text in self.template_source
-
-    def _decoder_spec(self) -> dict[str, Any] | None:
-        decoder = self._backend.decoder
-        return None if decoder is None else json.loads(decoder.__getstate__())
-
-    def _puts_space_before(self, text: str, end: str) -> bool:
-        ids = [i for i in self._backend_ids(text) if i != self._cut_id]
-        return self._raw_text(ids) == " " + end
-
-    # Encoding
-
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """The ids of plain text. add_bos: whether a BOS token comes first; None: as the model's
         files say. A control string in `text` is text. InputError where `text` is not Unicode."""
-        check_text(text, "the text")
-        ids = self._backend_ids(text)
-        if not self._never_from_text.isdisjoint(ids):
-            ids = self._backend_ids(self._control.break_up(text, self._control.cut))
-            ids = self._checked([i for i in ids if i != self._cut_id])
-        if add_bos is None:
-            return [*self.prefix_ids, *ids]
-        if not add_bos:
-            return ids
-        if self.bos_token_id is None:
-            raise InputError(f"{self.name} has no BOS token to add")
-        return [self.bos_token_id, *ids]
+        return self.encoder.encode(text, add_bos)
+
+    # Chats
 
     def chat_ids(
         self,
@@ -213,7 +108,7 @@ class Tokenizer:
         that know enable_thinking or thinking, and for answers in channels; "low", "medium" or
         "high" for those that know reasoning_effort. InputError where the template refuses."""
         rendered, guard = self._render(messages, add_generation_prompt, think, template_vars)
-        return self._ids_of_rendered(rendered, guard)
+        return self.encoder.ids_of_rendered(rendered, guard)
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """What `chat_ids` encodes, to be looked at. Takes the same options."""
@@ -242,15 +137,15 @@ class Tokenizer:
         rendered, guard = self._render(messages, add_generation_prompt, think, template_vars)
         text = self._control.with_aliases(rendered, guard)
         session = list(session_ids)
-        num_kept, num_chars = self._agreement(session, text)
+        num_kept, num_chars = self.encoder.agreement(session, text)
         while num_kept:
-            rest = self._encode_after(session[:num_kept], text[num_chars:])
+            rest = self.encoder.encode_after(session[:num_kept], text[num_chars:])
             if rest is not None:
                 ids = [*session[:num_kept], *rest]
                 break
-            num_kept, num_chars = self._agreement(session, text, at_control_token=True)
+            num_kept, num_chars = self.encoder.agreement(session, text, at_control_token=True)
         else:
-            ids = self._ids_of_rendered(rendered, guard)
+            ids = self.encoder.ids_of_rendered(rendered, guard)
         return ids, num_common(ids, session)
 
     def num_answered(
@@ -311,109 +206,6 @@ class Tokenizer:
         variables: dict[str, Any] = dict.fromkeys(THINK_VARIABLES, think is not False)
         return {**variables, LEVEL_VARIABLE: think} if is_level else variables
 
-    def _ids_of_rendered(self, rendered: str, guard: str) -> list[int]:
-        ids = self._backend_ids(self._control.with_aliases(rendered, guard))
-        if not self._never_from_text.isdisjoint(ids):
-            cut = self._control.cut
-            ids = self._backend_ids(self._control.with_aliases(rendered, guard, cut))
-        return self._real(ids)
-
-    def _backend_ids(self, text: str) -> list[int]:
-        # The fast variant keeps no offsets: half the time and memory on a long book.
-        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-    def _real(self, ids: list[int]) -> list[int]:
-        """Aliases become the tokens they stand for. The text between them must not hold any."""
-        self._checked(ids)
-        real = self._real_ids
-        return [real.get(i, i) for i in ids if i != self._cut_id]
-
-    def _checked(self, ids: list[int]) -> list[int]:
-        if not self._never_from_text.isdisjoint(ids):
-            bad = self._never_from_text.intersection(ids)
-            texts = ", ".join(sorted(filter(None, map(self._backend.id_to_token, bad))))
-            raise InputError(f"the text holds {texts}, which {self.name} cannot spell as text")
-        return ids
-
-    def encode_inside(self, text: str) -> list[int] | None:
-        """The ids of what an assistant writes in the middle of a text, marks that are not special
-        among it. None where that cannot be spelled without a space before it."""
-        try:
-            return self._encode_after([-1], self._control.as_written(text))
-        except InputError:
-            return None
-
-    def mark_parts(self, mark: str) -> list[int | str]:
-        """A mark of the chat template as a model writes it: special tokens, and text."""
-        parts: list[int | str] = []
-        for part in self._control.parts(mark):
-            if isinstance(part, ControlToken):
-                part = part.token_id if part.is_special else part.text
-            if parts and isinstance(part, str) and isinstance(parts[-1], str):
-                part = parts.pop() + part
-            parts.append(part)
-        return parts
-
-    # Continuing
-
-    def _agreement(
-        self, session: list[int], text: str, at_control_token: bool = False
-    ) -> tuple[int, int]:
-        """(num_tokens, num_chars): how much of the session `text`, a rendering with aliases, begins
-        with. All of it; or else, or where at_control_token is set, up to a control token: behind
-        the last that both have, or before the first that is another."""
-        num_chars, best, start = 0, (0, 0), 0
-        while start < len(session):
-            end = start
-            while end < len(session) and session[end] not in self._alias_of:
-                end += 1
-            piece = self._raw_text(session[start:end])
-            spaced = self._space_after_control if start else self._space_at_start
-            if spaced and piece.startswith(" "):
-                piece = piece[1:]
-            if not text.startswith(piece, num_chars):
-                return best
-            num_chars += len(piece)
-            if end == len(session):
-                break
-            alias = self._alias_of[session[end]]
-            if not text.startswith(alias, num_chars):
-                # An answer stays when the template ends it otherwise than the model did.
-                if text.startswith(tuple(self._alias_of.values()), num_chars):
-                    best = (end, num_chars)
-                return best
-            num_chars += len(alias)
-            start = end + 1
-            best = (start, num_chars)
-        return best if at_control_token else (len(session), num_chars)
-
-    def _encode_after(self, kept: list[int], rest: str) -> list[int] | None:
-        """The ids of `rest`, a text with aliases that follows `kept`. None where the tokenizer
-        would not join the two without a space."""
-        if not rest:
-            return []
-        splits = kept[-1] in self._alias_of or rest.startswith(tuple(self._alias_of.values()))
-        for anchor in [self._control.cut] if splits else ["a", "\n", "."]:
-            before = self._backend_ids(anchor)
-            together = self._backend_ids(anchor + rest)
-            ids = together[len(before) :]
-            if splits or (together[: len(before)] == before and self._spells(ids, rest)):
-                return self._real(ids)
-        return None
-
-    def _spells(self, ids: list[int], text: str) -> bool:
-        """Whether `ids`, up to the first alias, are the beginning of `text` with no space added."""
-        num_plain = next((at for at, i in enumerate(ids) if i in self._real_ids), len(ids))
-        start = self._raw_text(ids[:num_plain])
-        if num_plain == len(ids):
-            return start == text
-        return text.startswith(start + self._alias_of[self._real_ids[ids[num_plain]]])
-
-    def _raw_text(self, ids: Iterable[int]) -> str:
-        """The text of tokens in the middle of a text: no leading space is dropped."""
-        piece = self._detokenizer.piece
-        return b"".join(map(piece, ids)).decode("utf-8", "replace")
-
     # Decoding
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -436,6 +228,12 @@ class Tokenizer:
     def drops_first_blank(self) -> bool:
         """Whether a blank at the beginning of a text is none of its characters."""
         return bool(self._detokenizer.num_stripped or self._detokenizer.first_without_spaces)
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """A decoder for ids that come one by one; the pieces joined equal `decode`."""
+        return TextStream(self._detokenizer, self.special_ids if skip_special else frozenset())
+
+    # Answers
 
     @cached_property
     def thought_marks(self) -> tuple[str, str] | None:
@@ -481,6 +279,17 @@ class Tokenizer:
             None if format is None else CallReader(format, calls),
         )
 
+    def mark_parts(self, mark: str) -> list[int | str]:
+        """A mark of the chat template as a model writes it: special tokens, and text."""
+        parts: list[int | str] = []
+        for part in self._control.parts(mark):
+            if isinstance(part, ControlToken):
+                part = part.token_id if part.is_special else part.text
+            if parts and isinstance(part, str) and isinstance(parts[-1], str):
+                part = parts.pop() + part
+            parts.append(part)
+        return parts
+
     def is_thinking(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a chat's prompt ends within a thought."""
         marks = self.thought_marks
@@ -493,7 +302,3 @@ class Tokenizer:
         texts = map(self._backend.id_to_token, self.special_ids)
         shown = [text for text in texts if text and any(m.startswith(text) for m in marks)]
         return self.special_ids.difference(map(self._backend.token_to_id, shown))
-
-    def stream(self, skip_special: bool = True) -> TextStream:
-        """A decoder for ids that come one by one; the pieces joined equal `decode`."""
-        return TextStream(self._detokenizer, self.special_ids if skip_special else frozenset())

@@ -2,7 +2,7 @@
 
 tokenizer.json (through the tokenizers library), or the older files that vocabulary.py makes one of;
 tokenizer_config.json, special_tokens_map.json, and the chat template wherever it is kept. Data
-only: nothing that a folder holds is run. What the files mean for text is `text.py`'s business.
+only: nothing that a folder holds is run. What the files mean for text is `encoder.py`'s business.
 """
 
 from __future__ import annotations

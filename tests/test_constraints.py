@@ -23,6 +23,7 @@ from ebbtide import LLM, Budget, GenerationConfig, errors
 from ebbtide.offload import drafts
 from ebbtide.offload.answers.constraint import Constrainer, _Vocabulary, constrainer_bytes
 from ebbtide.offload.answers.grammar import Grammar
+from ebbtide.offload.encoder import Encoder
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.sampler import Sampler
 from ebbtide.offload.text import Tokenizer
@@ -76,7 +77,7 @@ def test_a_text_that_the_model_has_no_tokens_for_is_refused(made, before):
 def test_a_text_is_spelled_with_what_the_model_has(made, monkeypatch, spelled):
     """Where the tokenizer writes it with tokens that the model has not, or cannot write it."""
     names = {300: b"ca", 301: b"ll"}
-    monkeypatch.setattr(Tokenizer, "encode_inside", lambda self, text: spelled)
+    monkeypatch.setattr(Encoder, "encode_inside", lambda self, text: spelled)
     own = Tokenizer.bytes_of
     monkeypatch.setattr(Tokenizer, "bytes_of", lambda self, i: names.get(i) or own(self, i))
     constraint = Constrainer(made, made.num_ids).begin(Grammar('start: /[ab]/ "call"'), ())

@@ -117,7 +117,8 @@ def test_sampled_tokens_stay_with_sentencepiece_spaces(tmp_path, first_only):
         ids, num_common = tokenizer.continue_chat(session, turns(answer))
         assert num_common == len(session)
         fresh = tokenizer.chat_ids(turns(answer))
-        assert tokenizer._agreement(ids, tokenizer_text(tokenizer, turns(answer)))[0] == len(ids)
+        text = tokenizer_text(tokenizer, turns(answer))
+        assert tokenizer.encoder.agreement(ids, text)[0] == len(ids)
         assert ids[-5:] == fresh[-5:]
 
 

@@ -383,7 +383,7 @@ def test_what_a_tool_says_is_no_control_token(hermes):
     def controls(said: str) -> list[int]:
         result = {"role": "tool", "tool_call_id": "x", "content": said}
         ids = tokenizer.chat_ids([USER, call, result], tools=TOOLS)
-        return [token for token in ids if token in tokenizer._alias_of]
+        return [token for token in ids if token in tokenizer.encoder._alias_of]
 
     assert controls(RAINS) == controls("It rains.")
     assert RAINS in tokenizer.chat_text([USER, call, {"role": "tool", "content": RAINS}])

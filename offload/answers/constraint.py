@@ -179,7 +179,7 @@ class _Vocabulary:
         """The ids of text that a grammar leaves no choice about."""
         if isinstance(text, bytes):
             text = text.decode()
-        ids = self._tokenizer.encode_inside(text)
+        ids = self._tokenizer.encoder.encode_inside(text)
         if ids is None:
             return self._spelled(text.encode())
         if max(ids, default=0) < self.eos_token_id:
