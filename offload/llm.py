@@ -6,9 +6,7 @@ what needs it. Ties the parts together and computes nothing itself.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +19,14 @@ from .admission import Admission
 from .answers.rules import AnswerRules
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
-from .errors import EbbtideError, InputError
+from .errors import InputError
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
 from .hub import log_download, resolve_model
 from .mode import Mode
 from .model_files import open_model_files
+from .open_sessions import OpenSessions
 from .options import Options, choose_weight_bits
 from .output import Output, Progress
 from .plan import Plan
@@ -114,9 +113,7 @@ class LLM:
             options.draft,
             store_options,
         )
-        self._sessions: list[Session] = []
-        self._abandoned: list[Stream] = []  # dropped while something was running
-        self._thread_lock = threading.Lock()
+        self.sessions = OpenSessions()
         self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
         self._first_plan = self.plan_at(context or self.admission.natural_context())
 
@@ -352,20 +349,15 @@ class LLM:
     def unload(self) -> None:
         """Let go of the weights; the next request loads them again. Raises InputError while a
         session is open."""
-        with self._nothing_left():
-            if self._sessions:
+        with self.sessions.nothing_left():
+            if self.sessions:
                 raise InputError("a session is open and needs the weights: close it first")
             self.admission.close()
 
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
         self._is_open = False
-        failure: EbbtideError | None = None
-        for session in list(self._sessions):
-            try:
-                session.close()
-            except EbbtideError as error:  # a name that could not be saved; the rest still closes
-                failure = failure or error
+        failure = self.sessions.close()
         self.admission.close()
         self._checkpoint.close()
         if failure is not None:
@@ -377,58 +369,19 @@ class LLM:
     def __exit__(self, *_) -> None:
         self.close()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """While the model computes: keeps a second thread out."""
-        if not self._thread_lock.acquire(blocking=False):
-            raise InputError(
-                "this LLM is running in another thread; one LLM serves one thread at a time"
-            )
-        try:
-            yield
-        finally:
-            self._thread_lock.release()
-
     def report(self, progress: Progress) -> None:
         if self.on_progress is not None:
             self.on_progress(progress)
-
-    def adopt(self, session: Session) -> None:
-        self._sessions.append(session)
-
-    def knows(self, session: Session) -> bool:
-        """Whether it is not yet closed, to the end."""
-        return session in self._sessions
-
-    def forget(self, session: Session) -> None:
-        if session in self._sessions:
-            self._sessions.remove(session)
 
     @cached_property
     def tokens_fingerprint(self) -> str:
         """Two models with the same one spell the same tokens."""
         return self.files.tokens_fingerprint()
 
-    def abandon(self, stream: Stream) -> None:
-        """An unfinished stream was dropped: close it, now or when nothing is running."""
-        self._abandoned.append(stream)
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Close abandoned streams, unless something is running: they may be dropped in the middle
-        of it, in any thread."""
-        if self._abandoned and self._thread_lock.acquire(blocking=False):
-            try:
-                while self._abandoned:
-                    self._abandoned.pop().close()
-            finally:
-                self._thread_lock.release()
-
     def reserve_raw(self, engine) -> None:
         """Before a fork: a session's plan has room for _SESSION_SEQUENCES raw tails, snapshots
         included."""
-        num_open = sum(1 for s in self._sessions if s._engine is engine)
-        self.admission.check_fork(num_open, _SESSION_SEQUENCES)
+        self.admission.check_fork(self.sessions.num_of(engine), _SESSION_SEQUENCES)
 
     def device_peak_bytes(self) -> int:
         return device_peak_bytes(self.device)
@@ -463,7 +416,7 @@ class LLM:
         A function of options and request: what happens to fit must not change a result."""
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
-        with self._nothing_left():
+        with self.sessions.nothing_left():
             fingerprint = self._prefixes and self.fingerprint  # files may be replaced once read
             reach = reach or context
             runtime = self.admission.admit(context, sequences, reach, self.report, **request)
@@ -479,17 +432,8 @@ class LLM:
             except BaseException:
                 runtime.close()
                 raise
-            self.adopt(session)
+            self.sessions.add(session)
             return session
-
-    @contextmanager
-    def _nothing_left(self) -> Iterator[None]:
-        """As `running`; what was dropped is closed, and so is what Ctrl-C came in between."""
-        self.sweep()
-        with self.running():
-            for left in [session for session in self._sessions if not session.is_open]:
-                left.close()
-            yield
 
     def _keeper(self, runtime: Runtime, fingerprint: str) -> PrefixKeeper:
         model = f"{fingerprint} {self.admission.facts.weight_bits}"

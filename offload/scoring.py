@@ -84,7 +84,7 @@ def _each(
                     use(cell * cells + low, block[low - start : high - start])
 
         sequence.tokens.extend(ids[:split])
-        with llm.running():
+        with llm.sessions.running():
             if first < split - 1:
                 # The last row goes through the same product as in generate.
                 sequence.tokens.pop()

@@ -140,7 +140,7 @@ class Session:
         other = Session(llm, self._runtime, sequence, self.context, keeps_snapshots=False)
         other._logits, other._turns = self._logits, self._turns[:]
         other._is_chat = self._is_chat
-        llm.adopt(other)
+        llm.sessions.add(other)
         return other
 
     # ---- answers -----------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class Session:
         """Free the pages; a named session's tokens stay. May be called again; the LLM does where
         Ctrl-C came in between, before it opens anything, so each step may be done twice. Raises
         StorageError when they could not be written; the pages are freed all the same."""
-        if not self._llm.knows(self):
+        if self not in self._llm.sessions:
             return
         if (stream := self._unfinished()) is not None:
             stream.close()
@@ -263,9 +263,9 @@ class Session:
             try:
                 self._runtime.release(self._sequence)
             except StorageError:  # of a disk that does not answer: nobody can do more
-                self._llm.forget(self)
+                self._llm.sessions.remove(self)
                 raise
-            self._llm.forget(self)
+            self._llm.sessions.remove(self)
 
     def __enter__(self) -> Session:
         return self
@@ -278,12 +278,12 @@ class Session:
     def _check_open(self) -> None:
         if not self.is_open:
             raise InputError("the session is closed")
-        with self._llm.running():  # nothing may change under another thread's run
+        with self._llm.sessions.running():  # nothing may change under another thread's run
             pass
 
     def _check_free(self) -> None:
         self._check_open()
-        self._llm.sweep()
+        self._llm.sessions.sweep()
         if self._unfinished() is not None:
             raise InputError(
                 "the session is still answering; read its stream to the end or close it first"
@@ -378,7 +378,7 @@ class Session:
         if self._drafts is not None:
             self._drafts.begin_answer()
         try:
-            with self._llm.running():
+            with self._llm.sessions.running():
                 return self._engine.prefill(sequence, None, report, stop_at, self._llm.check)
         finally:
             self._recomputed += max(0, min(self._known, sequence.length) - start)
@@ -393,7 +393,7 @@ class Session:
         wanted = sequence.as_computed()[:most]
         began = time.perf_counter()
         try:
-            with self._llm.running():
+            with self._llm.sessions.running():
                 self._prefixes.restore(
                     sequence,
                     wanted,
@@ -424,7 +424,7 @@ class Session:
         if self._logits is None:
             self.make_pending()
             residual = self._prefill()
-            with self._llm.running():
+            with self._llm.sessions.running():
                 self._logits = self._engine.logits(residual)[0]
         return self._logits
 
@@ -443,7 +443,7 @@ class Session:
         if logits is not None:
             self._engine.take_in(sequence)
         else:
-            with self._llm.running():
+            with self._llm.sessions.running():
                 if drafts is None or sampler is None:
                     logits = self._engine.logits(self._engine.decode(sequence))[0]
                 else:

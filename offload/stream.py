@@ -177,14 +177,14 @@ class Stream(Iterator[Piece]):
     def __del__(self) -> None:
         try:
             if self._fields is None or self._is_left:
-                self._llm.abandon(self)
+                self._llm.sessions.abandon(self)
         except Exception:
             pass  # nobody is there to hear it, and at the interpreter's end half is gone
 
     @property
     def _is_left(self) -> bool:
         """Whether it should have closed its session, and was interrupted."""
-        return self._closes and self._llm.knows(self._session)
+        return self._closes and self._session in self._llm.sessions
 
     def _end(self) -> None:
         if self._fields is None:

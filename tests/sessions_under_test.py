@@ -32,4 +32,4 @@ def few_pages(monkeypatch) -> None:
 
 
 def assert_nothing_is_held(llm):
-    assert llm._sessions == []
+    assert not llm.sessions

@@ -60,7 +60,7 @@ def test_no_store_stays_open_wherever_closing_is_interrupted(checkpoint, tmp_pat
                 del stream, close
             elif session.is_open:  # closing has not come to where nothing else may be done
                 session.close()
-            for other in list(llm._sessions):
+            for other in llm.sessions:
                 if other is not session:
                     other.close()
             del session

@@ -80,7 +80,7 @@ def test_a_name_is_used_once_at_a_time(folder, tmp_path, state):
                 unnamed.keep_as("book")
         with other.session("book") as session:
             assert session.tokens == []
-        assert other._sessions == []
+        assert not other.sessions
 
 
 def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path, state):

@@ -110,9 +110,9 @@ def test_a_stream_that_is_dropped_frees_its_pages(llm):
 def test_a_stream_dropped_while_the_model_runs_is_freed_after(llm):
     stream = llm.stream(LONG, max_new_tokens=30)
     next(stream)
-    with llm.running():
+    with llm.sessions.running():
         del stream
         gc.collect()
-        assert len(llm._sessions) == 1
+        assert len(llm.sessions) == 1
     llm.generate([1], max_new_tokens=1)
     assert_nothing_is_held(llm)

@@ -98,6 +98,6 @@ def test_what_ctrl_c_left_half_closed_keeps_no_weights(tmp_path):
         session = llm.session(context=400)
         session.generate(PROMPT, max_new_tokens=2)
         assert interrupted_after(3, [Runtime.close], session.close)
-        assert not session.is_open and llm.knows(session)
+        assert not session.is_open and session in llm.sessions
         llm.unload()
-        assert llm.admission.weights is None and not llm.knows(session)
+        assert llm.admission.weights is None and session not in llm.sessions
