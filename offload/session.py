@@ -7,7 +7,6 @@ is counted. Knows the tokenizer and the sampler; knows no pages (engine.py does)
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Sequence as Sequence_
 
@@ -15,12 +14,13 @@ import torch
 
 from .drafts import Drafts
 from .errors import InputError, StorageError
-from .output import Output, Progress
+from .output import Output
 from .prefixes.keeper import PrefixKeeper
 from .prompt import Prompt, check_room, is_messages
 from .sampler import Sampler
 from .sequence import MOST_SNAPSHOTS
 from .session_file import KeptTokens, SessionFile
+from .session_reading import SessionReading
 from .session_usage import SessionUsage
 from .stream import Stream
 from .text import Think
@@ -51,15 +51,12 @@ class Session:
         self._logits: torch.Tensor | None = None  # (vocab,), of the last token, if it is processed
         self._turns: list[int] = []  # where each answer's prompt began
         self._is_chat = False  # whether the newest tokens are of messages, or of answers to them
-        self._recomputed = 0  # tokens that were processed again, since the last answer
-        self._restored = 0  # tokens that came from the prefix store, since the last answer
-        self._known = 0  # tokens before it were processed once, though they may not be now
+        self._reading = SessionReading(llm, runtime, sequence, prefixes)
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self.is_open = True
         self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
-        self._kept = KeptTokens()  # what the file holds
 
     # ---- tokens ------------------------------------------------------------------------------
 
@@ -112,11 +109,11 @@ class Session:
         if length < len(sequence.tokens):
             self._runtime.room.check(sequence, length, length)
             self._changed()
-            self._forget_snapshots(length)
+            self._reading.forget_snapshots(length)
             if length < sequence.length:
-                self._rewind(length)
+                self._reading.rewind(length)
             del sequence.tokens[length:], sequence.remembered[length:]
-            self._known = min(self._known, length)
+            self._reading.known = min(self._reading.known, length)
             if sequence.length == length and sequence.snapshots:
                 newest = sequence.snapshots[-1]
                 self._logits = newest.logits if newest.length == length else None
@@ -226,18 +223,16 @@ class Session:
         self._admit(len(kept.tokens))
         self._extend(kept.tokens)
         self._turns, self._sequence.remembered = kept.turns[:], kept.computed()
-        self._known = kept.num_processed
-        self._file, self._kept = file, kept
+        self._reading.known = kept.num_processed
+        self._file = file
 
     def _to_keep(self) -> KeptTokens:
-        num_processed = max(self._sequence.length, self._known)
+        num_processed = max(self._sequence.length, self._reading.known)
         return KeptTokens.of(self._sequence.as_computed(), self._turns[:], num_processed)
 
     def _save_file(self) -> None:
-        kept = self._to_keep()
         assert self._file is not None
-        self._file.save(kept)
-        self._kept = kept
+        self._file.save(self._to_keep())
 
     # ---- the end -----------------------------------------------------------------------------
 
@@ -251,7 +246,7 @@ class Session:
             stream.close()
         try:
             if self.is_open and self._file is not None:
-                if self._kept != self._to_keep():
+                if not self._file.holds(self._to_keep()):
                     self._save_file()
                 if self._prefixes is not None:
                     self._prefixes.keep(self._sequence, decoded=True, is_last=True)
@@ -336,25 +331,6 @@ class Session:
             self._truncate(common)
         self._extend(ids[common:])
 
-    def _rewind(self, length: int) -> None:
-        """Keep at most `length` processed tokens; those before `length` that go too will be
-        processed again.
-        """
-        sequence, sequences = self._sequence, self._engine.sequences
-        self._forget_snapshots(length)
-        # Should this be interrupted, what they were taken of is processed again, otherwise perhaps.
-        snapshots, sequence.snapshots = sequence.snapshots, []
-        if snapshots and snapshots[-1].length > sequence.resume_point(length):
-            sequences.rewind_to(sequence, snapshots[-1])
-        else:
-            sequences.rewind(sequence, length)
-        sequence.snapshots, self._known = snapshots, max(self._known, length)
-
-    def _forget_snapshots(self, length: int) -> None:
-        """What was taken behind more than the first `length` tokens is of another text."""
-        sequence = self._sequence
-        sequence.snapshots = [s for s in sequence.snapshots if s.length <= length]
-
     def _process_whole_cells(self) -> None:
         cell = self._sequence.cell_tokens
         whole = len(self._sequence.tokens) // cell * cell
@@ -364,59 +340,27 @@ class Session:
 
     def _prefill(self, stop_at: int | None = None) -> torch.Tensor | None:
         """Process pending tokens; the last one's residual."""
-        sequence = self._sequence
-        start = sequence.length
-        total = (len(sequence.tokens) if stop_at is None else stop_at) - start
-        began = time.perf_counter()
-
-        def report(length: int) -> None:
-            if self._prefixes is not None:
-                self._prefixes.keep(sequence, decoded=self._file is not None)
-            self._report("prefill", length - start, total, began)
-
-        self._runtime.room.check(sequence, start + total)
+        stop = len(self._sequence.tokens) if stop_at is None else stop_at
+        self._runtime.room.check(self._sequence, stop)
         if self._drafts is not None:
             self._drafts.begin_answer()
-        try:
-            with self._llm.sessions.running():
-                return self._engine.prefill(sequence, None, report, stop_at, self._llm.check)
-        finally:
-            self._recomputed += max(0, min(self._known, sequence.length) - start)
+        return self._reading.prefill(stop, decoded=self._file is not None)
 
     def find_kept(self, most: int | None = None) -> None:
         """Take in what is kept on disk of the first `most` pending tokens, if that is much; default
         all but the last, which an answer needs processed."""
-        sequence, before = self._sequence, self._sequence.length
-        if self._prefixes is None:
-            return
-        most = len(sequence.tokens) - 1 if most is None else most
-        wanted = sequence.as_computed()[:most]
-        began = time.perf_counter()
+        before = self._sequence.length
         try:
-            with self._llm.sessions.running():
-                self._prefixes.restore(
-                    sequence,
-                    wanted,
-                    lambda length: self._report("restore", length, most, began),
-                )
+            self._reading.find_kept(len(self._sequence.tokens) - 1 if most is None else most)
         finally:
-            if sequence.length != before:
+            if self._sequence.length != before:
                 self._changed()
-            self._restored += max(0, sequence.length - before)
-            if sequence.length < before:  # it failed half-way, and nothing is left
-                self._known = max(self._known, before)
-
-    def _report(self, phase: str, done: int, total: int, began: float) -> None:
-        elapsed = time.perf_counter() - began
-        speed = done / elapsed if elapsed else 0.0
-        eta = (total - done) / speed if speed else None
-        self._llm.report(Progress(phase, done, total, elapsed, speed, eta))
 
     def make_pending(self) -> None:
         """If the last token's logits are wanted and gone, make that token wait to be processed."""
         if self._logits is None and self._sequence.length == len(self._sequence.tokens):
-            self._rewind(self._sequence.length - 1)
-            self._known = max(self._known, len(self._sequence.tokens))
+            self._reading.rewind(self._sequence.length - 1)
+            self._reading.known = max(self._reading.known, len(self._sequence.tokens))
 
     def last_logits(self) -> torch.Tensor:
         """Logits (vocab,) of the last token, processing what is pending."""
@@ -483,14 +427,11 @@ class Session:
 
     def take_recomputed(self) -> int:
         """Tokens processed again since the last answer, those that wait for it included."""
-        count = self._recomputed + max(0, self._known - self._sequence.length)
-        self._recomputed = self._known = 0
-        return count
+        return self._reading.take_recomputed()
 
     def take_restored(self) -> int:
         """Tokens that came from the prefix store since the last answer."""
-        count, self._restored = self._restored, 0
-        return count
+        return self._reading.take_restored()
 
     def tiers(self) -> dict[str, dict[str, int]]:
         """By tier name: `pages` of this session (forks count shared ones too), and of the tier's

@@ -69,6 +69,7 @@ class SessionFile:
         from filelock import FileLock, Timeout
 
         self.name, self._fingerprint = check_name(name), fingerprint
+        self._held = KeptTokens()
         folder = state_dir("sessions")
         self.path = folder / f"{name}{_SUFFIX}"
         self._lock = FileLock(folder / f".{name}.lock", mode=0o600)
@@ -102,6 +103,7 @@ class SessionFile:
                 f"the session {self.name!r} was made with another model, whose tokens mean other "
                 "texts; open that model or choose another name"
             )
+        self._held = kept
         return kept
 
     def save(self, kept: KeptTokens) -> None:
@@ -126,6 +128,11 @@ class SessionFile:
             raise StorageError(
                 f"the session {self.path} cannot be saved: {error.strerror or error}"
             ) from None
+        self._held = kept
+
+    def holds(self, kept: KeptTokens) -> bool:
+        """Whether that is what was loaded or saved last."""
+        return kept == self._held
 
     def close(self) -> None:
         """Give the name back. May be called again."""
