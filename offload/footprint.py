@@ -13,10 +13,10 @@ from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
 from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, stored_bytes
 from .model_config import ModelConfig
+from .output_head import HEAD_BLOCK_ROWS
 from .packing import Bits, Packing, Plain
 from .skeleton import expert_names, layer_of
 from .streams import kept_names
-from .weights import HEAD_BLOCK_ROWS
 
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.matmul import linear, rows_of
-from ..kernels.norm import Norm, normed, rms_norm
+from ..kernels.matmul import rows_of
+from ..kernels.norm import rms_norm
 from ..kernels.routed_step import RoutedStep
-from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
 from .kept_tensors import (
@@ -32,18 +31,17 @@ from .kept_tensors import (
     TensorLoader,
     converted_once,
     head_bits,
-    kept_form,
     most_staging,
     stored_bytes,
 )
 from .model_config import ModelConfig
+from .output_head import OutputHead
 from .packing import Bits, Kept
 from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .streams import Streams, kept_names
 from .tier import aligned_bytes
 
-HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 _AHEAD_BYTES = 32 << 20  # that the system is asked to read before they are needed
 _EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -112,8 +110,8 @@ class WeightStore:
     ):
         self.config, self.checkpoint, self.device = config, checkpoint, device
         self._bits: Bits = bits
-        self._head_bits: Bits = head_bits(bits)
-        self._head_name = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
+        head = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
+        self.head = OutputHead(config, checkpoint, device, head, head_bits(bits))
         self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
         self._streamed = streamed_layers(config.num_layers, num_streamed)
         self._fused = fused_parts(config)
@@ -158,7 +156,7 @@ class WeightStore:
         to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
         staging = most_staging(to_convert, self._bits)
         if head_resident:
-            staging = max(staging, self._head_staging())
+            staging = max(staging, self.head.staging_bytes)
         loader = TensorLoader(self.checkpoint, self._bits, staging)
         if keeps_experts or self._keeps_layers():
             self._scratch = Scratch(spill_dir)
@@ -188,24 +186,7 @@ class WeightStore:
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
         if self.config.altup is not None:
             self._streams = Streams(self.config, kept)
-        norm, norm_bias, bias = (
-            self.checkpoint.read(name).float().to(self.device) if name in refs else None
-            for name in ("model.norm.weight", "model.norm.bias", "lm_head.bias")
-        )
-        how = self._final_offset, self.config.norm_eps, norm_bias, self.config.layer_norm
-        self._norm = Norm(norm, *how)  # the final one
-        # Of each block of the head.
-        self._head_biases = [bias if bias is None else bias[i:j] for i, j in self._head_ranges()]
-        self._head = self._head_product = None
-        if head_resident:
-            self._head = [
-                self._head_block(loader, *rows, self._head_arena(*rows)).to(self.device)
-                for rows in self._head_ranges()
-            ]
-            native = native_for(*self._head)
-            if native is not None:
-                blocks = self._head, self._norm, self._head_biases
-                self._head_product = BlockProduct(native, *blocks)
+        self.head.load(loader, resident=head_resident)
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
@@ -256,10 +237,9 @@ class WeightStore:
 
     def _embedding_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read one by one: the table is never resident for its own sake."""
-        tied = self._head is not None and self.config.tied_embeddings
-        if tied and isinstance(self._head[0], torch.Tensor):
-            table = [self._head[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in token_ids]
-            return torch.stack(table).float()
+        rows = self.head.rows(token_ids) if self.config.tied_embeddings else None
+        if rows is not None:
+            return rows
         if len(token_ids) == 1:
             rows = self._embeddings.read(token_ids[0])
         else:
@@ -271,29 +251,13 @@ class WeightStore:
         `linear` wants them -> (rows, vocab_size).
         """
         residual = residual if self._streams is None else self._streams.joined(residual)
-        if residual.shape[0] == 1 and self._head_product is not None:
-            return self._head_product.run(residual)
-        hidden = normed(residual, self._norm)
-        out = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
-        for i, rows in enumerate(self._head_ranges()):
-            if self._head is not None:
-                block = self._head[i]
-            else:
-                block = self._head_block(self._head_loader(), *rows).to(self.device)
-                self._bytes_streamed += self.checkpoint.row_range(self._head_name, *rows).num_bytes
-            out[:, rows[0] : rows[1]] = linear(hidden, block, self._head_biases[i])
-        return out
-
-    @property
-    def _final_offset(self) -> float:
-        own = self.config.final_norm_offset
-        return self.config.norm_offset if own is None else own
+        return self.head.logits(residual)
 
     @property
     def bytes_streamed(self) -> int:
         """Read since the weights were loaded."""
-        cache = self._experts
-        return self._bytes_streamed + (0 if cache is None else cache.reads * self._expert_bytes())
+        of_experts = 0 if self._experts is None else self._experts.reads * self._expert_bytes()
+        return self._bytes_streamed + self.head.bytes_streamed + of_experts
 
     @property
     def reads_experts(self) -> bool:
@@ -302,7 +266,7 @@ class WeightStore:
 
     def forget_files(self) -> bool:
         """See LLM.forget_files."""
-        if self._head is not None and not (self._streamed or self.reads_experts):
+        if self.head.blocks is not None and not (self._streamed or self.reads_experts):
             return True  # but for a row of the embedding
         scratch = self._scratch is None or self._scratch.forget()
         return self.checkpoint.forget() and scratch
@@ -310,14 +274,15 @@ class WeightStore:
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
         if self._experts is not None:
-            self._bytes_streamed = self.bytes_streamed
+            self._bytes_streamed += self._experts.reads * self._expert_bytes()
             self._experts.close()
             self._experts = None
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
         self._resident.clear()
         self._buffers.clear()
-        self._head = self._head_product = self._per_layer = self._streams = None
+        self.head.close()
+        self._per_layer = self._streams = None
         if self._scratch is not None:
             self._scratch.close()
         self.checkpoint.close()
@@ -362,32 +327,6 @@ class WeightStore:
 
     def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
-
-    def _head_ranges(self) -> list[tuple[int, int]]:
-        size = self.config.vocab_size
-        return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
-
-    def _head_arena(self, start: int, stop: int) -> Arena:
-        """Room for a block of the head that stays."""
-        ref = self.checkpoint.row_range(self._head_name, start, stop)
-        return Arena.of(stored_bytes(self._head_name, ref.shape, ref.packing, self._head_bits))
-
-    def _head_loader(self) -> TensorLoader:
-        """For blocks of a head that is not resident."""
-        return TensorLoader(self.checkpoint, self._head_bits, self._head_staging())
-
-    def _head_staging(self) -> int:
-        ref = self.checkpoint.row_range(self._head_name, *self._head_ranges()[0])
-        return most_staging([ref], self._head_bits)
-
-    def _head_block(
-        self, loader: TensorLoader, start: int, stop: int, arena: Arena | None = None
-    ) -> Kept:
-        """Rows of the head, in the arena if there is one."""
-        ref = self.checkpoint.row_range(self._head_name, start, stop)
-        form = kept_form(self._head_name, ref.packing, self._head_bits)
-        empty = torch.empty if arena is None else arena.empty
-        return loader.load_ref(self._head_name, ref, form, empty)
 
     # ---- experts -----------------------------------------------------------------------------
 

@@ -301,7 +301,7 @@ def test_one_decoded_tensor_changes_no_others(checkpoint, tmp_path, bits, others
         decoded = found.pop((0, "mlp.up_proj.weight"))
         assert decoded == (8 if bits == "auto" else others)
         assert set(found.values()) == {others}
-        assert getattr(store._head[0], "bits", None) == (None if others is None else 8)
+        assert getattr(store.head.blocks[0], "bits", None) == (None if others is None else 8)
         loaded = sum(num_bytes(t) for t in tensors.values())
         assert 0 <= sum(llm.admission.facts.layer_sizes) - loaded < 64 * 2 * len(tensors)
         assert llm.plan.weight_bits == ("full" if others is None else bits)
@@ -326,7 +326,7 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, k
     with open_small(path, tmp_path, weight_bits=bits) as llm:
         llm.logits([1, 2, 3])
         store = llm.admission.weights
-        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store.head.blocks
         real = sum(part.numel() * part.itemsize for t in kept for part in parts(t))
         assert real <= llm.plan.host["weights"] <= real + 128 * len(kept)
 

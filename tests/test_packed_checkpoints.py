@@ -221,7 +221,7 @@ def test_bits_are_chosen_by_what_the_files_have(folders, tmp_path, name):
         llm.logits([1, 2, 3])
         weights = llm.admission.weights
         # What the files have as numbers stays so, in small models.
-        assert isinstance(weights._head[0], torch.Tensor)
+        assert isinstance(weights.head.blocks[0], torch.Tensor)
         assert weights._resident[0]["self_attn.q_proj.weight"].bits == (4 if name == "awq" else 8)
 
 

@@ -38,7 +38,7 @@ def refs_of(llm) -> list[weakref.ref]:
     """To the tensors of all layers and the head that are in memory."""
     weights = llm.admission.weights
     layers = list(weights._resident.values())
-    kept = [value for layer in layers for value in layer.values()] + list(weights._head or ())
+    kept = [value for layer in layers for value in layer.values()] + list(weights.head.blocks or ())
     tensors = [v for k in kept for v in ([k] if isinstance(k, torch.Tensor) else vars(k).values())]
     return [weakref.ref(t) for t in (*layers, *tensors) if isinstance(t, (dict, torch.Tensor))]
 

@@ -100,7 +100,7 @@ def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, b
     with open_small(folder, tmp_path, weight_bits=bits) as llm:
         llm.logits([1, 2, 3])
         store = llm.admission.weights
-        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store.head.blocks
         real = sum(map(num_bytes, kept))
         slack = 2 * _ALIGNMENT * len(kept)
         assert real <= llm.plan.host["weights"] <= real + slack
@@ -113,7 +113,7 @@ def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bi
         hold_few_experts(llm)
         llm.logits([1, 2, 3])
         store, plan = llm.admission.weights, llm.plan
-        kept = [t for layer in store._resident.values() for t in layer.values()] + store._head
+        kept = [t for layer in store._resident.values() for t in layer.values()] + store.head.blocks
         real = sum(map(num_bytes, kept))
         assert real <= plan.host["weights"] <= real + 2 * _ALIGNMENT * len(kept)
         slots = store._experts._slots + store._experts._passing
@@ -181,8 +181,9 @@ def test_the_files_dtype_counts_and_not_what_the_config_says(checkpoint, tmp_pat
     assert read_model_config(folder).dtype == "bfloat16"
     with open_small(folder, tmp_path) as llm:
         llm.logits([1, 2, 3])
-        kept = [t for layer in llm.admission.weights._resident.values() for t in layer.values()]
-        assert llm.plan.host["weights"] >= sum(map(num_bytes, kept + llm.admission.weights._head))
+        weights = llm.admission.weights
+        kept = [t for layer in weights._resident.values() for t in layer.values()]
+        assert llm.plan.host["weights"] >= sum(map(num_bytes, kept + weights.head.blocks))
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -236,7 +237,7 @@ def test_a_layer_stays_while_the_next_one_is_read(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch, bits):
-    monkeypatch.setattr("ebbtide.offload.weights.HEAD_BLOCK_ROWS", 100)
+    monkeypatch.setattr("ebbtide.offload.output_head.HEAD_BLOCK_ROWS", 100)
     folder = checkpoint("qwen2")  # its head is the embedding table
     hidden = torch.randn(32, 64)
     with loaded(folder, tmp_path, bits=bits) as resident:

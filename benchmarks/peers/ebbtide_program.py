@@ -52,7 +52,7 @@ class EbbtideProgram:
     def facts(self) -> dict:
         config, store = self._config, self._llm.admission.weights
         tensors = [t for layer in range(config.num_layers) for t in store.layer(layer).values()]
-        tensors += store._head
+        tensors += store.head.blocks
         return {
             "weight_bytes": sum(_num_bytes(t) for t in tensors),
             "kv_bytes_per_token": {
