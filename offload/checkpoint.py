@@ -155,12 +155,12 @@ class Checkpoint:
         """
         self.fill(place.path, place.offset, memoryview(out.numpy())[: place.num_bytes])
 
-    def announce(self, name: str) -> None:
+    def announce(self, ref: TensorRef) -> None:
         """A tensor will be read soon: the system begins to read it where it can be told to, so that
         the disk is busy while what came before is converted."""
         if not hasattr(os, "posix_fadvise"):
             return
-        for place in (ref := self.refs[name], *ref.beside):
+        for place in (ref, *ref.beside):
             descriptor, stop = self._descriptor(place.path), place.offset + place.num_bytes
             for start in range(place.offset, stop, _ANNOUNCED):
                 size = min(_ANNOUNCED, stop - start)

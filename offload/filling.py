@@ -20,6 +20,7 @@ from .expert_cache import PASSING_SLOTS
 from .footprint import Facts, selection_bytes, verify_bytes, workspace_bytes
 from .geometry import Geometry
 from .page_spans import PageSpans
+from .past_cache import whole_blocks
 from .plan import Loaded, Plan, Request
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
 from .states import States
@@ -115,14 +116,20 @@ class Filling:
         facts, geometry, config = self.facts, self.geometry, self.config
         sizes = facts.layer_sizes
         streamed = held.layers_streamed
-        buffers = 2 * sizes[-1] + facts.layer_staging_bytes if streamed else 0
+        groups, staging = [], []  # of what is streamed: the largest, and what reading it takes
+        if streamed:
+            groups, staging = [sizes[-1]], [facts.layer_staging_bytes]
+        if not held.head_resident:
+            groups.append(facts.head_block_bytes())
+            staging.append(facts.head_staging_bytes)
+        buffers = 2 * whole_blocks(max(groups, default=0)) + max(staging, default=0)
         resident = sum(sizes[: len(sizes) - streamed])
         experts = {}
         if held.expert_slots:
             resident -= facts.experts_bytes
             experts["routed experts"] = held.expert_slots * facts.expert_bytes
-            buffers = facts.expert_staging_bytes
-        head = facts.head_bytes() if held.head_resident else 2 * facts.head_block_bytes()
+            buffers += facts.expert_staging_bytes
+        head = facts.head_bytes() if held.head_resident else 0
         raw = RawPages.num_bytes(self.layouts, raw_slots(sweep), geometry.cell_tokens)
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
@@ -287,11 +294,14 @@ class Filling:
 
     def _scratch_bytes(self, held: Loaded) -> int:
         """Of weights on disk, in the form in which they are used."""
+        facts = self.facts
+        head = 0 if held.head_resident else facts.head_scratch_bytes()
         if held.expert_slots:
-            return self.facts.experts_bytes if self.facts.keeps_experts else 0
-        if not self.facts.keeps_layers:
-            return 0
-        return sum(self.facts.layer_sizes[len(self.layers) - held.layers_streamed :])
+            return head + facts.experts_scratch_bytes()
+        if not facts.keeps_layers:
+            return head
+        streamed = facts.layer_sizes[len(self.layers) - held.layers_streamed :]
+        return head + sum(map(whole_blocks, streamed))
 
     # ---- the plan ----------------------------------------------------------------------------
 

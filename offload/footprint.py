@@ -15,6 +15,7 @@ from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, s
 from .model_config import ModelConfig
 from .output_head import HEAD_BLOCK_ROWS
 from .packing import Bits, Packing, Plain
+from .past_cache import whole_blocks
 from .skeleton import expert_names, layer_of
 from .streams import kept_names
 
@@ -174,10 +175,14 @@ class Facts:
         """Of all of them."""
         return sum(self._experts.values())
 
+    def experts_scratch_bytes(self) -> int:
+        """Of the scratch file that experts are converted to, in whole blocks."""
+        return sum(map(whole_blocks, self._experts.values())) if self.keeps_experts else 0
+
     @property
     def expert_bytes(self) -> int:
-        """Of the largest one."""
-        return max(self._experts.values(), default=0)
+        """Room for the largest one."""
+        return whole_blocks(max(self._experts.values(), default=0))
 
     @property
     def chosen_bytes(self) -> int:
@@ -221,10 +226,25 @@ class Facts:
         return stored_bytes("lm_head.weight", shape, self._head_packing, self._head_bits)
 
     def head_block_bytes(self) -> int:
-        """The most that one block of the head takes, as it lies in the file or as it is kept."""
-        rows = min(HEAD_BLOCK_ROWS, self.config.vocab_size)
-        in_file = sum(self._head_packing.sizes((rows, self.config.hidden_size)))
-        return max(in_file, self._head_rows_bytes(rows))
+        """Of the largest block of the head, as it is kept."""
+        return self._head_rows_bytes(min(HEAD_BLOCK_ROWS, self.config.vocab_size))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether a head that is streamed is converted once, to a scratch file."""
+        return converted_once([("lm_head.weight", self._head_packing)], self._head_bits)
+
+    def head_scratch_bytes(self) -> int:
+        """Of that file, in whole blocks."""
+        whole, rest = divmod(self.config.vocab_size, HEAD_BLOCK_ROWS)
+        sizes = (self._head_rows_bytes(rows) for rows in (HEAD_BLOCK_ROWS,) * whole + (rest,))
+        return sum(map(whole_blocks, sizes)) if self.keeps_head else 0
+
+    @property
+    def head_staging_bytes(self) -> int:
+        """What reading a block of the head takes besides its buffer."""
+        shape = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
+        return 0 if self.keeps_head else staging_bytes(shape, self._head_packing, self._head_bits)
 
     @cached_property
     def load_bytes(self) -> int:
@@ -236,7 +256,9 @@ class Facts:
             packing.staging_bytes(shape, packing.own_bits(bits))
             for shape, packing in (*self._layer_matrices, *self._unlayered_matrices)
         )
-        return max(self.head_block_bytes(), *staged) + SLACK_BYTES
+        block = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
+        in_file = sum(self._head_packing.sizes(block))
+        return max(in_file, self.head_block_bytes(), *staged) + SLACK_BYTES
 
 
 def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:

@@ -1,26 +1,19 @@
-"""How tensors of a checkpoint are kept: as they are, in float32, or in groups of few bits; in
-memory, or in a scratch file. Knows no layers and no order of reading.
+"""How tensors of a checkpoint are kept: as they are, in float32, or in groups of few bits.
+Knows no layers and no order of reading.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Hashable, Iterable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 
-from ..kernels.quantised import QuantisedWeight
-from .checkpoint import Checkpoint, TensorRef, forget, read_at
-from .errors import BadCheckpoint, StorageError
+from .checkpoint import Checkpoint, TensorRef
+from .errors import BadCheckpoint
 from .packing import Bits, Empty, Form, Kept, Packing, aligned
 from .skeleton import decides
 from .tier import aligned_bytes
-
-_SCRATCH = "the weights' scratch file"
 
 
 def converted_once(matrices: Iterable[tuple[str, Packing]], bits: Bits) -> bool:
@@ -122,77 +115,3 @@ def staging_bytes(shape: tuple[int, ...], packing: Packing, bits: Bits) -> int:
 def most_staging(refs: Iterable[TensorRef], bits: Bits) -> int:
     """What the largest of some tensors takes while it is converted."""
     return max((staging_bytes(ref.shape, ref.packing, bits) for ref in refs), default=0)
-
-
-class Scratch:
-    """Groups of kept tensors in an unlinked temporary file, as they lie in memory; each has a key.
-    Several threads may read.
-    """
-
-    def __init__(self, folder: Path | None):
-        self._file = tempfile.TemporaryFile(dir=folder)
-        self._groups: dict[Hashable, tuple[int, list]] = {}
-
-    def add(self, key: Hashable, tensors: dict[str, Kept]) -> None:
-        start, places, offset = self._file.seek(0, os.SEEK_END), [], 0
-        try:
-            for name, rebuild, parts in _flat(tensors):
-                described = []
-                for part in parts:
-                    data = part.contiguous().reshape(-1).view(torch.uint8)
-                    self._file.write(data.numpy())
-                    self._file.write(bytes(aligned(len(data)) - len(data)))
-                    described.append((offset, len(data), part.dtype, part.shape))
-                    offset += aligned(len(data))
-                places.append((name, rebuild, described))
-            self._file.flush()
-        except OSError as error:
-            raise StorageError(f"{_SCRATCH} could not be written: {error}") from error
-        self._groups[key] = (start, places)
-
-    def num_bytes(self, key: Hashable) -> int:
-        offset, size, _, _ = self._groups[key][1][-1][2][-1]
-        return offset + aligned(size)
-
-    def read(self, key: Hashable, buffer: torch.Tensor) -> None:
-        view = memoryview(buffer.numpy())[: self.num_bytes(key)]
-        done, start = 0, self._groups[key][0]
-        while done < len(view):
-            count = read_at(self._file.fileno(), view[done:], _SCRATCH, start + done)
-            if count == 0:
-                raise StorageError(f"{_SCRATCH} is shorter than what was written")
-            done += count
-
-    def views(self, key: Hashable, buffer: torch.Tensor) -> dict[str, Kept]:
-        tensors: dict[str, Kept] = {}
-        for name, rebuild, described in self._groups[key][1]:
-            parts = [
-                buffer[offset : offset + size].view(dtype).view(shape)
-                for offset, size, dtype, shape in described
-            ]
-            tensors[name] = rebuild(parts)
-        return tensors
-
-    def forget(self) -> bool:
-        """See `checkpoint.forget`."""
-        return forget(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _flat(tensors: dict[str, Kept]) -> list[tuple[str, object, list[torch.Tensor]]]:
-    """Each tensor as plain ones and the function that puts them together again."""
-    flat = []
-    for name, tensor in tensors.items():
-        if isinstance(tensor, QuantisedWeight):
-            flat.append((name, _rebuilder(tensor), [tensor.codes, tensor.scales]))
-        else:
-            flat.append((name, lambda parts: parts[0], [tensor]))
-    return flat
-
-
-def _rebuilder(tensor: QuantisedWeight):
-    # Of its own memory nothing stays: not even an empty view, which would keep all of it.
-    kept = replace(tensor, codes=tensor.codes.new_empty(0), scales=tensor.scales.new_empty(0))
-    return lambda parts: replace(kept, codes=parts[0], scales=parts[1])

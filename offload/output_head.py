@@ -1,27 +1,36 @@
 """The output head: the final norm, and a product with each block of the vocabulary's rows, which
-stay in memory or are read for every product.
+stay in memory or are streamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from ..kernels.matmul import linear
 from ..kernels.norm import Norm, normed
 from ..kernels.step import BlockProduct, native_for
-from .checkpoint import Checkpoint
-from .kept_tensors import Arena, TensorLoader, kept_form, most_staging, stored_bytes
+from .checkpoint import Checkpoint, TensorRef
+from .kept_tensors import (
+    Arena,
+    TensorLoader,
+    converted_once,
+    kept_form,
+    most_staging,
+    stored_bytes,
+)
 from .model_config import ModelConfig
 from .packing import Bits, Kept
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 
+HeadBlock = tuple[str, int]  # what a streamed block goes by: "head", and its number
+
 
 class OutputHead:
     """Of one checkpoint; `load` it before use. name: of its tensor. bits: as it is kept. blocks: of
-    rows, in memory; None where they are streamed. bytes_streamed: read since it was loaded."""
+    rows, in memory; None where they are streamed."""
 
     def __init__(
         self,
@@ -35,13 +44,27 @@ class OutputHead:
         self._name, self._bits = name, bits
         self.blocks: list[Kept] | None = None
         self._product: BlockProduct | None = None
-        self.bytes_streamed = 0
 
     @property
     def staging_bytes(self) -> int:
         """What loading a block takes besides."""
-        ref = self._checkpoint.row_range(self._name, *self._ranges()[0])
-        return most_staging([ref], self._bits)
+        return most_staging([self._ref(0)], self._bits)
+
+    @property
+    def block_bytes(self) -> int:
+        """Of the largest block as it is kept."""
+        return self._kept_bytes(0)
+
+    @property
+    def keys(self) -> list[HeadBlock]:
+        """Of all blocks, in the order in which they are multiplied."""
+        return [("head", number) for number in range(len(self._ranges()))]
+
+    @property
+    def is_converted_once(self) -> bool:
+        """Whether blocks that are streamed are."""
+        packing = self._checkpoint.refs[self._name].packing
+        return converted_once([(self._name, packing)], self._bits)
 
     def load(self, loader: TensorLoader, *, resident: bool) -> None:
         """Read the final norm and biases, and all blocks that stay."""
@@ -57,10 +80,7 @@ class OutputHead:
         self._norm = Norm(norm, offset, config.norm_eps, norm_bias, config.layer_norm)
         self._biases = [bias if bias is None else bias[i:j] for i, j in self._ranges()]
         if resident:
-            self.blocks = [
-                self._block(loader, *rows, self._arena(*rows)).to(self._device)
-                for rows in self._ranges()
-            ]
+            self.blocks = [block.to(self._device) for _, block in self.converted(loader)]
             native = native_for(*self.blocks)
             if native is not None:
                 self._product = BlockProduct(native, self.blocks, self._norm, self._biases)
@@ -77,37 +97,45 @@ class OutputHead:
         table = [self.blocks[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in numbers]
         return torch.stack(table).float()
 
-    def logits(self, residual: torch.Tensor) -> torch.Tensor:
+    def converted(self, loader: TensorLoader) -> Iterator[tuple[HeadBlock, Kept]]:
+        """All blocks as they are kept, each in fresh memory."""
+        for key in self.keys:
+            yield key, self._block(key, loader, Arena.of(self._kept_bytes(key[1])))
+
+    def read(self, key: HeadBlock, loader: TensorLoader, buffer: torch.Tensor) -> Kept:
+        """A block from the files, in a buffer."""
+        self._checkpoint.announce(self._ref(key[1]))
+        return self._block(key, loader, Arena(buffer))
+
+    def num_bytes(self, key: HeadBlock) -> int:
+        """Of a block in the files."""
+        return self._ref(key[1]).num_bytes
+
+    def logits(self, residual: torch.Tensor, streamed: Callable[[HeadBlock], Kept]) -> torch.Tensor:
         """Residual rows (rows, hidden_size) float32, rows as `linear` wants them ->
-        (rows, vocab_size)."""
+        (rows, vocab_size). streamed: gives a block that is not in memory."""
         if residual.shape[0] == 1 and self._product is not None:
             return self._product.run(residual)
         hidden = normed(residual, self._norm)
         out = torch.empty(hidden.shape[0], self._config.vocab_size, device=self._device)
-        for i, rows in enumerate(self._ranges()):
-            if self.blocks is not None:
-                block = self.blocks[i]
-            else:
-                loader = TensorLoader(self._checkpoint, self._bits, self.staging_bytes)
-                block = self._block(loader, *rows).to(self._device)
-                self.bytes_streamed += self._checkpoint.row_range(self._name, *rows).num_bytes
-            out[:, rows[0] : rows[1]] = linear(hidden, block, self._biases[i])
+        for key, (start, stop) in zip(self.keys, self._ranges(), strict=True):
+            number = key[1]
+            block = streamed(key) if self.blocks is None else self.blocks[number]
+            out[:, start:stop] = linear(hidden, block, self._biases[number])
         return out
 
     def _ranges(self) -> list[tuple[int, int]]:
         size = self._config.vocab_size
         return [(i, min(i + HEAD_BLOCK_ROWS, size)) for i in range(0, size, HEAD_BLOCK_ROWS)]
 
-    def _arena(self, start: int, stop: int) -> Arena:
-        """Room for a block that stays."""
-        ref = self._checkpoint.row_range(self._name, start, stop)
-        return Arena.of(stored_bytes(self._name, ref.shape, ref.packing, self._bits))
+    def _ref(self, number: int) -> TensorRef:
+        return self._checkpoint.row_range(self._name, *self._ranges()[number])
 
-    def _block(
-        self, loader: TensorLoader, start: int, stop: int, arena: Arena | None = None
-    ) -> Kept:
-        """Rows of the head, in the arena if there is one."""
-        ref = self._checkpoint.row_range(self._name, start, stop)
+    def _kept_bytes(self, number: int) -> int:
+        ref = self._ref(number)
+        return stored_bytes(self._name, ref.shape, ref.packing, self._bits)
+
+    def _block(self, key: HeadBlock, loader: TensorLoader, arena: Arena) -> Kept:
+        ref = self._ref(key[1])
         form = kept_form(self._name, ref.packing, self._bits)
-        empty = torch.empty if arena is None else arena.empty
-        return loader.load_ref(self._name, ref, form, empty)
+        return loader.load_ref(self._name, ref, form, arena.empty)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -27,7 +26,6 @@ from .checkpoint import Checkpoint, RowReader
 from .expert_cache import Expert, ExpertCache
 from .kept_tensors import (
     Arena,
-    Scratch,
     TensorLoader,
     converted_once,
     head_bits,
@@ -35,15 +33,17 @@ from .kept_tensors import (
     stored_bytes,
 )
 from .model_config import ModelConfig
-from .output_head import OutputHead
+from .output_head import HeadBlock, OutputHead
 from .packing import Bits, Kept
+from .past_cache import whole_blocks
 from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .streams import Streams, kept_names
-from .tier import aligned_bytes
+from .tensor_scratch import TensorScratch
+from .weight_stream import WeightStream
 
 _AHEAD_BYTES = 32 << 20  # that the system is asked to read before they are needed
-_EMBEDDINGS = "model.embed_tokens.weight"
+_EMBEDDINGS, _BLOCK = "model.embed_tokens.weight", "block"
 
 
 class LayerTensors(dict[str, Kept]):
@@ -123,12 +123,10 @@ class WeightStore:
             if layer is not None and name not in apart:
                 self._names[layer].append(name)
         self._bytes_streamed = 0
-        self._scratch: Scratch | None = None
+        self._scratch: TensorScratch | None = None
         self._experts: ExpertCache | None = None
         self._of_thread = threading.local()  # a loader of its own for each that reads experts
-        self._reader = ThreadPoolExecutor(1, "ebbtide-weights") if self._streamed else None
-        self._buffers: list[torch.Tensor] = []
-        self._reading: dict[int, Future] = {}
+        self._stream: WeightStream | None = None
         self._resident: dict[int, LayerTensors] = {}
         self._per_layer: PerLayer | None = None
         self._streams: Streams | None = None
@@ -155,14 +153,16 @@ class WeightStore:
         unlayered = kept_names(self.config)
         to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
         staging = most_staging(to_convert, self._bits)
-        if head_resident:
+        keeps_head = not head_resident and self.head.is_converted_once
+        if head_resident or keeps_head:
             staging = max(staging, self.head.staging_bytes)
         loader = TensorLoader(self.checkpoint, self._bits, staging)
-        if keeps_experts or self._keeps_layers():
-            self._scratch = Scratch(spill_dir)
+        keeps_layers = self._keeps_layers()
+        if keeps_experts or keeps_layers or keeps_head:
+            self._scratch = TensorScratch(spill_dir)
         for layer in range(self.config.num_layers):
             streamed = layer in self._streamed
-            if not streamed or self._scratch is not None:
+            if not streamed or keeps_layers:
                 tensors = self._loaded(loader, self._names[layer])
                 if streamed:
                     self._scratch.add(layer, tensors)
@@ -177,34 +177,34 @@ class WeightStore:
                     done += sum(refs[n].num_bytes for n in names)
                     on_load(done, total)
             self._open_cache(expert_slots)
-        if self._streamed:
-            size = max(self._layer_bytes(layer) for layer in self._streamed)
-            self._buffers = [aligned_bytes(size) for _ in range(2)]
-            self._start_reading(self._streamed[0])
         kept = self._to_device(self._loaded(loader, unlayered))
         if self.config.per_layer_inputs is not None:
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
         if self.config.altup is not None:
             self._streams = Streams(self.config, kept)
         self.head.load(loader, resident=head_resident)
+        if keeps_head:
+            for key, block in self.head.converted(loader):
+                self._scratch.add(key, {_BLOCK: block})
+        sizes = [self._layer_bytes(layer) for layer in self._streamed]
+        keys = [*self._streamed]
+        if not head_resident:
+            sizes.append(self.head.block_bytes)
+            keys += self.head.keys
+        if keys:
+            self._stream = WeightStream(keys, self._read_group, whole_blocks(max(sizes)))
 
     # ---- what the decoder asks for -----------------------------------------------------------
 
     def layer(self, layer: int) -> LayerTensors:
-        """A layer's tensors by their names within the layer. A streamed layer's are overwritten
-        when the streamed layer after the next is asked for; its successor is being read when this
-        returns.
+        """A layer's tensors by their names within the layer. For how long those of a streamed one
+        stay: see WeightStream.next.
         """
         if layer in self._resident:
             return self._resident[layer]
-        if layer not in self._reading:  # out of turn: after an interruption
-            self._finish_reading()
-            self._start_reading(layer)
-        tensors = self._reading.pop(layer).result()
+        tensors = self._stream.next(layer)
         if self.device.type != "cpu":
             tensors = self._to_device(tensors)
-        position = self._streamed.index(layer)
-        self._start_reading(self._streamed[(position + 1) % len(self._streamed)])
         return self._named(layer, tensors)
 
     def is_resident(self, layer: int) -> bool:
@@ -251,13 +251,13 @@ class WeightStore:
         `linear` wants them -> (rows, vocab_size).
         """
         residual = residual if self._streams is None else self._streams.joined(residual)
-        return self.head.logits(residual)
+        return self.head.logits(residual, self._streamed_block)
 
     @property
     def bytes_streamed(self) -> int:
         """Read since the weights were loaded."""
         of_experts = 0 if self._experts is None else self._experts.reads * self._expert_bytes()
-        return self._bytes_streamed + self.head.bytes_streamed + of_experts
+        return self._bytes_streamed + of_experts
 
     @property
     def reads_experts(self) -> bool:
@@ -266,7 +266,7 @@ class WeightStore:
 
     def forget_files(self) -> bool:
         """See LLM.forget_files."""
-        if self.head.blocks is not None and not (self._streamed or self.reads_experts):
+        if self._stream is None and not self.reads_experts:
             return True  # but for a row of the embedding
         scratch = self._scratch is None or self._scratch.forget()
         return self.checkpoint.forget() and scratch
@@ -277,10 +277,9 @@ class WeightStore:
             self._bytes_streamed += self._experts.reads * self._expert_bytes()
             self._experts.close()
             self._experts = None
-        if self._reader is not None:
-            self._reader.shutdown(wait=True, cancel_futures=True)
+        if self._stream is not None:
+            self._stream.close()
         self._resident.clear()
-        self._buffers.clear()
         self.head.close()
         self._per_layer = self._streams = None
         if self._scratch is not None:
@@ -343,7 +342,8 @@ class WeightStore:
 
     def _open_cache(self, num_slots: int) -> None:
         routed = {layer for layer, _ in self._expert_names}
-        self._experts = ExpertCache(self._read_expert, self._expert_bytes(), num_slots, len(routed))
+        slot = whole_blocks(self._expert_bytes())
+        self._experts = ExpertCache(self._read_expert, slot, num_slots, len(routed))
         for layer in routed:
             self._resident[layer].apart = self._experts, layer
 
@@ -356,18 +356,12 @@ class WeightStore:
 
     def _read_names(self, names: list[str], buffer: torch.Tensor) -> dict[str, Kept]:
         """Tensors from the files, in a buffer. Several threads may read."""
-        loader = getattr(self._of_thread, "loader", None)
-        if loader is None:
-            groups = self._expert_names.values() if self._expert_names else self._streamed_names()
-            staging = most_staging((self.checkpoint.refs[n] for g in groups for n in g), self._bits)
-            # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
-            loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
-            self._of_thread.loader = loader
+        loader = self._loader_of_thread()
         arena, tensors, refs = Arena(buffer), {}, self.checkpoint.refs
         announced = ahead = 0
         for at, name in enumerate(names):
             while announced < len(names) and (announced == at or ahead < _AHEAD_BYTES):
-                self.checkpoint.announce(names[announced])
+                self.checkpoint.announce(refs[names[announced]])
                 ahead += refs[names[announced]].num_bytes
                 announced += 1
             tensors[name] = loader.load(name, arena)
@@ -376,29 +370,35 @@ class WeightStore:
 
     # ---- streaming ---------------------------------------------------------------------------
 
-    def _start_reading(self, layer: int) -> None:
-        if layer in self._reading:
-            return
-        # The caller may still use the buffer that was read last, never the one before it.
-        self._buffers.reverse()
-        self._reading[layer] = self._reader.submit(self._read_layer, layer, self._buffers[0])
+    def _loader_of_thread(self) -> TensorLoader:
+        """One for what this thread reads from the files."""
+        loader = getattr(self._of_thread, "loader", None)
+        if loader is None:
+            groups = self._expert_names.values() or [self._names[at] for at in self._streamed]
+            staging = most_staging((self.checkpoint.refs[n] for g in groups for n in g), self._bits)
+            if self.head.blocks is None and not self.head.is_converted_once:
+                staging = max(staging, self.head.staging_bytes)
+            # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
+            loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
+            self._of_thread.loader = loader
+        return loader
 
-    def _finish_reading(self) -> None:
-        while self._reading:
-            self._reading.popitem()[1].result()
-
-    def _read_layer(self, layer: int, buffer: torch.Tensor) -> dict[str, Kept]:
-        if self._scratch is not None:
-            self._scratch.read(layer, buffer)
-            self._bytes_streamed += self._layer_bytes(layer)
-            return self._scratch.views(layer, buffer)
-        names = self._names[layer]
+    def _read_group(self, key: int | HeadBlock, buffer: torch.Tensor) -> dict[str, Kept]:
+        """A layer's tensors, or a block of the head, in a buffer."""
+        if self._scratch is not None and self._scratch.has(key):
+            self._scratch.read(key, buffer)
+            self._bytes_streamed += self._scratch.num_bytes(key)
+            return self._scratch.views(key, buffer)
+        if not isinstance(key, int):
+            self._bytes_streamed += self.head.num_bytes(key)
+            return {_BLOCK: self.head.read(key, self._loader_of_thread(), buffer)}
+        names = self._names[key]
         tensors = self._read_names(names, buffer)
         self._bytes_streamed += sum(self.checkpoint.refs[name].num_bytes for name in names)
         return tensors
 
-    def _streamed_names(self) -> list[list[str]]:
-        return [self._names[layer] for layer in self._streamed]
+    def _streamed_block(self, key: HeadBlock) -> Kept:
+        return self._stream.next(key)[_BLOCK].to(self.device)
 
     def _layer_bytes(self, layer: int) -> int:
         return sum(map(self._kept_bytes, self._names[layer]))

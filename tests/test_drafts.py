@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from inspect import unwrap
 from unittest import mock
 
 import pytest
@@ -153,7 +154,7 @@ TRACED = (
     *(Drafts.take, Drafts.forget, Drafts.begin_answer, Drafts.decode, Drafts._end_round),
     *(Drafts._guess, Drafts._draft, look_up, Sequence.twin, Runtime.make_drafter),
     *(
-        Engine.verify.__wrapped__,
+        unwrap(Engine.verify),
         Engine.take_in,
         SelectedAttention.run_several,
         SelectedAttention.note,

@@ -11,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_llm import hold_few_experts, open_small
+from small_llm import hold, hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
 from ebbtide.offload import packing
 from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.errors import StorageError
+from ebbtide.offload.expert_cache import fewest_slots
 from ebbtide.offload.kept_tensors import stored_bytes
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.packing import Plain
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.safetensors_files import open_folder
 from ebbtide.offload.skeleton import expected_shapes, layer_prefix
 from ebbtide.offload.weights import WeightStore, streamed_layers
@@ -122,6 +124,24 @@ def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bi
         assert scratch == plan.disk["weights"]
 
 
+@pytest.mark.parametrize("held", [(2, True), (2, False), (0, False), "experts"])
+@pytest.mark.parametrize("bits", ["full", "8", "4"])
+def test_the_plan_counts_what_is_streamed(checkpoint, tmp_path, monkeypatch, bits, held):
+    monkeypatch.setattr("ebbtide.offload.output_head.HEAD_BLOCK_ROWS", 100)
+    monkeypatch.setattr("ebbtide.offload.footprint.HEAD_BLOCK_ROWS", 100)
+    name = "mixtral" if held == "experts" else "llama2"
+    with open_small(checkpoint(name), tmp_path, weight_bits=bits) as llm:
+        held = Loaded(0, False, fewest_slots(2)) if held == "experts" else Loaded(*held)
+        hold(llm, held)
+        llm.logits([1, 2, 3])
+        store, plan = llm.admission.weights, llm.plan
+        buffers = sum(buffer.nbytes for buffer in store._stream._buffers)
+        assert buffers == plan.host["weights being streamed"]
+        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.fileno()).st_size
+        assert scratch == plan.disk["weights"] and bool(scratch) == (bits != "full")
+        assert store.bytes_streamed > 0
+
+
 @pytest.mark.parametrize("name", ["apertus", "nemotron-h-moe-latent", "nanochat"])
 def test_bits_are_chosen_for_tensors_of_any_shape(checkpoint, tmp_path, name):
     """Apertus has numbers of no dimension."""
@@ -210,10 +230,10 @@ def test_files_are_forgotten_where_tokens_read_them(
         before = parts_of_layers(store)
         told = []
         monkeypatch.setattr("ebbtide.offload.checkpoint.forget", told.append)
-        monkeypatch.setattr("ebbtide.offload.kept_tensors.forget", told.append)
+        monkeypatch.setattr("ebbtide.offload.tensor_scratch.forget", told.append)
         says = store.forget_files()
         assert bool(told) == bool(options) and says == (not options)
-        assert len(told) == len(set(told)) >= 2 * bool(bits and "num_streamed" in options)
+        assert len(told) == len(set(told)) >= 2 * bool(bits and options)
         monkeypatch.undo()
         assert store.forget_files() == hasattr(os, "posix_fadvise") or not options
         after = parts_of_layers(store)
@@ -231,7 +251,8 @@ def test_a_layer_stays_while_the_next_one_is_read(checkpoint, tmp_path):
     with loaded(folder, tmp_path) as resident, loaded(folder, tmp_path, num_streamed=3) as store:
         for layer in [0, 1, 2, 0, 1, 2]:
             tensors = store.layer(layer)
-            store._reading[(layer + 1) % 3].result()  # the successor is there
+            key, reading = store._stream._ahead
+            assert key == (layer + 1) % 3 and reading.result()  # the successor is there
             assert same(tensors, resident.layer(layer))
 
 
