@@ -267,6 +267,7 @@ class Admission:
             num_streamed=plan.layers_streamed,
             expert_slots=plan.expert_slots,
             head_resident=plan.head_resident,
+            quick_too=plan.quick_too,
             spill_dir=self._spill_dir,
             on_load=on_load,
         )

@@ -116,13 +116,16 @@ class Filling:
         facts, geometry, config = self.facts, self.geometry, self.config
         sizes = facts.layer_sizes
         streamed = held.layers_streamed
-        groups, staging = [], []  # of what is streamed: the largest, and what reading it takes
+        largest = staging = 0  # of what is streamed, and of what reading it takes
         if streamed:
-            groups, staging = [sizes[-1]], [facts.layer_staging_bytes]
+            largest = sizes[-1]
+            if not facts.keeps_layers(quick_too=held.quick_too):
+                staging = facts.layer_staging_bytes
         if not held.head_resident:
-            groups.append(facts.head_block_bytes())
-            staging.append(facts.head_staging_bytes)
-        buffers = 2 * whole_blocks(max(groups, default=0)) + max(staging, default=0)
+            largest = max(largest, facts.head_block_bytes())
+            if not facts.keeps_head(quick_too=held.quick_too):
+                staging = max(staging, facts.head_staging_bytes)
+        buffers = 2 * whole_blocks(largest) + staging
         resident = sum(sizes[: len(sizes) - streamed])
         experts = {}
         if held.expert_slots:
@@ -209,16 +212,26 @@ class Filling:
         if self.facts.fewest_expert_slots and not self.on_device:
             yield Loaded(0, False, self.facts.fewest_expert_slots)
         for streamed in range(len(self.layers) + 1):
-            yield Loaded(streamed, False)
+            yield from self._streaming(streamed, False)
 
     def _ways_to_hold(self, sweep: int, head_resident: bool) -> Iterator[Loaded]:
         """Best first."""
-        yield Loaded(0, head_resident)
+        yield from self._streaming(0, head_resident)
         slots = self._expert_slots(sweep, head_resident, self.facts.num_experts)
         if slots:
             yield Loaded(0, head_resident, slots)
         for streamed in range(1, len(self.layers) + 1):
-            yield Loaded(streamed, head_resident)
+            yield from self._streaming(streamed, head_resident)
+
+    def _streaming(self, streamed: int, head_resident: bool) -> Iterator[Loaded]:
+        """Best first. What was converted once is read two to seven times as fast as what is
+        converted on the way; so it is where the disk has room for as much again."""
+        plain = Loaded(streamed, head_resident)
+        converted = plain._replace(quick_too=True)
+        size = self._scratch_bytes(converted)
+        if self._scratch_bytes(plain) < size <= self.limits.disk_bytes // 2:
+            yield converted
+        yield plain
 
     def _expert_slots(self, sweep: int, head_resident: bool, most: int) -> int:
         """How many slots for routed experts to have, `most` at most; 0: there is no room for as few
@@ -294,14 +307,15 @@ class Filling:
 
     def _scratch_bytes(self, held: Loaded) -> int:
         """Of weights on disk, in the form in which they are used."""
-        facts = self.facts
-        head = 0 if held.head_resident else facts.head_scratch_bytes()
+        facts, total = self.facts, 0
+        if not held.head_resident and facts.keeps_head(quick_too=held.quick_too):
+            total = facts.head_scratch_bytes()
         if held.expert_slots:
-            return head + facts.experts_scratch_bytes()
-        if not facts.keeps_layers:
-            return head
-        streamed = facts.layer_sizes[len(self.layers) - held.layers_streamed :]
-        return head + sum(map(whole_blocks, streamed))
+            total += facts.experts_scratch_bytes()
+        elif facts.keeps_layers(quick_too=held.quick_too):
+            streamed = facts.layer_sizes[len(self.layers) - held.layers_streamed :]
+            total += sum(map(whole_blocks, streamed))
+        return total
 
     # ---- the plan ----------------------------------------------------------------------------
 
@@ -389,6 +403,7 @@ class Filling:
             layers_streamed=streamed,
             head_resident=head_resident,
             expert_slots=held.expert_slots,
+            quick_too=held.quick_too,
             num_experts=facts.num_experts,
             near_resident=geometry.layout.near_resident,
             sweep_cells=sweep,

@@ -83,19 +83,22 @@ class Facts:
         }
 
     @cached_property
-    def keeps_layers(self) -> bool:
-        """Whether layers that are streamed are converted once, to a scratch file."""
-        return self._are_kept(name for name in self.shapes if layer_of(name) is not None)
+    def _keeps_layers(self) -> dict[bool, bool]:
+        names = [name for name in self.shapes if layer_of(name) is not None]
+        return {quick: self._are_kept(names, quick_too=quick) for quick in (False, True)}
 
-    def _are_kept(self, names: Iterable[str]) -> bool:
-        matrices = (name for name in names if len(self.shapes[name]) == 2)
-        return converted_once(((n, self._packing(n)) for n in matrices), self.weight_bits)
+    def keeps_layers(self, *, quick_too: bool) -> bool:
+        """Whether layers that are streamed are converted once, to a scratch file; see
+        converted_once."""
+        return self._keeps_layers[quick_too]
+
+    def _are_kept(self, names: Iterable[str], *, quick_too: bool = False) -> bool:
+        matrices = [(n, self._packing(n)) for n in names if len(self.shapes[n]) == 2]
+        return converted_once(matrices, self.weight_bits, quick_too=quick_too)
 
     @cached_property
     def layer_staging_bytes(self) -> int:
-        """What reading a layer takes besides its buffer."""
-        if self.keeps_layers:
-            return 0
+        """What reading a layer from the files takes besides its buffer."""
         bits = self.weight_bits
         return max((staging_bytes(*of, bits) for of in self._layer_matrices), default=0)
 
@@ -229,22 +232,22 @@ class Facts:
         """Of the largest block of the head, as it is kept."""
         return self._head_rows_bytes(min(HEAD_BLOCK_ROWS, self.config.vocab_size))
 
-    @property
-    def keeps_head(self) -> bool:
-        """Whether a head that is streamed is converted once, to a scratch file."""
-        return converted_once([("lm_head.weight", self._head_packing)], self._head_bits)
+    def keeps_head(self, *, quick_too: bool) -> bool:
+        """As `keeps_layers`, of the output head."""
+        matrix = "lm_head.weight", self._head_packing
+        return converted_once([matrix], self._head_bits, quick_too=quick_too)
 
     def head_scratch_bytes(self) -> int:
-        """Of that file, in whole blocks."""
+        """In a scratch file, in whole blocks."""
         whole, rest = divmod(self.config.vocab_size, HEAD_BLOCK_ROWS)
         sizes = (self._head_rows_bytes(rows) for rows in (HEAD_BLOCK_ROWS,) * whole + (rest,))
-        return sum(map(whole_blocks, sizes)) if self.keeps_head else 0
+        return sum(map(whole_blocks, sizes))
 
     @property
     def head_staging_bytes(self) -> int:
-        """What reading a block of the head takes besides its buffer."""
+        """What reading a block of the head from the files takes besides its buffer."""
         shape = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
-        return 0 if self.keeps_head else staging_bytes(shape, self._head_packing, self._head_bits)
+        return staging_bytes(shape, self._head_packing, self._head_bits)
 
     @cached_property
     def load_bytes(self) -> int:

@@ -16,14 +16,20 @@ from .skeleton import decides
 from .tier import aligned_bytes
 
 
-def converted_once(matrices: Iterable[tuple[str, Packing]], bits: Bits) -> bool:
+def converted_once(
+    matrices: Iterable[tuple[str, Packing]], bits: Bits, *, quick_too: bool = False
+) -> bool:
     """Whether matrices, of names and packings, that are read again and again are converted once, to
     a scratch file, where weights have `bits`. Else that is done on the way; see Packing.is_quick.
+    quick_too: whether all are converted once but for those that lie in the files as they are kept.
     """
-    return any(
-        not packing.is_quick(None if decides(name) else packing.own_bits(bits))
-        for name, packing in matrices
-    )
+
+    def is_converted_once(name: str, packing: Packing) -> bool:
+        own = None if decides(name) else packing.own_bits(bits)
+        is_kept_so = packing.lies_as_kept and own is None
+        return not packing.is_quick(own) or (quick_too and not is_kept_so)
+
+    return any(is_converted_once(*matrix) for matrix in matrices)
 
 
 def kept_form(name: str, packing: Packing, bits: Bits) -> Form:

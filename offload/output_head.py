@@ -60,11 +60,10 @@ class OutputHead:
         """Of all blocks, in the order in which they are multiplied."""
         return [("head", number) for number in range(len(self._ranges()))]
 
-    @property
-    def is_converted_once(self) -> bool:
-        """Whether blocks that are streamed are."""
+    def is_converted_once(self, *, quick_too: bool) -> bool:
+        """Whether blocks that are streamed are; see converted_once."""
         packing = self._checkpoint.refs[self._name].packing
-        return converted_once([(self._name, packing)], self._bits)
+        return converted_once([(self._name, packing)], self._bits, quick_too=quick_too)
 
     def load(self, loader: TensorLoader, *, resident: bool) -> None:
         """Read the final norm and biases, and all blocks that stay."""

@@ -16,11 +16,13 @@ from .expert_cache import PASSING_SLOTS
 
 class Loaded(NamedTuple):
     """How a model's weights lie. expert_slots: room for routed experts; 0: all are with their
-    layers."""
+    layers. quick_too: whether layers and blocks of the head that are streamed are converted once
+    also where that is quick, see kept_tensors.converted_once."""
 
     layers_streamed: int
     head_resident: bool
     expert_slots: int = 0
+    quick_too: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ class Plan:
     # Where not all routed experts are in memory: room for how many, of how many. 0: all are.
     expert_slots: int = 0
     num_experts: int = 0
+    quick_too: bool = False  # see Loaded
     window_layers: int = 0  # keep the pages of their windows; bytes per token are of the others
     quantised_by: str = ""  # the method by which the files have weights; "" where they are plain
 
     @property
     def loaded(self) -> Loaded:
-        return Loaded(self.layers_streamed, self.head_resident, self.expert_slots)
+        slots = self.expert_slots
+        return Loaded(self.layers_streamed, self.head_resident, slots, self.quick_too)
 
     @property
     def reads_weights(self) -> bool:

@@ -91,7 +91,7 @@ class WeightStore:
     bits: 8, 4, None (as they are) or auto (as suits each). num_streamed: layers that are not
     resident. expert_slots: room for routed experts, where not all of them are resident; then every
     layer is but for them, and the device is the CPU. 0: all are. head_resident: whether the output
-    head stays in memory.
+    head stays in memory. quick_too: see Loaded.
     on_load(done_bytes, total_bytes) reports loading. Raises BadCheckpoint, StorageError.
     """
 
@@ -105,11 +105,13 @@ class WeightStore:
         num_streamed: int = 0,
         expert_slots: int = 0,
         head_resident: bool = True,
+        quick_too: bool = False,
         spill_dir: Path | None = None,
         on_load: Callable[[int, int], None] | None = None,
     ):
         self.config, self.checkpoint, self.device = config, checkpoint, device
         self._bits: Bits = bits
+        self._quick_too = quick_too
         head = _EMBEDDINGS if config.tied_embeddings else "lm_head.weight"
         self.head = OutputHead(config, checkpoint, device, head, head_bits(bits))
         self._embeddings = RowReader(checkpoint, _EMBEDDINGS)
@@ -153,7 +155,7 @@ class WeightStore:
         unlayered = kept_names(self.config)
         to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
         staging = most_staging(to_convert, self._bits)
-        keeps_head = not head_resident and self.head.is_converted_once
+        keeps_head = not head_resident and self._keeps_head()
         if head_resident or keeps_head:
             staging = max(staging, self.head.staging_bytes)
         loader = TensorLoader(self.checkpoint, self._bits, staging)
@@ -317,12 +319,16 @@ class WeightStore:
     def _keeps_layers(self) -> bool:
         """Whether streamed layers are converted once, to a scratch file: all of them where any
         layer's tensors would be, whichever are streamed. So the plan says."""
-        return bool(self._streamed) and self._are_kept([n for names in self._names for n in names])
+        names = [name for names in self._names for name in names]
+        return bool(self._streamed) and self._are_kept(names, quick_too=self._quick_too)
 
-    def _are_kept(self, names: list[str]) -> bool:
+    def _keeps_head(self) -> bool:
+        return self.head.is_converted_once(quick_too=self._quick_too)
+
+    def _are_kept(self, names: list[str], *, quick_too: bool = False) -> bool:
         refs = {name: self.checkpoint.refs[name] for name in names}
         matrices = ((name, ref.packing) for name, ref in refs.items() if len(ref.shape) == 2)
-        return converted_once(matrices, self._bits)
+        return converted_once(matrices, self._bits, quick_too=quick_too)
 
     def _to_device(self, tensors: dict[str, Kept]) -> dict[str, Kept]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -376,7 +382,7 @@ class WeightStore:
         if loader is None:
             groups = self._expert_names.values() or [self._names[at] for at in self._streamed]
             staging = most_staging((self.checkpoint.refs[n] for g in groups for n in g), self._bits)
-            if self.head.blocks is None and not self.head.is_converted_once:
+            if self.head.blocks is None and not self._keeps_head():
                 staging = max(staging, self.head.staging_bytes)
             # Alone: the kernels' other threads belong to whoever multiplies meanwhile.
             loader = TensorLoader(self.checkpoint, self._bits, staging, threads=1)
