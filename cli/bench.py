@@ -24,7 +24,7 @@ EPILOG = """Examples:
 
 ebbtide bench
 
-ebbtide bench ./model --depths 0,8192,32768 --host-memory 6GiB --json
+ebbtide bench ./model --depths 0,8k,32k --host-memory 6GiB --json
 
 ebbtide bench ./model --report bench.html         a page with charts"""
 
@@ -49,10 +49,10 @@ def bench(
         typer.Option(
             "--depths",
             metavar="N,N,...",
-            help="Tokens already read at which to measure. Default: 0,2048,8192.",
+            help="Tokens already read at which to measure. Default: 0,2k,8k.",
             show_default=False,
         ),
-    ] = "0,2048,8192",
+    ] = "0,2k,8k",
     prefill_tokens: Annotated[
         str,
         typer.Option(
@@ -70,7 +70,7 @@ def bench(
     """
     run.choose_model(model_argument)
     wanted = _parse_depths(depths)
-    num_prefill = parsed(values.whole(1, 2**20), prefill_tokens, "--prefill-tokens")
+    num_prefill = parsed(values.tokens(1, 2**20), prefill_tokens, "--prefill-tokens")
     num_decode = run.settings.max_new_tokens or 16
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
@@ -101,8 +101,7 @@ def bench(
 
 
 def _parse_depths(text: str) -> list[int]:
-    parse = values.whole(0, 2**31 - 1)
-    found = sorted({parsed(parse, part, "--depths") for part in text.split(",")})
+    found = sorted(set(parsed(values.several(values.tokens(0)), text, "--depths")))
     if len(found) > _MOST_DEPTHS:
         raise typer.BadParameter(f"at most {_MOST_DEPTHS} are measured", param_hint="--depths")
     return found

@@ -115,7 +115,7 @@ SHARED = (
         ("--context",),
         _MEMORY,
         "The most tokens that prompt plus answer may reach. Default: what the request needs.",
-        values.tokens,
+        values.tokens(),
         "N",
     ),
     Option(
@@ -179,7 +179,7 @@ SHARED = (
         ("--max-new-tokens", "-n"),
         ANSWER_PANEL,
         "The most tokens to generate.",
-        values.whole(1, 2**31 - 1),
+        values.tokens(),
         "N",
     ),
     Option(

@@ -36,7 +36,7 @@ _CONTEXTS = replace(
     BY_NAME["context"],
     help="The most tokens that prompt plus answer may reach; several are compared in a table. "
     "Default: the most that fits.",
-    parse=values.several(values.tokens),
+    parse=values.several(values.tokens()),
     metavar="N,N,...",
 )
 

@@ -51,15 +51,21 @@ def whole(minimum: int, maximum: int | None = None) -> Parser:
     return parse
 
 
-def tokens(text: str) -> int:
-    """A number of tokens; 32k is 32,768 and 1M is 1,048,576, as makers of models count."""
-    match = re.fullmatch(r"\+?([0-9]{1,20})(?:([kKmM])i?)?", text.strip())
-    num_tokens = int(match[1]) * _TOKENS[(match[2] or "").lower()] if match else 0
-    if not 1 <= num_tokens < 2**31:
-        raise ValueError(
-            f"{text!r} is not a number of tokens from 1 to {2**31 - 1}, such as 32768, 32k or 1M"
-        )
-    return num_tokens
+def tokens(minimum: int = 1, maximum: int = 2**31 - 1) -> Parser:
+    """A parser of numbers of tokens; 32k is 32,768 and 1M is 1,048,576, as makers of models
+    count."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"\+?([0-9]{1,20})(?:([kKmM])i?)?", text.strip())
+        num_tokens = int(match[1]) * _TOKENS[(match[2] or "").lower()] if match else -1
+        if not minimum <= num_tokens <= maximum:
+            raise ValueError(
+                f"{text!r} is not a number of tokens from {minimum} to {maximum}, such as 2048, "
+                "32k or 1M"
+            )
+        return num_tokens
+
+    return parse
 
 
 def several(parse: Parser) -> Parser:

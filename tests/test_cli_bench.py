@@ -29,6 +29,13 @@ def test_bench_measures_the_ceilings_first_and_each_depth_on_a_fork(capfd):
     assert [len(p["prompt"]) for n, p in calls if n == "stream"] == [7, 7, 7]
 
 
+def test_depths_may_be_counted_in_thousands():
+    args = ["bench", "m", "--depths", "1k,0", "--prefill-tokens", "2k", "-n", "1k"]
+    assert main.main(args) == 0
+    assert opened()["context"] == 1024 + 2048 + 1024
+    assert [len(p) for n, p in fake.FakeLLM.calls if n == "append"] == [0, 1024]
+
+
 def test_bench_measures_nothing_for_what_is_no_model(capfd, monkeypatch):
     def refuse(model, **options):
         raise errors.ModelError("there is no folder")
@@ -63,7 +70,7 @@ def test_bench_has_no_ceiling_where_files_stay_in_the_cache(capfd, monkeypatch):
     assert row["decode_ceiling_tokens_per_s"] is row["decode_share_of_ceiling"] is None
 
 
-@pytest.mark.parametrize("depths", ["", "x", "-1", "1,,2", ",".join(map(str, range(40)))])
+@pytest.mark.parametrize("depths", ["", "x", "-1", "1,,2", "8kB", ",".join(map(str, range(40)))])
 def test_depths_that_are_none(capfd, depths):
     assert main.main(["bench", "--depths", depths]) == 2
 

@@ -107,8 +107,9 @@ def test_set_changes_the_options_of_the_answer(capfd):
     assert d.run.settings.device == "auto"
     told = capfd.readouterr().err
     assert "'x' is not a whole number" in told and "K is one of max-new-tokens" in told
-    talk("/set temperature=0.5", "/set temperature=default", "/set", "a")
-    assert "temperature" not in fake.FakeLLM.calls[-1][1]
+    talk("/set temperature=0.5", "/set temperature=default", "/set max-new-tokens=2k", "/set", "a")
+    call = fake.FakeLLM.calls[-1][1]
+    assert "temperature" not in call and call["max_new_tokens"] == 2048
 
 
 def test_read_sends_a_document_along(capfd):

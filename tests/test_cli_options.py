@@ -85,13 +85,22 @@ def test_a_number_without_unit_gets_a_suggestion():
         values.size("6G")
 
 
-def test_a_context_may_be_counted_in_thousands_and_millions():
+def test_tokens_may_be_counted_in_thousands_and_millions():
     for text in ("32k", "32K", "32Ki", "32768"):
-        assert values.tokens(text) == 32768
+        assert values.tokens()(text) == 32768
     for text in ("4M", "4m", "4Mi", "4096k"):
-        assert values.tokens(text) == 4 * 2**20
+        assert values.tokens()(text) == 4 * 2**20
     with pytest.raises(ValueError, match=r"'2048M' is not .* from 1 to 2147483647, .*32k or 1M"):
-        values.tokens("2048M")
+        values.tokens()("2048M")
+    assert values.tokens(0)("0") == 0
+    for text in ("0", "-1", "1.5k", "8kB", "k", "", "8 k", "2k"):
+        with pytest.raises(ValueError, match="is not a number of tokens from 1 to 2047"):
+            values.tokens(1, 2047)(text)
+
+
+def test_every_count_of_tokens_is_read_alike(capfd):
+    found = shown(capfd, "--context", "32k", "-n", "2k")
+    assert found["context"]["value"] == 32768 and found["max-new-tokens"]["value"] == 2048
 
 
 def test_a_time_has_a_unit_or_is_never():
