@@ -48,35 +48,36 @@ def plan(run: Run, model_argument: ModelArgument = None) -> None:
     with run.open_llm(context=None) as llm:
         llm.measure()
         plans = [llm.plan_at(n) for n in run.settings.context or [llm.plan.context]]
-        speed = (speeds.recall(llm, run.settings) or {}).get("prefill")
+        known = speeds.recall(llm, run.settings)
     if run.terminal.as_json:
-        found = [{**one.to_dict(), "prefill_expected_s": _expected_s(one, speed)} for one in plans]
+        found = [{**one.to_dict(), "prefill_expected_s": _expected_s(one, known)} for one in plans]
         run.terminal.result({"schema": 1, **(found[0] if len(found) == 1 else {"plans": found})})
     elif len(plans) == 1:
-        run.terminal.answer("\n".join([str(plans[0]), *_reading(plans[0], speed)]))
+        run.terminal.answer("\n".join([str(plans[0]), *_reading(plans[0], known)]))
     else:
-        run.terminal.answer(_table(plans, speed))
+        run.terminal.answer(_table(plans, known))
     run.terminal.end_answer()
 
 
-def _expected_s(plan: Any, speed: float | None) -> float | None:
-    """What reading the whole context takes at an earlier run's speed, in tokens per second."""
-    return None if speed is None else max(plan.context / speed, plan.prefill_least_s or 0.0)
+def _expected_s(plan: Any, known: speeds.Speeds) -> float | None:
+    """What reading the whole context takes at an earlier run's speed."""
+    expected_s = known.reading_s(plan.context)
+    return None if expected_s is None else max(expected_s, plan.prefill_least_s or 0.0)
 
 
-def _reading(plan: Any, speed: float | None) -> list[str]:
+def _reading(plan: Any, known: speeds.Speeds) -> list[str]:
     """How long it takes, in a line, as far as that is known and can be."""
     if not plan.fits:
         return []
-    found, least_s, expected_s = [], plan.prefill_least_s, _expected_s(plan, speed)
+    found, least_s, expected_s = [], plan.prefill_least_s, _expected_s(plan, known)
     if least_s is not None:
         found.append(f"at least {show_duration(least_s)} for {plan.context:,} tokens")
     if expected_s is not None:
-        found.append(f"about {show_duration(expected_s)} at the speed of the last run")
+        found.append(f"about {show_duration(expected_s)} at the speed of an earlier run")
     return [f"  reading {', '.join(found)}"] if found else []
 
 
-def _table(plans: Sequence[Any], speed: float | None) -> str:
+def _table(plans: Sequence[Any], known: speeds.Speeds) -> str:
     """A row for each context; of tiers, what would lie there."""
     columns: dict[str, list[str]] = {
         "tokens": [f"{plan.context:,}" for plan in plans],
@@ -86,8 +87,8 @@ def _table(plans: Sequence[Any], speed: float | None) -> str:
         if getattr(plans[0], tier) is not None:
             columns[name] = [format_size(sum(getattr(plan, tier).values())) for plan in plans]
     columns["reading at least"] = [_shown(plan.prefill_least_s) for plan in plans]
-    if speed is not None:
-        columns["about"] = [_shown(_expected_s(plan, speed)) for plan in plans]
+    if known.prefill:
+        columns["about"] = [_shown(_expected_s(plan, known)) for plan in plans]
     ceilings = [plan.decode_ceiling_tokens_per_s for plan in plans]
     columns["tokens/s at most"] = ["-" if c is None else f"{c:,.1f}" for c in ceilings]
     widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]

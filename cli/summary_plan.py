@@ -9,6 +9,7 @@ from typing import Any
 
 from ebbtide import format_size
 
+from .speeds import Speeds
 from .values import show_duration
 
 # The items of a Plan that hold the text's keys and values.
@@ -20,8 +21,8 @@ TIER_NAMES = {"device": "GPU memory", "host": "RAM", "disk": "disk"}
 class SummaryPlan:
     """num_tokens: of the prompt, read whole. most_answer: tokens the answer may have. parts: of
     map-reduce, else empty. plan: the Plan of one context, the longest. largest: the most tokens one
-    context may reach. speeds: tokens per second of an earlier run, or None. prefix_cache: bytes
-    that may be kept for the next time, or "auto".
+    context may reach. speeds: of earlier runs. prefix_cache: bytes that may be kept for the next
+    time, or "auto".
     """
 
     documents: list[Any]
@@ -30,7 +31,7 @@ class SummaryPlan:
     largest: int
     parts: list[Any]
     plan: Any
-    speeds: dict[str, float] | None
+    speeds: Speeds
     prefix_cache: int | str
 
     @property
@@ -60,19 +61,21 @@ class SummaryPlan:
         return found if self.prefix_cache == "auto" else min(found, int(self.prefix_cache))
 
     def seconds(self) -> float | None:
-        """From an earlier run's speeds, reading and writing as much as there may be."""
-        if not self.speeds or "prefill" not in self.speeds:
+        """By earlier runs' speeds, reading and writing as much as there may be."""
+        lengths, most = self._lengths(), self.most_answer
+        reading = [self.speeds.reading_s(length) for length in lengths]
+        if None in reading:
             return None
-        reading = sum(part.num_tokens for part in self.parts) or self.num_tokens
-        writing = self.most_answer * self.num_contexts
-        writing_s = writing / self.speeds["decode"] if self.speeds.get("decode") else 0.0
-        return reading / self.speeds["prefill"] + writing_s
+        return sum(reading) + sum(self.speeds.writing_s(most, length) or 0.0 for length in lengths)
 
     def least_s(self) -> float | None:
         """What reading takes at least where nothing of it was kept, by the plan's measurements."""
-        lengths = [part.num_tokens for part in self.parts] or [self.num_tokens]
-        found = [self.plan.reading_least_s(length) for length in lengths]
+        found = [self.plan.reading_least_s(length) for length in self._lengths()]
         return None if None in found else sum(found)
+
+    def _lengths(self) -> list[int]:
+        """Tokens of each text that is read."""
+        return [part.num_tokens for part in self.parts] or [self.num_tokens]
 
     def lines(self) -> list[str]:
         """For people."""
@@ -118,7 +121,7 @@ class SummaryPlan:
     def _time(self) -> str:
         seconds = self.seconds()
         if seconds is not None:
-            return f"time: about {show_duration(seconds)} or less, at the speed of the last run"
+            return f"time: about {show_duration(seconds)} or less, at the speed of earlier runs"
         bounds, least_s = [], self.least_s()
         if least_s is not None:
             bounds.append(f"; reading at least {show_duration(least_s)}, if nothing of it is kept")

@@ -313,7 +313,7 @@ def test_a_plan_knows_the_speed_of_the_last_run(capfd):
     capfd.readouterr()
     # The fake reads 10 tokens a second.
     assert main.main(["plan", "m", "--context", "100"]) == 0
-    assert "reading about 10 s at the speed of the last run" in capfd.readouterr().out
+    assert "reading about 10 s at the speed of an earlier run" in capfd.readouterr().out
     assert main.main(["plan", "m", "--context", "100,200", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["plans"]
     assert [plan["prefill_expected_s"] for plan in found] == [10, 20]
