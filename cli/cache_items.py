@@ -26,6 +26,7 @@ KINDS = {
     "scratch": "pages of runs, also of those that go on",
     "models": "of the Hugging Face hub",
 }
+_NO_TEXT = "unreadable"  # the name of pages' files that are no text's
 _SUFFIX = ".tokens"
 _CHAT = "chat."
 _UNFINISHED_AFTER_S = 24 * 3600  # a .part file that old belongs to no process that goes on
@@ -172,7 +173,7 @@ def _sessions(folder: Path) -> list[Item]:
 
 def _prefixes(spill_dir: str | None) -> list[Item]:
     """Texts whose pages are kept, each with all files that it takes. One that others share counts
-    for the first of them. Files that are no text's are one item."""
+    for the first of them. Damaged and unfinished files, which are no text's, are one item."""
     import ebbtide
 
     found, counted = [], set()
@@ -190,7 +191,7 @@ def _prefixes(spill_dir: str | None) -> list[Item]:
             )
         )
     if rest := [path for path in ebbtide.prefix_files(spill_dir) if path not in counted]:
-        found.append(_item("prefixes", "", rest))
+        found.append(_item("prefixes", _NO_TEXT, rest))
     return found
 
 

@@ -62,7 +62,7 @@ EVERYTHING = {
     "conversations/trip": 150,
     "sessions/book": 30,
     "jobs/abc": 20,
-    "prefixes": 45,
+    "prefixes/unreadable": 45,
     "history": 10,
     "models/org/name": 1000,
 }
@@ -100,7 +100,7 @@ def test_a_linked_folder_of_pages_is_nobodys_to_empty(capfd, home):
     (folder / "0c.end").write_text("x")
     folder.rename(home / "elsewhere")
     os.symlink(home / "elsewhere", folder)
-    assert "prefixes" not in labels(capfd)
+    assert not {kind for kind in labels(capfd) if kind.startswith("prefixes")}
     cache(capfd, "purge", "--yes")
     assert (home / "elsewhere" / "0c.end").exists()
 
@@ -110,11 +110,11 @@ def test_a_linked_folder_of_pages_is_nobodys_to_empty(capfd, home):
     [
         (
             ["conversations"],
-            {"sessions/book", "jobs/abc", "prefixes", "history", "models/org/name"},
+            {"sessions/book", "jobs/abc", "prefixes/unreadable", "history", "models/org/name"},
         ),
         (
             ["conversations/trip", "history"],
-            {"sessions/book", "jobs/abc", "prefixes", "models/org/name"},
+            {"sessions/book", "jobs/abc", "prefixes/unreadable", "models/org/name"},
         ),
         (
             ["prefixes"],
@@ -298,6 +298,39 @@ def test_a_pipe_is_not_waited_for(capfd, home, two_texts):
     assert set(texts(capfd)) == {28, 16}
     cache(capfd, "purge", "prefixes", "--yes")
     assert not list((home / "cache/prefixes").iterdir())
+
+
+def test_each_row_but_models_is_purged_alone_by_its_name(capfd, home, two_texts):
+    """What ls prints is what purge takes."""
+    files = {
+        "state/speeds.json": b"{}",
+        "state/sessions/old.trip.json.json": b"a conversation may have such a name",
+        "state/sessions/chat.old.trip.json.tokens": b"x",
+        "state/sessions/prefixes.tokens": b"a session may be called as a kind is",
+        "state/jobs/text-abc/documents.json": b"x",
+        "cache/prefixes/.0a.x.part": b"x",
+    }
+    for name, content in files.items():
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_bytes(content)
+    number, _ = create_named(home / "cache" / "spill")
+    os.close(number)
+    left = cache(capfd, "ls")["items"]
+    assert {item["kind"] for item in left} == set(cache_items.KINDS)
+    while left[0]["kind"] != "models":
+        row = left.pop(0)
+        label = f"{row['kind']}/{row['name']}".rstrip("/")
+        found = cache(capfd, "purge", label, "--yes")
+        assert found["removed"] == [label]
+        assert not any(
+            os.path.lexists(p) for p in row["paths"] if all(p not in o["paths"] for o in left)
+        )
+        now = cache(capfd, "ls")["items"]
+        assert [(o["kind"], o["name"]) for o in now] == [(o["kind"], o["name"]) for o in left]
+    assert (
+        "other programs share"
+        in cache(capfd, "purge", "models/org/name", code=2)["error"]["message"]
+    )
 
 
 def test_an_empty_home(capfd, home, monkeypatch):
