@@ -235,6 +235,29 @@ def test_what_is_selected_from_disk_is_brought_in_the_middle(
         assert counted == counted_by_layers
 
 
+@pytest.mark.parametrize("name", ["nemotron-h-moe", "nemotron-h-moe-latent", "qwen3.5"])
+def test_pages_from_disk_of_the_one_layer_that_attends(
+    checkpoint, tmp_path, monkeypatch, served, name
+):
+    """Of texts so long that a plan has them there: few pages of one layer take less memory than
+    reading any from disk does, so experts are read, or layers streamed, before these are."""
+
+    def decoded():
+        with open_small(checkpoint(name), tmp_path, mode=NOTHING_AHEAD, **TINY) as llm:
+            keep_in_memory(llm, 3000, 0.1, sequences=4, text=True)
+            llm._context = 3000
+            with llm.session() as session:
+                session.append(IDS * 7)
+                session.last_logits()
+                rows = torch.stack([session.decode(i) for i in IDS[:80]])
+                return rows, session._runtime.store.stats.bytes_read
+
+    whole, read = decoded()
+    assert served.count(True) > 70 and read["disk"] > 0
+    monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
+    assert torch.equal(whole, decoded()[0])
+
+
 @pytest.mark.parametrize(
     "mode", [replace(BOUNDED, foresight="history"), replace(BOUNDED, name="deadline")], ids=str
 )
