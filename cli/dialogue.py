@@ -256,6 +256,7 @@ class Dialogue:
         try:
             with signals.polite():
                 self.stop_reading()
+                self._load_changed()
                 output = run.answer(
                     self.llm, self.conversation.messages, run.generation(), source=self.session
                 )
@@ -271,6 +272,11 @@ class Dialogue:
             run.terminal.end_answer()
             run.terminal.tell(f"Error: {error}")
             return False
+        except errors.ModelError as error:
+            run.terminal.end_answer()
+            run.terminal.tell(f"Error: {error}")
+            run.terminal.note(f"{again} loads the model anew, and asks it again.")
+            return False
         run.terminal.end_answer()
         if output is not None:
             self.note_output(output)
@@ -281,6 +287,14 @@ class Dialogue:
         self.conversation.add("assistant", text)
         self.keep()
         return True
+
+    def _load_changed(self) -> None:
+        """Where the model's files changed, what they hold now answers."""
+        if self.llm.files_changed():
+            self.run.terminal.note("The model's files changed: it is loaded anew.")
+            self.session.close()
+            self.llm.unload()
+            self.session = self.open_session()
 
     def _recover(self) -> None:
         """After a Ctrl-C: the session, whole, and signals as before."""

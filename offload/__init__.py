@@ -1,6 +1,7 @@
 """Memory and the runtime: a plan, pages and their tiers, weights, the decoder, sessions, text.
 
-model      hub, checkpoint, model_config, layer_config, skeleton, weights, decoder, mlp, rope;
+model      hub, opened_model, checkpoint, open_file, known_file, model_config, layer_config,
+           skeleton, weights, decoder, mlp, rope;
            families/ (architectures), gguf/ (a format)
 memory     budget, footprint, operations, planner, plan, admission, device, meter
 pages      geometry, page_table, policy, pager, planes, tier, record_reader, hot_records

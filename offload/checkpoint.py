@@ -10,7 +10,6 @@ for, nor how a file says where they lie: safetensors_files.py and gguf/names.py 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,14 @@ from pathlib import Path
 import torch
 
 from ..kernels.layout import RAW_DTYPES
-from .errors import BadCheckpoint, StorageError
+from .errors import BadCheckpoint
+from .fingerprint import blocks_of_each
+from .known_file import KnownFile
+from .open_file import forget, open_descriptor, read_at
 from .packing import Packing, Plain, aligned
 
 # Of a longer piece Linux reads no more than the disk takes in one go.
 _ANNOUNCED = 256 << 10
-_seeking = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Checkpoint:
     ):
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
-        self._states: dict[Path, tuple[int, ...]] = {}
+        self._known: dict[Path, KnownFile] = {}
         self._opening = threading.Lock()
         missing = [name for name in shapes if name not in found]
         if missing:
@@ -103,9 +104,9 @@ class Checkpoint:
                     "Ebbtide does not know. Use the unquantised model."
                 )
             self.refs[name] = ref
-            for place in (ref, *ref.beside):
-                if place.path not in self._states:
-                    self._states[place.path] = _state(place.path)
+        paths = {place.path for ref in self.refs.values() for place in (ref, *ref.beside)}
+        for path in sorted(paths):
+            self._known[path] = KnownFile(path, blocks_of_each(len(paths)))
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor's numbers, in fresh memory."""
@@ -186,17 +187,23 @@ class Checkpoint:
     def _check(self, path: Path) -> None:
         """That what was read is of the file that the header was read of. (One that was replaced is
         still the old one as long as it is open.)"""
-        if _state(self._descriptor(path)) != self._states[path]:
+        if not self._known[path].is_same(self._descriptor(path)):
             raise BadCheckpoint(
                 f"{path} changed while it was open: what was read before and what is read now may "
-                "be of two models. Open the model again."
+                "be of two models. The model must be loaded anew: give the command again, or in "
+                "Python close sessions and call unload()."
             )
+
+    def is_replaced(self) -> bool:
+        """Whether some file has other bytes by now than when its header was read, or its name
+        belongs to another file. What is open is read on as it was in the second case."""
+        return any(known.is_replaced() for known in self._known.values())
 
     def _descriptor(self, path: Path) -> int:
         """Of a file, opened when it is first asked for."""
         with self._opening:
             if path not in self._files:
-                self._files[path] = _open(path)
+                self._files[path] = open_descriptor(path)
             return self._files[path]
 
     def forget(self) -> bool:
@@ -207,16 +214,6 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
-
-
-def _state(file: Path | int) -> tuple[int, ...]:
-    """What is another once somebody has written to a file, or put another in its place. Asking an
-    open one takes a microsecond."""
-    try:
-        found = os.stat(file)
-    except FileNotFoundError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _said(dtype: torch.dtype) -> str:
@@ -244,41 +241,3 @@ class RowReader:
 
     def _decoded(self) -> torch.Tensor:
         return self._ref.packing.decode([self._raw], self._ref.shape)
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise StorageError(
-                f"{path} cannot be opened: {error.strerror}. A model keeps each of its files open; "
-                "allow this process more (ulimit -n)."
-            ) from error
-        raise BadCheckpoint(f"{path} cannot be opened any more: {error.strerror}.") from error
-
-
-def forget(descriptor: int) -> bool:
-    """Have the system's cache let go of a file; whether the system can be told to."""
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    with contextlib.suppress(OSError):  # of a system that is read only
-        os.fsync(descriptor)  # what is not on the disk yet would stay
-    with contextlib.suppress(OSError):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    return True
-
-
-def read_at(descriptor: int, view: memoryview, path: Path | str, offset: int) -> int:
-    """Fill `view` from a byte of a file on, as far as one call gets; the bytes read. path: for
-    messages. Several threads may read."""
-    try:
-        if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [view], offset)
-        with _seeking:  # Windows
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            chunk = os.read(descriptor, len(view))
-        view[: len(chunk)] = chunk
-        return len(chunk)
-    except OSError as error:
-        raise StorageError(f"{path} could not be read: {error.strerror}.") from error

@@ -7,10 +7,14 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .open_file import read_at
+
 _TEXT_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
-    "hf_quant_config.json",
+    *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("hf_quant_config.json", "model.safetensors.index.json"),
 )
+_TEXT_SUFFIXES = (".jinja", ".model")
 _EDGE_BYTES = 64 * 2**10
 _BLOCK_BYTES = 4096
 # Of all files together, a megabyte: where archives give all files one time, training that changed
@@ -22,27 +26,45 @@ def model_fingerprint(folder: Path) -> str:
     """A hash of the files that say what the model is, and of what `files_digest` takes of its
     weight files (safetensors begin with a header that names every tensor).
     """
-    digest, weights = hashlib.sha256(), []
-    for path in sorted(Path(folder).iterdir()):
-        if path.name in _TEXT_FILES or path.suffix in (".jinja", ".model"):
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        elif path.suffix == ".safetensors":
-            weights.append(path)
-    digest.update(files_digest(weights))
+    digest = hashlib.sha256()
+    for path in text_files(folder):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(files_digest(sorted(Path(folder).glob("*.safetensors"))))
     return digest.hexdigest()
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Those of a model's folder that say what the model is."""
+    found = [
+        p for p in Path(folder).iterdir() if p.name in _TEXT_FILES or p.suffix in _TEXT_SUFFIXES
+    ]
+    return sorted(path for path in found if path.is_file())
 
 
 def files_digest(paths: Sequence[Path]) -> bytes:
     """A hash of each weight file's name, size, time and edges, and of blocks between them."""
     digest = hashlib.sha256()
-    num_blocks = max(_FEWEST_BLOCKS, _BLOCKS // max(1, len(paths)))
     for path in paths:
         found = path.stat()
         digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
         with open(path, "rb", buffering=0) as file:
-            for place, num_bytes in _places(found.st_size, num_blocks):
-                file.seek(place)
-                digest.update(file.read(num_bytes))
+            digest.update(
+                blocks_digest(file.fileno(), path, found.st_size, blocks_of_each(len(paths)))
+            )
+    return digest.digest()
+
+
+def blocks_of_each(num_files: int) -> int:
+    """How many blocks are read of each of some files."""
+    return max(_FEWEST_BLOCKS, _BLOCKS // max(1, num_files))
+
+
+def blocks_digest(descriptor: int, path: Path, size: int, num_blocks: int) -> bytes:
+    """A hash of the edges of an open file, and of blocks between them. path: for messages."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_EDGE_BYTES))
+    for place, num_bytes in _places(size, num_blocks):
+        count = read_at(descriptor, buffer[:num_bytes], path, place)
+        digest.update(buffer[:count])
     return digest.digest()
 
 

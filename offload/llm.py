@@ -20,14 +20,13 @@ from .answers.rules import AnswerRules
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
 from .errors import InputError
-from .footprint import Facts
 from .generation import GenerationConfig
-from .geometry import Geometry, choose_geometry
+from .geometry import Geometry
 from .hub import log_download, resolve_model
 from .mode import Mode
-from .model_files import open_model_files
 from .open_sessions import OpenSessions
-from .options import Options, choose_weight_bits
+from .opened_model import OpenedModel, open_model
+from .options import Options
 from .output import Output, Progress
 from .plan import Plan
 from .prefixes.keeper import PrefixKeeper
@@ -36,7 +35,6 @@ from .prompt import Prompt, check_room, checked_ids, is_messages
 from .runtime import Runtime
 from .session import Session
 from .session_file import SessionFile
-from .skeleton import expected_shapes
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
 from .text import Think, Tokenizer
@@ -61,39 +59,20 @@ class LLM:
         **store_options,
     ):
         """For `open`. geometry, mode, store_options (see Runtime) replace what would be chosen."""
-        revision, device, dtype = options.revision, options.device, options.dtype
-        model, context, budget = options.model, options.context, options.budget
+        model, budget = options.model, options.budget
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        self._options, self._geometry, self._store_options = options, geometry, store_options
         self._warnings: list[str] = []
         self._is_open = True
-        self.rules = AnswerRules(self)
         self.on_progress: Callable[[Progress], None] | None = None
         self.check: Callable[[], None] | None = None
         self.builtin = model is None
-        self.files = open_model_files(resolve_model(model, revision, log_download))
+        self._path = resolve_model(model, options.revision, log_download)
         self.model_name = "ebb-nano (built in)" if self.builtin else str(model)
-        self.device = choose_device(device)
+        self.device = choose_device(options.device)
         self._warnings += kernel_warnings(self.device)
-        self.config = self.files.config()
-        if dtype != "auto":
-            self.config = replace(self.config, dtype=dtype)
-        shapes = expected_shapes(self.config)
-        self._checkpoint = self.files.checkpoint(self.config, shapes)
-        packings = {name: ref.packing for name, ref in self._checkpoint.refs.items()}
-        self._tokenizer: Tokenizer | None = None
-        self._generation = self.files.generation()
-        self._warnings += self._generation.warnings
-        self.geometry: Geometry = geometry or choose_geometry(
-            self.config, options.kv_bits, selects=options.mode != "exact"
-        )
-        facts = Facts(
-            self.model_name,
-            self.config,
-            shapes,
-            choose_weight_bits(options.weight_bits, shapes, packings.values()),
-            packings,
-        )
+        opened = open_model(self._path, self.model_name, options, geometry)
         self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
         self._prefixes = open_prefix_store(
             None if self._spill_dir is None else prefix_dir(options.spill_dir),
@@ -101,21 +80,35 @@ class LLM:
             self._warn,
         )
         self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
-        self._context = context
-        self.admission = Admission(
-            facts,
-            self._checkpoint,
-            self.geometry,
-            resolve(budget, self._spill_dir, free_device_bytes(self.device)),
+        self._context = options.context
+        self._limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
+        self.sessions = OpenSessions()
+        self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
+        self._take(opened)
+
+    def _take(self, opened: OpenedModel) -> None:
+        """Answer by this model from now on: all that depends on one is made anew. Raises
+        ContextOverflow, and leaves everything as it is, where it is not made for the context."""
+        admission = Admission(
+            opened.facts,
+            opened.checkpoint,
+            opened.geometry,
+            self._limits,
             self.device,
             self._spill_dir,
             self._mode,
-            options.draft,
-            store_options,
+            self._options.draft,
+            self._store_options,
         )
-        self.sessions = OpenSessions()
-        self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
-        self._first_plan = self.plan_at(context or self.admission.natural_context())
+        self._first_plan = admission.plan(self._context or admission.natural_context())
+        self.admission, self._opened = admission, opened
+        self.files, self.config, self.geometry = opened.files, opened.config, opened.geometry
+        self._tokenizer: Tokenizer | None = None
+        for cached in ("fingerprint", "tokens_fingerprint"):
+            self.__dict__.pop(cached, None)
+        for text in opened.generation.warnings:
+            self._warn(text)
+        self.rules = AnswerRules(self)
 
     @classmethod
     def open(
@@ -324,10 +317,9 @@ class LLM:
     def generation(self) -> GenerationConfig:
         """The model's own settings. An answer ends where the tokenizer says too: files that are
         made for chat often name its EOS there alone."""
-        known = self._generation.eos_token_ids
-        more = tuple(i for i in self.tokenizer.end_ids if i not in known)
-        ids = (*known, *more)
-        return replace(self._generation, eos_token_ids=ids) if more else self._generation
+        own = self._opened.generation
+        more = tuple(i for i in self.tokenizer.end_ids if i not in own.eos_token_ids)
+        return replace(own, eos_token_ids=(*own.eos_token_ids, *more)) if more else own
 
     def encode(
         self, prompt: Prompt, *, begins: bool = True, think: Think = None, tools: list | None = None
@@ -346,20 +338,31 @@ class LLM:
 
     # ---- care --------------------------------------------------------------------------------
 
+    def files_changed(self) -> bool:
+        """Whether the model's files hold another one than is answered by, which `unload` takes. A
+        file that was touched, or came again as a copy, is the same, as far as its size and a
+        megabyte of bytes of all files tell."""
+        return self._opened.is_replaced()
+
     def unload(self) -> None:
-        """Let go of the weights; the next request loads them again. Raises InputError while a
-        session is open."""
+        """Let go of the weights; the next request loads them again. Files that changed are opened
+        anew, under the limits that were found first. Raises InputError while a session is open,
+        ModelError for files that cannot be opened, ContextOverflow for a model that is not made for
+        the context: weights are let go of then, too."""
         with self.sessions.nothing_left():
             if self.sessions:
                 raise InputError("a session is open and needs the weights: close it first")
             self.admission.close()
+            self._opened.checkpoint.close()
+            if self.files_changed():
+                self._take(open_model(self._path, self.model_name, self._options, self._geometry))
 
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
         self._is_open = False
         failure = self.sessions.close()
         self.admission.close()
-        self._checkpoint.close()
+        self._opened.checkpoint.close()
         if failure is not None:
             raise failure
 

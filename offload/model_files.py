@@ -15,7 +15,7 @@ from typing import Protocol
 
 from .checkpoint import Checkpoint
 from .families.architectures import FAMILIES
-from .fingerprint import model_fingerprint
+from .fingerprint import model_fingerprint, text_files
 from .generation import GenerationConfig
 from .model_config import ModelConfig, read_model_config
 from .safetensors_files import has_tensor, open_folder
@@ -34,6 +34,10 @@ class ModelFiles(Protocol):
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
         """The tensors that are needed, of these shapes."""
+        ...
+
+    def texts(self) -> list[Path]:
+        """Small files beside the weights, which say what the model is."""
         ...
 
     def generation(self) -> GenerationConfig:
@@ -70,6 +74,9 @@ class FolderFiles:
         how = config.renamed, config.stacked, config.quantisation, config.head_rows
         weight = 1.0 - config.norm_offset
         return open_folder(self.path, shapes, *how, [(part, weight) for part in config.unit_norms])
+
+    def texts(self) -> list[Path]:
+        return text_files(self.path)
 
     def generation(self) -> GenerationConfig:
         return GenerationConfig.from_model_folder(self.path)

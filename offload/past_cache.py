@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import read_at
 from .errors import StorageError
+from .open_file import read_at
 
 # What reading past the cache asks of places, lengths and addresses, and what the cache holds.
 BLOCK_BYTES = mmap.PAGESIZE

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ..kernels.quantised import QuantisedWeight
-from .checkpoint import forget
 from .errors import StorageError
+from .open_file import forget
 from .packing import Kept, aligned
 from .past_cache import PastCacheReader, whole_blocks
 
@@ -78,7 +78,7 @@ class TensorScratch:
         return tensors
 
     def forget(self) -> bool:
-        """See `checkpoint.forget`."""
+        """See `open_file.forget`."""
         return forget(self._file.fileno())
 
     def close(self) -> None:

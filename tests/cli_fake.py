@@ -317,6 +317,13 @@ class FakeLLM:
         self.calls.append(("stream", {"prompt": prompt, **generation}))
         return FakeStream(self, prompt, generation, session)
 
+    def files_changed(self) -> bool:
+        """Once, where a test says so."""
+        return os.environ.pop("FAKE_CHANGED", "") == "1"
+
+    def unload(self) -> None:
+        self.calls.append(("unload", None))
+
     def keep_in_memory(self, share: float) -> None:
         self.calls.append(("keep_in_memory", share))
 

@@ -22,6 +22,7 @@ class ScriptedWorker:
     """Puts `script` as the events of each job. gone: set when somebody hangs up."""
 
     context = 100
+    trouble = None
 
     def __init__(self, *script):
         self.script, self.counts, self.num_waiting = script, Counter(), 0

@@ -112,6 +112,24 @@ def test_set_changes_the_options_of_the_answer(capfd):
     assert "temperature" not in call and call["max_new_tokens"] == 2048
 
 
+def test_a_model_whose_files_changed_is_loaded_anew_for_the_next_answer(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_CHANGED", "1")
+    d = talk("a", "b")
+    assert contents(d) == ["a", "a", "b", "b"]
+    names = [name for name, _ in fake.FakeLLM.calls]
+    first = names.index("stream")
+    assert names[:first].count("unload") == 1 and names[first:].count("unload") == 0
+    assert names.index("close session") < names.index("unload")
+    assert "files changed: it is loaded anew" in capfd.readouterr().err
+
+
+def test_a_model_whose_files_are_damaged_leaves_the_chat_open(capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "BadCheckpoint")
+    assert contents(talk("a", "/retry")) == []
+    told = capfd.readouterr().err
+    assert told.count("BadCheckpoint it is") == 2 and "/retry loads the model anew" in told
+
+
 def test_read_sends_a_document_along(capfd):
     Path("a.txt").write_text("the text")
     d = talk("/read a.txt", "what is it", "thanks", "/read absent", "/read")

@@ -16,6 +16,7 @@ from random_checkpoints import make
 from small_llm import open_small, small_geometry
 
 from ebbtide import LLM, Budget
+from ebbtide.offload import checkpoint as checkpoint_module
 from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
 from ebbtide.offload.geometry import choose_geometry
@@ -401,14 +402,14 @@ def test_a_plan_of_a_large_model_is_quick():
 
 
 def test_planning_reads_no_tensor(tmp_path, monkeypatch):
-    """The files' data may be absent: headers tell all."""
+    """The files' data may be absent: headers tell all, and blocks only what the files are."""
     folder = make("llama2", tmp_path / "model")
     path = folder / "model.safetensors"
     size = path.stat().st_size
     length = int.from_bytes(path.read_bytes()[:8], "little")
     os.truncate(path, 8 + length)
     os.truncate(path, size)  # a hole
-    monkeypatch.setattr(os, "preadv", None)
+    monkeypatch.setattr(checkpoint_module, "read_at", None)
     budget = Budget(host_memory="4GiB", disk_memory=0)
     with LLM.open(folder, budget=budget, context=4096) as llm:
         assert llm.plan.fits and llm.plan.context == 4096

@@ -152,6 +152,28 @@ def health_of(address) -> bytes:
             return b""
 
 
+def test_health_says_why_the_model_cannot_be_loaded():
+    worker = ScriptedWorker()
+    with listening(worker) as (address, _):
+        assert b"200 OK" in health_of(address)
+        worker.trouble = "model.safetensors is damaged"
+        told = health_of(address)
+        assert told.startswith(b"HTTP/1.1 503") and told.endswith(
+            b'{"status": "error", "reason": "model.safetensors is damaged"}'
+        )
+        worker.trouble = None
+        assert b"200 OK" in health_of(address)
+
+
+def test_a_model_that_cannot_be_loaded_is_a_503_that_may_be_asked_again():
+    error = errors.BadCheckpoint("model.safetensors is damaged")
+    with listening(ScriptedWorker(error)) as (address, _):
+        status, text = ask(address, HELLO)
+    told = json.loads(text)["error"]
+    assert status == 503 and told["code"] == "model_unavailable"
+    assert told["message"] == str(error)
+
+
 def test_connections_beyond_what_they_may_take_are_not_taken_up(monkeypatch):
     monkeypatch.setattr(listener, "_CONNECTIONS", 4)
     monkeypatch.setattr(listener, "_TURNED_AWAY", 2)

@@ -87,6 +87,8 @@ class Routes:
     # ---- what needs no model ------------------------------------------------------------------
 
     async def health(self, http: HTTPRequest) -> Response:
+        if (trouble := self._worker.trouble) is not None:
+            return _json({"status": "error", "reason": trouble}, 503)
         return _json({"status": "ok"})
 
     async def metrics(self, http: HTTPRequest) -> Response:

@@ -20,6 +20,8 @@ _STATUSES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (errors.DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
     (errors.InputError, 400, "invalid_request_error", None),
     (errors.StorageError, 500, "server_error", "storage_error"),
+    # Its files changed, and are not whole yet; whoever changed them may mend it.
+    (errors.ModelError, 503, "server_error", "model_unavailable"),
 )
 _ANTHROPIC_TYPES = {
     **{400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"},

@@ -14,8 +14,10 @@ Knows sessions and requests, and nothing of HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import threading
 import time
 import traceback
@@ -35,6 +37,7 @@ from .request import Request
 from .text_query import TextQuery
 
 _SIGNAL_S = 0.5  # on Windows Ctrl-C arrives between two waits
+_TRY_AGAIN_S = 60.0  # after the model could not be loaded
 _PART_CHARS = 1 << 14
 # Of the tokens of tools and calls as JSON: some templates write them shorter, and drop what they
 # do not know.
@@ -46,7 +49,9 @@ class Worker:
     """Opens its session, and loads weights, at once. most_waiting: requests beside the one that is
     answered, and as many that only the tokenizer is asked, for those wait for no answer.
     unload_after_s: without requests the session is closed then and the weights are let go of, for
-    the next request to load; what was read is found on disk. counts: by name, since the start."""
+    the next request to load; what was read is found on disk. Where the model's files changed the
+    next request loads what they hold now. counts: by name, since the start. trouble: why the model
+    cannot be loaded, None: it can, as far as is known."""
 
     def __init__(self, run: Run, llm: Any, most_waiting: int, unload_after_s: float = math.inf):
         self._run, self._llm, self._most_waiting = run, llm, most_waiting
@@ -57,9 +62,11 @@ class Worker:
         self._is_stopping = False
         self._next_query_s = 0.0  # when the answer under way may be interrupted for one again
         self.counts: Counter[str] = Counter()
+        self.trouble: str | None = None
+        self._try_again_s = math.inf
         self.session: Any = None
+        self.context = 0
         self._open_session()
-        self.context: int = self.session.context
 
     @property
     def num_waiting(self) -> int:
@@ -136,6 +143,10 @@ class Worker:
             if self.is_loaded and time.monotonic() - idle_from_s >= self._unload_after_s:
                 self._unload()
                 idle_from_s = time.monotonic()  # should it have failed
+            # Who asks for its health before anything else may not ask until it is well.
+            if self.trouble is not None and time.monotonic() >= self._try_again_s:
+                with contextlib.suppress(errors.EbbtideError):
+                    self._open_session()
 
     def _unload(self) -> None:
         self._close_session()
@@ -157,6 +168,8 @@ class Worker:
         llm.on_progress = job.note
         try:
             job.check()
+            if not isinstance(job.request, TextQuery):
+                self._load_changed()
             self._refuse_too_long(job.request)
             if isinstance(job.request, TextQuery):
                 last = job.request.answer(llm, self._run.generation())
@@ -223,10 +236,7 @@ class Worker:
 
     def _stream(self, request: Request) -> Any:
         if self.session is None:
-            try:
-                self._open_session()
-            except errors.DoesNotFit as error:  # it did once: the request is not to blame
-                raise errors.StorageError(str(error)) from None
+            self._open_again()
         session: Any = self.session
         generation = {**self._run.generation(), **request.generation}
         if request.is_chat:
@@ -263,18 +273,42 @@ class Worker:
                 available_tokens=self.context,
             )
 
+    def _load_changed(self) -> None:
+        """Where the model's files hold another one by now, that one answers."""
+        if self._llm.files_changed():
+            self._run.terminal.note("The model's files changed: it is loaded anew.")
+            self._close_session()
+            self._open_again()
+
+    def _open_again(self) -> None:
+        try:
+            self._open_session()
+        except (errors.DoesNotFit, errors.ContextOverflow) as error:
+            # It did once: the request is not to blame.
+            raise errors.StorageError(str(error)) from None
+
     def _open_session(self) -> None:
-        if find_spec("llguidance") is not None:  # else they are refused
-            self._llm.expect_schemas()
+        """Loads the model if need be. Raises EbbtideError, which is `trouble` until that goes
+        well."""
         before = self._llm.on_progress
         # A request may be what it is loaded for: nobody loads for one that has hung up.
         check = self._llm.check or (lambda: None)
         with ProgressDisplay(self._run.terminal, check) as progress:
             self._llm.on_progress = progress
             try:
+                if self._llm.files_changed():
+                    self._llm.unload()
+                if find_spec("llguidance") is not None:  # else they are refused
+                    self._llm.expect_schemas()
                 self.session = self._llm.session()
+            except errors.EbbtideError as error:
+                folder = f"{self._llm.files.path.parent}{os.sep}"
+                self.trouble = str(error).replace(folder, "")  # anybody may ask for it
+                self._try_again_s = time.monotonic() + _TRY_AGAIN_S
+                raise
             finally:
                 self._llm.on_progress = before
+        self.trouble, self.context = None, self.session.context
 
     def _close_session(self) -> None:
         """The next request opens another: after a failure that was not the request's nobody knows

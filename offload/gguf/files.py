@@ -41,6 +41,9 @@ class GgufFiles:
     def checkpoint(self, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
         return open_gguf(self.header, config, shapes)
 
+    def texts(self) -> list[Path]:
+        return []  # the weights' header says it
+
     def generation(self) -> GenerationConfig:
         return GenerationConfig(eos_token_ids=tuple(end_ids(self.header)))
 

@@ -1,0 +1,66 @@
+"""A model as its files described it when they were looked at: what everything else is made from.
+
+Headers and small files are read; no weights. Files may change while a model is open, in place or
+for others of their names: `is_replaced` says so, and whoever wants the new ones opens them anew.
+Knows no budget and no request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .fingerprint import blocks_of_each
+from .footprint import Facts
+from .generation import GenerationConfig
+from .geometry import Geometry, choose_geometry
+from .known_file import KnownFile
+from .model_config import ModelConfig
+from .model_files import ModelFiles, open_model_files
+from .options import Options, choose_weight_bits
+from .skeleton import expected_shapes
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """texts: the small files that say what the model is, as they were."""
+
+    files: ModelFiles
+    config: ModelConfig
+    checkpoint: Checkpoint
+    facts: Facts
+    geometry: Geometry
+    generation: GenerationConfig
+    texts: tuple[KnownFile, ...]
+
+    def is_replaced(self) -> bool:
+        """Whether some file has other bytes by now, or its name belongs to another file. One that
+        was touched, or came again as a copy, is the same."""
+        return self.checkpoint.is_replaced() or any(text.is_replaced() for text in self.texts)
+
+
+def open_model(
+    path: Path, name: str, options: Options, geometry: Geometry | None = None
+) -> OpenedModel:
+    """The model at a folder or GGUF file. name: for messages. geometry: in place of the one that
+    suits the model. Raises BadCheckpoint and UnsupportedModel."""
+    files = open_model_files(path)
+    paths = files.texts()
+    texts = tuple(KnownFile(path, blocks_of_each(len(paths))) for path in paths)
+    config = files.config()
+    if options.dtype != "auto":
+        config = replace(config, dtype=options.dtype)
+    shapes = expected_shapes(config)
+    checkpoint = files.checkpoint(config, shapes)
+    packings = {name: ref.packing for name, ref in checkpoint.refs.items()}
+    bits = choose_weight_bits(options.weight_bits, shapes, packings.values())
+    return OpenedModel(
+        files,
+        config,
+        checkpoint,
+        Facts(name, config, shapes, bits, packings),
+        geometry or choose_geometry(config, options.kv_bits, selects=options.mode != "exact"),
+        files.generation(),
+        texts,
+    )

@@ -1,0 +1,130 @@
+"""When a file is still the one that its header was read from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from ebbtide.offload import known_file
+from ebbtide.offload.errors import BadCheckpoint
+from ebbtide.offload.known_file import KnownFile
+
+SIZE, NUM_BLOCKS = 8 << 20, 256
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A day old: a clock that ticks slowly proves nothing."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(SIZE))
+    age(path)
+    return path
+
+
+def age(path, days: int = 1) -> None:
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - days * 86_400 * 10**9))
+
+
+@contextmanager
+def opened(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def digests(monkeypatch) -> list:
+    """Of each time that bytes are looked at."""
+    found, original = [], known_file.blocks_digest
+
+    def counted(*args):
+        found.append(original(*args))
+        return found[-1]
+
+    monkeypatch.setattr(known_file, "blocks_digest", counted)
+    return found
+
+
+def test_bytes_are_looked_at_once_for_each_state(file, digests):
+    known = KnownFile(file, NUM_BLOCKS)
+    with opened(file) as descriptor:
+        for num_looks in (1, 2, 3):
+            for _ in range(3):
+                assert known.is_same(descriptor) and not known.is_replaced()
+            assert len(digests) == num_looks
+            age(file)
+
+
+def test_states_are_not_kept_without_end(file):
+    known = KnownFile(file, NUM_BLOCKS)
+    with opened(file) as descriptor:
+        for _ in range(50):
+            age(file)
+            assert known.is_same(descriptor)
+    assert len(known._states) == known_file._MOST_STATES
+
+
+def test_an_open_file_and_its_name_may_be_two_files_of_the_same_bytes(file, digests):
+    """As on a mount where inodes' numbers move by themselves."""
+    known = KnownFile(file, NUM_BLOCKS)
+    with opened(file) as descriptor:
+        shutil.copy2(file, file.with_name("other"))
+        file.with_name("other").replace(file)
+        for _ in range(3):
+            assert known.is_same(descriptor) and not known.is_replaced()
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("place", [0, 8, SIZE - 1])
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_another_file_of_the_same_size_is_another(file, place, keeps_time):
+    known, other = KnownFile(file, NUM_BLOCKS), file.with_name("other")
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    other.write_bytes(data)
+    if keeps_time:  # as archives give all of theirs one
+        shutil.copystat(file, other)
+    with opened(file) as descriptor:
+        other.replace(file)
+        assert known.is_same(descriptor)  # which nobody wrote to
+        for _ in range(2):
+            assert known.is_replaced()
+
+
+def test_a_sixteenth_that_is_written_anew_makes_another(file):
+    known, part = KnownFile(file, NUM_BLOCKS), SIZE // 16
+    with opened(file) as descriptor, open(file, "r+b") as out:
+        for number in range(16):
+            out.seek(number * part)
+            before = out.read(part)
+            out.seek(number * part)
+            out.write(os.urandom(part))
+            out.flush()
+            age(file)
+            assert not known.is_same(descriptor) and known.is_replaced()
+            out.seek(number * part)
+            out.write(before)
+            out.flush()
+            assert known.is_same(descriptor) and not known.is_replaced()
+
+
+def test_another_size_is_another_file_unseen(file, digests):
+    known = KnownFile(file, NUM_BLOCKS)
+    with opened(file) as descriptor:
+        os.truncate(file, SIZE - 1)
+        assert not known.is_same(descriptor) and known.is_replaced()
+    assert len(digests) == 1
+
+
+def test_a_name_without_a_file_says_nothing(file):
+    known = KnownFile(file, NUM_BLOCKS)
+    file.unlink()
+    assert not known.is_replaced()
+    with pytest.raises(BadCheckpoint, match="cannot be opened"):
+        KnownFile(file, NUM_BLOCKS)
