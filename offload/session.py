@@ -377,10 +377,14 @@ class Session:
     ) -> torch.Tensor:
         """Add a sampled token and process it: its logits (vocab,). sampler: what will choose the
         next ones; with it, what follows may be guessed and processed too, for later calls. most:
-        how many more may be processed; None: as many as the context holds.
+        how many more may be processed; None: as many as the context holds. Raises ContextOverflow,
+        and DoesNotFit where a fork has the room; nothing is added then.
         """
         self._check_open()
         sequence, drafts = self._sequence, self._drafts
+        num_tokens = len(sequence.tokens) + 1
+        if num_tokens > self.context or not self.has_room(num_tokens):
+            self._admit(num_tokens)  # which says why not
         self._logits = None  # should this be interrupted
         logits = None if drafts is None else drafts.take(sequence.length, token)
         sequence.tokens.append(token)

@@ -117,6 +117,36 @@ def test_answers_end_where_the_room_does(opened, name, share):
         assert output.usage["total_tokens"] == CONTEXT and not output.warnings
 
 
+@pytest.mark.parametrize("name, share", KINDS)
+def test_tokens_one_by_one_end_where_the_room_does(opened, name, share):
+    with opened(name, share).session() as session:
+        session.append(TEXT[:BEGUN])
+        with session.fork() as fork:
+            read(session, TEXT[BEGUN:-BEGUN])
+            for token in IDS[:CONTEXT]:
+                try:
+                    fork.decode(token)
+                except errors.DoesNotFit as error:
+                    refused = error
+                    break
+            assert "Close or truncate one" in str(refused)
+            held = fork.tokens
+            assert refused.largest_context == len(held) < CONTEXT and len(held) >= 2 * BEGUN
+            session._runtime.store.check_integrity(deep=True)
+            session.truncate(BEGUN)
+            fork.decode(5)  # there is room again
+            assert fork.tokens == [*held, 5]
+
+
+def test_a_session_alone_ends_at_its_context(opened):
+    with opened("llama2", 1.0).session() as session:
+        read(session, TEXT[:-1])
+        session.decode(5)
+        with pytest.raises(errors.ContextOverflow, match=f"context holds {CONTEXT}"):
+            session.decode(6)
+        assert session.tokens == [*TEXT[:-1], 5]
+
+
 def test_layers_with_windows_alone_leave_room_for_all(opened):
     with opened("mistral", 0.3).session() as session:
         session.append(TEXT[:BEGUN])
