@@ -14,6 +14,7 @@ from small_llm import TINY, hold, hold_few_experts, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload import engine, mlp
+from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.plan import Loaded
 from ebbtide.offload.record_reader import RecordReader
@@ -169,6 +170,16 @@ def test_biases_of_keys_that_do_not_turn_serve(tmp_path, monkeypatch, served, na
     monkeypatch.setattr(engine, "make_whole_token", lambda *_: None)
     layers, expected, _ = run_bounded(folder, tmp_path)
     assert torch.equal(whole, layers) and counted == expected
+
+
+def test_a_bias_of_keys_that_a_layer_has_not_is_refused(checkpoint, tmp_path, monkeypatch):
+    """Some layers attend another's pages: how many heads a bias is of is asked of the keys."""
+    bias = torch.zeros(4, 16)
+    monkeypatch.setattr(Decoder, "key_bias", lambda self, w: bias)
+    with open_small(checkpoint("gemma4"), tmp_path, **TINY) as llm:
+        keep_in_memory(llm, NUM_TOKENS, 1.0)
+        with pytest.raises(ValueError, match="there are no keys"):
+            llm.logits(IDS[:5])
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -165,6 +165,7 @@ public:
             layer.state = reader.number();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
+            if (layer.key_bias && !layer.step->has_keys()) throw std::invalid_argument("there is a bias of keys, and there are no keys");
             if (layer.attends) {
                 layer.query_size = layer.step->query_size();
                 layer.num_rows = layer.query_size / layer.layout.head_dim;
