@@ -95,12 +95,12 @@ def test_what_is_announced_is_all_of_a_tensor(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
-    opened.announce("w")
+    opened.announce(opened.refs["w"])
     ref = opened.refs["w"]
     assert asked[0][0] == ref.offset and sum(size for _, size in asked) == ref.num_bytes
     assert all(a + size == b for (a, size), (b, _) in itertools.pairwise(asked))
     monkeypatch.delattr(os, "posix_fadvise")
-    opened.announce("w")
+    opened.announce(opened.refs["w"])
     assert torch.equal(opened.read("w"), torch.zeros(1000, 301))
     opened.close()
 
