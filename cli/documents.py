@@ -27,7 +27,7 @@ FilesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="PDF, EPUB, DOCX, HTML, Markdown or text; none or - is standard input.",
+        help="PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown or text; none or -: standard input.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ PagesOption = Annotated[
         metavar="PAGES",
         envvar="EBBTIDE_PAGES",
         show_default=False,
-        help="Pages of a PDF, counted from 1: 10-40, 7, 90- or several with commas.",
+        help="Pages of a PDF, or slides, from 1: 10-40, 7, 90- or several with commas.",
     ),
 ]
 

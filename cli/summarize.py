@@ -95,8 +95,8 @@ def summarize(
             metavar="WHEN",
             envvar="EBBTIDE_CITE",
             show_default=False,
-            help="auto (documents with pages or chapters), on or off: citations such as \\[p. 12], "
-            "their quoted words checked. Default: auto.",
+            help="auto (documents with pages, slides, sheets or chapters), on or off: citations "
+            "such as \\[p. 12], their quoted words checked. Default: auto.",
         ),
     ] = "auto",
     json_schema: JsonSchemaOption = None,

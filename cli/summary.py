@@ -215,4 +215,4 @@ class Summary:
 def cites(document: Any, cite: str) -> bool:
     """Whether a document's citations are wanted, by what `--cite` says."""
     kinds = {place.kind for place in document.places}
-    return cite == "on" or (cite == "auto" and bool(kinds & {"page", "chapter"}))
+    return cite == "on" or (cite == "auto" and bool(kinds & {"page", "slide", "sheet", "chapter"}))

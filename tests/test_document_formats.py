@@ -5,9 +5,11 @@ Most tests call the worker's reading directly; those of the process around it st
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import sys
+import zipfile
 
 import pytest
 from book_writer import CONTAINER, write_epub, write_zip
@@ -262,7 +264,7 @@ def test_a_damaged_epub_is_read_or_refused(data):
         pass
 
 
-# --- DOCX and HTML
+# --- Office and HTML
 
 
 def test_docx():
@@ -291,6 +293,232 @@ def test_docx():
 def test_bad_docx(document, message):
     data = write_zip({"word/document.xml": document, "[Content_Types].xml": "<Types/>"})
     assert message in refused("docx", data)
+
+
+def write_slides():
+    """Five slides: one says nothing, one is hidden, and the last has a group."""
+    pptx = pytest.importorskip("pptx")
+    deck = pptx.Presentation()
+    title, body, _, _, _, _, blank = list(deck.slide_layouts)[:7]
+    slide = deck.slides.add_slide(title)
+    slide.placeholders[1].text = "by Ann"
+    slide.shapes.title.text = "A\vtalk"
+    slide = deck.slides.add_slide(body)
+    slide.shapes.title.text = "Why"
+    frame = slide.placeholders[1].text_frame
+    frame.text = "first\n \ndeeper"
+    frame.paragraphs[2].level = 1
+    table = slide.shapes.add_table(3, 2, 0, 0, 9, 9).table
+    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (2, 1, "d")):
+        table.cell(row, column).text = text
+    slide.notes_slide.notes_text_frame.text = "Say it\nslowly."
+    deck.slides.add_slide(blank)
+    slide = deck.slides.add_slide(body)
+    slide._element.set("show", "0")
+    slide.shapes.title.text = "Hidden"
+    group = deck.slides.add_slide(blank).shapes.add_group_shape().shapes.add_group_shape()
+    group.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "in a group"
+    out = io.BytesIO()
+    deck.save(out)
+    return out.getvalue()
+
+
+def test_slides_are_cited_by_their_numbers():
+    data = write_slides()
+    assert sniff("x", data, "x") == "pptx"
+    found = extract("pptx", data)
+    assert found.text == (
+        "# A talk\n\nby Ann\n\n"
+        "# Why\n\nfirst\n  deeper\n\na | b\n | d\n\nNotes: Say it\nslowly.\n\n"
+        "# Hidden\n\nin a group\n"
+    )
+    assert starts(found) == [
+        ("slide 1", "# A talk"),
+        ("slide 2", "# Why"),
+        ("slide 4", "# Hidden"),
+        ("slide 5", "in a group"),
+    ]
+    assert [place.title for place in found.places] == ["A talk", "Why", "Hidden", ""]
+    assert found.num_pages == 5 and found.warnings[0].endswith("charts or nothing): 3.")
+    chosen = extract("pptx", data, "4-")
+    assert chosen.text == "# Hidden\n\nin a group\n" and chosen.num_pages == 5
+    assert "has 5 pages, and --pages 6 begins behind" in refused("pptx", data, "6")
+
+
+def test_slide_shows_are_slides_and_footers_are_no_text():
+    data = write_zip(
+        {
+            name: part.replace(
+                b"presentationml.presentation.main", b"presentationml.slideshow.main"
+            )
+            for name, part in members_of(write_slides()).items()
+        }
+    )
+    assert extract("pptx", data).text.startswith("# A talk")
+    footer = b'<p:ph type="sldNum" idx="12"/>'
+    parts = members_of(write_slides())
+    parts["ppt/slides/slide2.xml"] = parts["ppt/slides/slide2.xml"].replace(
+        b'<p:ph idx="1"/>', footer
+    )
+    assert "first" not in extract("pptx", write_zip(parts)).text
+
+
+ODF = "urn:oasis:names:tc:opendocument:xmlns:"
+NAMES = " ".join(
+    f'xmlns:{short}="{ODF}{full}:1.0"'
+    for short, full in {
+        **{"office": "office", "text": "text", "table": "table", "draw": "drawing"},
+        "svg": "svg-compatible",
+    }.items()
+)
+ODT = """
+<text:tracked-changes><text:p>deleted</text:p></text:tracked-changes>
+<text:table-of-content><text:index-body><text:p>Contents</text:p></text:index-body></text:table-of-content>
+<text:h text:outline-level="1">Part <text:span>one</text:span></text:h>
+<text:p>a<text:s text:c="3"/>b<text:tab/>c<text:line-break/>d
+  e<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>see
+  below</text:p></text:note-body></text:note><office:annotation><text:p>no</text:p></office:annotation></text:p>
+<text:p/>
+<text:section><text:h text:outline-level="2">Inner</text:h></text:section>
+<text:list><text:list-item><text:p>x</text:p><text:p>y</text:p>
+<text:list><text:list-item><text:p>z</text:p></text:list-item></text:list></text:list-item></text:list>
+<table:table><table:table-header-rows><table:table-row><table:table-cell><text:p>1</text:p>
+<text:p>2</text:p></table:table-cell><table:table-cell><text:p>3</text:p></table:table-cell>
+<table:covered-table-cell/></table:table-row></table:table-header-rows></table:table>
+<text:p><draw:frame><svg:title>alt</svg:title><draw:text-box><text:p>boxed</text:p></draw:text-box>
+</draw:frame></text:p>"""
+
+
+def write_odt(**replaced):
+    content = f"<office:document-content {NAMES}><office:body><office:text>{ODT}</office:text>"
+    members = {
+        "mimetype": "application/vnd.oasis.opendocument.text",
+        "content.xml": f"{content}</office:body></office:document-content>",
+        "META-INF/manifest.xml": "<manifest/>",
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, part in {**members, **replaced}.items():
+            archive.writestr(name, part)
+    return out.getvalue()
+
+
+def test_odt(monkeypatch):
+    data = write_odt()
+    assert sniff("x", data, "x") == "odt"
+    found = extract("odt", data)
+    assert found.text == (
+        "# Part one\n\na   b\tc\nd e [see below]\n\n## Inner\n\n"
+        "- x\n\ny\n\n- z\n\n1 2 | 3\n\nboxed\n"
+    )
+    assert starts(found) == [("sec. 1", "# Part one"), ("sec. 2", "## Inner")]
+    monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
+    assert read_document("-", io.BytesIO(data)).format == "odt"
+    locked = {"META-INF/manifest.xml": "<manifest><encryption-data/></manifest>"}
+    assert "encrypted with a password" in refused("odt", write_odt(**locked))
+    assert "no text body" in refused("odt", write_odt(**{"content.xml": "<a/>"}))
+    deep = "<a>" * 100_000 + "</a>" * 100_000
+    with pytest.raises((InputError, RecursionError)):
+        extract("odt", write_odt(**{"content.xml": f"<a><text>{deep}</text></a>"}))
+
+
+def write_sheets():
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    costs = book.active
+    costs.title = "Costs"
+    costs.append(["what", "when", "how much", "paid"])
+    costs.append(["mill", datetime.datetime(2020, 1, 2), 1.1 + 2.2, True])
+    costs.append([])
+    costs.append([None, "two\nlines", 7, datetime.datetime(2020, 1, 2, 3, 4)])
+    book.create_sheet("Empty")
+    book.create_sheet("Far")["XFD1048576"] = "the last cell of all"
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def test_sheets_are_tables_under_their_names():
+    data = write_sheets()
+    assert sniff("x", data, "x") == "xlsx"
+    found = extract("xlsx", data)
+    begins = (
+        "# Costs\n\nwhat | when | how much | paid\nmill | 2020-01-02 | 3.3 | TRUE\n"
+        " | two lines | 7 | 2020-01-02 03:04:00\n\n# Far\n\n"
+    )
+    assert found.text.startswith(begins)
+    assert found.text[len(begins) :] == " | " * 16383 + "the last cell of all\n"
+    assert starts(found) == [("sheet 1", "# Costs"), ("sheet 3", "# Far")]
+    assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
+
+
+def test_a_sheet_that_lies_about_its_size_is_read_by_its_cells():
+    parts = members_of(write_sheets())
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    assert b'<dimension ref="A1:D4"' in sheet
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(b"A1:D4", b"A1:XFD1048576")
+    assert extract("xlsx", write_zip(parts)).text == extract("xlsx", write_sheets()).text
+
+
+def test_what_is_embedded_does_not_say_what_a_file_is():
+    """A chart on a slide brings its workbook along, packed or not."""
+    inner = write_zip({"word/document.xml": "x", "xl/workbook.xml": "x"})
+    out = io.BytesIO(write_slides())
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr("ppt/embeddings/book.xlsx", inner)
+    assert sniff("x", out.getvalue(), "x") == "pptx"
+
+
+OFFICE = {"odt": write_odt, "pptx": write_slides, "xlsx": write_sheets}
+
+
+def members_of(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("format", OFFICE)
+def test_bad_office_files(format):
+    data = OFFICE[format]()
+    assert "is a damaged archive" in refused(format, data[: len(data) // 2])
+    good = members_of(data)
+    for name in good:  # each part missing, cut short, or with entities of its own
+        for part in (None, good[name][: len(good[name]) // 2]):
+            parts = {**good, name: part} if part is not None else {**good}
+            if part is None:
+                del parts[name]
+            try:
+                assert extract(format, write_zip(parts)).text.strip()
+            except InputError as error:
+                assert "damaged" in str(error) or "holds no text" in str(error)
+        if name.endswith((".xml", ".rels")):
+            for coding in ("utf-8", "utf-16"):
+                declared = ENTITIES.encode(coding)
+                parts = {**good, name: declared}
+                assert "declares entities" in refused(format, write_zip(parts))
+    flagged = bytearray(data)
+    flagged[flagged.find(b"PK\x01\x02") + 8] |= 1
+    assert "encrypted with a password" in refused(format, bytes(flagged))
+    bomb = write_zip({**good, "bomb.xml": b"<a>" + b" " * 50_000_000 + b"</a>"})
+    assert "times its size" in refused(format, bomb)
+
+
+@pytest.mark.parametrize("format", OFFICE)
+@given(st.data())
+@settings(max_examples=25)
+def test_a_damaged_office_file_is_read_or_refused(format, data):
+    """Packed without compression, so that changes reach the parts' XML."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, part in members_of(OFFICE[format]()).items():
+            archive.writestr(name, part)
+    bad = bytearray(out.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert extract(format, bytes(bad)).text.strip()
+    except InputError:
+        pass
 
 
 SENTENCE = "A sentence that is long enough to be taken for text. "
@@ -349,7 +577,7 @@ def test_content_says_what_a_file_is_before_its_name(data, name, kind):
     ("members", "message"),
     [
         ({"a.txt": "x"}, "zip archive: unpack it"),
-        ({"[Content_Types].xml": "", "xl/workbook.xml": ""}, "spreadsheet or slides"),
+        ({"[Content_Types].xml": "", "xl/workbook.bin": ""}, "Office file of another kind"),
     ],
 )
 def test_other_archives_are_named(members, message):
@@ -387,13 +615,15 @@ def test_what_was_read_is_kept_for_the_next_time(tmp_path, monkeypatch):
     assert pages.text == "Two.\n" and len(list(keep.iterdir())) == 2
 
 
-@pytest.mark.parametrize("format", ["pdf", "docx", "html"])
+@pytest.mark.parametrize("format", ["pdf", "docx", "pptx", "xlsx", "html"])
 def test_a_missing_extra_is_named_with_its_installation(monkeypatch, format):
     monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
     data = {
         "pdf": b"%PDF-1.7",
         "html": b"<html><p>x",
         "docx": write_zip({"word/document.xml": "x"}),
+        "pptx": write_zip({"ppt/presentation.xml": "x"}),
+        "xlsx": write_zip({"xl/workbook.xml": "x"}),
     }[format]
     with pytest.raises(InputError, match=r"pip install 'ebbtide\[docs\]'") as caught:
         read_document("-", io.BytesIO(data))

@@ -6,7 +6,7 @@ extract     what each format gives
 sniff       what kind of file some bytes are
 plain       text and Markdown; read in this process
 parsing     starts `worker`, which reads the kinds below in a process of its own
-pdf epub html docx      one format each, in the worker
+pdf epub html docx odt pptx xlsx      one format each, in the worker
 archive     zip files, bounded
 html_text   XHTML to text
 page_ranges what `--pages` says

@@ -58,7 +58,14 @@ class Archive:
             raise InputError(f"is damaged: its part {name} is longer than it says")
         return data
 
-    def refuse_encrypted(self) -> None:
-        """For those who hand the archive on to a library."""
+    def check_for_library(self) -> None:
+        """Before an Office file is handed on to a library that reads its parts. Raises InputError
+        where one is encrypted, or declares entities."""
         if any(member.flag_bits & _ENCRYPTED for member in self._zip.infolist()):
             raise InputError("is encrypted with a password; unpack and pack it without one")
+        # Office writes none of these, and a file that does wants its entities expanded. (NULs: it
+        # may be written in UTF-16.)
+        for name in self.names:
+            if name.endswith((".xml", ".rels")):
+                if b"<!DOCTYPE" in self.read(name).replace(b"\0", b""):
+                    raise InputError("declares entities of its own, which no Office does; not read")

@@ -20,8 +20,13 @@ _QUOTE = re.compile(
     r"\"([^\"\n]{2,800})\"|“([^”\n]{2,800})”|«([^»\n]{2,800})»|„([^“”\n]{2,800})[“”]"
 )
 _MARK = re.compile(r"\[([^\[\]\n]{1,200})\]")
-_NUMBERED = re.compile(r"(.*?)\b(pp?|ch|sec)\.?\s*(\d+)(?:\s*[-–]\s*(?:pp?\.?\s*)?(\d+))?", re.I)
-_ABBREVIATION = {"p": "p.", "pp": "p.", "ch": "ch.", "sec": "sec."}
+_NUMBERED = re.compile(
+    r"(.*?)\b(pp?|ch|sec|slides?|sheets?)\.?\s*(\d+)(?:\s*[-–]\s*(?:pp?\.?\s*)?(\d+))?", re.I
+)
+_ABBREVIATION = {
+    **{"p": "p.", "pp": "p.", "ch": "ch.", "sec": "sec."},
+    **{"slide": "slide", "slides": "slide", "sheet": "sheet", "sheets": "sheet"},
+}
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s|$)")
 _BULLET = re.compile(r"\s*(?:[-*•]|\d+[.)]|#{1,6})\s+")
 _LEAST_WORDS = 3  # fewer in quotes are an expression, not a quotation
@@ -167,14 +172,14 @@ class CitationChecker:
 
     def _labels(self, inside: str) -> list[str]:
         """The labels that brackets hold; [] when they hold anything else."""
-        labels, source = [], ""
+        labels, source, kind = [], "", "p."
         for part in re.split(r"[,;]|\band\b", inside):
             part = " ".join(part.split())
             if self._words.known([part]):
                 labels.append(part)
                 continue
             if labels and re.fullmatch(r"\d+(?:\s*[-–]\s*\d+)?", part):  # [pp. 3, 5-7]
-                part = f"p. {part}"
+                part = f"{kind} {part}"
             found = _NUMBERED.fullmatch(part)
             if found is None:
                 return []

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 # What a place is -> how a citation names it. A file is named by itself.
-ABBREVIATIONS = {"page": "p.", "chapter": "ch.", "section": "sec.", "file": ""}
+ABBREVIATIONS = {
+    **{"page": "p.", "slide": "slide", "sheet": "sheet"},
+    **{"chapter": "ch.", "section": "sec.", "file": ""},
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Place:
 
     @property
     def label(self) -> str:
-        """How a citation names it: "p. 12", "report.pdf p. 12", "notes.txt"."""
+        """How a citation names it: "p. 12", "talk.pptx slide 3", "notes.txt"."""
         own = "" if self.kind == "file" else f"{ABBREVIATIONS[self.kind]} {self.number}"
         return f"{self.source} {own}".strip()
 
@@ -38,8 +41,9 @@ class Place:
 class Document:
     """`name`: the file's name, or "standard input". `text`: not blank, lines end in \\n alone.
 
-    format: pdf, epub, html, docx, markdown or text. places: in order of start; a page of which
-    nothing could be read has none. num_pages: of the whole file, None where there are no pages.
+    format: pdf, epub, html, docx, odt, pptx, xlsx, markdown or text. places: in order of start; a
+    page of which nothing could be read has none. num_pages: of the whole file, or its slides; None
+    where there are none.
     warnings: what is missing from the text, in whole sentences.
     """
 

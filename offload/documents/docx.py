@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import InputError
 from .archive import Archive
 from .document import Place
-from .extract import Extract, Report
+from .extract import Extract, Report, refused_if_damaged
 from .limits import MAX_SECTIONS
 from .page_ranges import PageRanges
 
@@ -22,15 +21,9 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """Headings as Markdown writes them; the cells of a table's row with bars between."""
     import docx
 
-    archive = Archive(data)
-    archive.refuse_encrypted()
-    # Office writes none of these, and a file that does wants its entities expanded.
-    if any(b"<!DOCTYPE" in archive.read(n)[:4096] for n in archive.names if n.endswith(".xml")):
-        raise InputError("declares entities of its own, which no word processor does; not read")
-    try:
+    Archive(data).check_for_library()
+    with refused_if_damaged("DOCX file"):
         document = docx.Document(io.BytesIO(data))
-    except (KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"is a damaged DOCX file: {error}") from None
     found, blocks, size = Extract(""), [], 0
     for text, level in _blocks(document, report):
         if level and len(found.places) < MAX_SECTIONS:

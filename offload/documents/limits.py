@@ -9,8 +9,8 @@ MAX_TEXT_CHARS = 64 * 2**20  # of text found in it
 MAX_PAGES = 50_000
 MAX_SECTIONS = 100_000  # headings whose places are remembered
 
-# Archives (EPUB, DOCX). Books and reports unpack to two to ten times their size; the classic bombs
-# to a thousand times and more.
+# Archives (EPUB, Office). Books and reports unpack to two to ten times their size; the classic
+# bombs to a thousand times and more.
 MAX_MEMBERS = 20_000
 MAX_UNPACKED_BYTES = 512 * 2**20
 MAX_RATIO = 100

@@ -33,6 +33,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "pdf": ("pypdfium2", "pypdf"),
     "epub": (),
     "docx": ("docx",),
+    "odt": (),
+    "pptx": ("pptx",),
+    "xlsx": ("openpyxl",),
     "html": ("trafilatura",),
 }
 # A part of the key of what is kept: raised when a format is read differently.
@@ -70,7 +73,7 @@ def parse(
 
 
 def _with_article(format: str) -> str:
-    return f"an {format.upper()}" if format == "html" else f"a {format.upper()}"
+    return f"{'an' if format in ('html', 'odt', 'xlsx') else 'a'} {format.upper()}"
 
 
 def _fields(told: dict[str, Any]) -> dict[str, Any]:

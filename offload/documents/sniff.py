@@ -28,14 +28,20 @@ OTHER_FORMATS = (
     (b"GGUF", "a model's weights", ""),
     (b"SQLite format 3\x00", "a database", ""),
 )
-_READABLE = "PDF, EPUB, DOCX, HTML, Markdown and plain text can be read"
+_READABLE = "PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown and plain text can be read"
+# What an Office file of each kind has in it.
+_MAIN_PARTS = (
+    ("docx", b"word/document.xml"),
+    ("pptx", b"ppt/presentation.xml"),
+    ("xlsx", b"xl/workbook.xml"),
+)
 _HTML_START = re.compile(rb"(?:\s|<!--.*?-->|<\?.*?\?>)*<(?:!doctype\s+html|html)\b", re.I | re.S)
 _HTML_TAG = re.compile(rb"<(?:p|div|h[1-6]|body|table|ul|span|br|a)\b", re.I)
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def sniff(source: str, data: bytes, name: str) -> str:
-    """pdf, epub, docx, html, markdown or text (which may turn out to be none).
+    """pdf, epub, docx, odt, pptx, xlsx, html, markdown or text (which may turn out to be none).
 
     source: for messages; name: whose extension counts. Raises InputError for formats that are not
     read.
@@ -65,16 +71,24 @@ def sniff(source: str, data: bytes, name: str) -> str:
 
 def _kind_of_archive(source: str, data: bytes) -> str:
     # Names stand in an archive as they are. Its directory is read in the worker: a hostile one
-    # takes gigabytes.
-    if b"META-INF/container.xml" in data:
+    # takes gigabytes. Here it is looked for: what is embedded has such names too, before it.
+    end = data.rfind(b"PK\x05\x06")
+    start = int.from_bytes(data[end + 16 : end + 20], "little") if end >= 0 else 0
+    names = data[start:] if start < end else data
+    if b"META-INF/container.xml" in names:
         return "epub"
-    if b"word/document.xml" in data:
-        return "docx"
+    for kind, part in _MAIN_PARTS:
+        if part in names:
+            return kind
     convert = f"convert it first: pandoc -t plain {file_in_command(source)}"
     if data[30:38] == b"mimetype":
-        raise InputError(f"{source} is an OpenDocument file; {convert}")
-    if b"[Content_Types].xml" in data:
-        raise InputError(f"{source} is a spreadsheet or slides; save it as PDF or text first")
+        if data[38:].startswith(b"application/vnd.oasis.opendocument.text"):
+            return "odt"
+        raise InputError(f"{source} is an OpenDocument file, but no text; {convert}")
+    if b"[Content_Types].xml" in names:
+        raise InputError(
+            f"{source} is an Office file of another kind; save it as docx, pptx, xlsx or PDF first"
+        )
     raise InputError(f"{source} is a zip archive: unpack it and name the documents in it")
 
 

@@ -12,7 +12,7 @@ from ..errors import ContextOverflow
 from .document import Document, Place
 
 # How good a place is to cut at; parts may stay a third smaller than they could be for a better one.
-_STRENGTHS = {"file": 4, "chapter": 3, "section": 2, "page": 1}
+_STRENGTHS = {"file": 4, "chapter": 3, "sheet": 3, "section": 2, "page": 1, "slide": 1}
 _LEAST_FILL = 0.66
 # Where a stretch without places is cut: paragraphs, lines, sentences, words.
 _BREAKS = ("\n\n", "\n", ". ", " ")

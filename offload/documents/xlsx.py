@@ -1,0 +1,88 @@
+"""XLSX: the sheets of a workbook, row by row, by openpyxl. Runs in the worker.
+
+Formulas are read as the values that were saved with them; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import InputError
+from .archive import Archive
+from .document import Place
+from .extract import Extract, Report, refused_if_damaged
+from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
+from .page_ranges import PageRanges
+
+_MIDNIGHT = datetime.time()
+
+
+def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
+    """A sheet's name as a heading, a line for each row that is not empty, bars between cells."""
+    Archive(data).check_for_library()
+    with refused_if_damaged("XLSX file"):
+        return _read(data, report)
+
+
+def _read(data: bytes, report: Report) -> Extract:
+    import openpyxl
+
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    sheets = book.worksheets
+    if len(sheets) > MAX_SECTIONS:
+        raise InputError(f"has {len(sheets):,} sheets, and {MAX_SECTIONS:,} are the most")
+    found, lines, size, empty = Extract(""), [], 0, []
+    for number, sheet in enumerate(sheets, 1):
+        report(number - 1, len(sheets))
+        title, start = " ".join(sheet.title.split()), size
+        heading = f"# {title}\n\n"
+        for line in _lines(sheet):
+            if size == start:
+                found.places.append(Place(start, "sheet", number, title))
+                lines.append(heading)
+                size += len(heading)
+            lines.append(line)
+            size += len(line)
+            if size > MAX_TEXT_CHARS:
+                break  # refused by whoever called
+        if size == start:
+            empty.append(title)
+        else:
+            lines.append("\n")
+            size += 1
+        if size > MAX_TEXT_CHARS:
+            break
+    report(len(sheets), len(sheets))
+    if empty and lines:
+        shown = ", ".join(empty[:12]) + (", ..." if len(empty) > 12 else "")
+        found.warnings.append(f"No text on {len(empty)} of {len(sheets)} sheets: {shown}.")
+    found.text = "".join(lines).rstrip("\n") + "\n"
+    return found
+
+
+def _lines(sheet: Any) -> Iterator[str]:
+    """Rows that are not empty; cells to the left of the last one keep their places."""
+    # What a file says of its size may be anything: a cell in each of sixteen billion places.
+    sheet.reset_dimensions()
+    for row in sheet.iter_rows(values_only=True):
+        cells = [_shown(value) for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield " | ".join(cells) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float):
+        return f"{value:.15g}"  # as many digits as spreadsheets have
+    if isinstance(value, datetime.datetime):
+        whole_day = value.time() == _MIDNIGHT
+        return value.date().isoformat() if whole_day else value.isoformat(" ")
+    return " ".join(str(value).split())
