@@ -183,6 +183,14 @@ SHARED = (
         "N",
     ),
     Option(
+        "min_new_tokens",
+        ("--min-new-tokens",),
+        ANSWER_PANEL,
+        "The least tokens before the model may end its answer.",
+        values.whole(0, 2**31 - 1),
+        "N",
+    ),
+    Option(
         "temperature",
         ("--temperature",),
         ANSWER_PANEL,
@@ -239,6 +247,14 @@ SHARED = (
         "F",
     ),
     Option(
+        "no_repeat_ngram_size",
+        ("--no-repeat-ngram-size",),
+        ANSWER_PANEL,
+        "No run of N tokens comes twice, nor one that the prompt has; 0: all may.",
+        values.whole(0, 2**31 - 1),
+        "N",
+    ),
+    Option(
         "stop",
         ("--stop",),
         ANSWER_PANEL,
@@ -291,6 +307,7 @@ class Settings:
     kv_bits: int | str = "auto"
     weight_bits: int | str = "auto"
     max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -298,6 +315,7 @@ class Settings:
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     stop: list[str] | None = None
     seed: int | None = None
     think: bool | str | None = None

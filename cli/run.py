@@ -33,6 +33,8 @@ _GENERATION = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
     "seed",
 )
 

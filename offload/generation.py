@@ -13,25 +13,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from .answers.json_schema import checked_schema
-from .answers.tools import checked_choice, checked_tools, name_of, shown_tool
+from .answers.tools import name_of, shown_tool
 from .errors import BadCheckpoint, InputError
+from .setting_checks import CHECKS, ids_of
 
-ALIASES = {"stop": "stop_strings", "eos_token_id": "eos_token_ids"}
-MAX_STOP_STRINGS = 64
-MAX_STOP_CHARS = 1000
-MOST_TOP_LOGPROBS = 20
-THINK_LEVELS = ("low", "medium", "high")
+ALIASES = {
+    "stop": "stop_strings",
+    "eos_token_id": "eos_token_ids",
+    "logits_processor": "logits_processors",
+}
 MIN_TEMPERATURE = 1e-6  # below it logits / temperature overflows float32; it is greedy by then
 FROM_MODEL = (
-    "max_new_tokens do_sample temperature top_k top_p min_p repetition_penalty stop_strings".split()
+    *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids"),
+    "stop_strings",
 )
 
 
@@ -43,6 +43,7 @@ class GenerationConfig:
     """
 
     max_new_tokens: int | None = None  # None: to an EOS token or the context's end
+    min_new_tokens: int = 0  # before so many no EOS token comes
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0  # 0: off
@@ -52,6 +53,14 @@ class GenerationConfig:
     # Taken off the logits of the answer's tokens so far, once and for each time; 0: off.
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    # Added to the logits of tokens.
+    logit_bias: dict[int, float] = field(default_factory=dict, hash=False)
+    # No run of so many tokens comes again, of the prompt's neither; 0: off.
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = ()  # never come
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # each, token after token, never comes
+    # Each (ids (1, num_tokens), logits (1, vocab)) -> logits, as Hugging Face's LogitsProcessor.
+    logits_processors: tuple[Callable[..., Any], ...] = ()
     stop_strings: tuple[str, ...] = ()  # the answer ends before the first of them
     seed: int | None = None  # None: a new one each time
     eos_token_ids: tuple[int, ...] = ()
@@ -66,7 +75,7 @@ class GenerationConfig:
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
+        for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         names = [name_of(tool) for tool in self.tools]
         must = self.must_call
@@ -104,22 +113,37 @@ class GenerationConfig:
         """Whether the most likely token is taken each time."""
         return not self.do_sample or self.temperature < MIN_TEMPERATURE
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises InputError where a setting names a token that a model of so many has not."""
+        words = [token for word in self.bad_words_ids for token in word]
+        for name, ids in (
+            ("logit_bias", self.logit_bias),
+            ("suppress_tokens", self.suppress_tokens),
+            ("bad_words_ids", words),
+        ):
+            if max(ids, default=0) >= vocab_size:
+                raise InputError(
+                    f"{name}: there is no token {max(ids)}; the model has {vocab_size:,}, counted "
+                    "from 0"
+                )
+
     def resolve(self, **overrides: Any) -> GenerationConfig:
         """A copy with what a caller gave; a value of None means "not given".
 
-        `stop` and `eos_token_id` are other names for stop_strings and eos_token_ids. An unknown
-        name is an InputError that lists the known ones.
+        `stop`, `eos_token_id` and `logits_processor` are other names for stop_strings,
+        eos_token_ids and logits_processors. An unknown name is an InputError that lists the known
+        ones.
         """
         given: dict[str, Any] = {}
         for name, value in overrides.items():
             own = ALIASES.get(name, name)
-            if own not in _CHECKS:
+            if own not in CHECKS:
                 raise InputError(_unknown(name))
             if value is None:
                 continue
             if own in given:
                 raise InputError(f"{own} is given twice, as {name} and by its other name")
-            given[own] = _CHECKS[own](name, value)
+            given[own] = CHECKS[own](name, value)
         if given.get("temperature", 0.0) > 0 and "do_sample" not in given:
             given["do_sample"] = True
         resolved = dataclasses.replace(self, **given)
@@ -144,22 +168,27 @@ class GenerationConfig:
         sources = [wishes, config, text_config if isinstance(text_config, dict) else {}]
         eos = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), ())
         try:
-            values: dict[str, Any] = {"eos_token_ids": _ids("eos_token_id", eos)}
+            values: dict[str, Any] = {"eos_token_ids": ids_of("eos_token_id", eos)}
         except InputError as error:
             raise BadCheckpoint(f"{folder}: {error}") from None
+        sizes = (s.get("vocab_size") for s in sources[1:])
+        vocab_size = next((size for size in sizes if type(size) is int), None)
         notes = []
         for name in FROM_MODEL:
             if wishes.get(name) is None:
                 continue
             try:
-                values[name] = _CHECKS[name](name, wishes[name])
+                value = CHECKS[name](name, wishes[name])
+                if vocab_size is not None:
+                    cls(**{name: value}).check_ids(vocab_size)
+                values[name] = value
             except InputError as error:
                 notes.append(f"generation_config.json: {error}; left out")
         return cls(**values, warnings=tuple(notes))
 
 
 def _unknown(name: str) -> str:
-    known = [*_CHECKS, *ALIASES]
+    known = [*CHECKS, *ALIASES]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"{name} is not a generation setting.{hint} Known: {', '.join(sorted(known))}"
@@ -175,108 +204,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadCheckpoint(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
-
-
-# One check per field: (name, value) -> the value in its own type, or InputError.
-
-
-def _refuse(name: str, value: Any, allowed: str) -> InputError:
-    return InputError(f"{name} must be {allowed}, not {value!r}")
-
-
-def _whole(low: int, high: int, optional: bool = False):
-    allowed = f"a whole number from {low} to {high}"
-
-    def check(name: str, value: Any) -> int | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise _refuse(name, value, allowed)
-        if not low <= int(value) <= high:
-            raise _refuse(name, value, allowed)
-        return int(value)
-
-    return check
-
-
-def _number(low: float, high: float):
-    upper = f"a number from {low:g} to {high:g}"
-    allowed = f"a number of at least {low:g}" if high == math.inf else upper
-
-    def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise _refuse(name, value, allowed)
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not (low <= number <= high and math.isfinite(number)):
-            raise _refuse(name, value, allowed)
-        return number
-
-    return check
-
-
-def _switch(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _refuse(name, value, "True or False")
-    return value
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
-        raise _refuse(name, value, "text, or a list of texts")
-    if len(texts) > MAX_STOP_STRINGS:
-        raise InputError(f"{name} may hold {MAX_STOP_STRINGS} texts at most, not {len(texts)}")
-    for text in texts:
-        if not 1 <= len(text) <= MAX_STOP_CHARS:
-            raise InputError(
-                f"{name}: each must have 1 to {MAX_STOP_CHARS} characters, one has {len(text)}"
-            )
-    return tuple(dict.fromkeys(texts))
-
-
-def _think(name: str, value: Any) -> bool | str | None:
-    is_level = isinstance(value, str) and value in THINK_LEVELS
-    if not (value is None or isinstance(value, bool) or is_level):
-        raise _refuse(name, value, f"True, False or one of {', '.join(THINK_LEVELS)}")
-    return value
-
-
-def _schema(name: str, value: Any) -> str | None:
-    return None if value is None else checked_schema(name, value)
-
-
-def _ids(name: str, value: Any) -> tuple[int, ...]:
-    allowed = "a token id, or a list of them"
-    ids = (value,) if isinstance(value, (int, float, str)) else value
-    if not isinstance(ids, Iterable) or isinstance(ids, Mapping):
-        raise _refuse(name, value, allowed)
-    ids = tuple(ids)
-    for item in ids:
-        if isinstance(item, bool) or not isinstance(item, Integral) or int(item) < 0:
-            raise _refuse(name, value, allowed)
-    return tuple(dict.fromkeys(int(item) for item in ids))
-
-
-_CHECKS = {
-    "max_new_tokens": _whole(1, 2**31 - 1, optional=True),
-    "do_sample": _switch,
-    "temperature": _number(0, math.inf),
-    "top_k": _whole(0, 2**31 - 1),
-    "top_p": _number(0, 1),
-    "min_p": _number(0, 1),
-    "repetition_penalty": _number(0.01, 100),  # beyond, penalised logits leave float32
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "stop_strings": _texts,
-    "seed": _whole(0, 2**64 - 1, optional=True),
-    "eos_token_ids": _ids,
-    "think": _think,
-    "json_schema": _schema,
-    "tools": checked_tools,
-    "tool_choice": checked_choice,
-    "parallel_tool_calls": _switch,
-    "logprobs": _whole(0, MOST_TOP_LOGPROBS, optional=True),
-}

@@ -1,11 +1,10 @@
 """From logits to one token id.
 
-The filters and their order are Hugging Face's: repetition penalty, temperature, top-k, top-p,
-min-p. Presence and frequency penalties, which Hugging Face lacks, are OpenAI's, and follow the
-repetition penalty. What is left is sampled with one random number per token by inverting the
-cumulative distribution over ids, on the CPU: the same seed gives the same tokens on every machine
-that computes the same logits. Greedy choice goes to the lowest id among equals. A constraint, if
-there is one, comes before all filters but the penalties.
+What settings make of the logits comes first (`logits_processors`), then a constraint, if there is
+one, then the filters, in Hugging Face's order: temperature, top-k, top-p, min-p. What is left is
+sampled with one random number per token by inverting the cumulative distribution over ids, on the
+CPU: the same seed gives the same tokens on every machine that computes the same logits. Greedy
+choice goes to the lowest id among equals.
 
 Knows no model and no text, and keeps no token: the history is given with every call.
 """
@@ -14,15 +13,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..kernels.threads import torch_alone
-from .errors import ModelError
+from .errors import InputError, ModelError
 from .generation import GenerationConfig
+from .logits_processors import Ids, processed, run_all
 
 if TYPE_CHECKING:
     from .answers.constraint import Constraint
@@ -44,12 +43,15 @@ class Sampler:
     ):
         self.config, self.constraint = config, constraint
         self._answer_start = answer_start
+        self._processors = config.logits_processors
         self.seed = random.SystemRandom().getrandbits(63) if config.seed is None else config.seed
         self._random = random.Random(self.seed)
 
     def twin(self) -> Sampler:
-        """Another one that draws the numbers that this one will draw."""
+        """Another one that draws the numbers that this one will draw, for guesses. The caller's
+        own processors are not asked there: each sees every token of the answer once."""
         other = copy(self)
+        other._processors = ()
         other._random = random.Random()
         other._random.setstate(self._random.getstate())
         if self.constraint is not None:
@@ -62,16 +64,16 @@ class Sampler:
         return self.constraint is not None and self.constraint.is_over
 
     @torch_alone
-    def choose(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
+    def choose(self, logits: torch.Tensor, history_ids: Ids) -> int:
         """The next token. logits (vocab,), history_ids: prompt and answer so far (read only where
-        a penalty is set). ModelError when the logits are not numbers; InputError where
-        a constraint cannot be followed."""
+        a setting looks at them). ModelError when the logits are not numbers; InputError where
+        a constraint cannot be followed, or nothing is left to choose."""
         token = self._chosen(logits, history_ids)
         if self.constraint is not None:
             self.constraint.accept(token)
         return token
 
-    def _chosen(self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor) -> int:
+    def _chosen(self, logits: torch.Tensor, history_ids: Ids) -> int:
         logits = logits.detach().to("cpu", torch.float32)  # (vocab,)
         best = _first_best(logits)
         if not math.isfinite(logits[best]):
@@ -80,11 +82,9 @@ class Sampler:
                 "dtype overflows"
             )
         if self.config.greedy:
-            penalised = self._penalised(logits, history_ids)
-            if self.constraint is not None:
-                allowed = self.constraint.allowed()
-                return int(allowed[_first_best(penalised[allowed])])
-            return best if penalised is logits else _first_best(penalised)
+            ids, scores = self._allowed(logits, history_ids)
+            best = best if scores is logits else _first_best(scores)
+            return best if ids is None else int(ids[best])
         ids, scores = self._kept(logits, history_ids)
         probabilities = scores.softmax(-1).double()
         if ids is None:
@@ -96,33 +96,34 @@ class Sampler:
         chosen = int(torch.searchsorted(cumulative, threshold, right=True))
         return int(ids[min(chosen, len(ids) - 1)])
 
-    def probabilities(
-        self, logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor
-    ) -> torch.Tensor:
+    def probabilities(self, logits: torch.Tensor, history_ids: Ids) -> torch.Tensor:
         """(vocab,) float32 that sums to 1: what `choose` samples from, filtered ids being 0."""
         ids, scores = self._kept(logits, history_ids)
         if ids is not None:
             scores = torch.full_like(logits, -torch.inf).scatter(0, ids, scores)
         return scores.softmax(-1)
 
-    def _penalised(self, logits, history_ids) -> torch.Tensor:
-        """(vocab,) -> (vocab,), the same tensor where nothing is penalised."""
-        config = self.config
-        scores = penalise(logits, history_ids, config.repetition_penalty)
-        presence, frequency = config.presence_penalty, config.frequency_penalty
-        if presence == frequency == 0.0:
-            return scores
-        return take_off(scores, history_ids[self._answer_start :], presence, frequency)
+    def _allowed(self, logits, history_ids) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The ids that may come, in order, and what their logits (vocab,) have become; None for all
+        ids, whose logits are the same tensor where nothing changes them."""
+        scores = processed(self.config, logits, history_ids, self._answer_start)
+        scores, ids = run_all(self._processors, scores, history_ids), None
+        if self.constraint is not None:
+            ids = self.constraint.allowed()
+            scores = scores[ids]
+        if scores is not logits and scores.max() == -torch.inf:
+            what = "token" if ids is None else "token that the JSON schema allows"
+            raise InputError(
+                f"no {what} is left to choose: what bans tokens (suppress_tokens, bad_words_ids, "
+                "no_repeat_ngram_size, min_new_tokens, logits_processors) bans all of them"
+            )
+        return ids, scores
 
     def _kept(self, logits, history_ids) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The ids that pass all filters, in order, and their scores; None for all ids. Each filter
         looks only at what the one before it left: vocabularies are long.
         """
-        config, ids = self.config, None
-        scores = self._penalised(logits, history_ids)
-        if self.constraint is not None:
-            ids = self.constraint.allowed()
-            scores = scores[ids]
+        config, (ids, scores) = self.config, self._allowed(logits, history_ids)
         scores = scores / config.temperature
         for keep, limit in (
             (top_k_places, config.top_k),
@@ -141,36 +142,6 @@ def _first_best(scores: torch.Tensor) -> int:
     equals it finds; torch leaves it open.)
     """
     return int(scores.numpy().argmax())
-
-
-def penalise(
-    logits: torch.Tensor, history_ids: Sequence[int] | torch.Tensor, penalty: float
-) -> torch.Tensor:
-    """Tokens of the history made less likely (CTRL, section 4.1): (vocab,) -> (vocab,)."""
-    if penalty == 1.0 or len(history_ids) == 0:
-        return logits
-    ids = torch.as_tensor(history_ids, dtype=torch.int64, device="cpu")  # (num_tokens,)
-    seen = logits[ids]
-    out = logits.clone()
-    out[ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
-    return out
-
-
-def take_off(
-    logits: torch.Tensor,
-    answer_ids: Sequence[int] | torch.Tensor,
-    presence: float,
-    frequency: float,
-) -> torch.Tensor:
-    """The logit of each token of the answer lowered by `presence`, and by `frequency` for each time
-    that it is there (OpenAI, API reference): (vocab,) -> (vocab,)."""
-    if len(answer_ids) == 0:
-        return logits
-    ids = torch.as_tensor(answer_ids, dtype=torch.int64, device="cpu")  # (num_tokens,)
-    ids, counts = ids.unique(return_counts=True)
-    out = logits.clone()
-    out[ids] -= presence + frequency * counts
-    return out
 
 
 def top_k_places(scores: torch.Tensor, top_k: int) -> torch.Tensor | None:

@@ -138,6 +138,8 @@ def test_no_text_breaks_a_parser(text):
         ("repetition_penalty", "1.1", ["0", "101"]),
         ("presence_penalty", "-2", ["-2.1", "2.1", "nan"]),
         ("frequency_penalty", "0.5", ["-3", "3"]),
+        ("no_repeat_ngram_size", "0", ["-1", "2.5"]),
+        ("min_new_tokens", "0", ["-1", "x"]),
         ("kv_bits", "6", ["5", "16", "6.0"]),
         ("weight_bits", "full", ["6"]),
         ("device", "CPU", ["gpu"]),
@@ -199,6 +201,7 @@ def test_every_option_reads_its_variable_and_its_key(capfd, monkeypatch, alone):
         **{"weight_bits": "4", "max_new_tokens": "7", "temperature": "0.5", "top_k": "5"},
         **{"top_p": "0.5", "min_p": "0.5", "repetition_penalty": "1.5", "stop": "s", "seed": "6"},
         **{"presence_penalty": "1", "frequency_penalty": "-1"},
+        **{"no_repeat_ngram_size": "3", "min_new_tokens": "2"},
         **{"think": "on", "json": "true", "quiet": "true", "verbose": "true"},
     }
     assert set(texts) == set(options.BY_NAME)

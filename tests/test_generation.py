@@ -33,6 +33,7 @@ def test_fields_are_pinned():
     """Names are part of the public face."""
     assert [f.name for f in dataclasses.fields(GenerationConfig)] == [
         "max_new_tokens",
+        "min_new_tokens",
         "do_sample",
         "temperature",
         "top_k",
@@ -41,6 +42,11 @@ def test_fields_are_pinned():
         "repetition_penalty",
         "presence_penalty",
         "frequency_penalty",
+        "logit_bias",
+        "no_repeat_ngram_size",
+        "suppress_tokens",
+        "bad_words_ids",
+        "logits_processors",
         "stop_strings",
         "seed",
         "eos_token_ids",
@@ -97,6 +103,24 @@ def test_aliases():
         GenerationConfig().resolve(stop="a", stop_strings=["b"])
 
 
+def test_tokens_may_be_named_as_json_has_them():
+    config = GenerationConfig().resolve(
+        logit_bias={"5": 1, 7: -100}, suppress_tokens=3, bad_words_ids=[[4, 4], [5]]
+    )
+    assert config.logit_bias == {5: 1.0, 7: -100.0}
+    assert config.suppress_tokens == (3,) and config.bad_words_ids == ((4, 4), (5,))
+    assert config.resolve() == config
+    config.check_ids(8)
+    with pytest.raises(InputError, match="logit_bias: there is no token 7; the model has 7"):
+        config.check_ids(7)
+
+
+def test_processors_are_a_list_or_one():
+    config = GenerationConfig().resolve(logits_processor=[len, max])
+    assert config.logits_processors == (len, max)
+    assert config.resolve(logits_processors=len).logits_processors == (len,)
+
+
 def test_settings_without_effect_are_said():
     config = GenerationConfig().resolve(top_p=0.9, top_k=4)
     assert config.warnings == ("top_k, top_p: without effect, as the answer is greedy",)
@@ -116,7 +140,7 @@ def test_unknown_names_list_the_known(name, near):
 
 
 def test_unknown_name_without_neighbour():
-    with pytest.raises(InputError, match=r"zzz is not a generation setting\. Known: do_sample"):
+    with pytest.raises(InputError, match=r"zzz is not a generation setting\. Known: bad_words_ids"):
         GenerationConfig().resolve(zzz=1)
 
 
@@ -144,6 +168,22 @@ def test_unknown_name_without_neighbour():
         ("repetition_penalty", -1.1, "not -1.1"),
         ("presence_penalty", 2.01, "a number from -2 to 2, not 2.01"),
         ("frequency_penalty", -3, "not -3"),
+        ("logit_bias", [[5, 1]], "an object of token ids and numbers from -100 to 100"),
+        ("logit_bias", {"x": 1}, "a key must be a token id, not 'x'"),
+        ("logit_bias", {-1: 1}, "a key must be a token id, not -1"),
+        ("logit_bias", {True: 1}, "a key must be a token id, not True"),
+        ("logit_bias", {(1, 2): 1}, "a key must be a token id, not (1, 2)"),
+        ("logit_bias", {"5": 100.5}, "logit_bias of 5 must be a number from -100 to 100"),
+        ("logit_bias", dict.fromkeys(range(1025), 1), "1,024 tokens at most, not 1,025"),
+        ("no_repeat_ngram_size", -1, "a whole number from 0"),
+        ("min_new_tokens", 1.5, "a whole number from 0"),
+        ("suppress_tokens", ["the"], "a token id"),
+        ("suppress_tokens", range(1025), "1,024 tokens at most"),
+        ("bad_words_ids", [5], "a list of words, each a list of token ids"),
+        ("bad_words_ids", [[5], []], "a list of words, each a list of token ids"),
+        ("bad_words_ids", [[5, "x"]], "a token id"),
+        ("bad_words_ids", [[1] * 600] * 2, "1,024 tokens at most, not 1,200"),
+        ("logits_processors", [3], "a list of functions (ids, logits) -> logits"),
         ("logprobs", 21, "a whole number from 0 to 20, not 21"),
         ("logprobs", True, "not True"),
         ("repetition_penalty", 1e-300, "not 1e-300"),

@@ -11,7 +11,7 @@ from ebbtide.offload.errors import ModelError
 from ebbtide.offload.generation import GenerationConfig
 from ebbtide.offload.sampler import Sampler
 
-VOCAB = 211
+VOCAB, PROMPT = 211, 4
 
 
 def make_logits(seed: int, scale: float = 3.0) -> torch.Tensor:
@@ -23,8 +23,21 @@ def oracle(config: GenerationConfig, logits, history):
     processors = pytest.importorskip("transformers.generation.logits_process")
     scores, ids = logits[None].clone(), torch.tensor([history], dtype=torch.int64)
     chain = []
+    if config.logit_bias:
+        bias = {(token,): value for token, value in config.logit_bias.items()}
+        chain.append(processors.SequenceBiasLogitsProcessor(bias))
     if config.repetition_penalty != 1:
         chain.append(processors.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.no_repeat_ngram_size:
+        chain.append(processors.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.bad_words_ids:
+        words = [*map(list, config.bad_words_ids)]
+        chain.append(processors.NoBadWordsLogitsProcessor(words))
+    if config.min_new_tokens:
+        least, ends = config.min_new_tokens, list(config.eos_token_ids)
+        chain.append(processors.MinNewTokensLengthLogitsProcessor(PROMPT, least, ends))
+    if config.suppress_tokens:
+        chain.append(processors.SuppressTokensLogitsProcessor(list(config.suppress_tokens)))
     chain.append(processors.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
         chain.append(processors.TopKLogitsWarper(config.top_k))
@@ -53,20 +66,23 @@ def oracle(config: GenerationConfig, logits, history):
         {"temperature": 0.6, "min_p": 1.0},
         {"temperature": 1.0, "repetition_penalty": 1.3},
         {"temperature": 1.0, "repetition_penalty": 0.7},
+        {"logit_bias": {3: 5.5, 200: -100, 77: 0.25}, "repetition_penalty": 1.4},
+        *({"no_repeat_ngram_size": size} for size in (1, 2, 3, 4, 9)),
+        {"bad_words_ids": [[9], [200, 3, 8], [3, 200, 3, 8], [5, 7], [1, 2]]},
+        {"suppress_tokens": [0, 210]},
+        *({"min_new_tokens": least, "eos_token_ids": [4, 6]} for least in (3, 4, 5)),
         {
-            "temperature": 0.9,
-            "top_k": 50,
-            "top_p": 0.8,
-            "min_p": 0.02,
-            "repetition_penalty": 1.1,
+            **{"temperature": 0.9, "top_k": 50, "top_p": 0.8, "min_p": 0.02},
+            **{"repetition_penalty": 1.1, "no_repeat_ngram_size": 2, "suppress_tokens": [2]},
+            **{"logit_bias": {7: 3.0}, "bad_words_ids": [[7]]},
         },
     ],
     ids=lambda s: "-".join(f"{k}={v}" for k, v in s.items()),
 )
 def test_equals_transformers(settings, seed):
-    config = GenerationConfig().resolve(**settings)
-    logits, history = make_logits(seed), [3, 5, 3, 200, seed]
-    ours = Sampler(config).probabilities(logits, history)
+    config = GenerationConfig().resolve(**{"temperature": 1.0, **settings})
+    logits, history = make_logits(seed), [3, 5, 3, 200, seed, 200, 3]
+    ours = Sampler(config, answer_start=PROMPT).probabilities(logits, history)
     expected = oracle(config, logits, history)
     assert torch.equal(ours > 0, expected > 0)
     # The same float32 operations in the same order.

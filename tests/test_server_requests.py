@@ -49,6 +49,13 @@ def chat(**fields):
             {"presence_penalty": -0.5, "frequency_penalty": 0},
             {"presence_penalty": -0.5, "frequency_penalty": 0},
         ),
+        ({"logit_bias": {"5": -100, "6": 2.5}}, {"logit_bias": {"5": -100, "6": 2.5}}),
+        ({"logit_bias": {}}, {"logit_bias": {}}),
+        ({"min_tokens": 3}, {"min_new_tokens": 3}),
+        (
+            {"no_repeat_ngram_size": 3, "suppress_tokens": [4], "bad_words_ids": [[1, 2]]},
+            {"no_repeat_ngram_size": 3, "suppress_tokens": [4], "bad_words_ids": [[1, 2]]},
+        ),
         ({"logprobs": True}, {"logprobs": 0}),
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
         ({"logprobs": False, "top_logprobs": 0}, {}),
@@ -74,7 +81,7 @@ def test_what_clients_send_besides_changes_nothing():
     """The fields of the openai package and of chat interfaces, as they are by default."""
     sent = {
         **{"model": "m", "stream": True, "n": 1, "user": "u", "store": False, "metadata": {"a": 1}},
-        **{"parallel_tool_calls": True, "tools": [], "tool_choice": "auto", "logit_bias": {}},
+        **{"parallel_tool_calls": True, "tools": [], "tool_choice": "auto"},
         **{"logprobs": False, "top_logprobs": 0},
         **{"response_format": {"type": "text"}, "modalities": ["text"], "service_tier": "auto"},
         **{"prediction": None, "audio": None, "unheard_of": None, "max_tokens": None},
@@ -117,6 +124,10 @@ def schema_format(schema, **more):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "whole number from 0 to 20"),
         ({"logprobs": True, "top_logprobs": True}, "top_logprobs", "not True"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "a number from -2 to 2, not 2.5"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "logit_bias of 5 must be a number from -100 to"),
+        ({"logit_bias": {"the": 1}}, "logit_bias", "a key must be a token id"),
+        ({"logit_bias": [[5, 1]]}, "logit_bias", "an object of token ids and numbers"),
+        ({"logits_processors": []}, "logits_processors", "not a field that Ebbtide knows"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_sch"),
         ({"response_format": {"type": "json_schema"}}, f"{SCHEMA}", "is missing"),
         (

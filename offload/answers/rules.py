@@ -43,8 +43,9 @@ class AnswerRules:
         self, config: GenerationConfig, prompt_ids: Sequence[int] | None
     ) -> Constraint | None:
         """Of one answer; None where it is free. prompt_ids: of a chat; None behind plain text.
-        Raises InputError for tools that the model does not know, and for a schema that cannot be
-        followed; DoesNotFit."""
+        Raises InputError for tools and tokens that the model does not know, and for a schema that
+        cannot be followed; DoesNotFit."""
+        config.check_ids(self._llm.config.vocab_size)
         format = None
         if config.offered_tools:
             if prompt_ids is None:

@@ -1,0 +1,133 @@
+"""From the logits that a model computed to those that a token is chosen by: biases, penalties, bans
+and a caller's own functions.
+
+Their order is Hugging Face's: bias, repetition penalty, bans of repeated runs, of words, of the end
+and of tokens, and last what the caller brings. Presence and frequency penalties, which Hugging Face
+lacks, are OpenAI's, and follow the repetition penalty. What is banned has the logit -inf.
+
+Knows no model and no text, and keeps no token. Every function gives back the logits that it was
+given, the same tensor, where it changes nothing, and changes a copy where it does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from .errors import InputError
+from .generation import GenerationConfig
+
+Ids = Sequence[int] | torch.Tensor
+
+
+def processed(
+    config: GenerationConfig, logits: torch.Tensor, history_ids: Ids, answer_start: int
+) -> torch.Tensor:
+    """logits (vocab,) float32 on the CPU as the settings have them. history_ids: prompt and answer
+    so far; answer_start: how many of them are the prompt's."""
+    scores = add_bias(logits, config.logit_bias)
+    scores = penalise(scores, history_ids, config.repetition_penalty)
+    presence, frequency = config.presence_penalty, config.frequency_penalty
+    if presence or frequency:
+        scores = take_off(scores, history_ids[answer_start:], presence, frequency)
+    banned = [*config.suppress_tokens, *run_ends(history_ids, config.no_repeat_ngram_size)]
+    banned += word_ends(history_ids, config.bad_words_ids)
+    if len(history_ids) - answer_start < config.min_new_tokens:
+        banned += config.eos_token_ids
+    return ban(scores, banned)
+
+
+def add_bias(logits: torch.Tensor, bias: dict[int, float]) -> torch.Tensor:
+    """(vocab,) -> (vocab,). bias: what is added to the logits of some tokens."""
+    if not bias:
+        return logits
+    out = logits.clone()
+    out[list(bias)] += torch.tensor(list(bias.values()), dtype=out.dtype)
+    return out
+
+
+def penalise(logits: torch.Tensor, history_ids: Ids, penalty: float) -> torch.Tensor:
+    """Tokens of the history made less likely (CTRL, section 4.1): (vocab,) -> (vocab,)."""
+    if penalty == 1.0 or len(history_ids) == 0:
+        return logits
+    ids = torch.from_numpy(_array(history_ids))  # (num_tokens,)
+    seen = logits[ids]
+    out = logits.clone()
+    out[ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return out
+
+
+def take_off(
+    logits: torch.Tensor, answer_ids: Ids, presence: float, frequency: float
+) -> torch.Tensor:
+    """The logit of each token of the answer lowered by `presence`, and by `frequency` for each time
+    that it is there (OpenAI, API reference): (vocab,) -> (vocab,)."""
+    if len(answer_ids) == 0:
+        return logits
+    ids, counts = torch.from_numpy(_array(answer_ids)).unique(return_counts=True)
+    out = logits.clone()
+    out[ids] -= presence + frequency * counts
+    return out
+
+
+def run_ends(history_ids: Ids, size: int) -> list[int]:
+    """The tokens that would make the last `size` tokens of a text a run that it has already; with
+    the size 0 none."""
+    if size == 0 or len(history_ids) < size:
+        return []
+    ids = _array(history_ids)
+    ends = np.arange(size - 1, len(ids))  # of the runs that are there
+    for back in range(1, size):
+        ends = ends[ids[ends - back] == ids[-back]]
+    return np.unique(ids[ends]).tolist()
+
+
+def word_ends(history_ids: Ids, words: Iterable[Sequence[int]]) -> list[int]:
+    """The last tokens of the words of which all others stand at the text's end."""
+    longest = max(map(len, words), default=0)
+    last = list(map(int, history_ids[-longest:])) if longest else []
+    return [word[-1] for word in words if list(word[:-1]) == last[len(last) - len(word) + 1 :]]
+
+
+def ban(logits: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """(vocab,) -> (vocab,); ids that the model has no logit for are passed over."""
+    ids = [token for token in ids if token < len(logits)]
+    if not ids:
+        return logits
+    out = logits.clone()
+    out[ids] = -math.inf
+    return out
+
+
+def run_all(processors: Sequence[Callable], logits: torch.Tensor, history_ids: Ids) -> torch.Tensor:
+    """(vocab,) -> (vocab,). Each processor takes ids (1, num_tokens) int64 and logits (1, vocab)
+    float32, its own to change, and gives logits of that shape, as Hugging Face's LogitsProcessor
+    does. InputError for one that gives anything else; what one raises goes on to the caller."""
+    if not processors:
+        return logits
+    ids = torch.from_numpy(_array(history_ids))[None]
+    scores = logits[None].clone()
+    for processor in processors:
+        given = processor(ids, scores)
+        if not isinstance(given, torch.Tensor) or given.shape != scores.shape:
+            got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+            raise _refusal(processor, f"must give logits {tuple(scores.shape)}, and gave {got}")
+        scores = given.detach().to("cpu", torch.float32)
+        if not bool((scores < math.inf).all()):  # so it is with nan
+            raise _refusal(processor, "gave logits that are infinite or no numbers")
+    return scores[0]
+
+
+def _refusal(processor: Callable, reason: str) -> InputError:
+    name = getattr(processor, "__name__", type(processor).__name__)
+    return InputError(f"logits_processors: {name} {reason}")
+
+
+def _array(ids: Ids) -> np.ndarray:
+    """A copy: a view would keep the tokens from growing for as long as it lives."""
+    if isinstance(ids, torch.Tensor):
+        ids = ids.cpu().numpy()
+    return np.array(ids, dtype=np.int64)
