@@ -268,6 +268,49 @@ def test_tokens_can_be_counted_before_they_are_sent(server):
         assert server.ask(f"/{path}", wrong)[0] == 400
 
 
+def test_what_a_request_takes_is_told_before_it_is_made(server):
+    asked = chat_body("What would this take?")
+    _, before = server.ask("/v1/estimate", asked)
+    assert before["object"] == "estimate" and before["fits"] and before["model_loaded"]
+    assert before["context_length"] == server.said["context"]
+    found = server.chat(asked["messages"])
+    assert found["usage"]["prompt_tokens"] == before["prompt_tokens"]
+    assert cached(found) == before["cached_tokens"] and before["max_completion_tokens"] == 24
+    _, again = server.ask("/v1/estimate", asked)
+    assert server.chat(asked["messages"])["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": again["cached_tokens"]
+    }
+    assert again["cached_tokens"] > before["cached_tokens"]
+    assert again["prefill_s"] == 0  # all of it is there
+    text = {"prompt": "Once upon a time", "max_tokens": 10**6}
+    _, plain = server.ask("/v1/estimate", text)
+    assert plain["prefill_s"] > 0 and plain["decode_s_per_token"] > 0
+    assert plain["max_completion_tokens"] == server.said["context"] - plain["prompt_tokens"]
+    status, long = server.ask("/v1/estimate", chat_body("x " * 60_000))
+    assert status == 200 and not long["fits"] and long["max_completion_tokens"] == 0
+    assert long["prompt_tokens"] > server.said["context"]
+    status, refused = server.ask("/v1/estimate", {"messages": []})
+    assert status == 400 and "at least one message" in refused["error"]["message"]
+
+
+def test_tokens_are_favoured_and_banned_as_openai_has_it(server):
+    with LLM.open(None) as llm:
+        free = llm.generate("Once upon a time", max_new_tokens=9, temperature=0).token_ids
+        alone = llm.generate(
+            "Once upon a time",
+            max_new_tokens=9,
+            temperature=0,
+            logit_bias={free[0]: -100},
+            no_repeat_ngram_size=2,
+        )
+    asked = {"prompt": "Once upon a time", "max_tokens": 9, "temperature": 0}
+    bans = {"logit_bias": {str(free[0]): -100}, "no_repeat_ngram_size": 2}
+    status, found = server.ask("/v1/completions", {**asked, **bans})
+    assert status == 200 and found["choices"][0]["text"] == alone.text
+    status, refused = server.ask("/v1/completions", {**asked, "logit_bias": {"999999": 1}})
+    assert status == 400 and "there is no token 999999" in refused["error"]["message"]
+
+
 # --- clients that go away, and those that wait
 
 
@@ -396,6 +439,7 @@ def test_the_model_is_told_with_its_context(server):
     _, found = server.ask("/v1/models")
     (model,) = found["data"]
     assert model["id"] == "ebb-nano" and model["context_length"] == server.said["context"]
+    assert model["max_model_len"] == model["context_length"]
     assert server.ask("/v1/models/ebb-nano") == (200, model)
     assert server.ask("/v1/models/other")[0] == 404
 

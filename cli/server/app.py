@@ -25,6 +25,7 @@ from .anthropic_request import anthropic_request
 from .bad_request import BadRequest
 from .bodies import Bodies
 from .error_object import error_object
+from .estimate import estimate_query
 from .exchange import EventStream, Exchange
 from .fields import read_json
 from .guard import Guard, Refusal, Rules, asked
@@ -72,6 +73,7 @@ class Routes:
                 Route("/v1/responses/{id:path}", self.kept, methods=["GET", "POST", "DELETE"]),
                 Route("/v1/messages", self.message, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+                Route("/v1/estimate", self.estimate, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
@@ -139,6 +141,9 @@ class Routes:
         return await self._answer(
             http, lambda body: count_query(responses_request(body), object=kind)
         )
+
+    async def estimate(self, http: HTTPRequest) -> Response:
+        return await self._answer(http, lambda body: estimate_query(body, self._worker.estimate))
 
     async def kept(self, http: HTTPRequest) -> Response:
         raise BadRequest(f"There is no {http.scope['path']} here: {NOT_KEPT}.", status=404)

@@ -22,13 +22,15 @@ def models_object(name: str, context: int, created_s: int) -> dict[str, Any]:
 
 
 def model_object(name: str, context: int, created_s: int) -> dict[str, Any]:
-    """context_length: the most tokens that prompt and answer may reach."""
+    """context_length: the most tokens that prompt and answer may reach; clients of vLLM's look for
+    it under the other name."""
     return {
         "id": name,
         "object": "model",
         "created": created_s,
         "owned_by": "ebbtide",
         "context_length": context,
+        "max_model_len": context,
     }
 
 

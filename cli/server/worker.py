@@ -32,6 +32,7 @@ from ..failure import describe
 from ..progress import ProgressDisplay
 from ..run import Run
 from .bad_request import BadRequest
+from .estimate import num_common, times, token_counts
 from .job import HungUp, Job, Started, Stopping
 from .request import Request
 from .text_query import TextQuery
@@ -61,7 +62,7 @@ class Worker:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._next_query_s = 0.0  # when the answer under way may be interrupted for one again
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # of seconds too
         self.trouble: str | None = None
         self._try_again_s = math.inf
         self.session: Any = None
@@ -242,9 +243,31 @@ class Worker:
         if request.is_chat:
             return session.stream(request.prompt, **generation)
         ids = self._llm.encode(request.prompt)
-        num_held = _num_common(session.tokens, ids[:-1])  # the last one is what is continued
+        num_held = num_common(session.tokens, ids[:-1])  # the last one is what is continued
         session.truncate(num_held)
         return session.stream(ids[num_held:], **generation)
+
+    def estimate(self, request: Request) -> dict[str, Any]:
+        """What a request would take, were it next. In this thread too: a TextQuery's answer."""
+        try:
+            self._refuse_too_long(request)
+            num_tokens, cached, most = token_counts(
+                self._llm, self.session, request, self._run.generation()
+            )
+        except errors.ContextOverflow as error:  # of more tokens than are worth counting
+            num_tokens, cached, most = error.needed_tokens, 0, None
+        room = max(0, self.context - num_tokens)
+        return {
+            "object": "estimate",
+            "fits": room > 0,
+            "context_length": self.context,
+            "prompt_tokens": num_tokens,
+            "cached_tokens": cached,
+            "max_completion_tokens": room if most is None else min(room, most),
+            "requests_waiting": self.num_waiting,
+            "model_loaded": self.is_loaded,
+            **times(self.counts, num_tokens - cached),
+        }
 
     def _refuse_too_long(self, request: Request | TextQuery) -> None:
         """Encoding and decoding take memory by the token, of which the plan has as much as the
@@ -332,7 +355,11 @@ class Worker:
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
         self.counts["completion_tokens"] += usage["completion_tokens"]
+        self.counts["prefill_seconds"] += output.timings["prefill_s"]
+        self.counts["decode_seconds"] += output.timings["decode_s"]
         self.counts["kept_bytes"] += output.kv["bytes_kept"]
+        self.counts["disk_read_bytes"] += output.kv["bytes_read"].get("disk", 0)
+        self.counts["disk_written_bytes"] += output.kv["bytes_written"].get("disk", 0)
 
 
 def _contents(prompt: list[Any]) -> list[str]:
@@ -346,8 +373,3 @@ def _calls(prompt: str | list[Any]) -> list[str]:
     calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
     thoughts = [message.get("thinking", "") for message in messages]
     return [*thoughts, *(call["arguments"] for call in calls)]
-
-
-def _num_common(held: list[int], ids: list[int]) -> int:
-    pairs = enumerate(zip(held, ids, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(held), len(ids)))
