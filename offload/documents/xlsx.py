@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 from .page_ranges import PageRanges
 
 _MIDNIGHT = datetime.time()
+# Ten empty cells and more: a cell that was touched far from all others is no table.
+_GAP = re.compile(r"(?: \| ){10,}")
 
 
 def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
@@ -64,7 +67,7 @@ def _read(data: bytes, report: Report) -> Extract:
 
 
 def _lines(sheet: Any) -> Iterator[str]:
-    """Rows that are not empty; cells to the left of the last one keep their places."""
+    """Rows that are not empty; cells keep their places behind a few that are empty."""
     # What a file says of its size may be anything: a cell in each of sixteen billion places.
     sheet.reset_dimensions()
     for row in sheet.iter_rows(values_only=True):
@@ -72,7 +75,7 @@ def _lines(sheet: Any) -> Iterator[str]:
         while cells and not cells[-1]:
             cells.pop()
         if cells:
-            yield " | ".join(cells) + "\n"
+            yield _GAP.sub(" | ... | ", " | ".join(cells)) + "\n"
 
 
 def _shown(value: Any) -> str:
