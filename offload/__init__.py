@@ -8,7 +8,8 @@ pages      geometry, page_table, policy, pager, planes, tier, record_reader, hot
 disk       scratch, spill_dir, disk, extent_file, reads, io_threads, staging, transfer;
            prefixes/ (pages that are kept)
 attention  attention, decode_attention, selected_attention, selection_steps, whole_token
-running    engine, runtime, sequence, session, stream, sampler, drafts, scoring, calibration
+running    engine, runtime, sequence, session, stream, async_stream, sampler, logits_processors,
+           drafts, scoring, calibration
 text       text, template, sandbox, control_text, detokenizer; answers/, documents/
-face       llm, options, mode, generation, output, errors
+face       llm, options, mode, generation, setting_checks, output, errors
 """

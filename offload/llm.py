@@ -17,6 +17,7 @@ from ..prefetch.stats import Stats
 from . import scoring
 from .admission import Admission
 from .answers.rules import AnswerRules
+from .async_stream import AsyncAnswers, AsyncStream
 from .budget import Budget, resolve
 from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
 from .errors import InputError
@@ -65,6 +66,7 @@ class LLM:
         self._options, self._geometry, self._store_options = options, geometry, store_options
         self._warnings: list[str] = []
         self._is_open = True
+        self.async_answers = AsyncAnswers(self)
         self.on_progress: Callable[[Progress], None] | None = None
         self.check: Callable[[], None] | None = None
         self.builtin = model is None
@@ -229,6 +231,14 @@ class LLM:
             session.close()
             raise
 
+    def astream(self, prompt: Prompt, **generation) -> AsyncStream:
+        """Like stream, for asyncio: `async for piece in llm.astream(...)`; see AsyncStream."""
+        return self.async_answers.stream(lambda: self.stream(prompt, **generation))
+
+    async def agenerate(self, prompt: Prompt, **generation) -> Output:
+        """Like generate, while the loop goes on. Several at once are answered in turn."""
+        return await self.async_answers.output(lambda: self.stream(prompt, **generation))
+
     def expect_schemas(self) -> None:
         """Set aside the memory that answers take which are kept to a schema, before a session takes
         all there is. (Else the first such answer does it.) Raises DoesNotFit."""
@@ -360,6 +370,7 @@ class LLM:
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
         self._is_open = False
+        self.async_answers.close()
         failure = self.sessions.close()
         self.admission.close()
         self._opened.checkpoint.close()

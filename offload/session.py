@@ -12,6 +12,7 @@ from collections.abc import Sequence as Sequence_
 
 import torch
 
+from .async_stream import AsyncStream
 from .drafts import Drafts
 from .errors import InputError, StorageError
 from .output import Output
@@ -180,6 +181,14 @@ class Session:
         if not made_again:  # else undo goes back to before the same question
             self._turns.append(turn)
         return Stream(self, config, constraint, closes_session=False, chat=chat)
+
+    def astream(self, prompt: Prompt | None = None, **generation) -> AsyncStream:
+        """Like stream, for asyncio: `async for piece in session.astream(...)`; see AsyncStream."""
+        return self._llm.async_answers.stream(lambda: self.stream(prompt, **generation))
+
+    async def agenerate(self, prompt: Prompt | None = None, **generation) -> Output:
+        """Like generate, while the loop goes on. Several at once are answered in turn."""
+        return await self._llm.async_answers.output(lambda: self.stream(prompt, **generation))
 
     # ---- a name ------------------------------------------------------------------------------
 

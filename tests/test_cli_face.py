@@ -10,7 +10,17 @@ import pytest
 import ebbtide
 
 PUBLIC = [
-    *("LLM", "Budget", "Document", "GenerationConfig", "Output", "Piece", "Plan", "Progress"),
+    *(
+        "LLM",
+        "AsyncStream",
+        "Budget",
+        "Document",
+        "GenerationConfig",
+        "Output",
+        "Piece",
+        "Plan",
+        "Progress",
+    ),
     *(
         "Session",
         "TextToken",
@@ -45,7 +55,7 @@ def test_every_public_name_is_there(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(AttributeError, match="'LLm'; it has LLM, Budget"):
+    with pytest.raises(AttributeError, match="'LLm'; it has LLM, AsyncStream"):
         ebbtide.LLm  # noqa: B018
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import backend as kernel_backend
     from .kernels.dispatch import cpu_kernel_fault, gpu_kernel_fault, instruction_set
     from .offload import errors
+    from .offload.async_stream import AsyncStream
     from .offload.bandwidth import measure_disk, measure_memory
     from .offload.budget import Budget, format_size, parse_cache_size, parse_size
     from .offload.builtin import demo_material
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
 
 __all__ = [
     "LLM",
+    "AsyncStream",
     "Budget",
     "Calibration",
     "Citation",
@@ -100,6 +102,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Public name -> (module, attribute; None for the module itself).
 _HOMES = {
     "LLM": (".offload.llm", "LLM"),
+    "AsyncStream": (".offload.async_stream", "AsyncStream"),
     "Budget": (".offload.budget", "Budget"),
     "Calibration": (".offload.calibration", "Calibration"),
     "Citation": (".offload.documents.citations", "Citation"),

@@ -1,0 +1,207 @@
+"""Asynchronous answers: those of the plain calls, in turn, and stopped at once by whoever does not
+want them any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from sessions_under_test import LONG, assert_nothing_is_held
+
+from ebbtide.offload.errors import ContextOverflow, InputError
+
+WAY = {"temperature": 0, "max_new_tokens": 12, "min_new_tokens": 12}
+LONGER = {"temperature": 0, "max_new_tokens": 1000, "min_new_tokens": 1000}
+
+
+@pytest.fixture
+def expected(llm):
+    return llm.generate(LONG, **WAY)
+
+
+async def pieces_of(stream) -> list[int]:
+    return [token async for piece in stream for token in piece.token_ids]
+
+
+def test_pieces_are_those_of_the_plain_stream(llm, expected):
+    threads = set()
+
+    async def ask():
+        llm.on_progress = lambda progress: threads.add(threading.get_ident())
+        stream = llm.astream(LONG, **WAY)
+        assert stream.output is None
+        found = await pieces_of(stream)
+        assert found == stream.output.token_ids
+        assert [piece async for piece in stream] == []  # it is over
+        return stream.output, await llm.agenerate(LONG, **WAY)
+
+    for output in asyncio.run(ask()):
+        assert output.token_ids == expected.token_ids and output.finish_reason == "length"
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    assert_nothing_is_held(llm)
+
+
+def test_the_loop_goes_on_while_an_answer_is_made(llm, expected):
+    async def ask():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(tick())
+        output = await llm.agenerate(LONG, **WAY)
+        ticker.cancel()
+        return ticks, output
+
+    ticks, output = asyncio.run(ask())
+    assert output.token_ids == expected.token_ids
+    assert ticks > 10  # one for each step of the loop; a blocked loop has a handful
+
+
+def test_several_at_once_are_answered_in_turn(llm, expected):
+    """In each other's middle too, and whoever asks first may read last."""
+
+    async def ask():
+        first, second = llm.astream(LONG, **WAY), llm.astream(LONG[:50], **WAY)
+        outer = []
+        async for piece in first:
+            outer += piece.token_ids
+            if len(outer) == 2:
+                inner = await pieces_of(second)
+        more = await asyncio.gather(*(llm.agenerate(LONG, **WAY) for _ in range(3)))
+        return outer, inner, more
+
+    outer, inner, more = asyncio.run(ask())
+    assert outer == expected.token_ids
+    assert inner == llm.generate(LONG[:50], **WAY).token_ids
+    assert [output.token_ids for output in more] == [expected.token_ids] * 3
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_task_that_is_cancelled_stops_the_work(llm, expected, phase):
+    reached, may_go_on, checks = threading.Event(), threading.Event(), []
+
+    def check():  # before each layer that reads
+        checks.append(phase)
+        if phase == "prefill":
+            reached.set()
+            assert may_go_on.wait(30)
+
+    async def ask():
+        async for _ in llm.astream(LONG, **LONGER):
+            reached.set()
+        pytest.fail("it was not cancelled")
+
+    async def cancel():
+        llm.check = check
+        task = asyncio.create_task(ask())
+        while not reached.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert phase == "decode" or len(checks) == 1  # the layer under way was the last
+        assert llm.check is check  # as it was
+        llm.check = None
+        # Nothing runs any more, so that any thread may ask.
+        assert_nothing_is_held(llm)
+        assert llm.generate(LONG, **WAY).token_ids == expected.token_ids
+        return await llm.agenerate(LONG, **WAY)
+
+    assert asyncio.run(cancel()).token_ids == expected.token_ids
+    assert_nothing_is_held(llm)
+
+
+def test_a_time_limit_and_a_closed_stream_end_it_as_cancelled(llm, expected):
+    async def ask():
+        slow = llm.astream(LONG, **LONGER)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await pieces_of(slow)
+        async with llm.astream(LONG, **LONGER) as stream:
+            first = await anext(stream)
+        assert stream.output.finish_reason == "cancelled"
+        assert stream.output.token_ids[0] == first.token_ids[0] == expected.token_ids[0]
+        assert len(stream.output.token_ids) < 1000
+        assert [piece async for piece in stream] == []
+        await stream.aclose()
+        waiting = llm.astream(LONG, **WAY)
+        await waiting.aclose()  # perhaps before its turn
+
+    asyncio.run(ask())
+    assert_nothing_is_held(llm)
+
+
+def test_a_stream_that_is_dropped_is_stopped(llm, expected):
+    chosen = []
+
+    def count(ids, logits):
+        chosen.append(ids.shape)
+        return logits
+
+    async def ask():
+        async for _ in llm.astream(LONG, **LONGER, logits_processors=count):
+            break
+        return await llm.agenerate(LONG, **WAY)  # behind it
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
+    assert 0 < len(chosen) < 1000
+    assert_nothing_is_held(llm)
+
+
+def test_what_goes_wrong_is_raised_where_it_is_awaited(llm, expected):
+    async def ask():
+        with pytest.raises(InputError, match="temprature is not a generation setting"):
+            await llm.agenerate(LONG, temprature=1)
+        with pytest.raises(ContextOverflow):
+            await pieces_of(llm.astream(LONG * 9, **WAY))
+
+        def fails():
+            raise ZeroDivisionError("a caller's own")
+
+        llm.check = fails
+        with pytest.raises(ZeroDivisionError, match="a caller's own"):
+            await llm.agenerate(LONG, **WAY)
+        assert llm.check is fails
+        llm.check = None
+        return await llm.agenerate(LONG, **WAY)
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
+    assert_nothing_is_held(llm)
+
+
+def test_a_session_answers_too(llm):
+    async def ask(session):
+        first = await session.agenerate(LONG, **WAY)
+        return first.token_ids, await pieces_of(session.astream([5, 6], **WAY))
+
+    def plainly(session):
+        first = session.generate(LONG, **WAY)
+        return first.token_ids, session.generate([5, 6], **WAY).token_ids
+
+    with llm.session() as session:
+        found = asyncio.run(ask(session))
+    with llm.session() as session:
+        assert found == plainly(session)
+
+
+def test_closing_ends_what_is_asked(llm):
+    async def ask():
+        running = llm.astream(LONG, **LONGER)
+        waiting = llm.astream(LONG, **WAY)
+        await anext(running)
+        llm.close()
+        for stream in (running, waiting):
+            with pytest.raises(InputError, match="closed before the answer's end"):
+                await pieces_of(stream)
+        with pytest.raises(InputError, match="the LLM is closed"):
+            llm.astream(LONG)
+
+    asyncio.run(ask())
