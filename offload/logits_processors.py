@@ -53,7 +53,7 @@ def penalise(logits: torch.Tensor, history_ids: Ids, penalty: float) -> torch.Te
     """Tokens of the history made less likely (CTRL, section 4.1): (vocab,) -> (vocab,)."""
     if penalty == 1.0 or len(history_ids) == 0:
         return logits
-    ids = torch.from_numpy(_array(history_ids))  # (num_tokens,)
+    ids = torch.from_numpy(_array(history_ids)).long()  # (num_tokens,)
     seen = logits[ids]
     out = logits.clone()
     out[ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
@@ -67,7 +67,7 @@ def take_off(
     that it is there (OpenAI, API reference): (vocab,) -> (vocab,)."""
     if len(answer_ids) == 0:
         return logits
-    ids, counts = torch.from_numpy(_array(answer_ids)).unique(return_counts=True)
+    ids, counts = torch.from_numpy(_array(answer_ids)).long().unique(return_counts=True)
     out = logits.clone()
     out[ids] -= presence + frequency * counts
     return out
@@ -79,8 +79,11 @@ def run_ends(history_ids: Ids, size: int) -> list[int]:
     if size == 0 or len(history_ids) < size:
         return []
     ids = _array(history_ids)
-    ends = np.arange(size - 1, len(ids))  # of the runs that are there
-    for back in range(1, size):
+    if size == 1:
+        return np.unique(ids).tolist()
+    # Of the runs that are there and are to be completed; most tokens are no part of any.
+    ends = np.flatnonzero(ids[size - 2 : -1] == ids[-1]) + size - 1
+    for back in range(2, size):
         ends = ends[ids[ends - back] == ids[-back]]
     return np.unique(ids[ends]).tolist()
 
@@ -108,7 +111,7 @@ def run_all(processors: Sequence[Callable], logits: torch.Tensor, history_ids: I
     does. InputError for one that gives anything else; what one raises goes on to the caller."""
     if not processors:
         return logits
-    ids = torch.from_numpy(_array(history_ids))[None]
+    ids = torch.from_numpy(_array(history_ids)).long()[None]
     scores = logits[None].clone()
     for processor in processors:
         given = processor(ids, scores)
@@ -127,7 +130,6 @@ def _refusal(processor: Callable, reason: str) -> InputError:
 
 
 def _array(ids: Ids) -> np.ndarray:
-    """A copy: a view would keep the tokens from growing for as long as it lives."""
-    if isinstance(ids, torch.Tensor):
-        ids = ids.cpu().numpy()
-    return np.array(ids, dtype=np.int64)
+    """int32; a copy, for a view would keep the tokens from growing for as long as it lives."""
+    given = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+    return np.array(given, dtype=np.int32)

@@ -203,6 +203,21 @@ def test_a_mark_without_words_is_not_vouched_for():
     assert checked("It was painted [p. 1, p. 2].")[1] == [Verdict.UNQUOTED]
 
 
+@pytest.mark.parametrize("kind", ["slide", "sheet"])
+def test_slides_and_sheets_are_cited_by_their_names(kind):
+    deck = paged("It cost 300 crowns.", "It rained.", "It snowed.", kind=kind)
+    for mark in (f"{kind} 1", f"{kind.capitalize()} 1", f"{kind}s 1-2", f"{kind}s 2, 1"):
+        line = f'"it cost 300 crowns" [{mark}]'
+        assert checked(line, deck) == (line, [Verdict.VERIFIED])
+    shown, _ = checked(f'"it cost 300 crowns" [{kind}s 2, 3]', deck)
+    assert f"[{kind}s 2, 3: the words stand at {kind} 1]" in shown
+    assert f"[{kind} 7: there is no such place]" in checked(f"Rain [{kind} 7].", deck)[0]
+    assert checked("It rained in all of it.", deck)[1] == []
+    joined = join_documents([Document("a.txt", "Nothing of note here."), deck])
+    line = f'"it cost 300 crowns" [d.pdf {kind} 1]'
+    assert checked(line, joined) == (line, [Verdict.VERIFIED])
+
+
 def test_citations_of_several_documents_name_them():
     joined = join_documents([Document("a.txt", "Nothing of note here."), SOURCE])
     line = '"was painted in 1820" [d.pdf p. 1] and "nothing of note" [a.txt]'
