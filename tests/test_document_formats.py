@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import io
 import os
+import re
 import sys
 import zipfile
 
@@ -339,10 +340,33 @@ def test_slides_are_cited_by_their_numbers():
         ("slide 5", "in a group"),
     ]
     assert [place.title for place in found.places] == ["A talk", "Why", "Hidden", ""]
-    assert found.num_pages == 5 and found.warnings[0].endswith("charts or nothing): 3.")
+    assert found.num_pages == 5 and found.warnings[0].endswith("(pictures or nothing): 3.")
     chosen = extract("pptx", data, "4-")
     assert chosen.text == "# Hidden\n\nin a group\n" and chosen.num_pages == 5
     assert "has 5 pages, and --pages 6 begins behind" in refused("pptx", data, "6")
+
+
+def test_a_chart_is_the_table_of_its_numbers():
+    pptx = pytest.importorskip("pptx")
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+
+    data = CategoryChartData()
+    data.categories = ["2019", "2020"]
+    data.add_series("North\nsea", (3, 0.1 + 0.2))
+    data.add_series("South", (None, 7))
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    chart = slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, 0, 0, 9, 9, data).chart
+    chart.chart_title.text_frame.text = "Sales"
+    out = io.BytesIO()
+    deck.save(out)
+    rows = "Chart: Sales\n | 2019 | 2020\nNorth sea | 3 | 0.3\nSouth |  | 7\n"
+    assert extract("pptx", out.getvalue()).text == rows
+    parts = members_of(out.getvalue())
+    (name,) = (name for name in parts if name.startswith("ppt/charts/chart"))
+    parts[name] = parts[name].replace(b"barChart", b"surfaceChart")  # which the library knows not
+    assert "no text" in refused("pptx", write_zip(parts))
 
 
 def test_slide_shows_are_slides_and_footers_are_no_text():
@@ -450,6 +474,29 @@ def test_sheets_are_tables_under_their_names():
     assert found.text[len(begins) :] == " | ... | the last cell of all\n"
     assert starts(found) == [("sheet 1", "# Costs"), ("sheet 3", "# Far")]
     assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
+
+
+def test_formulas_without_values_are_told():
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ([1, 2, "=A1+B1"], ["=SUM(A1:B1)", "x"]):
+        book.active.append(row)
+    out = io.BytesIO()
+    book.save(out)
+    found = extract("xlsx", out.getvalue())
+    assert found.text == "# Sheet\n\n1 | 2\n | x\n"
+    assert found.warnings[0].startswith("2 formulas were never computed, and left out")
+    for cell in ("A1", "B1", "B2"):
+        book.active[cell] = None
+    alone = io.BytesIO()
+    book.save(alone)
+    assert "holds no text: 2 formulas were never" in refused("xlsx", alone.getvalue())
+    parts = members_of(out.getvalue())
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    for value, text in ((b"<v>3</v>", "1 | 2 | 3\n3 | x\n"), (b"", "1 | 2\n | x\n")):
+        computed = re.sub(rb"<v\s*/>|<v></v>", value, sheet)
+        found = extract("xlsx", write_zip({**parts, "xl/worksheets/sheet1.xml": computed}))
+        assert found.text == f"# Sheet\n\n{text}" and bool(found.warnings) != bool(value)
 
 
 def test_a_sheet_that_lies_about_its_size_is_read_by_its_cells():

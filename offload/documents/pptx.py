@@ -1,12 +1,13 @@
 """PPTX: the slides of a presentation with their titles, texts, tables and notes, by python-pptx.
 Runs in the worker.
 
-Slides count from 1 in the order in which they are shown, hidden ones among them. What pictures,
-charts and diagrams say is not read.
+Slides count from 1 in the order in which they are shown, hidden ones among them. What pictures and
+diagrams say is not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +55,7 @@ def _read(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     report(len(numbers), len(numbers))
     if empty:
         found.warnings.append(
-            f"No text on {len(empty)} of {len(numbers)} slides (pictures, charts or nothing): "
+            f"No text on {len(empty)} of {len(numbers)} slides (pictures or nothing): "
             f"{show_pages(empty)}."
         )
     found.text = "".join(parts).rstrip("\n") + "\n"
@@ -89,11 +90,31 @@ def _texts(shape: Any) -> Iterator[str]:
             yield from _texts(inner)
     elif getattr(shape, "has_table", False) and shape.has_table:
         rows = [[" ".join(cell.text.split()) for cell in row.cells] for row in shape.table.rows]
-        if any(map(any, rows)):
-            yield "\n".join(" | ".join(cells) for cells in rows if any(cells))
+        yield from _table(rows)
+    elif getattr(shape, "has_chart", False) and shape.has_chart:
+        with contextlib.suppress(Exception):  # of a kind that the library does not know
+            yield from _table(_numbers(shape.chart))
     elif shape.has_text_frame and not _is_furniture(shape):
         if text := _lines(shape.text_frame):
             yield text
+
+
+def _numbers(chart: Any) -> list[list[str]]:
+    """What a chart shows: a row for each series, under the categories."""
+    title = chart.chart_title.text_frame.text if chart.has_title else ""
+    rows = [[" ".join(f"Chart: {title}".split())]]
+    for plot in chart.plots:
+        rows.append(["", *(" ".join(str(name).split()) for name in plot.categories)])
+        for series in plot.series:
+            values = ("" if value is None else f"{value:.15g}" for value in series.values)
+            rows.append([" ".join(series.name.split()), *values])
+    return rows
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    """Nothing where nothing is in it."""
+    if any(map(any, rows)):
+        yield "\n".join(" | ".join(cells) for cells in rows if any(cells))
 
 
 def _is_furniture(shape: Any) -> bool:

@@ -1,6 +1,7 @@
 """XLSX: the sheets of a workbook, row by row, by openpyxl. Runs in the worker.
 
-Formulas are read as the values that were saved with them; nothing is computed.
+Formulas are read as the values that were saved with them; nothing is computed. Programs that write
+formulas and no values are common, so what is missing is said.
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 from .page_ranges import PageRanges
 
 _MIDNIGHT = datetime.time()
+# A cell whose formula has no value behind it, or an empty one.
+_UNCOMPUTED = re.compile(rb"(?:</f>|<f\b[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 # Ten empty cells and more: a cell that was touched far from all others is no table.
 _GAP = re.compile(r"(?: \| ){10,}")
 
 
 def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """A sheet's name as a heading, a line for each row that is not empty, bars between cells."""
-    Archive(data).check_for_library()
+    archive = Archive(data)
+    archive.check_for_library()
     with refused_if_damaged("XLSX file"):
-        return _read(data, report)
+        found = _read(data, report)
+    sheets = [name for name in archive.names if name.startswith("xl/worksheets/")]
+    if missing := sum(len(_UNCOMPUTED.findall(archive.read(name))) for name in sheets):
+        cells = "1 formula was" if missing == 1 else f"{missing:,} formulas were"
+        told = f"{cells} never computed, and left out: open the file in a spreadsheet and save it."
+        if not found.text.strip():
+            raise InputError(f"holds no text: {told[:-1]}")
+        found.warnings.append(told)
+    return found
 
 
 def _read(data: bytes, report: Report) -> Extract:
