@@ -166,6 +166,18 @@ def test_what_a_processor_raises_ends_the_answer(llm):
     assert llm.generate(prompt, max_new_tokens=3).finish_reason == "length"
 
 
+def test_a_schema_is_kept_to_or_the_answer_ends(llm):
+    pytest.importorskip("llguidance")
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 5, "maxItems": 5}
+    (one,) = llm.encode("1", begins=False)
+    banned = llm.generate(PROMPT, json_schema=schema, suppress_tokens=[one], **GREEDY)
+    assert banned.text == "[2, 2, 2, 2, 2]"
+    stream = llm.stream(PROMPT, json_schema=schema, no_repeat_ngram_size=1, **GREEDY)
+    with pytest.raises(InputError, match="no token that the JSON schema allows is left"):
+        list(stream)
+    assert stream.output.finish_reason == "cancelled"
+
+
 def test_log_probabilities_stay_the_models_own(llm):
     free = llm.generate(PROMPT, max_new_tokens=1, logprobs=3, **GREEDY).logprobs[0]
     banned = {"suppress_tokens": [free.token_id]}

@@ -45,7 +45,9 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 def _read(data: bytes, report: Report) -> Extract:
     import openpyxl
 
-    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    book = openpyxl.load_workbook(
+        io.BytesIO(data), read_only=True, data_only=True, keep_links=False
+    )
     sheets = book.worksheets
     if len(sheets) > MAX_SECTIONS:
         raise InputError(f"has {len(sheets):,} sheets, and {MAX_SECTIONS:,} are the most")
