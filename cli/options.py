@@ -223,6 +223,14 @@ SHARED = (
         "F",
     ),
     Option(
+        "typical_p",
+        ("--typical-p",),
+        ANSWER_PANEL,
+        "Sample from the tokens nearest to what is expected that hold this probability together.",
+        values.number(0, 1),
+        "F",
+    ),
+    Option(
         "repetition_penalty",
         ("--repetition-penalty",),
         ANSWER_PANEL,
@@ -312,6 +320,7 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None

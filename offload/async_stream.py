@@ -55,7 +55,8 @@ class AsyncStream(AsyncIterator[Piece]):
     """Made by `astream`: `async for` gives the pieces of one answer as they come.
 
     `aclose()` stops it, and so does cancelling the task that waits for it; both return once nothing
-    is computed for it any more, within a layer's time. output: the Output, None before the end.
+    is computed for it any more, within a layer's time. One that is dropped is stopped as well, a
+    little later. output: the Output, None before the end.
     """
 
     def __init__(self, answer: _Answer, future: Future):

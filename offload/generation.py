@@ -30,7 +30,13 @@ ALIASES = {
 MIN_TEMPERATURE = 1e-6  # below it logits / temperature overflows float32; it is greedy by then
 FROM_MODEL = (
     *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p"),
-    *("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids"),
+    *(
+        "typical_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "suppress_tokens",
+        "bad_words_ids",
+    ),
     "stop_strings",
 )
 
@@ -49,6 +55,7 @@ class GenerationConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
+    typical_p: float = 1.0  # 1: off
     repetition_penalty: float = 1.0  # 1: off
     # Taken off the logits of the answer's tokens so far, once and for each time; 0: off.
     presence_penalty: float = 0.0
@@ -148,7 +155,8 @@ class GenerationConfig:
             given["do_sample"] = True
         resolved = dataclasses.replace(self, **given)
         if resolved.greedy:
-            idle = [n for n in ("temperature", "top_k", "top_p", "min_p") if given.get(n)]
+            samples = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+            idle = [name for name in samples if given.get(name)]
             if idle:
                 note = f"{', '.join(idle)}: without effect, as the answer is greedy"
                 return dataclasses.replace(resolved, warnings=(*self.warnings, note))

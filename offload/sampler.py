@@ -1,10 +1,10 @@
 """From logits to one token id.
 
 What settings make of the logits comes first (`logits_processors`), then a constraint, if there is
-one, then the filters, in Hugging Face's order: temperature, top-k, top-p, min-p. What is left is
-sampled with one random number per token by inverting the cumulative distribution over ids, on the
-CPU: the same seed gives the same tokens on every machine that computes the same logits. Greedy
-choice goes to the lowest id among equals.
+one, then the filters, in Hugging Face's order: temperature, top-k, top-p, min-p, typical-p. What is
+left is sampled with one random number per token by inverting the cumulative distribution over ids,
+on the CPU: the same seed gives the same tokens on every machine that computes the same logits.
+Greedy choice goes to the lowest id among equals.
 
 Knows no model and no text, and keeps no token: the history is given with every call.
 """
@@ -129,6 +129,7 @@ class Sampler:
             (top_k_places, config.top_k),
             (top_p_places, config.top_p),
             (min_p_places, config.min_p),
+            (typical_places, config.typical_p),
         ):
             places = keep(scores, limit)
             if places is not None:
@@ -179,3 +180,18 @@ def min_p_places(scores: torch.Tensor, min_p: float) -> torch.Tensor | None:
     kept = probabilities >= min_p * probabilities.max()
     kept[scores.argmax()] = True
     return kept.nonzero().flatten()
+
+
+def typical_places(scores: torch.Tensor, typical_p: float) -> torch.Tensor | None:
+    """Where those are that surprise about as much as is to be expected: the fewest, the most
+    typical first, whose probabilities reach typical_p, and all that equal the last of them; None
+    for all. (n,) -> (kept,), ascending. (Meister et al., 2023: Locally Typical Sampling)"""
+    if typical_p >= 1.0:
+        return None
+    logprobs = scores.log_softmax(-1)
+    probabilities = logprobs.exp()
+    entropy = -(logprobs * probabilities).nansum()  # nan: 0 times -inf
+    distance, order = (-logprobs - entropy).abs().sort(stable=True)
+    below = int((probabilities[order].cumsum(0) < typical_p).sum())
+    last = distance[min(below, len(distance) - 1)]
+    return order[distance <= last].sort().values

@@ -156,6 +156,7 @@ CHECKS = {
     "top_k": _whole(0, 2**31 - 1),
     "top_p": _number(0, 1),
     "min_p": _number(0, 1),
+    "typical_p": _number(0, 1),
     "repetition_penalty": _number(0.01, 100),  # beyond, penalised logits leave float32
     "presence_penalty": _number(-2, 2),
     "frequency_penalty": _number(-2, 2),

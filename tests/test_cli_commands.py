@@ -121,7 +121,7 @@ def test_all_options_reach_the_model(capfd, monkeypatch):
         "--disk-memory 2GiB --spill-dir d --context 999 --epsilon 0.1 --kv-bits 4 --weight-bits 8 "
         "-n 5 --temperature 0.5 --top-k 3 --seed 1 --top-p 0.9 --min-p 0.1 "
         "--repetition-penalty 1.2 --presence-penalty -0.5 --frequency-penalty 0.3 "
-        "--no-repeat-ngram-size 4 --min-new-tokens 2 "
+        "--typical-p 0.8 --no-repeat-ngram-size 4 --min-new-tokens 2 "
         "--stop END --think off --draft off --prefix-cache 3GiB"
     )
     code = main.main(given.split())
@@ -145,7 +145,7 @@ def test_all_options_reach_the_model(capfd, monkeypatch):
     assert generation == {
         **{"max_new_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1},
         **{"presence_penalty": -0.5, "frequency_penalty": 0.3},
-        **{"no_repeat_ngram_size": 4, "min_new_tokens": 2},
+        **{"typical_p": 0.8, "no_repeat_ngram_size": 4, "min_new_tokens": 2},
         **{"repetition_penalty": 1.2, "seed": 1, "stop_strings": ["END"], "think": False},
     }
     assert "No model given" not in capfd.readouterr().err

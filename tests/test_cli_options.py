@@ -135,6 +135,7 @@ def test_no_text_breaks_a_parser(text):
         ("temperature", "0", ["-1", "inf", "nan"]),
         ("top_p", "1", ["-0.1", "1.1"]),
         ("min_p", "0", ["-0.1", "2"]),
+        ("typical_p", "0.9", ["-0.1", "2"]),
         ("repetition_penalty", "1.1", ["0", "101"]),
         ("presence_penalty", "-2", ["-2.1", "2.1", "nan"]),
         ("frequency_penalty", "0.5", ["-3", "3"]),
@@ -201,7 +202,7 @@ def test_every_option_reads_its_variable_and_its_key(capfd, monkeypatch, alone):
         **{"weight_bits": "4", "max_new_tokens": "7", "temperature": "0.5", "top_k": "5"},
         **{"top_p": "0.5", "min_p": "0.5", "repetition_penalty": "1.5", "stop": "s", "seed": "6"},
         **{"presence_penalty": "1", "frequency_penalty": "-1"},
-        **{"no_repeat_ngram_size": "3", "min_new_tokens": "2"},
+        **{"typical_p": "0.5", "no_repeat_ngram_size": "3", "min_new_tokens": "2"},
         **{"think": "on", "json": "true", "quiet": "true", "verbose": "true"},
     }
     assert set(texts) == set(options.BY_NAME)

@@ -45,6 +45,8 @@ def oracle(config: GenerationConfig, logits, history):
         chain.append(processors.TopPLogitsWarper(config.top_p))
     if config.min_p:
         chain.append(processors.MinPLogitsWarper(config.min_p))
+    if config.typical_p < 1:
+        chain.append(processors.TypicalLogitsWarper(config.typical_p))
     for processor in chain:
         scores = processor(ids, scores)
     return scores.softmax(-1)[0]
@@ -64,6 +66,9 @@ def oracle(config: GenerationConfig, logits, history):
         {"temperature": 1.3, "top_p": 0.0},
         {"temperature": 0.6, "min_p": 0.1},
         {"temperature": 0.6, "min_p": 1.0},
+        *({"temperature": 1.3, "typical_p": mass} for mass in (0.02, 0.2, 0.5, 0.95)),
+        {"temperature": 0.7, "typical_p": 0.3, "top_k": 30},
+        {"temperature": 1.5, "typical_p": 0.6, "top_p": 0.9, "min_p": 0.01},
         {"temperature": 1.0, "repetition_penalty": 1.3},
         {"temperature": 1.0, "repetition_penalty": 0.7},
         {"logit_bias": {3: 5.5, 200: -100, 77: 0.25}, "repetition_penalty": 1.4},

@@ -17,7 +17,7 @@ from .bad_request import BadRequest, kind_of
 
 _KINDS = {str: "a text", bool: "true or false", dict: "an object", list: "a list"}
 _OWN_SETTINGS = (
-    *("temperature", "top_p", "top_k", "min_p", "do_sample", "seed", "think"),
+    *("temperature", "top_p", "top_k", "min_p", "typical_p", "do_sample", "seed", "think"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
     *("logit_bias", "suppress_tokens", "bad_words_ids", "min_new_tokens"),
 )
