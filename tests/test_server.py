@@ -253,14 +253,22 @@ def test_tokens_can_be_counted_before_they_are_sent(server):
         ids = llm.encode("Once upon a time", begins=False)
         prompt = llm.tokenizer.chat_text([{"role": "user", "content": "Hello"}])
     assert server.ask("/tokenize", {"content": "Once upon a time"}) == (200, {"tokens": ids})
-    assert server.ask("/detokenize", {"tokens": ids}) == (200, {"content": "Once upon a time"})
+    text = {"content": "Once upon a time", "prompt": "Once upon a time"}
+    assert server.ask("/detokenize", {"tokens": ids}) == (200, text)
+    # As vLLM has it.
+    _, found = server.ask("/tokenize", {"model": "ebb-nano", "prompt": "Once upon a time"})
+    assert found == {"tokens": ids, "count": len(ids), "max_model_len": server.said["context"]}
     asked = {"messages": [{"role": "user", "content": "Hello"}]}
     assert server.ask("/apply-template", asked) == (200, {"prompt": prompt})
+    _, found = server.ask("/tokenize", asked)
+    assert found["count"] == server.chat("Hello")["usage"]["prompt_tokens"]
     status, found = server.ask("/tokenize", {"content": "x " * 60_000})
     assert status == 400 and found["error"]["code"] == "context_length_exceeded"
     for path, wrong in [
         ("tokenize", {"content": 1}),
         ("tokenize", {"text": "x"}),
+        ("tokenize", {"prompt": "x", "content": "y"}),
+        ("tokenize", {"messages": []}),
         ("detokenize", {"tokens": [-1]}),
         ("detokenize", {"tokens": "x"}),
         ("apply-template", {"messages": []}),

@@ -149,7 +149,7 @@ class Routes:
         raise BadRequest(f"There is no {http.scope['path']} here: {NOT_KEPT}.", status=404)
 
     async def tokenize(self, http: HTTPRequest) -> Response:
-        return await self._answer(http, tokenize_query)
+        return await self._answer(http, lambda body: tokenize_query(body, self._worker.context))
 
     async def detokenize(self, http: HTTPRequest) -> Response:
         return await self._answer(http, detokenize_query)

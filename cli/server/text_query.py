@@ -1,7 +1,7 @@
 """What a tokenizer alone answers: tokens of a text, the text of tokens, messages as a prompt.
 
-For clients that count before they ask. Names are those of llama.cpp's server. Not a method of the
-routes, for the tokenizer belongs to the thread that answers.
+For clients that count before they ask. Names are those of llama.cpp's server, or vLLM's. Not a
+method of the routes, for the tokenizer belongs to the thread that answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bad_request import BadRequest
-from .fields import tools_of
+from .fields import tools_of, typed
 from .messages import messages_of
 from .request import Request
 
@@ -28,24 +28,46 @@ class TextQuery:
     stream: bool = False
 
 
-def tokenize_query(body: dict[str, Any]) -> TextQuery:
-    """{"content": text, "add_special": whether a BOS comes first} -> {"tokens": [...]}"""
-    _check_names(body, "content", "add_special")
-    text, begins = body.get("content"), body.get("add_special") or False
-    if not isinstance(text, str) or not isinstance(begins, bool):
-        raise BadRequest("'content' must be a text, and 'add_special' true or false.")
-    return TextQuery(text, lambda llm, _: {"tokens": llm.encode(text, begins=begins)})
+def tokenize_query(body: dict[str, Any], context: int | None = None) -> TextQuery:
+    """{"content": text, "add_special": whether a BOS comes first} -> {"tokens": [...]}. As vLLM has
+    it: {"prompt": text, "add_special_tokens": whether it does} or {"messages": [...]} ->
+    {"tokens": [...], "count": how many, "max_model_len": context}"""
+    if "content" in body:
+        _check_names(body, "content", "add_special")
+        text = _text(body, "content")
+        begins = typed(body, "add_special", bool, False)
+        return TextQuery(text, lambda llm, _: {"tokens": llm.encode(text, begins=begins)})
+
+    def told(ids: list[int]) -> dict[str, Any]:
+        return {"tokens": ids, "count": len(ids), "max_model_len": context}
+
+    model = typed(body, "model", str)
+    if "messages" in body:
+        _check_names(body, "model", "messages", "tools")
+        messages, found = messages_of(body["messages"]), tools_of(body)
+
+        def rendered(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+            return told(llm.encode(messages, **_chat_options(llm, defaults, found)))
+
+        return TextQuery(messages, rendered, found.get("tools", []), model)
+    _check_names(body, "model", "prompt", "add_special_tokens")
+    prompt = _text(body, "prompt")
+    adds = typed(body, "add_special_tokens", bool, True)
+    return TextQuery(prompt, lambda llm, _: told(llm.encode(prompt, begins=adds)), model=model)
 
 
 def detokenize_query(body: dict[str, Any]) -> TextQuery:
-    """{"tokens": [...]} -> {"content": text}"""
-    _check_names(body, "tokens")
+    """{"tokens": [...]} -> {"content": text, "prompt": the same, as vLLM has it}"""
+    _check_names(body, "model", "tokens")
     ids = body.get("tokens")
     if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise BadRequest("'tokens' must be a list of token ids.", param="tokens")
-    return TextQuery(
-        ids, lambda llm, _: {"content": llm.tokenizer.decode(llm.encode(ids) if ids else [])}
-    )
+
+    def text(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+        found = llm.tokenizer.decode(llm.encode(ids) if ids else [])
+        return {"content": found, "prompt": found}
+
+    return TextQuery(ids, text, model=typed(body, "model", str))
 
 
 def template_query(body: dict[str, Any]) -> TextQuery:
@@ -73,6 +95,14 @@ def count_query(request: Request, **more: Any) -> TextQuery:
 def _chat_options(llm: Any, defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What the chat template would be told if this were to be answered."""
     return llm.generation.resolve(**{**defaults, **given}).chat_options
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    """One that must be there."""
+    text = typed(body, name, str)
+    if text is None:
+        raise BadRequest(f"{name!r} is missing: the text to be encoded.", param=name)
+    return text
 
 
 def _check_names(body: dict[str, Any], *known: str) -> None:
