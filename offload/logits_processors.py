@@ -33,11 +33,14 @@ def processed(
     presence, frequency = config.presence_penalty, config.frequency_penalty
     if presence or frequency:
         scores = take_off(scores, history_ids[answer_start:], presence, frequency)
-    banned = [*config.suppress_tokens, *run_ends(history_ids, config.no_repeat_ngram_size)]
-    banned += word_ends(history_ids, config.bad_words_ids)
-    if len(history_ids) - answer_start < config.min_new_tokens:
-        banned += config.eos_token_ids
-    return ban(scores, banned)
+    too_few = len(history_ids) - answer_start < config.min_new_tokens
+    return ban(
+        scores,
+        run_ends(history_ids, config.no_repeat_ngram_size),
+        word_ends(history_ids, config.bad_words_ids),
+        config.eos_token_ids if too_few else (),
+        config.suppress_tokens,
+    )
 
 
 def add_bias(logits: torch.Tensor, bias: dict[int, float]) -> torch.Tensor:
@@ -73,19 +76,19 @@ def take_off(
     return out
 
 
-def run_ends(history_ids: Ids, size: int) -> list[int]:
-    """The tokens that would make the last `size` tokens of a text a run that it has already; with
-    the size 0 none."""
+def run_ends(history_ids: Ids, size: int) -> np.ndarray | tuple[()]:
+    """The tokens that would make the last `size` tokens of a text a run that it has already, some
+    of them several times; with the size 0 none."""
     if size == 0 or len(history_ids) < size:
-        return []
+        return ()
     ids = _array(history_ids)
     if size == 1:
-        return np.unique(ids).tolist()
+        return ids
     # Of the runs that are there and are to be completed; most tokens are no part of any.
     ends = np.flatnonzero(ids[size - 2 : -1] == ids[-1]) + size - 1
     for back in range(2, size):
         ends = ends[ids[ends - back] == ids[-back]]
-    return np.unique(ids[ends]).tolist()
+    return ids[ends]
 
 
 def word_ends(history_ids: Ids, words: Iterable[Sequence[int]]) -> list[int]:
@@ -95,13 +98,14 @@ def word_ends(history_ids: Ids, words: Iterable[Sequence[int]]) -> list[int]:
     return [word[-1] for word in words if list(word[:-1]) == last[len(last) - len(word) + 1 :]]
 
 
-def ban(logits: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """(vocab,) -> (vocab,); ids that the model has no logit for are passed over."""
-    ids = [token for token in ids if token < len(logits)]
-    if not ids:
+def ban(logits: torch.Tensor, *banned: Sequence[int] | np.ndarray) -> torch.Tensor:
+    """(vocab,) -> (vocab,). banned: lists of ids, some of which the model may have no logit for."""
+    given = [np.asarray(ids, dtype=np.int64) for ids in banned if len(ids)]
+    if not given:
         return logits
+    ids = np.concatenate(given)
     out = logits.clone()
-    out[ids] = -math.inf
+    out[torch.from_numpy(ids[ids < len(logits)])] = -math.inf
     return out
 
 

@@ -39,7 +39,7 @@ def llm():
 def test_the_ends_of_runs_are_those_that_would_repeat_one(ids, size):
     runs = {tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)}
     expected = [end for end in range(4) if size and (*ids, end)[-size:] in runs]
-    assert run_ends(ids, size) == (expected if len(ids) >= size else [])
+    assert sorted({*map(int, run_ends(ids, size))}) == (expected if len(ids) >= size else [])
 
 
 @given(
