@@ -301,24 +301,6 @@ def test_what_a_request_takes_is_told_before_it_is_made(server):
     assert status == 400 and "at least one message" in refused["error"]["message"]
 
 
-def test_tokens_are_favoured_and_banned_as_openai_has_it(server):
-    with LLM.open(None) as llm:
-        free = llm.generate("Once upon a time", max_new_tokens=9, temperature=0).token_ids
-        alone = llm.generate(
-            "Once upon a time",
-            max_new_tokens=9,
-            temperature=0,
-            logit_bias={free[0]: -100},
-            no_repeat_ngram_size=2,
-        )
-    asked = {"prompt": "Once upon a time", "max_tokens": 9, "temperature": 0}
-    bans = {"logit_bias": {str(free[0]): -100}, "no_repeat_ngram_size": 2}
-    status, found = server.ask("/v1/completions", {**asked, **bans})
-    assert status == 200 and found["choices"][0]["text"] == alone.text
-    status, refused = server.ask("/v1/completions", {**asked, "logit_bias": {"999999": 1}})
-    assert status == 400 and "there is no token 999999" in refused["error"]["message"]
-
-
 # --- clients that go away, and those that wait
 
 

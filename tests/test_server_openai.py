@@ -8,6 +8,8 @@ import pytest
 from server_listening import strictly
 from server_process import KEY, serving
 
+from ebbtide import LLM
+
 openai = pytest.importorskip("openai")
 
 HELLO = [{"role": "user", "content": "Say something."}]
@@ -89,6 +91,19 @@ def test_what_is_not_done_is_refused_by_name(client, fields, param, says):
         client.chat.completions.create(**{**ASKED, **fields})
     error = refused.value
     assert error.param == param and says in error.message
+
+
+def test_tokens_are_favoured_and_banned(client):
+    with LLM.open(None) as llm:
+        way = {"max_new_tokens": 9, "temperature": 0}
+        first = llm.generate("Once upon a time", **way).token_ids[0]
+        bans = {"logit_bias": {first: -100}, "no_repeat_ngram_size": 2}
+        alone = llm.generate("Once upon a time", **way, **bans)
+    asked = {"model": "ebb-nano", "prompt": "Once upon a time", "max_tokens": 9, "temperature": 0}
+    more = {"logit_bias": {str(first): -100}, "extra_body": {"no_repeat_ngram_size": 2}}
+    assert client.completions.create(**asked, **more).choices[0].text == alone.text
+    with pytest.raises(openai.BadRequestError, match="there is no token 999999"):
+        client.completions.create(**asked, logit_bias={"999999": 1})
 
 
 def test_a_stream_that_is_closed_leaves_the_server_to_others(client):

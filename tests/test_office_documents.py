@@ -1,0 +1,319 @@
+"""Office files: what is kept of texts, slides and sheets, and how bad files are refused."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import re
+import zipfile
+
+import pytest
+from book_writer import write_zip
+from documents_under_test import ENTITIES, extract, refused, starts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebbtide.offload.documents import parsing
+from ebbtide.offload.documents.reading import read_document
+from ebbtide.offload.documents.sniff import sniff
+from ebbtide.offload.errors import InputError
+
+
+def test_docx():
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    document.add_heading("A title", 0)
+    document.add_heading("Part one", 1)
+    document.add_paragraph("Some words.")
+    document.add_paragraph("an item", style="List Bullet")
+    table = document.add_table(2, 2)
+    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (1, 0, "both")):
+        table.cell(row, column).text = text
+    table.cell(1, 0).merge(table.cell(1, 1))
+    out = io.BytesIO()
+    document.save(out)
+    assert sniff("x", out.getvalue(), "x") == "docx"
+    found = extract("docx", out.getvalue())
+    assert found.text == "# A title\n\n# Part one\n\nSome words.\n\n- an item\n\na | b\n\nboth\n"
+    assert starts(found) == [("sec. 1", "# A title"), ("sec. 2", "# Part one")]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "declares entities"), ("<a/>", "damaged DOCX")],
+)
+def test_bad_docx(document, message):
+    data = write_zip({"word/document.xml": document, "[Content_Types].xml": "<Types/>"})
+    assert message in refused("docx", data)
+
+
+def write_slides():
+    """Five slides: one says nothing, one is hidden, and the last has a group."""
+    pptx = pytest.importorskip("pptx")
+    deck = pptx.Presentation()
+    title, body, _, _, _, _, blank = list(deck.slide_layouts)[:7]
+    slide = deck.slides.add_slide(title)
+    slide.placeholders[1].text = "by Ann"
+    slide.shapes.title.text = "A\vtalk"
+    slide = deck.slides.add_slide(body)
+    slide.shapes.title.text = "Why"
+    frame = slide.placeholders[1].text_frame
+    frame.text = "first\n \ndeeper"
+    frame.paragraphs[2].level = 1
+    table = slide.shapes.add_table(3, 2, 0, 0, 9, 9).table
+    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (2, 1, "d")):
+        table.cell(row, column).text = text
+    slide.notes_slide.notes_text_frame.text = "Say it\nslowly."
+    deck.slides.add_slide(blank)
+    slide = deck.slides.add_slide(body)
+    slide._element.set("show", "0")
+    slide.shapes.title.text = "Hidden"
+    group = deck.slides.add_slide(blank).shapes.add_group_shape().shapes.add_group_shape()
+    group.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "in a group"
+    out = io.BytesIO()
+    deck.save(out)
+    return out.getvalue()
+
+
+def test_slides_are_cited_by_their_numbers():
+    data = write_slides()
+    assert sniff("x", data, "x") == "pptx"
+    found = extract("pptx", data)
+    assert found.text == (
+        "# A talk\n\nby Ann\n\n"
+        "# Why\n\nfirst\n  deeper\n\na | b\n | d\n\nNotes: Say it\nslowly.\n\n"
+        "# Hidden\n\nin a group\n"
+    )
+    assert starts(found) == [
+        ("slide 1", "# A talk"),
+        ("slide 2", "# Why"),
+        ("slide 4", "# Hidden"),
+        ("slide 5", "in a group"),
+    ]
+    assert [place.title for place in found.places] == ["A talk", "Why", "Hidden", ""]
+    assert found.num_pages == 5 and found.warnings[0].endswith("(pictures or nothing): 3.")
+    chosen = extract("pptx", data, "4-")
+    assert chosen.text == "# Hidden\n\nin a group\n" and chosen.num_pages == 5
+    assert "has 5 pages, and --pages 6 begins behind" in refused("pptx", data, "6")
+
+
+def test_a_chart_is_the_table_of_its_numbers():
+    pptx = pytest.importorskip("pptx")
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+
+    data = CategoryChartData()
+    data.categories = ["2019", "2020"]
+    data.add_series("North\nsea", (3, 0.1 + 0.2))
+    data.add_series("South", (None, 7))
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    chart = slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, 0, 0, 9, 9, data).chart
+    chart.chart_title.text_frame.text = "Sales"
+    out = io.BytesIO()
+    deck.save(out)
+    rows = "Chart: Sales\n | 2019 | 2020\nNorth sea | 3 | 0.3\nSouth |  | 7\n"
+    assert extract("pptx", out.getvalue()).text == rows
+    parts = members_of(out.getvalue())
+    (name,) = (name for name in parts if name.startswith("ppt/charts/chart"))
+    parts[name] = parts[name].replace(b"barChart", b"surfaceChart")  # which the library knows not
+    assert "no text" in refused("pptx", write_zip(parts))
+
+
+def test_slide_shows_are_slides_and_footers_are_no_text():
+    data = write_zip(
+        {
+            name: part.replace(
+                b"presentationml.presentation.main", b"presentationml.slideshow.main"
+            )
+            for name, part in members_of(write_slides()).items()
+        }
+    )
+    assert extract("pptx", data).text.startswith("# A talk")
+    footer = b'<p:ph type="sldNum" idx="12"/>'
+    parts = members_of(write_slides())
+    parts["ppt/slides/slide2.xml"] = parts["ppt/slides/slide2.xml"].replace(
+        b'<p:ph idx="1"/>', footer
+    )
+    assert "first" not in extract("pptx", write_zip(parts)).text
+
+
+ODF = "urn:oasis:names:tc:opendocument:xmlns:"
+NAMES = " ".join(
+    f'xmlns:{short}="{ODF}{full}:1.0"'
+    for short, full in {
+        **{"office": "office", "text": "text", "table": "table", "draw": "drawing"},
+        "svg": "svg-compatible",
+    }.items()
+)
+ODT = """
+<text:tracked-changes><text:p>deleted</text:p></text:tracked-changes>
+<text:table-of-content><text:index-body><text:p>Contents</text:p></text:index-body></text:table-of-content>
+<text:h text:outline-level="1">Part <text:span>one</text:span></text:h>
+<text:p>a<text:s text:c="3"/>b<text:tab/>c<text:line-break/>d
+  e<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>see
+  below</text:p></text:note-body></text:note><office:annotation><text:p>no</text:p></office:annotation></text:p>
+<text:p/>
+<text:section><text:h text:outline-level="2">Inner</text:h></text:section>
+<text:list><text:list-item><text:p>x</text:p><text:p>y</text:p>
+<text:list><text:list-item><text:p>z</text:p></text:list-item></text:list></text:list-item></text:list>
+<table:table><table:table-header-rows><table:table-row><table:table-cell><text:p>1</text:p>
+<text:p>2</text:p></table:table-cell><table:table-cell><text:p>3</text:p></table:table-cell>
+<table:covered-table-cell/></table:table-row></table:table-header-rows></table:table>
+<text:p><draw:frame><svg:title>alt</svg:title><draw:text-box><text:p>boxed</text:p></draw:text-box>
+</draw:frame></text:p>"""
+
+
+def write_odt(**replaced):
+    content = f"<office:document-content {NAMES}><office:body><office:text>{ODT}</office:text>"
+    members = {
+        "mimetype": "application/vnd.oasis.opendocument.text",
+        "content.xml": f"{content}</office:body></office:document-content>",
+        "META-INF/manifest.xml": "<manifest/>",
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, part in {**members, **replaced}.items():
+            archive.writestr(name, part)
+    return out.getvalue()
+
+
+def test_odt(monkeypatch):
+    data = write_odt()
+    assert sniff("x", data, "x") == "odt"
+    found = extract("odt", data)
+    assert found.text == (
+        "# Part one\n\na   b\tc\nd e [see below]\n\n## Inner\n\n"
+        "- x\n\ny\n\n- z\n\n1 2 | 3\n\nboxed\n"
+    )
+    assert starts(found) == [("sec. 1", "# Part one"), ("sec. 2", "## Inner")]
+    monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
+    assert read_document("-", io.BytesIO(data)).format == "odt"
+    locked = {"META-INF/manifest.xml": "<manifest><encryption-data/></manifest>"}
+    assert "encrypted with a password" in refused("odt", write_odt(**locked))
+    assert "no text body" in refused("odt", write_odt(**{"content.xml": "<a/>"}))
+    deep = "<a>" * 100_000 + "</a>" * 100_000
+    with pytest.raises((InputError, RecursionError)):
+        extract("odt", write_odt(**{"content.xml": f"<a><text>{deep}</text></a>"}))
+
+
+def write_sheets():
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    costs = book.active
+    costs.title = "Costs"
+    costs.append(["what", "when", "how much", "paid"])
+    costs.append(["mill", datetime.datetime(2020, 1, 2), 1.1 + 2.2, True])
+    costs.append([])
+    costs.append([None, "two\nlines", 7, datetime.datetime(2020, 1, 2, 3, 4)])
+    book.create_sheet("Empty")
+    book.create_sheet("Far")["XFD1048576"] = "the last cell of all"
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def test_sheets_are_tables_under_their_names():
+    data = write_sheets()
+    assert sniff("x", data, "x") == "xlsx"
+    found = extract("xlsx", data)
+    begins = (
+        "# Costs\n\nwhat | when | how much | paid\nmill | 2020-01-02 | 3.3 | TRUE\n"
+        " | two lines | 7 | 2020-01-02 03:04:00\n\n# Far\n\n"
+    )
+    assert found.text.startswith(begins)
+    assert found.text[len(begins) :] == " | ... | the last cell of all\n"
+    assert starts(found) == [("sheet 1", "# Costs"), ("sheet 3", "# Far")]
+    assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
+
+
+def test_formulas_without_values_are_told():
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ([1, 2, "=A1+B1"], ["=SUM(A1:B1)", "x"]):
+        book.active.append(row)
+    out = io.BytesIO()
+    book.save(out)
+    found = extract("xlsx", out.getvalue())
+    assert found.text == "# Sheet\n\n1 | 2\n | x\n"
+    assert found.warnings[0].startswith("2 formulas were never computed, and left out")
+    for cell in ("A1", "B1", "B2"):
+        book.active[cell] = None
+    alone = io.BytesIO()
+    book.save(alone)
+    assert "holds no text: 2 formulas were never" in refused("xlsx", alone.getvalue())
+    parts = members_of(out.getvalue())
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    for value, text in ((b"<v>3</v>", "1 | 2 | 3\n3 | x\n"), (b"", "1 | 2\n | x\n")):
+        computed = re.sub(rb"<v\s*/>|<v></v>", value, sheet)
+        found = extract("xlsx", write_zip({**parts, "xl/worksheets/sheet1.xml": computed}))
+        assert found.text == f"# Sheet\n\n{text}" and bool(found.warnings) != bool(value)
+
+
+def test_a_sheet_that_lies_about_its_size_is_read_by_its_cells():
+    parts = members_of(write_sheets())
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    assert b'<dimension ref="A1:D4"' in sheet
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(b"A1:D4", b"A1:XFD1048576")
+    assert extract("xlsx", write_zip(parts)).text == extract("xlsx", write_sheets()).text
+
+
+def test_what_is_embedded_does_not_say_what_a_file_is():
+    """A chart on a slide brings its workbook along, packed or not."""
+    inner = write_zip({"word/document.xml": "x", "xl/workbook.xml": "x"})
+    out = io.BytesIO(write_slides())
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr("ppt/embeddings/book.xlsx", inner)
+    assert sniff("x", out.getvalue(), "x") == "pptx"
+
+
+OFFICE = {"odt": write_odt, "pptx": write_slides, "xlsx": write_sheets}
+
+
+def members_of(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("format", OFFICE)
+def test_bad_office_files(format):
+    data = OFFICE[format]()
+    assert "is a damaged archive" in refused(format, data[: len(data) // 2])
+    good = members_of(data)
+    for name in good:  # each part missing, cut short, or with entities of its own
+        for part in (None, good[name][: len(good[name]) // 2]):
+            parts = {**good, name: part} if part is not None else {**good}
+            if part is None:
+                del parts[name]
+            try:
+                assert extract(format, write_zip(parts)).text.strip()
+            except InputError as error:
+                assert "damaged" in str(error) or "holds no text" in str(error)
+        if name.endswith((".xml", ".rels")):
+            for coding in ("utf-8", "utf-16"):
+                declared = ENTITIES.encode(coding)
+                parts = {**good, name: declared}
+                assert "declares entities" in refused(format, write_zip(parts))
+    flagged = bytearray(data)
+    flagged[flagged.find(b"PK\x01\x02") + 8] |= 1
+    assert "encrypted with a password" in refused(format, bytes(flagged))
+    bomb = write_zip({**good, "bomb.xml": b"<a>" + b" " * 50_000_000 + b"</a>"})
+    assert "times its size" in refused(format, bomb)
+
+
+@pytest.mark.parametrize("format", OFFICE)
+@given(st.data())
+@settings(max_examples=25)
+def test_a_damaged_office_file_is_read_or_refused(format, data):
+    """Packed without compression, so that changes reach the parts' XML."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, part in members_of(OFFICE[format]()).items():
+            archive.writestr(name, part)
+    bad = bytearray(out.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert extract(format, bytes(bad)).text.strip()
+    except InputError:
+        pass
