@@ -1,7 +1,8 @@
 """How fast this machine's disk and memory are, measured in a fraction of a second each.
 
-For plans, which say what speed to expect. Measures as the page store reads: whole extents at
-random, several at a time. Cached for the process, since a plan may ask often. A busy machine
+For plans, which say what speed to expect. Measures as the page store reads, whole extents at
+random and in order, several at a time; and as weights that stream are read, by one thread and in
+large pieces. Cached for the process, since a plan may ask often. A busy machine
 measures slow; a file that the system keeps in memory (the portable way) measures fast.
 """
 
@@ -18,11 +19,15 @@ from pathlib import Path
 
 from .disk import ALIGNMENT_BYTES, ScratchFile, Way
 from .spill_dir import default_spill_dir
+from .tier import aligned_bytes
+
+_PIECE_EXTENTS = 32  # of 512 KiB: a layer of some millions of weights
 
 
 @dataclass(frozen=True)
 class DiskSpeed:
-    """Bytes per second of a spill folder: one writer, num_threads readers of whole extents."""
+    """Bytes per second of a spill folder: one writer, num_threads readers of whole extents.
+    sequential: the better of that in order and of one reader of _PIECE_EXTENTS in one go."""
 
     way: str
     extent_bytes: int
@@ -96,15 +101,18 @@ def _measure_disk(
                 file.sync()  # else this would measure the cache
             num_extents += 1
         write_s = time.perf_counter() - started
-        rates = [
+        in_order, at_random = (
             _read_rate(file, num_extents, extent_bytes, num_threads, seconds / 3, is_random)
             for is_random in (False, True)
-        ]
+        )
+        count = min(_PIECE_EXTENTS, num_extents)
+        piece = extent_bytes * count
+        in_pieces = _read_rate(file, num_extents // count, piece, 1, seconds / 3, False)
     finally:
         file.close()
-    return DiskSpeed(
-        file.way.value, extent_bytes, num_threads, num_extents * extent_bytes / write_s, *rates
-    )
+    written = num_extents * extent_bytes / write_s
+    sequential = max(in_order, in_pieces)
+    return DiskSpeed(file.way.value, extent_bytes, num_threads, written, sequential, at_random)
 
 
 def _read_rate(
@@ -115,18 +123,21 @@ def _read_rate(
     seconds: float,
     is_random: bool,
 ) -> float:
-    """Bytes per second of several threads that read extents until the time is over."""
-    started, counts = time.perf_counter(), [0] * num_threads
+    """Bytes per second of several threads that read extents for so long."""
+    rates = [0.0] * num_threads
     errors: list[BaseException] = []
 
     def read(thread: int) -> None:
-        view = memoryview(mmap.mmap(-1, extent_bytes))
+        view = memoryview(aligned_bytes(extent_bytes).numpy())
         chance, place = random.Random(thread), thread * num_extents // num_threads
         try:
-            while not counts[thread] or time.perf_counter() - started < seconds:
+            file.read_into(view, place * extent_bytes)  # memory that was never touched is slow
+            count, took, began = 0, 0.0, time.perf_counter()
+            while took < seconds:
                 place = chance.randrange(num_extents) if is_random else (place + 1) % num_extents
                 file.read_into(view, place * extent_bytes)
-                counts[thread] += 1
+                count, took = count + 1, time.perf_counter() - began
+            rates[thread] = count * extent_bytes / took
         except BaseException as error:
             errors.append(error)
 
@@ -137,7 +148,7 @@ def _read_rate(
         thread.join()
     if errors:
         raise errors[0]
-    return sum(counts) * extent_bytes / (time.perf_counter() - started)
+    return sum(rates)
 
 
 @functools.lru_cache(maxsize=4)
