@@ -3,19 +3,24 @@
     make peers PEERS_ARGS=--help                                   (makes the environment)
     sudo .venv-peers/bin/python benchmarks/peers/small_memory.py MODEL.gguf --memory 650MiB
 
-Both decode in turn, each in a process of its own and in a control group that has no more memory
-than that, the system's cache of the model's file included: Linux with root's rights. Ebbtide gets
---memory as its budget and as much as SLACK more in its group, for it is the group that counts what
-the system's cache holds of files that are read once. The file's cache is emptied before each run.
-Prints tokens/s, what was read from the disk for a token and how fast, and the disk's own speed.
-The last line is JSON.
+llama.cpp is run twice: as it is by default, which puts some formats in another order in memory of
+its own, and without that, all of the file mapped. All decode in turn, each in a process of its own
+and in a control group that has no more memory than that, the system's cache of the model's file
+included: Linux with root's rights. Ebbtide gets --memory as its budget and SLACK_BYTES more in its
+group, which counts what the system's cache holds of files that are read once. The file's cache is
+emptied before each run. One that the system kills for its memory is said to be.
+
+Prints tokens/s, what was read from the disk for a token and how fast, and the disk's own speed. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -50,9 +55,17 @@ def measured(decode, tokens: int) -> dict:
     }
 
 
-def llama(model: Path, memory: str, tokens: int) -> dict:
+def llama(model: Path, memory: str, tokens: int, *, repacks: bool = True) -> dict:
     import llama_cpp
 
+    defaults = llama_cpp.llama_model_default_params
+
+    def params():
+        found = defaults()
+        found.use_extra_bufts = repacks
+        return found
+
+    llama_cpp.llama_cpp.llama_model_default_params = params
     began = time.perf_counter()
     llm = llama_cpp.Llama(
         str(model), n_ctx=CONTEXT, n_threads=2, n_threads_batch=2, verbose=False, use_mmap=True
@@ -96,6 +109,13 @@ def ebbtide(model: Path, memory: str, tokens: int) -> dict:
     return {"load_s": load_s, "prefill_s": prefill_s, **found}
 
 
+PROGRAMS = {
+    "ebbtide": ebbtide,
+    "llama.cpp": llama,
+    "llama.cpp, all mapped": functools.partial(llama, repacks=False),
+}
+
+
 class Group:
     """A control group of so much memory, by either version of the system's interface."""
 
@@ -114,7 +134,8 @@ class Group:
         self.folder.rmdir()
 
 
-def run(program: str, given: argparse.Namespace, num_bytes: int) -> dict:
+def run(program: str, given: argparse.Namespace, num_bytes: int) -> dict | None:
+    """None: it was killed."""
     subprocess.run(["sync"], check=True)
     number = os.open(given.model, os.O_RDONLY)
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -123,11 +144,12 @@ def run(program: str, given: argparse.Namespace, num_bytes: int) -> dict:
     try:
         command = [sys.executable, __file__, given.model, "--memory", given.memory]
         command += ["--tokens", str(given.tokens), "--program", program]
-        out = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=group.enter
-        )
+        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=group.enter)
     finally:
         group.close()
+    if out.returncode == -signal.SIGKILL:
+        return None
+    out.check_returncode()
     return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -137,10 +159,10 @@ def main() -> None:
     parser.add_argument("--memory", default="650MiB")
     parser.add_argument("--tokens", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--program", choices=["llama", "ebbtide"], help=argparse.SUPPRESS)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.program:
-        measure = {"llama": llama, "ebbtide": ebbtide}[given.program]
+        measure = PROGRAMS[given.program]
         print(json.dumps(measure(given.model, given.memory, given.tokens)))
         return
     from ebbtide.offload.bandwidth import measure_disk
@@ -148,15 +170,18 @@ def main() -> None:
 
     disk = measure_disk(given.model.parent).bytes_per_s
     print(f"the disk reads {disk / 1e9:.2f} GB/s")
-    rows: dict[str, list[dict]] = {"ebbtide": [], "llama": []}
+    rows: dict[str, list[dict | None]] = {program: [] for program in PROGRAMS}
     for _ in range(given.rounds):
         for program, found in rows.items():
             found.append(run(program, given, parse_size(given.memory)))
     for program, found in rows.items():
+        if None in found:
+            print(f"{program}: killed, in {found.count(None)} of {len(found)} runs")
+            continue
         each = ", ".join(f"{1 / row['seconds']:.2f}" for row in found)
         middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
         print(
-            f"{program:<8} {each} tokens/s; {middle['bytes'] / 1e6:.0f} MB from disk for a token, "
+            f"{program}: {each} tokens/s; {middle['bytes'] / 1e6:.0f} MB from disk for a token, "
             f"{middle['bytes_per_s'] / 1e9:.2f} GB/s; ready after {middle['load_s']:.1f} s, "
             f"{len(PROMPT)} tokens read in {middle['prefill_s']:.1f} s"
         )
