@@ -25,12 +25,14 @@ from pathlib import Path
 
 from .errors import StorageError
 from .scratch import create_named, create_unnamed, sweep
-from .spill_dir import check_space as check_space  # part of this file's face, too
+from .spill_dir import KEPT_FREE_BYTES as KEPT_FREE_BYTES  # part of this file's face, too
+from .spill_dir import check_space as check_space
 from .spill_dir import default_spill_dir, dir_error, format_bytes
 from .spill_dir import volume_warnings as volume_warnings
 
 __all__ = [
     "ALIGNMENT_BYTES",
+    "KEPT_FREE_BYTES",
     "DiskCounters",
     "ScratchFile",
     "Way",
@@ -111,7 +113,7 @@ class ScratchFile:
 
     def write_from(self, view: memoryview, offset: int) -> None:
         """Writes the whole view, growing the file as needed. Raises StorageError on failure."""
-        self._reserve(offset + len(view))
+        self.reserve(offset + len(view))
         self._move(self._write_some, view, offset, "write")
 
     @property
@@ -191,8 +193,8 @@ class ScratchFile:
 
     # ---- room --------------------------------------------------------------------------------
 
-    def _reserve(self, end: int) -> None:
-        """Makes the file reach `end`, a step at a time (F2)."""
+    def reserve(self, end: int) -> None:
+        """Makes the file reach `end`, a step at a time (F2). Raises StorageError on failure."""
         if end <= self.size_bytes:
             return
         with self._growing:

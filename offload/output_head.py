@@ -4,7 +4,7 @@ stay in memory or are streamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -53,7 +53,7 @@ class OutputHead:
     @property
     def block_bytes(self) -> int:
         """Of the largest block as it is kept."""
-        return self._kept_bytes(0)
+        return self.kept_bytes(self.keys[0])
 
     @property
     def keys(self) -> list[HeadBlock]:
@@ -79,7 +79,8 @@ class OutputHead:
         self._norm = Norm(norm, offset, config.norm_eps, norm_bias, config.layer_norm)
         self._biases = [bias if bias is None else bias[i:j] for i, j in self._ranges()]
         if resident:
-            self.blocks = [block.to(self._device) for _, block in self.converted(loader)]
+            blocks = (self._block(key, loader, self._fresh(key)) for key in self.keys)
+            self.blocks = [block.to(self._device) for block in blocks]
             native = native_for(*self.blocks)
             if native is not None:
                 self._product = BlockProduct(native, self.blocks, self._norm, self._biases)
@@ -96,11 +97,6 @@ class OutputHead:
         table = [self.blocks[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in numbers]
         return torch.stack(table).float()
 
-    def converted(self, loader: TensorLoader) -> Iterator[tuple[HeadBlock, Kept]]:
-        """All blocks as they are kept, each in fresh memory."""
-        for key in self.keys:
-            yield key, self._block(key, loader, Arena.of(self._kept_bytes(key[1])))
-
     def read(self, key: HeadBlock, loader: TensorLoader, buffer: torch.Tensor) -> Kept:
         """A block from the files, in a buffer."""
         self._checkpoint.announce(self._ref(key[1]))
@@ -109,6 +105,11 @@ class OutputHead:
     def num_bytes(self, key: HeadBlock) -> int:
         """Of a block in the files."""
         return self._ref(key[1]).num_bytes
+
+    def kept_bytes(self, key: HeadBlock) -> int:
+        """Of a block as it is kept."""
+        ref = self._ref(key[1])
+        return stored_bytes(self._name, ref.shape, ref.packing, self._bits)
 
     def logits(self, residual: torch.Tensor, streamed: Callable[[HeadBlock], Kept]) -> torch.Tensor:
         """Residual rows (rows, hidden_size) float32, rows as `linear` wants them ->
@@ -130,9 +131,8 @@ class OutputHead:
     def _ref(self, number: int) -> TensorRef:
         return self._checkpoint.row_range(self._name, *self._ranges()[number])
 
-    def _kept_bytes(self, number: int) -> int:
-        ref = self._ref(number)
-        return stored_bytes(self._name, ref.shape, ref.packing, self._bits)
+    def _fresh(self, key: HeadBlock) -> Arena:
+        return Arena.of(self.kept_bytes(key))
 
     def _block(self, key: HeadBlock, loader: TensorLoader, arena: Arena) -> Kept:
         ref = self._ref(key[1])

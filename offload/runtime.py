@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .disk import ScratchFile, check_space
+from .disk import KEPT_FREE_BYTES, ScratchFile, check_space
 from .engine import Engine
 from .filling import WRITE_BUFFERS
 from .geometry import Geometry
@@ -28,7 +28,6 @@ from .windows import Windows
 # What guesses are made with: a coarse selection is right nearly as often as a finer one, and is had
 # for two thirds of the time or less (docs/log.md).
 _DRAFTS = Mode("bounded", selector_options={"epsilon": 0.2})
-_KEEP_FREE_BYTES = 64 << 20  # of a volume, whatever the budget says
 
 
 class Runtime:
@@ -71,7 +70,7 @@ class Runtime:
         }
         self.plan = plan
         if disk_spans:
-            check_space(spill_dir, disk_spans * geometry.span_bytes, _KEEP_FREE_BYTES)
+            check_space(spill_dir, disk_spans * geometry.span_bytes, KEPT_FREE_BYTES)
         self.store = PageStore(
             num_layers,
             geometry.layout.record_bytes,

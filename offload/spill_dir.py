@@ -25,6 +25,7 @@ NETWORK_FILESYSTEMS = {
 }
 PREFIX_SUFFIXES = ".span", ".window", ".end", ".rows"  # of the files in it; see prefix_keeper
 UNFINISHED_SUFFIX = ".part"
+KEPT_FREE_BYTES = 64 << 20  # of a volume that scratch goes to, whatever the budget says
 _PREFIX_FOLDER = "ebbtide-prefixes"  # in a folder that the user names, which may hold other things
 _ADVICE = "choose another folder with --spill-dir"
 # What a user can mend by naming another folder; everything else is the machine's failure.

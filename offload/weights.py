@@ -40,6 +40,7 @@ from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .streams import Streams, kept_names
 from .tensor_scratch import TensorScratch
+from .tier import aligned_bytes
 from .weight_stream import WeightStream
 
 _AHEAD_BYTES = 32 << 20  # that the system is asked to read before they are needed
@@ -137,9 +138,9 @@ class WeightStore:
         try:
             # Of each layer that attends, if it has some: (num_heads,) float32.
             self.null_scores = [self._read_null_scores(layer) for layer in config.kv_layers]
-            self._load(
-                on_load or (lambda done, total: None), expert_slots, head_resident, spill_dir
-            )
+            on_load = on_load or (lambda done, total: None)
+            self._load(on_load, expert_slots, head_resident, spill_dir)
+            self._open_stream(head_resident)
         except BaseException:
             self.close()
             raise
@@ -160,34 +161,37 @@ class WeightStore:
             staging = max(staging, self.head.staging_bytes)
         loader = TensorLoader(self.checkpoint, self._bits, staging)
         keeps_layers = self._keeps_layers()
-        if keeps_experts or keeps_layers or keeps_head:
-            self._scratch = TensorScratch(spill_dir)
-        for layer in range(self.config.num_layers):
-            streamed = layer in self._streamed
-            if not streamed or keeps_layers:
-                tensors = self._loaded(loader, self._names[layer])
-                if streamed:
-                    self._scratch.add(layer, tensors)
-                else:
-                    self._resident[layer] = self._named(layer, self._to_device(tensors))
-            done += sum(refs[n].num_bytes for n in self._names[layer])
+        kept_sizes = [self._layer_bytes(layer) for layer in self._streamed if keeps_layers]
+        kept_sizes += [self._expert_bytes(e) for e in self._expert_names if keeps_experts]
+        kept_sizes += [self.head.kept_bytes(key) for key in self.head.keys if keeps_head]
+        if kept_sizes:
+            self._scratch = TensorScratch(spill_dir, sum(map(whole_blocks, kept_sizes)))
+        # What goes to the scratch file is converted here.
+        passing = aligned_bytes(whole_blocks(max(kept_sizes, default=0)))
+        for layer, names in enumerate(self._names):
+            if layer not in self._streamed:
+                fresh = self._to_device(self._loaded(loader, names, self._arena(names)))
+                self._resident[layer] = self._named(layer, fresh)
+            elif keeps_layers:
+                self._scratch.add(layer, self._loaded(loader, names, Arena(passing)), passing)
+            done += sum(refs[n].num_bytes for n in names)
             on_load(done, total)
         if self._expert_names:
-            if keeps_experts:
-                for expert, names in self._expert_names.items():
-                    self._scratch.add(expert, self._loaded(loader, names))
-                    done += sum(refs[n].num_bytes for n in names)
-                    on_load(done, total)
+            for expert, names in self._expert_names.items() if keeps_experts else ():
+                self._scratch.add(expert, self._loaded(loader, names, Arena(passing)), passing)
+                done += sum(refs[n].num_bytes for n in names)
+                on_load(done, total)
             self._open_cache(expert_slots)
-        kept = self._to_device(self._loaded(loader, unlayered))
+        kept = self._to_device(self._loaded(loader, unlayered, self._arena(unlayered)))
         if self.config.per_layer_inputs is not None:
             self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
         if self.config.altup is not None:
             self._streams = Streams(self.config, kept)
         self.head.load(loader, resident=head_resident)
-        if keeps_head:
-            for key, block in self.head.converted(loader):
-                self._scratch.add(key, {_BLOCK: block})
+        for key in self.head.keys if keeps_head else ():
+            self._scratch.add(key, {_BLOCK: self.head.read(key, loader, passing)}, passing)
+
+    def _open_stream(self, head_resident: bool) -> None:
         sizes = [self._layer_bytes(layer) for layer in self._streamed]
         keys = [*self._streamed]
         if not head_resident:
@@ -258,8 +262,8 @@ class WeightStore:
     @property
     def bytes_streamed(self) -> int:
         """Read since the weights were loaded."""
-        of_experts = 0 if self._experts is None else self._experts.reads * self._expert_bytes()
-        return self._bytes_streamed + of_experts
+        of_experts = 0 if self._experts is None else self._experts.reads
+        return self._bytes_streamed + of_experts * self._largest_expert_bytes
 
     @property
     def reads_experts(self) -> bool:
@@ -276,7 +280,7 @@ class WeightStore:
     def close(self) -> None:
         """Stop reading and let go of memory and scratch. May be called again."""
         if self._experts is not None:
-            self._bytes_streamed += self._experts.reads * self._expert_bytes()
+            self._bytes_streamed += self._experts.reads * self._largest_expert_bytes
             self._experts.close()
             self._experts = None
         if self._stream is not None:
@@ -307,10 +311,22 @@ class WeightStore:
                 named[part] = rows_of(tensor, start, stop)
         return named
 
-    def _loaded(self, loader: TensorLoader, names: list[str]) -> dict[str, Kept]:
-        """Tensors in one piece of fresh memory."""
-        arena = Arena.of(sum(map(self._kept_bytes, names)))
-        return {name: loader.load(name, arena) for name in names}
+    def _arena(self, names: list[str]) -> Arena:
+        """One piece of fresh memory for tensors."""
+        return Arena.of(sum(map(self._kept_bytes, names)))
+
+    def _loaded(self, loader: TensorLoader, names: list[str], arena: Arena) -> dict[str, Kept]:
+        """Tensors from the files."""
+        tensors, refs = {}, self.checkpoint.refs
+        announced = ahead = 0
+        for at, name in enumerate(names):
+            while announced < len(names) and (announced == at or ahead < _AHEAD_BYTES):
+                self.checkpoint.announce(refs[names[announced]])
+                ahead += refs[names[announced]].num_bytes
+                announced += 1
+            tensors[name] = loader.load(name, arena)
+            ahead -= refs[name].num_bytes
+        return tensors
 
     def _kept_bytes(self, name: str) -> int:
         ref = self.checkpoint.refs[name]
@@ -338,9 +354,13 @@ class WeightStore:
     def _keeps_experts(self) -> bool:
         return self._are_kept([name for names in self._expert_names.values() for name in names])
 
-    def _expert_bytes(self) -> int:
-        """Of the largest expert as it is kept."""
-        return max(sum(map(self._kept_bytes, names)) for names in self._expert_names.values())
+    def _expert_bytes(self, expert: Expert) -> int:
+        """As it is kept."""
+        return sum(map(self._kept_bytes, self._expert_names[expert]))
+
+    @property
+    def _largest_expert_bytes(self) -> int:
+        return max(map(self._expert_bytes, self._expert_names), default=0)
 
     def shrink_experts(self, num_slots: int) -> None:
         """Give the memory of some slots for routed experts back; so many stay."""
@@ -348,31 +368,18 @@ class WeightStore:
 
     def _open_cache(self, num_slots: int) -> None:
         routed = {layer for layer, _ in self._expert_names}
-        slot = whole_blocks(self._expert_bytes())
+        slot = whole_blocks(self._largest_expert_bytes)
         self._experts = ExpertCache(self._read_expert, slot, num_slots, len(routed))
         for layer in routed:
             self._resident[layer].apart = self._experts, layer
 
     def _read_expert(self, expert: Expert, buffer: torch.Tensor) -> LayerTensors:
         """An expert's tensors, in a buffer."""
-        if self._scratch is not None:
+        if self._scratch is not None and self._scratch.has(expert):
             self._scratch.read(expert, buffer)
             return self._named(expert[0], self._scratch.views(expert, buffer))
-        return self._named(expert[0], self._read_names(self._expert_names[expert], buffer))
-
-    def _read_names(self, names: list[str], buffer: torch.Tensor) -> dict[str, Kept]:
-        """Tensors from the files, in a buffer. Several threads may read."""
-        loader = self._loader_of_thread()
-        arena, tensors, refs = Arena(buffer), {}, self.checkpoint.refs
-        announced = ahead = 0
-        for at, name in enumerate(names):
-            while announced < len(names) and (announced == at or ahead < _AHEAD_BYTES):
-                self.checkpoint.announce(refs[names[announced]])
-                ahead += refs[names[announced]].num_bytes
-                announced += 1
-            tensors[name] = loader.load(name, arena)
-            ahead -= refs[name].num_bytes
-        return tensors
+        names = self._expert_names[expert]
+        return self._named(expert[0], self._loaded(self._loader_of_thread(), names, Arena(buffer)))
 
     # ---- streaming ---------------------------------------------------------------------------
 
@@ -399,7 +406,7 @@ class WeightStore:
             self._bytes_streamed += self.head.num_bytes(key)
             return {_BLOCK: self.head.read(key, self._loader_of_thread(), buffer)}
         names = self._names[key]
-        tensors = self._read_names(names, buffer)
+        tensors = self._loaded(self._loader_of_thread(), names, Arena(buffer))
         self._bytes_streamed += sum(self.checkpoint.refs[name].num_bytes for name in names)
         return tensors
 

@@ -115,7 +115,7 @@ def test_what_is_quick_is_converted_once_where_that_is_asked_for(
     assert facts.keeps_layers(quick_too=True) and not facts.keeps_layers(quick_too=False)
     scratch = facts.head_scratch_bytes() * (not head_resident)
     scratch += sum(map(whole_blocks, facts.layer_sizes[-2:]))
-    assert os.fstat(store._scratch._file.fileno()).st_size == scratch
+    assert os.fstat(store._scratch._file.descriptor).st_size == scratch
     store.close()
     plain.close()
 

@@ -91,6 +91,11 @@ def test_packed_experts_are_kept_and_read_as_they_are(folders, tmp_path, bits):
         assert torch.equal(llm.logits(IDS, prefill_tokens=100), resident)
         store = llm.admission.weights
         assert store._experts.misses > 0 and store._scratch is None  # from the files themselves
+    with open_small(packed, tmp_path, "8", weight_bits=bits, **TINY) as llm:
+        hold(llm, Loaded(0, False, llm.admission.facts.fewest_expert_slots))
+        assert torch.equal(llm.logits(IDS, prefill_tokens=100), resident)
+        # The head is in a scratch file where it was quantised, and experts are not.
+        assert (llm.admission.weights._scratch is not None) == (bits == "8")
 
 
 def test_packed_layers_that_are_streamed_change_no_bit(folders, tmp_path):

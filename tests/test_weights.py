@@ -120,7 +120,7 @@ def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bi
         assert real <= plan.host["weights"] <= real + 2 * _ALIGNMENT * len(kept)
         slots = store._experts._slots + store._experts._passing
         assert sum(slot.buffer.nbytes for slot in slots) == plan.host["routed experts"]
-        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.fileno()).st_size
+        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.descriptor).st_size
         assert scratch == plan.disk["weights"]
 
 
@@ -137,7 +137,7 @@ def test_the_plan_counts_what_is_streamed(checkpoint, tmp_path, monkeypatch, bit
         store, plan = llm.admission.weights, llm.plan
         buffers = sum(buffer.nbytes for buffer in store._stream._buffers)
         assert buffers == plan.host["weights being streamed"]
-        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.fileno()).st_size
+        scratch = 0 if store._scratch is None else os.fstat(store._scratch._file.descriptor).st_size
         assert scratch == plan.disk["weights"] and bool(scratch) == (bits != "full")
         assert store.bytes_streamed > 0
 
@@ -294,15 +294,15 @@ def test_the_scratch_file_has_no_name(checkpoint, tmp_path):
     with loaded(checkpoint("llama2"), tmp_path, bits=8, num_streamed=2) as store:
         assert list(tmp_path.iterdir()) == []
         file = store._scratch._file
-        assert os.fstat(file.fileno()).st_size >= 2 * store._layer_bytes(store._streamed[0])
-    assert file.closed and list(tmp_path.iterdir()) == []
+        assert os.fstat(file.descriptor).st_size >= 2 * store._layer_bytes(store._streamed[0])
+    assert file._file.closed and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_what_is_in_the_scratch_file_is_not_in_memory(checkpoint, tmp_path, bits):
     with loaded(checkpoint("llama2"), tmp_path, bits=bits, num_streamed=3) as store:
         groups = store._scratch._groups.values()
-        made = [rebuild for _, places in groups for _, rebuild, _ in places if rebuild.__closure__]
+        made = [rebuild for group in groups for *_, rebuild in group.tensors if rebuild.__closure__]
         kept = [cell.cell_contents for rebuild in made for cell in rebuild.__closure__]
         assert len(kept) == 3 * 7  # matrices
         assert all(w.codes.untyped_storage().nbytes() == 0 for w in kept)
@@ -311,7 +311,7 @@ def test_what_is_in_the_scratch_file_is_not_in_memory(checkpoint, tmp_path, bits
 
 def test_a_scratch_file_that_shrank_is_a_storage_error(checkpoint, tmp_path):
     with loaded(checkpoint("llama2"), tmp_path, bits=8, num_streamed=2) as store:
-        store._scratch._file.truncate(1000)
+        os.truncate(store._scratch._file.descriptor, 1000)
         with pytest.raises(StorageError, match="shorter than what was written"):
             for _ in range(3):
                 for layer in store._streamed:
