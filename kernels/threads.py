@@ -33,7 +33,8 @@ def num_threads() -> int:
 
 def torch_alone(run: Callable[_P, _R]) -> Callable[_P, _R]:
     """`run`, in which torch's operations use the calling thread alone, where compiled kernels do
-    all that is worth more than one."""
+    all that is worth more than one. So do those of functions of the caller's that `run` calls; a
+    number of threads that one of these sets for this thread ends with `run`."""
 
     @functools.wraps(run)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -44,9 +45,9 @@ def torch_alone(run: Callable[_P, _R]) -> Callable[_P, _R]:
             _kept.count = count
             set_count(1)
             return run(*args, **kwargs)
-        finally:
-            set_count(count)
+        finally:  # in this order Ctrl-C, which comes behind a call, finds both done
             _kept.count = None
+            set_count(count)
 
     return wrapped
 

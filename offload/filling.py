@@ -116,16 +116,7 @@ class Filling:
         facts, geometry, config = self.facts, self.geometry, self.config
         sizes = facts.layer_sizes
         streamed = held.layers_streamed
-        largest = staging = 0  # of what is streamed, and of what reading it takes
-        if streamed:
-            largest = sizes[-1]
-            if not facts.keeps_layers(quick_too=held.quick_too):
-                staging = facts.layer_staging_bytes
-        if not held.head_resident:
-            largest = max(largest, facts.head_block_bytes())
-            if not facts.keeps_head(quick_too=held.quick_too):
-                staging = max(staging, facts.head_staging_bytes)
-        buffers = 2 * whole_blocks(largest) + staging
+        buffers = self._stream_bytes(held)
         resident = sum(sizes[: len(sizes) - streamed])
         experts = {}
         if held.expert_slots:
@@ -148,6 +139,19 @@ class Filling:
             "selection": selection_bytes(config, geometry, self.request.context),
             "workspace": max(work, facts.load_bytes, self.request.workspace_bytes),
         }
+
+    def _stream_bytes(self, held: Loaded) -> int:
+        """Of the buffers of what is streamed, and of what reading it takes."""
+        facts, largest, staging = self.facts, 0, 0
+        if held.layers_streamed:
+            largest = facts.layer_sizes[-1]
+            if not facts.keeps_layers(quick_too=held.quick_too):
+                staging = facts.layer_staging_bytes
+        if not held.head_resident:
+            largest = max(largest, facts.head_block_bytes())
+            if not facts.keeps_head(quick_too=held.quick_too):
+                staging = max(staging, facts.head_staging_bytes)
+        return 2 * whole_blocks(largest) + staging
 
     def _state_bytes(self, sweep: int) -> int:
         """Of all sequences, snapshots among them where there are several; and of convolutions as
@@ -173,10 +177,8 @@ class Filling:
             if spills
             else 0,
             "hot pages": self.fewest_hot * self.geometry.layout.record_bytes if spills else 0,
-            # On the way to a device, streamed layers pass through host memory.
-            "weights in flight": 2
-            * self.facts.layer_sizes[-1]
-            * bool(held.layers_streamed and self.on_device),
+            # On the way to a device, what is streamed passes through host memory.
+            "weights in flight": self._stream_bytes(held) * self.on_device,
         }
 
     def _fast(self, sweep: int, held: Loaded) -> int:

@@ -53,13 +53,23 @@ class PastCacheReader:
         """Fill the view from a byte of the file on. Past the cache go whole blocks, to where blocks
         begin. Raises StorageError."""
         for start, stop, descriptor in self._runs(view, offset):
-            while start < stop:
-                before = start
-                start += read_at(descriptor, view[start:stop], self._name, offset + start)
-                if descriptor == self._direct:  # one that ended early goes on where it may
-                    start -= start % BLOCK_BYTES
-                if start == before:
-                    raise StorageError(f"{self._name} is shorter than what was written")
+            try:
+                self._fill(view, start, stop, descriptor, offset)
+            except StorageError:
+                if descriptor == self._descriptor:
+                    raise
+                # A file system may have no such reads of some places. What is wrong comes again.
+                self._fill(view, start, stop, self._descriptor, offset)
+
+    def _fill(self, view: memoryview, start: int, stop: int, descriptor: int, offset: int) -> None:
+        """Bytes of the view, from, to; offset: in the file, of its first."""
+        while start < stop:
+            before = start
+            start += read_at(descriptor, view[start:stop], self._name, offset + start)
+            if descriptor == self._direct:  # one that ended early goes on where it may
+                start -= start % BLOCK_BYTES
+            if start == before:
+                raise StorageError(f"{self._name} is shorter than what was written")
 
     def close(self) -> None:
         """May be called again; not while others read."""

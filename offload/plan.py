@@ -238,6 +238,11 @@ class Plan:
             lines.append(
                 f"  weights {self.layers_streamed} layers{head} stream from disk for each step"
             )
+        if converted := self.disk["weights"]:
+            lines.append(
+                f"  scratch {format_size(converted)} of weights are converted once, while they "
+                "load, to a file that goes with the process"
+            )
         if self.expert_slots:
             lines.append(
                 f"  experts {self.expert_slots - PASSING_SLOTS} of {self.num_experts} in memory; "

@@ -129,6 +129,24 @@ def test_a_read_that_ends_early_goes_on(descriptor, reader, monkeypatch):
     assert np.array_equal(view, CONTENT[2 * BLOCK_BYTES : 42 * BLOCK_BYTES])
 
 
+@needs_way
+def test_what_cannot_be_read_past_the_cache_is_read_through_it(descriptor, reader, monkeypatch):
+    has_way(reader)
+    drop(descriptor)
+    read, refused = past_cache.read_at, []
+
+    def refusing(descriptor, view, name, offset):
+        if descriptor == reader._direct:
+            refused.append(offset)
+            raise StorageError("some file systems have it for some places only")
+        return read(descriptor, view, name, offset)
+
+    monkeypatch.setattr(past_cache, "read_at", refusing)
+    view = view_of(len(CONTENT))
+    reader.read(view, 0)
+    assert refused and np.array_equal(view, CONTENT)
+
+
 @pytest.mark.parametrize("way", ["usual", "no way past the cache"])
 def test_a_file_that_is_too_short_is_an_error(tmp_path, monkeypatch, way):
     if way != "usual":
