@@ -120,6 +120,16 @@ def test_what_is_quick_is_converted_once_where_that_is_asked_for(
     plain.close()
 
 
+def test_a_head_on_its_way_to_a_device_is_counted_on_both_sides(checkpoint, tmp_path):
+    path = write(checkpoint("llama2"), tmp_path / "m.gguf", "Q4_0")
+    with open_small(path, tmp_path) as llm:
+        room = replace(llm.admission.limits, device_bytes=1 << 30)
+        for loaded in (Loaded(0, False), Loaded(2, True), Loaded(0, True)):
+            plan = make_plan(llm.admission.facts, llm.geometry, room, Request(300, loaded=loaded))
+            assert plan.host["weights in flight"] == plan.device["weights being streamed"]
+            assert bool(plan.host["weights in flight"]) == plan.reads_weights
+
+
 def test_what_is_quick_is_converted_once_where_the_disk_has_room_for_it_twice(checkpoint, tmp_path):
     path = write(checkpoint("llama2"), tmp_path / "m.gguf", "Q4_0")
     with open_small(path, tmp_path) as llm:

@@ -1,5 +1,5 @@
-"""Loading a sharded checkpoint peaks at one tensor above the resident weights: measured in a
-process of its own, by the kernel's count.
+"""Loading a sharded checkpoint peaks at one tensor above the resident weights, and one layer where
+some go to a scratch file: measured in a process of its own, by the kernel's count.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def status(name):
 
 torch.set_num_threads(1)
 folder, bits = Path(sys.argv[1]), None if sys.argv[2] == "full" else int(sys.argv[2])
+streams = dict(num_streamed=int(sys.argv[3]), spill_dir=Path(sys.argv[4]))
 config = read_model_config(folder)
 def load():
     checkpoint = open_folder(folder, expected_shapes(config), quantisation=config.quantisation)
-    return WeightStore(config, checkpoint, torch.device("cpu"), bits=bits)
+    return WeightStore(config, checkpoint, torch.device("cpu"), bits=bits, **streams)
 load().close()  # what only the first time takes: pages of libraries, the allocator's own
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
@@ -103,9 +104,9 @@ def write(folder, parts, **more):
     return folder
 
 
-def measured(folder, bits: str) -> tuple[int, int]:
+def measured(folder, bits: str, num_streamed: int = 0) -> tuple[int, int]:
     """The most that loading took, and what stays, bytes."""
-    program = [sys.executable, "-c", PROGRAM, str(folder), bits]
+    program = [sys.executable, "-c", PROGRAM, str(folder), bits, str(num_streamed), str(folder)]
     # What is live is counted, not what glibc's allocator keeps for next time (up to 15 MiB).
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
@@ -135,6 +136,14 @@ def test_loading_peaks_at_one_tensor_above_what_stays(folder, bits, kept):
     assert kept_bytes - MiB <= stays_bytes <= peak_bytes + MiB
     # Beside the tensor: a few copies of a mebibyte of rows, and vectors.
     assert peak_bytes < kept_bytes + LARGEST_BYTES + 6 * MiB
+
+
+@needs_proc
+@pytest.mark.parametrize(("bits", "kept"), [("8", 17 / 32), ("4", 9 / 32)])
+def test_what_is_converted_once_passes_through_the_memory_of_one_layer(folder, bits, kept):
+    peak_bytes, _ = measured(folder, bits, num_streamed=LAYERS)
+    head = 4096 * HIDDEN * 2 * 17 / 32
+    assert peak_bytes < MATRICES // LAYERS * 2 * kept + head + LARGEST_BYTES + 6 * MiB
 
 
 @needs_proc
