@@ -243,10 +243,11 @@ class Admission:
         )
 
     def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
-        if self.weights is not None and self._loaded == plan.loaded:
+        loaded = self._loaded  # None also where loading was interrupted at its very end
+        if loaded == plan.loaded:
             return
-        if self.weights is not None and _ways(self._loaded) == _ways(plan.loaded):
-            if plan.expert_slots < self._loaded.expert_slots:
+        if loaded is not None and _ways(loaded) == _ways(plan.loaded):
+            if plan.expert_slots < loaded.expert_slots:
                 self.weights.shrink_experts(plan.expert_slots)
                 self._loaded = plan.loaded
                 return

@@ -81,11 +81,12 @@ def test_the_file_has_its_room_from_the_beginning(tmp_path):
     scratch.close()
 
 
-def store(checkpoint, folder, spill):
+def store(folder, spill, on_load=None):
     """With two streamed layers, which are converted."""
     config = read_model_config(folder)
     opened = open_folder(folder, expected_shapes(config), quantisation=config.quantisation)
-    return WeightStore(config, opened, torch.device("cpu"), bits=8, num_streamed=2, spill_dir=spill)
+    how = dict(bits=8, num_streamed=2, spill_dir=spill, on_load=on_load)
+    return WeightStore(config, opened, torch.device("cpu"), **how)
 
 
 def no_room(monkeypatch, folder):
@@ -124,7 +125,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_converted(
     monkeypatch.setattr(weights.TensorLoader, "load", lambda *_: pytest.fail("it was begun"))
     fault(monkeypatch, spill)
     with pytest.raises(EbbtideError, match=says) as caught:
-        store(checkpoint, folder, spill)
+        store(folder, spill)
     assert isinstance(caught.value, kind)
     assert not spill.exists() or list(spill.iterdir()) == []
     if kind is not InputError:
@@ -132,7 +133,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_converted(
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="Linux lists open files there")
-def test_an_error_while_converting_leaves_nothing_open(checkpoint, tmp_path, monkeypatch):
+def test_what_ends_converting_leaves_nothing_open(checkpoint, tmp_path, monkeypatch):
     folder, before = checkpoint("llama2"), len(os.listdir("/proc/self/fd"))
 
     def fails(self, view, offset):
@@ -140,5 +141,14 @@ def test_an_error_while_converting_leaves_nothing_open(checkpoint, tmp_path, mon
 
     monkeypatch.setattr(tensor_scratch.ScratchFile, "_write_some", fails)
     with pytest.raises(StorageError, match=r"could not write .*; check the volume"):
-        store(checkpoint, folder, tmp_path)
+        store(folder, tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+    def interrupted(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):
+        store(folder, tmp_path, interrupted)
+    assert len(os.listdir("/proc/self/fd")) == before and list(tmp_path.iterdir()) == []

@@ -14,8 +14,10 @@ from interruptions import interrupted_after
 from random_checkpoints import make
 from small_llm import TINY, hold, open_small, open_spilling
 
+from ebbtide.offload.admission import Admission
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.plan import Loaded
 from ebbtide.offload.runtime import Runtime
 
 # Attention alone, states, experts, latents, layers of several shapes, streams beside each other.
@@ -101,3 +103,17 @@ def test_what_ctrl_c_left_half_closed_keeps_no_weights(tmp_path):
         assert not session.is_open and session in llm.sessions
         llm.unload()
         assert llm.admission.weights is None and session not in llm.sessions
+
+
+def test_weights_load_wherever_loading_was_interrupted(checkpoint, tmp_path):
+    with open_small(checkpoint("llama2"), tmp_path) as llm:
+        hold(llm, Loaded(2, False))
+        expected, count, is_interrupted = llm.logits([1, 2, 3]), 1, True
+        while is_interrupted:
+            llm.unload()
+            is_interrupted = interrupted_after(
+                count, [Admission._load], lambda: llm.logits([1, 2, 3]), instructions=True
+            )
+            assert torch.equal(llm.logits([1, 2, 3]), expected)
+            count += 1
+        assert count > 20
