@@ -5,6 +5,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interruptions import interrupted_after
 
 from ebbtide.offload.errors import StorageError
 from ebbtide.offload.weight_stream import WeightStream
@@ -102,6 +103,25 @@ def test_an_interrupted_wait_loses_nothing(source, stream, monkeypatch):
     assert holds(stream.next(1), 1) and holds(stream.next(2), 2)
     settled(stream)
     assert source.reads == KEYS
+
+
+@pytest.mark.parametrize("asked", [1, 2])  # what is being read, and another
+def test_wherever_it_is_interrupted_what_comes_then_is_right(asked):
+    count, is_interrupted = 1, True
+    while is_interrupted:
+        stream = WeightStream(KEYS, Source().read, 64)
+        stream.next(0)
+        functions = [WeightStream.next, WeightStream._begin]
+        is_interrupted = interrupted_after(
+            count, functions, lambda stream=stream: stream.next(asked), instructions=True
+        )
+        for key in (asked, 0, ("head", 0), 0, 1):
+            tensors = stream.next(key)
+            settled(stream)
+            assert holds(tensors, key)
+        stream.close()
+        count += 1
+    assert count > 50
 
 
 def test_closing_waits_for_what_is_being_read():
