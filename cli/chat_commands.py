@@ -65,7 +65,8 @@ def _clear(d: Dialogue, rest: str) -> None:
     d.stop_reading()
     d.conversation.clear()
     d.documents, d.asked, d.dropped = [], [], None
-    d.session.truncate(0)
+    if d.session.is_open:  # else the next answer opens another
+        d.session.truncate(0)
     d.run.terminal.note("Forgotten.")
 
 

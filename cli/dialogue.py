@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ebbtide import errors
@@ -157,9 +158,10 @@ class Dialogue:
 
     # --- the session
 
-    def open_session(self) -> Any:
-        """The session of the conversation: with its tokens, where it is kept."""
-        with ProgressDisplay(self.run.terminal) as progress:
+    def open_session(self, check: Callable[[], None] = lambda: None) -> Any:
+        """The session of the conversation: with its tokens, where it is kept. check: may raise,
+        while the model is loaded for it."""
+        with ProgressDisplay(self.run.terminal, check) as progress:
             self.llm.on_progress = progress
             try:
                 return open_session(self.run, self.llm, self.conversation)
@@ -169,6 +171,8 @@ class Dialogue:
     def read_ahead(self, title: str, *more: dict[str, str]) -> None:
         """Read the conversation, and messages that may follow, while the user types."""
         self.stop_reading()
+        if not self.session.is_open:  # the next answer opens another
+            return
         messages = [*self.conversation.messages, *more]
         think = self.run.settings.think
         self.reading = BackgroundReading(self.llm, self.session, messages, title, think)
@@ -253,6 +257,7 @@ class Dialogue:
         """
         run, signals = self.run, self.run.signals
         text, output = "", None
+        run.expect_answer()  # what is stopped while it loads is none, not the one before
         try:
             with signals.polite():
                 self.stop_reading()
@@ -289,12 +294,14 @@ class Dialogue:
         return True
 
     def _load_changed(self) -> None:
-        """Where the model's files changed, what they hold now answers."""
+        """Where the model's files changed, what they hold now answers. A session that this closed
+        in vain, or that was stopped, is opened when the next answer is asked for."""
         if self.llm.files_changed():
             self.run.terminal.note("The model's files changed: it is loaded anew.")
             self.session.close()
             self.llm.unload()
-            self.session = self.open_session()
+        if not self.session.is_open:
+            self.session = self.open_session(self.run.signals.check)
 
     def _recover(self) -> None:
         """After a Ctrl-C: the session, whole, and signals as before."""

@@ -199,11 +199,19 @@ class FakeSession:
     tokens: list[int] = field(default_factory=list)
     context: int = 4096
     name: str | None = None
+    is_open: bool = True
 
     kept: ClassVar[dict[str, list[int]]] = {}
 
     def stream(self, prompt: Any, **generation: Any) -> FakeStream:
+        self._check_open()
         return self.llm._stream(prompt, generation, self)
+
+    def _check_open(self) -> None:
+        from ebbtide import errors
+
+        if not self.is_open:
+            raise errors.InputError("the session is closed")
 
     @property
     def num_processed(self) -> int:
@@ -253,11 +261,13 @@ class FakeSession:
 
     def close(self) -> None:
         self.llm.calls.append(("close session", None))
+        self.is_open = False
 
     def undo(self) -> None:
         self.tokens.clear()
 
     def truncate(self, num_tokens: int) -> None:
+        self._check_open()
         del self.tokens[num_tokens:]
 
 
@@ -322,7 +332,11 @@ class FakeLLM:
         return os.environ.pop("FAKE_CHANGED", "") == "1"
 
     def unload(self) -> None:
+        from ebbtide import errors
+
         self.calls.append(("unload", None))
+        if os.environ.pop("FAKE_UNLOAD_FAILS", ""):
+            raise errors.BadCheckpoint("it is not whole")
 
     def keep_in_memory(self, share: float) -> None:
         self.calls.append(("keep_in_memory", share))

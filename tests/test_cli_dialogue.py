@@ -130,6 +130,39 @@ def test_a_model_whose_files_are_damaged_leaves_the_chat_open(capfd, monkeypatch
     assert told.count("BadCheckpoint it is") == 2 and "/retry loads the model anew" in told
 
 
+def test_a_session_that_was_closed_in_vain_is_opened_for_the_next_answer(capfd, monkeypatch):
+    """The files were not whole, and are what they were before when the user asks again."""
+    monkeypatch.setenv("FAKE_CHANGED", "1")
+    monkeypatch.setenv("FAKE_UNLOAD_FAILS", "1")
+    Path("a.txt").write_text("the text")
+    d = talk("a", "/clear", "/read a.txt", "/clear", "b", "c")
+    assert contents(d) == ["b", "b", "c", "c"] and d.session.is_open
+    told = capfd.readouterr().err
+    assert "it is not whole" in told and "is closed" not in told
+    assert told.count("loaded anew") == 1
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_what_is_stopped_while_it_loads_is_no_answer(capfd, monkeypatch, num_before):
+    """Not the half of one that was stopped before it either."""
+    num_loads = []
+
+    def load(self):
+        num_loads.append(1)
+        if len(num_loads) > num_before:
+            raise KeyboardInterrupt
+
+    def answer(self, *_, **__):
+        self.when_cancelled = {"text": "half"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dialogue.Dialogue, "_load_changed", load)
+    monkeypatch.setattr(Run, "answer", answer)
+    d = talk(*["a", "b"][-1 - num_before :])
+    assert contents(d) == ["a", "half"] * num_before
+    assert "Stopped before the answer" in capfd.readouterr().err
+
+
 def test_read_sends_a_document_along(capfd):
     Path("a.txt").write_text("the text")
     d = talk("/read a.txt", "what is it", "thanks", "/read absent", "/read")
