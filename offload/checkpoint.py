@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,17 @@ import torch
 
 from ..kernels.layout import RAW_DTYPES
 from .errors import BadCheckpoint
-from .fingerprint import blocks_of_each
-from .known_file import KnownFile
+from .fingerprint import blocks_of_each, spread
+from .known_file import KnownFile, changed_error
 from .open_file import forget, open_descriptor, read_at
 from .packing import Packing, Plain, aligned
 
 # Of a longer piece Linux reads no more than the disk takes in one go.
 _ANNOUNCED = 256 << 10
+# By which a file is known: all before its tensors, however much a vocabulary takes, and what lies
+# around their edges, of so many of all files at most: training that changed one vector moves those.
+_MOST_HEADER_BYTES, _EDGE_BYTES = 16 << 20, 4096
+_MOST_EDGES, _FEWEST_EDGES = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def share(ref: TensorRef, index: int, count: int, shape: tuple[int, ...]) -> Ten
 class Checkpoint:
     """The tensors of a model, by name.
 
-    found: what its files hold. shapes: of those that are needed. source, described: the files, and
-    what says so, for messages.
+    found: what its files hold. shapes: of those that are needed. known: the files, as they were
+    before that was read of them. source, described: the files, and what says so, for messages.
 
     Raises BadCheckpoint for a tensor that is missing or has another shape, or numbers of no known
     kind.
@@ -78,12 +82,13 @@ class Checkpoint:
         self,
         found: Mapping[str, TensorRef],
         shapes: Mapping[str, tuple[int, ...]],
+        known: Mapping[Path, KnownFile],
         source: Path,
         described: str = "config.json",
     ):
         self.refs: dict[str, TensorRef] = {}
         self._files: dict[Path, int] = {}
-        self._known: dict[Path, KnownFile] = {}
+        self._known = known
         self._opening = threading.Lock()
         missing = [name for name in shapes if name not in found]
         if missing:
@@ -104,9 +109,13 @@ class Checkpoint:
                     "Ebbtide does not know. Use the unquantised model."
                 )
             self.refs[name] = ref
-        paths = {place.path for ref in self.refs.values() for place in (ref, *ref.beside)}
-        for path in sorted(paths):
-            self._known[path] = KnownFile(path, blocks_of_each(len(paths)))
+        edges: dict[Path, set[int]] = {path: set() for path in known}
+        for ref in self.refs.values():
+            for place in (ref, *ref.beside):
+                if place.num_bytes:  # constants are in no file
+                    edges[place.path] |= {place.offset, place.offset + place.num_bytes}
+        for path, file in known.items():
+            file.remember(_telling_places(file.size, sorted(edges[path]), len(known)))
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor's numbers, in fresh memory."""
@@ -188,11 +197,7 @@ class Checkpoint:
         """That what was read is of the file that the header was read of. (One that was replaced is
         still the old one as long as it is open.)"""
         if not self._known[path].is_same(self._descriptor(path)):
-            raise BadCheckpoint(
-                f"{path} changed while it was open: what was read before and what is read now may "
-                "be of two models. The model must be loaded anew: give the command again, or in "
-                "Python close sessions and call unload()."
-            )
+            raise changed_error(path)
 
     def is_replaced(self) -> bool:
         """Whether some file has other bytes by now than when its header was read, or its name
@@ -214,6 +219,16 @@ class Checkpoint:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _telling_places(size: int, edges: list[int], num_files: int) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of a file that tell it from another one of its size. edges: where its tensors
+    begin and end, in their order."""
+    yield 0, min(edges[0] if edges else size, _MOST_HEADER_BYTES)
+    step = -(-len(edges) // max(_FEWEST_EDGES, _MOST_EDGES // num_files))
+    for edge in edges[:: step or 1]:
+        yield max(0, edge - _EDGE_BYTES // 2), _EDGE_BYTES
+    yield from spread(size, blocks_of_each(num_files))
 
 
 def _said(dtype: torch.dtype) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from .errors import BadCheckpoint
 from .open_file import read_at
 
 _TEXT_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
     *("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"),
-    *("hf_quant_config.json", "model.safetensors.index.json"),
+    *("hf_quant_config.json", "model.safetensors.index.json", "chat_template.json"),
 )
 _TEXT_SUFFIXES = (".jinja", ".model")
 _EDGE_BYTES = 64 * 2**10
@@ -34,11 +35,18 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Those of a model's folder that say what the model is."""
-    found = [
-        p for p in Path(folder).iterdir() if p.name in _TEXT_FILES or p.suffix in _TEXT_SUFFIXES
-    ]
-    return sorted(path for path in found if path.is_file())
+    """Those of a model's folder that say what the model is. Raises BadCheckpoint for a folder that
+    cannot be listed."""
+    try:
+        found = [
+            p for p in Path(folder).iterdir() if p.name in _TEXT_FILES or p.suffix in _TEXT_SUFFIXES
+        ]
+        return sorted(path for path in found if path.is_file())
+    except OSError as error:
+        raise BadCheckpoint(
+            f"{folder} cannot be listed: {error.strerror}. Ebbtide must be allowed to read the "
+            "model's folder."
+        ) from error
 
 
 def files_digest(paths: Sequence[Path]) -> bytes:
@@ -48,9 +56,8 @@ def files_digest(paths: Sequence[Path]) -> bytes:
         found = path.stat()
         digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
         with open(path, "rb", buffering=0) as file:
-            digest.update(
-                blocks_digest(file.fileno(), path, found.st_size, blocks_of_each(len(paths)))
-            )
+            places = spread(found.st_size, blocks_of_each(len(paths)))
+            digest.update(digest_at(file.fileno(), path, places))
     return digest.digest()
 
 
@@ -59,16 +66,19 @@ def blocks_of_each(num_files: int) -> int:
     return max(_FEWEST_BLOCKS, _BLOCKS // max(1, num_files))
 
 
-def blocks_digest(descriptor: int, path: Path, size: int, num_blocks: int) -> bytes:
-    """A hash of the edges of an open file, and of blocks between them. path: for messages."""
+def digest_at(descriptor: int, path: Path, places: Iterable[tuple[int, int]]) -> bytes:
+    """A hash of an open file's bytes at some places, (offset, bytes), as far as it has them. path:
+    for messages."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_EDGE_BYTES))
-    for place, num_bytes in _places(size, num_blocks):
-        count = read_at(descriptor, buffer[:num_bytes], path, place)
-        digest.update(buffer[:count])
+    for start, num_bytes in places:
+        place, stop = start, start + num_bytes
+        while count := read_at(descriptor, buffer[: stop - place], path, place):
+            digest.update(buffer[:count])
+            place += count
     return digest.digest()
 
 
-def _places(size: int, num_blocks: int) -> Iterator[tuple[int, int]]:
+def spread(size: int, num_blocks: int) -> Iterator[tuple[int, int]]:
     """(offset, bytes): both edges, and a block somewhere in each of num_blocks equal parts."""
     yield 0, _EDGE_BYTES
     chance, part = random.Random(size), size / num_blocks

@@ -313,9 +313,12 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises BadCheckpoint when its files have none."""
+        """The model's tokenizer. Raises BadCheckpoint when its files have none, or when they
+        changed before they were read."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.files.tokenizer())
+            tokenizer = Tokenizer(self.files.tokenizer())
+            self._opened.check_texts()
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     @property
@@ -390,7 +393,9 @@ class LLM:
     @cached_property
     def tokens_fingerprint(self) -> str:
         """Two models with the same one spell the same tokens."""
-        return self.files.tokens_fingerprint()
+        fingerprint = self.files.tokens_fingerprint()
+        self._opened.check_texts()
+        return fingerprint
 
     def reserve_raw(self, engine) -> None:
         """Before a fork: a session's plan has room for _SESSION_SEQUENCES raw tails, snapshots

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checkpoint import Checkpoint
-from .fingerprint import blocks_of_each
+from .errors import BadCheckpoint
 from .footprint import Facts
 from .generation import GenerationConfig
 from .geometry import Geometry, choose_geometry
-from .known_file import KnownFile
+from .known_file import KnownFile, changed_error
 from .model_config import ModelConfig
 from .model_files import ModelFiles, open_model_files
 from .options import Options, choose_weight_bits
@@ -37,7 +37,23 @@ class OpenedModel:
     def is_replaced(self) -> bool:
         """Whether some file has other bytes by now, or its name belongs to another file. One that
         was touched, or came again as a copy, is the same."""
-        return self.checkpoint.is_replaced() or any(text.is_replaced() for text in self.texts)
+        return self.checkpoint.is_replaced() or self._changed_text() is not None
+
+    def check_texts(self) -> None:
+        """After something was read of them later: raises BadCheckpoint where that may be another
+        model's."""
+        if (changed := self._changed_text()) is not None:
+            raise changed_error(changed)
+
+    def _changed_text(self) -> Path | None:
+        """One that holds something else by now, or that was not there."""
+        try:
+            there = self.files.texts()
+        except BadCheckpoint:  # nothing is; what is open goes on
+            there = []
+        known = {text.path for text in self.texts}
+        changed = (text.path for text in self.texts if text.is_replaced())
+        return next((path for path in there if path not in known), None) or next(changed, None)
 
 
 def open_model(
@@ -46,8 +62,9 @@ def open_model(
     """The model at a folder or GGUF file. name: for messages. geometry: in place of the one that
     suits the model. Raises BadCheckpoint and UnsupportedModel."""
     files = open_model_files(path)
-    paths = files.texts()
-    texts = tuple(KnownFile(path, blocks_of_each(len(paths))) for path in paths)
+    texts = tuple(map(KnownFile, files.texts()))
+    for text in texts:
+        text.remember([(0, text.size)])
     config = files.config()
     if options.dtype != "auto":
         config = replace(config, dtype=options.dtype)

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .head_rows import split_heads
+from .known_file import KnownFile
 from .layer_config import HeadRows, Stacked
 from .packed_modules import packed_modules
 from .packing import Constant, Mxfp4, Plain, Transposed
@@ -58,7 +59,8 @@ def open_folder(
     wrong shape or dtype, and for folders that hold pickled weights only.
     """
     found: dict[str, TensorRef] = {}
-    for path in _shards(folder):
+    known = {path: KnownFile(path) for path in _shards(folder)}
+    for path in known:
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
     for name in list(found):
@@ -76,7 +78,7 @@ def open_folder(
         values = [value for part, value in constants if part in name and name not in found]
         if values:
             found[name] = TensorRef(path, 0, 0, Constant(values[0]), shape)
-    return Checkpoint(found, shapes, folder)
+    return Checkpoint(found, shapes, known, folder)
 
 
 def has_tensor(folder: Path, name: str) -> bool:

@@ -68,7 +68,7 @@ def test_what_tells_files_apart_at_once(tmp_path, what):
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4097, 1 << 20, 3 << 40])
 def test_little_is_read_of_files_of_any_size(size):
-    places = list(fingerprint._places(size, 256))
+    places = list(fingerprint.spread(size, 256))
     assert sum(num_bytes for _, num_bytes in places) <= 1.2 * 2**20
     assert all(0 <= place <= size for place, _ in places)
     between = [place for place, _ in places[1:-1]]

@@ -208,7 +208,7 @@ def test_types_that_are_not_known_are_nobodys(tmp_path):
 
 
 def test_what_cannot_be_opened(tmp_path):
-    assert "cannot be read" in refusal(tmp_path / "gone.gguf")
+    assert "cannot be opened" in refusal(tmp_path / "gone.gguf")
     assert not is_gguf(tmp_path) and not is_gguf(tmp_path / "gone")
 
 

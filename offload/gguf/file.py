@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import BadCheckpoint
+from ..known_file import KnownFile
 
 MAGIC = b"GGUF"
 _MOST_HEADER_BYTES = 256 << 20  # a vocabulary of 262,144 tokens takes 10 MiB
@@ -130,13 +131,13 @@ class Strings:
 @dataclass(frozen=True)
 class GgufHeader:
     """metadata: by key, each a number, a truth value, a text, an array of numbers (numpy) or
-    Strings. tensors: by name. paths: of the files, one or several.
+    Strings. tensors: by name. known: the files, one or several, as they were before that was read.
     """
 
     path: Path
     metadata: dict[str, object]
     tensors: dict[str, GgufTensor]
-    paths: tuple[Path, ...]
+    known: dict[Path, KnownFile]
 
 
 def is_gguf(path: Path) -> bool:
@@ -172,7 +173,7 @@ def read_header(path: Path) -> GgufHeader:
             f"{path.parent} lacks {len(missing)} of {count} files of the model: "
             f"{', '.join(missing[:3])}. The download may be incomplete; fetch the missing files."
         )
-    metadata, tensors = {}, {}
+    metadata, tensors, known = {}, {}, {}
     for number, one in enumerate(paths):
         part = first if one.name == path.name else _read_one(one)
         if part.metadata.get("split.no") != number or part.metadata.get("split.count") != count:
@@ -180,6 +181,7 @@ def read_header(path: Path) -> GgufHeader:
         if not tensors.keys().isdisjoint(part.tensors):
             raise BadCheckpoint(f"{part.path} holds tensors that another file of the model holds.")
         tensors |= part.tensors
+        known |= part.known
         if len(tensors) > _MOST_TENSORS:
             raise BadCheckpoint(
                 f"{part.path}: the files up to this one have {len(tensors)} tensors where at most "
@@ -187,14 +189,14 @@ def read_header(path: Path) -> GgufHeader:
             )
         if number == 0:
             metadata = part.metadata
-    return GgufHeader(paths[0], metadata, tensors, tuple(paths))
+    return GgufHeader(paths[0], metadata, tensors, known)
 
 
 def _read_one(path: Path) -> GgufHeader:
     try:
-        size = path.stat().st_size
+        known = KnownFile(path)
         with path.open("rb") as file:
-            return _Parser(path, file, size).header()
+            return _Parser(known, file).header()
     except OSError as error:
         raise BadCheckpoint(f"{path} cannot be read: {error.strerror or error}.") from error
 
@@ -202,8 +204,9 @@ def _read_one(path: Path) -> GgufHeader:
 class _Parser:
     """Reads one header from its beginning to its end."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int):
-        self._path, self._file, self._size = path, file, size
+    def __init__(self, known: KnownFile, file: BinaryIO):
+        self._known, self._file = known, file
+        self._path, self._size = known.path, known.size
         self._data, self._at = bytearray(), 0
 
     def header(self) -> GgufHeader:
@@ -233,7 +236,7 @@ class _Parser:
         tensors = {name: self._placed(name, *rest, start) for name, *rest in described}
         if len(tensors) < num_tensors:
             raise self._damaged("names a tensor twice")
-        return GgufHeader(self._path, metadata, tensors, (self._path,))
+        return GgufHeader(self._path, metadata, tensors, {self._path: self._known})
 
     def _described(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, type and place of the next tensor."""

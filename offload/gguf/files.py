@@ -51,7 +51,7 @@ class GgufFiles:
         return read_gguf_tokenizer(self.header, self.path.name)
 
     def fingerprint(self) -> str:
-        return files_digest(self.header.paths).hex()
+        return files_digest(list(self.header.known)).hex()
 
     def tokens_fingerprint(self) -> str:
         return tokens_digest(self.header)
@@ -67,7 +67,9 @@ class GgufFiles:
                 raise BadCheckpoint(f"{found.path}: {name} is no list of numbers in F32.")
             packing = Plain(torch.float32)
             refs[name] = TensorRef(found.path, found.offset, found.num_bytes, packing, found.shape)
-        checkpoint = Checkpoint(refs, {name: ref.shape for name, ref in refs.items()}, self.path)
+        shapes = {name: ref.shape for name, ref in refs.items()}
+        known = {ref.path: self.header.known[ref.path] for ref in refs.values()}
+        checkpoint = Checkpoint(refs, shapes, known, self.path)
         try:
             return {name: checkpoint.read(name).tolist() for name in refs}
         finally:

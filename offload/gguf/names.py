@@ -115,7 +115,7 @@ def open_gguf(
         ref = names.ref(name, shape)
         if ref is not None:
             found[name] = ref
-    checkpoint = Checkpoint(found, shapes, header.path, "the file's metadata")
+    checkpoint = Checkpoint(found, shapes, header.known, header.path, "the file's metadata")
     names.check_all_used()
     return checkpoint
 
