@@ -114,6 +114,7 @@ class Session:
             if length < sequence.length:
                 self._reading.rewind(length)
             del sequence.tokens[length:], sequence.remembered[length:]
+            self._runtime.room.end_promise(sequence)  # of tokens that were decoded one by one
             self._reading.known = min(self._reading.known, length)
             if sequence.length == length and sequence.snapshots:
                 newest = sequence.snapshots[-1]

@@ -138,6 +138,18 @@ def test_tokens_one_by_one_end_where_the_room_does(opened, name, share):
             assert fork.tokens == [*held, 5]
 
 
+def test_what_is_truncated_after_single_tokens_is_promised_no_more(opened):
+    """The others may have its room: no answer of it is under way."""
+    with opened("llama2", 1.0).session() as session:
+        session.append(TEXT[:BEGUN])
+        with session.fork() as fork:
+            read(fork, TEXT[BEGUN : -2 * BEGUN])
+            fork.decode(5)
+            fork.truncate(BEGUN)
+            read(session, TEXT[BEGUN:])
+            assert session.tokens == TEXT
+
+
 def test_a_session_alone_ends_at_its_context(opened):
     with opened("llama2", 1.0).session() as session:
         read(session, TEXT[:-1])
