@@ -14,6 +14,7 @@ from prefixes_under_test import TEXT, last_logits, opened, short_texts_count  # 
 from random_checkpoints import make
 from small_llm import TINY, hold, hold_few_experts, open_small
 
+from ebbtide.offload import checkpoint as checkpoint_module
 from ebbtide.offload.errors import BadCheckpoint
 from ebbtide.offload.plan import Loaded
 
@@ -253,3 +254,64 @@ def test_no_pages_of_the_model_before_serve_the_one_after_it(copied, others, tmp
         llm.unload()
         logits, num_restored = last_logits(llm, TEXT)
         assert torch.equal(logits, expected) and num_restored == 0
+
+
+def half_overwritten(file, other):
+    """Its second half, and its time as it was."""
+    found, whole = file.stat(), other.read_bytes()
+    with open(file, "r+b") as out:
+        out.seek(len(whole) // 2)
+        out.write(whole[len(whole) // 2 :])
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def cut(file, other):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def linked(file, other):
+    """As a hub's cache and a folder of versions exchange them."""
+    link = file.with_name("link")
+    link.symlink_to(other)
+    link.replace(file)
+
+
+@pytest.mark.parametrize("how", [replaced, overwritten, half_overwritten, cut, linked])
+@pytest.mark.parametrize("way", WAYS)
+def test_models_are_never_mixed_whenever_a_file_changes(
+    copied, others, tmp_path, monkeypatch, way, how
+):
+    """Before any of the reads of loading, of a prompt and of the next: logits are those of the
+    model that was opened, or there are none."""
+    name, hold_so = WAYS[way]
+    model, file = copied(name)
+    other_file, kept = others(name)[1], tmp_path / "kept"
+    shutil.copy2(file, kept)
+    changes_at, num_reads, read_at = [0], [0], checkpoint_module.read_at
+
+    def read(descriptor, view, path, offset):
+        num_reads[0] += 1
+        if num_reads[0] == changes_at[0]:
+            how(file, other_file)
+        return read_at(descriptor, view, path, offset)
+
+    def run():
+        num_reads[0] = 0
+        with open_small(model, tmp_path, **TINY) as llm:
+            hold_so(llm)
+            return [llm.logits(IDS) for _ in range(2)]
+
+    monkeypatch.setattr(checkpoint_module, "read_at", read)
+    expected, most = run()[0], num_reads[0]
+    whole, num_refused = other_file.read_bytes(), 0
+    for changes_at[0] in range(1, most + 1, 1 + most // 8):
+        try:
+            for found in run():
+                assert torch.equal(found, expected)
+        except BadCheckpoint as error:
+            num_refused += 1
+            assert file.name in str(error)
+        file.unlink()
+        shutil.copy2(kept, file)
+        other_file.write_bytes(whole)
+    assert num_refused or how in (replaced, linked)
