@@ -22,6 +22,10 @@ from .job import job_key
 
 _FEWEST_TOKENS = 64  # of a reading that says anything about speed
 _MOST_ENTRIES = 200
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError),
+    errors.EbbtideError,
+)
 
 
 @dataclass
@@ -48,8 +52,8 @@ class Speeds:
 
     @classmethod
     def parse(cls, found: Any) -> Speeds:
-        """The inverse of `to_dict`. Raises ValueError, KeyError, TypeError or AttributeError for
-        what is none."""
+        """The inverse of `to_dict`. Raises ValueError, KeyError, TypeError, AttributeError or
+        OverflowError for what is none."""
         parts = [
             {int(length): float(speed) for length, speed in found[name].items()}
             for name in ("prefill", "decode")
@@ -96,7 +100,7 @@ def recall(llm: Any, settings: Any) -> Speeds:
     """What is known; nothing where that cannot be read."""
     try:
         return Speeds.parse(json.loads(_path().read_bytes())[_key(llm, settings)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, errors.EbbtideError):
+    except _DAMAGED:
         return Speeds()
 
 

@@ -50,6 +50,7 @@ def test_a_damaged_file_is_no_trouble_and_is_written_anew(path, content):
         lambda entry: {**entry, "prefill": {"x": 1.0}},
         lambda entry: {**entry, "prefill": {"10": 0}},
         lambda entry: {**entry, "decode": {"10": float("nan")}},
+        lambda entry: {**entry, "decode": {"10": 10**400}},
         lambda entry: {"prefill": entry["prefill"]},
         lambda entry: None,
     ],
