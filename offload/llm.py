@@ -353,8 +353,8 @@ class LLM:
 
     def files_changed(self) -> bool:
         """Whether the model's files hold another one than is answered by, which `unload` takes. A
-        file that was touched, or came again as a copy, is the same, as far as its size and a
-        megabyte of bytes of all files tell."""
+        file that was touched, or came again as a copy, is the same, as far as its size, its
+        header, its tensors' edges and a megabyte of bytes of all files tell."""
         return self._opened.is_replaced()
 
     def unload(self) -> None:

@@ -387,14 +387,19 @@ class Session:
     ) -> torch.Tensor:
         """Add a sampled token and process it: its logits (vocab,). sampler: what will choose the
         next ones; with it, what follows may be guessed and processed too, for later calls. most:
-        how many more may be processed; None: as many as the context holds. Raises ContextOverflow,
-        and DoesNotFit where a fork has the room; nothing is added then.
+        how many more may be processed; None: as many as the context holds. What waits before it is
+        processed first. Raises InputError for what is no token, ContextOverflow, and DoesNotFit
+        where a fork has the room; nothing is added then.
         """
         self._check_open()
+        if sampler is None:  # else it chose the token
+            self._llm.encode([token])  # which says what is none
         sequence, drafts = self._sequence, self._drafts
         num_tokens = len(sequence.tokens) + 1
         if num_tokens > self.context or not self.has_room(num_tokens):
             self._admit(num_tokens)  # which says why not
+        if sequence.length + 1 < num_tokens:
+            self.last_logits()
         self._logits = None  # should this be interrupted
         logits = None if drafts is None else drafts.take(sequence.length, token)
         sequence.tokens.append(token)

@@ -150,6 +150,28 @@ def test_what_is_truncated_after_single_tokens_is_promised_no_more(opened):
             assert session.tokens == TEXT
 
 
+def test_what_waits_is_read_before_a_single_token(opened):
+    llm = opened("llama2", 1.0)
+    expected = llm.logits(TEXT[: BEGUN + 6], prefill_tokens=BEGUN + 5)[-1]
+    for process in (True, False):
+        with llm.session() as session:
+            session.append(TEXT[: BEGUN + 5], process=process)
+            assert session.num_processed < BEGUN + 5
+            assert torch.equal(session.decode(TEXT[BEGUN + 5]), expected)
+            assert session.num_processed == BEGUN + 6
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 20, 1.5, "a", None])
+def test_what_is_no_token_is_refused_and_nothing_is_added(opened, token):
+    """Rows of the embedding are read from the file by their number."""
+    with opened("llama2", 1.0).session() as session:
+        session.append(TEXT[:BEGUN])
+        expected = session.last_logits()
+        with pytest.raises(errors.InputError):
+            session.decode(token)
+        assert session.tokens == TEXT[:BEGUN] and torch.equal(session.last_logits(), expected)
+
+
 def test_a_session_alone_ends_at_its_context(opened):
     with opened("llama2", 1.0).session() as session:
         read(session, TEXT[:-1])
