@@ -11,17 +11,20 @@ stream that is dropped, stop it between two layers or tokens. Knows streams; com
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from .errors import InputError
-from .output import Output, Piece, Progress
+from .output import Output, Piece
 from .stream import Stream
 
 if TYPE_CHECKING:
     from .llm import LLM
+    from .session import Session
 
 
 class _Cancelled(BaseException):
@@ -29,25 +32,28 @@ class _Cancelled(BaseException):
 
 
 class _Answer:
-    """What the loop and the thread share of one answer. output: at its end. closed: what is told
-    where the LLM is closed before that."""
+    """What the loop and the thread share of one answer. session: that it is of, None: its own.
+    output: at its end. closed: what is told where the LLM or the session is closed before that."""
 
-    def __init__(self, begin: Callable[[], Stream]):
-        self.begin = begin
+    def __init__(self, begin: Callable[[], Stream], session: Session | None):
+        self.begin, self.session = begin, session
         self.events: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
         self.is_cancelled = False
         self.output: Output | None = None
         self.closed: InputError | None = None
-        self._loop = asyncio.get_running_loop()
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise InputError(
+                "no asyncio loop runs here: call astream in a coroutine, or use stream"
+            ) from None
 
     def put(self, event: Piece | BaseException | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed, and with it whoever waited
-            self.is_cancelled = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it whoever waited
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     def check(self) -> None:
-        if self.is_cancelled:
+        if self.is_cancelled or self.loop.is_closed():
             raise _Cancelled
 
 
@@ -56,7 +62,8 @@ class AsyncStream(AsyncIterator[Piece]):
 
     `aclose()` stops it, and so does cancelling the task that waits for it; both return once nothing
     is computed for it any more, within a layer's time. One that is dropped is stopped as well, a
-    little later. output: the Output, None before the end.
+    little later. Of several tasks that wait for one, each piece goes to one of them. InputError in
+    another loop than the one that it was made in. output: the Output, None before the end.
     """
 
     def __init__(self, answer: _Answer, future: Future):
@@ -68,6 +75,8 @@ class AsyncStream(AsyncIterator[Piece]):
         return self._answer.output
 
     async def __anext__(self) -> Piece:
+        if asyncio.get_running_loop() is not self._answer.loop:
+            raise InputError("this stream is of another asyncio loop; call astream in this one")
         if self._is_over:
             raise StopAsyncIteration
         try:
@@ -78,6 +87,7 @@ class AsyncStream(AsyncIterator[Piece]):
         if isinstance(event, Piece):
             return event
         self._is_over = True
+        self._answer.events.put_nowait(None)  # another task may wait, too
         if event is None:
             raise StopAsyncIteration
         raise event
@@ -85,7 +95,9 @@ class AsyncStream(AsyncIterator[Piece]):
     async def aclose(self) -> None:
         """Stop. May be called again. The answer so far is in `output`, as "cancelled"."""
         self._is_over = self._answer.is_cancelled = True
-        if not self._future.cancel():  # it has begun
+        if self._future.cancel():
+            self._answer.put(None)  # its turn will not come, and a task may wait for it
+        else:
             await asyncio.wait({asyncio.wrap_future(self._future)})
 
     async def __aenter__(self) -> AsyncStream:
@@ -103,40 +115,61 @@ class AsyncAnswers:
     """The thread of one LLM. Started by the first answer."""
 
     def __init__(self, llm: LLM):
-        self._llm = llm
-        self._executor = ThreadPoolExecutor(1, "ebbtide-answers")
-        self._answers: WeakSet[_Answer] = WeakSet()
+        self._executor = ThreadPoolExecutor(
+            1, "ebbtide-answers", initializer=llm.sessions.wait_in_this_thread
+        )
+        self._answers: WeakKeyDictionary[_Answer, Future] = WeakKeyDictionary()
+        self._made_here = threading.local()  # answer: the one that this thread makes, if any
 
-    def stream(self, begin: Callable[[], Stream]) -> AsyncStream:
-        """begin: called in the thread. Needs a running loop."""
-        answer = _Answer(begin)
+    def stream(self, begin: Callable[[], Stream], session: Session | None = None) -> AsyncStream:
+        """begin: called in the thread. session: whose end ends the answer. Raises InputError where
+        no loop runs, or the LLM is closed."""
+        answer = _Answer(begin, session)
         try:
             future = self._executor.submit(self._make, answer)
         except RuntimeError:
             raise InputError("the LLM is closed; open it again with LLM.open") from None
-        self._answers.add(answer)
+        self._answers[answer] = future
         return AsyncStream(answer, future)
 
-    async def output(self, begin: Callable[[], Stream]) -> Output:
+    async def output(self, begin: Callable[[], Stream], session: Session | None = None) -> Output:
         """The whole answer."""
-        stream = self.stream(begin)
+        stream = self.stream(begin, session)
         async for _ in stream:
             pass
         assert stream.output is not None
         return stream.output
 
+    def check(self) -> None:
+        """Between two layers or tokens: ends the answer that this thread makes, should nobody want
+        it any more."""
+        answer = getattr(self._made_here, "answer", None)
+        if answer is not None:
+            answer.check()
+
+    def stop(self, session: Session) -> None:
+        """Stop what is asked of a session that is to be closed, and wait for that."""
+        if not hasattr(self._made_here, "answer"):
+            wait(self._stop("session", [a for a in self._answers if a.session is session]))
+
     def close(self) -> None:
         """Stop what is asked, and wait for that. What is asked later is an InputError."""
-        for answer in self._answers:
-            answer.closed = InputError("the LLM was closed before the answer's end")
-            answer.is_cancelled = True
+        if hasattr(self._made_here, "answer"):
+            raise InputError("an LLM cannot be closed by what is called while it answers")
+        self._stop("LLM", [*self._answers])
         self._executor.shutdown()
 
+    def _stop(self, what: str, answers: list[_Answer]) -> list[Future]:
+        futures = [self._answers[answer] for answer in answers]
+        for answer, future in zip(answers, futures, strict=True):
+            answer.closed = InputError(f"the {what} was closed before the answer's end")
+            answer.is_cancelled = True
+            if future.cancel():  # its turn will not come
+                answer.put(answer.closed)
+        return futures
+
     def _make(self, answer: _Answer) -> None:
-        llm = self._llm
-        before = llm.on_progress, llm.check
-        llm.on_progress = _joined(answer.check, before[0])
-        llm.check = _joined(answer.check, before[1])
+        self._made_here.answer = answer
         ending: BaseException | None = None
         try:
             answer.check()
@@ -153,16 +186,5 @@ class AsyncAnswers:
         except BaseException as error:
             ending = error
         finally:
-            llm.on_progress, llm.check = before
+            del self._made_here.answer
             answer.put(ending)
-
-
-def _joined(check: Callable[[], None], then: Callable[..., Any] | None) -> Callable[..., None]:
-    """Calls both; the second only where the first raises nothing."""
-
-    def both(*args: Progress) -> None:
-        check()
-        if then is not None:
-            then(*args)
-
-    return both

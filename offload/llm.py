@@ -66,7 +66,6 @@ class LLM:
         self._options, self._geometry, self._store_options = options, geometry, store_options
         self._warnings: list[str] = []
         self._is_open = True
-        self.async_answers = AsyncAnswers(self)
         self.on_progress: Callable[[Progress], None] | None = None
         self.check: Callable[[], None] | None = None
         self.builtin = model is None
@@ -85,6 +84,7 @@ class LLM:
         self._context = options.context
         self._limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
         self.sessions = OpenSessions()
+        self.async_answers = AsyncAnswers(self)
         self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
         self._take(opened)
 
@@ -372,8 +372,8 @@ class LLM:
 
     def close(self) -> None:
         """Close all sessions and free everything. May be called again."""
-        self._is_open = False
         self.async_answers.close()
+        self._is_open = False
         failure = self.sessions.close()
         self.admission.close()
         self._opened.checkpoint.close()
@@ -387,8 +387,16 @@ class LLM:
         self.close()
 
     def report(self, progress: Progress) -> None:
+        """For what loads and reads: may raise, which stops it."""
+        self.async_answers.check()
         if self.on_progress is not None:
             self.on_progress(progress)
+
+    def check_wanted(self) -> None:
+        """Before each layer that reads: may raise, which stops it."""
+        self.async_answers.check()
+        if self.check is not None:
+            self.check()
 
     @cached_property
     def tokens_fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """The sessions of one LLM that are open, and which thread runs the model.
 
-One thread at a time does. A stream that is dropped while it runs, in whichever thread, is closed
-afterwards.
+One thread at a time does: the one that makes asynchronous answers waits for its turn, others are
+refused. A stream that is dropped while it runs, in whichever thread, is closed afterwards.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .session import Session
     from .stream import Stream
 
+_PATIENCE_S = 1.0
+
 
 class OpenSessions:
     """Iterates the sessions that are not yet closed, to the end."""
@@ -26,6 +28,8 @@ class OpenSessions:
         self._sessions: list[Session] = []
         self._abandoned: list[Stream] = []  # dropped while something was running
         self._lock = threading.Lock()
+        self._runner: int | None = None  # the thread that has the lock
+        self._patient: int | None = None  # the thread that waits for it
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -59,16 +63,44 @@ class OpenSessions:
                 failure = failure or error
         return failure
 
+    def wait_in_this_thread(self) -> None:
+        """From now on `running` waits here until no other thread runs."""
+        self._patient = threading.get_ident()
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """While the model computes: keeps a second thread out."""
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=self._patient == threading.get_ident()):
             raise InputError(
                 "this LLM is running in another thread; one LLM serves one thread at a time"
             )
+        with self._released():
+            yield
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While no other thread runs, which is waited for: pages must not go under its hands."""
+        if self._runner == threading.get_ident():  # closed by what runs here
+            yield
+            return
+        # A lock that nobody has was left by Ctrl-C, and never comes.
+        while not (is_ours := self._lock.acquire(timeout=_PATIENCE_S)):
+            if self._runner is None:
+                break
+        if not is_ours:
+            yield
+            return
+        with self._released():
+            yield
+
+    @contextmanager
+    def _released(self) -> Iterator[None]:
+        """The lock, which this thread has, at the end."""
         try:
+            self._runner = threading.get_ident()
             yield
         finally:
+            self._runner = None
             self._lock.release()
 
     @contextmanager
@@ -89,8 +121,6 @@ class OpenSessions:
         """Close abandoned streams, unless something is running: they may be dropped in the middle
         of it, in any thread."""
         if self._abandoned and self._lock.acquire(blocking=False):
-            try:
+            with self._released():
                 while self._abandoned:
                     self._abandoned.pop().close()
-            finally:
-                self._lock.release()

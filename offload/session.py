@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence as Sequence_
+from functools import partial
 
 import torch
 
@@ -185,11 +186,13 @@ class Session:
 
     def astream(self, prompt: Prompt | None = None, **generation) -> AsyncStream:
         """Like stream, for asyncio: `async for piece in session.astream(...)`; see AsyncStream."""
-        return self._llm.async_answers.stream(lambda: self.stream(prompt, **generation))
+        begin = partial(self.stream, prompt, **generation)
+        return self._llm.async_answers.stream(begin, self)
 
     async def agenerate(self, prompt: Prompt | None = None, **generation) -> Output:
         """Like generate, while the loop goes on. Several at once are answered in turn."""
-        return await self._llm.async_answers.output(lambda: self.stream(prompt, **generation))
+        begin = partial(self.stream, prompt, **generation)
+        return await self._llm.async_answers.output(begin, self)
 
     # ---- a name ------------------------------------------------------------------------------
 
@@ -252,6 +255,11 @@ class Session:
         StorageError when they could not be written; the pages are freed all the same."""
         if self not in self._llm.sessions:
             return
+        self._llm.async_answers.stop(self)
+        with self._llm.sessions.at_rest():
+            self._close()
+
+    def _close(self) -> None:
         if (stream := self._unfinished()) is not None:
             stream.close()
         try:

@@ -42,7 +42,7 @@ class SessionReading:
 
         try:
             with self._llm.sessions.running():
-                return self._engine.prefill(sequence, None, report, stop, self._llm.check)
+                return self._engine.prefill(sequence, None, report, stop, self._llm.check_wanted)
         finally:
             self._recomputed += max(0, min(self.known, sequence.length) - start)
 

@@ -8,7 +8,7 @@ import asyncio
 import threading
 
 import pytest
-from sessions_under_test import LONG, assert_nothing_is_held
+from sessions_under_test import IDS, LONG, assert_nothing_is_held
 
 from ebbtide.offload.errors import ContextOverflow, InputError
 
@@ -205,3 +205,147 @@ def test_closing_ends_what_is_asked(llm):
             llm.astream(LONG)
 
     asyncio.run(ask())
+
+
+def test_a_stream_that_several_wait_for_ends_for_all(llm, expected):
+    async def ask():
+        ahead, closed = llm.astream(LONG, **LONGER), llm.astream(LONG, **WAY)
+        waiting = asyncio.gather(pieces_of(closed), pieces_of(closed))
+        await anext(ahead)
+        await closed.aclose()  # before its turn
+        assert await asyncio.wait_for(waiting, 30) == [[], []]
+        await ahead.aclose()
+        stream = llm.astream(LONG, **WAY)
+        both = asyncio.gather(pieces_of(stream), pieces_of(stream))
+        first, second = await asyncio.wait_for(both, 30)
+        return first + second
+
+    assert sorted(asyncio.run(ask())) == sorted(expected.token_ids)
+    assert_nothing_is_held(llm)
+
+
+def test_a_stream_is_of_the_loop_that_it_was_made_in(llm, expected):
+    reached, may_go_on, checks = threading.Event(), threading.Event(), []
+
+    def check():
+        checks.append(1)
+        reached.set()
+        assert may_go_on.wait(30)
+
+    async def ask():
+        stream = llm.astream(LONG, **LONGER)
+        while not reached.is_set():
+            await asyncio.sleep(0)
+        return stream
+
+    async def ask_elsewhere(stream):
+        with pytest.raises(InputError, match="another asyncio loop"):
+            await anext(stream)
+        may_go_on.set()
+        output = await llm.agenerate(LONG, **WAY)  # behind it
+        await stream.aclose()  # which may be done anywhere
+        return output
+
+    with pytest.raises(InputError, match="no asyncio loop runs here"):
+        llm.astream(LONG)
+    llm.check = check
+    stream = asyncio.run(ask())
+    llm.check = None
+    # Nobody can read it any more: it ends by itself, while its prompt is read.
+    assert asyncio.run(ask_elsewhere(stream)).token_ids == expected.token_ids
+    assert len(checks) == 1 and not stream.output.token_ids
+    assert_nothing_is_held(llm)
+
+
+@pytest.mark.parametrize("phase", ["queued", "prefill", "decode"])
+def test_a_session_that_is_closed_ends_its_answers(llm, expected, phase):
+    """Pages must not go while they are read."""
+    reached = threading.Event()
+
+    async def ask():
+        session = llm.session()
+        ahead = llm.astream(LONG, **LONGER) if phase == "queued" else None
+        if phase == "prefill":
+            llm.check = reached.set
+        stream = session.astream(LONG, **LONGER)
+        if phase == "decode":
+            await anext(stream)
+        while phase == "prefill" and not reached.is_set():
+            await asyncio.sleep(0)
+        session.close()
+        with pytest.raises(InputError, match="the session was closed before the answer's end"):
+            await pieces_of(stream)
+        if ahead is not None:
+            assert (await anext(ahead)).token_ids[0] == expected.token_ids[0]  # it goes on
+            await ahead.aclose()
+        llm.check = None
+        return await llm.agenerate(LONG, **WAY)
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
+    assert_nothing_is_held(llm)
+
+
+def test_closing_a_fork_waits_for_what_is_running(llm):
+    """Its pages lie in the store that is read."""
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def check():
+        reached.set()
+        assert may_go_on.wait(30)
+
+    async def ask(session, fork):
+        llm.check = check
+        answer = asyncio.create_task(session.agenerate(IDS[400:], **WAY))
+        while not reached.is_set():
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(fork.close))
+        await asyncio.sleep(0.05)
+        assert fork in llm.sessions and fork.is_open
+        may_go_on.set()
+        await closing
+        llm.check = None
+        return await answer
+
+    with llm.session() as session:
+        session.append(LONG)
+        found = asyncio.run(ask(session, session.fork())).token_ids
+    with llm.session() as session:
+        session.append(LONG)
+        assert found == session.generate(IDS[400:], **WAY).token_ids
+    assert_nothing_is_held(llm)
+
+
+def test_an_answer_waits_for_another_thread(llm, expected):
+    async def ask():
+        with llm.sessions.running():
+            task = asyncio.create_task(llm.agenerate(LONG, **WAY))
+            done, _ = await asyncio.wait({task}, timeout=0.05)
+            assert not done
+            with pytest.raises(InputError, match="running in another thread"):
+                await asyncio.to_thread(llm.generate, LONG, **WAY)
+        return await task
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
+
+
+def test_hooks_that_are_set_during_an_answer_stay(llm):
+    async def ask():
+        stream = llm.astream(LONG, **WAY)
+        await anext(stream)
+        llm.on_progress = llm.check = hook
+        await pieces_of(stream)
+        assert llm.on_progress is llm.check is hook
+
+    def hook(*_):
+        pass
+
+    asyncio.run(ask())
+
+
+def test_an_llm_is_not_closed_by_what_it_calls(llm, expected):
+    async def ask():
+        with pytest.raises(InputError, match="cannot be closed by what is called"):
+            await llm.agenerate(LONG, **WAY, logits_processors=lambda ids, logits: llm.close())
+        return await llm.agenerate(LONG, **WAY)
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
