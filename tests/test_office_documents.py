@@ -75,6 +75,28 @@ def write_slides():
     return out.getvalue()
 
 
+def test_text_of_slides_that_a_library_passes_over():
+    """A shape with a formula comes in two forms, and a copied one may have the title's id."""
+    pptx = pytest.importorskip("pptx")
+    from lxml import etree
+
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    slide.shapes.title.text = "Energy"
+    copied, formula, old = (slide.shapes.add_textbox(0, 0, 9, 9) for _ in range(3))
+    copied.text_frame.text, formula.text_frame.text = "copied", "mass is E = mc2"
+    copied._element.nvSpPr.cNvPr.set("id", str(slide.shapes.title.shape_id))
+    names = "http://schemas.openxmlformats.org/markup-compatibility/2006"
+    both = etree.SubElement(slide.shapes._spTree, f"{{{names}}}AlternateContent")
+    for kind, shape in (("Choice", formula), ("Fallback", old)):
+        shape.text_frame.text = shape.text_frame.text or "a picture of it"
+        etree.SubElement(both, f"{{{names}}}{kind}").append(shape._element)
+    out = io.BytesIO()
+    deck.save(out)
+    assert extract("pptx", out.getvalue()).text == "# Energy\n\ncopied\n\nmass is E = mc2\n"
+    assert refused("pptx", out.getvalue(), "2-").startswith("has 1 slides, and --pages 2-")
+
+
 def test_slides_are_cited_by_their_numbers():
     data = write_slides()
     assert sniff("x", data, "x") == "pptx"
@@ -94,7 +116,7 @@ def test_slides_are_cited_by_their_numbers():
     assert found.num_pages == 5 and found.warnings[0].endswith("(pictures or nothing): 3.")
     chosen = extract("pptx", data, "4-")
     assert chosen.text == "# Hidden\n\nin a group\n" and chosen.num_pages == 5
-    assert "has 5 pages, and --pages 6 begins behind" in refused("pptx", data, "6")
+    assert "has 5 slides, and --pages 6 begins behind" in refused("pptx", data, "6")
 
 
 def test_a_chart_is_the_table_of_its_numbers():
@@ -197,6 +219,17 @@ def test_odt(monkeypatch):
         extract("odt", write_odt(**{"content.xml": f"<a><text>{deep}</text></a>"}))
 
 
+def test_a_table_in_a_table_is_told_once():
+    inner = "<table:table><table:table-row><table:table-cell><text:p>in</text:p>"
+    inner += "</table:table-cell></table:table-row></table:table>"
+    table = f"<table:table><table:table-row-group><table:table-row><table:table-cell>{inner}"
+    table += "</table:table-cell><table:table-cell><text:p>out</text:p></table:table-cell>"
+    table += "</table:table-row></table:table-row-group></table:table>"
+    content = f"<office:document-content {NAMES}><office:body><office:text>{table}</office:text>"
+    content += "</office:body></office:document-content>"
+    assert extract("odt", write_odt(**{"content.xml": content})).text == "in | out\n"
+
+
 def write_sheets():
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
@@ -250,6 +283,39 @@ def test_formulas_without_values_are_told():
         assert found.text == f"# Sheet\n\n{text}" and bool(found.warnings) != bool(value)
 
 
+def test_a_formula_may_have_been_computed_to_an_empty_text():
+    parts = members_of(write_sheets())
+    name = "xl/worksheets/sheet1.xml"
+    start, end = b"<sheetData>", b"</sheetData>"
+    before, rest = parts[name].split(start)
+    after = rest.split(end)[1]
+    for value in (b"<v></v>", b"<v/>"):
+        cells = b'<c r="A1"><v>3</v></c><c r="B1" t="str"><f>IF(A1=3,"",1)</f>%b</c>' % value
+        row = b'<row r="1">%b<c r="C1" s="1"><f>A1</f></c></row>' % cells
+        parts[name] = before + start + row + end + after
+        found = extract("xlsx", write_zip(parts))
+        assert found.text.startswith("# Costs\n\n3\n\n")
+        assert found.warnings[-1].startswith("1 formula was never computed")
+
+
+def test_sheets_count_as_their_tabs_do():
+    openpyxl = pytest.importorskip("openpyxl")
+    from openpyxl.chart import BarChart, Reference
+
+    book = openpyxl.Workbook()
+    book.active.append([1, 2])
+    chart = BarChart()
+    chart.add_data(Reference(book.active, min_col=1, max_col=2, min_row=1))
+    book.create_chartsheet("Chart").add_chart(chart)
+    hidden = book.create_sheet("Hidden")
+    hidden.sheet_state, hidden["A1"] = "hidden", "x"
+    out = io.BytesIO()
+    book.save(out)
+    found = extract("xlsx", out.getvalue())
+    assert starts(found) == [("sheet 1", "# Sheet"), ("sheet 3", "# Hidden")]
+    assert not found.warnings
+
+
 def test_a_sheet_that_lies_about_its_size_is_read_by_its_cells():
     parts = members_of(write_sheets())
     sheet = parts["xl/worksheets/sheet1.xml"]
@@ -265,6 +331,18 @@ def test_what_is_embedded_does_not_say_what_a_file_is():
     with zipfile.ZipFile(out, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr("ppt/embeddings/book.xlsx", inner)
     assert sniff("x", out.getvalue(), "x") == "pptx"
+
+
+def test_what_no_library_reads_is_named():
+    for name in ("word/document.xml", "ppt/presentation.xml", "xl/workbook.xml"):
+        types = '<Relationships><Relationship Type="http://purl.oclc.org/ooxml/x"/></Relationships>'
+        data = write_zip({name: "<a/>", "[Content_Types].xml": "<a/>", "_rels/.rels": types})
+        assert "is a strict Open XML file; save it as" in refused(sniff("x", data, "x"), data)
+    locked = b"\xd0\xcf\x11\xe0" + "EncryptedPackage".encode("utf-16-le")
+    with pytest.raises(InputError, match=r"a\.docx is encrypted with a password"):
+        sniff("a.docx", locked, "a.docx")
+    with pytest.raises(InputError, match="an old Office file"):
+        sniff("a.doc", locked[:12], "a.doc")
 
 
 OFFICE = {"odt": write_odt, "pptx": write_slides, "xlsx": write_sheets}

@@ -9,6 +9,8 @@ import zlib
 from ..errors import InputError
 from . import limits
 
+# The names of Open XML's strict form, which Office writes if told to. Libraries find nothing in it.
+_STRICT = b"http://purl.oclc.org/ooxml/"
 _ENCRYPTED = 1  # bit of a member's flags
 # What a damaged archive raises; ValueError where a member should lie before its beginning.
 _BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError
@@ -60,12 +62,17 @@ class Archive:
 
     def check_for_library(self) -> None:
         """Before an Office file is handed on to a library that reads its parts. Raises InputError
-        where one is encrypted, or declares entities."""
+        where one is encrypted, or declares entities, and for names that libraries do not know."""
         if any(member.flag_bits & _ENCRYPTED for member in self._zip.infolist()):
             raise InputError("is encrypted with a password; unpack and pack it without one")
         # Office writes none of these, and a file that does wants its entities expanded. (NULs: it
         # may be written in UTF-16.)
         for name in self.names:
             if name.endswith((".xml", ".rels")):
-                if b"<!DOCTYPE" in self.read(name).replace(b"\0", b""):
+                part = self.read(name).replace(b"\0", b"")
+                if b"<!DOCTYPE" in part:
                     raise InputError("declares entities of its own, which no Office does; not read")
+                if name == "_rels/.rels" and _STRICT in part:
+                    raise InputError(
+                        "is a strict Open XML file; save it as an ordinary docx, pptx or xlsx"
+                    )

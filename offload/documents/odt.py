@@ -70,11 +70,14 @@ def _blocks(element: ET.Element, prefix: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _rows(table: ET.Element) -> Iterator[str]:
-    for row in table.iter():
-        if _name(row) == "table-row":
-            cells = [" ".join(_text(cell).split()) for cell in row if _name(cell) == "table-cell"]
+    """Of the table itself: one in a cell is a part of the cell's text."""
+    for child in table:
+        if _name(child) == "table-row":
+            cells = [" ".join(_text(cell).split()) for cell in child if _name(cell) == "table-cell"]
             if any(cells):
                 yield " | ".join(cells).rstrip(" |")
+        elif not _is_left_out(child):
+            yield from _rows(child)  # header rows, groups of rows
 
 
 def _text(element: ET.Element) -> str:

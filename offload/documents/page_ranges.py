@@ -35,15 +35,16 @@ class PageRanges:
 
         return ",".join(one(*pair) for pair in self.ranges)
 
-    def chosen(self, num_pages: int) -> list[int]:
+    def chosen(self, num_pages: int, what: str = "pages") -> list[int]:
         """The pages of a document of so many that are meant, in order, each once; [] for none.
+        what: they are, for messages.
 
         Raises ValueError when a range begins behind the document's end.
         """
         found: set[int] = set()
         for first, last in self.ranges:
             if first > num_pages:
-                raise ValueError(f"has {num_pages:,} pages, and --pages {self} begins behind them")
+                raise ValueError(f"has {num_pages:,} {what}, and --pages {self} begins behind them")
             found.update(range(first, min(last or num_pages, num_pages) + 1))
         return sorted(found)
 

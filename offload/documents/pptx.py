@@ -19,6 +19,11 @@ from .extract import Extract, Report, refused_if_damaged
 from .limits import MAX_PAGES, MAX_TEXT_CHARS
 from .page_ranges import PageRanges, show_pages
 
+# What newer programs draw otherwise than older ones, formulas in a text above all, comes twice.
+_ALTERNATIVES, _FIRST = (
+    f"{{http://schemas.openxmlformats.org/markup-compatibility/2006}}{name}"
+    for name in ("AlternateContent", "Choice")
+)
 # The same on every slide.
 _FURNITURE = ("DATE", "FOOTER", "SLIDE_NUMBER")
 
@@ -64,23 +69,33 @@ def _read(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 
 def _chosen(ranges: PageRanges, num_slides: int) -> list[int]:
     try:
-        return ranges.chosen(num_slides)
+        return ranges.chosen(num_slides, "slides")
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
 def _told(slide: Any) -> tuple[str, str]:
     """Its title, and all that it says, the title first wherever it stands."""
+    _choose_alternatives(slide.shapes._spTree)
     named = slide.shapes.title
     title = "" if named is None else " ".join(named.text_frame.text.split())
     blocks = [f"# {title}"] if title else []
     for shape in slide.shapes:
-        if named is None or shape.shape_id != named.shape_id:
+        # Not by their ids: programs give one to several shapes.
+        if named is None or shape._element is not named._element:
             blocks += _texts(shape)
     if slide.has_notes_slide and (frame := slide.notes_slide.notes_text_frame) is not None:
         if notes := _lines(frame):
             blocks.append(f"Notes: {notes}")
     return title, "\n\n".join(blocks)
+
+
+def _choose_alternatives(tree: Any) -> None:
+    """The library passes over shapes that come in several forms: the first takes their place."""
+    for alternatives in list(tree.iter(_ALTERNATIVES)):
+        for shape in alternatives.findall(_FIRST)[:1]:
+            for part in list(shape):
+                alternatives.addprevious(part)
 
 
 def _texts(shape: Any) -> Iterator[str]:

@@ -28,6 +28,8 @@ OTHER_FORMATS = (
     (b"GGUF", "a model's weights", ""),
     (b"SQLite format 3\x00", "a database", ""),
 )
+# What an Office file with a password has in it, which is packed as the old ones are.
+_ENCRYPTED_OFFICE = "EncryptedPackage".encode("utf-16-le")
 _READABLE = "PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown and plain text can be read"
 # What an Office file of each kind has in it.
 _MAIN_PARTS = (
@@ -52,6 +54,8 @@ def sniff(source: str, data: bytes, name: str) -> str:
         return "pdf"
     if data.startswith(b"PK\x03\x04"):
         return _kind_of_archive(source, data)
+    if data.startswith(OTHER_FORMATS[0][0]) and _ENCRYPTED_OFFICE in data:
+        raise InputError(f"{source} is encrypted with a password; save a copy without one")
     for magic, what, remedy in OTHER_FORMATS:
         if data.startswith(magic):
             advice = remedy.replace("FILE", file_in_command(source))

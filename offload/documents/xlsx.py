@@ -1,4 +1,5 @@
-"""XLSX: the sheets of a workbook, row by row, by openpyxl. Runs in the worker.
+"""XLSX: the sheets of a workbook, row by row, by openpyxl, hidden ones among them. Runs in the
+worker.
 
 Formulas are read as the values that were saved with them; nothing is computed. Programs that write
 formulas and no values are common, so what is missing is said.
@@ -20,8 +21,11 @@ from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 from .page_ranges import PageRanges
 
 _MIDNIGHT = datetime.time()
-# A cell whose formula has no value behind it, or an empty one.
-_UNCOMPUTED = re.compile(rb"(?:</f>|<f\b[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
+# A cell whose formula has no value behind it, or an empty one; that is a value where it is text.
+_UNCOMPUTED = re.compile(
+    rb"""<c\b(?![^>]{0,300}\bt=["']str["'])[^>]{0,300}>\s*"""
+    rb"<f\b(?:[^>]{0,300}/>|[^>]{0,300}>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>"
+)
 # Ten empty cells and more: a cell that was touched far from all others is no table.
 _GAP = re.compile(r"(?: \| ){10,}")
 
@@ -52,9 +56,11 @@ def _read(data: bytes, report: Report) -> Extract:
     if len(sheets) > MAX_SECTIONS:
         raise InputError(f"has {len(sheets):,} sheets, and {MAX_SECTIONS:,} are the most")
     found, lines, size, empty = Extract(""), [], 0, []
-    for number, sheet in enumerate(sheets, 1):
-        report(number - 1, len(sheets))
-        title, start = " ".join(sheet.title.split()), size
+    # As the tabs are counted, those with nothing but a chart among them.
+    numbers = {name: number for number, name in enumerate(book.sheetnames, 1)}
+    for done, sheet in enumerate(sheets):
+        report(done, len(sheets))
+        title, start, number = " ".join(sheet.title.split()), size, numbers[sheet.title]
         heading = f"# {title}\n\n"
         for line in _lines(sheet):
             if size == start:
