@@ -122,6 +122,8 @@ def run_all(processors: Sequence[Callable], logits: torch.Tensor, history_ids: I
         if not isinstance(given, torch.Tensor) or given.shape != scores.shape:
             got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
             raise _refusal(processor, f"must give logits {tuple(scores.shape)}, and gave {got}")
+        if not given.is_floating_point():
+            raise _refusal(processor, f"must give logits of floats, and gave {given.dtype}")
         scores = given.detach().to("cpu", torch.float32)
         if not bool((scores < math.inf).all()):  # so it is with nan
             raise _refusal(processor, "gave logits that are infinite or no numbers")

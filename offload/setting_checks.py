@@ -91,15 +91,18 @@ def _schema(name: str, value: Any) -> str | None:
     return None if value is None else checked_schema(name, value)
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
 def ids_of(name: str, value: Any) -> tuple[int, ...]:
     allowed = "a token id, or a list of them"
     ids = (value,) if isinstance(value, (int, float, str)) else value
     if not isinstance(ids, Iterable) or isinstance(ids, Mapping):
         raise _refuse(name, value, allowed)
     ids = tuple(ids)
-    for item in ids:
-        if isinstance(item, bool) or not isinstance(item, Integral) or int(item) < 0:
-            raise _refuse(name, value, allowed)
+    if not all(map(_is_id, ids)):
+        raise _refuse(name, value, allowed)
     return tuple(dict.fromkeys(int(item) for item in ids))
 
 
@@ -112,10 +115,10 @@ def _few_ids(name: str, value: Any) -> tuple[int, ...]:
 
 def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     words = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(word, (list, tuple)) and word for word in words):
+    are_words = all(isinstance(word, (list, tuple)) and word for word in words)
+    if not are_words or not all(_is_id(token) for word in words for token in word):
         raise _refuse(name, value, "a list of words, each a list of token ids")
-    # Not `ids_of`, which would drop the second of two equal ones.
-    found = tuple(tuple(ids_of(name, [token])[0] for token in word) for word in words)
+    found = tuple(tuple(map(int, word)) for word in words)
     if (count := sum(map(len, found))) > MOST_IDS:
         raise InputError(f"{name} may name {MOST_IDS:,} tokens at most, not {count:,}")
     return found
@@ -134,7 +137,7 @@ def _bias(name: str, value: Any) -> dict[int, float]:
     for key, number in value.items():
         is_text = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10
         token = int(key) if is_text else key
-        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+        if not _is_id(token):
             raise _refuse(f"{name}: a key", key, "a token id")
         found[int(token)] = _bias_of(f"{name} of {token}", number)
     return found

@@ -94,9 +94,11 @@ class Stream(Iterator[Piece]):
             raise StopIteration
         try:
             piece = self._step()
-        except BaseException:
+        except BaseException as error:
             self._finish = "cancelled"
             self._end()
+            if isinstance(error, StopIteration):  # of a caller's function: it is not the end here
+                raise RuntimeError("what the answer calls raised StopIteration") from error
             raise
         if self._finish is not None:
             self._end()

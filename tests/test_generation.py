@@ -183,7 +183,7 @@ def test_unknown_name_without_neighbour():
         ("suppress_tokens", range(1025), "1,024 tokens at most"),
         ("bad_words_ids", [5], "a list of words, each a list of token ids"),
         ("bad_words_ids", [[5], []], "a list of words, each a list of token ids"),
-        ("bad_words_ids", [[5, "x"]], "a token id"),
+        ("bad_words_ids", [[5, "x"]], "a list of words, each a list of token ids"),
         ("bad_words_ids", [[1] * 600] * 2, "1,024 tokens at most, not 1,200"),
         ("logits_processors", [3], "a list of functions (ids, logits) -> logits"),
         ("logprobs", 21, "a whole number from 0 to 20, not 21"),

@@ -64,6 +64,7 @@ def test_nothing_left_is_an_error():
     [
         (lambda ids, logits: None, r"must give logits \(1, 4\), and gave NoneType"),
         (lambda ids, logits: logits[0], r"must give logits \(1, 4\), and gave \(4,\)"),
+        (lambda ids, logits: logits > 0, r"must give logits of floats, and gave torch\.bool"),
         (lambda ids, logits: logits * math.nan, "infinite or no numbers"),
         (lambda ids, logits: logits + math.inf, "infinite or no numbers"),
     ],
@@ -199,6 +200,15 @@ class Rotating:
         self.lengths.append(ids.shape[1])
         logits[0, :: 2 + len(self.lengths) % 3] -= 1.0
         return logits
+
+
+def test_a_processor_that_runs_out_is_no_end_of_the_answer(llm):
+    biases = iter([1.0, 2.0])
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        llm.generate(
+            PROMPT, max_new_tokens=5, logits_processors=lambda ids, logits: logits + next(biases)
+        )
+    assert not llm.sessions
 
 
 @pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")

@@ -299,6 +299,11 @@ def test_what_a_request_takes_is_told_before_it_is_made(server):
     assert long["prompt_tokens"] > server.said["context"]
     status, refused = server.ask("/v1/estimate", {"messages": []})
     assert status == 400 and "at least one message" in refused["error"]["message"]
+    function = {"type": "function", "function": {"name": "f"}}
+    for more in ({"logit_bias": {"99999": 1}}, {"tools": [function]}):  # as the answer would be
+        wrong = {**asked, **more}
+        status, refused = server.ask("/v1/estimate", wrong)
+        assert (status, refused) == server.ask("/v1/chat/completions", wrong) and status == 400
 
 
 # --- clients that go away, and those that wait

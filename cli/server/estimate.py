@@ -23,8 +23,10 @@ def token_counts(
     llm: Any, session: Any, request: Request, defaults: Mapping[str, Any]
 ) -> tuple[int, int, int | None]:
     """(tokens of the prompt, those of them whose pages are there, the most that the answer was
-    given). session: None where none is open; defaults: settings that a request may leave out."""
+    given). session: None where none is open; defaults: settings that a request may leave out.
+    Raises InputError for tokens and tools that the model does not know."""
     config = llm.generation.resolve(**{**defaults, **request.generation})
+    llm.rules.check(config, request.is_chat)
     held = [] if session is None else session.tokens
     if request.is_chat:
         ids, common = llm.tokenizer.continue_chat(held, request.prompt, **config.chat_options)

@@ -45,16 +45,21 @@ class AnswerRules:
         """Of one answer; None where it is free. prompt_ids: of a chat; None behind plain text.
         Raises InputError for tools and tokens that the model does not know, and for a schema that
         cannot be followed; DoesNotFit."""
-        config.check_ids(self._llm.config.vocab_size)
-        format = None
-        if config.offered_tools:
-            if prompt_ids is None:
-                raise InputError("tools are for answers to messages, and the prompt is plain text")
-            format = format_of(self._llm.tokenizer)
+        format = self.check(config, prompt_ids is not None)
         if config.json_schema is None and not config.keeps_calls:
             return None
         grammar = answer_grammar(self._llm.tokenizer, config, prompt_ids, format)
         return self._constrainer.begin(grammar, config.eos_token_ids)
+
+    def check(self, config: GenerationConfig, is_chat: bool) -> ToolFormat | None:
+        """How the model writes the calls that it is told of. Raises InputError for tools and tokens
+        that it does not know."""
+        config.check_ids(self._llm.config.vocab_size)
+        if not config.offered_tools:
+            return None
+        if not is_chat:
+            raise InputError("tools are for answers to messages, and the prompt is plain text")
+        return format_of(self._llm.tokenizer)
 
     @cached_property
     def _constrainer(self) -> Constrainer:
