@@ -372,6 +372,9 @@ def test_bad_office_files(format):
                 declared = ENTITIES.encode(coding)
                 parts = {**good, name: declared}
                 assert "declares entities" in refused(format, write_zip(parts))
+                parts = {**good, "part.other": declared}  # any name may be that of a part
+                assert "declares entities" in refused(format, write_zip(parts))
+    assert extract(format, write_zip({**good, "media/a.svg": ENTITIES})).text.strip()
     flagged = bytearray(data)
     flagged[flagged.find(b"PK\x01\x02") + 8] |= 1
     assert "encrypted with a password" in refused(format, bytes(flagged))

@@ -43,8 +43,8 @@ class Archive:
             )
         self.names = {member.filename for member in members}
 
-    def read(self, name: str) -> bytes:
-        """A member's bytes."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """A member's bytes; most: the first so many."""
         try:
             member = self._zip.getinfo(name)
         except KeyError:
@@ -53,7 +53,7 @@ class Archive:
             raise InputError("is encrypted with a password; unpack and pack it without one")
         try:
             with self._zip.open(member) as file:
-                data = file.read(member.file_size + 1)
+                data = file.read(member.file_size + 1 if most is None else most)
         except _BROKEN as error:
             raise InputError(f"is damaged: its part {name} cannot be unpacked: {error}") from None
         if len(data) > member.file_size:
@@ -66,9 +66,9 @@ class Archive:
         if any(member.flag_bits & _ENCRYPTED for member in self._zip.infolist()):
             raise InputError("is encrypted with a password; unpack and pack it without one")
         # Office writes none of these, and a file that does wants its entities expanded. (NULs: it
-        # may be written in UTF-16.)
+        # may be written in UTF-16.) Parts may have any name; pictures are read by nobody.
         for name in self.names:
-            if name.endswith((".xml", ".rels")):
+            if name.endswith((".xml", ".rels")) or self._is_xml(name):
                 part = self.read(name).replace(b"\0", b"")
                 if b"<!DOCTYPE" in part:
                     raise InputError("declares entities of its own, which no Office does; not read")
@@ -76,3 +76,9 @@ class Archive:
                     raise InputError(
                         "is a strict Open XML file; save it as an ordinary docx, pptx or xlsx"
                     )
+
+    def _is_xml(self, name: str) -> bool:
+        """By its beginning. Drawing programs declare entities in SVG files."""
+        if name.endswith((".svg", "/")):
+            return False
+        return self.read(name, 16).lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"<")
