@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .archive import Archive
-from .document import Place
 from .extract import Extract, Report, refused_if_damaged
-from .limits import MAX_SECTIONS
 from .page_ranges import PageRanges
 
 _HEADING = re.compile(r"heading ([1-9])", re.I)
@@ -24,16 +22,7 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     Archive(data).check_for_library()
     with refused_if_damaged("DOCX file"):
         document = docx.Document(io.BytesIO(data))
-    found, blocks, size = Extract(""), [], 0
-    for text, level in _blocks(document, report):
-        if level and len(found.places) < MAX_SECTIONS:
-            title = " ".join(text.split())
-            found.places.append(Place(size, "section", len(found.places) + 1, title))
-            text = "#" * min(level, 6) + " " + title
-        blocks.append(text + "\n\n")
-        size += len(blocks[-1])
-    found.text = "".join(blocks).rstrip("\n") + "\n"
-    return found
+    return Extract.of_blocks(_blocks(document, report))
 
 
 def _blocks(document: Any, report: Report) -> Iterator[tuple[str, int]]:

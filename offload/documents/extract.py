@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .document import Place
+from .limits import MAX_SECTIONS
 
 Report = Callable[[int, int], None]  # parts done, parts in all
 
@@ -20,6 +21,21 @@ class Extract:
     places: list[Place] = field(default_factory=list)
     num_pages: int | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[tuple[str, int]]) -> Extract:
+        """Of paragraphs and headings, (text, level or 0), with empty lines between; headings as
+        Markdown writes them, each a section."""
+        found, parts, size = cls(""), [], 0
+        for text, level in blocks:
+            if level and len(found.places) < MAX_SECTIONS:
+                title = " ".join(text.split())
+                found.places.append(Place(size, "section", len(found.places) + 1, title))
+                text = "#" * min(level, 6) + " " + title
+            parts.append(text + "\n\n")
+            size += len(parts[-1])
+        found.text = "".join(parts).rstrip("\n") + "\n"
+        return found
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 
 from ..errors import InputError
 from .archive import Archive
-from .document import Place
 from .extract import Extract, Report, refused_if_damaged
-from .limits import MAX_SECTIONS
 from .page_ranges import PageRanges
 
 _CONTENT, _MANIFEST = "content.xml", "META-INF/manifest.xml"
@@ -37,16 +35,8 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     body = next((e for e in root.iter() if _name(e) == "text"), None)
     if body is None:
         raise InputError("is a damaged ODT file: it has no text body")
-    found, blocks, size = Extract(""), [], 0
-    for text, level in _blocks(body):
-        if level and len(found.places) < MAX_SECTIONS:
-            title = " ".join(text.split())
-            found.places.append(Place(size, "section", len(found.places) + 1, title))
-            text = "#" * min(level, 6) + " " + title
-        blocks.append(text + "\n\n")
-        size += len(blocks[-1])
+    found = Extract.of_blocks(_blocks(body))
     report(1, 1)
-    found.text = "".join(blocks).rstrip("\n") + "\n"
     return found
 
 
