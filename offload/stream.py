@@ -247,7 +247,7 @@ class Stream(Iterator[Piece]):
             },
             memory=memory,
             kv=kv,
-            warnings=[*self._llm.warnings, *self._warnings],
+            warnings=list(dict.fromkeys([*self._llm.warnings, *self._warnings])),
             plan=self._session._runtime.plan.to_dict(),
             thought=self._thought.getvalue(),
             tool_calls=list(self.tool_calls),

@@ -102,6 +102,14 @@ def test_the_tokenizers_eos_ends_an_answer_too(tmp_path):
         assert llm.generation.eos_token_ids == (9, EOS)
 
 
+def test_what_a_models_files_wish_wrongly_is_told_once(tmp_path):
+    folder = make("llama2", tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"typical_p": 3}))
+    with open_small(folder, tmp_path) as llm:
+        [warning] = llm.generate(LONG, max_new_tokens=2).warnings
+    assert "generation_config.json: typical_p must be a number from 0 to 1, not 3" in warning
+
+
 def test_stop_strings_end_the_text_before_them(llm):
     text = llm.generate(LONG, max_new_tokens=40).text
     at = next(i for i in range(3, len(text) - 2) if text.find(text[i : i + 2]) == i)
