@@ -19,7 +19,7 @@ from ebbtide.cli.server.fields import read_json
 from ebbtide.cli.server.job import Started, Stopping
 from ebbtide.cli.server.request import Request, chat_request, completion_request
 from ebbtide.cli.server.response import CompletionAnswer
-from ebbtide.cli.server.text_query import template_query
+from ebbtide.cli.server.text_query import template_query, tokenize_query
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -411,3 +411,22 @@ def test_what_is_set_aside_for_requests_leaves_room_for_a_model():
         with pytest.raises(typer.BadParameter, match=says):
             _most_bytes(wrong, 500 << 20, 8)
     assert reserved_bytes(1 << 20, 500) - reserved_bytes(1 << 20, 0) > 500 * listener._HEADERS_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "other"),
+    [
+        ("return_token_strs", False, True),
+        ("add_generation_prompt", True, False),
+        ("continue_final_message", False, True),
+        ("add_special_tokens", False, True),
+    ],
+)
+def test_tokens_are_asked_for_as_vllm_has_it(name, neutral, other):
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+    for value in (neutral, None):
+        assert tokenize_query({**asked, name: value}).model == "m"
+    with pytest.raises(BadRequest, match=f"'{name}' may only be {str(neutral).lower()} or null"):
+        tokenize_query({**asked, name: other})
+    with pytest.raises(BadRequest, match="'stop' is unknown here; allowed: model, messages"):
+        tokenize_query({**asked, "stop": "x"})

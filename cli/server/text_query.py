@@ -11,9 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bad_request import BadRequest
-from .fields import tools_of, typed
+from .fields import check_neutral, tools_of, typed
 from .messages import messages_of
 from .request import Request
+
+# What vLLM's clients send and may only ask for what is done anyway: in all queries, and of chats.
+_NEUTRAL = {"return_token_strs": (False, None)}
+_NEUTRAL_IN_CHATS = {
+    **_NEUTRAL,
+    "add_generation_prompt": (True, None),
+    "continue_final_message": (False, None),
+    "add_special_tokens": (False, None),
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,14 @@ def tokenize_query(body: dict[str, Any], context: int | None = None) -> TextQuer
 
     model = typed(body, "model", str)
     if "messages" in body:
-        _check_names(body, "model", "messages", "tools")
+        _check_names(body, "model", "messages", "tools", **_NEUTRAL_IN_CHATS)
         messages, found = messages_of(body["messages"]), tools_of(body)
 
         def rendered(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
             return told(llm.encode(messages, **_chat_options(llm, defaults, found)))
 
         return TextQuery(messages, rendered, found.get("tools", []), model)
-    _check_names(body, "model", "prompt", "add_special_tokens")
+    _check_names(body, "model", "prompt", "add_special_tokens", **_NEUTRAL)
     prompt = _text(body, "prompt")
     adds = typed(body, "add_special_tokens", bool, True)
     return TextQuery(prompt, lambda llm, _: told(llm.encode(prompt, begins=adds)), model=model)
@@ -105,7 +114,12 @@ def _text(body: dict[str, Any], name: str) -> str:
     return text
 
 
-def _check_names(body: dict[str, Any], *known: str) -> None:
-    for name in body:
-        if name not in known:
+def _check_names(body: dict[str, Any], *known: str, **neutral: tuple[Any, ...]) -> None:
+    """neutral: names whose values may only be these."""
+    for name, value in body.items():
+        if name in neutral:
+            check_neutral(
+                name, value, neutral[name], "told are the ids of a prompt as it would be answered"
+            )
+        elif name not in known:
             raise BadRequest(f"{name!r} is unknown here; allowed: {', '.join(known)}.", param=name)
