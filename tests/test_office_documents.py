@@ -186,8 +186,8 @@ ODT = """
 </draw:frame></text:p>"""
 
 
-def write_odt(**replaced):
-    content = f"<office:document-content {NAMES}><office:body><office:text>{ODT}</office:text>"
+def write_odt(text=ODT, **replaced):
+    content = f"<office:document-content {NAMES}><office:body><office:text>{text}</office:text>"
     members = {
         "mimetype": "application/vnd.oasis.opendocument.text",
         "content.xml": f"{content}</office:body></office:document-content>",
@@ -219,15 +219,19 @@ def test_odt(monkeypatch):
         extract("odt", write_odt(**{"content.xml": f"<a><text>{deep}</text></a>"}))
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "-1", ""])
+def test_numbers_in_an_odt_that_are_none(number):
+    text = f'<text:h text:outline-level="{number}">a<text:s text:c="{number}"/>b</text:h>'
+    assert extract("odt", write_odt(text)).text == "# a b\n"
+
+
 def test_a_table_in_a_table_is_told_once():
     inner = "<table:table><table:table-row><table:table-cell><text:p>in</text:p>"
     inner += "</table:table-cell></table:table-row></table:table>"
     table = f"<table:table><table:table-row-group><table:table-row><table:table-cell>{inner}"
     table += "</table:table-cell><table:table-cell><text:p>out</text:p></table:table-cell>"
     table += "</table:table-row></table:table-row-group></table:table>"
-    content = f"<office:document-content {NAMES}><office:body><office:text>{table}</office:text>"
-    content += "</office:body></office:document-content>"
-    assert extract("odt", write_odt(**{"content.xml": content})).text == "in | out\n"
+    assert extract("odt", write_odt(table)).text == "in | out\n"
 
 
 def write_sheets():

@@ -48,8 +48,7 @@ def _blocks(element: ET.Element, prefix: str = "") -> Iterator[tuple[str, int]]:
             continue
         if name in ("p", "h"):
             if text := _text(child).strip():
-                level = _attribute(child, "outline-level") or "1"
-                yield prefix + text, int(level) if name == "h" and level.isdigit() else 0
+                yield prefix + text, _number(child, "outline-level") if name == "h" else 0
                 prefix = ""
         elif name == "list-item":
             yield from _blocks(child, "- ")
@@ -76,8 +75,7 @@ def _text(element: ET.Element) -> str:
     for child in element:
         name = _name(child)
         if name == "s":
-            count = _attribute(child, "c") or "1"
-            parts.append(" " * min(int(count) if count.isdigit() else 1, _MOST_BLANKS))
+            parts.append(" " * min(_number(child, "c"), _MOST_BLANKS))
         elif name in ("tab", "line-break"):
             parts.append("\t" if name == "tab" else "\n")
         elif name == "note":
@@ -98,9 +96,11 @@ def _is_left_out(element: ET.Element) -> bool:
     return _name(element) in _LEFT_OUT or _OF_PICTURES in element.tag
 
 
-def _attribute(element: ET.Element, name: str) -> str | None:
-    """By its name without the namespace."""
-    return next((v for key, v in element.items() if key.rpartition("}")[2] == name), None)
+def _number(element: ET.Element, name: str) -> int:
+    """An attribute by its name without the namespace; 1 where it is no number."""
+    found = (value for key, value in element.items() if key.rpartition("}")[2] == name)
+    value = next(found, "")
+    return int(value) if re.fullmatch("[0-9]{1,9}", value) else 1
 
 
 def _name(element: ET.Element) -> str:
