@@ -302,6 +302,14 @@ def test_a_formula_may_have_been_computed_to_an_empty_text():
         assert found.warnings[-1].startswith("1 formula was never computed")
 
 
+def test_a_row_that_no_sheet_has_is_refused():
+    parts = members_of(write_sheets())
+    name = "xl/worksheets/sheet3.xml"
+    assert b'r="1048576"' in parts[name]  # the last one is read
+    parts[name] = parts[name].replace(b"1048576", b"999999999")
+    assert "has a row beyond 1,048,576" in refused("xlsx", write_zip(parts))
+
+
 def test_sheets_count_as_their_tabs_do():
     openpyxl = pytest.importorskip("openpyxl")
     from openpyxl.chart import BarChart, Reference

@@ -20,6 +20,7 @@ from .extract import Extract, Report, refused_if_damaged
 from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 from .page_ranges import PageRanges
 
+_MOST_ROWS = 2**20  # of a sheet, in every spreadsheet
 _MIDNIGHT = datetime.time()
 # A cell whose formula has no value behind it, or an empty one; that is a value where it is text.
 _UNCOMPUTED = re.compile(
@@ -90,7 +91,9 @@ def _lines(sheet: Any) -> Iterator[str]:
     """Rows that are not empty; cells keep their places behind a few that are empty."""
     # What a file says of its size may be anything: a cell in each of sixteen billion places.
     sheet.reset_dimensions()
-    for row in sheet.iter_rows(values_only=True):
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        if number > _MOST_ROWS:  # the library counts up to any row that a file names
+            raise InputError(f"is a damaged XLSX file: it has a row beyond {_MOST_ROWS:,}")
         cells = [_shown(value) for value in row]
         while cells and not cells[-1]:
             cells.pop()
