@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
 from model_matrix import VARIANTS
 from random_checkpoints import make
 from sessions_under_test import IDS, LONG
-from small_llm import open_spilling
+from small_llm import hold, open_spilling
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload.mode import Mode
@@ -129,10 +128,8 @@ def test_quantised_and_streamed_weights(checkpoint, tmp_path, weight_bits):
         streams = llm.admission.plan(NUM_TOKENS, 4, loaded=Loaded(2, False))
         llm.admission.limits = replace(limits, host_bytes=sum(streams.host.values()))
         llm.admission.close()
-        with (
-            mock.patch.object(llm.admission, "_loaded", Loaded(2, False)),
-            llm.session() as session,
-        ):
+        hold(llm, Loaded(2, False))
+        with llm.session() as session:
             assert session._runtime.plan.layers_streamed == 2
             assert torch.equal(verified(llm, session, 7), expected)
 
