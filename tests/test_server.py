@@ -6,14 +6,12 @@ One server answers most tests: what one of them leaves behind must not disturb t
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from server_process import KEY, PATIENCE_S, Stream, chat_body, command, environment, serving
+from server_process import KEY, PATIENCE_S, Stream, chat_body, serving
 
 import ebbtide
 from ebbtide import LLM
@@ -451,17 +449,6 @@ def test_all_of_it_stayed_within_the_budget(server):
 # --- the process
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_answer_with_an_error_event(tmp_path, signum, code):
-    with serving(tmp_path) as server:
-        stream = iter(server.stream("Say something.", **LONG))
-        next(stream)
-        server.process.send_signal(signum)
-        *_, last = stream
-        assert last["error"]["code"] == "stopping"
-        assert server.end() == (code, "")
-
-
 def test_another_process_finds_what_was_read(server, answers):
     first, said, *_ = answers
     server.chat(first)
@@ -485,20 +472,3 @@ def test_who_is_not_asked_gives_the_memory_back_and_answers_as_before(tmp_path, 
         again = server.chat(first)
         assert message(again) == said
         assert cached(again) > 0.9 * again["usage"]["prompt_tokens"]
-
-
-def test_a_port_in_use_and_an_open_door_are_usage_errors(server, tmp_path):
-    def fails(*args, key=KEY):
-        variables = environment(tmp_path) | {"EBBTIDE_API_KEY": key}
-        variables = {k: v for k, v in variables.items() if v}
-        found = subprocess.run(
-            command(*args), capture_output=True, env=variables, timeout=PATIENCE_S
-        )
-        assert (found.returncode, found.stdout) == (2, b"")
-        assert KEY.encode() not in found.stderr
-        return found.stderr.decode()
-
-    port = server.host.rpartition(":")[2]
-    assert "--port" in fails("--port", port)
-    assert "--api-key" in fails("--host", "0.0.0.0", "--port", "0", key="")
-    assert "--api-key" in fails("--cors-origin", "*", key="")
