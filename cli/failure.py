@@ -25,10 +25,11 @@ _STORAGE_FAULT = 4
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # As libraries say it that raise no MemoryError: the loader of libraries, torch, C++, threads, whose
-# stacks take room.
+# stacks take room, and Python's own compiler.
 _NO_MEMORY = (
     *("failed to map segment", "annot allocate memory", "can't allocate memory"),
     *("std::bad_alloc", "can't start new thread"),
+    "function compile> returned NULL without setting an exception",
 )
 _TRUE_WORDS = {"1", "true", "t", "yes", "y", "on"}
 
@@ -62,7 +63,7 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         if ctx is not None:
             lines.append(f"Try '{ctx.command_path} --help'.")
         return {"type": "UsageError", "message": message}, lines, 2
-    if _lacks_memory(error):
+    if lacks_memory(error):
         message = (
             "There is no more memory: the machine has run out of it, or a limit (ulimit -v) gives "
             "this process no more. A smaller --host-memory takes less."
@@ -90,7 +91,8 @@ def _told(kind: str, message: str, code: int) -> tuple[dict[str, Any], list[str]
     return {"type": kind, "message": message}, [f"Error: {message}"], code
 
 
-def _lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: BaseException) -> bool:
+    """True if the machine, or a limit of this process, gave no more memory."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return any(words in str(error) for words in _NO_MEMORY)

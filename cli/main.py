@@ -56,6 +56,9 @@ def _run(args: list[str], process) -> int:
 
     terminal.prepare_streams()
     try:
+        # Now: when memory has run out, what tells so could not be imported any more.
+        from .failure import report_failure
+
         code = _invoke(args, process, os.environ)
     except (terminal.ClosedPipe, BrokenPipeError):
         raise terminal.ClosedPipe from None
@@ -77,8 +80,6 @@ def _run(args: list[str], process) -> int:
             raise terminal.ClosedPipe from None
         code = leave.code if isinstance(leave.code, int) else 0
     except Exception as error:
-        from .failure import report_failure
-
         code = report_failure(error, args, process)
     return code
 
@@ -150,15 +151,18 @@ def _report_late(error: BaseException) -> int:
     """An error of reporting itself: standard output is full, or a second Ctrl-C came."""
     from ebbtide import errors
 
+    from .failure import lacks_memory
     from .terminal import say
 
     if isinstance(error, errors.EbbtideError):
         say(f"Error: {error}")
         return error.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if lacks_memory(error) or (error.__context__ and lacks_memory(error.__context__)):
         say("Error: there is no more memory, not even to say more.")
         return 3
-    return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+    return getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def test_files_that_the_process_may_not_have_open(tmp_path):
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
         RuntimeError("can't start new thread"),
+        SystemError("<built-in function compile> returned NULL without setting an exception"),
     ],
 )
 def test_no_memory_however_it_is_said(error):
