@@ -1,6 +1,6 @@
 """How fast the CPU kernels for pages run, next to what memory allows; products.py has the rest.
 
-    python benchmarks/kernels.py [--threads N] [--isa avx512vnni|avx512|avxvnni|avx2|...|reference]
+    python benchmarks/kernels.py [--threads N] [--isa amx|avx512vnni|avx2|...|reference]
 
 Prints the ceiling first: the read bandwidth of this machine, measured by summing a buffer far
 larger than its caches. Then, for each kernel, the bytes it must move per second and the fraction of

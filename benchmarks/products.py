@@ -1,6 +1,6 @@
 """How fast weights are multiplied with activations, next to what memory and arithmetic allow.
 
-    python benchmarks/products.py [--threads N] [--isa avx512vnni|avx512|avxvnni|avx2|...|reference]
+    python benchmarks/products.py [--threads N] [--isa amx|avx512vnni|avx2|...|reference]
                                   [--kinds int4,int8,...] [--widths 2048,8192]
 
 Prints the ceilings first: the read bandwidth, by summing a buffer far larger than the caches, and

@@ -1,6 +1,6 @@
 """What a layer that keeps a state takes for each token, beside moving that state through memory.
 
-    python benchmarks/recurrence.py [--threads N] [--isa avx512vnni|avx2|...|reference]
+    python benchmarks/recurrence.py [--threads N] [--isa amx|avx512vnni|avx2|...|reference]
 
 Prints the ceiling first: how fast this machine changes memory in place, bytes read and written
 together. Then, for the shapes of Qwen3.5 0.8B (Gated DeltaNet) and Granite 4 H 1B (Mamba-2),

@@ -1,6 +1,6 @@
 """What attention takes for each query row, by how many there are, and what key biases add to it.
 
-    python benchmarks/rows.py [--threads N] [--isa avx512vnni|avx2|...]
+    python benchmarks/rows.py [--threads N] [--isa amx|avx512vnni|avx2|...]
 
 Over a span of 1,024 tokens, 8 KV heads, 8-bit and 4-bit pages: nanoseconds for each row and page of
 64 tokens by packed pages, and by pages that are unpacked to float32 first, as prefill has it where

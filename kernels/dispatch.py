@@ -81,8 +81,8 @@ def cpu_kernel_fault() -> str:
 
 
 def instruction_set() -> str:
-    """What the compiled kernels use: "avx512vnni", "avx512", "avxvnni", "avx2", "neon_dot", "neon"
-    or "portable"; "" without."""
+    """What the compiled kernels use: "amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_dot",
+    "neon" or "portable"; "" without."""
     return _cpu.instruction_set() if _cpu is not None else ""
 
 

@@ -19,7 +19,7 @@ def test_the_extension_was_built():
         pytest.skip(f"no compiled kernels here: {dispatch._missing}")
     assert dispatch._cpu is not None, dispatch._missing
     assert dispatch.backend() == "compiled"
-    known = ("avx512vnni", "avx512", "avxvnni", "avx2", "neon_dot", "neon", "portable")
+    known = ("amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_dot", "neon", "portable")
     assert dispatch.instruction_set() == dispatch._cpu.instruction_sets()[0]
     assert set(dispatch._cpu.instruction_sets()) <= set(known)
 

@@ -31,6 +31,7 @@ namespace {
 #include "bounds.h"
 #include "shares.h"
 #include "means.h"
+#include "row_groups.h"
 #include "quantise.h"
 #include "matmul_raw.h"
 #include "matmul_groups.h"

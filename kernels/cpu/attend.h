@@ -14,21 +14,23 @@ struct CodesSpace {
     int64_t wide, padded, stride;  // head_dim, a page's tokens, a chunk's scores, in whole lanes
     int64_t tiles_at, floats;      // where bytes and where floats begin, in floats
     int64_t page_sums;             // of one page, where its channels have scales; 0: none
+    int64_t tile_bytes;            // of one page, for which there is room once more
     CodesSpace(const Layout &l, int64_t rows)
         : wide(whole_lanes(l.head_dim)), padded(whole_lanes(l.page_tokens)),
-          stride(whole_lanes((l.pages_per_record - 1) * l.page_tokens) + padded), page_sums(l.shares() ? rows * wide : 0) {
+          stride(whole_lanes((l.pages_per_record - 1) * l.page_tokens) + padded), page_sums(l.shares() ? rows * wide : 0),
+          tile_bytes(ebbtide::tile_bytes(l.page_tokens, l.head_dim)) {
         floats = rows * (stride + wide + 2) + page_sums + 16;
         const int64_t longer = wide > padded ? wide : padded;
         tiles_at = floats + (rows * 2 * longer + 3) / 4;
         tiles_at += 16;
     }
-    int64_t all(const Layout &l) const { return tiles_at + tile_bytes(l.page_tokens, l.head_dim) / 4 + 16; }
+    int64_t all() const { return tiles_at + 2 * tile_bytes / 4 + 16; }
 };
 
 // What one task needs to work in, in floats.
 int64_t attend_scratch(const Layout &l, int64_t rows) {
     const int64_t raw = runs_scratch(l.head_dim, rows, l.pages_per_record * l.page_tokens);
-    return (l.raw_kind != CODES ? raw : CodesSpace(l, rows).all(l)) + rows * (2 + l.head_dim);
+    return (l.raw_kind != CODES ? raw : CodesSpace(l, rows).all()) + rows * (2 + l.head_dim);
 }
 
 // How the codes of a layout are read.
@@ -144,12 +146,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
         by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
             to_steps<decltype(count)::VALUE>(q + r * dim, dim, dim, lo, scale, largest_key, base + r, step + r, numbers + r * 2 * wide);
         });
-        float *to = scores + page * tokens;
-        by_rows<SCORED_ROWS>(rows, [&](auto count, int64_t r) {
-            for (int64_t t = 0; t < tokens; t += 16, ahead.step())
-                score_sixteen<decltype(count)::VALUE>(tiles + t / 4 * blocks * 64, blocks, numbers + r * 2 * wide, base + r,
-                                                      step + r, to + r * stride + t, stride);
-        });
+        score_page(tiles, blocks, tokens, numbers, rows, base, step, scores + page * tokens, stride, tiles + space.tile_bytes, ahead);
     }
 
     by_rows<ROW_BLOCK>(rows, [&](auto count, int64_t r) {
@@ -190,10 +187,7 @@ void attend_chunk(const Attend &a, int64_t head, int64_t record, float *scratch,
                            numbers + r * 2 * padded);
             for (int i = 0; i < ROWS; ++i) base[r + i] += along[i];
         });
-        by_rows<WEIGHED_ROWS>(rows, [&](auto count, int64_t r) {
-            add_all_tiles<decltype(count)::VALUE>(tiles, blocks, tokens, numbers + r * 2 * padded, 2 * padded, padded, step + r,
-                                                  to + r * wide, ahead);
-        });
+        add_page(tiles, blocks, tokens, numbers, padded, rows, step, to, ahead);
         if (!l.shares()) continue;
         for (int64_t r = 0; r < rows; ++r) {  // base: the page's weights
             const Lanes all_weights = all(base[r]);

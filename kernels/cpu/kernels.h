@@ -307,6 +307,7 @@ const Kernels &kernels_avx2();
 const Kernels &kernels_avxvnni();  // products of bytes, four at a time; all else as in avx2, to the bit
 const Kernels &kernels_avx512();
 const Kernels &kernels_avx512vnni();  // products of bytes, four at a time; all else as in avx512, to the bit
+const Kernels &kernels_amx();         // products of bytes by tiles where there are many rows; all else avx512vnni's
 #elif defined(EBBTIDE_AARCH64)
 const Kernels &kernels_neon();
 const Kernels &kernels_neon_dot();  // products of bytes, four at a time; all else as in neon, to the bit

@@ -8,7 +8,7 @@
 //                   or of MXFP4 the file's code, which says a number
 //     scales of a strip   (groups, NUMBERS, 16 outputs) float16: scales, and offsets of codes where there are two
 //
-// Included inside an anonymous namespace, after lanes.h, half.h and quantise.h.
+// Included inside an anonymous namespace, after lanes.h, half.h and row_groups.h.
 
 // Group8 and Group4: whole[r] is the product of a group's codes and those of ROWS rows' groups, `stride` bytes apart.
 // Codes of 4 bits are multiplied as 0 .. 15, and eight times the sum of the row's codes comes off; those of MXFP4 are looked

@@ -3,6 +3,26 @@
 
 constexpr int ROWS_AT_ONCE = 8;
 
+// The numbers of a group of a strip, and how a product of codes is added to what the groups before came to.
+template <int NUMBERS>
+struct GroupScales {
+    Lanes scale, offset;
+    explicit GroupScales(const uint16_t *scales)
+        : scale(load_f16(scales)), offset(NUMBERS == 2 ? mul(load_f16(scales + STRIP), all(0.125f)) : zero()) {}
+
+    Lanes add(Lanes whole, const RowGroup *x, Lanes total) const {
+        if (NUMBERS == 2) whole = mul_add(offset, all_whole(x->less_eight), whole);  // exact: 11 bits and 12
+        return mul_add(whole, mul(scale, all(x->scale)), total);
+    }
+};
+
+#if defined(__AMX_INT8__)
+#include "matmul_amx.h"
+constexpr int BLOCK_STEP = AMX_ROWS;
+#else
+constexpr int BLOCK_STEP = ROWS_AT_ONCE;
+#endif
+
 // Some groups of one strip times ROWS rows, on top of to[row], 16 floats each. PASSING: the weights are read once, so that
 // they are fetched ahead, and past the second cache. Without, 4 bits are read at 0.89 of the ceiling (AVX2: 0.76) in place
 // of 0.95 (0.88), and with 8192 inputs, whose codes leave the first cache, at 0.8 (0.65).
@@ -20,14 +40,8 @@ inline void strip_rows(const uint8_t *codes, const uint16_t *scales, int64_t gro
         }
         Lanes whole[ROWS];
         Group::template dots<ROWS>(codes, row, stride, whole);
-        if (Group::NUMBERS == 2) {  // an offset times a sum is exact: 11 bits and 12
-            const Lanes offset = mul(load_f16(scales + STRIP), all(0.125f));
-            for (int r = 0; r < ROWS; ++r)
-                whole[r] = mul_add(offset, all_whole(apart(row, r * stride)->less_eight), whole[r]);
-        }
-        const Lanes scale = load_f16(scales);
-        for (int r = 0; r < ROWS; ++r)
-            total[r] = mul_add(whole[r], mul(scale, all(apart(row, r * stride)->scale)), total[r]);
+        const GroupScales<Group::NUMBERS> by(scales);
+        for (int r = 0; r < ROWS; ++r) total[r] = by.add(whole[r], apart(row, r * stride), total[r]);
     }
     for (int r = 0; r < ROWS; ++r) store(to[r], total[r]);
 }
@@ -47,8 +61,18 @@ void multiply_strip(const Matrix &m, const Rows &rows, float *out, int64_t strid
     const int64_t step = PASSING ? groups : BLOCK_GROUPS;
     for (int64_t g = 0; g < groups; g += step, codes += step * Group::BYTES, scales += step * Group::NUMBERS * STRIP) {
         const int64_t count = groups - g < step ? groups - g : step;
-        for (int64_t r = 0, done; r < rows.count; r += done) {
-            const RowGroup *row = (const RowGroup *)(rows.bytes + r * each) + g;
+        const auto row_of = [&](int64_t r) { return (const RowGroup *)(rows.bytes + r * each) + g; };
+        int64_t r = 0;
+#if defined(__AMX_INT8__)
+        if (!PASSING) {
+            alignas(64) uint8_t room[BLOCK_GROUPS * AMX_BYTES];
+            const uint8_t *bytes = signed_bytes(Group(), codes, count, room);
+            for (; r + AMX_ROWS <= rows.count; r += AMX_ROWS)
+                tile_rows<Group>(bytes, scales, count, row_of(r), each, parts + r);
+        }
+#endif
+        for (int64_t done; r < rows.count; r += done) {
+            const RowGroup *row = row_of(r);
             const int64_t left = rows.count - r;
             done = left >= ROWS_AT_ONCE ? ROWS_AT_ONCE : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             switch (done) {
@@ -66,8 +90,11 @@ void multiply_strip(const Matrix &m, const Rows &rows, float *out, int64_t strid
 template <typename Group>
 void multiply_strips(const Matrix &m, const Rows &rows, float *out, int64_t stride, int64_t begin, int64_t end) {
     const int64_t each = row_bytes(m.in), last = end + m.first;
-    int64_t block = BLOCK_BYTES / each / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    block = block < ROWS_AT_ONCE ? ROWS_AT_ONCE : block > BLOCK_ROWS ? BLOCK_ROWS : block;
+    int64_t block = BLOCK_BYTES / each / BLOCK_STEP * BLOCK_STEP;
+    block = block < BLOCK_STEP ? BLOCK_STEP : block > BLOCK_ROWS ? BLOCK_ROWS : block;
+#if defined(__AMX_INT8__)
+    const TileShapes shapes(PRODUCT_TILES);
+#endif
     for (int64_t top = 0; top < rows.count; top += block) {
         const int64_t left = rows.count - top;
         const Rows some{left < block ? left : block, rows.x, rows.stride, rows.bytes + top * each};

@@ -18,7 +18,11 @@ std::vector<const Kernels *> available() {
     std::vector<const Kernels *> sets;
 #if defined(EBBTIDE_X86)
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-    if (avx512 && __builtin_cpu_supports("avx512vnni")) sets.push_back(&kernels_avx512vnni());
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+#if defined(EBBTIDE_AMX)
+    if (vnni && has_amx()) sets.push_back(&kernels_amx());
+#endif
+    if (vnni) sets.push_back(&kernels_avx512vnni());
     if (avx512) sets.push_back(&kernels_avx512());
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(EBBTIDE_AVXVNNI)

@@ -407,3 +407,37 @@ inline void add_all_tiles(const uint8_t *tiles, int64_t blocks, int64_t tokens, 
         add_tiles<ROWS, WEIGHED_BLOCKS>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16, ahead);
     for (; b < blocks; ++b) add_tiles<ROWS, 1>(tiles + b * 64, blocks, tokens, weights, stride, padded, step, sums + b * 16, ahead);
 }
+
+#if defined(__AMX_INT8__)
+#include "quads_amx.h"
+#endif
+
+// out[r * stride + t] for all tokens of a page and `rows` rows of numbers; `room` has as many bytes as tiles.
+inline void score_page(const uint8_t *tiles, int64_t blocks, int64_t tokens, const uint8_t *q, int64_t rows, const float *base,
+                       const float *step, float *out, int64_t stride, uint8_t *room, Ahead &ahead) {
+    int64_t done = 0;
+#if defined(__AMX_INT8__)
+    done = score_by_amx(tiles, blocks, tokens, q, rows, base, step, out, stride, room, ahead);
+#endif
+    (void)room;
+    by_rows<SCORED_ROWS>(rows - done, [&](auto count, int64_t r) {
+        r += done;
+        for (int64_t t = 0; t < tokens; t += 16, ahead.step())
+            score_sixteen<decltype(count)::VALUE>(tiles + t / 4 * blocks * 64, blocks, q + r * 2 * blocks * 16, base + r, step + r,
+                                                  out + r * stride + t, stride);
+    });
+}
+
+// sums[r] += the products of a page's values and `rows` rows of weights.
+inline void add_page(const uint8_t *tiles, int64_t blocks, int64_t tokens, const uint8_t *weights, int64_t padded, int64_t rows,
+                     const float *step, float *sums, Ahead &ahead) {
+    int64_t done = 0;
+#if defined(__AMX_INT8__)
+    done = add_by_amx(tiles, blocks, weights, padded, rows, step, sums, ahead);
+#endif
+    by_rows<WEIGHED_ROWS>(rows - done, [&](auto count, int64_t r) {
+        r += done;
+        add_all_tiles<decltype(count)::VALUE>(tiles, blocks, tokens, weights + r * 2 * padded, 2 * padded, padded, step + r,
+                                              sums + r * blocks * 16, ahead);
+    });
+}

@@ -5,20 +5,8 @@
 // magnitudes are all below 2**-100 is zero (127 / greatest might overflow). One that is not finite has a scale that is
 // not, so that a product with it is not finite either.
 //
-// Weights to strips: ../quantised.py says how, and is the reference. Included inside an anonymous namespace, after lanes.h, half.h, pages.h and runs.h.
-
-
-// A group of a row.
-struct RowGroup {
-    int32_t fours[GROUP / 4];  // 32 codes, int8, four at a time
-    float scale;
-    int32_t less_eight;  // -8 times the sum of the codes
-};
-static_assert(sizeof(RowGroup) == ROW_GROUP_BYTES, "row_bytes counts on it");
-
-inline const RowGroup *apart(const RowGroup *row, int64_t num_bytes) {
-    return (const RowGroup *)((const uint8_t *)row + num_bytes);
-}
+// Weights to strips: ../quantised.py says how, and is the reference. Included inside an anonymous namespace, after lanes.h, half.h, pages.h, runs.h and
+// row_groups.h.
 
 inline void quantise_group(const float *x, RowGroup *to) {
     const Lanes a = load(x), b = load(x + 16);
