@@ -27,7 +27,8 @@ FilesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown or text; none or -: standard input.",
+        help="PDF, EPUB, DOCX, PPTX, XLSX, ODT, ODP, ODS, RTF, HTML, Markdown or text; none or -: "
+        "standard input.",
         show_default=False,
     ),
 ]

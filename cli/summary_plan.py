@@ -81,7 +81,7 @@ class SummaryPlan:
         """For people."""
         out = []
         for document in self.documents:
-            name = "slides" if document.format == "pptx" else "pages"
+            name = "slides" if document.format in ("pptx", "odp") else "pages"
             pages = f"{document.num_pages:,} {name}, " if document.num_pages else ""
             if document.num_pages and len(document.places) < document.num_pages:
                 pages += f"{len(document.places):,} of them read, "

@@ -94,7 +94,6 @@ def test_nothing_to_read(tmp_path, data, reason):
     ("data", "what", "remedy"),
     [
         (b"\x7fELF\x02\x01", "a program", None),
-        (b"{\\rtf1\\ansi hello}", "an RTF file", "pandoc"),
         (b"\x1f\x8b\x08\x00", "gzip-compressed", "gunzip {path}"),
         (b"\x89PNG\r\n", "an image", None),
     ],

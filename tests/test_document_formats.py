@@ -341,13 +341,12 @@ def test_what_was_read_is_kept_for_the_next_time(tmp_path, monkeypatch):
     assert pages.text == "Two.\n" and len(list(keep.iterdir())) == 2
 
 
-@pytest.mark.parametrize("format", ["pdf", "docx", "pptx", "xlsx", "html"])
+@pytest.mark.parametrize("format", ["pdf", "pptx", "xlsx", "html"])
 def test_a_missing_extra_is_named_with_its_installation(monkeypatch, format):
     monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
     data = {
         "pdf": b"%PDF-1.7",
         "html": b"<html><p>x",
-        "docx": write_zip({"word/document.xml": "x"}),
         "pptx": write_zip({"ppt/presentation.xml": "x"}),
         "xlsx": write_zip({"xl/workbook.xml": "x"}),
     }[format]

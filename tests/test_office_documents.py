@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import re
 import zipfile
@@ -12,67 +11,11 @@ from book_writer import write_zip
 from documents_under_test import ENTITIES, extract, refused, starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from office_samples import OFFICE, write_sheets, write_slides
+from office_writer import members_of
 
-from ebbtide.offload.documents import parsing
-from ebbtide.offload.documents.reading import read_document
 from ebbtide.offload.documents.sniff import sniff
 from ebbtide.offload.errors import InputError
-
-
-def test_docx():
-    docx = pytest.importorskip("docx")
-    document = docx.Document()
-    document.add_heading("A title", 0)
-    document.add_heading("Part one", 1)
-    document.add_paragraph("Some words.")
-    document.add_paragraph("an item", style="List Bullet")
-    table = document.add_table(2, 2)
-    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (1, 0, "both")):
-        table.cell(row, column).text = text
-    table.cell(1, 0).merge(table.cell(1, 1))
-    out = io.BytesIO()
-    document.save(out)
-    assert sniff("x", out.getvalue(), "x") == "docx"
-    found = extract("docx", out.getvalue())
-    assert found.text == "# A title\n\n# Part one\n\nSome words.\n\n- an item\n\na | b\n\nboth\n"
-    assert starts(found) == [("sec. 1", "# A title"), ("sec. 2", "# Part one")]
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "declares entities"), ("<a/>", "damaged DOCX")],
-)
-def test_bad_docx(document, message):
-    data = write_zip({"word/document.xml": document, "[Content_Types].xml": "<Types/>"})
-    assert message in refused("docx", data)
-
-
-def write_slides():
-    """Five slides: one says nothing, one is hidden, and the last has a group."""
-    pptx = pytest.importorskip("pptx")
-    deck = pptx.Presentation()
-    title, body, _, _, _, _, blank = list(deck.slide_layouts)[:7]
-    slide = deck.slides.add_slide(title)
-    slide.placeholders[1].text = "by Ann"
-    slide.shapes.title.text = "A\vtalk"
-    slide = deck.slides.add_slide(body)
-    slide.shapes.title.text = "Why"
-    frame = slide.placeholders[1].text_frame
-    frame.text = "first\n \ndeeper"
-    frame.paragraphs[2].level = 1
-    table = slide.shapes.add_table(3, 2, 0, 0, 9, 9).table
-    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (2, 1, "d")):
-        table.cell(row, column).text = text
-    slide.notes_slide.notes_text_frame.text = "Say it\nslowly."
-    deck.slides.add_slide(blank)
-    slide = deck.slides.add_slide(body)
-    slide._element.set("show", "0")
-    slide.shapes.title.text = "Hidden"
-    group = deck.slides.add_slide(blank).shapes.add_group_shape().shapes.add_group_shape()
-    group.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "in a group"
-    out = io.BytesIO()
-    deck.save(out)
-    return out.getvalue()
 
 
 def test_text_of_slides_that_a_library_passes_over():
@@ -158,96 +101,6 @@ def test_slide_shows_are_slides_and_footers_are_no_text():
         b'<p:ph idx="1"/>', footer
     )
     assert "first" not in extract("pptx", write_zip(parts)).text
-
-
-ODF = "urn:oasis:names:tc:opendocument:xmlns:"
-NAMES = " ".join(
-    f'xmlns:{short}="{ODF}{full}:1.0"'
-    for short, full in {
-        **{"office": "office", "text": "text", "table": "table", "draw": "drawing"},
-        "svg": "svg-compatible",
-    }.items()
-)
-ODT = """
-<text:tracked-changes><text:p>deleted</text:p></text:tracked-changes>
-<text:table-of-content><text:index-body><text:p>Contents</text:p></text:index-body></text:table-of-content>
-<text:h text:outline-level="1">Part <text:span>one</text:span></text:h>
-<text:p>a<text:s text:c="3"/>b<text:tab/>c<text:line-break/>d
-  e<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>see
-  below</text:p></text:note-body></text:note><office:annotation><text:p>no</text:p></office:annotation></text:p>
-<text:p/>
-<text:section><text:h text:outline-level="2">Inner</text:h></text:section>
-<text:list><text:list-item><text:p>x</text:p><text:p>y</text:p>
-<text:list><text:list-item><text:p>z</text:p></text:list-item></text:list></text:list-item></text:list>
-<table:table><table:table-header-rows><table:table-row><table:table-cell><text:p>1</text:p>
-<text:p>2</text:p></table:table-cell><table:table-cell><text:p>3</text:p></table:table-cell>
-<table:covered-table-cell/></table:table-row></table:table-header-rows></table:table>
-<text:p><draw:frame><svg:title>alt</svg:title><draw:text-box><text:p>boxed</text:p></draw:text-box>
-</draw:frame></text:p>"""
-
-
-def write_odt(text=ODT, **replaced):
-    content = f"<office:document-content {NAMES}><office:body><office:text>{text}</office:text>"
-    members = {
-        "mimetype": "application/vnd.oasis.opendocument.text",
-        "content.xml": f"{content}</office:body></office:document-content>",
-        "META-INF/manifest.xml": "<manifest/>",
-    }
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, part in {**members, **replaced}.items():
-            archive.writestr(name, part)
-    return out.getvalue()
-
-
-def test_odt(monkeypatch):
-    data = write_odt()
-    assert sniff("x", data, "x") == "odt"
-    found = extract("odt", data)
-    assert found.text == (
-        "# Part one\n\na   b\tc\nd e [see below]\n\n## Inner\n\n"
-        "- x\n\ny\n\n- z\n\n1 2 | 3\n\nboxed\n"
-    )
-    assert starts(found) == [("sec. 1", "# Part one"), ("sec. 2", "## Inner")]
-    monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
-    assert read_document("-", io.BytesIO(data)).format == "odt"
-    locked = {"META-INF/manifest.xml": "<manifest><encryption-data/></manifest>"}
-    assert "encrypted with a password" in refused("odt", write_odt(**locked))
-    assert "no text body" in refused("odt", write_odt(**{"content.xml": "<a/>"}))
-    deep = "<a>" * 100_000 + "</a>" * 100_000
-    with pytest.raises((InputError, RecursionError)):
-        extract("odt", write_odt(**{"content.xml": f"<a><text>{deep}</text></a>"}))
-
-
-@pytest.mark.parametrize("number", ["²", "9" * 5000, "-1", ""])
-def test_numbers_in_an_odt_that_are_none(number):
-    text = f'<text:h text:outline-level="{number}">a<text:s text:c="{number}"/>b</text:h>'
-    assert extract("odt", write_odt(text)).text == "# a b\n"
-
-
-def test_a_table_in_a_table_is_told_once():
-    inner = "<table:table><table:table-row><table:table-cell><text:p>in</text:p>"
-    inner += "</table:table-cell></table:table-row></table:table>"
-    table = f"<table:table><table:table-row-group><table:table-row><table:table-cell>{inner}"
-    table += "</table:table-cell><table:table-cell><text:p>out</text:p></table:table-cell>"
-    table += "</table:table-row></table:table-row-group></table:table>"
-    assert extract("odt", write_odt(table)).text == "in | out\n"
-
-
-def write_sheets():
-    openpyxl = pytest.importorskip("openpyxl")
-    book = openpyxl.Workbook()
-    costs = book.active
-    costs.title = "Costs"
-    costs.append(["what", "when", "how much", "paid"])
-    costs.append(["mill", datetime.datetime(2020, 1, 2), 1.1 + 2.2, True])
-    costs.append([])
-    costs.append([None, "two\nlines", 7, datetime.datetime(2020, 1, 2, 3, 4)])
-    book.create_sheet("Empty")
-    book.create_sheet("Far")["XFD1048576"] = "the last cell of all"
-    out = io.BytesIO()
-    book.save(out)
-    return out.getvalue()
 
 
 def test_sheets_are_tables_under_their_names():
@@ -346,7 +199,7 @@ def test_what_is_embedded_does_not_say_what_a_file_is():
 
 
 def test_what_no_library_reads_is_named():
-    for name in ("word/document.xml", "ppt/presentation.xml", "xl/workbook.xml"):
+    for name in ("ppt/presentation.xml", "xl/workbook.xml"):
         types = '<Relationships><Relationship Type="http://purl.oclc.org/ooxml/x"/></Relationships>'
         data = write_zip({name: "<a/>", "[Content_Types].xml": "<a/>", "_rels/.rels": types})
         assert "is a strict Open XML file; save it as" in refused(sniff("x", data, "x"), data)
@@ -355,14 +208,6 @@ def test_what_no_library_reads_is_named():
         sniff("a.docx", locked, "a.docx")
     with pytest.raises(InputError, match="an old Office file"):
         sniff("a.doc", locked[:12], "a.doc")
-
-
-OFFICE = {"odt": write_odt, "pptx": write_slides, "xlsx": write_sheets}
-
-
-def members_of(data):
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.mark.parametrize("format", OFFICE)

@@ -6,8 +6,14 @@ extract     what each format gives
 sniff       what kind of file some bytes are
 plain       text and Markdown; read in this process
 parsing     starts `worker`, which reads the kinds below in a process of its own
-pdf epub html docx odt pptx xlsx      one format each, in the worker
+pdf epub html docx pptx xlsx odt odp ods rtf      one format each, in the worker
+slides      PPTX and ODP
+sheets      XLSX and ODS
+styles      names of DOCX's and RTF's paragraph styles
+opendocument          ODT, ODS and ODP
+rtf_tokens rtf_text   RTF
 archive     zip files, bounded
+xml_tree    elements by their names
 html_text   XHTML to text
 page_ranges what `--pages` says
 split       a long document in parts

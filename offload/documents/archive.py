@@ -61,8 +61,14 @@ class Archive:
         return data
 
     def check_for_library(self) -> None:
-        """Before an Office file is handed on to a library that reads its parts. Raises InputError
-        where one is encrypted, or declares entities, and for names that libraries do not know."""
+        """As `check_parts`, and for names that libraries do not know."""
+        self.check_parts()
+        if "_rels/.rels" in self.names and _STRICT in self.read("_rels/.rels").replace(b"\0", b""):
+            raise InputError("is a strict Open XML file; save it as an ordinary pptx or xlsx")
+
+    def check_parts(self) -> None:
+        """Before the parts of an Office file are parsed. Raises InputError where one is encrypted
+        or declares entities."""
         if any(member.flag_bits & _ENCRYPTED for member in self._zip.infolist()):
             raise InputError("is encrypted with a password; unpack and pack it without one")
         # Office writes none of these, and a file that does wants its entities expanded. (NULs: it
@@ -72,10 +78,6 @@ class Archive:
                 part = self.read(name).replace(b"\0", b"")
                 if b"<!DOCTYPE" in part:
                     raise InputError("declares entities of its own, which no Office does; not read")
-                if name == "_rels/.rels" and _STRICT in part:
-                    raise InputError(
-                        "is a strict Open XML file; save it as an ordinary docx, pptx or xlsx"
-                    )
 
     def _is_xml(self, name: str) -> bool:
         """By its beginning. Drawing programs declare entities in SVG files."""

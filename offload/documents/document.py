@@ -41,7 +41,7 @@ class Place:
 class Document:
     """`name`: the file's name, or "standard input". `text`: not blank, lines end in \\n alone.
 
-    format: pdf, epub, html, docx, odt, pptx, xlsx, markdown or text. places: in order of start; a
+    format: a key of `parsing.FORMATS`, markdown or text. places: in order of start; a
     page of which nothing could be read has none. num_pages: of the whole file, or its slides; None
     where there are none.
     warnings: what is missing from the text, in whole sentences.

@@ -1,56 +1,248 @@
-"""DOCX: paragraphs, headings, lists and tables in order, by python-docx. Runs in the worker."""
+"""DOCX: paragraphs, headings, lists and tables in order, by the standard library alone. Runs in the
+worker.
+
+Footnotes and endnotes stand in brackets where their mark is, text boxes behind the paragraph that
+holds them, what a section's pages have at their head before the section. What was deleted and is
+still remembered, hidden text, comments, formulas and tables of contents are left out.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator
-from typing import Any
+import posixpath
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
 
+from ..errors import InputError
 from .archive import Archive
 from .extract import Extract, Report, refused_if_damaged
 from .page_ranges import PageRanges
+from .styles import heading_level, is_contents, is_list
+from .xml_tree import attribute, descendants, name_of
 
-_HEADING = re.compile(r"heading ([1-9])", re.I)
+_SIGNS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+_LEFT_OUT = {
+    *("pPr", "rPr", "sdtPr", "sectPr", "del", "moveFrom", "instrText", "delText", "rt"),
+    *("oMath", "oMathPara"),
+}
+_HEADS = ("first", "default", "even")  # pages of a section that may have heads of their own
 _REPORT_EVERY = 200
+_Block = tuple[str, int]  # text, heading level or 0
 
 
 def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """Headings as Markdown writes them; the cells of a table's row with bars between."""
-    import docx
-
-    Archive(data).check_for_library()
+    archive = Archive(data)
+    archive.check_parts()
     with refused_if_damaged("DOCX file"):
-        document = docx.Document(io.BytesIO(data))
-    return Extract.of_blocks(_blocks(document, report))
+        return Extract.of_blocks(_Reader(archive).blocks(report))
 
 
-def _blocks(document: Any, report: Report) -> Iterator[tuple[str, int]]:
-    """(text, heading level or 0) of what is not empty."""
-    items = list(document.iter_inner_content())
-    for number, item in enumerate(items):
-        if number % _REPORT_EVERY == 0:
-            report(number, len(items))
-        if hasattr(item, "rows"):
-            yield from ((row, 0) for row in _rows(item))
-            continue
-        if not item.text.strip():
-            continue
-        style = (item.style.name or "") if item.style is not None else ""
-        heading = _HEADING.match(style)
-        level = int(heading[1]) if heading else 1 if style.lower() == "title" else 0
-        prefix = "- " if style.lower().startswith("list") else ""
-        yield prefix + item.text.strip(), level
-    report(len(items), len(items))
+class _Reader:
+    def __init__(self, archive: Archive):
+        self._archive = archive
+        parts = [target for kind, target in self._related("").values() if kind == "officeDocument"]
+        self._main = parts[0] if parts else "word/document.xml"
+        self._parts = self._related(self._main)
+        self._styles = {attribute(e, "styleId"): e for e in self._all("styles", "style")}
+        # Each is told once: a mark may stand in a million places.
+        self._notes = {
+            (kind, attribute(note, "id")): note
+            for kind in ("footnote", "endnote")
+            for note in self._all(f"{kind}s", kind)
+        }
+        self._heads_told: set[str] = set()
+
+    def blocks(self, report: Report) -> Iterator[_Block]:
+        """Of what is not empty."""
+        root = ET.fromstring(self._archive.read(self._main))
+        body = next((child for child in root if name_of(child) == "body"), None)
+        if body is None:
+            raise InputError("is a damaged DOCX file: it has no body")
+        done, section = 0, []
+        for child in body:
+            section.append(child)
+            for properties in _section_ends(child):
+                yield from self._heads(properties)
+                yield from self._told(section, done, len(body), report)
+                done, section = done + len(section), []
+        yield from self._told(section, done, len(body), report)
+        report(len(body), len(body))
+
+    def _told(
+        self, section: list[ET.Element], done: int, total: int, report: Report
+    ) -> Iterator[_Block]:
+        for number, child in enumerate(section, done):
+            if number % _REPORT_EVERY == 0:
+                report(number, total)
+            yield from self._blocks([child])
+
+    def _heads(self, properties: ET.Element) -> Iterator[_Block]:
+        """What stands at the head of a section's pages, but for their numbers; nothing twice."""
+        heads = _children(properties, "headerReference")
+        ids = {attribute(e, "type"): attribute(e, "id") for e in heads}
+        for kind in _HEADS:
+            _, part = self._parts.get(ids.get(kind, ""), ("", ""))
+            if part not in self._archive.names:
+                continue
+            for text, level in self._blocks(ET.fromstring(self._archive.read(part))):
+                if text not in self._heads_told and any(map(str.isalpha, text)):
+                    self._heads_told.add(text)
+                    yield text, level
+
+    def _blocks(self, elements: Iterable[ET.Element]) -> Iterator[_Block]:
+        for element in elements:
+            name = name_of(element)
+            if name == "p":
+                yield from self._paragraph(element)
+            elif name == "tbl":
+                yield from ((row, 0) for row in self._rows(element))
+            elif name == "AlternateContent":
+                yield from self._blocks(_alternative(element))
+            elif name not in _LEFT_OUT:
+                yield from self._blocks(element)  # content controls, insertions, text boxes
+
+    def _paragraph(self, paragraph: ET.Element) -> Iterator[_Block]:
+        """Its text, and that of the text boxes it holds."""
+        boxes: list[ET.Element] = []
+        text = self._text(paragraph, boxes).strip()
+        properties = {name_of(e): e for e in next(_children(paragraph, "pPr"), ())}
+        style = properties.get("pStyle")
+        style = None if style is None else self._styles.get(attribute(style, "val"))
+        name = self._name(style)
+        if text and not is_contents(name):
+            level = self._level(properties, style)
+            in_list = is_list(name) or _is_numbered(properties.get("numPr"))
+            yield ("- " if in_list and not level else "") + text, level
+        for box in boxes:
+            yield from self._blocks(box)
+
+    def _text(self, element: ET.Element, boxes: list[ET.Element]) -> str:
+        """boxes: takes the text boxes that are found."""
+        parts = []
+        for child in element:
+            name = name_of(child)
+            if name == "t":
+                parts.append(child.text or "")
+            elif name in _SIGNS:
+                parts.append(_SIGNS[name])
+            elif name in ("footnoteReference", "endnoteReference"):
+                note = self._notes.pop((name.removesuffix("Reference"), attribute(child, "id")), ())
+                if told := self._flat(note):
+                    parts.append(f" [{told}]")
+            elif name in ("drawing", "pict", "object"):
+                boxes += _boxes(child)
+            elif name == "AlternateContent":
+                parts.append(self._text(_alternative(child), boxes))
+            elif not (name in _LEFT_OUT or _is_hidden(child)):
+                parts.append(self._text(child, boxes))
+        return "".join(parts)
+
+    def _rows(self, table: ET.Element) -> Iterator[str]:
+        for child in table:
+            if name_of(child) == "tr":
+                cells = [self._flat(cell) for cell in _cells(child)]
+                if any(cells):
+                    yield " | ".join(cells).rstrip(" |")
+            elif name_of(child) not in _LEFT_OUT:
+                yield from self._rows(child)
+
+    def _flat(self, elements: Iterable[ET.Element]) -> str:
+        return " ".join(" ".join(text for text, _ in self._blocks(elements)).split())
+
+    def _name(self, style: ET.Element | None) -> str:
+        return "" if style is None else _value(style, "name")
+
+    def _level(self, properties: dict[str, ET.Element], style: ET.Element | None) -> int:
+        """By the paragraph's own outline level, its style, or the one that comes from."""
+        if "outlineLvl" in properties:
+            return _outline_level(attribute(properties["outlineLvl"], "val"))
+        for _ in range(10):  # styles of a damaged file may come from each other
+            if style is None:
+                return 0
+            if level := heading_level(self._name(style)):
+                return level
+            for own in _children(style, "pPr"):
+                if level := _value(own, "outlineLvl"):
+                    return _outline_level(level)
+            style = self._styles.get(_value(style, "basedOn"))
+        return 0
+
+    def _related(self, part: str) -> dict[str, tuple[str, str]]:
+        """The parts that a part names: id -> (kind, name)."""
+        folder, name = posixpath.split(part)
+        listed = posixpath.join(folder, "_rels", f"{name}.rels")
+        if listed not in self._archive.names:
+            return {}
+        return {
+            attribute(e, "Id"): (
+                attribute(e, "Type").rpartition("/")[2],
+                posixpath.normpath(posixpath.join("/", folder, attribute(e, "Target")))[1:],
+            )
+            for e in ET.fromstring(self._archive.read(listed))
+        }
+
+    def _all(self, kind: str, name: str) -> Iterator[ET.Element]:
+        """The elements of a name in the parts of a kind, those that are not there having none."""
+        for found, part in self._parts.values():
+            if found == kind and part in self._archive.names:
+                yield from descendants(ET.fromstring(self._archive.read(part)), name)
 
 
-def _rows(table: Any) -> Iterator[str]:
-    for row in table.rows:
-        cells: list[str] = []
-        last = None
-        for cell in row.cells:
-            if cell._tc is not last:  # a merged cell comes once for each column it spans
-                cells.append(" ".join(cell.text.split()))
-            last = cell._tc
-        if any(cells):
-            yield " | ".join(cells)
+def _children(element: ET.Element, name: str) -> Iterator[ET.Element]:
+    return (child for child in element if name_of(child) == name)
+
+
+def _section_ends(child: ET.Element) -> Iterator[ET.Element]:
+    """The properties of the section that a child of the body ends, if it ends one: they stand in
+    the last paragraph, those of the last section in the body itself."""
+    if name_of(child) == "sectPr":
+        yield child
+    elif name_of(child) == "p":
+        for own in _children(child, "pPr"):
+            yield from _children(own, "sectPr")
+
+
+def _value(element: ET.Element, name: str) -> str:
+    """Of the child of this name; "" where there is none."""
+    return next((attribute(child, "val") for child in _children(element, name)), "")
+
+
+def _outline_level(value: str) -> int:
+    """From 0 in the file; 9 is what is no heading."""
+    return int(value) + 1 if value in tuple("012345678") else 0
+
+
+def _is_numbered(properties: ET.Element | None) -> bool:
+    return properties is not None and _value(properties, "numId") not in ("", "0")
+
+
+def _is_hidden(run: ET.Element) -> bool:
+    for properties in _children(run, "rPr"):
+        for mark in _children(properties, "vanish"):
+            return attribute(mark, "val") not in ("0", "false", "off")
+    return False
+
+
+def _alternative(element: ET.Element) -> ET.Element:
+    """What newer programs draw otherwise than older ones comes twice: the first form counts."""
+    return next(iter(element), ET.Element("nothing"))
+
+
+def _boxes(element: ET.Element) -> Iterator[ET.Element]:
+    """The text boxes in a drawing; those in one of them are found when it is read."""
+    for child in element:
+        name = name_of(child)
+        if name == "txbxContent":
+            yield child
+        elif name == "AlternateContent":
+            yield from _boxes(_alternative(child))
+        else:
+            yield from _boxes(child)
+
+
+def _cells(row: ET.Element) -> Iterator[ET.Element]:
+    for child in row:
+        if name_of(child) == "tc":
+            yield child
+        elif name_of(child) not in _LEFT_OUT:
+            yield from _cells(child)  # in content controls

@@ -16,6 +16,7 @@ from .extract import Extract, Report
 from .html_text import html_text
 from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 from .page_ranges import PageRanges
+from .xml_tree import name_of
 
 _CONTAINER, _ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
 _XHTML = ("application/xhtml+xml", "text/html")
@@ -54,16 +55,16 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 
 def _reading_order(archive: Archive) -> list[str]:
     container = _xml(archive.read(_CONTAINER), _CONTAINER)
-    root = next((e.get("full-path") for e in container.iter() if _name(e) == "rootfile"), None)
+    root = next((e.get("full-path") for e in container.iter() if name_of(e) == "rootfile"), None)
     if root is None:
         raise InputError("is a damaged EPUB: it does not say where its contents are")
     package = _xml(archive.read(root), root)
     items = {
         e.get("id"): e.get("href", "")
         for e in package.iter()
-        if _name(e) == "item" and e.get("media-type", "") in _XHTML
+        if name_of(e) == "item" and e.get("media-type", "") in _XHTML
     }
-    wanted = [e.get("idref") for e in package.iter() if _name(e) == "itemref"]
+    wanted = [e.get("idref") for e in package.iter() if name_of(e) == "itemref"]
     base = posixpath.dirname(root)
     hrefs = [items[i] for i in wanted if i in items] or list(items.values())
     paths = [posixpath.normpath(posixpath.join(base, unquote(urlsplit(h).path))) for h in hrefs]
@@ -77,7 +78,7 @@ def _refuse_protected(archive: Archive, paths: list[str]) -> None:
     if _ENCRYPTION not in archive.names:
         return
     listed = _xml(archive.read(_ENCRYPTION), _ENCRYPTION).iter()
-    hidden = {unquote(e.get("URI", "")) for e in listed if _name(e) == "CipherReference"}
+    hidden = {unquote(e.get("URI", "")) for e in listed if name_of(e) == "CipherReference"}
     if hidden.intersection(paths):
         raise InputError("is protected by its shop (DRM): its chapters are encrypted")
 
@@ -100,8 +101,3 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("windows-1252", "replace")
-
-
-def _name(element: ET.Element) -> str:
-    """Without its namespace."""
-    return str(element.tag).rpartition("}")[2]

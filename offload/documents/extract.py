@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .document import Place
-from .limits import MAX_SECTIONS
+from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 
 Report = Callable[[int, int], None]  # parts done, parts in all
 
@@ -34,6 +34,8 @@ class Extract:
                 text = "#" * min(level, 6) + " " + title
             parts.append(text + "\n\n")
             size += len(parts[-1])
+            if size > MAX_TEXT_CHARS:
+                break  # refused by whoever called
         found.text = "".join(parts).rstrip("\n") + "\n"
         return found
 

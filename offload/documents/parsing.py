@@ -1,8 +1,8 @@
 """Has a file parsed by `worker`, in a process of its own.
 
-PDF, HTML and Office parsers are large, some of them C, and are fed what came from anywhere. In a
-process of their own a crash is a sentence, memory and time have limits, and what they leave behind
-is gone before the model is loaded.
+Parsers are large, some of them C, and are fed what came from anywhere. In a process of their own a
+crash is a sentence, memory and time have limits, and what they leave behind is gone before the
+model is loaded.
 
     parent -> worker   one line of JSON, then the file's bytes
     worker -> parent   lines of JSON: {"done", "total"} ..., then {"found"} or {"refused"}
@@ -32,14 +32,17 @@ from .page_ranges import PageRanges
 FORMATS: dict[str, tuple[str, ...]] = {
     "pdf": ("pypdfium2", "pypdf"),
     "epub": (),
-    "docx": ("docx",),
+    "docx": (),
     "odt": (),
+    "ods": (),
+    "odp": (),
+    "rtf": (),
     "pptx": ("pptx",),
     "xlsx": ("openpyxl",),
     "html": ("trafilatura",),
 }
 # A part of the key of what is kept: raised when a format is read differently.
-_VERSION = 1
+_VERSION = 2
 OnProgress = Callable[[int, int], None]
 
 
@@ -73,7 +76,7 @@ def parse(
 
 
 def _with_article(format: str) -> str:
-    return f"{'an' if format in ('html', 'odt', 'xlsx') else 'a'} {format.upper()}"
+    return f"{'an' if format in ('html', 'xlsx') else 'a'} {format.upper()}"
 
 
 def _fields(told: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .plain import decoded, markdown_sections
 from .sniff import sniff
 
 STANDARD_INPUT = "-"
+_PAGED = ("pdf", "pptx", "odp")
 
 
 def read_document(
@@ -33,11 +34,11 @@ def read_document(
 ) -> Document:
     """The document at `path`; "-" is standard input (`stdin`, else the process's own).
 
-    PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown and text are told apart by their content. Text
-    is UTF-8, or UTF-16 or UTF-32 with a byte order mark. pages: "10-40", "7", "90-" or several with
-    commas, of a PDF or of slides. on_progress: called with the pages (or parts) done and their
-    number. keep_in: a private folder where the text of formats that take time is kept, and found
-    again.
+    PDF, EPUB, Office and OpenDocument files, RTF, HTML, Markdown and text are told apart by their
+    content. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. pages: "10-40", "7", "90-"
+    or several with commas, of a PDF or of slides. on_progress: called with the pages (or parts)
+    done and their number. keep_in: a private folder where the text of formats that take time is
+    kept, and found again.
 
     InputError for what is not there, cannot be read, is a folder, has no text in it, is encrypted,
     damaged, beyond the limits, or of a kind that needs `pip install 'ebbtide[docs]'`.
@@ -57,8 +58,10 @@ def read_document(
         source, name = str(path), Path(path).name
         data = _read_file(Path(path))
     kind = "text" if isinstance(data, str) else sniff(source, data, name)
-    if ranges is not None and kind not in ("pdf", "pptx"):
-        raise InputError(f"{source} has no pages to choose from; --pages is for PDF and PPTX files")
+    if ranges is not None and kind not in _PAGED:
+        raise InputError(
+            f"{source} has no pages to choose from; --pages is for PDF, PPTX and ODP files"
+        )
     if not isinstance(data, str) and kind in parsing.FORMATS:
         found = parsing.parse(source, kind, data, ranges, on_progress, keep_in)
         return Document(name=name, format=kind, **found)

@@ -14,7 +14,6 @@ from ..errors import InputError
 # (first bytes, what that is, what makes text of it)
 OTHER_FORMATS = (
     (b"\xd0\xcf\x11\xe0", "an old Office file", "save it as docx or text with LibreOffice"),
-    (b"{\\rtf", "an RTF file", "save it as docx or text, or convert it: pandoc -t plain FILE"),
     (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
     (b"BZh", "bzip2-compressed", "unpack it first: bunzip2 FILE"),
     (b"\xfd7zXZ\x00", "xz-compressed", "unpack it first: unxz FILE"),
@@ -30,20 +29,25 @@ OTHER_FORMATS = (
 )
 # What an Office file with a password has in it, which is packed as the old ones are.
 _ENCRYPTED_OFFICE = "EncryptedPackage".encode("utf-16-le")
-_READABLE = "PDF, EPUB, DOCX, ODT, PPTX, XLSX, HTML, Markdown and plain text can be read"
+_READABLE = (
+    "PDF, EPUB, DOCX, PPTX, XLSX, ODT, ODP, ODS, RTF, HTML, Markdown and plain text can be read"
+)
 # What an Office file of each kind has in it.
 _MAIN_PARTS = (
-    ("docx", b"word/document.xml"),
+    ("docx", b"word/document"),  # some programs number it
     ("pptx", b"ppt/presentation.xml"),
     ("xlsx", b"xl/workbook.xml"),
 )
+# What an OpenDocument file says that it is, and how that goes on.
+_OPEN_DOCUMENT = b"application/vnd.oasis.opendocument."
+_OPEN_DOCUMENTS = (("odt", b"text"), ("ods", b"spreadsheet"), ("odp", b"presentation"))
 _HTML_START = re.compile(rb"(?:\s|<!--.*?-->|<\?.*?\?>)*<(?:!doctype\s+html|html)\b", re.I | re.S)
 _HTML_TAG = re.compile(rb"<(?:p|div|h[1-6]|body|table|ul|span|br|a)\b", re.I)
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def sniff(source: str, data: bytes, name: str) -> str:
-    """pdf, epub, docx, odt, pptx, xlsx, html, markdown or text (which may turn out to be none).
+    """A key of `parsing.FORMATS`, markdown or text (which may turn out to be none).
 
     source: for messages; name: whose extension counts. Raises InputError for formats that are not
     read.
@@ -52,6 +56,8 @@ def sniff(source: str, data: bytes, name: str) -> str:
     # Some programs write a line or two before a PDF's first bytes.
     if head.startswith(b"%PDF-") or (b"%PDF-" in data[:1024] and b"\0" in data[:4096]):
         return "pdf"
+    if head.startswith(b"{\\rtf"):
+        return "rtf"
     if data.startswith(b"PK\x03\x04"):
         return _kind_of_archive(source, data)
     if data.startswith(OTHER_FORMATS[0][0]) and _ENCRYPTED_OFFICE in data:
@@ -84,11 +90,14 @@ def _kind_of_archive(source: str, data: bytes) -> str:
     for kind, part in _MAIN_PARTS:
         if part in names:
             return kind
-    convert = f"convert it first: pandoc -t plain {file_in_command(source)}"
     if data[30:38] == b"mimetype":
-        if data[38:].startswith(b"application/vnd.oasis.opendocument.text"):
-            return "odt"
-        raise InputError(f"{source} is an OpenDocument file, but no text; {convert}")
+        for kind, name in _OPEN_DOCUMENTS:
+            if data.startswith(_OPEN_DOCUMENT + name, 38):
+                return kind
+        raise InputError(
+            f"{source} is an OpenDocument file of another kind; save it as odt, odp, ods or PDF "
+            "first"
+        )
     if b"[Content_Types].xml" in names:
         raise InputError(
             f"{source} is an Office file of another kind; save it as docx, pptx, xlsx or PDF first"

@@ -1,4 +1,4 @@
-"""Reads one PDF, EPUB, Office or HTML file from standard input; see `parsing` for what is said.
+"""Reads one file of a kind in `parsing.FORMATS` from standard input; see there for what is said.
 
 Run as a process. Limits its own memory where the system can, and ends when its parent does. Knows
 nothing of where the file came from.

@@ -1,0 +1,176 @@
+"""DOCX: all that a page shows is read, in the order in which it is seen."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from book_writer import write_zip
+from documents_under_test import extract, refused, starts
+from office_writer import members_of, word_part, write_docx
+
+from ebbtide.offload.documents.sniff import sniff
+
+
+def p(text, properties=""):
+    return f"<w:p><w:pPr>{properties}</w:pPr>{text}</w:p>"
+
+
+def t(text, properties=""):
+    return f"<w:r><w:rPr>{properties}</w:rPr><w:t>{text}</w:t></w:r>"
+
+
+def text_of(body, **parts):
+    return extract("docx", write_docx(body, **parts)).text
+
+
+def test_docx_of_another_writer():
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    document.add_heading("A title", 0)
+    document.add_heading("Part one", 1)
+    document.add_paragraph("Some words.\tAnd\nmore.")
+    document.add_paragraph("an item", style="List Bullet")
+    table = document.add_table(2, 2)
+    for row, column, text in ((0, 0, "a"), (0, 1, "b"), (1, 0, "both")):
+        table.cell(row, column).text = text
+    table.cell(1, 0).merge(table.cell(1, 1))
+    document.sections[0].header.paragraphs[0].text = "A head"
+    out = io.BytesIO()
+    document.save(out)
+    assert sniff("x", out.getvalue(), "x") == "docx"
+    found = extract("docx", out.getvalue())
+    assert found.text == (
+        "A head\n\n# A title\n\n# Part one\n\nSome words.\tAnd\nmore.\n\n- an item\n\n"
+        "a | b\n\nboth\n"
+    )
+    assert starts(found) == [("sec. 1", "# A title"), ("sec. 2", "# Part one")]
+
+
+def test_notes_stand_where_their_marks_are():
+    mark = '<w:r><w:{}noteReference w:id="2"/></w:r>'
+    body = p(t("One") + mark.format("foot") + t(", two") + mark.format("end") + t("."))
+    separator = f'<w:footnote w:id="0" w:type="separator">{p("<w:r><w:separator/></w:r>")}'
+    notes = f'{separator}</w:footnote><w:footnote w:id="2">{p(t("a"))}{p(t("b"))}</w:footnote>'
+    ends = f'<w:endnote w:id="2">{p("<w:r><w:endnoteRef/></w:r>" + t("the end"))}</w:endnote>'
+    told = "One [a b], two [the end].\n"
+    assert text_of(body, footnotes=notes, endnotes=ends) == told
+    assert text_of(body * 3, footnotes=notes, endnotes=ends).count("[") == 2  # each is told once
+    assert text_of(body) == "One, two.\n"
+
+
+def test_a_note_in_itself_ends():
+    again = p(t("a") + '<w:r><w:footnoteReference w:id="1"/></w:r>')
+    notes = f'<w:footnote w:id="1">{again}</w:footnote>'
+    assert text_of(again, footnotes=notes) == "a [a]\n"
+
+
+def test_text_boxes_stand_behind_their_paragraph():
+    inner = f"<w:txbxContent>{p(t('in'))}</w:txbxContent>"
+    content = p(t("boxed") + f"<w:r><w:drawing><a>{inner}</a></w:drawing></w:r>") + p(t("more"))
+    box = f"<w:txbxContent>{content}</w:txbxContent>"
+    new, old = (
+        f"<w:drawing><a>{box}</a></w:drawing>",
+        f"<w:pict><v:textbox>{box}</v:textbox></w:pict>",
+    )
+    both = (
+        f"<mc:AlternateContent><mc:Choice>{new}</mc:Choice>"
+        f"<mc:Fallback>{old}</mc:Fallback></mc:AlternateContent>"
+    )
+    for drawing in (new, old, both):
+        body = p(t("Words ") + f"<w:r>{drawing}</w:r>" + t("go on."))
+        assert text_of(body) == "Words go on.\n\nboxed\n\nin\n\nmore\n"
+
+
+def test_what_stands_at_the_head_of_pages_comes_before_their_section():
+    def section(*heads):
+        refs = "".join(f'<w:headerReference w:type="{a}" r:id="{b}"/>' for a, b in heads)
+        return f"<w:sectPr>{refs}</w:sectPr>"
+
+    body = p(t("one"), section(("default", "header2"), ("first", "header1")))
+    body += p(t("two"), section(("default", "header2"))) + p(t("three"))
+    body += section(("default", "header3"), ("even", "missing"))
+    heads = {"header1": "The title", "header2": "Running", "header3": "Chapter"}
+    parts = {name: p(t(text)) + p(t("12")) for name, text in heads.items()}
+    assert text_of(body, **parts) == "The title\n\nRunning\n\none\n\ntwo\n\nChapter\n\nthree\n"
+
+
+def test_what_was_deleted_or_is_hidden_is_left_out():
+    body = p(
+        t("a")
+        + f"<w:ins>{t('b')}</w:ins><w:del><w:r><w:delText>no</w:delText></w:r></w:del>"
+        + f"<w:moveFrom>{t('no')}</w:moveFrom><w:moveTo>{t('c')}</w:moveTo>"
+        + t("no", "<w:vanish/>")
+        + t("d", '<w:vanish w:val="0"/>')
+        + f"<m:oMath>{t('no')}</m:oMath><w:fldSimple>{t('e')}</w:fldSimple>"
+        + "<w:r><w:instrText>PAGE</w:instrText><w:noBreakHyphen/><w:softHyphen/></w:r>"
+        + f"<w:hyperlink><w:smartTag>{t('f')}</w:smartTag></w:hyperlink>"
+    )
+    assert text_of(body) == "abcde-f\n"
+
+
+def test_content_controls_are_read():
+    row = f"<w:sdt><w:sdtContent><w:tr><w:tc>{p(t('a'))}{p(t('b'))}</w:tc>"
+    row += f"<w:sdt><w:sdtContent><w:tc>{p(t('c'))}</w:tc></w:sdtContent></w:sdt></w:tr>"
+    table = f"<w:tbl><w:tblPr/>{row}</w:sdtContent></w:sdt></w:tbl>"
+    inline = (
+        f"<w:sdt><w:sdtPr><w:t>no</w:t></w:sdtPr><w:sdtContent>{t('in')}</w:sdtContent></w:sdt>"
+    )
+    body = f"<w:sdt><w:sdtContent>{p(inline)}{table}</w:sdtContent></w:sdt>"
+    assert text_of(body) == "in\n\na b | c\n"
+    nested = f"<w:tbl><w:tr><w:tc>{table}</w:tc><w:tc>{p(t('d'))}</w:tc></w:tr></w:tbl>"
+    assert text_of(nested) == "a b | c | d\n"
+
+
+def test_headings_are_known_by_their_styles_and_levels():
+    styles = "".join(
+        f'<w:style w:styleId="{key}"><w:name w:val="{name}"/>{rest}</w:style>'
+        for key, name, rest in (
+            ("berschrift2", "heading 2", ""),
+            ("Mine", "Mine", '<w:basedOn w:val="berschrift2"/>'),
+            ("Deep", "Deep", '<w:pPr><w:outlineLvl w:val="2"/></w:pPr>'),
+            ("Loop", "Loop", '<w:basedOn w:val="Loop"/>'),
+            ("V1", "toc 1", ""),
+        )
+    )
+    body = "".join(
+        p(t(key), f'<w:pStyle w:val="{key}"/>') for key in ("berschrift2", "Mine", "Deep", "Loop")
+    )
+    body += p(t("Contents"), '<w:pStyle w:val="V1"/>') + p(t("own"), '<w:outlineLvl w:val="0"/>')
+    body += p(t("none"), '<w:outlineLvl w:val="9"/>')
+    body += p(t("item"), '<w:numPr><w:numId w:val="3"/></w:numPr>')
+    body += p(t("no item"), '<w:numPr><w:numId w:val="0"/></w:numPr>')
+    assert text_of(body, styles=styles) == (
+        "## berschrift2\n\n## Mine\n\n### Deep\n\nLoop\n\n# own\n\nnone\n\n- item\n\nno item\n"
+    )
+
+
+def test_parts_may_have_other_names():
+    parts = members_of(write_docx(p(t("words"))))
+    parts["word/document2.xml"] = parts.pop("word/document.xml")
+    parts["_rels/.rels"] = parts["_rels/.rels"].replace(
+        b"/word/document.xml", b"word/document2.xml"
+    )
+    data = write_zip(parts)
+    assert sniff("x", data, "x") == "docx" and extract("docx", data).text == "words\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "declares entities"),
+        ("<a/>", "damaged DOCX file: it has no body"),
+        ("<a", "damaged DOCX file: unclosed token"),
+        (word_part("document", "<w:body/>"), "holds no text"),
+    ],
+)
+def test_bad_docx(document, message):
+    data = write_zip({"word/document.xml": document, "[Content_Types].xml": "<Types/>"})
+    assert message in refused("docx", data)
+
+
+@pytest.mark.parametrize("element", ["w:sdt", "w:tbl", "w:p", "w:txbxContent"])
+def test_what_is_nested_too_deeply_is_refused(element):
+    deep = f"<{element}>" * 100_000 + f"</{element}>" * 100_000
+    with pytest.raises(RecursionError):  # the worker has a sentence for it
+        extract("docx", write_docx(f"<w:p><w:r>{deep}</w:r></w:p>"))

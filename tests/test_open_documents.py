@@ -1,0 +1,205 @@
+"""OpenDocument files: what is kept of texts, sheets and slides, and how bad files are refused."""
+
+from __future__ import annotations
+
+import io
+from unittest import mock
+
+import pytest
+from documents_under_test import extract, refused, starts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from office_samples import cell, row, sheet, write_odp, write_ods, write_odt
+from office_writer import open_document, write_open_document
+
+from ebbtide.offload.documents import limits, ods, parsing, sheets
+from ebbtide.offload.documents.reading import read_document
+from ebbtide.offload.documents.sniff import sniff
+from ebbtide.offload.errors import InputError
+
+
+def test_odt(monkeypatch):
+    data = write_odt()
+    assert sniff("x", data, "x") == "odt"
+    found = extract("odt", data)
+    assert found.text == (
+        "# Part one\n\na   b\tc\nd e [see below]\n\n## Inner\n\n"
+        "- x\n\ny\n\n- z\n\n1 2 | 3\n\nboxed\n"
+    )
+    assert starts(found) == [("sec. 1", "# Part one"), ("sec. 2", "## Inner")]
+    monkeypatch.setattr(parsing.importlib.util, "find_spec", lambda name: None)
+    assert read_document("-", io.BytesIO(data)).format == "odt"
+    locked = {"META-INF/manifest.xml": "<manifest><encryption-data/></manifest>"}
+    assert "encrypted with a password" in refused("odt", write_odt(**locked))
+    assert "no text body" in refused("odt", write_odt(**{"content.xml": "<a/>"}))
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "-1", ""])
+def test_numbers_in_an_odt_that_are_none(number):
+    text = f'<text:h text:outline-level="{number}">a<text:s text:c="{number}"/>b</text:h>'
+    assert extract("odt", write_odt(text)).text == "# a b\n"
+
+
+def test_a_table_in_a_table_is_told_once():
+    inner = "<table:table><table:table-row><table:table-cell><text:p>in</text:p>"
+    inner += "</table:table-cell></table:table-row></table:table>"
+    table = f"<table:table><table:table-row-group><table:table-row><table:table-cell>{inner}"
+    table += "</table:table-cell><table:table-cell><text:p>out</text:p></table:table-cell>"
+    table += "</table:table-row></table:table-row-group></table:table>"
+    assert extract("odt", write_odt(table)).text == "in | out\n"
+
+
+def test_a_frame_stands_behind_its_paragraph():
+    frame = "<draw:frame><draw:text-box><text:h>Box</text:h><table:table><table:table-row>"
+    frame += "<table:table-cell><text:p>a</text:p></table:table-cell></table:table-row>"
+    frame += "</table:table><text:p>b</text:p></draw:text-box></draw:frame>"
+    linked = f"<draw:a>{frame}</draw:a>"
+    for drawing in (frame, linked, f"<text:span>{frame}</text:span>"):
+        found = extract("odt", write_odt(f"<text:p>Words {drawing}go on.</text:p>"))
+        assert found.text == "Words go on.\n\n# Box\n\na\n\nb\n"
+
+
+def test_what_stands_at_the_head_of_pages_comes_first():
+    page = "<style:master-page><style:header><text:p>Running</text:p><text:p>12</text:p>"
+    page += "</style:header><style:header-first><text:p>The title</text:p></style:header-first>"
+    page += "<style:footer><text:p>no</text:p></style:footer></style:master-page>"
+    styles = open_document(
+        "document-styles", f"<office:master-styles>{page}{page}</office:master-styles>"
+    )
+    found = extract("odt", write_odt("<text:p>words</text:p>", **{"styles.xml": styles}))
+    assert found.text == "The title\n\nRunning\n\nwords\n"
+
+
+def test_hidden_text_and_readings_are_left_out():
+    text = "<text:p>a<text:hidden-text>no</text:hidden-text><text:ruby><text:ruby-base>b"
+    text += "</text:ruby-base><text:ruby-text>no</text:ruby-text></text:ruby></text:p>"
+    assert extract("odt", write_odt(text)).text == "ab\n"
+
+
+def test_sheets_are_tables_under_their_names():
+    data = write_ods()
+    assert sniff("x", data, "x") == "ods"
+    found = extract("ods", data)
+    assert found.text == (
+        "# Costs\n\nwhat | when | how much | paid\nmill | 2020-01-02 | 3.3 | TRUE\n"
+        " | two lines | 7 | 2020-01-02 03:04:00\n0.12 | 1:30 | a | a\n\n"
+        "# Far\n\n | ... | the last cell of all\n"
+    )
+    assert starts(found) == [("sheet 1", "# Costs"), ("sheet 3", "# Far")]
+    assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
+
+
+def test_rows_that_repeat_are_told_as_often():
+    found = extract("ods", write_ods(sheet("A", row(cell("a"), cell("b"), repeated=3))))
+    assert found.text == "# A\n\n" + "a | b\n" * 3
+
+
+def test_a_table_in_a_cell_is_a_part_of_its_text():
+    inner = sheet("In", row(cell("x"), cell("y")))
+    held = row(f"<table:table-cell>{inner}</table:table-cell>", cell("z"))
+    assert extract("ods", write_ods(sheet("A", held, held))).text == "# A\n\nx y | z\nx y | z\n"
+
+
+@pytest.fixture(scope="module")
+def small_limit():
+    """A million characters at most, which are reached sooner."""
+    most = 2**20
+    with mock.patch.object(limits, "MAX_TEXT_CHARS", most):
+        with mock.patch.object(ods, "MAX_TEXT_CHARS", most):
+            with mock.patch.object(sheets, "MAX_TEXT_CHARS", most):
+                yield most
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row(cell("a", repeated=16385))], "a column beyond 16,384"),
+        ([row(cell(repeated=16384), cell("a"))], "a column beyond 16,384"),
+        ([row(repeated=1048576), row(cell("a"))], "a row beyond 1,048,576"),
+        ([row(cell("a"), repeated=999999999)], "a row beyond 1,048,576"),
+        ([row(cell("a" * 100, repeated=16384))], "more text than a document may"),
+        ([row(cell("ab", repeated=16384), repeated=1000000)], "million characters, the most"),
+        ([row(cell("a" * 200, repeated=100))] * 60, "million characters, the most"),
+    ],
+)
+def test_sheets_made_to_fill_memory_are_refused(rows, message, small_limit):
+    assert message in refused("ods", write_ods(sheet("A", *rows)))
+
+
+def test_formulas_without_values_are_told():
+    formula = '<table:table-cell table:formula="of:=1+1"{}/>'
+    rows = row(formula.format(""), formula.format(' office:value-type="float" office:value="2"'))
+    found = extract("ods", write_ods(sheet("A", rows)))
+    assert found.text == "# A\n\n | 2\n"
+    assert found.warnings[0].startswith("1 formula was never computed, and left out")
+    alone = write_ods(sheet("A", row(formula.format(""))))
+    assert "holds no text: 1 formula was never" in refused("ods", alone)
+    error = row(formula.format(' office:value-type="float" office:value=""'), cell("#DIV/0!"))
+    assert extract("ods", write_ods(sheet("A", error))).text == "# A\n\n | #DIV/0!\n"
+
+
+def test_slides_are_cited_by_their_numbers():
+    data = write_odp()
+    assert sniff("x", data, "x") == "odp"
+    found = extract("odp", data)
+    assert found.text == (
+        "# A talk\n\nby Ann\n\n"
+        "# Why\n\nfirst\n  deeper\n\na | b\n | d\n\nNotes: Say it\nslowly.\n\n"
+        "# Numbers\n\nChart: Sales\n | North\n2019 | 3\n\nin a group\n"
+    )
+    assert starts(found) == [
+        ("slide 1", "# A talk"),
+        ("slide 2", "# Why"),
+        ("slide 4", "# Numbers"),
+        ("slide 5", "in a group"),
+    ]
+    assert found.num_pages == 5 and found.warnings[0].endswith("(pictures or nothing): 3.")
+    assert read_document("-", io.BytesIO(data), pages="4-").text.startswith("# Numbers\n\nChart")
+    assert "has 5 slides, and --pages 6 begins behind" in refused("odp", data, "6")
+    assert "has no slides" in refused("odp", write_open_document("odp", ""))
+
+
+@pytest.mark.parametrize("kind", ["chart", "graphics", "text-master.x"])
+def test_other_open_documents_are_refused(kind):
+    data = write_odt(mimetype=f"application/vnd.oasis.opendocument.{kind}")
+    if kind.startswith("text"):  # and templates: they are read as the texts that they are
+        assert sniff("x", data, "x") == "odt"
+        return
+    with pytest.raises(InputError, match="OpenDocument file of another kind; save it as odt, odp,"):
+        sniff("x", data, "x")
+
+
+@pytest.mark.parametrize(
+    ("format", "before", "nested", "after"),
+    [
+        ("odt", "", "text:section", ""),
+        ("odt", "<text:p>", "text:span", "</text:p>"),
+        ("odt", "<text:p>", "draw:frame", "</text:p>"),
+        ("ods", "<table:table><table:table-row><table:table-cell>", "text:p", ""),
+        ("odp", "<draw:page>", "draw:g", "</draw:page>"),
+    ],
+)
+def test_what_is_nested_too_deeply_is_refused(format, before, nested, after):
+    deep = f"{before}{f'<{nested}>' * 100_000}a{f'</{nested}>' * 100_000}{after}"
+    deep += "</table:table-cell></table:table-row></table:table>" if format == "ods" else ""
+    with pytest.raises(RecursionError):  # the worker has a sentence for it
+        extract(format, write_open_document(format, deep))
+
+
+@given(st.data())
+@settings(max_examples=50)
+def test_any_repeats_are_read_within_the_limits_or_refused(small_limit, data):
+    repeats = st.sampled_from([0, 1, 2, 100, 16384, 2**20, 999999999])
+    texts = st.sampled_from(["", "a", "words"])
+    rows = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        cells = [
+            cell(data.draw(texts), repeated=data.draw(repeats))
+            for _ in range(data.draw(st.integers(0, 4)))
+        ]
+        rows.append(row(*cells, repeated=data.draw(repeats)))
+    try:
+        found = extract("ods", write_ods(sheet("A", *rows)))
+    except InputError:
+        return
+    assert found.text.strip() and len(found.text) <= small_limit
