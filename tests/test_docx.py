@@ -102,11 +102,25 @@ def test_what_was_deleted_or_is_hidden_is_left_out():
         + f"<w:moveFrom>{t('no')}</w:moveFrom><w:moveTo>{t('c')}</w:moveTo>"
         + t("no", "<w:vanish/>")
         + t("d", '<w:vanish w:val="0"/>')
-        + f"<m:oMath>{t('no')}</m:oMath><w:fldSimple>{t('e')}</w:fldSimple>"
+        + f"<w:fldSimple>{t('e')}</w:fldSimple>"
         + "<w:r><w:instrText>PAGE</w:instrText><w:noBreakHyphen/><w:softHyphen/></w:r>"
         + f"<w:hyperlink><w:smartTag>{t('f')}</w:smartTag></w:hyperlink>"
     )
     assert text_of(body) == "abcde-f\n"
+
+
+def test_formulas_are_written_on_one_line():
+    def m(name, *inner):
+        return f"<m:{name}>{''.join(inner)}</m:{name}>"
+
+    def r(text):
+        return m("r", m("t", text))
+
+    power = m("sSup", m("e", r("x")), m("sup", r("n"), r("+1")))
+    sum_ = m("nary", '<m:naryPr><m:chr m:val="∑"/></m:naryPr>', m("sub", r("i")), m("e", r("i")))
+    fraction = m("f", m("fPr"), m("num", r("ab")), m("den", r("c")))
+    formula = power + r("=") + m("d", m("e", r("y"))) + fraction + sum_
+    assert text_of(p(t("if ") + m("oMath", formula))) == "if x^(n+1)=(y)(ab)/c∑_ii\n"
 
 
 def test_content_controls_are_read():
@@ -130,6 +144,8 @@ def test_headings_are_known_by_their_styles_and_levels():
             ("Mine", "Mine", '<w:basedOn w:val="berschrift2"/>'),
             ("Deep", "Deep", '<w:pPr><w:outlineLvl w:val="2"/></w:pPr>'),
             ("Loop", "Loop", '<w:basedOn w:val="Loop"/>'),
+            ("T", "Title", ""),
+            ("Author", "Author", '<w:basedOn w:val="T"/>'),
             ("V1", "toc 1", ""),
         )
     )
@@ -137,11 +153,13 @@ def test_headings_are_known_by_their_styles_and_levels():
         p(t(key), f'<w:pStyle w:val="{key}"/>') for key in ("berschrift2", "Mine", "Deep", "Loop")
     )
     body += p(t("Contents"), '<w:pStyle w:val="V1"/>') + p(t("own"), '<w:outlineLvl w:val="0"/>')
+    body += p(t("The title"), '<w:pStyle w:val="T"/>') + p(t("Ann"), '<w:pStyle w:val="Author"/>')
     body += p(t("none"), '<w:outlineLvl w:val="9"/>')
     body += p(t("item"), '<w:numPr><w:numId w:val="3"/></w:numPr>')
     body += p(t("no item"), '<w:numPr><w:numId w:val="0"/></w:numPr>')
     assert text_of(body, styles=styles) == (
-        "## berschrift2\n\n## Mine\n\n### Deep\n\nLoop\n\n# own\n\nnone\n\n- item\n\nno item\n"
+        "## berschrift2\n\n## Mine\n\n### Deep\n\nLoop\n\n# own\n\n"
+        "# The title\n\nAnn\n\nnone\n\n- item\n\nno item\n"
     )
 
 

@@ -89,11 +89,16 @@ def test_codings(content, text):
         r"ab{\mmath{\*\moMath{\mr no}}}{\upr{no}{\*\ud{c}}}d{\*\no{\upr{no}{\*\ud no}}}",
         "ab{\\pict{\\*\\blipuid 12}\\bin4 }{}}cc}cd",
         "a{\\*\\no\\bin3 }}}}b{\\object{\\*\\objdata\\bin3 {{{}{\\result c}}d",
+        r"a{\pict{\*\footnote no}}{\*\annotation{\footnote no}}bcd",
         r"a{\field{\fldinst no}{\fldrslt b}}c{\*\do{\shptxt}}d",
     ],
 )
 def test_what_is_not_shown_is_left_out(content):
     assert text_of(content) == "abcd\n"
+
+
+def test_notes_of_other_programs_are_read():
+    assert text_of(r"a{\super\chftn}{\*\footnote\chftn\~\plain note}b") == "a [note]b\n"
 
 
 def test_boxes_of_old_files_are_read():

@@ -3,7 +3,8 @@ worker.
 
 Footnotes and endnotes stand in brackets where their mark is, text boxes behind the paragraph that
 holds them, what a section's pages have at their head before the section. What was deleted and is
-still remembered, hidden text, comments, formulas and tables of contents are left out.
+still remembered, hidden text, comments and tables of contents are left out. Formulas are written on
+one line.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from .styles import heading_level, is_contents, is_list
 from .xml_tree import attribute, descendants, name_of
 
 _SIGNS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+# How parts of a formula are written on one line.
+_MATH = {"sup": "^", "sub": "_", "num": "", "den": "/"}
 _LEFT_OUT = {
     *("pPr", "rPr", "sdtPr", "sectPr", "del", "moveFrom", "instrText", "delText", "rt"),
-    *("oMath", "oMathPara"),
 }
 _HEADS = ("first", "default", "even")  # pages of a section that may have heads of their own
 _REPORT_EVERY = 200
@@ -133,6 +135,13 @@ class _Reader:
                 boxes += _boxes(child)
             elif name == "AlternateContent":
                 parts.append(self._text(_alternative(child), boxes))
+            elif name in _MATH:
+                inner = self._text(child, boxes)
+                parts.append(_MATH[name] + (inner if len(inner) < 2 else f"({inner})"))
+            elif name == "d":  # in brackets, of a formula
+                parts.append(f"({self._text(child, boxes)})")
+            elif name == "naryPr":  # an integral, unless it says otherwise
+                parts.append(_value(child, "chr") or "∫")
             elif not (name in _LEFT_OUT or _is_hidden(child)):
                 parts.append(self._text(child, boxes))
         return "".join(parts)
@@ -156,13 +165,15 @@ class _Reader:
         """By the paragraph's own outline level, its style, or the one that comes from."""
         if "outlineLvl" in properties:
             return _outline_level(attribute(properties["outlineLvl"], "val"))
+        own = style
         for _ in range(10):  # styles of a damaged file may come from each other
             if style is None:
                 return 0
             if level := heading_level(self._name(style)):
-                return level
-            for own in _children(style, "pPr"):
-                if level := _value(own, "outlineLvl"):
+                # What comes from the title's style is a subtitle, or names who wrote it.
+                return level if style is own or self._name(style).lower() != "title" else 0
+            for settings in _children(style, "pPr"):
+                if level := _value(settings, "outlineLvl"):
                     return _outline_level(level)
             style = self._styles.get(_value(style, "basedOn"))
         return 0

@@ -29,7 +29,7 @@ _SIGNS = {
     **{"~": "\xa0", "_": "-", "{": "{", "}": "}", "\\": "\\"},
 }
 # What begins with \* is left out but for these, which are groups around text.
-_OPENED = {"shpinst", "do", "ud", "nesttableprops"}
+_OPENED = {"shpinst", "footnote", "do", "ud", "nesttableprops"}
 _LEFT_OUT = {
     *("colortbl", "info", "pict", "sp", "shprslt", "fldinst", "nonshppict", "nonesttables"),
     *("footer", "footerf", "footerl", "footerr", "objdata", "objclass", "objname", "objtime"),
