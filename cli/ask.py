@@ -77,6 +77,11 @@ def ask(
             f"{question} is a file and {files[0]} is none: the question comes before its files",
             param_hint="QUESTION",
         )
+    elif not files and os.path.isfile(question):
+        raise typer.BadParameter(
+            f'{question} is a file: put a question before it, as in: ebbtide ask "..." {question}',
+            param_hint="QUESTION",
+        )
     asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
     pages = checked_pages(pages)
     options = run.generation(max_new_tokens=_MAX_NEW_TOKENS) | checked_json_schema(json_schema)

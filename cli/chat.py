@@ -92,6 +92,8 @@ def chat(
             values.unbroken(text or "")
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=name) from None
+    if prompt is None and sys.stdin is None:
+        raise errors.InputError("There is no standard input to read; give -p TEXT.")
     piped = sys.stdin is not None and not sys.stdin.isatty()
     if json_schema is not None and prompt is None and not piped:
         raise typer.BadParameter(

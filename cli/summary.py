@@ -90,12 +90,10 @@ class Summary:
         return job_key([*parts, self.document.text, places])
 
     def print_plan(self) -> None:
-        """The whole plan, with measured bandwidths, as the command's result."""
-        import ebbtide
-
-        options = self.run.open_options() | {"context": self._longest_context()}
-        schemas = self.task.json_schema is not None
-        plan = ebbtide.LLM.plan_for(self.run.settings.model, schemas=schemas, **options)
+        """The whole plan, with measured bandwidths, as the command's result. It is that of the
+        run: what the text and its tokens take here is no part of the runtime there either."""
+        self.llm.measure()
+        plan = self.llm.plan_at(self._longest_context())
         found = self._plan(plan)
         if self.run.terminal.as_json:
             self.run.terminal.result(found.to_dict())

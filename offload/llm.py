@@ -163,19 +163,6 @@ class LLM:
 
     from_pretrained = open
 
-    @classmethod
-    def plan_for(cls, model: str | Path | None = None, *, schemas: bool = False, **options) -> Plan:
-        """The Plan for the options of `open`, with measured bandwidths; loads no weights. `fits`
-        may be False. schemas: whether answers are kept to some; see `expect_schemas`."""
-        llm = cls(Options(model=model, **options))
-        try:
-            if schemas:
-                llm.expect_schemas()
-            llm.measure()
-            return llm.plan_at(llm._context or llm.plan.context)
-        finally:
-            llm.close()
-
     def measure(self) -> None:
         """Measure this machine's memory, disk and products, for a second or so: plans that are made
         from now on say what speeds these allow."""

@@ -303,11 +303,6 @@ class FakeLLM:
         cls.calls.append(("open", {"model": model, **options}))
         return cls(model, options)
 
-    @classmethod
-    def plan_for(cls, model: Any = None, **options: Any) -> FakePlan:
-        cls.calls.append(("plan_for", {"model": model, **options}))
-        return FakePlan(fits=model != "too-big")
-
     def __enter__(self) -> FakeLLM:
         return self
 

@@ -54,6 +54,13 @@ def test_nothing_to_answer(capfd, monkeypatch, given):
     assert not fake.FakeLLM.calls
 
 
+def test_a_closed_standard_input_is_said_to_be(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main.main(["chat"]) == 2
+    assert "no standard input to read; give -p TEXT" in capfd.readouterr().err
+    assert main.main(["chat", "-p", "hello"]) == 0
+
+
 def test_no_limit_on_the_answer_but_the_users(capfd, monkeypatch):
     give_input(monkeypatch, "one two three")
     assert main.main(["chat"]) == 0

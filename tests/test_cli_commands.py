@@ -37,6 +37,8 @@ def test_a_file_in_place_of_the_question_is_told_apart(capfd, tmp_path, monkeypa
     error = " ".join(capfd.readouterr().err.split())
     assert "a.txt is a file and What is it? is none" in error
     assert "the question comes before its files" in error
+    assert main.main(["ask", "a.txt"]) == 2  # and reads no standard input
+    assert 'ebbtide ask "..." a.txt' in " ".join(capfd.readouterr().err.split())
     assert main.main(["ask", "a.txt", "b.txt"]) == 2  # a question that names a file
     assert main.main(["ask", "What is it?", "b.txt"]) == 2
     assert "there is no file b.txt" in capfd.readouterr().err

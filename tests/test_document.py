@@ -116,6 +116,7 @@ def test_binary_is_said_to_be(tmp_path):
     path = write(tmp_path, b"abc\x00def")
     assert f"{path} is binary" in refusal(path)
     assert "byte 3 is zero" in refusal(path)
+    assert "nothing but zeros: it was damaged" in refusal(write(tmp_path, bytes(1000)))
     message = refusal("-", io.BytesIO("hello".encode("utf-16-le")))
     assert "UTF-16 without a byte order mark: byte 1" in message
     assert "iconv -f UTF-16LE -t UTF-8 FILE" in message

@@ -113,7 +113,7 @@ def test_parts_that_nobody_combines_are_refused(asked, capfd, monkeypatch):
 def test_a_plan_counts_what_schemas_take(asked, capfd):
     book(1)
     assert main.main([*WHOLE, "--dry-run"]) == 0
-    assert [c["schemas"] for name, c in fake.FakeLLM.calls if name == "plan_for"] == [True]
+    assert [name for name, _ in fake.FakeLLM.calls] == ["open", "expect_schemas", "measure"]
 
 
 @pytest.mark.parametrize("command", ["summarize", "ask", "chat"])

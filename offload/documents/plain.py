@@ -28,6 +28,8 @@ def decoded(source: str, data: bytes) -> str:
         if data.startswith(mark):
             encoding, shown = marked_encoding, name
             break
+    if data and not data.strip(b"\0"):
+        raise InputError(f"{source} holds nothing but zeros: it was damaged, or never written")
     if encoding.startswith("utf-8") and (at := data.find(b"\0")) >= 0:
         raise InputError(
             f"{source} is binary, or UTF-16 without a byte order mark: byte {at} is zero. Text in "
