@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
+from .memory_at_hand import memory_at_hand
 
 _UNITS = {
     "B": 1,
@@ -125,7 +126,7 @@ def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | Non
     runtime = psutil.Process().memory_info().rss
     host = budget.host_memory
     if host == "auto":
-        memory = psutil.virtual_memory()
+        memory = memory_at_hand()
         headroom = max(_HOST_HEADROOM_BYTES, int(memory.total * _HOST_HEADROOM_SHARE))
         # `available` leaves out what this process has taken already; the budget counts it.
         host = max(0, memory.available - headroom) + runtime

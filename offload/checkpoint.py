@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from .fingerprint import blocks_of_each, spread
 from .known_file import KnownFile, changed_error
 from .open_file import forget, open_descriptor, read_at
 from .packing import Packing, Plain, aligned
+from .past_cache import EndsEarly, PastCacheReader
+from .rereading import Rereading
 
 # Of a longer piece Linux reads no more than the disk takes in one go.
 _ANNOUNCED = 256 << 10
@@ -90,6 +92,7 @@ class Checkpoint:
         self._files: dict[Path, int] = {}
         self._known = known
         self._opening = threading.Lock()
+        self._rereading: Rereading | None = None
         missing = [name for name in shapes if name not in found]
         if missing:
             raise BadCheckpoint(
@@ -163,14 +166,38 @@ class Checkpoint:
         """Fill `out` (uint8, place.num_bytes) from the file. A file that shrank or was written to
         is a BadCheckpoint, not a crash.
         """
-        self.fill(place.path, place.offset, memoryview(out.numpy())[: place.num_bytes])
+        view, reader = memoryview(out.numpy())[: place.num_bytes], self._past_cache(place)
+        if reader is None:
+            self._fill(place.path, place.offset, view)
+        else:
+            try:
+                reader.read(view, place.offset)
+            except EndsEarly:
+                raise self._truncated(place.path) from None
+        self._check(place.path)
+
+    def reread(self, refs: Iterable[TensorRef]) -> None:
+        """These are read again and again from now on, as much of them past the system's cache as
+        it cannot hold; see Rereading. To be said before any of them is, and good until `close`."""
+        places = [place for ref in refs for place in (ref, *ref.beside)]
+        self._rereading = Rereading((p.path, p.offset, p.num_bytes) for p in places)
+
+    def _past_cache(self, place: Place | TensorRef) -> PastCacheReader | None:
+        """What reads it past the system's cache; None: it comes through that."""
+        if self._rereading is None:
+            return None
+        descriptor = self._descriptor(place.path)
+        return self._rereading.reader(place.path, descriptor, place.offset, place.num_bytes)
 
     def announce(self, ref: TensorRef) -> None:
-        """A tensor will be read soon: the system begins to read it where it can be told to, so that
-        the disk is busy while what came before is converted."""
+        """A tensor will be read soon: where it comes through the system's cache the system begins
+        to read it, if it can be told to, so that the disk is busy while what came before is
+        converted."""
         if not hasattr(os, "posix_fadvise"):
             return
         for place in (ref, *ref.beside):
+            if self._past_cache(place) is not None:
+                continue
             descriptor, stop = self._descriptor(place.path), place.offset + place.num_bytes
             for start in range(place.offset, stop, _ANNOUNCED):
                 size = min(_ANNOUNCED, stop - start)
@@ -187,11 +214,15 @@ class Checkpoint:
         while done < len(view):
             count = read_at(descriptor, view[done:], path, offset + done)
             if count == 0:
-                self._check(path)
-                raise BadCheckpoint(
-                    f"{path} ends before its tensors do; it was truncated. Download it again."
-                )
+                raise self._truncated(path)
             done += count
+
+    def _truncated(self, path: Path) -> BadCheckpoint:
+        """For a file that ends where it did not before."""
+        self._check(path)
+        return BadCheckpoint(
+            f"{path} ends before its tensors do; it was truncated. Download it again."
+        )
 
     def _check(self, path: Path) -> None:
         """That what was read is of the file that the header was read of. (One that was replaced is
@@ -217,6 +248,10 @@ class Checkpoint:
             return all([forget(descriptor) for descriptor in self._files.values()])
 
     def close(self) -> None:
+        """May be called again; not while others read."""
+        if self._rereading is not None:
+            self._rereading.close()
+            self._rereading = None
         while self._files:
             os.close(self._files.popitem()[1])
 

@@ -22,6 +22,7 @@ from .geometry import Geometry
 from .page_spans import PageSpans
 from .past_cache import whole_blocks
 from .plan import Loaded, Plan, Request
+from .rereading import bounce_bytes
 from .sequence import MOST_SNAPSHOTS, RawPages, raw_slots
 from .states import States
 
@@ -142,16 +143,17 @@ class Filling:
 
     def _stream_bytes(self, held: Loaded) -> int:
         """Of the buffers of what is streamed, and of what reading it takes."""
-        facts, largest, staging = self.facts, 0, 0
+        facts, largest, staging, most_read = self.facts, 0, 0, 0
         if held.layers_streamed:
             largest = facts.layer_sizes[-1]
             if not facts.keeps_layers(quick_too=held.quick_too):
-                staging = facts.layer_staging_bytes
+                staging, most_read = facts.layer_staging_bytes, facts.layer_read_bytes
         if not held.head_resident:
             largest = max(largest, facts.head_block_bytes())
             if not facts.keeps_head(quick_too=held.quick_too):
                 staging = max(staging, facts.head_staging_bytes)
-        return 2 * whole_blocks(largest) + staging
+                most_read = max(most_read, facts.head_read_bytes)
+        return 2 * whole_blocks(largest) + staging + bounce_bytes(most_read)
 
     def _state_bytes(self, sweep: int) -> int:
         """Of all sequences, snapshots among them where there are several; and of convolutions as
@@ -213,8 +215,9 @@ class Filling:
         """Among these is the way that takes least: what to name the shortage of."""
         if self.facts.fewest_expert_slots and not self.on_device:
             yield Loaded(0, False, self.facts.fewest_expert_slots)
-        for streamed in range(len(self.layers) + 1):
-            yield from self._streaming(streamed, False)
+        for head_resident in (False, True):  # a small one takes less than reading it does
+            for streamed in range(len(self.layers) + 1):
+                yield from self._streaming(streamed, head_resident)
 
     def _ways_to_hold(self, sweep: int, head_resident: bool) -> Iterator[Loaded]:
         """Best first."""

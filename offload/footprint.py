@@ -16,6 +16,7 @@ from .model_config import ModelConfig
 from .output_head import HEAD_BLOCK_ROWS
 from .packing import Bits, Packing, Plain
 from .past_cache import whole_blocks
+from .rereading import bounce_bytes
 from .skeleton import expert_names, layer_of
 from .streams import kept_names
 
@@ -101,6 +102,11 @@ class Facts:
         """What reading a layer from the files takes besides its buffer."""
         bits = self.weight_bits
         return max((staging_bytes(*of, bits) for of in self._layer_matrices), default=0)
+
+    @cached_property
+    def layer_read_bytes(self) -> int:
+        """The most of a layer that is read from the files in one go."""
+        return _most_read(self._layer_matrices)
 
     @cached_property
     def said_bits(self) -> str:
@@ -212,8 +218,9 @@ class Facts:
         """What reading several experts at once takes besides their slots."""
         if self.keeps_experts:
             return 0
-        bits = self.weight_bits
-        return READERS * max(staging_bytes(*of, bits) for of in set(self._expert_matrices))
+        bits, matrices = self.weight_bits, set(self._expert_matrices)
+        staging = READERS * max(staging_bytes(*of, bits) for of in matrices)
+        return staging + bounce_bytes(_most_read(matrices))
 
     def multiplied_bytes(self, num_layers: int) -> int:
         """Bytes of the `num_layers` smallest layers that one token is multiplied with: of experts,
@@ -249,6 +256,12 @@ class Facts:
         shape = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
         return staging_bytes(shape, self._head_packing, self._head_bits)
 
+    @property
+    def head_read_bytes(self) -> int:
+        """The most of the head that is read from the files in one go."""
+        shape = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
+        return _most_read([(shape, self._head_packing)])
+
     @cached_property
     def load_bytes(self) -> int:
         """The most that loading takes above what stays: the largest tensor as it lies in the file,
@@ -262,6 +275,11 @@ class Facts:
         block = min(HEAD_BLOCK_ROWS, self.config.vocab_size), self.config.hidden_size
         in_file = sum(self._head_packing.sizes(block))
         return max(in_file, self.head_block_bytes(), *staged) + SLACK_BYTES
+
+
+def _most_read(matrices: Iterable[tuple[tuple[int, ...], Packing]]) -> int:
+    """Of the matrices' bytes in the files the most that lie in one place."""
+    return max((size for shape, packing in matrices for size in packing.sizes(shape)), default=0)
 
 
 def selection_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:

@@ -60,6 +60,11 @@ class OutputHead:
         """Of all blocks, in the order in which they are multiplied."""
         return [("head", number) for number in range(len(self._ranges()))]
 
+    @property
+    def refs(self) -> list[TensorRef]:
+        """Of all blocks, in the files."""
+        return [self._ref(number) for _, number in self.keys]
+
     def is_converted_once(self, *, quick_too: bool) -> bool:
         """Whether blocks that are streamed are; see converted_once."""
         packing = self._checkpoint.refs[self._name].packing

@@ -22,7 +22,7 @@ import torch
 from ..kernels.matmul import rows_of
 from ..kernels.norm import rms_norm
 from ..kernels.routed_step import RoutedStep
-from .checkpoint import Checkpoint, RowReader
+from .checkpoint import Checkpoint, RowReader, TensorRef
 from .expert_cache import Expert, ExpertCache
 from .kept_tensors import (
     Arena,
@@ -140,6 +140,7 @@ class WeightStore:
             self.null_scores = [self._read_null_scores(layer) for layer in config.kv_layers]
             on_load = on_load or (lambda done, total: None)
             self._load(on_load, expert_slots, head_resident, spill_dir)
+            self.checkpoint.reread(self._reread(head_resident))
             self._open_stream(head_resident)
         except BaseException:
             self.close()
@@ -190,6 +191,13 @@ class WeightStore:
         self.head.load(loader, resident=head_resident)
         for key in self.head.keys if keeps_head else ():
             self._scratch.add(key, {_BLOCK: self.head.read(key, loader, passing)}, passing)
+
+    def _reread(self, head_resident: bool) -> list[TensorRef]:
+        """What is read from the model's files again and again, in the order of layers."""
+        groups = [] if self._keeps_layers() else [self._names[layer] for layer in self._streamed]
+        groups += [] if self._keeps_experts() else self._expert_names.values()
+        refs = [self.checkpoint.refs[name] for names in groups for name in names]
+        return refs if head_resident or self._keeps_head() else [*refs, *self.head.refs]
 
     def _open_stream(self, head_resident: bool) -> None:
         sizes = [self._layer_bytes(layer) for layer in self._streamed]

@@ -13,6 +13,8 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide import errors
 from ebbtide.kernels import matmul
+from ebbtide.offload import rereading
+from ebbtide.offload.memory_at_hand import MemoryAtHand
 from ebbtide.offload.packing import Mxfp4
 from ebbtide.offload.plan import Loaded
 
@@ -68,6 +70,19 @@ def test_packed_experts_are_what_their_codes_say(folders, tmp_path, monkeypatch)
             logits.append(llm.logits(IDS, prefill_tokens=100))
     # float32 rounding of sums in another order.
     assert (logits[0] - logits[1]).abs().max() <= 2e-4 * max(1.0, logits[0].abs().max().item())
+
+
+def test_packed_experts_are_the_same_past_the_system_s_cache(folders, tmp_path, monkeypatch):
+    """Through it, and past it from the first byte on."""
+    monkeypatch.setattr(rereading, "_FEWEST_BYTES", 1)
+    logits = []
+    for available in (1 << 40, 0):
+        found = MemoryAtHand(1 << 40, available)
+        monkeypatch.setattr(rereading, "memory_at_hand", lambda found=found: found)
+        with open_small(folders[1], tmp_path, **TINY) as llm:
+            hold_few_experts(llm)
+            logits.append(llm.logits(IDS))
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("bits", ["full", "8"])

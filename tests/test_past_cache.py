@@ -1,6 +1,7 @@
 """What lies in the system's cache is read there, and what does not is read past it."""
 
 import os
+import tempfile
 import threading
 
 import numpy as np
@@ -10,11 +11,19 @@ from hypothesis import strategies as st
 
 from ebbtide.offload import past_cache
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.past_cache import BLOCK_BYTES, PastCacheReader, whole_blocks
+from ebbtide.offload.past_cache import (
+    BLOCK_BYTES,
+    BounceBuffers,
+    EndsEarly,
+    PastCacheReader,
+    whole_blocks,
+)
 from ebbtide.offload.tier import aligned_bytes
 
 BLOCKS = 3 * 256 + 5  # some of the parts that are asked about, and a piece
 CONTENT = np.random.default_rng(3).integers(0, 256, BLOCKS * BLOCK_BYTES, dtype=np.uint8)
+
+RAGGED_BYTES = 1234  # that are no whole sectors
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +40,21 @@ def reader(descriptor):
     reader = PastCacheReader(descriptor, "a file")
     yield reader
     reader.close()
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """A reader of what lies anyhow, of a file that ends within a block, and its descriptor."""
+    path = tmp_path_factory.mktemp("past_cache") / "ragged"
+    path.write_bytes(CONTENT[:-RAGGED_BYTES].tobytes())
+    descriptor = os.open(path, os.O_RDWR)
+    bounce = BounceBuffers(len(CONTENT))
+    reader = PastCacheReader(descriptor, "a file", bounce)
+    yield reader, descriptor
+    reader.close()
+    bounce.close()
+    bounce.close()
+    os.close(descriptor)
 
 
 needs_way = pytest.mark.skipif(
@@ -84,6 +108,38 @@ def test_other_places_and_lengths_are_read_too(reader, offset, count):
 
 
 @needs_way
+@given(
+    offset=st.integers(0, len(CONTENT) - RAGGED_BYTES),
+    count=st.integers(0, len(CONTENT)),
+    moved=st.integers(0, 70),
+    dropped=st.lists(st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 300)), max_size=4),
+)
+def test_what_lies_anyhow_is_read_past_the_cache_too(ragged, offset, count, moved, dropped):
+    """offset, count: in the file, to its end. moved: from where a page begins, in memory."""
+    reader, descriptor = ragged
+    os.pread(descriptor, len(CONTENT), 0)
+    for start, num_blocks in dropped:
+        drop(descriptor, start, num_blocks)
+    count = min(count, len(CONTENT) - RAGGED_BYTES - offset)
+    around = aligned_bytes(moved + count + 1).numpy()
+    around[:] = 7
+    reader.read(memoryview(around)[moved : moved + count], offset)
+    assert np.array_equal(around[moved:-1], CONTENT[offset : offset + count])
+    assert (around[:moved] == 7).all() and around[-1] == 7
+
+
+@needs_way
+def test_what_lies_anyhow_stays_out_of_the_cache(ragged):
+    reader, descriptor = ragged
+    has_way(reader)
+    drop(descriptor)
+    view = view_of(len(CONTENT) - RAGGED_BYTES - 5)
+    reader.read(view, 5)
+    assert np.array_equal(view, CONTENT[5:-RAGGED_BYTES])
+    assert cached(reader) == 0
+
+
+@needs_way
 def test_what_is_not_cached_stays_out_of_the_cache(descriptor, reader):
     has_way(reader)
     drop(descriptor)
@@ -116,7 +172,24 @@ def test_what_is_cached_is_not_read_from_the_disk(descriptor, reader, monkeypatc
 
 
 @needs_way
-def test_a_read_that_ends_early_goes_on(descriptor, reader, monkeypatch):
+def test_of_another_s_file_nothing_is_taken_for_cached(descriptor, monkeypatch):
+    """Linux would say that all of it is."""
+    monkeypatch.setattr(os, "geteuid", lambda: os.fstat(descriptor).st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    reader = PastCacheReader(descriptor, "a file")
+    has_way(reader)
+    os.pread(descriptor, len(CONTENT), 0)
+    assert cached(reader) == 0
+    view = view_of(len(CONTENT))
+    reader.read(view, 0)
+    assert np.array_equal(view, CONTENT)
+    reader.close()
+
+
+@needs_way
+@pytest.mark.parametrize("offset", [2 * BLOCK_BYTES, 2 * BLOCK_BYTES + 13])
+def test_a_read_that_ends_early_goes_on(ragged, monkeypatch, offset):
+    reader, descriptor = ragged
     has_way(reader)
     drop(descriptor)
     read = past_cache.read_at
@@ -125,12 +198,14 @@ def test_a_read_that_ends_early_goes_on(descriptor, reader, monkeypatch):
         past_cache, "read_at", lambda fd, view, *where: min(most, read(fd, view, *where))
     )
     view = view_of(40 * BLOCK_BYTES)
-    reader.read(view, 2 * BLOCK_BYTES)
-    assert np.array_equal(view, CONTENT[2 * BLOCK_BYTES : 42 * BLOCK_BYTES])
+    reader.read(view, offset)
+    assert np.array_equal(view, CONTENT[offset:][: len(view)])
 
 
 @needs_way
-def test_what_cannot_be_read_past_the_cache_is_read_through_it(descriptor, reader, monkeypatch):
+@pytest.mark.parametrize("offset", [0, 13])
+def test_what_cannot_be_read_past_the_cache_is_read_through_it(ragged, monkeypatch, offset):
+    reader, descriptor = ragged
     has_way(reader)
     drop(descriptor)
     read, refused = past_cache.read_at, []
@@ -142,24 +217,43 @@ def test_what_cannot_be_read_past_the_cache_is_read_through_it(descriptor, reade
         return read(descriptor, view, name, offset)
 
     monkeypatch.setattr(past_cache, "read_at", refusing)
-    view = view_of(len(CONTENT))
-    reader.read(view, 0)
-    assert refused and np.array_equal(view, CONTENT)
+    view = view_of(600 * BLOCK_BYTES)
+    reader.read(view, offset)
+    assert refused and np.array_equal(view, CONTENT[offset:][: len(view)])
 
 
+@pytest.mark.parametrize("offset", [0, 13])
 @pytest.mark.parametrize("way", ["usual", "no way past the cache"])
-def test_a_file_that_is_too_short_is_an_error(tmp_path, monkeypatch, way):
+def test_a_file_that_is_too_short_is_an_error(tmp_path, monkeypatch, way, offset):
     if way != "usual":
         monkeypatch.setattr(past_cache, "_opened_past_cache", lambda _: None)
     path = tmp_path / "file"
     path.write_bytes(bytes(4 * BLOCK_BYTES))
     with path.open("r+b") as file:
-        reader = PastCacheReader(file.fileno(), "a file")
+        bounce = BounceBuffers(4 * BLOCK_BYTES)
+        reader = PastCacheReader(file.fileno(), "a file", bounce)
         file.truncate(2 * BLOCK_BYTES + 10)
         drop(file.fileno())
-        with pytest.raises(StorageError, match="a file is shorter than what was written"):
-            reader.read(view_of(4 * BLOCK_BYTES), 0)
+        with pytest.raises(EndsEarly, match="a file is shorter than what was written"):
+            reader.read(view_of(4 * BLOCK_BYTES - offset), offset)
         reader.close()
+        bounce.close()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="Linux has a file system in memory")
+def test_a_file_in_memory_is_read_wherever_it_lies():
+    """Some systems have no reads past the cache there, some have."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(CONTENT[:-RAGGED_BYTES].tobytes())
+        file.flush()
+        bounce = BounceBuffers(len(CONTENT))
+        reader = PastCacheReader(file.fileno(), "a file", bounce)
+        for offset in (0, 13):
+            view = view_of(len(CONTENT) - RAGGED_BYTES - offset)
+            reader.read(view, offset)
+            assert np.array_equal(view, CONTENT[offset:-RAGGED_BYTES])
+        reader.close()
+        bounce.close()
 
 
 def test_without_a_way_past_the_cache_all_goes_through_it(descriptor, monkeypatch):
@@ -170,11 +264,16 @@ def test_without_a_way_past_the_cache_all_goes_through_it(descriptor, monkeypatc
     reader.close()
 
 
-def test_many_threads_read_at_once(reader):
-    views = [view_of(64 * BLOCK_BYTES) for _ in range(12)]
+@pytest.mark.parametrize("within", [0, 13])
+def test_many_threads_read_at_once(ragged, within):
+    """More than there are buffers."""
+    reader, descriptor = ragged
+    views = [view_of(63 * BLOCK_BYTES) for _ in range(12)]
+    if past_cache._mincore() is not None:
+        drop(descriptor)
 
     def read(at: int) -> None:
-        reader.read(views[at], at * 64 * BLOCK_BYTES)
+        reader.read(views[at], at * 64 * BLOCK_BYTES + within)
 
     threads = [threading.Thread(target=read, args=(at,)) for at in range(len(views))]
     for thread in threads:
@@ -182,7 +281,7 @@ def test_many_threads_read_at_once(reader):
     for thread in threads:
         thread.join()
     for at, view in enumerate(views):
-        assert np.array_equal(view, CONTENT[at * 64 * BLOCK_BYTES :][: len(view)])
+        assert np.array_equal(view, CONTENT[at * 64 * BLOCK_BYTES + within :][: len(view)])
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="Linux lists open files there")
