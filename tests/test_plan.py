@@ -19,6 +19,7 @@ from ebbtide import LLM, Budget
 from ebbtide.offload import checkpoint as checkpoint_module
 from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
+from ebbtide.offload.filling import WRITE_BUFFERS
 from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.operations import reading_operations
@@ -145,7 +146,8 @@ def least_host(context: int) -> int:
     """MiB with which everything but far planes fits, no weights streamed."""
     roomy = a_plan(context, host=4096)
     span = roomy.kv_far_bytes // roomy.num_spans
-    return (roomy.fixed_host_bytes + 9 * span) // MiB + 1
+    staged = roomy.staging_slots + WRITE_BUFFERS + 1
+    return (roomy.fixed_host_bytes + staged * span) // MiB + 1
 
 
 def selecting_plan(host: int, disk: int = 1024, device: int | None = None, context: int = 60_000):
