@@ -278,6 +278,7 @@ _ROPE = st.dictionaries(
 
 @settings(max_examples=400)
 @example(changes={"model_type": {}}, architecture="Mistral3ForConditionalGeneration")
+@example(changes={"mlp_only_layers": [0]}, architecture="Kolibri1ForCausalLM")
 @given(
     changes=st.dictionaries(st.sampled_from(_NAMES), _JSON | _ROPE, max_size=3),
     architecture=st.sampled_from(sorted(SUPPORTED)),

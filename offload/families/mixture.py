@@ -12,7 +12,14 @@ from ..layer_config import AttentionShape, Experts, Norms
 from ..rope_config import read_rope
 from .dense import exaone4, llama, qwen2, qwen3
 from .family import Family
-from .routed import STACKED, checked_experts, num_experts, qwen3_experts, with_shared
+from .routed import (
+    STACKED,
+    checked_experts,
+    num_experts,
+    qwen3_experts,
+    qwen3_experts_of_one,
+    with_shared,
+)
 
 
 def deepseek_experts(
@@ -303,7 +310,7 @@ def kolibri(get: Fields, head_dim: int) -> dict:
     windows = get.windows(lambda layer: (layer + 1) % 5 != 0, default=513)
     rope = read_rope(get, head_dim)
     experts = replace(
-        qwen3_experts(get, 384)[0],
+        qwen3_experts_of_one(get, 384),
         by_sigmoid=True,
         bias="mlp.gate.e_score_correction_bias",
         bias_of_scores=True,

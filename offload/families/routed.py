@@ -22,18 +22,24 @@ def qwen3_moe(get: Fields, head_dim: int) -> dict:
     }
 
 
-def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
+def qwen3_experts_of_one(get: Fields, count: int) -> Experts:
+    """Of each layer that has some. count: where the file does not say how many."""
     experts = Experts(
         num_experts(get, count),
         get.number("num_experts_per_tok", 8),
         get.number("moe_intermediate_size", 768),
         get.flag("norm_topk_prob", False),
     )
+    return checked_experts(get, experts)
+
+
+def qwen3_experts(get: Fields, count: int = 128) -> tuple[Experts | None, ...]:
+    experts = qwen3_experts_of_one(get, count)
     step, dense = get.number("decoder_sparse_step", 1), get.raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise BadCheckpoint(f"{get.path}: mlp_only_layers is {dense!r}; expected a list.")
     routed = [layer not in dense and (layer + 1) % step == 0 for layer in range(get.num_layers)]
-    return tuple(checked_experts(get, experts) if here else None for here in routed)
+    return tuple(experts if here else None for here in routed)
 
 
 def with_shared(
@@ -137,13 +143,15 @@ def hunyuan_moe(get: Fields, head_dim: int) -> dict:
     dense = get.number("intermediate_size")
     experts = [
         Experts(
-            *of_layer,
+            count,
+            per_token,
+            size,
             router="mlp.gate.wg",
             shared_size=many * dense,
             shared="mlp.shared_mlp",
             shared_gate=None,
         )
-        for *of_layer, many in zip(counts, chosen, sizes, shared, strict=True)
+        for count, per_token, size, many in zip(counts, chosen, sizes, shared, strict=True)
     ]
     return {**hunyuan(get, head_dim), "experts": tuple(checked_experts(get, e) for e in experts)}
 
@@ -152,7 +160,8 @@ def _each_layer(get: Fields, name: str, default: int) -> list[int]:
     """A field that is one number for all layers, or a list of one for each."""
     if not isinstance(get.raw.get(name), list):
         return [get.number(name, default)] * get.num_layers
-    return [Fields({name: value}, get.path).number(name) for value in get.per_layer(name)]
+    of_layers = get.per_layer(name) or []
+    return [Fields({name: value}, get.path).number(name) for value in of_layers]
 
 
 def mellum(get: Fields, head_dim: int) -> dict:
