@@ -105,24 +105,20 @@ def repack_affine(
 def _shape(codes: torch.Tensor, order: CodeOrder) -> tuple[int, int]:
     """(out, in) of codes that lie as `order` says."""
     words = order in (CodeOrder.WORDS_OF_INPUTS, CodeOrder.WORDS_OF_OUTPUTS)
-    fits = codes.dtype == torch.int32 and codes.dim() == 2 if words else codes.dtype == torch.uint8
-    if fits and words:
+    if words and codes.dtype == torch.int32 and codes.dim() == 2:
         rows, columns = codes.shape
         is_inputs = order is CodeOrder.WORDS_OF_INPUTS
         out_features, in_features = (columns, 8 * rows) if is_inputs else (8 * columns, rows)
-        fits = in_features % GROUP == 0
-    elif fits:
-        fits = codes.dim() in (2, 3)
-        out_features, in_features = len(codes), codes[:1].numel()
+        if in_features % GROUP == 0:
+            return out_features, in_features
+    elif not words and codes.dtype == torch.uint8 and codes.dim() in (2, 3):
         unit = GROUP if order in (CodeOrder.EACH, CodeOrder.FAR_HALVES) else GROUP // 2
-        fits = fits and codes.shape[-1] % unit == 0
-        in_features *= 1 if order is CodeOrder.EACH else 2
-    if not fits:
-        raise ValueError(
-            f"codes of the order {order.name} are not {codes.dtype} {tuple(codes.shape)}; inputs "
-            f"are a multiple of {GROUP}"
-        )
-    return out_features, in_features
+        if codes.shape[-1] % unit == 0:
+            return len(codes), codes[:1].numel() * (1 if order is CodeOrder.EACH else 2)
+    raise ValueError(
+        f"codes of the order {order.name} are not {codes.dtype} {tuple(codes.shape)}; inputs "
+        f"are a multiple of {GROUP}"
+    )
 
 
 def _repack(codes, scales, minimums, order, kept, halves) -> None:
@@ -131,7 +127,7 @@ def _repack(codes, scales, minimums, order, kept, halves) -> None:
     for strips, rows, missing in strips_at_once(len(scales), num_groups):
         block = codes_of(codes, order, rows).unflatten(1, (num_groups, GROUP))
         scale = scales[rows].to(torch.float16)
-        numbers = [scale]
+        numbers, same = [scale], None
         if minimums is not None:
             least = minimums[rows]
             offset = (-least / scale.to(torch.float32)).to(torch.float16)
@@ -139,7 +135,7 @@ def _repack(codes, scales, minimums, order, kept, halves) -> None:
             numbers = [torch.where(same, least.to(torch.float16), scale), offset]
             numbers[1] = offset.masked_fill(same, 0.0)
         each = [n.repeat_interleave(num_groups // n.shape[1], 1) for n in numbers]
-        if minimums is not None:
+        if same is not None:
             same = same.repeat_interleave(num_groups // same.shape[1], 1)
             block = block.masked_fill(same.unsqueeze(-1), 1)
         bytes_ = block[..., : GROUP // 2] | (block[..., GROUP // 2 :] << 4)

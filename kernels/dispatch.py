@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ INTERFACE = 32
 
 _missing, _remedy = "", "Install again where a C++17 compiler is found"
 try:
-    from . import _cpu
+    from . import _cpu  # pyright: ignore[reportAttributeAccessIssue] - compiled, without a stub
 except ImportError as error:
     _cpu, _missing = None, str(error)
 else:
@@ -92,14 +93,21 @@ def byte_products() -> bool:
     return _cpu is not None and _cpu.byte_products()
 
 
-def compiled_for(*tensors: torch.Tensor):
+def compiled_for(*tensors: torch.Tensor) -> Any | None:
     """The extension module, if it serves and all tensors lie on the CPU; else None."""
     if backend() != "compiled" or any(t.device.type != "cpu" for t in tensors):
         return None
     return _cpu
 
 
-def compiled_for_floats(*tensors: torch.Tensor):
+def compiled() -> Any:
+    """The extension module, where the caller knows that it serves."""
+    native = compiled_for()
+    assert native is not None
+    return native
+
+
+def compiled_for_floats(*tensors: torch.Tensor) -> Any | None:
     """The same, if all tensors are float32 as well."""
     return compiled_for(*tensors) if all(t.dtype == torch.float32 for t in tensors) else None
 

@@ -9,6 +9,8 @@ Knows no pages, and nothing that a selection could change.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -46,7 +48,7 @@ def stand(
     shape = q.shape[:2]
     part = Partial(q.new_empty(shape), q.new_empty(shape), torch.empty_like(q))
     log_mass, effect = q.new_empty(shape), q.new_empty(shape)
-    dispatch.compiled_for().stand_raw(
+    dispatch.compiled().stand_raw(
         q.data_ptr(),
         q.shape[1],
         dispatch.layout_numbers(layout),
@@ -109,10 +111,8 @@ def composed_norms(parts: Iterable[torch.Tensor], values: Weight, num_heads: int
     parts: the rows of the projection (hidden, num_heads * value_dim), some at a time, float32.
     """
     # |P V|^2 is the sum of (P^T P) * (V V^T): neither product is as large as P V.
-    squares = sum(
-        torch.einsum("nhi,nhj->hij", heads, heads)
-        for heads in (rows.unflatten(1, (num_heads, -1)) for rows in parts)
-    )
+    each = (rows.unflatten(1, (num_heads, -1)) for rows in parts)
+    squares = reduce(add, (torch.einsum("nhi,nhj->hij", heads, heads) for heads in each))
     value_dim, norms = values.shape[0] // num_heads, torch.empty(1, num_heads)
     for head, square in enumerate(squares.cpu()):
         own = decoded_rows(values, head * value_dim, (head + 1) * value_dim).cpu()

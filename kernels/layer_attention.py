@@ -67,7 +67,7 @@ def attend_spans(
     if gpu is not None:
         listed = records.near_at, records.record_at, records.records_per_span, records.visible
         return gpu.spans.attend_spans(q, *listed, records.score_bias, layout, softcap, parts)
-    dispatch.compiled_for().attend_spans(
+    dispatch.compiled().attend_spans(
         q.data_ptr(),
         q.shape[1],
         *_numbers(records, layout),
@@ -83,7 +83,7 @@ def attend_raw(q: torch.Tensor, raw: Raw, softcap: float, part: Partial) -> None
     if gpu is not None:
         return gpu.spans.attend_raw(q, raw.dtype, raw.runs, raw.null_scores, softcap, part)
     kv_heads, num_rows, dim = q.shape
-    dispatch.compiled_for().attend_raw(
+    dispatch.compiled().attend_raw(
         q.data_ptr(),
         kv_heads,
         num_rows,
@@ -104,7 +104,7 @@ def join_parts(parts: Partial) -> torch.Tensor:
         return gpu.spans.join(parts)[2]
     count, kv_heads, num_rows, dim = parts.out.shape
     out = torch.empty((kv_heads, num_rows, dim))
-    dispatch.compiled_for().join_spans(
+    dispatch.compiled().join_spans(
         count,
         kv_heads * num_rows,
         dim,
@@ -132,7 +132,7 @@ def attend_layer(
         attend_raw(q, raw, softcap, Partial(*(part[-1] for part in parts)))
         return join_parts(parts)
     out = torch.empty_like(q)
-    dispatch.compiled_for().attend_layer(
+    dispatch.compiled().attend_layer(
         q.data_ptr(),
         page_q.data_ptr(),
         q.shape[1],

@@ -34,7 +34,7 @@ class LayerSelection:
     is until `finish`."""
 
     def __init__(self, choice: Choice):
-        self._native, self._choice = dispatch.compiled_for().LayerSelection(), choice
+        self._native, self._choice = dispatch.compiled().LayerSelection(), choice
         self._given: tuple = ()
 
     def choose(

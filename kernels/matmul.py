@@ -51,8 +51,9 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) ->
     gpu = dispatch.gpu_for(x, *_tensors(weight)) if native is None else None
     if gpu is not None and (isinstance(weight, QuantisedWeight) or len(x) == 1):
         bias = None if bias is None else bias.to(torch.float32).contiguous()
-        is_raw = isinstance(weight, torch.Tensor)
-        return (gpu.products.linear_raw if is_raw else gpu.products.linear)(x, weight, bias)
+        if isinstance(weight, torch.Tensor):
+            return gpu.products.linear_raw(x, weight, bias)
+        return gpu.products.linear(x, weight, bias)
     out = reference(x, weight) if native is None else _compiled(native, x, weight)
     return out if bias is None else out.add_(bias.to(torch.float32))
 

@@ -12,6 +12,7 @@ tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ def attend_records(
     q: torch.Tensor,  # (kv_heads, num_rows, head_dim) float32, scaled; rotated, if layout.rotate
     near: torch.Tensor,  # (num_frames, near_record_bytes) uint8: an arena
     near_rows: torch.Tensor,  # (num_records,) int64: the frames of the list's near records
-    sources: list[Source | tuple],  # together they hold every record of the list once
+    sources: Sequence[Source | tuple],  # together they hold every record of the list once
     layout: PageLayout,
     skip_first: int = 0,  # tokens of the list's first record that are passed over
     softcap: float = 0.0,  # the bound of scores, bias included; 0 = none

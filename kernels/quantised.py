@@ -100,7 +100,7 @@ class QuantisedWeight:
                 values = codes.new_tensor(_TWICE, dtype=torch.float32)[codes.to(torch.int32)]
             else:
                 values = codes.to(torch.float32).sub_(
-                    _by_output(offsets) if self.is_affine else 8.0
+                    8.0 if offsets is None else _by_output(offsets)
                 )
         values.mul_(_by_output(scales))
         values = values.flatten(2).flatten(0, 1)
@@ -112,7 +112,7 @@ class QuantisedWeight:
 
 
 def quantised_shapes(
-    shape: tuple[int, int], bits: int, is_affine: bool = False
+    shape: tuple[int, ...], bits: int, is_affine: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the codes (int32) and of the scales (float16) of a weight (out, in)."""
     num_strips, num_groups = -(-shape[0] // STRIP), -(-shape[1] // GROUP)

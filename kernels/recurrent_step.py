@@ -39,17 +39,21 @@ class RecurrentStep:
         native,
         products: list[tuple[Weight, torch.Tensor | None]],
         norm: Norm,
-        recurrence: tuple[RecurrentShape, RecurrentWeights] | tuple[torch.Tensor, torch.Tensor],
+        recurrence: tuple[RecurrentShape, RecurrentWeights]
+        | tuple[torch.Tensor, torch.Tensor | None],
         order: torch.Tensor | None = None,
         factors: torch.Tensor | None = None,
     ):
-        first, floats = recurrence[0], []
+        first, second = recurrence
+        described, floats = None, []
         if isinstance(first, RecurrentShape):
-            described = Described.of(*recurrence)
+            assert isinstance(second, RecurrentWeights)
+            described = Described.of(first, second)
             numbers, floats = described.numbers, described.floats
             self.num_outputs = first.values
         else:
-            described, numbers = None, convolution_numbers(*recurrence)
+            assert not isinstance(second, RecurrentWeights)
+            numbers = convolution_numbers(first, second)
             self.num_outputs = first.shape[1]
         self._kept = products, norm, recurrence, described, order, factors
         at = [0 if part is None else part.data_ptr() for part in (order, factors)]

@@ -10,6 +10,7 @@ Knows no checkpoint: tensors come by their roles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -196,8 +197,8 @@ class LayerStep:
     def mix(self, x: torch.Tensor, *mixed: torch.Tensor) -> torch.Tensor:
         """All that there is of it: x plus the products "o" and "beside" of `mixed`, each (1,
         inputs), in turn, then the MLP's output."""
-        out, mixed = torch.empty_like(x), [part.contiguous() for part in mixed]
-        places = [part.data_ptr() for part in mixed] + [0] * (2 - len(mixed))
+        out, rows = torch.empty_like(x), [part.contiguous() for part in mixed]
+        places = [row.data_ptr() for row in rows] + [0] * (2 - len(rows))
         self.native.mix(x.data_ptr(), *places, out.data_ptr(), num_threads())
         return out
 
@@ -225,9 +226,9 @@ class BlockProduct:
         native,
         blocks: list[Weight],
         norm: Norm | None = None,
-        biases: list[torch.Tensor | None] | None = None,
+        biases: Sequence[torch.Tensor | None] | None = None,
     ):
-        biases = [None] * len(blocks) if biases is None else biases
+        biases = (None,) * len(blocks) if biases is None else biases
         self._kept = blocks, norm, biases
         self.num_outputs = [block.shape[0] for block in blocks]
         self._native = block_product(native, blocks, norm, biases)
@@ -244,7 +245,7 @@ def block_product(
     native,
     blocks: list[Weight],
     norm: Norm | None,
-    biases: list[torch.Tensor | None],
+    biases: Sequence[torch.Tensor | None],
 ):
     """The compiled part of a BlockProduct, whose tensors must be kept alive."""
     numbers, floats = norm_numbers(norm)

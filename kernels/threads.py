@@ -22,7 +22,8 @@ import torch
 
 from . import dispatch
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _kept = threading.local()  # count: torch's number of threads in this one, while it works alone
 
 

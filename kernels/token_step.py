@@ -64,7 +64,7 @@ class RawRows(NamedTuple):
 
     slot: int
     first: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's is not called
 
 
 THE_SINK = -1
@@ -159,6 +159,7 @@ class TokenStep:
                 numbers += [0, 0, 0]
             else:
                 turns = layer.turns
+                assert turns is not None
                 numbers += [len(turns.frequencies), turns.num_fast, turns.table.data_ptr()]
             numbers += [vector_address(layer.output_norms), vector_address(layer.null_scores)]
             numbers.append(layer.state_offset)
@@ -211,6 +212,7 @@ class TokenStep:
         """
 
         def addresses(layer: int) -> Iterator[tuple[int, int, int]]:
+            assert ask is not None and selections is not None
             parts = ask(layer, selections.records(layer))  # begins, before anything is asked for
             return ((at.data_ptr(), records.data_ptr(), len(at)) for at, records in parts)
 

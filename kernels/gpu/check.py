@@ -111,14 +111,16 @@ def _pages(layout: PageLayout, device) -> Iterator[Compared]:
     near, records = pages.seal(k, v, layout)
     k, v = torch.empty((2, shape[1], shape[0], shape[2]), device=device)
     pages.unpack(near, records, layout, k, v)
-    at = [plane.data_ptr() + torch.arange(4, device=device) * plane.stride(0)
-          for plane in (near, records)]  # fmt: skip
+    near_at, record_at = (
+        plane.data_ptr() + torch.arange(4, device=device) * plane.stride(0)
+        for plane in (near, records)
+    )
     seen = slice(layout.page_tokens, shape[0] - 5)
     for count in (3, 70):
         q = _numbers(shape[1], count, shape[2], device=device) * 0.2
         parts = empty_parts(2, q)
         visible = seen.start, seen.stop
-        spans.attend_spans(q, *at, 2, visible, None, layout, 0.0, parts)
+        spans.attend_spans(q, near_at, record_at, 2, visible, None, layout, 0.0, parts)
         want = attention.attend(q, k[:, seen], v[:, seen])
         yield f"attention over pages ({layout.codec})", spans.join(parts)[2], attention.finish(want)
 
@@ -128,7 +130,7 @@ def _raw(dtype: torch.dtype, device) -> Iterator[Compared]:
     q, null_scores = _numbers(2, 3, 64, device=device) * 0.2, _numbers(2, 3, device=device)
     runs = [k.data_ptr(), v.data_ptr(), k.stride(0) * dtype.itemsize, 150]
     part = empty_parts(1, q)
-    spans.attend_raw(q, dtype, runs, null_scores, 20.0, [one[0] for one in part])
+    spans.attend_raw(q, dtype, runs, null_scores, 20.0, tuple(one[0] for one in part))
     scores = 20 * (q @ k.float().transpose(1, 2) / 20).tanh()
     weights = torch.cat((scores, null_scores.unsqueeze(-1)), -1).softmax(-1)[..., :-1]
     yield "attention over raw tokens", spans.join(part)[2], weights @ v.float()
