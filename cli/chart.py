@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeGuard
 
 # (x, y); a y that is None or not finite breaks a line: nothing was measured in between.
 Points = Sequence[tuple[float, float | None]]
@@ -137,7 +138,7 @@ def _stack(series: Sequence[Series]) -> list[tuple[Series, list, list]]:
     below = [(x, 0.0) for x, _ in series[0].points] if series else []
     found = []
     for s in series:
-        upper = [(x, y + y0) for (x, y), (_, y0) in zip(s.points, below, strict=True)]
+        upper = [(x, (y or 0.0) + y0) for (x, y), (_, y0) in zip(s.points, below, strict=True)]
         found.append((s, below, upper))
         below = upper
     return found
@@ -147,14 +148,14 @@ def _runs(points: Points) -> list[list[tuple[float, float]]]:
     """The pieces of a line between its breaks."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
-        if y is not None and _is_shown(y):
+        if _is_shown(y):
             runs[-1].append((x, y))
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
 
 
-def _is_shown(y: float | None) -> bool:
+def _is_shown(y: float | None) -> TypeGuard[float]:
     return y is not None and math.isfinite(y)
 
 

@@ -55,8 +55,9 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         return error.fields(), [f"Error: {error}"], error.exit_code
     if isinstance(error, USAGE_ERROR):
         ctx = getattr(error, "ctx", None)
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        if not message:  # a group alone, whose help was printed
+        described: Any = error  # of a class that typer alone has a name for
+        message = described.format_message()
+        if not message and ctx is not None:  # a group alone, whose help was printed
             *names, last = ctx.command.commands
             message = f"{ctx.command_path} wants a command: {', '.join(names)} or {last}."
         lines = [f"Error: {message}"]

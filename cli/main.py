@@ -80,6 +80,8 @@ def _run(args: list[str], process) -> int:
             raise terminal.ClosedPipe from None
         code = leave.code if isinstance(leave.code, int) else 0
     except Exception as error:
+        from .failure import report_failure  # again: that above may be what failed
+
         code = report_failure(error, args, process)
     return code
 

@@ -36,8 +36,9 @@ def memory_table(session: Any, totals: MemoryTotals, budget_bytes: int | None) -
     """The whole view, as lines. budget_bytes: of host memory, None where it is not known."""
     last = totals.last_kv
     head = ("tier", "pages", "in use", "most so far", "room", "read", "read in all", "written")
-    rows = [head]
-    for tier, now in session.tiers().items():
+    rows: list[tuple[str, ...]] = [head]
+    tiers: dict[str, dict[str, int]] = session.tiers()
+    for tier, now in tiers.items():
         rows.append(
             (
                 _NAMES.get(tier, tier),

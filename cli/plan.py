@@ -47,7 +47,8 @@ def plan(run: Run, model_argument: ModelArgument = None) -> None:
     run.choose_model(model_argument)
     with run.open_llm(context=None) as llm:
         llm.measure()
-        plans = [llm.plan_at(n) for n in run.settings.context or [llm.plan.context]]
+        contexts: Any = run.settings.context  # a list, of this command alone
+        plans = [llm.plan_at(n) for n in contexts or [llm.plan.context]]
         known = speeds.recall(llm, run.settings)
     if run.terminal.as_json:
         found = [{**one.to_dict(), "prefill_expected_s": _expected_s(one, known)} for one in plans]

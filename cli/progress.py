@@ -125,7 +125,7 @@ class ProgressDisplay:
             transient=True,
             auto_refresh=False,
         )
-        self._phase = progress.phase
-        title = self._title + _TITLES.get(progress.phase, progress.phase)
+        self._phase = phase = progress.phase
+        title = f"{self._title}{_TITLES.get(phase, phase)}"
         self._task = self._bar.add_task(title, done="", speed="", eta="")
         self._bar.start()

@@ -100,7 +100,7 @@ def _text(key: str, value: Any, path: Path) -> Any:
         if not all(isinstance(text, str) for text in texts):
             raise errors.InputError(f"{key} in {path} must be a text or a list of texts.")
         return texts
-    if isinstance(value, bool) and option.metavar.startswith("on|off"):
+    if isinstance(value, bool) and (option.metavar or "").startswith("on|off"):
         return "on" if value else "off"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise errors.InputError(f"{key} in {path} must be a text or a number, not {value!r}.")

@@ -107,7 +107,8 @@ def with_shared_options(
         command.__doc__,
         command.__module__,
     )
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    described: Any = wrapper  # no function's type has what typer reads
+    described.__signature__ = inspect.Signature(parameters)
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
 

@@ -63,10 +63,10 @@ class SummaryPlan:
     def seconds(self) -> float | None:
         """By earlier runs' speeds, reading and writing as much as there may be."""
         lengths, most = self._lengths(), self.most_answer
-        reading = [self.speeds.reading_s(length) for length in lengths]
-        if None in reading:
+        known = [s for s in map(self.speeds.reading_s, lengths) if s is not None]
+        if len(known) < len(lengths):
             return None
-        return sum(reading) + sum(self.speeds.writing_s(most, length) or 0.0 for length in lengths)
+        return sum(known) + sum(self.speeds.writing_s(most, length) or 0.0 for length in lengths)
 
     def least_s(self) -> float | None:
         """What reading takes at least where nothing of it was kept, by the plan's measurements."""

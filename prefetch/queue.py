@@ -72,7 +72,7 @@ class WishQueue:
         if wish.key not in self._wishes:
             self._wishes = {wish.key: wish} | self._wishes
 
-    def take(self, accept: Callable[[Hashable], bool]) -> Wish | None:
+    def take(self, accept: Callable[[Any], bool]) -> Wish | None:
         """Removes and returns the first wish whose key is acceptable now, if any."""
         for key, wish in self._wishes.items():
             if accept(key):
