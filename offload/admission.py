@@ -182,11 +182,11 @@ class Admission:
             plan = self.plan(context, sequences, **request)
         plan.raise_if_unfit()
         self.latest_plan = plan
-        self._load(plan, on_progress)
+        weights = self._load(plan, on_progress)
         runtime = Runtime(
             plan,
             self.facts.config.fixed_for(reach),
-            self.weights,
+            weights,
             self.geometry,
             self._device,
             self._spill_dir,
@@ -242,15 +242,15 @@ class Admission:
             disk_bytes=self.limits.disk_bytes - held("disk"),
         )
 
-    def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
+    def _load(self, plan: Plan, on_progress: Callable[[Progress], None]) -> WeightStore:
         loaded = self._loaded  # None also where loading was interrupted at its very end
-        if loaded == plan.loaded:
-            return
-        if loaded is not None and _ways(loaded) == _ways(plan.loaded):
-            if plan.expert_slots < loaded.expert_slots:
+        if loaded is not None and self.weights is not None:
+            if loaded == plan.loaded:
+                return self.weights
+            if _ways(loaded) == _ways(plan.loaded) and plan.expert_slots < loaded.expert_slots:
                 self.weights.shrink_experts(plan.expert_slots)
                 self._loaded = plan.loaded
-                return
+                return self.weights
         self.close()  # loading may be interrupted
         began = time.perf_counter()
 
@@ -273,6 +273,7 @@ class Admission:
             on_load=on_load,
         )
         self._loaded, self.load_s = plan.loaded, time.perf_counter() - began
+        return self.weights
 
 
 def _ways(loaded: Loaded) -> Loaded:

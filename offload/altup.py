@@ -58,7 +58,7 @@ class AltUpLayers:
     def gated(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         """Of corrected streams, what gates the layer's own inputs."""
         first = self.first(x)
-        return first * w["altup.correct_output_scale"] if self._scales else first
+        return first * w.vector("altup.correct_output_scale") if self._scales else first
 
     def added(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x with y (n, hidden_size) added to all streams but the first."""
@@ -67,18 +67,18 @@ class AltUpLayers:
 
     def step(self, w: LayerTensors) -> AltUpStep:
         """The same by compiled kernels, as a part of a token's step."""
-        coefs = (w[f"altup.{name}_coefs.weight"] for name in ("prediction", "correction"))
         return AltUpStep(
             native_for(),
-            (w["altup.router_norm.weight"], self._eps),
+            (w.vector("altup.router_norm.weight"), self._eps),
             w["altup.modality_router.weight"],
-            *coefs,
-            w["altup.correct_output_scale"] if self._scales else None,
+            w["altup.prediction_coefs.weight"],
+            w["altup.correction_coefs.weight"],
+            w.vector("altup.correct_output_scale") if self._scales else None,
         )
 
     def _modalities(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """(n, streams) of rows x (n, hidden_size), each from -1 to 1."""
-        normed = rms_norm(x, w["altup.router_norm.weight"], 0.0, self._eps) / self._size
+        normed = rms_norm(x, w.vector("altup.router_norm.weight"), 0.0, self._eps) / self._size
         scores = tiled(normed, rows, w["altup.modality_router.weight"])
         # The hyperbolic tangent, by a kernel whose bits of a row are its own.
         return gate(scores * 2, torch.ones_like(scores), "sigmoid") * 2 - 1

@@ -24,7 +24,7 @@ from ..kernels.raw_rows import read_rows
 from ..kernels.rope_scores import rope_scores
 from .decode_attention import DecodeAttention
 from .footprint import BIASED_SPANS
-from .rope import Rope
+from .rope import Factors, Rope
 from .sequence import Sequence
 from .windows import first_seen
 
@@ -85,6 +85,10 @@ def _tiles(
     return [room[: math.prod(shape)].view(shape) for shape in shapes]
 
 
+# A query, its rows as pages are scored, and what key biases have for them, if by position.
+_Asking = tuple[Query, torch.Tensor, Factors | None]
+
+
 class TieredAttention:
     """Attention of one model over a page store. Owns the tiles that spans are unpacked to."""
 
@@ -104,7 +108,7 @@ class TieredAttention:
         self.softcap = softcap  # see kernels.attention
         self._in_chunks = in_chunks  # what windows are, see ModelConfig.chunked
         # Of each layer: (num_heads,), or None; see kernels.layer_attention.
-        self.null_scores = null_scores or [None] * len(layouts)
+        self.null_scores: list[torch.Tensor | None] = null_scores or [None] * len(layouts)
         self.cell_tokens = cell_tokens
         self.span_tokens = span_tokens  # of each layer
         self.store = store
@@ -217,7 +221,7 @@ class TieredAttention:
         most_sealed = max(self.sealed_tokens(query.cell) for query in queries)
         layout, span_tokens = self.layouts[layer], self.span_tokens[layer]
         packed = self._attends_packed(layer, queries[0], window)
-        asking = []  # queries, as pages are scored; what key biases have for them, if by position
+        asking: list[_Asking] = []
         for query in queries:
             factors = None
             if packed and key_bias is not None:
@@ -237,13 +241,13 @@ class TieredAttention:
             # The sink is attended raw, so its sealed copy is passed over.
             first = layout.page_tokens if span == 0 else 0
             with self.store.spans.fetch(sequence.table, layer, span, records) as pages:
-                seeing = []  # as `asking` has it, and how many of the span's tokens are seen
-                for (query, *given), spans in zip(asking, wanted, strict=True):
-                    last = min(tokens, self.sealed_tokens(query.cell) - base)
+                seeing: list[tuple[_Asking, int]] = []  # and how many of the span's tokens are seen
+                for asked, spans in zip(asking, wanted, strict=True):
+                    last = min(tokens, self.sealed_tokens(asked[0].cell) - base)
                     if span in spans and last > first:
-                        seeing.append((query, *given, last))
+                        seeing.append((asked, last))
                 if packed:
-                    for query, q, factors, last in seeing:
+                    for (query, q, factors), last in seeing:
                         seen = first
                         if window is not None:
                             seen_from = first_seen(query.position, window, self._in_chunks)
@@ -257,11 +261,13 @@ class TieredAttention:
                 unpack(pages.near, pages.records, layout, k, v)
             if key_bias is not None:
                 k += self._bias_of(layer, base, tokens, key_bias)
-            for query, q, _, last in seeing:
+            for (query, q, _), last in seeing:
                 mask = self._window_mask(query, window, base + first, last - first)
                 query.tree.push(attend(q, k[:, first:last], v[:, first:last], mask, self.softcap))
 
-    def _sealed_at_once(self, layer, sequence, asking, wanted, spans: range, most: int) -> None:
+    def _sealed_at_once(
+        self, layer, sequence, asking: list[_Asking], wanted, spans: range, most: int
+    ) -> None:
         """What `_sealed` does of packed pages, for a few rows: up to `most` spans in one call, to
         the bit the same."""
         layout, span = self.layouts[layer], spans.start

@@ -128,7 +128,7 @@ def _read_rate(
     errors: list[BaseException] = []
 
     def read(thread: int) -> None:
-        view = memoryview(aligned_bytes(extent_bytes).numpy())
+        view = aligned_bytes(extent_bytes).numpy().data
         chance, place = random.Random(thread), thread * num_extents // num_threads
         try:
             file.read_into(view, place * extent_bytes)  # memory that was never touched is slow

@@ -136,8 +136,11 @@ def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | Non
         if device == "auto":
             share = int(free_device_bytes * _DEVICE_HEADROOM_SHARE)
             device = max(0, free_device_bytes - max(_DEVICE_HEADROOM_BYTES, share))
-    disk = 0 if spill_dir is None else budget.disk_memory
-    if disk == "auto":
-        usage = shutil.disk_usage(spill_dir)
-        disk = max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))
+        device = int(device)
+    disk = 0
+    if spill_dir is not None:
+        disk = budget.disk_memory
+        if disk == "auto":
+            usage = shutil.disk_usage(spill_dir)
+            disk = max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))
     return Limits(device, int(host), int(disk), runtime + budget.caller_bytes)

@@ -143,7 +143,7 @@ class Checkpoint:
         """Some rows of a matrix, one small read each: (len(rows), columns)."""
         ref, first = self.row_range(name, 0, 1), self.refs[name]
         raw = torch.empty(len(rows) * ref.num_bytes, dtype=torch.uint8)
-        view, size = memoryview(raw.numpy()), ref.num_bytes
+        view, size = raw.numpy().data, ref.num_bytes
         for at, row in enumerate(rows):
             self._fill(ref.path, first.offset + row * size, view[at * size : (at + 1) * size])
         self._check(ref.path)
@@ -166,7 +166,7 @@ class Checkpoint:
         """Fill `out` (uint8, place.num_bytes) from the file. A file that shrank or was written to
         is a BadCheckpoint, not a crash.
         """
-        view, reader = memoryview(out.numpy())[: place.num_bytes], self._past_cache(place)
+        view, reader = out.numpy().data[: place.num_bytes], self._past_cache(place)
         if reader is None:
             self._fill(place.path, place.offset, view)
         else:
@@ -278,7 +278,7 @@ class RowReader:
     def __init__(self, checkpoint: Checkpoint, name: str):
         self._checkpoint, self._ref = checkpoint, checkpoint.row_range(name, 0, 1)
         self._raw = torch.empty(self._ref.num_bytes, dtype=torch.uint8)
-        self._bytes = memoryview(self._raw.numpy())
+        self._bytes = self._raw.numpy().data
         # Of numbers as they lie in the file: a view of the bytes.
         plain = isinstance(self._ref.packing, Plain)
         self._row = self._decoded() if plain else None

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeGuard, overload
 
 from .errors import BadCheckpoint, UnsupportedModel
 
@@ -41,7 +42,7 @@ def load_json(path: Path) -> dict:
     return value
 
 
-def is_number(value) -> bool:
+def is_number(value) -> TypeGuard[int | float]:
     """Whether it is a finite number of ordinary size: JSON as Python reads it has NaN, and integers
     without end.
     """
@@ -77,7 +78,29 @@ class Fields:
     def __init__(self, raw: dict, path: Path):
         self.raw, self.path = raw, path
 
-    def number(self, name: str, default=None, *, kind=int, low=1, high=MOST_ROWS):
+    @overload
+    def number(
+        self,
+        name: str,
+        default: Any = None,
+        *,
+        kind: type[int] = int,
+        low: int = 1,
+        high: int = MOST_ROWS,
+    ) -> int: ...
+    @overload
+    def number(
+        self, name: str, default: Any = None, *, kind: type[float], low: float, high: float
+    ) -> float: ...
+    def number(
+        self,
+        name: str,
+        default: Any = None,
+        *,
+        kind: type[float] = int,
+        low: float = 1,
+        high: float = MOST_ROWS,
+    ) -> float:
         """A whole number (kind=int) or any (kind=float) from low to high."""
         value = self.raw.get(name)
         if value is None:
@@ -96,7 +119,8 @@ class Fields:
         values = self.raw.get(name)
         if not isinstance(values, list):
             return [self.number(name)]
-        return [Fields({name: value}, self.path).number(name) for value in self.per_layer(name)]
+        of_layers = self.per_layer(name) or []
+        return [Fields({name: value}, self.path).number(name) for value in of_layers]
 
     def positive(self, name: str, default: float | None = None) -> float:
         """A number above 0, of a size that float32 holds."""

@@ -118,6 +118,7 @@ class DecodeAttention:
                 into = Partial(*(of_all[span - spans.start :] for of_all in parts))
                 attend_spans(page_q, part, layout, self._softcap, into)
             span = run.stop
+        assert parts is not None
         attend_raw(q, raw, self._softcap, Partial(*(part[-1] for part in parts)))
         return join_parts(parts).view(1, -1)
 
@@ -190,8 +191,10 @@ class DecodeAttention:
         # A span that is copied before it is read.
         pages = self._store.spans.fetch(sequence.table, layer, span)
         rows = torch.arange(len(pages.records), device=pages.records.device)
-        at = (dispatch.addresses(plane, rows) for plane in (pages.near, pages.records))
-        return SpanRun(span, span + 1, *at, (), pages.close)
+        near_at, record_at = (
+            dispatch.addresses(plane, rows) for plane in (pages.near, pages.records)
+        )
+        return SpanRun(span, span + 1, near_at, record_at, (), pages.close)
 
     def visible(
         self, base: int, tokens: int, position: int, window: int | None, sealed_tokens: int

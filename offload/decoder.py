@@ -73,9 +73,13 @@ class Decoder:
         self._altup = config.altup and AltUpLayers(config, config.altup)
         self._latent = config.latent and LatentAttention(config, config.latent)
         self._steps = LayerSteps(config, self.ropes, is_resident)
-        self._recurrent = Prepared(
-            lambda layer, w: RecurrentLayer(config, config.recurrence_of(layer), w), is_resident
-        )
+
+        def recurrent(layer: int, w: LayerTensors) -> RecurrentLayer:
+            recurrence = config.recurrence_of(layer)
+            assert recurrence is not None
+            return RecurrentLayer(config, recurrence, w)
+
+        self._recurrent = Prepared(recurrent, is_resident)
 
     def close(self) -> None:
         """Let go of what was prepared of layers' tensors, and so of these."""
@@ -113,13 +117,13 @@ class Decoder:
         if self.config.shares_kv(layer):
             return Projected(q, None, gate)
         if self._latent is not None:
-            k = self._latent.keys(w, h, rows)
+            k, v = self._latent.keys(w, h, rows), None
         else:
             k = self._project(w, h, rows, "k")
             v = k if self._shapes[layer].keys_are_values else self._project(w, h, rows, "v")
             k, v = (self._normed(layer, w, out, which) for out, which in ((k, "k"), (v, "v")))
         k = self._normed_behind(layer, w, self.ropes[layer].turn(k, position), "k")
-        return Projected(q, (k, k if self._latent is not None else v), gate)
+        return Projected(q, (k, k if v is None else v), gate)
 
     def project_row(
         self,
@@ -164,7 +168,7 @@ class Decoder:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
         additive: None.
         """
-        bias = w.get("self_attn.k_proj.bias")
+        bias = w.vector_or_none("self_attn.k_proj.bias")
         if bias is None or self.config.qk_norm:
             return None
         return bias.view(self.config.num_kv_heads, self.config.head_dim)
@@ -197,7 +201,7 @@ class Decoder:
             out = tiled(inner, rows, w["per_layer_projection.weight"])
             out = self._norm(w, "post_per_layer_input_norm", out)
             x = add_scaled(x, out, 1.0) if self._altup is None else self._altup.added(x, out)
-        return x * w["layer_scalar"] if self.config.layer_scalars else x
+        return x * w.vector("layer_scalar") if self.config.layer_scalars else x
 
     def mix(
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
@@ -270,7 +274,7 @@ class Decoder:
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
         were added to it first."""
-        experts = self.config.experts_of(layer)
+        experts = self._experts_of(layer)
         by = self._chosen_by(w, experts, x)
         return chosen_experts(w, self._mlp_input(w, x, x) if by is None else by, experts)
 
@@ -282,18 +286,25 @@ class Decoder:
     ) -> list[torch.Tensor]:
         """`add_mlp` of several cells of a layer with routed experts, to the bit: each expert is
         brought once."""
-        c, experts = self.config, self.config.experts_of(layer)
+        c, experts = self.config, self._experts_of(layer)
         inputs = [
             Cell(self._expert_input(w, experts, x, entered), rows, self._chosen_by(w, experts, x))
             for x, rows, entered in cells
         ]
         outs = routed_mlps(w, inputs, c.activation, experts)
         beside = experts.beside
-        for (x, rows, entered), out in zip(cells, outs, strict=True) if beside is not None else ():
-            dense = dense_mlp(w, self._mlp_input(w, x, entered), rows, c.activation)
-            out.copy_(self._norm(w, beside.after_mlp, dense) + self._norm(w, beside.after, out))
+        if beside is not None:
+            for (x, rows, entered), out in zip(cells, outs, strict=True):
+                dense = dense_mlp(w, self._mlp_input(w, x, entered), rows, c.activation)
+                out.copy_(self._norm(w, beside.after_mlp, dense) + self._norm(w, beside.after, out))
         after = (self._norm_after(w, c.norms.after_mlp, out) for out in outs)
         return [self._add_mlp(x, out) for (x, *_), out in zip(cells, after, strict=True)]
+
+    def _experts_of(self, layer: int) -> Experts:
+        """Of a layer that has some."""
+        experts = self.config.experts_of(layer)
+        assert experts is not None
+        return experts
 
     def _chosen_by(self, w: LayerTensors, experts: Experts, x: torch.Tensor) -> torch.Tensor | None:
         """What experts are chosen by, if not by what they are given."""
@@ -322,8 +333,8 @@ class Decoder:
 
     def routed_step(self, layer: int, w: LayerTensors) -> RoutedStep | None:
         """The compiled step of a layer's experts, of one row; or None."""
-        config, experts = self.config, self.config.experts_of(layer)
-        return routed_step(w, config.activation, experts, config.norm_eps)
+        config = self.config
+        return routed_step(w, config.activation, self._experts_of(layer), config.norm_eps)
 
     def query_scale(self, layer: int, position: int) -> float:
         """What a layer's query at a position is multiplied by."""
@@ -374,9 +385,9 @@ class Decoder:
         if name is None:
             return x
         eps = self.config.norm_eps if eps is None else eps
-        weight, how = w[f"{name}.weight"], (self.config.norm_offset, eps)
+        weight, how = w.vector(f"{name}.weight"), (self.config.norm_offset, eps)
         if self.config.layer_norm:
-            return layer_norm(x, weight, w.get(f"{name}.bias"), *how)
+            return layer_norm(x, weight, w.vector_or_none(f"{name}.bias"), *how)
         return rms_norm(x, weight, *how)
 
     def _add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -399,7 +410,7 @@ class Decoder:
             return rms_norm(out, out.new_ones(head_dim), 0.0, c.norm_eps)
         if how == "each":
             normed = layer_norm(out, out.new_ones(head_dim), None, 0.0, c.norm_eps)
-            return normed * w[f"self_attn.{which}_norm.weight"].float()
+            return normed * w.vector(f"self_attn.{which}_norm.weight").float()
         return self._norm(w, f"self_attn.{which}_norm", out) if how == "head" else out
 
     def _normed_behind(

@@ -205,6 +205,7 @@ class Engine:
         notes: list[list[Noted]] = [[] for _ in tokens]
         for layer in range(self.config.num_layers):
             w, kv = self.weights.layer(layer), self._kv[layer]
+            assert kv is not None  # no layer keeps a state where tokens are verified
             bias, x = self._pages.bias(w), self.decoder.predicted(w, x, slice(0, count))
             if row == 0:
                 self._pages.seal(sequence, kv, cell - 2, bias)
@@ -214,7 +215,7 @@ class Engine:
             query = Query(q, count, position, cell)
             if self._pages.selects(kv):
                 first = x[:, : self.config.hidden_size]  # of streams, what is worked on
-                attended = self.selected.run_several(kv, sequence, query, bias, first, w, notes)
+                attended = self._selecting.run_several(kv, sequence, query, bias, first, w, notes)
             else:
                 self._pages.wish_ahead(sequence, kv, query, decodes=True)
                 window = self._pages.window(kv)
@@ -230,7 +231,7 @@ class Engine:
         notes = sequence.verified.popleft() if sequence.verified else []
         sequence.decoded()
         for noted in notes:
-            self.selected.note(sequence, noted)
+            self._selecting.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor, given) -> torch.Tensor:
         """The pending token's residual after all layers. x, given: see WeightStore.entering."""
@@ -253,13 +254,15 @@ class Engine:
                 query = Query(q, 1, position, cell)
                 if selects:
                     first = x[:, : self.config.hidden_size]  # of streams, what is worked on
-                    attended = self.selected.run(kv, sequence, query, bias, first, w)
+                    attended = self._selecting.run(kv, sequence, query, bias, first, w)
                 else:
                     attended = self._pages.attend(sequence, kv, [query], bias)[0]
                 mixed.append(self.decoder.attention_output(w, attended, gate, rows))
-            if self._state[layer] is not None:
-                state = sequence.states.of(0, self._state[layer])
-                mixed.append(self.decoder.recur(layer, w, x, rows, *state))
+            place = self._state[layer]
+            if place is not None:
+                assert sequence.states is not None
+                before, after = sequence.states.of(0, place)
+                mixed.append(self.decoder.recur(layer, w, x, rows, before, after))
             if following is None and not self.weights.reads_experts:
                 x = self.decoder.mix(layer, w, x, mixed, rows)
                 x = self.decoder.end(layer, w, x, rows, given)
@@ -268,11 +271,19 @@ class Engine:
             if following is not None:
                 self._rehearse(sequence, following, between, position, early=False)
             self._expect_experts(layer, between)
-            before, x = x, self.decoder.add_mlp(layer, w, between, rows, x)
+            entered, x = x, self.decoder.add_mlp(layer, w, between, rows, x)
             x = self.decoder.end(layer, w, x, rows, given)
             if following is not None:
-                self.selected.note_changes(self._kv[following], sequence, before, between, x)
+                kv = self._kv[following]
+                assert kv is not None
+                self._selecting.note_changes(kv, sequence, entered, between, x)
         return x
+
+    @property
+    def _selecting(self) -> SelectedAttention:
+        """In a mode that selects."""
+        assert self.selected is not None
+        return self.selected
 
     def _expect_experts(self, layer: int, x: torch.Tensor) -> None:
         """Have the experts of the next layer that has some read, where they are not in memory, once
@@ -304,7 +315,8 @@ class Engine:
         """Ask for what a layer is expected to select, from the residual (1, residual_size) of the
         layer before, as if no more than usual were added to it: at one of two points, see
         IssuePoint."""
-        selected, kv = self.selected, self._kv[layer]
+        selected, kv = self._selecting, self._kv[layer]
+        assert kv is not None
         is_wanted = selected.wants_query(kv, sequence)
         w = self.weights.resident_layer(layer) if is_wanted else None
         if w is None:

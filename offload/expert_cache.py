@@ -19,11 +19,14 @@ import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
 
-from .kept_tensors import Kept
 from .tier import aligned_bytes
+
+if TYPE_CHECKING:
+    from .weights import LayerTensors
 
 # How many are read at once: disks serve several reads faster than one.
 READERS = 4
@@ -34,7 +37,7 @@ _LEAST_RIGHT = 0.7
 _LAST_COUNTS = 1 / 8
 
 Expert = tuple[int, int]  # layer, number
-Fill = Callable[[Expert, torch.Tensor], dict[str, Kept]]
+Fill = Callable[[Expert, torch.Tensor], "LayerTensors"]
 
 
 def fewest_slots(chosen: int) -> int:
@@ -48,20 +51,22 @@ class _Reading:
     def __init__(self, expert: Expert):
         self.expert = expert
         self._done = threading.Event()
-        self._tensors: dict[str, Kept] | None = None
+        self._tensors: LayerTensors | None = None
         self._error: BaseException | None = None
 
-    def run(self, fill: Fill, buffer: torch.Tensor) -> None:
+    def run(self, fill: Fill, buffer: torch.Tensor | None) -> None:
         try:
+            assert buffer is not None, "the slot was given back"
             self._tensors = fill(self.expert, buffer)
         except BaseException as error:
             self._error = error
         self._done.set()
 
-    def result(self) -> dict[str, Kept]:
+    def result(self) -> LayerTensors:
         self._done.wait()
         if self._error is not None:
             raise self._error
+        assert self._tensors is not None
         return self._tensors
 
     def has_failed(self) -> bool:
@@ -72,7 +77,7 @@ class _Slot:
     """reading: the last that was begun; only that one may write, one at a time."""
 
     def __init__(self, num_bytes: int):
-        self.buffer = aligned_bytes(num_bytes)
+        self.buffer: torch.Tensor | None = aligned_bytes(num_bytes)
         self.reading: _Reading | None = None
         self._writing = threading.Lock()
 
@@ -80,6 +85,9 @@ class _Slot:
         with self._writing:
             if self.reading is reading:  # nobody has taken the slot for another expert
                 reading.run(fill, self.buffer)
+
+    def has_failed(self) -> bool:
+        return self.reading is not None and self.reading.has_failed()
 
     def let_go(self) -> None:
         """Give the memory back, which waits for a reading that is under way."""
@@ -112,14 +120,15 @@ class ExpertCache:
 
     def bring(
         self, layer: int, numbers: Sequence[int], *, keeps: bool, at_hand_first: bool = False
-    ) -> Iterator[tuple[int, dict[str, Kept]]]:
+    ) -> Iterator[tuple[int, LayerTensors]]:
         """The tensors of a layer's experts, in the order of `numbers`, or those that need not be
         read before the others; each is good until the next is asked for. keeps: whether those that
         are read push out the least recently used ones. Raises what reading raises.
         """
         wanted = [(layer, number) for number in numbers]
         for expert in wanted:
-            if expert in self._held and self._held[expert].reading.has_failed():
+            slot = self._held.get(expert)
+            if slot is not None and slot.has_failed():
                 del self._held[expert]  # when nobody waited for it any more
         self._compare(layer, wanted)
         lacking = deque(expert for expert in wanted if expert not in self._held)
@@ -138,7 +147,7 @@ class ExpertCache:
             if keeps and not lacking:
                 self._begin_expected(needed)
             reading = (passing.get(expert) or self._held[expert]).reading
-            assert reading.expert == expert, "a slot holds another expert"
+            assert reading is not None and reading.expert == expert, "a slot holds another expert"
             try:
                 tensors = reading.result()
             except BaseException:

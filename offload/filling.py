@@ -70,7 +70,8 @@ class Filling:
         self.page_layers = range(self.config.num_page_layers)
         self.on_device = limits.device_bytes is not None
         # Where weights, raw tokens, near planes and activations lie.
-        self.fast_bytes = limits.device_bytes if self.on_device else limits.host_bytes
+        device_bytes = limits.device_bytes
+        self.fast_bytes = limits.host_bytes if device_bytes is None else device_bytes
         self.layouts = geometry.layouts(self.page_layers)
         self.spans = PageSpans(self.config, geometry, request.context, request.sequences)
         self.selects = geometry.layout.value_means
@@ -345,8 +346,8 @@ class Filling:
     def _shortage(self, device, host, disk) -> dict | None:
         """The first tier that lacks room, and how much of it is needed; None when all have."""
         limits = self.limits
-        if device is not None and sum(device.values()) > limits.device_bytes:
-            return _lack("device", sum(device.values()), limits.device_bytes)
+        if device is not None and sum(device.values()) > self.fast_bytes:
+            return _lack("device", sum(device.values()), self.fast_bytes)
         if sum(host.values()) > limits.host_bytes:
             return _lack("host", sum(host.values()), limits.host_bytes)
         if sum(disk.values()) <= limits.disk_bytes:

@@ -120,7 +120,7 @@ class Facts:
             if layer_of(name) is not None and len(shape) == 2:
                 bits = kept_form(name, self._packing(name), self.weight_bits).bits
                 counts[bits] = counts.get(bits, 0) + shape[0] * shape[1]
-        bits = max(counts, key=counts.get)
+        bits = max(counts, key=lambda bits: counts[bits])
         return "full" if bits is None else str(bits)
 
     @cached_property
@@ -196,10 +196,10 @@ class Facts:
     @property
     def chosen_bytes(self) -> int:
         """Of those that a token goes through."""
-        chosen = {layer: self.config.experts_of(layer) for layer, _ in self._experts}
         return sum(
-            size * chosen[layer].chosen // chosen[layer].count
+            size * experts.chosen // experts.count
             for (layer, _), size in self._experts.items()
+            if (experts := self.config.experts_of(layer)) is not None
         )
 
     @cached_property

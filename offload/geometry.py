@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 
@@ -137,7 +138,7 @@ class Geometry:
 
 
 def choose_geometry(
-    config: ModelConfig, kv_bits: str = "auto", *, selects: bool = False
+    config: ModelConfig, kv_bits: str | int = "auto", *, selects: bool = False
 ) -> Geometry:
     """The geometry for a model. kv_bits: auto, full, 8, 6 or 4; anything else raises InputError.
 
@@ -152,9 +153,8 @@ def choose_geometry(
             "kv_bits is 'full', and pages are to be selected: modes other than 'exact' need the "
             f"codes of quantised pages. Use --mode exact, or --kv-bits {', '.join(KV_BITS)}."
         )
-    if kv_bits == "full":
-        codec = {"codec": "full"}
-    else:
+    codec: dict[str, Any] = {"codec": "full"}
+    if kv_bits != "full":
         key_bits, value_bits = KV_BITS[AUTO_KV_BITS if kv_bits == "auto" else kv_bits]
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
     page = PageLayout(

@@ -366,7 +366,7 @@ class HotRecords:
         lacks = frames < 0
         if not lacks.any():
             return len(numbers), NO_FRAMES, NO_FRAMES
-        others, standing = self._takable(np.count_nonzero(lacks), keep=frames[~lacks])
+        others, standing = self._takable(int(np.count_nonzero(lacks)), keep=frames[~lacks])
         if self._io.writing:
             blocked = np.flatnonzero(lacks & self._unwritten(numbers))
             lacks = lacks[: blocked[0]] if len(blocked) else lacks

@@ -86,6 +86,7 @@ def resolve_model(
     found = local_model(model, revision)
     if found is not None:
         return found
+    assert model is not None  # which names the built-in one
     name, _, tag = os.fspath(model).partition(":")
     return _from_hub(name, revision, on_size, tag or None)
 
@@ -182,9 +183,13 @@ def _from_hub(
         _check_disk(download, Path(hub.constants.HF_HUB_CACHE))
         if on_size is not None:
             on_size(download)
-    patterns = _patterns(gguf)
+    allowed, ignored = _patterns(gguf)
     try:
-        folder = Path(hub.snapshot_download(model, revision=revision, **patterns))
+        folder = Path(
+            hub.snapshot_download(
+                model, revision=revision, allow_patterns=allowed, ignore_patterns=ignored
+            )
+        )
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"the disk is full: {model} was downloaded in part") from error
@@ -197,11 +202,10 @@ def _from_hub(
     return folder / gguf[0] if gguf else folder
 
 
-def _patterns(gguf: list[str]) -> dict[str, list[str]]:
-    """What is fetched, as snapshot_download takes it: these GGUF files, or what else we read."""
-    if gguf:
-        return {"allow_patterns": [glob.escape(name) for name in gguf], "ignore_patterns": []}
-    return {"allow_patterns": ALLOWED, "ignore_patterns": IGNORED}
+def _patterns(gguf: list[str]) -> tuple[list[str], list[str]]:
+    """What is fetched and what of it is not, as snapshot_download takes them: these GGUF files, or
+    what else we read."""
+    return ([glob.escape(name) for name in gguf], []) if gguf else (ALLOWED, IGNORED)
 
 
 def _wanted_gguf(model: str, files: Iterable[str], tag: str | None) -> list[str]:
@@ -225,9 +229,16 @@ def _from_cache(model: str, revision: str | None, tag: str | None, failed: Excep
     )
     at = f" at revision {revision}" if revision else ""
     some, cause = "only in part", None
+    allowed, ignored = _patterns([])
     try:
         folder = Path(
-            hub.snapshot_download(model, revision=revision, local_files_only=True, **_patterns([]))
+            hub.snapshot_download(
+                model,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=allowed,
+                ignore_patterns=ignored,
+            )
         )
         is_whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
         if is_whole and tag is None:
@@ -239,7 +250,7 @@ def _from_cache(model: str, revision: str | None, tag: str | None, failed: Excep
         else:  # perhaps the GGUF file that is meant is all that was ever fetched
             folder = Path(found)
     models = [] if folder is None else _cached_gguf(folder)
-    if not models:
+    if folder is None or not models:
         raise ModelError(f"{model}{at} is {some} on this machine, and {why}") from cause
     return folder / choose_model(models, tag, model)[0]
 

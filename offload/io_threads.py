@@ -124,8 +124,13 @@ class IoThreads:
 
     def read(self, slots: Sequence[Slot], urgency: Urgency) -> None:
         """Begins to fill slots that were prepared."""
-        rows = [(s.index, s.extent.base, s.num_records, self.place(s.index)) for s in slots]
-        self.reads.submit(*np.array(rows, dtype=np.int64).T.copy(), urgency)
+        rows = []
+        for slot in slots:
+            assert slot.extent is not None
+            place = self.place(slot.index)
+            rows.append((slot.index, slot.extent.base, slot.num_records, place))
+        tags, frames, counts, places = np.array(rows, dtype=np.int64).T.copy()
+        self.reads.submit(tags, frames, counts, places, urgency)
 
     def prepare(self, extent: Extent, num_records: int, wish) -> Slot:
         """A free slot, READING from now on: for `read`, which must follow."""

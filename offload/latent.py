@@ -50,7 +50,7 @@ class LatentAttention:
         return tiled_heads(latents, rows, w["self_attn.v_b_proj.weight"]).flatten(1)
 
     def _normed(self, w: LayerTensors, name: str, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, w[f"self_attn.{name}.weight"], 0.0, self._latent.norm_eps)
+        return rms_norm(x, w.vector(f"self_attn.{name}.weight"), 0.0, self._latent.norm_eps)
 
 
 def _project(w: LayerTensors, name: str, x: torch.Tensor, rows: slice) -> torch.Tensor:

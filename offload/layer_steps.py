@@ -13,6 +13,7 @@ import torch
 
 from ..kernels.gate import ACTIVATIONS
 from ..kernels.norm import Norm
+from ..kernels.routed_step import Product
 from ..kernels.step import LayerStep, StepShape, native_for
 from .model_config import ModelConfig
 from .rope import Rope
@@ -120,7 +121,7 @@ class LayerSteps:
             outputs[1] if len(outputs) > 1 else times,
             config.gate_multiplier,
             times if config.mlp_multiplier is None else config.mlp_multiplier,
-            w["layer_scalar"].item() if config.layer_scalars else 1.0,
+            w.vector("layer_scalar").item() if config.layer_scalars else 1.0,
             config.gate_cutoff(layer) or 0.0,
             config.parallel_mlp,
             config.latent.rank if projects and config.latent is not None else 0,
@@ -162,7 +163,9 @@ class LayerSteps:
             paths |= _LAUREL
         if self._has_dense(layer):
             paths |= {name: f"mlp.{name}_proj" for name in _MLP[not config.gated_mlp :]}
-        products = {n: (w[f"{path}.weight"], w.get(f"{path}.bias")) for n, path in paths.items()}
+        products: dict[str, Product] = {
+            n: (w[f"{path}.weight"], w.vector_or_none(f"{path}.bias")) for n, path in paths.items()
+        }
         if self._has_dense(layer) and config.gate_cutoff(layer) is not None:
             products["mean"] = self._ones[:, : config.inner_size(layer)], None
         rope = self._ropes[layer]
@@ -197,17 +200,19 @@ class LayerSteps:
                 is_after = role in ("after_attention", "after_mlp")
                 eps = config.after_norm_eps if is_after else None
                 eps = config.norm_eps if eps is None else eps
-                how = config.norm_offset, eps, w.get(f"{path}.bias"), config.layer_norm
-                norms[role] = Norm(w[f"{path}.weight"], *how)
+                how = config.norm_offset, eps, w.vector_or_none(f"{path}.bias"), config.layer_norm
+                norms[role] = Norm(w.vector(f"{path}.weight"), *how)
         if not self.has_projections(layer):
             return norms
         if config.value_norm:  # without weights
             ones = torch.ones(config.shape_of(layer).head_dim)
             norms["v"] = Norm(ones, 0.0, config.norm_eps)
         for role in "qk" if config.qk_norm == "each" else ():
-            weight = w[f"self_attn.{role}_norm.weight"].float()
+            weight = w.vector(f"self_attn.{role}_norm.weight").float()
             norms[role] = Norm(weight, 0.0, config.norm_eps, takes_mean=True)
-        for role, name in _LATENT_NORMS.items() if config.latent is not None else ():
-            if f"self_attn.{name}.weight" in w:
-                norms[role] = Norm(w[f"self_attn.{name}.weight"], 0.0, config.latent.norm_eps)
+        if config.latent is not None:
+            for role, name in _LATENT_NORMS.items():
+                if f"self_attn.{name}.weight" in w:
+                    weight = w.vector(f"self_attn.{name}.weight")
+                    norms[role] = Norm(weight, 0.0, config.latent.norm_eps)
         return norms

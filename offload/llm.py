@@ -431,7 +431,8 @@ class LLM:
         if not self._is_open:
             raise InputError("the LLM is closed; open it again with LLM.open")
         with self.sessions.nothing_left():
-            fingerprint = self._prefixes and self.fingerprint  # files may be replaced once read
+            # Now: files may be replaced once they were read.
+            fingerprint = self.fingerprint if self._prefixes is not None else None
             reach = reach or context
             runtime = self.admission.admit(context, sequences, reach, self.report, **request)
             try:
@@ -441,7 +442,7 @@ class LLM:
                     runtime.open(context),
                     context,
                     keeps_snapshots=sequences > 1,
-                    prefixes=fingerprint and self._keeper(runtime, fingerprint),
+                    prefixes=self._keeper(runtime, fingerprint) if fingerprint else None,
                 )
             except BaseException:
                 runtime.close()
@@ -451,6 +452,7 @@ class LLM:
 
     def _keeper(self, runtime: Runtime, fingerprint: str) -> PrefixKeeper:
         model = f"{fingerprint} {self.admission.facts.weight_bits}"
+        assert self._prefixes is not None
         return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode, self._warn)
 
     def _warn(self, text: str) -> None:

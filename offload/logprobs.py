@@ -52,7 +52,7 @@ class Logprobs(Sequence[TokenLogprob]):
     def __getitem__(self, at: int) -> TokenLogprob: ...
     @overload
     def __getitem__(self, at: slice) -> Logprobs: ...
-    def __getitem__(self, at):
+    def __getitem__(self, at: int | slice) -> TokenLogprob | Logprobs:
         rows = range(len(self)) if self._rows is None else self._rows
         if isinstance(at, slice):
             part = copy(self)

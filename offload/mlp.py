@@ -133,7 +133,8 @@ def _within_latent(
 
 def _latent_products(w: LayerTensors, experts: Experts) -> list[Product]:
     """What stands before and behind experts that are given a latent."""
-    return [(w[f"{p}.weight"], w.get(f"{p}.bias")) for p in experts.latent.projections]
+    assert experts.latent is not None
+    return [(w[f"{p}.weight"], w.vector_or_none(f"{p}.bias")) for p in experts.latent.projections]
 
 
 class _Routed:
@@ -229,16 +230,19 @@ def _make_routed_step(
 ) -> RoutedStep:
     shared, router = None, experts.router
     if experts.shared_size:
-        gate = experts.shared_gate and w[f"{experts.shared_gate}.weight"]
+        name = experts.shared_gate
+        gate = None if name is None else w[f"{name}.weight"]
         numbers = _found_numbers(w, _dense(w, experts.shared))
         shared = SharedExpert(numbers, gate, experts.shared_scaling)
+    bias, scale = _beside_scores(w, experts)
     return RoutedStep(
         native,
-        (w[f"{router}.weight"], w.get(f"{router}.bias")),
+        (w[f"{router}.weight"], w.vector_or_none(f"{router}.bias")),
         None if experts.router_scale is None else Norm(router_norm(w, experts), 0.0, norm_eps),
         None if experts.latent is None else _latent_products(w, experts),
         experts.routing,
-        *_beside_scores(w, experts),
+        bias,
+        scale,
         [_found_numbers(w, _paths(experts, number)) for number in range(experts.count)],
         shared,
         activation,
@@ -249,14 +253,20 @@ def _make_routed_step(
 
 def router_norm(w: LayerTensors, experts: Experts) -> torch.Tensor:
     """What experts are chosen by is the residual, normed by this weight, (hidden_size,)."""
-    scale = w[experts.router_scale]
+    assert experts.router_scale is not None
+    scale = w.vector(experts.router_scale)
     return scale * len(scale) ** -0.5
 
 
-def _beside_scores(w: LayerTensors, experts: Experts) -> list[torch.Tensor | None]:
+def _beside_scores(
+    w: LayerTensors, experts: Experts
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What `route` takes beside scores: the bias and the scale of each expert."""
-    names = experts.bias, experts.expert_scale
-    return [None if name is None else w[name].flatten().float() for name in names]
+
+    def numbers(name: str | None) -> torch.Tensor | None:
+        return None if name is None else w.vector(name).flatten().float()
+
+    return numbers(experts.bias), numbers(experts.expert_scale)
 
 
 def _paths(experts: Experts, number: int) -> list[str]:
@@ -274,7 +284,9 @@ def _numbers(w: LayerTensors, paths: list[str]) -> list[int]:
 
 def _found_numbers(w: LayerTensors, paths: list[str]) -> list[int]:
     """An MLP's tensors as kernels.step has them."""
-    return expert_numbers([(w[f"{path}.weight"], w.get(f"{path}.bias")) for path in paths])
+    return expert_numbers(
+        [(w[f"{path}.weight"], w.vector_or_none(f"{path}.bias")) for path in paths]
+    )
 
 
 def _shared_share(w: LayerTensors, h: torch.Tensor, rows: slice, experts: Experts) -> torch.Tensor:

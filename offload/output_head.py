@@ -21,7 +21,7 @@ from .kept_tensors import (
     stored_bytes,
 )
 from .model_config import ModelConfig
-from .packing import Bits, Kept
+from .packing import Bits, Kept, unquantised
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 
@@ -41,7 +41,8 @@ class OutputHead:
         bits: Bits,
     ):
         self._config, self._checkpoint, self._device = config, checkpoint, device
-        self._name, self._bits = name, bits
+        self._name = name
+        self._bits: Bits = bits
         self.blocks: list[Kept] | None = None
         self._product: BlockProduct | None = None
 
@@ -78,6 +79,7 @@ class OutputHead:
             else None
             for name in ("model.norm.weight", "model.norm.bias", "lm_head.bias")
         )
+        assert norm is not None, "a checkpoint without a final norm"
         config = self._config
         own = config.final_norm_offset
         offset = config.norm_offset if own is None else own
@@ -99,7 +101,8 @@ class OutputHead:
         have them."""
         if self.blocks is None or not isinstance(self.blocks[0], torch.Tensor):
             return None
-        table = [self.blocks[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in numbers]
+        blocks = [unquantised(block) for block in self.blocks]
+        table = [blocks[i // HEAD_BLOCK_ROWS][i % HEAD_BLOCK_ROWS] for i in numbers]
         return torch.stack(table).float()
 
     def read(self, key: HeadBlock, loader: TensorLoader, buffer: torch.Tensor) -> Kept:

@@ -170,8 +170,10 @@ def _float8(module: _Module, weight: TensorRef, q: Quantisation) -> TensorRef:
     elif not of:
         of = (1, 1)
     good = len(of) == 2 and scales.packing.dtype in (*_SCALES, _POWERS) and all(of)
+    block = 1, 1
     if good:
-        block = tuple(map(_share, weight.shape, of, q.block or (1, 1)))
+        outputs, inputs = map(_share, weight.shape, of, q.block or (1, 1))
+        block = outputs, inputs
         good = tuple(-(-n // b) for n, b in zip(weight.shape, block, strict=True)) == of
     module.check(scales, good, "weight_scale")
     packing = Float8(scales.packing.dtype, block)
@@ -197,7 +199,7 @@ def _is_matrix(ref: TensorRef, dtype: torch.dtype) -> bool:
 
 def _matrix(
     module: _Module,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     codes: Codes,
     group_size: int,
     *parts: TensorRef,

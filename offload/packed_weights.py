@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.affine import CodeOrder, codes_of, repack_affine
-from ..kernels.quantised import repack_int8
+from ..kernels.quantised import QuantisedWeight, repack_int8
 from .packing import Form, Kept, Packing, Shape, aligned, kept_by_rows, some_rows
 
 _WORD = 32  # bits
@@ -46,17 +46,19 @@ _PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # of AWQ: which of 8 outputs each code of a 
 
 
 class Decoded(Packing):
-    """What is decoded while it is loaded, some rows at a time."""
-
-    suits_bits = 8  # which the files have, or fewer
-    whole: torch.dtype  # of numbers that are not quantised again
+    """What is decoded while it is loaded, some rows at a time. dtype: of numbers that are not
+    quantised again."""
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.whole
+        raise NotImplementedError
+
+    @property
+    def suits_bits(self) -> int | None:
+        return 8  # which the files have, or fewer
 
     def form(self, bits: int | None) -> Form:
-        return Form(bits, self.whole)
+        return Form(bits, self.dtype)
 
     def is_quick(self, bits: int | None) -> bool:
         return False
@@ -168,7 +170,7 @@ class Codes4(Codes):
         # Scales and minimums, and of zeros a word's share at a time.
         return 2 * aligned(4 * shape[0] * self.num_groups) + 2 * shape[0] * self.num_groups
 
-    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+    def load(self, raw, room, shape, form, empty, threads) -> QuantisedWeight:
         out_features, in_features = shape
         self.check_index(raw, in_features)
         size = 4 * out_features * self.num_groups
@@ -249,7 +251,7 @@ class Scattered(Codes, Decoded):
     group_size: int = 0
 
     @property
-    def whole(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.scale == torch.float32 else self.scale
 
     def blocks(self, raw, shape):
@@ -289,7 +291,10 @@ class Float8(Decoded):
 
     scale: torch.dtype
     block: tuple[int, int]
-    whole = torch.bfloat16
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16
 
     def scales_shape(self, shape: Shape) -> Shape:
         return tuple(-(-n // size) for n, size in zip(shape, self.block, strict=True))

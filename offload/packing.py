@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -35,6 +35,12 @@ Empty = Callable[..., torch.Tensor]  # as torch.empty: (shape, dtype=)
 Bits = int | Literal["auto"] | None
 
 
+def unquantised(tensor: Kept) -> torch.Tensor:
+    """One that is kept as numbers, as all are that are not multiplied with rows."""
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
 def aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
@@ -47,9 +53,10 @@ class Form:
     dtype: torch.dtype | None = None
     is_affine: bool = False  # groups have an offset each
 
-    def num_bytes(self, shape: tuple[int, int]) -> int:
-        """That it takes, each of its tensors aligned."""
+    def num_bytes(self, shape: Shape) -> int:
+        """That a matrix takes, each of its tensors aligned."""
         if self.bits is None:
+            assert self.dtype is not None
             return aligned(shape[0] * shape[1] * self.dtype.itemsize)
         codes, scales = quantised_shapes(shape, self.bits, self.is_affine)
         return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
@@ -66,7 +73,11 @@ class Packing:
 
     advice = "The file is damaged; download it again"
     lies_as_kept = False
-    suits_bits: ClassVar[int | None] = None  # that weights have by "auto"
+
+    @property
+    def suits_bits(self) -> int | None:
+        """That weights have by "auto"."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +117,7 @@ class Packing:
         self,
         raw: Sequence[torch.Tensor],
         room: torch.Tensor,
-        shape: tuple[int, int],
+        shape: Shape,
         form: Form,
         empty: Empty,
         threads: int | None,
@@ -248,7 +259,7 @@ class Mxfp4(Packing):
     def is_quick(self, bits: int | None) -> bool:
         return True
 
-    def load(self, raw, room, shape, form, empty, threads) -> Kept:
+    def load(self, raw, room, shape, form, empty, threads) -> QuantisedWeight:
         exponents = raw[1].view(shape[0], -1)
         return repack_mxfp4(raw[0].view(*exponents.shape, -1), exponents, empty, threads)
 

@@ -158,7 +158,8 @@ class PageTable:
             self._extents[layer].append(fresh)
         extent = self._extents[layer][-1]
         seen = self.records_seen(layer, self.num_spans(layer) - 1)
-        assert extent.refs == 1 and extent.filled == seen, "written to what others see"
+        assert extent is not None and extent.refs == 1, "written to what others see"
+        assert extent.filled == seen, "written to what others see"
         assert seen + num_records <= self.records_per_span
         extent.filled += num_records
         self._num_records[layer] += num_records

@@ -183,8 +183,9 @@ class PastCacheReader:
     def _is_cached(self, offset: int, size: int) -> bool:
         if not self._is_told:
             return False
-        there = np.empty(-(-size // BLOCK_BYTES), np.uint8)
-        if _mincore()(self._map.ctypes.data + offset, size, there.ctypes.data) != 0:
+        there, mincore = np.empty(-(-size // BLOCK_BYTES), np.uint8), _mincore()
+        assert mincore is not None and self._map is not None
+        if mincore(self._map.ctypes.data + offset, size, there.ctypes.data) != 0:
             return False
         return bool((there & 1).all())
 

@@ -15,7 +15,7 @@ import torch
 from ..kernels.norm import rms_norm
 from .checkpoint import Checkpoint, RowReader
 from .model_config import ModelConfig
-from .packing import Kept
+from .packing import Kept, unquantised
 from .rowwise import tiled
 
 _TABLE = "model.embed_tokens_per_layer.weight"
@@ -36,13 +36,15 @@ class PerLayer:
         device: torch.device,
     ):
         self._config, self._checkpoint, self._device = config, checkpoint, device
-        self._projection, self._norm = kept[_PROJECTION], kept[_NORM]
+        self._projection, self._norm = kept[_PROJECTION], unquantised(kept[_NORM])
+        assert config.per_layer_inputs is not None
+        self._shape = config.per_layer_inputs
         self._rows = RowReader(checkpoint, _TABLE)
 
     def inputs(self, token_ids: Sequence[int], x: torch.Tensor, rows: slice) -> torch.Tensor:
         """(num_layers, n, size) float32 of the tokens whose embeddings, as the first layer takes
         them, are `rows` of x (n, hidden_size); others are zero or anything."""
-        config, size = self._config, self._config.per_layer_inputs.size
+        config, size = self._config, self._shape.size
         projected = tiled(x, rows, self._projection) * config.hidden_size**-0.5
         projected = projected.view(len(x), config.num_layers, size)
         out = rms_norm(projected, self._norm, config.norm_offset, config.norm_eps)
@@ -52,7 +54,7 @@ class PerLayer:
 
     def _read(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Rows of the table, float32."""
-        num_rows = self._config.per_layer_inputs.rows
+        num_rows = self._shape.rows
         token_ids = [token if token < num_rows else 0 for token in token_ids]
         if len(token_ids) == 1:
             rows = self._rows.read(token_ids[0])

@@ -209,9 +209,10 @@ class Plan:
             + f" (model's limit {self.model_context:,}, largest that fits {self.largest_context:,})"
         ]
         for tier, items in (("device", self.device), ("host", self.host), ("disk", self.disk)):
-            if items is None:
+            budget = self.budget_bytes[tier]
+            if items is None or budget is None:
                 continue
-            total, budget = sum(items.values()), self.budget_bytes[tier]
+            total = sum(items.values())
             lines.append(f"  {tier:<7}{format_size(total):>12}  of {format_size(budget)}")
             lines += [f"    {format_size(n):>11}  {name}" for name, n in items.items() if n]
         lines.append(

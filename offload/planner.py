@@ -65,23 +65,25 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
 
 def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
     """Try the ways to lay a request out, best first."""
-    plan = None
-    # Who selects pages needs their near planes at hand.
-    for near_resident in (True,) if geometry.layout.value_means else (True, False):
+
+    def filled(*, near_resident: bool) -> Plan:
         way = geometry.with_pages(near_resident=near_resident)
-        other = Filling(facts, way, limits, request).plan()
-        if plan is None or _lacks_less(other, plan):
-            plan = other
-        if plan.fits:
-            break
+        return Filling(facts, way, limits, request).plan()
+
+    plan = filled(near_resident=True)
+    # Who selects pages needs their near planes at hand.
+    if not plan.fits and not geometry.layout.value_means:
+        other = filled(near_resident=False)
+        plan = other if _lacks_less(other, plan) else plan
     return _with_drafts(plan, facts, geometry, limits, request) or plan
 
 
 def _lacks_less(plan: Plan, other: Plan) -> bool:
     """Whether a plan fits, or lacks less than the other, which does not; of the same tier."""
-    if plan.shortage is None or plan.shortage["tier"] != other.shortage["tier"]:
+    lacks, other_lacks = plan.shortage, other.shortage
+    if lacks is None or other_lacks is None or lacks["tier"] != other_lacks["tier"]:
         return True
-    return plan.shortage["needed_bytes"] <= other.shortage["needed_bytes"]
+    return lacks["needed_bytes"] <= other_lacks["needed_bytes"]
 
 
 def _with_drafts(

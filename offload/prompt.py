@@ -4,6 +4,7 @@ is known already."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 from .errors import ContextOverflow, InputError
 
@@ -52,5 +53,5 @@ def num_common(first: Iterable[int], second: Iterable[int]) -> int:
     return count
 
 
-def is_messages(prompt) -> bool:
+def is_messages(prompt) -> TypeGuard[Sequence[dict]]:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)

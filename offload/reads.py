@@ -132,7 +132,7 @@ class NativeReads:
         self._file, self._errors = file, []
         self._counted = (0, 0, 0.0)  # reads, records, seconds
         fd = file.descriptor
-        self._native = dispatch.compiled_for().Reads(
+        self._native = dispatch.compiled().Reads(
             -1 if fd is None else fd,
             file.drops_cache,
             file.record_bytes,
@@ -232,7 +232,8 @@ class ThreadReads:
             if self._error is not None or self._is_stopping:
                 return
             for numbers in zip(tags, frames, counts, places, strict=True):
-                entry = _Entry(*map(int, numbers), int(urgency))
+                tag, frame, count, place = map(int, numbers)
+                entry = _Entry(tag, frame, count, place, int(urgency))
                 self._entries[entry.tag] = entry
                 self.states[entry.tag] = State.QUEUED
                 self._queues[urgency].append(entry)

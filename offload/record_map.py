@@ -35,6 +35,12 @@ class RecordMap:
     extents: list[Extent | None]
     records_per_span: int
 
+    def extent(self, span: int) -> Extent:
+        """Of a span that was neither dropped nor skipped."""
+        extent = self.extents[span]
+        assert extent is not None
+        return extent
+
     @cached_property
     def tiers(self) -> tuple[int, ...]:
         """The tiers that occur, by index."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from .planes import Planes
 from .record_map import TIERS, RecordMap, make_record_map
 from .selected import Placed, Selected, Source
 from .span_addresses import SpanAddresses, TableAddresses
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _ON_DISK = TIERS.index(Tier.DISK)
 
@@ -45,12 +49,15 @@ class _Demand:
 
     def is_any_there(self) -> bool:
         """Whether the first part needs no waiting."""
-        return len(self._numbers) > 0 and bool(self._hot.ready(self._numbers).any())
+        if self._hot is None or not len(self._numbers):
+            return False
+        return bool(self._hot.ready(self._numbers).any())
 
     def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some of the records, their indices (ascending) and their frames, pinned until they are
         released: what is there, then what has come meanwhile. Blocks until there is more."""
         while self._begun or len(self._left):
+            assert self._hot is not None
             if not self._begun:
                 self._begin(waits=True)
             begun, frames = self._begun.popleft()
@@ -61,7 +68,7 @@ class _Demand:
 
     def _begin(self, *, waits: bool) -> None:
         """Begins to read what there is room for. waits: for room for one of them."""
-        if not len(self._left):
+        if self._hot is None or not len(self._left):
             return
         frames = self._hot.begin(self._numbers[self._left], waits=waits)
         if len(frames):
@@ -111,8 +118,9 @@ class RecordReader:
             return None
         found = self._tables.get(table)
         if found is None or found[0] != table.version:
-            layers = [self.addresses(table, layer) for layer in range(table.num_readers)]
-            whole = None if None in layers else TableAddresses(layers)
+            each = (self.addresses(table, layer) for layer in range(table.num_readers))
+            layers = [layer for layer in each if layer is not None]
+            whole = TableAddresses(layers) if len(layers) == table.num_readers else None
             found = self._tables[table] = table.version, whole
         return found[1]
 
@@ -148,7 +156,7 @@ class RecordReader:
         return is_ready
 
     def fetch(
-        self, table: PageTable, layer: int, records: Sequence[int], *, is_look: bool = False
+        self, table: PageTable, layer: int, records: ArrayLike, *, is_look: bool = False
     ) -> Iterator[Selected]:
         """The records (ascending, each once), in parts: what is there, then what comes from disk,
         as it comes.
@@ -162,9 +170,7 @@ class RecordReader:
         """
         return self._fetch(table, layer, records, self._select, is_look)
 
-    def fetch_in_place(
-        self, table: PageTable, layer: int, records: Sequence[int]
-    ) -> Iterator[Placed]:
+    def fetch_in_place(self, table: PageTable, layer: int, records: ArrayLike) -> Iterator[Placed]:
         """The same by addresses, where `reads_in_place`."""
         return self._fetch(table, layer, records, partial(self._place, table), is_look=False)
 
@@ -225,6 +231,7 @@ class RecordReader:
             if not len(places):
                 continue
             if tier is Tier.DISK:
+                assert self._hot is not None
                 arena, rows = self._hot.frames, torch.from_numpy(frames)
             else:
                 arena, rows = planes.frames(tier), torch.from_numpy(where.frame[records[places]])
@@ -239,15 +246,21 @@ class RecordReader:
 
     def _place(self, table: PageTable, where: RecordMap, wanted, positions, frames) -> Placed:
         records = wanted[positions]
-        record_at = self.addresses(table, where.layer).record_at[records]
+        addresses = self.addresses(table, where.layer)
+        assert addresses is not None, "records are not read in place"
+        record_at = addresses.record_at[records]
         if frames is not None:
+            assert self._hot is not None
             record_at[where.tier[records] == _ON_DISK] = self._hot.addresses(frames)
         self._count(where, where.tier[records])
         at = torch.from_numpy(positions), torch.from_numpy(record_at)
         return Placed(*at, release=self._end(frames))
 
     def _end(self, frames: np.ndarray | None) -> Callable[[], None] | None:
-        return None if frames is None else partial(self._hot.release, frames)
+        if frames is None:
+            return None
+        assert self._hot is not None
+        return partial(self._hot.release, frames)
 
     def _count(self, where: RecordMap, tiers: np.ndarray) -> None:
         """Counts what is read from memory; what comes from disk is counted there."""

@@ -14,6 +14,7 @@ from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.step import native_for
 from .layer_config import Recurrence
 from .model_config import ModelConfig
+from .packing import Kept, unquantised
 from .rowwise import tiled
 from .states import LayerState
 from .weights import LayerTensors
@@ -29,27 +30,25 @@ class RecurrentLayer:
     kernels, or None where they do not serve."""
 
     def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
-        self._recurrence, self._module = recurrence, {}
+        self._recurrence = recurrence
+        self._module: dict[str, Kept] = {}
         prefix = f"{recurrence.module}."
         for name, tensor in w.items():
             if name.startswith(prefix):
                 self._module[name.removeprefix(prefix)] = tensor
-        norm, offset = w[f"{config.norms.before_attention}.weight"], config.norm_offset
+        norm, offset = w.vector(f"{config.norms.before_attention}.weight"), config.norm_offset
         if recurrence.input_multiplier != 1:
             norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
         self._norm = Norm(norm, offset, config.norm_eps)
-        self._weights = self._conv = None
-        conv, bias = self._convolution()
-        if recurrence.shape is None:
-            self._conv = conv, bias
-        else:
-            module = self._module
-            rate, norm = -module["A_log"].exp(), module.get("norm.weight")
-            of_heads = module["dt_bias"], rate, module.get("D"), norm
-            self._weights = RecurrentWeights(conv, bias, *of_heads)
+        self._conv = conv, bias = self._convolution()
+        self._weights: RecurrentWeights | None = None
+        shape = recurrence.shape
+        if shape is not None:
+            step_bias, rate = self._numbers("dt_bias"), -self._numbers("A_log").exp()
+            skip, norm = self._numbers_or_none("D"), self._numbers_or_none("norm.weight")
+            self._weights = RecurrentWeights(conv, bias, step_bias, rate, skip, norm)
         self._orders: list[torch.Tensor] = []
-        if recurrence.by_heads:
-            shape = recurrence.shape
+        if shape is not None and recurrence.by_heads:
             each = shape.heads // shape.key_heads  # heads that share a key
             values = each * shape.value_dim
             self._orders = [
@@ -69,8 +68,9 @@ class RecurrentLayer:
         if shape is None:
             new = short_conv(projected[0], *self._conv, before[0], after[0])
         else:
-            parts = self._parts(projected, shape)
-            new = recur(shape, self._weights, *parts, before, after)
+            mixed, steps, gains, gate = self._parts(projected, shape)
+            assert self._weights is not None
+            new = recur(shape, self._weights, mixed, steps, gains, gate, before, after)
         if len(x) == len(new):
             return new
         out = x.new_zeros(len(x), new.shape[1])
@@ -81,11 +81,19 @@ class RecurrentLayer:
         """What each of `_names` makes of `rows`."""
         h, outs = normed(x, self._norm), []
         for name in self._names:
-            weight, bias = self._module[f"{name}.weight"], self._module.get(f"{name}.bias")
+            weight, bias = self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias")
             outs.append(tiled(h, rows, weight, bias)[rows])
         return outs
 
-    def _parts(self, projected: list[torch.Tensor], shape: RecurrentShape):
+    def _numbers(self, name: str) -> torch.Tensor:
+        return unquantised(self._module[name])
+
+    def _numbers_or_none(self, name: str) -> torch.Tensor | None:
+        return self._numbers(name) if name in self._module else None
+
+    def _parts(
+        self, projected: list[torch.Tensor], shape: RecurrentShape
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """What goes into the convolution, steps, gains and the gate."""
         if not shape.is_delta:
             if self._recurrence.multipliers:
@@ -106,7 +114,7 @@ class RecurrentLayer:
 
     def _make_step(self) -> RecurrentStep | None:
         products = [
-            (self._module[f"{name}.weight"], self._module.get(f"{name}.bias"))
+            (self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias"))
             for name in self._names
         ]
         weights = [weight for weight, _ in products]
@@ -121,13 +129,14 @@ class RecurrentLayer:
             order = torch.cat([n + at for n, at in zip(self._orders, starts, strict=True)])
         if self._recurrence.multipliers:
             factors = _by_columns(shape, self._recurrence.multipliers, self._norm.weight.device)
+        assert self._weights is not None
         return RecurrentStep(native, products, self._norm, (shape, self._weights), order, factors)
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights (conv_width, channels) and biases (channels,)."""
         r, name = self._recurrence, "conv" if self._recurrence.shape is None else "conv1d"
-        conv = self._module[f"{name}.weight"].view(r.channels, r.conv_width)
-        return conv.T.contiguous(), self._module.get(f"{name}.bias")
+        conv = self._numbers(f"{name}.weight").view(r.channels, r.conv_width)
+        return conv.T.contiguous(), self._numbers_or_none(f"{name}.bias")
 
 
 @functools.cache  # layers are alike

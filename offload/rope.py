@@ -15,11 +15,13 @@ from collections.abc import Sequence
 import torch
 
 from ..kernels.matmul import dot_heads
-from ..kernels.rope_scores import block_turns, cos_sin
+from ..kernels.rope_scores import Turns, block_turns, cos_sin
 from ..kernels.turn import turn
 from .rope_config import RopeConfig
 
 _ROWS_AT_ONCE = 64
+# Cosines, sines, constant and turns, as kernels.rope_scores takes them.
+Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Turns]
 
 
 class Rope:
@@ -45,12 +47,12 @@ class Rope:
         """x (tokens, heads, head_dim), the first token of which is at `start`, turned and times
         scale: in that order of dimensions, or (heads, tokens, head_dim). x stays as it is.
         """
-        angles, is_interleaved = self.angles(start, x.shape[0]), False
+        (cosines, sines), is_interleaved = self.angles(start, x.shape[0]), False
         if self.config is None:
-            angles = (x.new_empty((x.shape[0], 1, 0)),) * 2
+            cosines = sines = x.new_empty((x.shape[0], 1, 0))
         else:
             is_interleaved = self.config.interleaved
-        return turn(x, *angles, is_interleaved, scale, heads_first)
+        return turn(x, cosines, sines, is_interleaved, scale, heads_first)
 
     def turn_bias(self, b: torch.Tensor, start: int, count: int) -> torch.Tensor:
         """A key bias b (heads, head_dim), turned as kernels.rope_scores has it: (count, heads,
@@ -58,12 +60,12 @@ class Rope:
         b = b[None].expand(count, -1, -1)
         if self.config is None:
             return b
-        angles = map(self._of_elements, cos_sin(self.turns, start, count))
-        return turn(b, *angles, self.config.interleaved, 1.0, False)
+        cosines, sines = map(self._of_elements, cos_sin(self.turns, start, count))
+        return turn(b, cosines, sines, self.config.interleaved, 1.0, False)
 
-    def factors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(cosines, sines, constant, turns), as kernels.rope_scores takes them: products of q
-        (heads, rows, head_dim), turned already, with b (heads, head_dim), turned by `turn_bias`."""
+    def factors(self, q: torch.Tensor, b: torch.Tensor) -> Factors:
+        """Of products of q (heads, rows, head_dim), turned already, with b (heads, head_dim),
+        turned by `turn_bias`."""
         constant = dot_heads(q[..., self.width :], b[..., self.width :])
         if self.config is None:
             none = q.new_empty((*q.shape[:2], 0))
@@ -108,6 +110,7 @@ class Rope:
     def _of_elements(self, of_pairs: torch.Tensor) -> torch.Tensor:
         """What `turn` multiplies elements with, (count, 1, width), of what pairs have, (count,
         width / 2)."""
+        assert self.config is not None  # which a layer without positions lacks
         if self.config.interleaved:
             of_all = of_pairs.repeat_interleave(2, dim=-1)
         else:

@@ -180,8 +180,11 @@ def _check(rope: RopeConfig, path, head_dim: int) -> None:
         raise BadCheckpoint(f"{path}: RoPE scaling dynamic has a factor below 1.")
     for name in ("short_factor", "long_factor") if rope.kind == "longrope" else ():
         value = parameters.get(name)
-        good = isinstance(value, list) and all(is_number(x) and x > 0 for x in value)
-        if not good or len(value) != width // 2:
+        if (
+            not isinstance(value, list)
+            or len(value) != width // 2
+            or not all(is_number(x) and x > 0 for x in value)
+        ):
             raise BadCheckpoint(
                 f"{path}: RoPE scaling longrope needs {name}, {width // 2} numbers above 0."
             )

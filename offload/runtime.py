@@ -70,6 +70,7 @@ class Runtime:
         }
         self.plan = plan
         if disk_spans:
+            assert spill_dir is not None, "a disk tier without a folder"
             check_space(spill_dir, disk_spans * geometry.span_bytes, KEPT_FREE_BYTES)
         self.store = PageStore(
             num_layers,

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,6 +78,7 @@ def open_folder(
     for name, shape in shapes.items():
         values = [value for part, value in constants if part in name and name not in found]
         if values:
+            path = next(iter(known))  # any of them: nothing is read
             found[name] = TensorRef(path, 0, 0, Constant(values[0]), shape)
     return Checkpoint(found, shapes, known, folder)
 
@@ -270,18 +272,13 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
     header.pop("__metadata__", None)
     refs, taken, data = {}, [], 8 + length
     for name, entry in header.items():
-        try:
-            dtype, shape = entry["dtype"], tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            numbers = (*shape, begin, end)
-            whole = all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-        except (TypeError, KeyError, ValueError):
-            whole = False
-        if not whole or begin > end or data + end > size:
+        described = _described(entry)
+        if described is None or data + described[-1] > size:
             raise BadCheckpoint(
                 f"{path}: {name} does not lie within the file. It is damaged or incomplete; "
                 "download it again."
             )
+        dtype, shape, begin, end = described
         taken.append((begin, end, name))
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             continue  # nobody's weights; one that is needed will be reported as missing
@@ -298,6 +295,18 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
         refs[name] = TensorRef(path, data + begin, end - begin, packing, shape)
     _check_apart(path, taken)
     return refs
+
+
+def _described(entry: Any) -> tuple[Any, tuple[int, ...], int, int] | None:
+    """A tensor's dtype, its shape, and where its bytes begin and end; None where a header's entry
+    does not say that."""
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        return None
+    is_whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
+    return (dtype, shape, begin, end) if is_whole and begin <= end else None
 
 
 def _check_apart(path: Path, taken: list[tuple[int, int, str]]) -> None:

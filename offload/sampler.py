@@ -125,13 +125,13 @@ class Sampler:
         """
         config, (ids, scores) = self.config, self._allowed(logits, history_ids)
         scores = scores / config.temperature
-        for keep, limit in (
-            (top_k_places, config.top_k),
-            (top_p_places, config.top_p),
-            (min_p_places, config.min_p),
-            (typical_places, config.typical_p),
+        for keep in (
+            lambda scores: top_k_places(scores, config.top_k),
+            lambda scores: top_p_places(scores, config.top_p),
+            lambda scores: min_p_places(scores, config.min_p),
+            lambda scores: typical_places(scores, config.typical_p),
         ):
-            places = keep(scores, limit)
+            places = keep(scores)
             if places is not None:
                 scores = scores[places]
                 ids = places if ids is None else ids[places]

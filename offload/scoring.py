@@ -21,18 +21,18 @@ def logits(llm, token_ids, prefill_tokens: int | None, last: int | None) -> torc
     ids = _checked_ids(llm, token_ids)
     _check_count("last", last, len(ids))
     num_rows = len(ids) if last is None else min(len(ids), last)
-    out, filled = None, 0
+    made, filled = [], 0
 
     def keep(index: int, block: torch.Tensor) -> None:
-        nonlocal out, filled
-        if out is None:  # the plan that admits it was made by now
+        nonlocal filled
+        if not made:  # the plan that admits it was made by now
             with torch.inference_mode(False):  # callers may change it
-                out = torch.empty(num_rows, llm.config.vocab_size)
-        out[filled : filled + len(block)] = block
+                made.append(torch.empty(num_rows, llm.config.vocab_size))
+        made[0][filled : filled + len(block)] = block
         filled += len(block)
 
     _each(llm, ids, prefill_tokens, num_rows, keep, output_rows=num_rows)
-    return out
+    return made[0]
 
 
 def score(llm, token_ids, prefill_tokens: int | None, last: int | None) -> torch.Tensor:

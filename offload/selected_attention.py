@@ -10,7 +10,7 @@ rehearsed, and only asks for reads. What each step computes is `selection_steps`
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,7 +67,7 @@ class SelectedAttention:
         # Other selectors choose by the rehearsed query itself: not by what ran before.
         self._changes = MeanChange() if self._rehearsing is not selector else None
         self._known = Known(tiered, records, output_norms)
-        self._steps: Steps | None = None
+        self._steps: Steps[Any] | None = None
 
     def run(
         self,
@@ -230,7 +230,7 @@ class SelectedAttention:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _steps_for(self, query: Query) -> Steps:
+    def _steps_for(self, query: Query) -> Steps[Any]:
         """The steps that serve such queries: settled by the first one."""
         if self._steps is None:
             in_place = self._records.reads_in_place and self._tiered.decode.serves(query.q)

@@ -14,7 +14,9 @@ output carries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from functools import reduce
+from operator import add
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -71,7 +73,7 @@ class Known:
             if values is None:
                 layout = self.tiered.layouts[layer]
                 norms = (output_norms(rows, layout.kv_heads, layout.head_dim) for rows in parts)
-                self._output_norms[layer] = sum(n.square() for n in norms).sqrt()
+                self._output_norms[layer] = reduce(add, (n.square() for n in norms)).sqrt()
             else:  # a latent goes through both
                 num_heads = w["self_attn.k_b_proj.weight"].shape[0] // values.shape[1]
                 self._output_norms[layer] = composed_norms(parts, values, num_heads)
@@ -126,11 +128,11 @@ class Known:
             return None
         num_tokens = sequence.table.num_records(layer) * self.tiered.layouts[layer].record_tokens
         step = self.tiered.span_tokens[layer]
-        parts = [
+        parts = (
             self.tiered.score_bias(layer, query, base, min(step, num_tokens - base), key_bias)
             for base in range(0, num_tokens, step)
-        ]
-        return torch.cat(parts, -1)
+        )
+        return torch.cat([part for part in parts if part is not None], -1)
 
     def attend(
         self,
@@ -159,8 +161,12 @@ class Known:
             of_all[selected.positions] = part
 
 
-class Steps(Protocol):
-    """One layer at a time, in the order of its methods."""
+_Part = TypeVar("_Part", Selected, Placed)
+
+
+class Steps(Protocol[_Part]):
+    """One layer at a time, in the order of its methods. _Part: how parts of a selection are given
+    and taken."""
 
     def choose(
         self,
@@ -175,9 +181,7 @@ class Steps(Protocol):
         what a rehearsal goes by."""
         ...
 
-    def fetch(
-        self, layer: int, sequence: Sequence, chosen: torch.Tensor
-    ) -> Iterator[Selected] | Iterator[Placed]:
+    def fetch(self, layer: int, sequence: Sequence, chosen: torch.Tensor) -> Iterator[_Part]:
         """Begins to read what will be attended, which may be less than was asked for: parts for
         `attend`. See RecordReader.fetch."""
         ...
@@ -186,7 +190,7 @@ class Steps(Protocol):
         """chosen: what will be attended."""
         ...
 
-    def attend(self, part: Selected | Placed) -> None:
+    def attend(self, part: _Part) -> None:
         """To some of the chosen records."""
         ...
 
@@ -210,11 +214,13 @@ class CompiledSteps:
     def choose(self, layer, sequence, query, bias, residual, w) -> torch.Tensor:
         tiered, records = self._known.tiered, self._known.records
         q, layout = query.q.contiguous(), tiered.layouts[layer]
+        addresses = records.addresses(sequence.table, layer)
+        assert addresses is not None, "records are not read in place"
         chosen = self._selection.choose(
             q,
             rotate(q).contiguous() if layout.rotate else q,
             tiered.decode.raw(layer, sequence, query.position, None),
-            records.addresses(sequence.table, layer).near_at,
+            addresses.near_at,
             layout,
             tiered.softcap,
             None if bias is None else bias.to(torch.float32).contiguous(),

@@ -158,8 +158,16 @@ class _Strides(NamedTuple):
         sink_values: torch.Tensor,
     ) -> _Strides:
         cell, head, row, _ = (stride * keys.itemsize for stride in keys.stride())
-        at = (part.data_ptr() for part in (keys, values, sink_keys, sink_values))
-        return _Strides(*at, cell, head, sink_keys.shape[1] * row, row)
+        return _Strides(
+            keys.data_ptr(),
+            values.data_ptr(),
+            sink_keys.data_ptr(),
+            sink_values.data_ptr(),
+            cell,
+            head,
+            sink_keys.shape[1] * row,
+            row,
+        )
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Sequences:
     def _forked(self, sequence: Sequence, table: PageTable) -> Sequence:
         other = self._sequence(table)
         other.raw.copy_from(sequence.raw)
-        if other.states is not None:
+        if other.states is not None and sequence.states is not None:
             other.states.copy_from(sequence.states)
         other.tokens = sequence.tokens[:]
         other.processed, other.oldest_raw_cell = sequence.processed[:], sequence.oldest_raw_cell
@@ -92,6 +92,7 @@ class Sequences:
         if states is not None:
             states.forget_behind(length)
             if not states.knows(length):
+                assert snapshot.state is not None
                 states.name(states.room().copy_(snapshot.state), length)
         sequence.processed[:] = processed
         self.settle(sequence)

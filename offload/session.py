@@ -383,12 +383,14 @@ class Session:
     def last_logits(self) -> torch.Tensor:
         """Logits (vocab,) of the last token, processing what is pending."""
         self._check_open()
-        if self._logits is None:
+        logits = self._logits
+        if logits is None:
             self.make_pending()
             residual = self._prefill()
+            assert residual is not None, "nothing was pending"
             with self._llm.sessions.running():
-                self._logits = self._engine.logits(residual)[0]
-        return self._logits
+                logits = self._logits = self._engine.logits(residual)[0]
+        return logits
 
     def decode(
         self, token: int, sampler: Sampler | None = None, most: int | None = None

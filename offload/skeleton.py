@@ -304,7 +304,9 @@ def expert_names(config: ModelConfig) -> dict[tuple[int, int], list[str]]:
     found = {}
     for layer in range(config.num_layers):
         experts = config.experts_of(layer)
-        for number in range(experts.count if experts is not None else 0):
+        if experts is None:
+            continue
+        for number in range(experts.count):
             paths = [path.format(number) for path in (*experts.inward, experts.down)]
             kinds = ("weight", "bias") if experts.biases else ("weight",)
             names = [f"{layer_prefix(layer)}{path}.{kind}" for path in paths for kind in kinds]

@@ -91,7 +91,7 @@ class SpanAddresses:
 
     def _find(self, first: int, stop: int) -> SpanRun:
         end = first
-        while end < stop and self.where.extents[end].tier in self._tiers:
+        while end < stop and self.where.extent(end).tier in self._tiers:
             end += 1
         return self._make(first, end)
 

@@ -77,7 +77,8 @@ class SpanReader:
             return None
         if run.stop == first:
             run = self._fetch_staged(table, layer, first, stop, addresses)
-        num_staged = sum(e.tier is Tier.DISK for e in addresses.where.extents[first : run.stop])
+        extent = addresses.where.extent
+        num_staged = sum(extent(span).tier is Tier.DISK for span in range(first, run.stop))
         self._stats.resident += run.stop - first - num_staged
         for tier, count in run.reads:
             self._stats.bytes_read[tier.value] += count * self._record_bytes
@@ -108,17 +109,17 @@ class SpanReader:
         self, table: PageTable, layer: int, first: int, stop: int, addresses: SpanAddresses
     ) -> SpanRun:
         """As many spans as hold no more from disk than may be held at once."""
-        transfers, extents, on_disk, end = self._transfers, addresses.where.extents, [], first
+        transfers, extent, on_disk, end = self._transfers, addresses.where.extent, [], first
         assert transfers is not None, "an extent on disk without disk frames"
         while end < stop:
-            if extents[end].tier is Tier.DISK:
+            if extent(end).tier is Tier.DISK:
                 if len(on_disk) == transfers.most_held:
                     break
                 on_disk.append(end)
             end += 1
         for span in range(first, end):
             self._follow(table, layer, span)
-        wanted = [(extents[span], table.records_seen(layer, span)) for span in on_disk]
+        wanted = [(extent(span), table.records_seen(layer, span)) for span in on_disk]
         slots = transfers.demand_all(wanted)
         places = {s: transfers.place(slot) for s, slot in zip(on_disk, slots, strict=True)}
         return addresses.visiting(first, end, places, partial(transfers.release_all, slots))

@@ -165,7 +165,7 @@ class Staging:
             assert slot.holders > 0 or slot.state is not SlotState.HELD, "S2"
             assert not slot.is_unwanted or slot.state is SlotState.READING, "S3"
             if slot.state in (SlotState.READING, SlotState.READY):
-                assert self._found.get(slot.extent) is slot, "S4"
+                assert slot.extent is not None and self._found.get(slot.extent) is slot, "S4"
         assert all(slot.extent is extent for extent, slot in self._found.items()), "S4"
 
     def _make_free(self, slot: Slot) -> None:

@@ -74,7 +74,7 @@ class Sweeper:
             end = sweep[-1].rows.stop
             is_end = self._ends_at(sweep[-1], stop)
             wanted = {len(sweep) - 1: slice(end - 1, end)} if is_end else {}
-        attended = {} if kv is None else self._attend_cells(sequence, layer, w, sweep, wanted)
+        attended = {} if kv is None else self._attend_cells(sequence, layer, kv, w, sweep, wanted)
         entered = [part.x if self._config.parallel_mlp else None for part in sweep]
         for index, part in enumerate(sweep):
             mixed = []
@@ -83,18 +83,19 @@ class Sweeper:
                 placed, rows = self._placed(query, out), wanted[index]
                 mixed.append(self._decoder.attention_output(w, placed, gate, rows))
             if state is not None:
-                states = sequence.states.of(index, state)
-                mixed.append(self._decoder.recur(layer, w, part.x, part.rows, *states))
+                assert sequence.states is not None
+                before, after = sequence.states.of(index, state)
+                mixed.append(self._decoder.recur(layer, w, part.x, part.rows, before, after))
             if index in wanted:
                 self._mix(layer, w, part, mixed, wanted[index])
         self._end_layer(layer, w, [(sweep[i], rows, entered[i]) for i, rows in wanted.items()])
 
     def _attend_cells(
-        self, sequence, layer: int, w: LayerTensors, sweep: list[CellRows], wanted: dict
+        self, sequence, layer: int, kv: int, w: LayerTensors, sweep: list[CellRows], wanted: dict
     ) -> dict[int, tuple[Query, torch.Tensor, torch.Tensor | None]]:
         """Keys and values of a sweep's cells go to their places, if the layer has some; of cells of
         which some rows are wanted: queries, what they attended to, and the gate of that."""
-        kv, queries, gates = self._kv[layer], [], []
+        queries, gates = [], []
         bias, shares = self._pages.bias(w), self._config.shares_kv(layer)
         for index, part in enumerate(sweep):
             if shares and index not in wanted:

@@ -5,7 +5,7 @@ read together. Knows no layers and no order of reading.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class _Group(NamedTuple):
 
     offset: int
     num_bytes: int
-    tensors: list[tuple[str, list[tuple], object]]
+    tensors: list[tuple[str, list[tuple], Callable[..., Kept]]]
 
 
 class TensorScratch:
@@ -64,7 +64,7 @@ class TensorScratch:
                 used = max(used, offset + size)
             described.append((name, places, rebuild))
         group = _Group(self._end, whole_blocks(used), described)
-        self._file.write_from(memoryview(buffer.numpy())[: group.num_bytes], group.offset)
+        self._file.write_from(buffer.numpy().data[: group.num_bytes], group.offset)
         self._groups[key] = group
         self._end += group.num_bytes
 
@@ -81,7 +81,7 @@ class TensorScratch:
             if self._reader is None:
                 name = "the weights' scratch file"
                 self._reader = PastCacheReader(self._file.descriptor, name)
-        view = memoryview(buffer.numpy())[: self.num_bytes(key)]
+        view = buffer.numpy().data[: self.num_bytes(key)]
         self._reader.read(view, self._groups[key].offset)
 
     def views(self, key: Hashable, buffer: torch.Tensor) -> dict[str, Kept]:
@@ -105,7 +105,7 @@ class TensorScratch:
         self._file.close()
 
 
-def _taken_apart(tensor: Kept) -> tuple[list[torch.Tensor], object]:
+def _taken_apart(tensor: Kept) -> tuple[list[torch.Tensor], Callable[..., Kept]]:
     """A tensor as plain ones, and the function that puts them together again."""
     if not isinstance(tensor, QuantisedWeight):
         return [tensor], lambda part: part

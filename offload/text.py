@@ -276,7 +276,7 @@ class Tokenizer:
             TextStream(self._detokenizer, self._ids_without(shown)),
             Thoughts(marks, self.is_thinking(prompt_ids)),
             stops,
-            None if format is None else CallReader(format, calls),
+            None if format is None or calls is None else CallReader(format, calls),
         )
 
     def mark_parts(self, mark: str) -> list[int | str]:
@@ -285,9 +285,11 @@ class Tokenizer:
         for part in self._control.parts(mark):
             if isinstance(part, ControlToken):
                 part = part.token_id if part.is_special else part.text
-            if parts and isinstance(part, str) and isinstance(parts[-1], str):
-                part = parts.pop() + part
-            parts.append(part)
+            last = parts[-1] if parts else None
+            if isinstance(part, str) and isinstance(last, str):
+                parts[-1] = last + part
+            else:
+                parts.append(part)
         return parts
 
     def is_thinking(self, prompt_ids: Sequence[int]) -> bool:

@@ -146,6 +146,7 @@ class Transfers:
             finally:
                 self._stats.write_stall_s += time.perf_counter() - started
         buffer = self._io.free_buffer()
+        assert buffer is not None
         copy_rows(self._io.rows(buffer, len(records)), records)
         self._io.write(Write(extent, first, len(records), buffer))
 
@@ -203,9 +204,9 @@ class Transfers:
         extent = slot.extent
         self._io.wait(lambda: slot.state is not SlotState.READING or slot.extent is not extent)
 
-    def _hurry(self, tags: list[int]) -> None:
+    def _hurry(self, slots: list[int]) -> None:
         """Somebody waits for what is on its way to these slots."""
-        tags = np.array(tags, dtype=np.int64)
+        tags = np.array(slots, dtype=np.int64)
         self._io.reads.promote(tags)
         self._io.reads.expect(tags)
 

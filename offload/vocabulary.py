@@ -109,7 +109,9 @@ def from_sentencepiece(path: Path, config: dict[str, Any]) -> tuple[Backend, dic
     """(backend, named tokens) of a tokenizer.model. Raises BadCheckpoint, UnsupportedModel."""
     try:
         from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece.sentencepiece_model_pb2 import (
+            ModelProto,  # pyright: ignore[reportAttributeAccessIssue] - made at import
+        )
     except ImportError as error:
         raise UnsupportedModel(
             f"{path.parent} has a tokenizer.model and no tokenizer.json. Reading it takes two "

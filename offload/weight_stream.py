@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from .packing import Kept
 from .tier import aligned_bytes
 
 # read(key, buffer (uint8)): a group's tensors, in the buffer
-Read = Callable[[Hashable, torch.Tensor], dict[str, Kept]]
+Read = Callable[[Any, torch.Tensor], dict[str, Kept]]
 
 
 class WeightStream:
@@ -34,12 +35,13 @@ class WeightStream:
         """A group's tensors, until another group is asked for."""
         if self._latest is not None:
             self._following[self._latest] = key
-        if self._ahead is None or self._ahead[0] != key:  # another order, or an interruption
-            if self._ahead is not None:
-                self._ahead[1].exception()
-            self._begin(key)
+        ahead = self._ahead
+        if ahead is None or ahead[0] != key:  # another order, or an interruption
+            if ahead is not None:
+                ahead[1].exception()
+            ahead = self._begin(key)
         try:
-            tensors = self._ahead[1].result()
+            tensors = ahead[1].result()
         except Exception:
             self._ahead = None  # it is read once more when it is asked for
             raise
@@ -53,8 +55,9 @@ class WeightStream:
         self._ahead = None
         self._buffers.clear()
 
-    def _begin(self, key: Hashable) -> None:
+    def _begin(self, key: Hashable) -> tuple[Hashable, Future]:
         # The caller may still use the buffer that was read last, never the one before it.
         self._ahead = None
         self._buffers.reverse()
-        self._ahead = key, self._thread.submit(self._read, key, self._buffers[0])
+        self._ahead = ahead = key, self._thread.submit(self._read, key, self._buffers[0])
+        return ahead

@@ -14,7 +14,7 @@ not depend on where its weight came from. Does not know what the tensors are mul
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from .kept_tensors import (
 )
 from .model_config import ModelConfig
 from .output_head import HeadBlock, OutputHead
-from .packing import Bits, Kept
+from .packing import Bits, Kept, unquantised
 from .past_cache import whole_blocks
 from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
@@ -61,9 +61,17 @@ class LayerTensors(dict[str, Kept]):
         self.routed_step: RoutedStep | None = None
         self.apart: tuple[ExpertCache, int] | None = None
 
+    def vector(self, name: str) -> torch.Tensor:
+        """One that is kept as numbers, such as a norm's; KeyError where there is none."""
+        return unquantised(self[name])
+
+    def vector_or_none(self, name: str) -> torch.Tensor | None:
+        """The same, such as a bias; None where there is none."""
+        return self.vector(name) if name in self else None
+
     def experts(
         self, numbers: Sequence[int], *, keeps: bool, at_hand_first: bool = False
-    ) -> Iterator[tuple[int, dict[str, Kept]]]:
+    ) -> Iterator[tuple[int, LayerTensors]]:
         """The tensors of some experts, wherever they are; see ExpertCache.bring."""
         if self.apart is not None:
             cache, layer = self.apart
@@ -169,17 +177,22 @@ class WeightStore:
             self._scratch = TensorScratch(spill_dir, sum(map(whole_blocks, kept_sizes)))
         # What goes to the scratch file is converted here.
         passing = aligned_bytes(whole_blocks(max(kept_sizes, default=0)))
+
+        def keep(key: Hashable, tensors: dict[str, Kept]) -> None:
+            assert self._scratch is not None
+            self._scratch.add(key, tensors, passing)
+
         for layer, names in enumerate(self._names):
             if layer not in self._streamed:
                 fresh = self._to_device(self._loaded(loader, names, self._arena(names)))
                 self._resident[layer] = self._named(layer, fresh)
             elif keeps_layers:
-                self._scratch.add(layer, self._loaded(loader, names, Arena(passing)), passing)
+                keep(layer, self._loaded(loader, names, Arena(passing)))
             done += sum(refs[n].num_bytes for n in names)
             on_load(done, total)
         if self._expert_names:
             for expert, names in self._expert_names.items() if keeps_experts else ():
-                self._scratch.add(expert, self._loaded(loader, names, Arena(passing)), passing)
+                keep(expert, self._loaded(loader, names, Arena(passing)))
                 done += sum(refs[n].num_bytes for n in names)
                 on_load(done, total)
             self._open_cache(expert_slots)
@@ -190,7 +203,7 @@ class WeightStore:
             self._streams = Streams(self.config, kept)
         self.head.load(loader, resident=head_resident)
         for key in self.head.keys if keeps_head else ():
-            self._scratch.add(key, {_BLOCK: self.head.read(key, loader, passing)}, passing)
+            keep(key, {_BLOCK: self.head.read(key, loader, passing)})
 
     def _reread(self, head_resident: bool) -> list[TensorRef]:
         """What is read from the model's files again and again, in the order of layers."""
@@ -216,6 +229,7 @@ class WeightStore:
         """
         if layer in self._resident:
             return self._resident[layer]
+        assert self._stream is not None
         tensors = self._stream.next(layer)
         if self.device.type != "cpu":
             tensors = self._to_device(tensors)
@@ -372,6 +386,7 @@ class WeightStore:
 
     def shrink_experts(self, num_slots: int) -> None:
         """Give the memory of some slots for routed experts back; so many stay."""
+        assert self._experts is not None
         self._experts.shrink(num_slots)
 
     def _open_cache(self, num_slots: int) -> None:
@@ -419,6 +434,7 @@ class WeightStore:
         return tensors
 
     def _streamed_block(self, key: HeadBlock) -> Kept:
+        assert self._stream is not None
         return self._stream.next(key)[_BLOCK].to(self.device)
 
     def _layer_bytes(self, layer: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -126,7 +127,7 @@ class WholeToken:
         if addresses is None or not self._are_alike(addresses.num_records):
             return None
         from_disk = bool(self._selecting) and addresses.any_on_disk
-        if from_disk and not self._selected.serves_tokens(self._foreseen, sequence):
+        if from_disk and not self._selector.serves_tokens(self._foreseen, sequence):
             return None
         spans = [self._spans(layer, position, cell) for layer in self._views]
         attended = [spans[view] for view in self._view_of]
@@ -136,7 +137,9 @@ class WholeToken:
         if pages is None:
             return None
         selections = self._selections(position, pages.num_records)
-        token = dict(
+        run = partial(
+            self._step.run,
+            x,
             angles=[rope.angles(position, 1) for rope in self._ropes],
             scales=[self._decoder.query_scale(n, position) for n in self._ropes.values()],
             places=sequence.raw.places(cell, row),
@@ -150,13 +153,19 @@ class WholeToken:
             states=(0, 0) if sequence.states is None else sequence.states.places(0),
         )
         if selections is None:
-            return self._step.run(x, **token)
+            return run()
         turns = _Turns(self._store.records, sequence.table, self._selecting, selections)
         hand = self._store.records.at_hand() if from_disk else None
-        x = self._step.run(x, **token, selections=selections, at_hand=hand, ask=turns.bring)
+        x = run(selections=selections, at_hand=hand, ask=turns.bring)
         turns.end()
         self._note(sequence, position, selections)
         return x
+
+    @property
+    def _selector(self) -> SelectedAttention:
+        """Where layers select."""
+        assert self._selected is not None
+        return self._selected
 
     def _are_alike(self, num_records: list[int]) -> bool:
         """Whether layers of one kind have as many records."""
@@ -171,7 +180,7 @@ class WholeToken:
         first = self._selecting[0] if self._selecting else None
         if first is None or not num_records[first]:
             return None
-        config, looked_at = self._decoder.config, self._selected.looks_at(position)
+        config, looked_at = self._decoder.config, self._selector.looks_at(position)
         layer, layout = config.kv_layers[first], self._attention.layouts[first]
         return Selections(
             len(config.kv_layers),
@@ -188,13 +197,13 @@ class WholeToken:
         for layer in self._selecting:
             chosen = selections.records(layer)
             noted = Noted(layer, chosen, chosen, num_records, figures[layer])
-            self._selected.note(sequence, noted)
+            self._selector.note(sequence, noted)
         if selections.looked_at is not None:
             layer, cell = selections.looked_at, position // self._geometry.cell_tokens
             bias = self._step.key_bias(layer)
             query = Query(selections.q, 1, position, cell)
             shares, log_total = selections.shares, selections.log_total
-            self._selected.look(layer, sequence, query, bias, shares, log_total)
+            self._selector.look(layer, sequence, query, bias, shares, log_total)
 
     def _view(
         self, sequence, position: int, cell: int, layer: int, spans: range, num_records: int
@@ -240,8 +249,7 @@ def make_whole_token(
     state_offsets, layers = iter(States.offsets(config.recurrent)), []
     for layer, rope in enumerate(decoder.ropes):
         w = weights.resident_layer(layer)
-        step = None if w is None else decoder.layer_step(layer, w)
-        if step is None:
+        if w is None or (step := decoder.layer_step(layer, w)) is None:
             return None
         made = TokenLayer(step, None, streams=decoder.altup_step(w))
         if config.recurrence_of(layer) is not None:

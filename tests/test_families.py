@@ -17,6 +17,7 @@ from ebbtide.kernels import dispatch
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.families.architectures import FAMILIES
 from ebbtide.offload.plan import Loaded
+from ebbtide.offload.weights import LayerTensors
 
 NUM_TOKENS = 200  # six cells of 32, and four times a window
 PREFILLED = 140  # the rest goes through decode, and crosses two borders of cells
@@ -145,7 +146,7 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
                 "self_attn.k_b_",
                 f"{llm.config.norms.before_attention}.",
             )
-            w = {name: tensor for name, tensor in w.items() if name.startswith(needed)}
+            w = LayerTensors((n, tensor) for n, tensor in w.items() if n.startswith(needed))
             assert torch.equal(decoder.queries(layer, w, x, slice(0, 32), 96), q)
 
 

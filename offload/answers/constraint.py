@@ -75,7 +75,10 @@ class Constrainer:
         self._limits = llguidance.LLParserLimits(**_LIMITS)
         self._vocab_size = vocab_size
         # Without slices, which would double its memory to save a millisecond for each token.
-        self._tokens = llguidance.LLTokenizer(_Vocabulary(tokenizer, vocab_size), slices=[])
+        self._tokens = llguidance.LLTokenizer(
+            _Vocabulary(tokenizer, vocab_size),  # pyright: ignore[reportArgumentType] - as a wrapper
+            slices=[],
+        )
 
     def begin(self, grammar: Grammar, end_ids: tuple[int, ...]) -> Constraint:
         """An answer's beginning. end_ids: the tokens that end it, allowed where it is complete.

@@ -52,8 +52,7 @@ def main() -> None:
             header["pages"],
             lambda done, total: say(done=done, total=total),
         )
-        found.places = [astuple(place) for place in found.places]  # type: ignore[misc]
-        say(found=vars(found))
+        say(found={**vars(found), "places": [astuple(place) for place in found.places]})
     except InputError as error:
         say(refused=str(error))
     except MemoryError:

@@ -130,10 +130,9 @@ def _shapes(get: Fields, head_dim: int, slides: list[bool]) -> tuple[AttentionSh
 def _by_layer(get: Fields, named: object) -> dict[int, dict]:
     """per_layer_config by numbers: transformers writes them with as many digits as the last
     layer's has."""
-    is_one = isinstance(named, dict) and all(
+    if not isinstance(named, dict) or not all(
         key.isdecimal() and isinstance(own, dict) for key, own in named.items()
-    )
-    if not is_one:
+    ):
         raise BadCheckpoint(f"{get.path}: per_layer_config is {named!r}; expected layers' fields.")
     return {int(key): own for key, own in named.items()}
 

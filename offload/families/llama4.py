@@ -37,8 +37,8 @@ def llama4(get: Fields, head_dim: int) -> dict:
 
 def _turns(get: Fields) -> list[bool]:
     """Of each layer, whether it has positions: early files have an empty list."""
-    if get.raw.get("no_rope_layers"):
-        turns = get.per_layer("no_rope_layers")  # 1 or 0, whatever the name says
+    turns = get.per_layer("no_rope_layers") if get.raw.get("no_rope_layers") else None
+    if turns is not None:  # 1 or 0, whatever the name says
         if any(turn not in (0, 1) for turn in turns):
             raise BadCheckpoint(
                 f"{get.path}: no_rope_layers is {turns!r}; expected ones and zeros."

@@ -82,7 +82,7 @@ def _quantisation(header: GgufHeader) -> Quantisation | None:
     sizes: dict[str, int] = {}
     for tensor in header.tensors.values():
         sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.num_bytes
-    kind = max(sizes, key=sizes.get)
+    kind = max(sizes, key=lambda kind: sizes[kind])
     return None if kind in ("F32", "F16", "BF16") else Quantisation(kind)
 
 

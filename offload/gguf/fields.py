@@ -94,10 +94,10 @@ def head_dim_of(k: Keys) -> int | None:
 
 def share_of(k: Keys, whole: str, count: str) -> int | None:
     """How much of a number each of so many has; None where it is not said."""
-    numbers = k.same(whole), k.same(count)
-    if not all(isinstance(n, int) and n > 0 for n in numbers):
+    total, parts = k.same(whole), k.same(count)
+    if not (isinstance(total, int) and isinstance(parts, int) and total > 0 and parts > 0):
         return None
-    return numbers[0] // numbers[1]
+    return total // parts
 
 
 def multiplier_fields(k: Keys) -> dict:

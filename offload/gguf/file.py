@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class GgufHeader:
     """
 
     path: Path
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
     known: dict[Path, KnownFile]
 
@@ -222,7 +222,7 @@ class _Parser:
         num_tensors, num_keys = self._number("<u8"), self._number("<u8")
         self._check_count(num_keys, 13, "keys", _MOST_KEYS)
         self._check_count(num_tensors, 24, "tensors", _MOST_TENSORS)
-        metadata: dict[str, object] = {}
+        metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._text(_MOST_NAME_BYTES)
             if key in metadata:
@@ -233,7 +233,10 @@ class _Parser:
         if not isinstance(alignment, int) or not 0 < alignment <= _MOST_ALIGNMENT:
             raise self._damaged(f"has an alignment of {alignment!r}")
         start = -(-self._at // alignment) * alignment
-        tensors = {name: self._placed(name, *rest, start) for name, *rest in described}
+        tensors = {
+            name: self._placed(name, shape, kind, offset, start)
+            for name, shape, kind, offset in described
+        }
         if len(tensors) < num_tensors:
             raise self._damaged("names a tensor twice")
         return GgufHeader(self._path, metadata, tensors, {self._path: self._known})
@@ -263,7 +266,7 @@ class _Parser:
             )
         return GgufTensor(self._path, start + offset, num_bytes, title, block, block_bytes, shape)
 
-    def _value(self, kind: int) -> object:
+    def _value(self, kind: int) -> bool | int | float | str | np.ndarray | Strings:
         if kind in _NUMBERS:
             value = self._number(_NUMBERS[kind])
             return bool(value) if kind == _BOOL else value
@@ -300,6 +303,10 @@ class _Parser:
         except UnicodeDecodeError as error:
             raise self._damaged(f"has a string that is no text ({error})") from None
 
+    @overload
+    def _number(self, dtype: Literal["<u4", "<u8"]) -> int: ...
+    @overload
+    def _number(self, dtype: str) -> int | float: ...
     def _number(self, dtype: str) -> int | float:
         form, num_bytes = _FORMS[dtype], int(dtype[2:])
         self._need(num_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..errors import BadCheckpoint, UnsupportedModel
@@ -15,14 +17,14 @@ class Keys:
         self.header, self.factors, self.path = header, factors, header.path
         self.architecture = header.metadata.get("general.architecture")
 
-    def get(self, key: str, default=None):
+    def get(self, key: str, default=None) -> Any:
         """A value of the architecture's; an array as a list."""
         value = self.header.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, Strings):
             raise BadCheckpoint(f"{self.path}: {key} is a list of texts.")
         return value.tolist() if isinstance(value, np.ndarray) else value
 
-    def same(self, key: str, default=None):
+    def same(self, key: str, default=None) -> Any:
         """A value that may stand there once for each layer: of those that are not 0, if they are
         all alike."""
         value = self.get(key, default)
@@ -35,7 +37,7 @@ class Keys:
             (value,) = values
         return value
 
-    def first(self, key: str):
+    def first(self, key: str) -> Any:
         """A value that may stand there once for each layer: the first one."""
         value = self.get(key)
         return (value or [None])[0] if isinstance(value, list) else value

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...kernels.recurrence import RecurrentShape
 from ..checkpoint import Checkpoint, TensorRef, share
 from ..errors import BadCheckpoint, UnsupportedModel
 from ..head_rows import rows_of_heads
@@ -234,7 +235,9 @@ class _Names:
     ) -> TensorRef | None:
         """One expert's share of a tensor of all; of one that holds gates and ups, where that is
         what there is."""
-        count = self._config.experts_of(layer).count
+        experts = self._config.experts_of(layer)
+        assert experts is not None
+        count = experts.count
         shares, index, together = count, number, False
         if ref is None and their in ("ffn_gate_exps", "ffn_up_exps"):
             ref = self._placed(name, (f"blk.{layer}.ffn_gate_up_exps.{kind}",))
@@ -277,8 +280,8 @@ class _Names:
             )
         if inner == "A_log":
             packing = LogOf(packing)
-        if self._values_apart and ref.shape == shape:
-            packing = _values_together(inner, packing, shape, r)
+        if self._values_apart and ref.shape == shape and r.shape is not None:
+            packing = _values_together(inner, packing, shape, r.shape)
         return replace(ref, packing=packing)
 
     def _half(
@@ -286,7 +289,7 @@ class _Names:
     ) -> TensorRef | None:
         """What makes gains or decays, of heads that share a key in turn."""
         ref = self._placed(name, (f"blk.{layer}.ssm_ba.weight",))
-        if ref is None or ref.shape != (2 * shape[0], shape[1]):
+        if ref is None or r.shape is None or ref.shape != (2 * shape[0], shape[1]):
             return None
         packing = Half(ref.packing, r.shape.heads // r.shape.key_heads, which)
         return replace(ref, packing=packing, shape=shape)
@@ -335,11 +338,10 @@ class _Names:
 
 
 def _values_together(
-    inner: str, packing: Packing, shape: tuple[int, ...], r: Recurrence
+    inner: str, packing: Packing, shape: tuple[int, ...], s: RecurrentShape
 ) -> Packing:
     """The packing of a tensor whose value heads lie by their number among those that share a key,
     and not by the key."""
-    s = r.shape
     a, b = s.heads // s.key_heads, s.key_heads
     if a == 1 or inner == "norm.weight":
         return packing

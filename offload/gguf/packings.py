@@ -91,7 +91,7 @@ class Blocks(_InBlocks):
 
     def form(self, bits: int | None) -> Form:
         own = block_bits(self.kind)
-        return Form(own if bits is None else min(bits, own))
+        return Form(own if bits is None or own is None else min(bits, own))
 
     def is_quick(self, bits: int | None) -> bool:
         return self.form(bits).bits == block_bits(self.kind)
@@ -111,7 +111,9 @@ class Dequantised(_InBlocks):
     """Any quantisation that the `gguf` package decodes. Kept in the bits that are asked for, else
     in float32."""
 
-    suits_bits = 8
+    @property
+    def suits_bits(self) -> int | None:
+        return 8
 
     def form(self, bits: int | None) -> Form:
         return Form(bits, torch.float32)
@@ -136,7 +138,9 @@ class WithMinimum(Dequantised):
     """Q4_K or Q4_1: codes times a scale and a minimum, for each 32 inputs. Kept so whatever bits
     are asked for, with scales and minimums that float16 rounds; see kernels/affine.py."""
 
-    suits_bits = None
+    @property
+    def suits_bits(self) -> int | None:
+        return None
 
     def form(self, bits: int | None) -> Form:
         return Form(4, is_affine=True)
@@ -150,12 +154,15 @@ class WithMinimum(Dequantised):
         blocks = raw[0].view(shape[0], -1, self.block_bytes)
 
         def repack(some: torch.Tensor, bits: int, empty: Empty) -> QuantisedWeight:
-            return repack_affine(*self._parts(some), empty, threads)
+            codes, scales, minimums, order = self._parts(some)
+            return repack_affine(codes, scales, minimums, order, empty, threads)
 
         parts = ((rows, blocks[rows]) for rows in some_rows(shape, _REPACKED))
         return kept_by_rows(shape, form, empty, parts, repack)
 
-    def _parts(self, blocks: torch.Tensor) -> tuple:
+    def _parts(
+        self, blocks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, CodeOrder]:
         """Codes, scales, minimums and the order of codes, as repack_affine takes them."""
         # By numpy: torch's threads wait for each other at such small copies.
         raw = blocks.numpy()

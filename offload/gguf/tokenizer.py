@@ -11,6 +11,7 @@ one that is not is refused. Knows no special tokens' meanings but those that end
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -113,6 +114,9 @@ _NAMED = {
 }
 
 
+_Kind = TypeVar("_Kind")
+
+
 class _Vocabulary:
     """What a file says about its tokens. tokens: their texts; kinds: NORMAL, CONTROL, ..."""
 
@@ -149,11 +153,12 @@ class _Vocabulary:
                 self.tokens[at], self.kinds[at] = text, UNUSED
             kept.add(text)
 
-    def get(self, key: str, kind: type):
+    def get(self, key: str, kind: type[_Kind]) -> _Kind | None:
         """A value of that kind; None where there is none."""
         value = self._said.get(f"tokenizer.ggml.{key}")
-        is_one = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if value is None or is_one:
+        if value is None:
+            return None
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
         raise self.damaged(f"has a {type(value).__name__} as tokenizer.ggml.{key}")
 
@@ -163,8 +168,7 @@ class _Vocabulary:
     def id(self, key: str) -> int | None:
         """Of the token that is named so."""
         number = self.get(f"{key}_token_id", int)
-        known = number is not None and 0 <= number < len(self.tokens)
-        return number if known else None
+        return number if number is not None and 0 <= number < len(self.tokens) else None
 
     def token(self, key: str) -> str | None:
         """The text of the token that is named so."""
@@ -207,7 +211,7 @@ def read_gguf_tokenizer(header: GgufHeader, name: str) -> TokenizerFiles:
     """A file's tokenizer. Raises BadCheckpoint, UnsupportedModel."""
     found = _Vocabulary(header)
     makers = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _of_merges}
-    make = makers.get(found.model)
+    make = None if found.model is None else makers.get(found.model)
     if make is None:
         raise UnsupportedModel(
             f"{header.path}: a tokenizer of the kind {found.model!r} is not supported. Supported: "
@@ -257,7 +261,7 @@ def repr_bytes(value: object) -> bytes:
 
 
 def _byte_level(found: _Vocabulary) -> Backend:
-    if found.pre not in _CUTS:
+    if found.pre is None or found.pre not in _CUTS:
         raise UnsupportedModel(
             f"{found.path}: it is not known how the pre-tokenizer {found.pre or 'default'!r} cuts "
             "text, so that tokens would be wrong ones. Known: "
@@ -268,7 +272,9 @@ def _byte_level(found: _Vocabulary) -> Backend:
     backend = Backend(models.BPE(*found.merged(), ignore_merges=whole_words))
     if found.pre in _COMPOSED:
         backend.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in patterns]
+    steps: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(p), behavior="isolated") for p in patterns
+    ]
     gpt2 = patterns in (_GPT2, _DIGITS)
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)

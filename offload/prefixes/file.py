@@ -42,7 +42,7 @@ class _Writer:
     def add(self, part: torch.Tensor) -> None:
         """Appends a part: the bytes of a tensor, from whichever device."""
         data = part.detach().to("cpu").contiguous().view(torch.uint8).reshape(-1)
-        view = memoryview(data.numpy())
+        view = data.numpy().data
         self.crcs.append(_crc(view))
         self._file.write(view)
 
@@ -103,7 +103,7 @@ class _Reader:
         """The next part, read into the beginning of `room`, a flat uint8 tensor on the CPU."""
         index, self._next = self._next, self._next + 1
         part = room[: self._sizes[index]]
-        view = memoryview(part.numpy())
+        view = part.numpy().data
         _fill(self._file, view)
         if _crc(view) != self._crcs[index]:
             raise BadPrefixFile(f"part {index} came back other than it was written")

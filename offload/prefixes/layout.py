@@ -21,7 +21,7 @@ class Piece(NamedTuple):
     layer: int
     span: int
     first: int  # record
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's is not called
 
 
 class PrefixLayout:
