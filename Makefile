@@ -38,9 +38,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+# What a type checker reads: each folder where it is installed, see pyproject.toml.
+TYPES := build/types/ebbtide
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(TYPES)
+	mkdir -p $(TYPES)
+	ln -s $(addprefix $(CURDIR)/,$(wildcard src/ebbtide/*) cli kernels offload prefetch) $(TYPES)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # The scripts import each other from their own folder.
 peers: $(PEERS_VENV)/.installed

@@ -127,6 +127,7 @@ class PastCacheReader:
                 elif _is_aligned(part, place):
                     self._fill_blocks(np.frombuffer(part, np.uint8), place, len(part))
                 else:
+                    assert self._bounce is not None  # _runs: or it is read through the cache
                     self._bounce.fill(part, place, self._fill_blocks)
             except StorageError:
                 if is_cached:
@@ -145,7 +146,8 @@ class PastCacheReader:
 
     def _fill_blocks(self, blocks: np.ndarray, offset: int, least: int) -> None:
         """Past the cache; `least` bytes, where the file may end within the last block."""
-        view, done = memoryview(blocks), 0
+        view, done = blocks.data, 0
+        assert self._direct is not None
         while done < least:
             count = read_at(self._direct, view[done:], self._name, offset + done)
             whole = count if done + count >= least else count - count % BLOCK_BYTES
