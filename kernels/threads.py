@@ -53,6 +53,13 @@ def torch_alone(run: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapped
 
 
+def alone_in_this_thread() -> None:
+    """From now on the calling thread computes alone, in torch and in compiled kernels: for one of
+    several that share the cores."""
+    if (set_count := _setter()) is not None:
+        set_count(1)
+
+
 @functools.cache
 def _setter() -> Callable[[int], None] | None:
     """omp_set_num_threads of the OpenMP that torch uses; None where it is not found."""

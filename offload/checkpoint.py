@@ -70,6 +70,19 @@ def share(ref: TensorRef, index: int, count: int, shape: tuple[int, ...]) -> Ten
     return replace(ref, **of(ref), shape=shape, beside=beside)
 
 
+def rows_of_ref(ref: TensorRef, start: int, stop: int) -> TensorRef:
+    """The bytes of rows [start, stop) of a matrix whose rows lie one behind the other."""
+    assert not ref.beside, "these rows are in several places"
+    row_bytes = ref.num_bytes // ref.shape[0]
+    return TensorRef(
+        ref.path,
+        ref.offset + start * row_bytes,
+        (stop - start) * row_bytes,
+        ref.packing,
+        (stop - start, *ref.shape[1:]),
+    )
+
+
 class Checkpoint:
     """The tensors of a model, by name.
 
@@ -151,16 +164,7 @@ class Checkpoint:
 
     def row_range(self, name: str, start: int, stop: int) -> TensorRef:
         """The bytes of rows [start, stop) of a matrix whose rows lie one behind the other."""
-        ref = self.refs[name]
-        assert not ref.beside, "these rows are in several places"
-        row_bytes = ref.num_bytes // ref.shape[0]
-        return TensorRef(
-            ref.path,
-            ref.offset + start * row_bytes,
-            (stop - start) * row_bytes,
-            ref.packing,
-            (stop - start, *ref.shape[1:]),
-        )
+        return rows_of_ref(self.refs[name], start, stop)
 
     def read_into(self, place: Place | TensorRef, out: torch.Tensor) -> None:
         """Fill `out` (uint8, place.num_bytes) from the file. A file that shrank or was written to

@@ -9,9 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
-from .checkpoint import Checkpoint, TensorRef
-from .errors import BadCheckpoint
-from .packing import Bits, Empty, Form, Kept, Packing, aligned
+from .checkpoint import TensorRef
+from .packing import Bits, Form, Packing, aligned
 from .skeleton import decides
 from .tier import aligned_bytes
 
@@ -73,42 +72,6 @@ class Arena:
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor, here."""
         return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-
-
-class TensorLoader:
-    """Reads tensors as they are kept where weights have `bits`: for one thread at a time.
-
-    staging: bytes for what is being converted, from the beginning: see most_staging. (Memory taken
-    and freed between tensors that stay does not go back to the system: at 4 bits loading took three
-    times the weights.) threads: that convert; None: all.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, bits: Bits, staging: int, threads: int | None = None
-    ):
-        self._checkpoint, self._threads = checkpoint, threads
-        self._bits: Bits = bits
-        self._staging = aligned_bytes(staging)
-
-    def load(self, name: str, arena: Arena) -> Kept:
-        """A tensor, in the arena; see stored_bytes. Raises BadCheckpoint, StorageError."""
-        ref = self._checkpoint.refs[name]
-        if len(ref.shape) != 2:
-            return arena.keep(self._checkpoint.read(name).float())
-        return self.load_ref(name, ref, kept_form(name, ref.packing, self._bits), arena.empty)
-
-    def load_ref(self, name: str, ref: TensorRef, form: Form, empty: Empty = torch.empty) -> Kept:
-        """What lies at a place, a matrix of that name or a part of it, in memory that `empty`
-        gives."""
-        if ref.packing.lies_as_kept and form.bits is None:
-            numbers = empty(ref.shape, dtype=form.dtype)
-            self._checkpoint.read_into(ref, numbers.view(-1).view(torch.uint8))
-            return numbers
-        raw, room = self._checkpoint.read_raw(ref, self._staging)
-        try:
-            return ref.packing.load(raw, room, ref.shape, form, empty, self._threads)
-        except FloatingPointError as error:
-            raise BadCheckpoint(f"{ref.path}: {name}: {error}. {ref.packing.advice}.") from error
 
 
 def staging_bytes(shape: tuple[int, ...], packing: Packing, bits: Bits) -> int:

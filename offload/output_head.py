@@ -12,16 +12,10 @@ from ..kernels.matmul import linear
 from ..kernels.norm import Norm, normed
 from ..kernels.step import BlockProduct, native_for
 from .checkpoint import Checkpoint, TensorRef
-from .kept_tensors import (
-    Arena,
-    TensorLoader,
-    converted_once,
-    kept_form,
-    most_staging,
-    stored_bytes,
-)
+from .kept_tensors import Arena, converted_once, kept_form, most_staging, stored_bytes
 from .model_config import ModelConfig
 from .packing import Bits, Kept, unquantised
+from .tensor_loader import TensorLoader
 
 HEAD_BLOCK_ROWS = 8192  # vocabulary rows multiplied at once, resident or streamed
 
@@ -71,8 +65,9 @@ class OutputHead:
         packing = self._checkpoint.refs[self._name].packing
         return converted_once([(self._name, packing)], self._bits, quick_too=quick_too)
 
-    def load(self, loader: TensorLoader, *, resident: bool) -> None:
-        """Read the final norm and biases, and all blocks that stay."""
+    def load(self, loader: TensorLoader, *, resident: bool, on_load: Callable[[int], None]) -> None:
+        """Read the final norm and biases, and all blocks that stay. on_load(num_bytes): of each,
+        once it is there."""
         norm, norm_bias, bias = (
             self._checkpoint.read(name).float().to(self._device)
             if name in self._checkpoint.refs
@@ -86,8 +81,11 @@ class OutputHead:
         self._norm = Norm(norm, offset, config.norm_eps, norm_bias, config.layer_norm)
         self._biases = [bias if bias is None else bias[i:j] for i, j in self._ranges()]
         if resident:
-            blocks = (self._block(key, loader, self._fresh(key)) for key in self.keys)
-            self.blocks = [block.to(self._device) for block in blocks]
+            self.blocks = []
+            for key in self.keys:
+                block = self._block(key, loader, self._fresh(key))
+                self.blocks.append(block.to(self._device))
+                on_load(self.num_bytes(key))
             native = native_for(*self.blocks)
             if native is not None:
                 self._product = BlockProduct(native, self.blocks, self._norm, self._biases)
@@ -145,4 +143,6 @@ class OutputHead:
     def _block(self, key: HeadBlock, loader: TensorLoader, arena: Arena) -> Kept:
         ref = self._ref(key[1])
         form = kept_form(self._name, ref.packing, self._bits)
-        return loader.load_ref(self._name, ref, form, arena.empty)
+        block = loader.begin_ref(self._name, ref, form, arena.empty)
+        loader.finish()
+        return block

@@ -52,6 +52,7 @@ class Form:
     bits: int | None
     dtype: torch.dtype | None = None
     is_affine: bool = False  # groups have an offset each
+    is_float: bool = False  # codes of 4 bits are MXFP4's
 
     def num_bytes(self, shape: Shape) -> int:
         """That a matrix takes, each of its tensors aligned."""
@@ -60,6 +61,22 @@ class Form:
             return aligned(shape[0] * shape[1] * self.dtype.itemsize)
         codes, scales = quantised_shapes(shape, self.bits, self.is_affine)
         return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
+
+    def room(self, shape: tuple[int, int], empty: Empty) -> Kept:
+        """A matrix to be filled, in memory that `empty` gives."""
+        if self.bits is None:
+            return empty(shape, dtype=self.dtype)
+        of_codes, of_scales = quantised_shapes(shape, self.bits, self.is_affine)
+        codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+        return QuantisedWeight(
+            self.bits,
+            shape[1],
+            shape[0],
+            codes,
+            scales,
+            is_float=self.is_float,
+            is_affine=self.is_affine,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,16 @@ class Packing:
         """What `load` needs besides its bytes and its result, a mebibyte of rows aside."""
         return 0
 
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        """Rows that begin and end at multiples of this are loaded without the others, by several
+        threads at once, for their bytes lie in one piece; None: all rows are needed, or each would
+        take much memory."""
+        return None
+
+    def of_rows(self, shape: Shape, num_rows: int) -> Packing:
+        """How so many of a matrix's rows lie, see rows_apart."""
+        return self
+
     def staging_bytes(self, shape: Shape, bits: int | None) -> int:
         """What a matrix takes while it becomes what is kept."""
         return sum(map(aligned, self.sizes(shape))) + aligned(self.room_bytes(shape, bits))
@@ -152,20 +179,26 @@ def kept_by_rows(
     parts: rows, and their numbers (rows, in) or what `make` takes in place of those. make(part,
     bits, empty): a weight of some rows. Raises FloatingPointError for numbers that are not finite.
     """
-    if form.bits is None:
-        numbers = empty(shape, dtype=form.dtype)
-        for rows, values in parts:
-            numbers[rows] = values
-            if not bool(torch.isfinite(numbers[rows]).all()):
-                raise FloatingPointError("weights are not finite")
-        return numbers
-    of_codes, of_scales = quantised_shapes(shape, form.bits, form.is_affine)
-    codes, scales = empty(of_codes, dtype=torch.int32), empty(of_scales, dtype=torch.float16)
+    kept = form.room(shape, empty)
     for rows, values in parts:
+        if form.bits is None:
+            kept[rows] = values
+            if not bool(torch.isfinite(kept[rows]).all()):
+                raise FloatingPointError("weights are not finite")
+        else:
+            make(values, form.bits, places_of(kept, rows))
+    return kept
+
+
+def places_of(kept: Kept, rows: slice) -> Empty:
+    """What gives the memory of some rows of a matrix, whole strips, to who makes them: of its codes
+    and then of its scales, or of its numbers."""
+    if isinstance(kept, QuantisedWeight):
         strips = slice(rows.start // STRIP, -(-rows.stop // STRIP))
-        places = iter((codes[strips], scales[strips]))
-        make(values, form.bits, lambda *_, places=places, **__: next(places))
-    return QuantisedWeight(form.bits, shape[1], shape[0], codes, scales, is_affine=form.is_affine)
+        places = iter((kept.codes[strips], kept.scales[strips]))
+    else:
+        places = iter((kept[rows],))
+    return lambda *_, **__: next(places)
 
 
 @dataclass(frozen=True)
@@ -188,6 +221,9 @@ class Plain(Packing):
 
     def is_quick(self, bits: int | None) -> bool:
         return bits is None
+
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return STRIP
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         numbers = self.decode(raw, shape)
@@ -227,6 +263,9 @@ class Transposed(Plain):
     def is_quick(self, bits: int | None) -> bool:
         return False
 
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return None
+
     def room_bytes(self, shape: Shape, bits: int | None) -> int:
         return 0 if bits is None else super().sizes(shape)[0]
 
@@ -254,7 +293,7 @@ class Mxfp4(Packing):
         return num_groups * (self.group // 2), num_groups
 
     def form(self, bits: int | None) -> Form:
-        return Form(4)
+        return Form(4, is_float=True)
 
     def is_quick(self, bits: int | None) -> bool:
         return True

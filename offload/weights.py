@@ -24,14 +24,7 @@ from ..kernels.norm import rms_norm
 from ..kernels.routed_step import RoutedStep
 from .checkpoint import Checkpoint, RowReader, TensorRef
 from .expert_cache import Expert, ExpertCache
-from .kept_tensors import (
-    Arena,
-    TensorLoader,
-    converted_once,
-    head_bits,
-    most_staging,
-    stored_bytes,
-)
+from .kept_tensors import Arena, converted_once, head_bits, most_staging, stored_bytes
 from .model_config import ModelConfig
 from .output_head import HeadBlock, OutputHead
 from .packing import Bits, Kept, unquantised
@@ -39,6 +32,7 @@ from .past_cache import whole_blocks
 from .per_layer import PerLayer
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
 from .streams import Streams, kept_names
+from .tensor_loader import TensorLoader
 from .tensor_scratch import TensorScratch
 from .tier import aligned_bytes
 from .weight_stream import WeightStream
@@ -159,16 +153,25 @@ class WeightStore:
     ) -> None:
         refs = self.checkpoint.refs
         keeps_experts = self._keeps_experts()
-        groups = [*self._names, *(self._expert_names.values() if keeps_experts else ())]
-        total = sum(refs[name].num_bytes for group in groups for name in group)
-        done = 0
         unlayered = kept_names(self.config)
-        to_convert = [refs[name] for group in (*groups, unlayered) for name in group]
+        groups = [*self._names, *(self._expert_names.values() if keeps_experts else ()), unlayered]
+        to_convert = [refs[name] for group in groups for name in group]
         staging = most_staging(to_convert, self._bits)
         keeps_head = not head_resident and self._keeps_head()
         if head_resident or keeps_head:
             staging = max(staging, self.head.staging_bytes)
-        loader = TensorLoader(self.checkpoint, self._bits, staging)
+        head_keys = self.head.keys if head_resident or keeps_head else []
+        sizes = [ref.num_bytes for ref in to_convert] + [*map(self.head.num_bytes, head_keys)]
+        total, done = sum(sizes), 0
+
+        def loaded(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            on_load(done, total)
+
+        def loaded_names(names: list[str]) -> None:
+            loaded(sum(refs[name].num_bytes for name in names))
+
         keeps_layers = self._keeps_layers()
         kept_sizes = [self._layer_bytes(layer) for layer in self._streamed if keeps_layers]
         kept_sizes += [self._expert_bytes(e) for e in self._expert_names if keeps_experts]
@@ -182,28 +185,29 @@ class WeightStore:
             assert self._scratch is not None
             self._scratch.add(key, tensors, passing)
 
-        for layer, names in enumerate(self._names):
-            if layer not in self._streamed:
-                fresh = self._to_device(self._loaded(loader, names, self._arena(names)))
-                self._resident[layer] = self._named(layer, fresh)
-            elif keeps_layers:
-                keep(layer, self._loaded(loader, names, Arena(passing)))
-            done += sum(refs[n].num_bytes for n in names)
-            on_load(done, total)
-        if self._expert_names:
-            for expert, names in self._expert_names.items() if keeps_experts else ():
-                keep(expert, self._loaded(loader, names, Arena(passing)))
-                done += sum(refs[n].num_bytes for n in names)
-                on_load(done, total)
-            self._open_cache(expert_slots)
-        kept = self._to_device(self._loaded(loader, unlayered, self._arena(unlayered)))
-        if self.config.per_layer_inputs is not None:
-            self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
-        if self.config.altup is not None:
-            self._streams = Streams(self.config, kept)
-        self.head.load(loader, resident=head_resident)
-        for key in self.head.keys if keeps_head else ():
-            keep(key, {_BLOCK: self.head.read(key, loader, passing)})
+        with TensorLoader(self.checkpoint, self._bits, staging) as loader:
+            for layer, names in enumerate(self._names):
+                if layer not in self._streamed:
+                    fresh = self._to_device(self._loaded(loader, names, self._arena(names)))
+                    self._resident[layer] = self._named(layer, fresh)
+                elif keeps_layers:
+                    keep(layer, self._loaded(loader, names, Arena(passing)))
+                loaded_names(names)
+            if self._expert_names:
+                for expert, names in self._expert_names.items() if keeps_experts else ():
+                    keep(expert, self._loaded(loader, names, Arena(passing)))
+                    loaded_names(names)
+                self._open_cache(expert_slots)
+            kept = self._to_device(self._loaded(loader, unlayered, self._arena(unlayered)))
+            loaded_names(unlayered)
+            if self.config.per_layer_inputs is not None:
+                self._per_layer = PerLayer(self.config, self.checkpoint, kept, self.device)
+            if self.config.altup is not None:
+                self._streams = Streams(self.config, kept)
+            self.head.load(loader, resident=head_resident, on_load=loaded)
+            for key in head_keys if keeps_head else ():
+                keep(key, {_BLOCK: self.head.read(key, loader, passing)})
+                loaded(self.head.num_bytes(key))
 
     def _reread(self, head_resident: bool) -> list[TensorRef]:
         """What is read from the model's files again and again, in the order of layers."""
@@ -346,8 +350,9 @@ class WeightStore:
                 self.checkpoint.announce(refs[names[announced]])
                 ahead += refs[names[announced]].num_bytes
                 announced += 1
-            tensors[name] = loader.load(name, arena)
+            tensors[name] = loader.begin(name, arena)
             ahead -= refs[name].num_bytes
+        loader.finish()
         return tensors
 
     def _kept_bytes(self, name: str) -> int:

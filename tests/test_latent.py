@@ -22,13 +22,14 @@ from ebbtide.kernels.matmul import linear, linear_heads
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
 from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.kept_tensors import Arena, TensorLoader, most_staging, stored_bytes
+from ebbtide.offload.kept_tensors import Arena, most_staging, stored_bytes
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import config_of
 from ebbtide.offload.model_files import open_model_files
 from ebbtide.offload.prefixes.layout import PrefixLayout
 from ebbtide.offload.sequence import RawPages
 from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.tensor_loader import TensorLoader
 
 HEADS, RANK, NOPE, VALUE = 4, 40, 24, 20  # of the matrix of models
 IDS = torch.randint(0, 256, (400,), generator=torch.Generator().manual_seed(6)).tolist()
@@ -99,9 +100,9 @@ def test_what_is_kept_of_a_head_is_quantised_as_any_matrix_and_counted(checkpoin
         ref = opened.refs[f"{LAYER}{name}.weight"]
         size = stored_bytes(name, ref.shape, ref.packing, bits)
         arena = Arena.of(size)
-        kept = TensorLoader(opened, bits, most_staging([ref], bits)).load(
-            f"{LAYER}{name}.weight", arena
-        )
+        with TensorLoader(opened, bits, most_staging([ref], bits)) as loader:
+            kept = loader.begin(f"{LAYER}{name}.weight", arena)
+            loader.finish()
         assert arena._used == size
         if bits in (None, "auto"):
             assert torch.equal(kept, want)

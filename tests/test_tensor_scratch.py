@@ -122,7 +122,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_converted(
 ):
     folder, spill = checkpoint("llama2"), tmp_path / "spill"
     spill.mkdir()
-    monkeypatch.setattr(weights.TensorLoader, "load", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(weights.TensorLoader, "begin", lambda *_: pytest.fail("it was begun"))
     fault(monkeypatch, spill)
     with pytest.raises(EbbtideError, match=says) as caught:
         store(folder, spill)

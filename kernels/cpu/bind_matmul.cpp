@@ -14,6 +14,7 @@ namespace ebbtide {
 namespace {
 #include "half.h"
 #include "repack_affine.h"
+#include "ggml_blocks.h"
 
 constexpr uintptr_t LINE = 64;
 
@@ -84,12 +85,39 @@ bool repack_affine(const std::vector<int64_t> &numbers, uintptr_t scales, uintpt
     return good;
 }
 
+bool repack_blocks(int kind, uintptr_t blocks, int64_t out, int64_t groups, uintptr_t codes, uintptr_t halves, int threads) {
+    const Blocks b{(BlockKind)kind, at<const uint8_t>(blocks), out, groups};
+    if (kind < Q8_0 || kind > Q4_K || (kind == Q4_K && groups % 8)) throw std::invalid_argument("these blocks are no groups");
+    std::atomic<bool> good{true};
+    nb::gil_scoped_release released;
+    share_out((out + STRIP - 1) / STRIP, 1, out * groups * GROUP, threads, [&](int64_t begin, int64_t end) {
+        if (!repack_strips(b, at<uint8_t>(codes), at<uint16_t>(halves), begin, end)) good = false;
+    });
+    return good;
+}
+
+void decode_blocks(int kind, uintptr_t blocks, int64_t count, uintptr_t numbers, int threads) {
+    if (kind != Q5_K && kind != Q6_K) throw std::invalid_argument("these blocks are not decoded here");
+    nb::gil_scoped_release released;
+    share_out(count, 1, count * SUPER * 4, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            float *to = at<float>(numbers) + i * SUPER;
+            if (kind == Q5_K)
+                decode_q5_k(at<const uint8_t>(blocks) + i * 176, to);
+            else
+                decode_q6_k(at<const uint8_t>(blocks) + i * 210, to);
+        }
+    });
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_ &m) {
     m.def("quantise_weight", &quantise_weight, "False when a number is not finite or float16 cannot hold a scale.");
     m.def("repack_mxfp4", &repack_mxfp4, "False when float16 cannot hold a scale.");
     m.def("repack_affine", &repack_affine, "False when float16 cannot hold a number.");
+    m.def("repack_blocks", &repack_blocks, "False when float16 cannot hold a number.");
+    m.def("decode_blocks", &decode_blocks);
     m.def("multiply", &multiply);
     m.def("multiply_heads", &multiply_heads);
     m.def("quantise_rows", &quantise_rows, "For tests: multiply does it for itself.");

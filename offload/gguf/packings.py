@@ -7,7 +7,8 @@
     Half         every second part of a matrix's rows
     LogOf        numbers of which the model has the logarithm
 
-Decoding is the `gguf` package's (the extra `gguf`), which is imported when a file needs it.
+Decoding is the compiled kernels' (Q5_K, Q6_K) or the `gguf` package's (the extra `gguf`), which is
+imported when a file needs it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ...kernels.affine import CodeOrder, repack_affine
-from ...kernels.ggml_blocks import block_bits, repack_blocks
-from ...kernels.quantised import QuantisedWeight
+from ...kernels.ggml_blocks import (
+    block_bits,
+    decode_blocks,
+    is_decoded,
+    repack_blocks,
+    repack_minimum_blocks,
+)
+from ...kernels.quantised import STRIP, QuantisedWeight
 from ..errors import UnsupportedModel
 from ..packing import Empty, Form, Kept, Packing, Plain, Shape, kept_by_rows, some_rows
 
@@ -91,15 +97,19 @@ class Blocks(_InBlocks):
 
     def form(self, bits: int | None) -> Form:
         own = block_bits(self.kind)
-        return Form(own if bits is None or own is None else min(bits, own))
+        own = own if bits is None or own is None else min(bits, own)
+        return Form(own, is_float=self.kind == "MXFP4")
 
     def is_quick(self, bits: int | None) -> bool:
         return self.form(bits).bits == block_bits(self.kind)
 
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return STRIP if form.bits == block_bits(self.kind) else None
+
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         if form.bits != block_bits(self.kind):
             return self._converted(raw[0], shape, form, empty)
-        return repack_blocks(raw[0].view(shape[0], -1, self.block_bytes), self.kind, empty)
+        return repack_blocks(raw[0].view(shape[0], -1, self.block_bytes), self.kind, empty, threads)
 
     def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
         weight = repack_blocks(rows, self.kind)
@@ -121,10 +131,15 @@ class Dequantised(_InBlocks):
     def is_quick(self, bits: int | None) -> bool:
         return False
 
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return STRIP if is_decoded(self.kind) else None
+
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         return self._converted(raw[0], shape, form, empty)
 
     def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        if is_decoded(self.kind):
+            return decode_blocks(rows, self.kind)
         from gguf import quants
         from gguf.constants import GGMLQuantizationType
 
@@ -148,38 +163,19 @@ class WithMinimum(Dequantised):
     def is_quick(self, bits: int | None) -> bool:
         return True
 
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return None if form.bits is None else STRIP
+
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         if form.bits is None:
             return self._converted(raw[0], shape, form, empty)
         blocks = raw[0].view(shape[0], -1, self.block_bytes)
 
         def repack(some: torch.Tensor, bits: int, empty: Empty) -> QuantisedWeight:
-            codes, scales, minimums, order = self._parts(some)
-            return repack_affine(codes, scales, minimums, order, empty, threads)
+            return repack_minimum_blocks(some, self.kind, empty, threads)
 
         parts = ((rows, blocks[rows]) for rows in some_rows(shape, _REPACKED))
         return kept_by_rows(shape, form, empty, parts, repack)
-
-    def _parts(
-        self, blocks: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, CodeOrder]:
-        """Codes, scales, minimums and the order of codes, as repack_affine takes them."""
-        # By numpy: torch's threads wait for each other at such small copies.
-        raw = blocks.numpy()
-        halves = np.ascontiguousarray(raw[..., :4]).view(np.float16).astype(np.float32)
-        scale, least = halves[..., :1], halves[..., 1:]
-        if self.kind == "Q4_1":
-            order, codes = CodeOrder.HALVES, blocks[..., 4:]
-        else:
-            from gguf import quants
-
-            packed = np.ascontiguousarray(raw[..., 4:16]).reshape(-1, 12)
-            shape, order, codes = (*raw.shape[:2], 8), CodeOrder.FAR_HALVES, blocks[..., 16:]
-            each = (n.reshape(shape) for n in quants.Q4_K.get_scale_min(packed))
-            scale, least = (n * h for n, h in zip(each, (scale, -least), strict=True))
-        rows = len(raw)
-        scales, minimums = (torch.from_numpy(n.reshape(rows, -1)) for n in (scale, least))
-        return codes, scales, minimums, order
 
 
 @dataclass(frozen=True)
@@ -223,6 +219,16 @@ class Swapped(_Wrapped):
     a: int
     b: int
     first: int = 0
+
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        alone = self.inner.rows_apart(shape, form)
+        if alone is None or self.first:
+            return None
+        apart = math.lcm(alone, max(1, shape[0] // self.count))  # parts that change places
+        return None if shape[0] % apart or self.count * apart % shape[0] else apart
+
+    def of_rows(self, shape: Shape, num_rows: int) -> Packing:
+        return replace(self, count=self.count * num_rows // shape[0])
 
     def room_bytes(self, shape: Shape, bits: int | None) -> int:
         return self.sizes(shape)[0] + self.inner.room_bytes(shape, bits)

@@ -1,0 +1,126 @@
+// Blocks of GGUF files, to strips or to numbers: ../ggml_blocks.py says how they lie, and is the reference. Codes change their
+// places alone, which one build does for every instruction set. Included inside an anonymous namespace, after repack_affine.h.
+
+enum BlockKind { Q8_0, Q4_0, MXFP4, Q4_1, Q4_K, Q5_K, Q6_K };
+
+constexpr int64_t SUPER = 256;  // numbers in a block of the kinds that end with K
+
+struct Blocks {
+    BlockKind kind;
+    const uint8_t *bytes;  // (out, blocks, bytes of one)
+    int64_t out, groups;   // groups of an output
+};
+
+inline float half_at(const uint8_t *bytes) {
+    uint16_t half;
+    std::memcpy(&half, bytes, 2);
+    return half_to_float(half);
+}
+
+// Four codes of 8 bits, of which -128 becomes -127: 1 more where a byte is 0x80.
+inline uint32_t without_least(uint32_t codes) {
+    const uint32_t low = 0x7F7F7F7F, other = codes ^ ~low;  // zero where it is
+    return codes + (~(((other & low) + low) | other | low) >> 7);
+}
+
+// A scale and codes that are a group of ours. Strips begin .. end; false where float16 cannot hold a scale.
+template <int HEAD, int WORDS>
+bool repack_groups(const Blocks &b, uint8_t *codes, uint16_t *scales, int64_t begin, int64_t end) {
+    constexpr int64_t BYTES = HEAD + 4 * WORDS;
+    bool good = true;
+    for (int64_t strip = begin; strip < end; ++strip) {
+        const int64_t first = strip * STRIP, count = b.out - first < STRIP ? b.out - first : STRIP;
+        uint8_t *to = codes + strip * b.groups * STRIP * 4 * WORDS;
+        uint16_t *half = scales + strip * b.groups * STRIP;
+        for (int64_t g = 0; g < b.groups; ++g, to += STRIP * 4 * WORDS, half += STRIP) {
+            if (count < STRIP) std::memset(to, 0, STRIP * 4 * WORDS), std::memset(half, 0, STRIP * 2);
+            for (int64_t o = 0; o < count; ++o) {
+                const uint8_t *from = b.bytes + ((first + o) * b.groups + g) * BYTES;
+                uint32_t words[WORDS];
+                std::memcpy(words, from + HEAD, sizeof words);
+                for (int v = 0; v < WORDS; ++v) {
+                    if (WORDS == GROUP / 4) words[v] = without_least(words[v]);
+                    std::memcpy(to + (v * STRIP + o) * 4, words + v, 4);
+                }
+                if (HEAD == 1)
+                    half[o] = half_of_scale(from[0]);
+                else
+                    std::memcpy(half + o, from, 2);
+                good = good && (half[o] & 0x7C00) != 0x7C00;
+            }
+        }
+    }
+    return good;
+}
+
+// Of the eighth `e` of a block of Q4_K or Q5_K: six bits of scale and of minimum, in twelve bytes.
+inline void six_bits(const uint8_t *twelve, int64_t e, float *scale, float *minimum) {
+    const uint8_t d = twelve[e & 3], m = twelve[4 + (e & 3)], both = twelve[8 + (e & 3)];
+    *scale = (float)(e < 4 ? d & 0x3F : (both & 0x0F) | (d >> 2 & 0x30));
+    *minimum = (float)(e < 4 ? m & 0x3F : both >> 4 | (m >> 2 & 0x30));
+}
+
+// Scales and minimums of Q4_1 and Q4_K, (out, groups) each, of outputs begin .. end.
+inline void read_minimums(const Blocks &b, float *scales, float *minimums, int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+        for (int64_t g = 0; g < b.groups; ++g, ++scales, ++minimums) {
+            if (b.kind == Q4_1) {
+                const uint8_t *from = b.bytes + (o * b.groups + g) * 20;
+                *scales = half_at(from);
+                *minimums = half_at(from + 2);
+            } else {
+                const uint8_t *from = b.bytes + (o * b.groups + g) / 8 * 144;
+                six_bits(from + 4, g % 8, scales, minimums);
+                *scales *= half_at(from);
+                *minimums *= -half_at(from + 2);
+            }
+        }
+}
+
+// Strips begin .. end of any kind but Q5_K and Q6_K; false where float16 cannot hold a number.
+inline bool repack_strips(const Blocks &b, uint8_t *codes, uint16_t *scales, int64_t begin, int64_t end) {
+    if (b.kind == Q8_0) return repack_groups<2, GROUP / 4>(b, codes, scales, begin, end);
+    if (b.kind == Q4_0) return repack_groups<2, GROUP / 8>(b, codes, scales, begin, end);
+    if (b.kind == MXFP4) return repack_groups<1, GROUP / 8>(b, codes, scales, begin, end);
+    const bool super = b.kind == Q4_K;
+    const int64_t block = super ? 144 : 20, stride = b.groups / (super ? 8 : 1) * block, wide = STRIP * b.groups;
+    std::vector<float> numbers((size_t)(2 * wide));
+    bool good = true;
+    for (int64_t strip = begin; strip < end; ++strip) {
+        const int64_t first = strip * STRIP, count = b.out - first < STRIP ? b.out - first : STRIP;
+        read_minimums(b, numbers.data(), numbers.data() + wide, first, first + count);
+        const uint8_t *from = b.bytes + first * stride + (super ? 16 : 4);
+        const Affine w{count, b.groups, super ? FAR_HALVES : HALVES, from, stride, block, super ? 128 : HALF_GROUP,
+                       numbers.data(), numbers.data() + wide, b.groups};
+        good = repack_strips(w, codes + strip * wide * HALF_GROUP, scales + strip * wide * 2, 0, 1) && good;
+    }
+    return good;
+}
+
+// The numbers of a block of Q5_K or Q6_K, as llama.cpp's reference and the gguf package compute them.
+inline void decode_q5_k(const uint8_t *from, float *to) {
+    const float scale = half_at(from), least = half_at(from + 2);
+    const uint8_t *high = from + 16, *low = from + 48;
+    for (int e = 0; e < 8; ++e, to += 32) {
+        float d, m;
+        six_bits(from + 4, e, &d, &m);
+        d *= scale, m *= least;
+        for (int j = 0; j < 32; ++j) {
+            const int code = (low[e / 2 * 32 + j] >> (e % 2 * 4) & 15) | (high[j] >> e & 1) << 4;
+            to[j] = d * (float)code - m;
+        }
+    }
+}
+inline void decode_q6_k(const uint8_t *from, float *to) {
+    const float scale = half_at(from + 208);
+    for (int e = 0; e < 8; ++e, to += 32) {
+        const uint8_t *low = from + e / 4 * 64 + e % 2 * 32, *high = from + 128 + e / 4 * 32;
+        const int low_shift = e % 4 / 2 * 4, high_shift = e % 4 * 2;
+        const int8_t of_first = (int8_t)from[192 + 2 * e], of_second = (int8_t)from[193 + 2 * e];
+        const float d[2] = {scale * (float)of_first, scale * (float)of_second};
+        for (int j = 0; j < 32; ++j) {
+            const int code = (low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4;
+            to[j] = d[j / 16] * (float)(code - 32);
+        }
+    }
+}
