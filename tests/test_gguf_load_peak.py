@@ -36,7 +36,7 @@ from ebbtide.offload.weights import WeightStore
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 
-torch.set_num_threads(1)
+torch.set_num_threads(4)
 path, bits = Path(sys.argv[1]), None if sys.argv[2] == "None" else int(sys.argv[2])
 files = open_model_files(path)
 config = files.config()

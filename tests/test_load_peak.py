@@ -39,7 +39,7 @@ from ebbtide.offload.weights import WeightStore
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 
-torch.set_num_threads(1)
+torch.set_num_threads(4)
 folder, bits = Path(sys.argv[1]), None if sys.argv[2] == "full" else int(sys.argv[2])
 streams = dict(num_streamed=int(sys.argv[3]), spill_dir=Path(sys.argv[4]))
 config = read_model_config(folder)
