@@ -80,9 +80,6 @@ class TensorLoader:
         kept = form.room(ref.shape, empty)
         for start in range(0, ref.shape[0], num_rows):
             rows = slice(start, min(start + num_rows, ref.shape[0]))
-            if self._pool is None:
-                self._load_rows(name, ref, form, kept, rows)
-                continue
             while len(self._begun) >= self._most_begun:
                 self._begun.popleft().result()
             self._begun.append(self._pool.submit(self._load_rows, name, ref, form, kept, rows))
@@ -104,8 +101,11 @@ class TensorLoader:
     def __exit__(self, *_) -> None:
         self.close()
 
+    # Alone, what is read again and again is read in one go: see Rereading.
     def _rows_at_once(self, ref: TensorRef, form: Form) -> int | None:
-        """Of a piece; None: the tensor is loaded at once."""
+        """Of a piece; None: the tensor is loaded at once, as one thread does it."""
+        if self._pool is None:
+            return None
         packing, columns = ref.packing, ref.shape[1]
         apart = None if ref.beside else packing.rows_apart(ref.shape, form)
         if not apart or not columns:
@@ -123,9 +123,8 @@ class TensorLoader:
         packing = ref.packing.of_rows(ref.shape, rows.stop - rows.start)
         lane = self._lanes.get()
         try:
-            threads = 1 if self._pool is not None else self._threads
             place = places_of(kept, rows)
-            self._load(name, replace(piece, packing=packing), form, place, lane, threads)
+            self._load(name, replace(piece, packing=packing), form, place, lane, 1)
         finally:
             self._lanes.put(lane)
 
