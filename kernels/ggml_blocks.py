@@ -113,7 +113,7 @@ def decode_blocks(blocks: torch.Tensor, kind: str, threads: int | None = None) -
     if blocks.dtype != torch.uint8 or blocks.shape[2:] != (_BLOCK_BYTES[kind],):
         raise ValueError(f"{kind} is not of {tuple(blocks.shape)} {blocks.dtype}")
     numbers = torch.empty(len(blocks), blocks.shape[1] * _SUPER)
-    dispatch.compiled_for(blocks).decode_blocks(
+    dispatch.compiled().decode_blocks(
         _NUMBERS[kind],
         blocks.data_ptr(),
         len(blocks) * blocks.shape[1],
@@ -158,7 +158,9 @@ def _repack(
         into_strips(halves[strips], scale)
 
 
-def _with_minimums(blocks: torch.Tensor, kind: str) -> tuple:
+def _with_minimums(
+    blocks: torch.Tensor, kind: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, CodeOrder]:
     """Codes, scales, minimums and the order of codes, as repack_affine takes them."""
     # By numpy: torch's threads wait for each other at such small copies.
     raw = blocks.numpy()

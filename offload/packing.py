@@ -62,7 +62,7 @@ class Form:
         codes, scales = quantised_shapes(shape, self.bits, self.is_affine)
         return aligned(math.prod(codes) * 4) + aligned(math.prod(scales) * 2)
 
-    def room(self, shape: tuple[int, int], empty: Empty) -> Kept:
+    def room(self, shape: Shape, empty: Empty) -> Kept:
         """A matrix to be filled, in memory that `empty` gives."""
         if self.bits is None:
             return empty(shape, dtype=self.dtype)
@@ -182,6 +182,7 @@ def kept_by_rows(
     kept = form.room(shape, empty)
     for rows, values in parts:
         if form.bits is None:
+            assert isinstance(kept, torch.Tensor)
             kept[rows] = values
             if not bool(torch.isfinite(kept[rows]).all()):
                 raise FloatingPointError("weights are not finite")

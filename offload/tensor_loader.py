@@ -78,6 +78,7 @@ class TensorLoader:
             self.finish()  # all of the staging is needed
             return self._load(name, ref, form, empty, self._staging, self._threads)
         kept = form.room(ref.shape, empty)
+        assert self._pool is not None  # as _rows_at_once says
         for start in range(0, ref.shape[0], num_rows):
             rows = slice(start, min(start + num_rows, ref.shape[0]))
             while len(self._begun) >= self._most_begun:
