@@ -16,9 +16,11 @@ from tokenizers import AddedToken
 from .control_text import ControlText, ControlToken, check_text
 from .detokenizer import Detokenizer
 from .errors import InputError
+from .memory_at_hand import give_back_freed_memory
 from .tokenizer_files import TokenizerFiles
 
 _SIDES = ("lstrip", "rstrip")
+_LONG_TEXT = 1 << 18  # characters
 
 
 class Encoder:
@@ -208,7 +210,10 @@ class Encoder:
 
     def _backend_ids(self, text: str) -> list[int]:
         # The fast variant keeps no offsets: half the time and memory on a long book.
-        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if len(text) >= _LONG_TEXT:
+            give_back_freed_memory()  # the library takes some 500 bytes a token
+        return ids
 
     def _real(self, ids: list[int]) -> list[int]:
         """Aliases become the tokens they stand for. The text between them must not hold any."""

@@ -4,6 +4,8 @@ machine has, or, in a container, what its control groups leave of that.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +47,23 @@ def memory_at_hand() -> MemoryAtHand:
     for limit, free in _control_groups():
         total, available = min(total, limit), min(available, free)
     return MemoryAtHand(total, max(0, available))
+
+
+def give_back_freed_memory() -> None:
+    """To the system, where the C library would keep it for what comes next (glibc's: of a long text
+    that became tokens a hundred mebibytes and more). Takes some milliseconds."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim():
+    """None where the C library has no such function."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library of all
+        return None
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
