@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import sys
 
+# Of zeros that nobody reads: they take room, and no memory. Python asks for a mebibyte at a time.
+_SPARE_BYTES = 4 << 20
+
 
 def main(args: list[str] | None = None) -> int:
     """Runs `ebbtide ARGS`, by default those of the process.
@@ -59,6 +62,7 @@ def _run(args: list[str], process) -> int:
         # Now: when memory has run out, what tells so could not be imported any more.
         from .failure import report_failure
 
+        process.spare_memory = bytes(_SPARE_BYTES)
         code = _invoke(args, process, os.environ)
     except (terminal.ClosedPipe, BrokenPipeError):
         raise terminal.ClosedPipe from None

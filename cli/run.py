@@ -49,6 +49,7 @@ class Process:
         self.settings_error: Exception | None = None
         self.warnings: list[str] = []  # of the environment
         self.run: Run | None = None
+        self.spare_memory: bytes | None = None  # given up to tell that there is no more
 
 
 class _Notes(logging.Handler):
