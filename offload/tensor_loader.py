@@ -25,8 +25,10 @@ from .kept_tensors import Arena, kept_form
 from .packing import Bits, Empty, Form, Kept, places_of
 from .tier import aligned_bytes
 
-_PIECE_BYTES = 1 << 20  # in the file, about
-_MOST_LANE_BYTES = 4 << 20  # a head's rows may be more than a piece
+# Of the file where a tensor is kept as it lies, else of staging; those of one mebibyte take a third
+# longer.
+_PIECE_BYTES = 4 << 20
+_MOST_LANE_BYTES = 4 << 20  # of each thread's staging
 _MOST_THREADS = 8
 _ALIGNMENT = 64
 

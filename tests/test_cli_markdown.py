@@ -1,4 +1,4 @@
-"""Markdown at a terminal: styled as it comes, and no character lost."""
+"""Markdown at a terminal: styled as it comes, no character lost; and its signs taken away."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebbtide.cli.markdown import MarkdownStyle
+from ebbtide.cli.summary_text import without_markdown
 
 _MARKDOWN = (
     "# Title\nsome **bold** and `code **x**` * star\n```python\nx = '**'\n``\n```\n"
@@ -41,3 +42,10 @@ def test_markdown_looks_like_what_it_says():
     style = MarkdownStyle()
     shown = style.feed("a **b** `c**d` # e\n# f\n") + style.finish()
     assert shown == ("a \x1b[1m**b**\x1b[0m \x1b[36m`c**d`\x1b[0m # e\n\x1b[1m# f\x1b[0m\n")
+
+
+def test_markdown_loses_its_signs():
+    assert without_markdown("## A *very* **bold** `x_y` snake_case_word 2*3*4") == (
+        "A very bold x_y snake_case_word 2*3*4"
+    )
+    assert without_markdown("* item") == "- item" and without_markdown("---") == ""

@@ -20,7 +20,6 @@ from pdf_writer import write_pdf
 
 from ebbtide import errors
 from ebbtide.cli import job, main
-from ebbtide.cli.summary_text import without_markdown
 from ebbtide.cli.terminal import Terminal
 
 FAKE = Path(fake.__file__)
@@ -144,13 +143,6 @@ def test_formats_to_a_file_and_to_standard_output(capfd, monkeypatch, format, wa
     assert Path("out").read_text() == out and capfd.readouterr().out == ""
     if format == "json":
         assert json.loads(out)["citations"][0]["verdict"] == "verified"
-
-
-def test_markdown_loses_its_signs():
-    assert without_markdown("## A *very* **bold** `x_y` snake_case_word 2*3*4") == (
-        "A very bold x_y snake_case_word 2*3*4"
-    )
-    assert without_markdown("* item") == "- item" and without_markdown("---") == ""
 
 
 def test_extract_only_opens_no_model(capfd):
