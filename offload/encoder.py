@@ -7,8 +7,10 @@ these alone: their own spelling is text. Knows no messages and no template but f
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from tokenizers import AddedToken
@@ -20,7 +22,11 @@ from .memory_at_hand import give_back_freed_memory
 from .tokenizer_files import TokenizerFiles
 
 _SIDES = ("lstrip", "rstrip")
-_LONG_TEXT = 1 << 18  # characters
+_PIECE_CHARS = 1 << 17
+_BETWEEN_WORDS = re.compile(r"[^\W\d_](?= [^\W\d_])")
+_SPANS_WORDS = re.compile(
+    "(?:[^\\W\\d_]|\ufffd) "
+)  # a letter, or its last bytes alone, and a space
 
 
 class Encoder:
@@ -209,10 +215,47 @@ class Encoder:
         return self._raw_text(ids) == " " + end
 
     def _backend_ids(self, text: str) -> list[int]:
-        # The fast variant keeps no offsets: half the time and memory on a long book.
-        ids = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        if len(text) >= _LONG_TEXT:
-            give_back_freed_memory()  # the library takes some 500 bytes a token
+        if len(text) < 2 * _PIECE_CHARS:
+            return self._ids_at_once(text)
+        ids = self._ids_by_pieces(text) if self._ends_with_words else None
+        if ids is None:
+            ids = self._ids_at_once(text)
+        give_back_freed_memory()
+        return ids
+
+    def _ids_at_once(self, text: str) -> list[int]:
+        # The library takes some 500 bytes a token. The fast variant keeps no offsets: half the
+        # time and memory on a long book.
+        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    @cached_property
+    def _ends_with_words(self) -> bool:
+        """Whether no token reaches from a word's last letter into the space behind it. Then none
+        does in any text, whatever merges there are, and what is before and behind such a place can
+        be encoded by itself."""
+        pieces = (self.detokenizer.piece(i, keep=False) for i in range(self.num_ids))
+        return not any(_SPANS_WORDS.search(piece.decode("utf-8", "replace")) for piece in pieces)
+
+    def _ids_by_pieces(self, text: str) -> list[int] | None:
+        """The ids of `text`, cut between words. None where a piece does not begin as it would in
+        the middle of a text."""
+        ids: list[int] = []
+        start = 0
+        while start < len(text):
+            found = _BETWEEN_WORDS.search(text, start + _PIECE_CHARS)
+            end = found.end() if found else len(text)
+            # With a letter before it a piece is no beginning of a text, which may be another.
+            before = self._ids_at_once(text[start - 1 : start]) if start else []
+            piece = self._ids_at_once(text[max(0, start - 1) : end])
+            kept = piece[len(before) :]
+            if start and not (
+                piece[: len(before)] == before
+                and kept
+                and self.detokenizer.piece(kept[0]).startswith(b" ")
+            ):
+                return None
+            ids += kept
+            start = end
         return ids
 
     def _real(self, ids: list[int]) -> list[int]:
