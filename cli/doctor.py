@@ -166,13 +166,17 @@ def _devices(problems: list[str]) -> dict[str, Any]:
 
 
 def _memory() -> dict[str, Any]:
+    """total and available: what a process here can have, in a container what that has."""
     import psutil
 
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    import ebbtide
+
+    memory = ebbtide.memory_at_hand()
     return {
         "total_bytes": memory.total,
         "available_bytes": memory.available,
-        "swap_bytes": swap.total,
+        "machine_bytes": psutil.virtual_memory().total,
+        "swap_bytes": psutil.swap_memory().total,
     }
 
 

@@ -203,11 +203,13 @@ class Plan:
             yield " and experts that are chosen again"
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.model}: {self.context:,} tokens "
-            + ("fit" if self.fits else "DO NOT FIT")
-            + f" (model's limit {self.model_context:,}, largest that fits {self.largest_context:,})"
-        ]
+        if self.context == 1:
+            fit = "1 token " + ("fits" if self.fits else "DOES NOT FIT")
+        else:
+            fit = f"{self.context:,} tokens " + ("fit" if self.fits else "DO NOT FIT")
+        most = f"largest that fits {self.largest_context:,}"
+        most = most if self.largest_context else "no context fits"
+        lines = [f"{self.model}: {fit} (model's limit {self.model_context:,}, {most})"]
         for tier, items in (("device", self.device), ("host", self.host), ("disk", self.disk)):
             budget = self.budget_bytes[tier]
             if items is None or budget is None:

@@ -13,6 +13,7 @@ from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - 
 import ebbtide
 from ebbtide import errors
 from ebbtide.cli import main
+from ebbtide.offload import memory_at_hand
 
 # --- bench
 
@@ -90,6 +91,14 @@ def test_doctor_says_what_there_is(capfd, tmp_path):
     assert found["state"]["writable"] is True
     # The tests' own environment keeps the hub out of it.
     assert "HF_HUB_OFFLINE" in found["hub"]["reachable"]
+
+
+def test_doctor_tells_a_containers_memory_from_the_machines(capfd, monkeypatch):
+    monkeypatch.setattr(memory_at_hand, "_control_groups", lambda: [(64 << 20, 16 << 20)])
+    assert main.main(["doctor", "--json", "--quick"]) == 0
+    memory = json.loads(capfd.readouterr().out)["memory"]
+    assert (memory["total_bytes"], memory["available_bytes"]) == (64 << 20, 16 << 20)
+    assert memory["machine_bytes"] > 64 << 20
 
 
 def test_a_quick_doctor_measures_nothing(capfd, monkeypatch):

@@ -33,7 +33,7 @@ PUBLIC = [
         "format_size",
     ),
     *("cpu_kernel_fault", "gpu_kernel_fault", "instruction_set", "kernel_backend"),
-    *("measure_disk", "measure_memory"),
+    *("measure_disk", "measure_memory", "memory_at_hand"),
     *("parse_cache_size", "parse_size", "prefix_files"),
     *("prefix_dir", "read_document", "state_dir", "sweep_scratch", "volume_warnings"),
     *("kept_texts", "local_model", "writable_spill_dir"),

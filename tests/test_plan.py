@@ -255,6 +255,7 @@ def test_a_disk_is_no_help_where_memory_lacks_for_what_never_spills():
     with pytest.raises(DoesNotFit) as caught:
         a_plan(60_000, host=1, disk=0).raise_if_unfit()
     assert caught.value.tier == "host" and "on disk" not in str(caught.value)
+    assert "1 token DOES NOT FIT (model's limit 65,536, no context fits)" in str(a_plan(1, host=1))
 
 
 def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
@@ -368,6 +369,7 @@ def test_the_text_names_every_item_and_the_dictionary_is_json():
         for items in (plan.device, plan.host, plan.disk):
             assert all(name in text for name, size in (items or {}).items() if size)
         assert ("DO NOT FIT" in text) != plan.fits
+        assert f"largest that fits {plan.largest_context:,}" in text
         assert plan.explain() == text
         again = json.loads(json.dumps(plan.to_dict()))
         assert again["context"] == plan.context and again["host"] == plan.host

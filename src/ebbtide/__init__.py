@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload.generation import GenerationConfig
     from .offload.hub import local_model
     from .offload.llm import LLM
+    from .offload.memory_at_hand import memory_at_hand
     from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
     from .offload.plan import Plan
     from .offload.prefixes.texts import kept_texts
@@ -82,6 +83,7 @@ __all__ = [
     "local_model",
     "measure_disk",
     "measure_memory",
+    "memory_at_hand",
     "parse_cache_size",
     "parse_size",
     "prefix_dir",
@@ -133,6 +135,7 @@ _HOMES = {
     "kernel_backend": (".kernels.dispatch", "backend"),
     "measure_disk": (".offload.bandwidth", "measure_disk"),
     "measure_memory": (".offload.bandwidth", "measure_memory"),
+    "memory_at_hand": (".offload.memory_at_hand", "memory_at_hand"),
     "parse_cache_size": (".offload.budget", "parse_cache_size"),
     "parse_size": (".offload.budget", "parse_size"),
     "prefix_dir": (".offload.spill_dir", "prefix_dir"),
