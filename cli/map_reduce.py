@@ -15,7 +15,7 @@ from ebbtide import errors
 from .answer import is_blank, output_fields
 from .job import Job, job_key
 from .run import Run
-from .summary_task import SummaryTask
+from .summary_task import SummaryTask, part_name
 
 # Room for what a template puts around a prompt, and for texts that count for more when joined.
 SPARE_TOKENS = 48
@@ -160,7 +160,7 @@ class MapReduce:
             text = document.piece(part.start, part.end, marked=self._marked).strip("\n")
             asked = f"{text}\n\n{task.part(number, len(parts), part.label)}"
             before = steps.num_reused
-            title = f"part {number} of {len(parts)} ({part.label})"
+            title = part_name(number, len(parts), part.label)
             schema = task.json_schema if len(parts) == 1 else None
             found = steps.answer(asked, self._most_answer, title=title, json_schema=schema)
             summaries.append((part.label, found["text"].strip()))

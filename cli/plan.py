@@ -95,7 +95,8 @@ def _table(plans: Sequence[Any], known: speeds.Speeds) -> str:
     widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
     lines = [columns, *zip(*columns.values(), strict=True)]
     largest = max(plan.largest_context for plan in plans)
-    first = f"{plans[0].model}: limit {plans[0].model_context:,}, largest that fits {largest:,}"
+    most = f"largest that fits {largest:,}" if largest else "no context fits"
+    first = f"{plans[0].model}: limit {plans[0].model_context:,}, {most}"
     rows = ("  ".join(map(str.rjust, line, widths)) for line in lines)
     return "\n".join([first, *(f"  {row}" for row in rows)])
 

@@ -21,6 +21,12 @@ _AS_JSON = " Write it as JSON that this schema allows, and write nothing else: {
 _KEEP_MARKS = " Keep quoted words, and marks such as [{example}], as they are."
 
 
+def part_name(number: int, num_parts: int, label: str) -> str:
+    """Which part it is, and what its label says besides."""
+    name = f"part {number}"
+    return f"{name} of {num_parts}" + (f" ({label})" if label != name else "")
+
+
 @dataclass(frozen=True)
 class SummaryTask:
     """words: about how many are asked for. prompt: the user's own wish, in place of a plain
@@ -56,7 +62,7 @@ class SummaryTask:
     def part(self, number: int, num_parts: int, label: str) -> str:
         """After one part of many, or after the only one."""
         as_json = self._as_json() if num_parts == 1 else ""
-        where = f"part {number} of {num_parts} ({label}) of a longer text"
+        where = f"{part_name(number, num_parts, label)} of a longer text"
         if self.prompt is not None:
             return (
                 f"The text above is {where}. As far as it allows, do this, and leave the rest "

@@ -236,6 +236,14 @@ def test_a_text_that_does_not_fit_is_an_error_that_names_the_way_out(capfd, monk
     assert "too long Or read it in parts: --overflow map-reduce." in capfd.readouterr().err
 
 
+def test_parts_that_have_no_name_but_their_number_are_numbered_once(capfd):
+    Path("plain.txt").write_text("One two three four five six seven. " * 200)
+    assert main.main(["summarize", "plain.txt", *PARTS[2:], "--json"]) == 0
+    parts = json.loads(capfd.readouterr().out)["map_reduce"]["parts"]
+    assert parts[0]["label"] == "part 1"
+    assert f"The text above is part 1 of {len(parts)} of a longer text" in prompts()[0]
+
+
 def test_parts_are_read_summarized_and_combined(capfd, monkeypatch):
     paged(60, words=20)
     monkeypatch.setenv("FAKE_FIRST_WORDS", "6")
