@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 
@@ -23,8 +24,9 @@ from chosen_kernels import add_options, choose
 
 from ebbtide.kernels.matmul import linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
+from ebbtide.offload.tier import aligned_bytes
 
-BUFFER_BYTES = 256 << 20  # far above any cache
+BUFFER_BYTES = 256 << 20  # above most caches
 ROWS = (2, 4, 8, 32, 256)
 OUTPUTS = 2048  # where there are several rows
 KINDS = ("int4", "affine4", "mxfp4", "int8", "bfloat16", "float16", "float32")
@@ -51,16 +53,21 @@ def best_s(call, least_s: float = 0.3) -> float:
     return min(times)
 
 
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory as a loaded model's weights have it: in large pages of the system where there are."""
+    return aligned_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+
+
 def make_weight(kind: str, outputs: int, inputs: int):
     """A weight of random codes, and its bytes; quantising as many real ones would take minutes."""
     if kind not in BITS:
-        weight = torch.empty((outputs, inputs), dtype=getattr(torch, kind)).uniform_(-1, 1)
+        weight = empty((outputs, inputs), getattr(torch, kind)).uniform_(-1, 1)
         return weight, weight.nbytes
     bits = BITS[kind]
     is_affine = kind == "affine4"
     of_codes, of_scales = quantised_shapes((outputs, inputs), bits, is_affine)
-    codes = torch.empty(of_codes, dtype=torch.int32).random_()
-    scales = torch.full(of_scales, 0.01, dtype=torch.float16)
+    codes = empty(of_codes, torch.int32).random_()
+    scales = empty(of_scales, torch.float16).fill_(0.01)
     flags = {"is_float": kind == "mxfp4", "is_affine": is_affine}
     weight = QuantisedWeight(bits, inputs, outputs, codes, scales, **flags)
     return weight, weight.num_bytes
@@ -100,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     kernels = choose(options)
 
-    buffer = torch.ones(BUFFER_BYTES // 4)
+    buffer = empty((BUFFER_BYTES // 4,), torch.float32).fill_(1)
     matrix, x = buffer.view(-1, 4096), torch.ones(4096)
     by_sum, by_product = best_s(buffer.sum), best_s(lambda: torch.mv(matrix, x))
     read = buffer.sum if by_sum < by_product else lambda: torch.mv(matrix, x)

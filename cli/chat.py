@@ -72,13 +72,14 @@ def chat(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--continue", "-c", help="Go on with the last conversation."),
+        typer.Option("--continue", "-c", metavar="", help="Go on with the last conversation."),
     ] = False,
     history: Annotated[
         bool,
         typer.Option(
             "--history/--no-history",
             envvar="EBBTIDE_HISTORY",
+            metavar="",
             show_default=False,
             help="Keep the lines you type, the last conversation for --continue, and the pages of "
             "what is read.",

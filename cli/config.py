@@ -39,7 +39,7 @@ def path(run: Run) -> None:
 def show(
     run: Run,
     origin: Annotated[
-        bool, typer.Option("--origin", help="Also say where each value came from.")
+        bool, typer.Option("--origin", metavar="", help="Also say where each value came from.")
     ] = False,
 ) -> None:
     """Show every shared option and its value."""
