@@ -60,7 +60,7 @@ def measure(label: str, mode: Mode, share: float, given) -> dict:
             logits, times = session.last_logits(), []
             for _ in range(given.warm_up):
                 logits = session.decode(int(logits.argmax()))
-            session.usage.kv()
+            session.usage.begin_count()
             stats = session._runtime.store.stats
             before = stats.snapshot()
             for _ in range(given.steps - given.warm_up):

@@ -10,8 +10,8 @@
 Byte j of 16 holds the codes of inputs j (low half) and j + 16, as quantised.py has them; of Q4_K
 byte j of 32 those of j and j + 32. No number of the first three changes, but for a code of -128 in
 Q8_0, which llama.cpp never writes and no kernel multiplies: it becomes -127. affine.py says what
-becomes of scales and minimums. Of Q5_K and Q6_K the compiled kernels tell the numbers. Knows no
-files.
+becomes of scales and minimums. Of those two and of _DECODED the compiled kernels tell the numbers.
+Knows no files.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ _BLOCK_BYTES = {
     "Q4_K": 144,
     "Q5_K": 176,
     "Q6_K": 210,
+    "Q5_0": 22,
+    "Q5_1": 24,
+    "Q2_K": 84,
+    "Q3_K": 110,
+    "IQ4_NL": 18,
+    "IQ4_XS": 136,
 }
 _NUMBERS = {kind: place for place, kind in enumerate(_BLOCK_BYTES)}
-_SUPER = 256  # weights in a block of the kinds that end with K
+_DECODED = frozenset(list(_BLOCK_BYTES)[_NUMBERS["Q4_1"] :])
+_SUPER = 256  # weights in a block of the kinds that end with K, and of IQ4_XS
 _BITS = {"Q8_0": 8, "Q4_0": 4, "MXFP4": 4}
 _CHUNK_BYTES = 1 << 20  # of blocks that change places at once: they stay in cache
 # Half of MXFP4's scales, by e: its codes are kept as twice their numbers.
@@ -103,16 +110,17 @@ def repack_minimum_blocks(
 
 def is_decoded(kind: str) -> bool:
     """Whether `decode_blocks` serves here."""
-    return kind in ("Q5_K", "Q6_K") and dispatch.backend() == "compiled"
+    return kind in _DECODED and dispatch.backend() == "compiled"
 
 
 def decode_blocks(blocks: torch.Tensor, kind: str, threads: int | None = None) -> torch.Tensor:
-    """The numbers (out, in) float32 of blocks (out, blocks, bytes of one) uint8 of Q5_K or Q6_K, to
-    the bit those of the `gguf` package."""
+    """The numbers (out, in) float32 of blocks (out, blocks, bytes of one) uint8 of a kind that
+    `is_decoded`, to the bit those of the `gguf` package."""
     blocks = blocks.contiguous()
     if blocks.dtype != torch.uint8 or blocks.shape[2:] != (_BLOCK_BYTES[kind],):
         raise ValueError(f"{kind} is not of {tuple(blocks.shape)} {blocks.dtype}")
-    numbers = torch.empty(len(blocks), blocks.shape[1] * _SUPER)
+    of_block = _SUPER if kind.endswith(("_K", "_XS")) else GROUP
+    numbers = torch.empty(len(blocks), blocks.shape[1] * of_block)
     dispatch.compiled().decode_blocks(
         _NUMBERS[kind],
         blocks.data_ptr(),

@@ -157,7 +157,7 @@ def decode_run(
     """
     session._engine.choose_pages(mode)
     session._runtime.store.records.clear_hot()  # what other runs read
-    session.usage.kv()  # counts begin here
+    session.usage.begin_count()
     logits, rows = first_logits, None
     if exact is None:
         rows = torch.empty(most_tokens, len(first_logits))

@@ -348,15 +348,14 @@ class Filling:
         limits = self.limits
         if device is not None and sum(device.values()) > self.fast_bytes:
             return _lack("device", sum(device.values()), self.fast_bytes)
+        on_disk = sum(disk.values())
+        if on_disk and limits.disk_bytes <= 0:
+            # Without a disk tier its share would have to lie in memory, and nothing is staged.
+            needed = sum(host.values()) - host["staging"] - host["hot pages"] + on_disk
+            return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
         if sum(host.values()) > limits.host_bytes:
             return _lack("host", sum(host.values()), limits.host_bytes)
-        if sum(disk.values()) <= limits.disk_bytes:
-            return None
-        if limits.disk_bytes > 0:
-            return _lack("disk", sum(disk.values()), limits.disk_bytes)
-        # Without a disk tier its share would have to lie in memory, and nothing is staged.
-        needed = sum(host.values()) - host["staging"] - host["hot pages"] + sum(disk.values())
-        return _lack("host", max(needed, limits.host_bytes + 1), limits.host_bytes)
+        return _lack("disk", on_disk, limits.disk_bytes) if on_disk > limits.disk_bytes else None
 
     def _result(self, sweep: int, held: Loaded) -> Plan:
         facts, geometry, config, limits = self.facts, self.geometry, self.config, self.limits

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .answers.tools import name_of, shown_tool
+from .answers.tools import check_kept_calls, name_of, shown_tool
 from .errors import BadCheckpoint, InputError
 from .setting_checks import CHECKS, ids_of
 
@@ -89,6 +89,9 @@ class GenerationConfig:
         if must and (must not in names if isinstance(must, str) else not names):
             offered = ", ".join(names) or "none"
             raise InputError(f"tool_choice asks for a call, and the tools for it are: {offered}")
+        if self.keeps_calls or self.json_schema is not None:
+            all_of = not isinstance(must, str)
+            check_kept_calls(t for t in self.offered_tools if all_of or name_of(t) == must)
 
     @property
     def offered_tools(self) -> tuple[dict[str, Any], ...]:

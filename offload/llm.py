@@ -27,7 +27,7 @@ from .hub import log_download, resolve_model
 from .mode import Mode
 from .open_sessions import OpenSessions
 from .opened_model import OpenedModel, open_model
-from .options import Options
+from .options import Options, check_count
 from .output import Output, Progress
 from .plan import Plan
 from .prefixes.keeper import PrefixKeeper
@@ -243,6 +243,7 @@ class LLM:
         next session of that name, also in another process. The rest the first answer reads again,
         and counts in `recomputed_tokens`. Raises InputError for a name in use elsewhere or of a
         model with another tokenizer."""
+        check_count("context", context)
         context = context or self._context
         reach = context or self.config.max_positions
         context = context or self.admission.natural_context(_SESSION_SEQUENCES)

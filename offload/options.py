@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .budget import Budget, parse_cache_size
 from .errors import InputError
@@ -54,12 +55,17 @@ class Options:
         self._require("budget", isinstance(self.budget, Budget), "a Budget")
         for name in ("context", "threads"):
             value = getattr(self, name)
-            good = value is None or (type(value) is int and value >= 1)
-            self._require(name, good, "a whole number from 1 up")
+            check_count(name, value)
 
     def _require(self, name: str, good: bool, allowed: str) -> None:
         if not good:
             raise InputError(f"{name} is {getattr(self, name)!r}; allowed is {allowed}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """InputError for what is neither None nor a whole number of tokens, or of threads."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{name} is {value!r}; allowed is a whole number from 1 up")
 
 
 def choose_weight_bits(

@@ -108,7 +108,9 @@ class Session:
         sequence = self._sequence
         if type(length) is not int or not 0 <= length <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
-        if length < len(sequence.tokens):
+        if length == len(sequence.tokens):
+            return
+        with self._llm.sessions.running():
             self._runtime.room.check(sequence, length, length)
             self._changed()
             self._reading.forget_snapshots(length)
@@ -126,6 +128,8 @@ class Session:
         """Forget the last question and its answer: what is left of the answer before is what the
         chat template kept of it. Raises InputError when there is none."""
         self._check_free()
+        while self._turns and self._turns[-1] >= len(self._sequence.tokens):
+            self._turns.pop()  # of an answer without a question that came to nothing
         if not self._turns:
             raise InputError("there is nothing to undo")
         self.truncate(self._turns[-1])
@@ -135,12 +139,13 @@ class Session:
         to hold has the room of one context, what they share counted once. Raises DoesNotFit."""
         self._check_free()
         llm, engine = self._llm, self._engine
-        llm.reserve_raw(engine)
-        sequence = self._runtime.fork(self._sequence)
-        other = Session(llm, self._runtime, sequence, self.context, keeps_snapshots=False)
-        other._logits, other._turns = self._logits, self._turns[:]
-        other._is_chat = self._is_chat
-        llm.sessions.add(other)
+        with llm.sessions.running():
+            llm.reserve_raw(engine)
+            sequence = self._runtime.fork(self._sequence)
+            other = Session(llm, self._runtime, sequence, self.context, keeps_snapshots=False)
+            other._logits, other._turns = self._logits, self._turns[:]
+            other._is_chat = self._is_chat
+            llm.sessions.add(other)
         return other
 
     # ---- answers -----------------------------------------------------------------------------
@@ -377,7 +382,8 @@ class Session:
     def make_pending(self) -> None:
         """If the last token's logits are wanted and gone, make that token wait to be processed."""
         if self._logits is None and self._sequence.length == len(self._sequence.tokens):
-            self._reading.rewind(self._sequence.length - 1)
+            with self._llm.sessions.running():
+                self._reading.rewind(self._sequence.length - 1)
             self._reading.known = max(self._reading.known, len(self._sequence.tokens))
 
     def last_logits(self) -> torch.Tensor:
@@ -385,6 +391,8 @@ class Session:
         self._check_open()
         logits = self._logits
         if logits is None:
+            if not self._sequence.tokens:
+                raise InputError("the session is empty; nothing follows no token")
             self.make_pending()
             residual = self._prefill()
             assert residual is not None, "nothing was pending"
@@ -411,17 +419,16 @@ class Session:
         if sequence.length + 1 < num_tokens:
             self.last_logits()
         self._logits = None  # should this be interrupted
-        logits = None if drafts is None else drafts.take(sequence.length, token)
-        sequence.tokens.append(token)
-        if logits is not None:
-            self._engine.take_in(sequence)
-        else:
-            with self._llm.sessions.running():
-                if drafts is None or sampler is None:
-                    logits = self._engine.logits(self._engine.decode(sequence))[0]
-                else:
-                    room = self.context - len(sequence.tokens)
-                    logits = drafts.decode(sequence, sampler, room if most is None else most)
+        with self._llm.sessions.running():
+            logits = None if drafts is None else drafts.take(sequence.length, token)
+            sequence.tokens.append(token)
+            if logits is not None:
+                self._engine.take_in(sequence)
+            elif drafts is None or sampler is None:
+                logits = self._engine.logits(self._engine.decode(sequence))[0]
+            else:
+                room = self.context - len(sequence.tokens)
+                logits = drafts.decode(sequence, sampler, room if most is None else most)
         self._logits = logits
         return logits
 

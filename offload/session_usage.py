@@ -1,5 +1,5 @@
 """What a session's pages took: the `kv` and `memory` objects of an Output, and its share of each
-tier. Reads counters; changes nothing but where the next count begins.
+tier. Reads counters; only `begin_count` changes some.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ class SessionUsage:
         self._device_peak_bytes = device_peak_bytes
         self._stats_before = runtime.store.stats.snapshot()
 
+    def begin_count(self) -> None:
+        """What `kv` counts begins here."""
+        self._stats_before = self._runtime.store.stats.snapshot()
+        selected = self._runtime.engine.selected
+        if selected is not None:
+            selected.fidelity.take(), selected.audit.take()
+
     def kv(self) -> dict:
-        """The `kv` object: bytes since the last call, what was left out, where pages are."""
+        """The `kv` object: bytes and what was left out since the count began, where pages are."""
         plan = self._runtime.plan
-        now = self._runtime.store.stats.snapshot()
-        spent, self._stats_before = now - self._stats_before, now
+        spent = self._runtime.store.stats.snapshot() - self._stats_before
         table = self._sequence.table
         pages = self._pages({n: table.num_kept(n) for n in range(table.num_layers)})
         return {
@@ -78,14 +84,14 @@ class SessionUsage:
         }
 
     def _selection(self) -> dict:
-        """What was left out since the last call; in exact mode nothing is, and that is all."""
+        """What was left out; in exact mode nothing is, and that is all."""
         engine = self._runtime.engine
         if engine.selected is None:
             return {"missed_mass": {"mean": 0.0, "max": 0.0}}
         never = self._pages(self._sequence.trail.never_selected())
-        looked = engine.selected.audit.take()
+        looked = engine.selected.audit
         return {
-            **engine.selected.fidelity.take().to_dict(),
+            **engine.selected.fidelity.to_dict(),
             "missed_mass_true_over_estimated": looked.true_over_estimated(),
             "audited_records": looked.num_drawn,
             "pages_never_attended": never,

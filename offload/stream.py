@@ -201,7 +201,9 @@ class Stream(Iterator[Piece]):
         if self._prompt_tokens + len(self.token_ids) > len(self._session._sequence.tokens):
             self._session.hold(self.token_ids[-1])  # it was shown, so it stays
         self._guesses = self._guesses or self._count_guesses()
-        self._fields = self._session.usage.memory(), self._session.usage.kv()
+        usage = self._session.usage
+        self._fields = usage.memory(), usage.kv()
+        usage.begin_count()
         self._warnings += [*self._reader.warnings, *self._session.end_answer(self)]
 
     def _count_guesses(self) -> tuple[int, int]:

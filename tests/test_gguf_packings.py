@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
 
+from ebbtide.kernels import dispatch
 from ebbtide.kernels.ggml_blocks import repack_blocks
 from ebbtide.kernels.quantised import STRIP, quantise_weight
 from ebbtide.offload.errors import UnsupportedModel
@@ -223,4 +225,20 @@ def test_what_takes_a_package_more_says_so(monkeypatch):
     monkeypatch.setattr(gguf_packings.importlib.util, "find_spec", lambda name: None)
     packing("Q8_0"), packing("Q4_0"), packing("MXFP4")
     with pytest.raises(UnsupportedModel, match=r"pip install 'ebbtide\[gguf\]'"):
+        packing("IQ3_S")
+    monkeypatch.setenv("EBBTIDE_KERNELS", "reference")
+    with pytest.raises(UnsupportedModel, match=r"pip install 'ebbtide\[gguf\]'"):
         packing("Q6_K")
+
+
+@pytest.mark.skipif(dispatch._cpu is None, reason=f"no compiled kernels: {dispatch._missing}")
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q3_K", "IQ4_XS", "Q5_0"])
+def test_the_kernels_need_no_package(monkeypatch, kind):
+    shape = (40, 512)
+    raw = drawn(kind, shape)
+    said = torch.from_numpy(quants.dequantize(raw, Kind[kind]).astype(np.float32))
+    monkeypatch.setitem(sys.modules, "gguf", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "gguf.quants", None)
+    made = packing(kind)
+    assert torch.equal(made.decode([torch.from_numpy(raw.reshape(-1))], shape), said)
+    loaded(made, raw, shape, 8)

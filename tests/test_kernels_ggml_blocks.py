@@ -19,8 +19,13 @@ from ebbtide.kernels.ggml_blocks import (
 )
 
 GROUPS = ("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q4_K")
+DECODED = "Q4_1 Q4_K Q5_K Q6_K Q5_0 Q5_1 Q2_K Q3_K IQ4_NL IQ4_XS".split()
 # Where a type's float16 numbers lie in a block.
-HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+HALVES = {
+    **{"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2]},
+    **{"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108]},
+    **{"IQ4_NL": [0], "IQ4_XS": [0]},
+}
 
 pytestmark = pytest.mark.skipif(
     dispatch._cpu is None, reason=f"no compiled kernels here: {dispatch._missing}"
@@ -84,7 +89,7 @@ def test_what_the_reference_refuses_is_refused(kind, rows, seed):
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("kind", ["Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", DECODED)
 @given(rows=st.integers(1, 20), num_blocks=st.integers(1, 5), seed=st.integers(0, 999))
 def test_decoded_numbers_are_to_the_bit_those_of_the_gguf_package(kind, rows, num_blocks, seed):
     blocks = drawn(kind, rows, num_blocks, seed)

@@ -251,6 +251,25 @@ def test_without_a_disk_memory_is_what_lacks():
     assert make_plan(facts, choose_geometry(facts.config, "8"), enough, Request(60_000)).fits
 
 
+@given(
+    context=st.integers(1, 60_000),
+    sequences=st.integers(1, 4),
+    host=st.integers(1, 200),
+    selects=st.booleans(),
+)
+def test_without_a_disk_what_is_said_to_be_needed_is_enough(context, sequences, host, selects):
+    facts = facts_of(MODELS["small"])
+    geometry = choose_geometry(facts.config, "8", selects=selects)
+    request = Request(context, sequences=sequences)
+    plan = make_plan(facts, geometry, Limits(None, host * MiB, 0, 50 * MiB), request)
+    if plan.fits:
+        return
+    with pytest.raises(DoesNotFit) as caught:
+        plan.raise_if_unfit()
+    enough = Limits(None, caught.value.needed_bytes, 0, 50 * MiB)
+    assert make_plan(facts, geometry, enough, request).fits
+
+
 def test_a_disk_is_no_help_where_memory_lacks_for_what_never_spills():
     with pytest.raises(DoesNotFit) as caught:
         a_plan(60_000, host=1, disk=0).raise_if_unfit()

@@ -212,6 +212,12 @@ def test_headers_have_a_size():
         assert b" 400 " in connect(address, large).recv(4096)
 
 
+def test_headers_that_come_in_one_piece_have_a_size_too():
+    with listening(ScriptedWorker()) as (address, _):
+        large = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (40 << 10)
+        assert b" 431 " in connect(address, large + b"\r\n\r\n").recv(4096)
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(bodies, "_BODY_S", 0.05)
     with listening(ScriptedWorker()) as (address, _):

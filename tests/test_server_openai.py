@@ -45,16 +45,16 @@ def test_what_changes_nothing_is_passed_over_and_the_rest_has_its_effect(client)
     neutral = {
         **{"n": 1, "user": "ann", "metadata": {"a": "b"}, "store": False},
         **{"service_tier": "auto", "logit_bias": {}, "presence_penalty": 0, "logprobs": False},
-        "safety_identifier": "x",
+        **{"safety_identifier": "x", "prompt_cache_options": {"mode": "implicit"}},
     }
     said = client.chat.completions.create(**ASKED).choices[0].message.content
     assert client.chat.completions.create(**ASKED, **neutral).choices[0].message.content == said
     asked = {**ASKED, "temperature": 1.4, "max_completion_tokens": 24}
     drawn = [
         client.chat.completions.create(**asked, seed=seed).choices[0].message.content
-        for seed in (1, 1, 2)
+        for seed in (1, 1, -1, -1)
     ]
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
     stops = [said[5:8], "never there"]
     stopped = client.chat.completions.create(**ASKED, stop=stops).choices[0]
     assert stopped.message.content == said[: said.index(said[5:8])]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import GenerationConfig, Piece, Progress, ToolCall, errors
-from ebbtide.cli.server.answer import KEEP_ALIVE
+from ebbtide.cli.server.answer import KEEP_ALIVE, event
 from ebbtide.cli.server.bad_request import BadRequest
 from ebbtide.cli.server.error_object import error_object
 from ebbtide.cli.server.fields import read_json
@@ -401,7 +401,7 @@ def test_a_model_is_known_by_its_name_and_not_by_where_it_lies(monkeypatch, tmp_
 
 def test_what_is_set_aside_for_requests_leaves_room_for_a_model():
     from ebbtide.cli.serve import _most_bytes
-    from ebbtide.cli.server import listener
+    from ebbtide.cli.server import guard
     from ebbtide.cli.server.bodies import reserved_bytes
 
     assert _most_bytes("auto", "auto", 8) == 2 << 20
@@ -410,7 +410,7 @@ def test_what_is_set_aside_for_requests_leaves_room_for_a_model():
     for wrong, says in (("15KiB", "16KiB or more"), ("40MiB", "--host-memory is 500.0 MiB")):
         with pytest.raises(typer.BadParameter, match=says):
             _most_bytes(wrong, 500 << 20, 8)
-    assert reserved_bytes(1 << 20, 500) - reserved_bytes(1 << 20, 0) > 500 * listener._HEADERS_BYTES
+    assert reserved_bytes(1 << 20, 500) - reserved_bytes(1 << 20, 0) > 500 * guard.HEADERS_BYTES
 
 
 @pytest.mark.parametrize(
@@ -430,3 +430,9 @@ def test_tokens_are_asked_for_as_vllm_has_it(name, neutral, other):
         tokenize_query({**asked, name: other})
     with pytest.raises(BadRequest, match="'stop' is unknown here; allowed: model, messages"):
         tokenize_query({**asked, "stop": "x"})
+
+
+def test_an_event_is_one_line_to_every_reader():
+    value = {"text": "a\u2028b\u2029c\x85d\n\\"}
+    line, *rest = event(value).decode().splitlines()
+    assert json.loads(line.removeprefix("data: ")) == value and rest == [""]

@@ -100,7 +100,7 @@ def test_what_clients_send_besides_changes_nothing():
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0]: a tool of the type 'web_search'"),
         ({"tools": [CLOCK, {"type": "custom", "name": "x"}]}, "tools", "tools[1]: a tool of the"),
         ({"tools": [{"type": "namespace"}]}, "tools", "tools[0]: a namespace must have a name"),
-        ({"tools": [{**SPACE, "name": "n" * 65}]}, "tools", "a text of 64 characters at most"),
+        ({"tools": [{**SPACE, "name": "n" * 128}]}, "tools", "a text of 127 characters at most"),
         ({"tools": ["clock"]}, "tools", "tools[0]: a tool of the type 'a text'"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools", "tools[0]: a function's name"),
         ({"tools": {}}, "tools", "'tools' must be a list, not an object"),

@@ -142,6 +142,27 @@ def test_long_tools_are_refused_before_they_are_encoded_whole(worker):
     assert isinstance(error, errors.ContextOverflow)
 
 
+def test_what_a_template_may_leave_out_is_no_reason_to_refuse(worker, script):
+    """Thoughts of earlier answers, fields of tools that no model is told of, and the signs by which
+    JSON writes letters beyond ASCII."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call["function"]["arguments"] = json.dumps({"a": "д" * 800})
+    thinking = {"role": "assistant", "content": "", "reasoning_content": "thought " * 2300}
+    messages = [
+        HELLO,
+        {**thinking, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "assistant", "content": "<think>" + "so " * 2300 + "</think>Yes."},
+        HELLO,
+    ]
+    told = {"name": "f", "description": "д" * 800, "returns": {"description": "x" * 18000}}
+    tools = [{"type": "function", "function": told}]
+    worker._refuse_too_long(chat_request({"messages": messages, "tools": tools}))
+    told["description"] = "д" * 8000
+    with pytest.raises(errors.ContextOverflow, match="has at least"):
+        worker._refuse_too_long(chat_request({"messages": messages, "tools": tools}))
+
+
 def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_tokenizer):
     script += ids_of(scripted_tokenizer, f"{THINKS}{FINAL}Yes.<|return|>")
     request = chat(max_tokens=40)

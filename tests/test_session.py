@@ -181,6 +181,22 @@ def test_undo_of_an_answer_without_a_question_keeps_the_document(llm):
         assert session.generate(max_new_tokens=3).token_ids == answer
 
 
+def test_undo_passes_over_answers_that_came_to_nothing(llm):
+    def fails(ids, logits):
+        raise RuntimeError("mine")
+
+    with llm.session() as session:
+        session.append(LONG)
+        session.generate(IDS[400:420], max_new_tokens=3)
+        with pytest.raises(RuntimeError, match="mine"):
+            session.generate(logits_processors=[fails])
+        session.stream().close()
+        session.undo()
+        assert session.tokens == LONG
+        with pytest.raises(InputError, match="nothing to undo"):
+            session.undo()
+
+
 @pytest.mark.parametrize("answer", [1, 5, 3 * CELL_TOKENS])
 def test_undo_leaves_the_document_processed(llm, answer):
     with llm.session() as session:

@@ -111,6 +111,60 @@ def test_one_thread_at_a_time(llm):
     assert all("another thread" in str(e) for e in errors)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rewind", lambda session: session.truncate(300)),
+        ("fork", lambda session: session.fork()),
+        ("rewind", lambda session: session.last_logits()),
+        ("rewind", lambda session: session.stream(IDS[:400])),
+    ],
+    ids=["truncate", "fork", "last_logits", "stream"],
+)
+def test_no_other_thread_decodes_while_pages_change(llm, monkeypatch, name, change):
+    refused = []
+
+    def intrude(answering):
+        with pytest.raises(InputError, match="running in another thread"):
+            answering.decode(1)
+        refused.append(answering.tokens)
+
+    with llm.session() as session:
+        session.append(LONG)
+        session.last_logits()
+        answering = session.fork()
+        held = answering.tokens
+        session._logits = None  # what was processed last is processed again where it is wanted
+        sequences = session._engine.sequences
+        plain = getattr(sequences, name)
+
+        def interrupted(*args):
+            thread = threading.Thread(target=intrude, args=(answering,))
+            thread.start()
+            thread.join()
+            return plain(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sequences, name, interrupted)
+            change(session)
+        assert refused and all(tokens == held for tokens in refused)
+        assert answering.decode(1) is not None and answering.tokens == [*held, 1]
+
+
+def test_an_empty_session_has_no_last_logits(llm):
+    with llm.session() as session:
+        with pytest.raises(InputError, match="the session is empty"):
+            session.last_logits()
+        session.append(IDS[:5])
+        assert session.last_logits() is not None
+
+
+@pytest.mark.parametrize("context", [-5, 0, True, 1.5, "4096"])
+def test_a_sessions_context_is_a_number_of_tokens(llm, context):
+    with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
+        llm.session(context=context)
+
+
 def test_a_second_session_has_what_the_first_leaves(folder, tmp_path):
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, 2048, 0.5, sequences=4, text=True)

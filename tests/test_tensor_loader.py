@@ -36,7 +36,8 @@ def gguf(kind: str) -> Packing:
 
 PACKINGS = {
     **{kind: gguf(kind) for kind in ("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q4_K", "Q5_K", "Q6_K")},
-    "Q5_0, by its package": gguf("Q5_0"),
+    **{kind: gguf(kind) for kind in ("Q5_0", "Q3_K", "IQ4_XS")},
+    "IQ2_S, by its package": gguf("IQ2_S"),
     "bfloat16": Plain(torch.bfloat16),
     "float32": Plain(torch.float32),
 }
@@ -53,7 +54,9 @@ def raw(packing: Packing, shape, seed: int = 0) -> bytes:
     if inner.kind == "MXFP4":
         blocks[:, 0] = 120
     else:
-        for at in {"Q6_K": [208], "Q8_0": [0], "Q4_0": [0], "Q5_0": [0]}.get(inner.kind, [0, 2]):
+        elsewhere = {"Q6_K": [208], "Q3_K": [108]}
+        two = [0, 2] if inner.kind in ("Q4_1", "Q4_K", "Q5_K") else [0]
+        for at in elsewhere.get(inner.kind, two):
             blocks[:, at + 1] &= 0x3B  # of float16's two bytes the higher: below 1
     return data.tobytes()
 

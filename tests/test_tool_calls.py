@@ -271,7 +271,7 @@ def function(**fields) -> dict:
         ({"tools": [1]}, r'tools\[0\] must be {"type": "function"'),
         ({"tools": [CLOCK, CLOCK]}, r"tools\[1\]: there is a function 'clock' before it"),
         ({"tools": [CLOCK] * 129}, "may hold 128 functions at most"),
-        ({"tools": [function(name="a b")]}, "must be 1 to 64 letters"),
+        ({"tools": [function(name="a b")]}, "must be 1 to 256 letters"),
         ({"tools": [function(description=1)]}, "the description of f must be text"),
         ({"tools": [function(parameters={"type": "string"})]}, 'must have the type "object"'),
         ({"tools": [function(parameters={"properties": []})]}, "properties of f must be an obj"),
@@ -290,6 +290,44 @@ def test_settings_that_are_wrong_are_named(settings, says):
         GenerationConfig(**settings)
 
 
+def test_names_are_as_long_as_protocols_have_them():
+    """Anthropic's and MCP's have up to 128 characters, behind a namespace's."""
+    for length in (128, 256):
+        assert GenerationConfig(tools=[function(name="n" * length)]).tools
+    with pytest.raises(errors.InputError, match="must be 1 to 256 letters"):
+        GenerationConfig(tools=[function(name="n" * 257)])
+
+
+MANY_DATES = {f"t{i}": {"type": "string", "format": "date-time"} for i in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"properties": MANY_DATES, "anyOf": [{"required": ["t1"]}]}, "7 patterns and formats"),
+        ({"properties": {"a": {"enum": [2**60]}}}, "kept to exactly"),
+    ],
+)
+def test_what_a_function_only_says_of_itself_is_not_held_to_what_answers_are_kept_to(
+    parameters, says
+):
+    tool = function(parameters={"type": "object", **parameters})
+    other = function(parameters={"type": "object"})
+    other["function"]["name"] = "other"
+    assert GenerationConfig(tools=[tool])
+    only_other = {"type": "function", "function": {"name": "other"}}
+    assert GenerationConfig(tools=[tool, other], tool_choice=only_other)
+    strict = {"type": "function", "function": {**tool["function"], "strict": True}}
+    for kept in (
+        {"tools": [strict]},
+        {"tools": [tool], "tool_choice": "required"},
+        {"tools": [tool], "tool_choice": function()},
+        {"tools": [tool], "json_schema": {"type": "object"}},
+    ):
+        with pytest.raises(errors.InputError, match=f"the parameters of f has .*{says}"):
+            GenerationConfig(**kept)
+
+
 def test_null_is_nothing_where_functions_are_described(tokenizer):
     nothing = {"description": None, "parameters": None, "strict": None}
     empty = {"parameters": {"type": None, "properties": None, "required": None}}
@@ -304,7 +342,7 @@ def test_null_is_nothing_where_functions_are_described(tokenizer):
     [
         ({}, r"messages\[0\]: tool_calls must be a list"),
         ([{"id": "x"}], r"tool_calls\[0\] must be"),
-        ([{"function": {"name": "f g", "arguments": "{}"}}], "must be 1 to 64 letters.*'f g'"),
+        ([{"function": {"name": "f g", "arguments": "{}"}}], "must be 1 to 256 letters.*'f g'"),
         ([{"function": {"name": "f", "arguments": "[1]"}}], "arguments must be an object"),
         ([{"function": {"name": "f", "arguments": "{"}}], "arguments must be an object"),
     ],

@@ -1,11 +1,11 @@
 """A GGUF file of the same shape as a checkpoint folder, with random weights, for llama.cpp.
 
-    python benchmarks/peers/gguf_model.py FOLDER OUT [--bits 4|8|16]
+    python benchmarks/peers/gguf_model.py FOLDER OUT [--bits 4|8|16] [--kind Q4_K|IQ4_XS|...]
 
-Matrices are Q4_0, Q8_0 or F16; embedding and head (one tensor: they are tied) are Q8_0 where the
-matrices have fewer bits than that, as Ebbtide keeps its own. Codes are drawn at random in the
-format itself: speed depends on shapes alone. Reads config.json of FOLDER and nothing else of it:
-of Llama, Qwen3.5, Granite 4 H, LFM2 or gpt-oss, whose experts are MXFP4.
+Matrices are Q4_0, Q8_0 or F16, or of the type that is named; embedding and head (one tensor: they
+are tied) are Q8_0 where the matrices have fewer bits than that, as Ebbtide keeps its own. Codes are
+drawn at random in the format itself: speed depends on shapes alone. Reads config.json of FOLDER and
+nothing else of it: of Llama, Qwen3.5, Granite 4 H, LFM2 or gpt-oss, whose experts are MXFP4.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from ebbtide.offload.model_config import read_model_config
 
 GROUP = 32  # weights that share a scale in Q4_0 and Q8_0
-
+# Where the float16 numbers of a block lie, if not at its start alone.
+HALVES = {
+    **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)},
+    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)},
+}
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -31,8 +35,9 @@ ARCHITECTURES = {
 }
 
 
-def write(folder: Path, out: Path, bits: int) -> Path:
-    """Write the file, and return its path. bits: of the matrices; 4, 8 or 16."""
+def write(folder: Path, out: Path, bits: int, named: str | None = None) -> Path:
+    """Write the file, and return its path. bits: of the matrices; 4, 8 or 16. named: their type,
+    but for embedding and head."""
     c = json.loads((folder / "config.json").read_text())
     draw = _Draw(np.random.default_rng(0))
     architecture = ARCHITECTURES[c["model_type"]]
@@ -70,8 +75,11 @@ def write(folder: Path, out: Path, bits: int) -> Path:
     if config.recurrent:
         _add_recurrent_keys(writer, architecture, c, config.recurrent[0])
 
-    def add(name: str, rows: int, columns: int, bits: int = bits) -> None:
-        kind, data = draw.matrix(rows, columns, bits)
+    def add(name: str, rows: int, columns: int, bits: int = bits, named: str | None = None) -> None:
+        if named is None:
+            kind, data = draw.matrix(rows, columns, bits)
+        else:
+            kind, data = GGMLQuantizationType[named], draw.blocks(rows, columns, named)
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
 
     def add_floats(name: str, *shape: int) -> None:
@@ -112,7 +120,7 @@ def write(folder: Path, out: Path, bits: int) -> Path:
             for name, shape in _recurrent_floats(recurrence):
                 add_floats(prefix + name, *shape)
         for name, rows, columns in matrices:
-            add(prefix + name, rows, columns)
+            add(prefix + name, rows, columns, named=named)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -206,6 +214,15 @@ class _Draw:
         kind = GGMLQuantizationType.Q4_0 if bits == 4 else GGMLQuantizationType.Q8_0
         return kind, blocks.reshape(rows, -1)
 
+    def blocks(self, rows: int, columns: int, named: str) -> np.ndarray:
+        """Of any other type: for what loading takes; its numbers are of no use."""
+        size, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[named]]
+        shape = (rows, columns // size, num_bytes)
+        blocks = self._generator.integers(0, 256, shape, np.uint8)
+        for at in HALVES.get(named, (0,)):
+            blocks[..., at : at + 2] = np.array([1e-4], np.float16).view(np.uint8)
+        return blocks.reshape(rows, -1)
+
     def mxfp4(self, count: int, rows: int, columns: int) -> np.ndarray:
         """A byte for the exponent, then the codes of 32 weights."""
         blocks = np.empty((count, rows, columns // GROUP, 1 + GROUP // 2), np.uint8)
@@ -219,8 +236,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, choices=(4, 8, 16), default=4)
+    parser.add_argument("--kind", choices=[kind.name for kind in GGML_QUANT_SIZES], metavar="TYPE")
     given = parser.parse_args()
-    print(f"{write(given.folder, given.out, given.bits)}: {given.out.stat().st_size:,} bytes")
+    path = write(given.folder, given.out, given.bits, given.kind)
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

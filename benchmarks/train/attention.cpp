@@ -1,4 +1,4 @@
-// Causal attention for training on one CPU core: bfloat16 products with AVX-512, forward and
+// Causal attention for training on one CPU core: bfloat16 products with AVX-512 or AMX, forward and
 // backward, heads of 64. Lanes are queries everywhere, so that nothing is ever summed across a
 // vector. Blocks of keys that no query of a block attends to are left out, and so are blocks of queries
 // that nobody wants the output of. Knows no model.
@@ -9,6 +9,10 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -32,22 +36,82 @@ inline __m512 exp2_of(__m512 x) {
     return _mm512_scalef_ps(p, whole);
 }
 
-// c (rows x 64 floats) = or += a b. Pair k of row m of a: the 32 bits at a + m * row + k * step;
-// b is (PAIRS x 64) pairs.
+// c (64 x 64 floats) = or += a b, of a (64 x 64) and b (PAIRS x 64 pairs): b[k][j] holds rows 2 k and 2 k + 1 of column j.
+#if defined(__AMX_BF16__)
+
+constexpr int TILE = 16;  // rows and columns of floats; pairs of a row
+
+// Linux gives tiles to a process that asks.
+inline bool are_given() {
+    constexpr long ASK_FOR_STATE = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
+}
+
+// Tiles of sixteen rows of 64 bytes, all eight alike, for the calling thread, while this lives.
+struct Tiles {
+    struct alignas(64) Shapes {
+        uint8_t palette = 1, none[15] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
+    };
+    Tiles() {
+        const Shapes shapes;
+        asm volatile("" ::"r"(&shapes) : "memory");  // GCC does not know that all of it is read
+        _tile_loadconfig(&shapes);
+    }
+    ~Tiles() { _tile_release(); }
+};
+
 template <bool ADD>
-inline void multiply(const bf16* a, int64_t row, int64_t step, const uint32_t* b, float* c) {
+inline void multiply(const bf16* a, const uint32_t* b, float* c) {
+    constexpr int ROW = N * sizeof(float), HALF = TILE * N, NEXT = 2 * TILE;  // bytes; floats; bfloat16
+    asm volatile("" ::: "memory");  // nor that tiles are
+    for (int m = 0; m < N; m += 2 * TILE) {
+        const bf16* rows = a + m * N;
+        _tile_loadd(4, rows, N * sizeof(bf16));
+        _tile_loadd(5, rows + HALF, N * sizeof(bf16));
+        _tile_loadd(6, rows + NEXT, N * sizeof(bf16));
+        _tile_loadd(7, rows + HALF + NEXT, N * sizeof(bf16));
+        for (int n = 0; n < N; n += TILE) {
+            float* at = c + m * N + n;
+            if (ADD) {
+                _tile_loadd(0, at, ROW);
+                _tile_loadd(1, at + HALF, ROW);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+            }
+            _tile_loadd(2, b + n, ROW);
+            _tile_dpbf16ps(0, 4, 2);
+            _tile_dpbf16ps(1, 5, 2);
+            _tile_loadd(3, b + HALF + n, ROW);
+            _tile_dpbf16ps(0, 6, 3);
+            _tile_dpbf16ps(1, 7, 3);
+            _tile_stored(0, at, ROW);
+            _tile_stored(1, at + HALF, ROW);
+        }
+    }
+    asm volatile("" ::: "memory");
+}
+
+#else
+
+inline bool are_given() { return true; }
+struct Tiles {};
+
+template <bool ADD>
+inline void multiply(const bf16* a, const uint32_t* b, float* c) {
     for (int m = 0; m < N; m += 4) {
         __m512 sum[4][4];
         for (int i = 0; i < 4; ++i)
             for (int j = 0; j < 4; ++j)
                 sum[i][j] = ADD ? _mm512_loadu_ps(c + (m + i) * N + 16 * j) : _mm512_setzero_ps();
-        const bf16* at = a + m * row;
         for (int k = 0; k < PAIRS; ++k) {
             __m512bh right[4];
             for (int j = 0; j < 4; ++j) right[j] = (__m512bh)_mm512_loadu_si512(b + k * N + 16 * j);
             for (int i = 0; i < 4; ++i) {
                 int32_t pair;
-                std::memcpy(&pair, at + i * row + k * step, 4);
+                std::memcpy(&pair, a + (m + i) * N + 2 * k, 4);
                 const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
                 for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
             }
@@ -56,6 +120,8 @@ inline void multiply(const bf16* a, int64_t row, int64_t step, const uint32_t* b
             for (int j = 0; j < 4; ++j) _mm512_storeu_ps(c + (m + i) * N + 16 * j, sum[i][j]);
     }
 }
+
+#endif
 
 // x (64 x 64) -> pairs of channels: out[d / 2][row] holds x[row][d], x[row][d + 1].
 inline void pack_channels(const bf16* x, uint32_t* out) {
@@ -74,6 +140,12 @@ inline void pack_rows(const bf16* x, uint32_t* out) {
         }
 }
 
+// x (64 x 64) -> out[d][row].
+inline void turn(const bf16* x, bf16* out) {
+    for (int row = 0; row < N; ++row)
+        for (int d = 0; d < N; ++d) out[d * N + row] = x[row * N + d];
+}
+
 inline __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 inline __m512i paired(__m256i low, __m256i high) {
@@ -84,8 +156,7 @@ inline __m512i paired(__m256i low, __m256i high) {
 inline void store_turned(const float* x, bf16* out) {
     alignas(64) bf16 rounded[N * N];
     for (int i = 0; i < N * N; i += 16) _mm256_storeu_si256((__m256i*)(rounded + i), to_bf16(_mm512_loadu_ps(x + i)));
-    for (int q = 0; q < N; ++q)
-        for (int d = 0; d < N; ++d) out[q * N + d] = rounded[d * N + q];
+    turn(rounded, out);
 }
 
 struct Buffers {
@@ -103,8 +174,9 @@ inline void hide_later_keys(float* scores) {
 void forward_head(const bf16* q, const bf16* k, const bf16* v, const uint8_t* wanted, int64_t tokens, float scale,
                   float nothing, bf16* out, float* lse) {
     const int64_t blocks = tokens / N;
-    std::vector<uint32_t> value_rows(blocks * PAIRS * N);
-    for (int64_t j = 0; j < blocks; ++j) pack_rows(v + j * N * N, value_rows.data() + j * PAIRS * N);
+    const Tiles tiles;
+    std::vector<bf16> values(blocks * N * N);
+    for (int64_t j = 0; j < blocks; ++j) turn(v + j * N * N, values.data() + j * N * N);
     auto* b = new Buffers;
     const __m512 factor = _mm512_set1_ps(scale * LOG2E);
     for (int64_t i = 0; i < blocks; ++i) {
@@ -114,7 +186,7 @@ void forward_head(const bf16* q, const bf16* k, const bf16* v, const uint8_t* wa
         __m512 most[4], total[4];
         for (int j = 0; j < 4; ++j) most[j] = _mm512_set1_ps(-1e30f), total[j] = _mm512_setzero_ps();
         for (int64_t block = i; block >= 0; --block) {  // the nearest first: it is attended to the most
-            multiply<false>(k + block * N * N, N, 2, b->queries, b->scores);
+            multiply<false>(k + block * N * N, b->queries, b->scores);
             if (block == i) hide_later_keys(b->scores);
             __m512 peak[4];
             for (int j = 0; j < 4; ++j) peak[j] = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
@@ -150,7 +222,7 @@ void forward_head(const bf16* q, const bf16* k, const bf16* v, const uint8_t* wa
                     total[j] = _mm512_add_ps(total[j], _mm512_add_ps(one, two));
                     _mm512_storeu_si512(b->pairs + key / 2 * N + 16 * j, paired(to_bf16(one), to_bf16(two)));
                 }
-            multiply<true>((const bf16*)(value_rows.data() + block * PAIRS * N), 2, 2 * N, b->pairs, b->out);
+            multiply<true>(values.data() + block * N * N, b->pairs, b->out);
         }
         for (int j = 0; j < 4; ++j) {
             alignas(64) float sums[16], peaks[16];
@@ -173,8 +245,9 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
                    const uint8_t* wanted, int64_t tokens, float scale, float nothing, bf16* q_grad, float* k_grad,
                    float* v_grad) {
     const int64_t blocks = tokens / N;
-    std::vector<uint32_t> key_rows(blocks * PAIRS * N);
-    for (int64_t j = 0; j < blocks; ++j) pack_rows(k + j * N * N, key_rows.data() + j * PAIRS * N);
+    const Tiles tiles;
+    std::vector<bf16> keys(blocks * N * N);
+    for (int64_t j = 0; j < blocks; ++j) turn(k + j * N * N, keys.data() + j * N * N);
     auto* b = new Buffers;
     const __m512 factor = _mm512_set1_ps(scale * LOG2E), scaling = _mm512_set1_ps(scale);
     for (int64_t i = 0; i < blocks; ++i) {
@@ -199,7 +272,7 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
             mean[j] = _mm512_load_ps(inner + 16 * j);
         }
         for (int64_t block = i; block >= 0; --block) {
-            multiply<false>(k + block * N * N, N, 2, b->queries, b->scores);
+            multiply<false>(k + block * N * N, b->queries, b->scores);
             if (block == i) hide_later_keys(b->scores);
             __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
             for (int key = 0; key < N; ++key)
@@ -207,7 +280,7 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
                     highest = _mm512_max_ps(
                         highest, _mm512_fmsub_ps(_mm512_loadu_ps(b->scores + key * N + 16 * j), factor, total[j]));
             if (_mm512_cmp_ps_mask(highest, _mm512_set1_ps(-nothing), _CMP_GT_OQ) == 0) continue;
-            multiply<false>(v + block * N * N, N, 2, b->upstream, b->grads);
+            multiply<false>(v + block * N * N, b->upstream, b->grads);
             for (int key = 0; key < N; key += 2)
                 for (int j = 0; j < 4; ++j) {
                     __m256i rounded[2];
@@ -222,9 +295,9 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
                     }
                     _mm512_storeu_si512(b->pairs + key / 2 * N + 16 * j, paired(rounded[0], rounded[1]));
                 }
-            multiply<true>(b->probabilities, N, 2, b->upstream_rows, v_grad + block * N * N);
-            multiply<true>(b->score_grads, N, 2, b->query_rows, k_grad + block * N * N);
-            multiply<true>((const bf16*)(key_rows.data() + block * PAIRS * N), 2, 2 * N, b->pairs, b->out);
+            multiply<true>(b->probabilities, b->upstream_rows, v_grad + block * N * N);
+            multiply<true>(b->score_grads, b->query_rows, k_grad + block * N * N);
+            multiply<true>(keys.data() + block * N * N, b->pairs, b->out);
         }
         store_turned(b->out, q_grad + i * N * N);
     }
@@ -239,6 +312,8 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
 struct Shape {
     int64_t batch, heads, kv_heads, tokens;
 };
+
+extern "C" bool attention_runs() { return are_given(); }
 
 extern "C" void attention_forward(Shape shape, const bf16* q, const bf16* k, const bf16* v, const uint8_t* wanted,
                                   float nothing, bf16* out, float* lse) {

@@ -48,7 +48,9 @@ def kernel() -> ctypes.CDLL | None:
         if made.returncode:
             warnings.warn(f"attention.cpp does not compile: {made.stderr[:500]}", stacklevel=2)
             return None
-        return ctypes.CDLL(str(library))
+        found = ctypes.CDLL(str(library))
+        found.attention_runs.restype = ctypes.c_bool
+        return found if found.attention_runs() else None
 
 
 def _call(name: str, q: torch.Tensor, k: torch.Tensor, *arguments: torch.Tensor | float) -> None:

@@ -33,7 +33,7 @@ from model import SHAPES, Model
 from tokenizers import Tokenizer
 
 STEADY_SHARE = 0.35  # of the time; then the learning rate falls to nearly nothing
-WARM_UP_STEPS, SELECTING_WARM_UP_STEPS = 100, 12
+WARM_UP_STEPS, WARM_UP_STEPS_AGAIN = 100, 12
 SAVE_EVERY_S = 120
 
 
@@ -81,7 +81,17 @@ RECIPES = {
     "reader": Recipe(3e-4, 2e-4, 65536, LONG),
     "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, {256: 1.0}), (1.0, {256: 0.5, 1024: 0.5}))),
 }
-# A leg that teaches a trained network to be read in parts: from a third of the rate at most.
+# Legs of a trained network, from a third and from a fifth of the rate: all tasks once more, and
+# being read in parts.
+CONTINUED = Recipe(
+    1e-4,
+    7e-5,
+    4096,
+    (
+        (0.85, {2048: 0.2, 4096: 0.5, 8192: 0.15, 28672: 0.15}),
+        (1.0, {2048: 0.2, 4096: 0.65, 28672: 0.15}),
+    ),
+)
 SELECTING = Recipe(
     6e-5, 4e-5, 4096, ((0.85, {4096: 0.65, 8192: 0.1, 28672: 0.25}), (1.0, {4096: 0.8, 28672: 0.2}))
 )
@@ -126,8 +136,9 @@ class Trainer:
         self.dtype = getattr(torch, given.dtype)
         self.total_s, self.seed = given.minutes * 60, given.seed
         self.bounded = BOUNDED if given.bounded else None
-        if self.bounded:
-            self.recipe = SELECTING if self.size == "nano" else self.recipe
+        self.goes_on = self.bounded is not None or given.start is not None
+        if self.goes_on and self.size == "nano":
+            self.recipe = SELECTING if self.bounded else CONTINUED
         self.progress = Progress()
         self.model = Model(SHAPES[given.size])
         copy_from_birth(self.model)
@@ -171,7 +182,7 @@ class Trainer:
 
     def rate_scale(self) -> float:
         """What part of the recipe's learning rates the next step is taken with."""
-        warm_up_steps = SELECTING_WARM_UP_STEPS if self.bounded else WARM_UP_STEPS
+        warm_up_steps = WARM_UP_STEPS_AGAIN if self.goes_on else WARM_UP_STEPS
         warm = min(1.0, (self.progress.steps + 1) / warm_up_steps)
         return warm * min(1.0, max(0.02, (1 - self.share()) / (1 - STEADY_SHARE)))
 
@@ -215,7 +226,8 @@ class Trainer:
         self.progress.steps += 1
         self.progress.tokens += ids.numel()
         answers = weight == ANSWER
-        right = (logits.argmax(-1) == wanted)[answers].float().mean()
+        best = logits.amax(-1, keepdim=True) == logits.gather(-1, wanted[:, None])  # argmax is slow
+        right = best[answers].float().mean()
         return {
             "length": ids.shape[1],
             "loss": loss.item(),

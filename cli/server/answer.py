@@ -18,9 +18,13 @@ from .request import Request
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it says nothing, and no proxy takes us for dead
 
 
+# Line ends to some readers of events, and in JSON only within texts.
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
+
 def encoded(value: dict[str, Any]) -> bytes:
     """JSON in UTF-8. Halves of surrogate pairs, which a refusal may repeat, become `?`."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS).encode("utf-8", "replace")
 
 
 def event(value: dict[str, Any]) -> bytes:

@@ -61,6 +61,8 @@ class Fields:
             if name not in given:
                 continue
             value = given[name]
+            if own == "seed" and isinstance(value, int) and -(2**63) <= value < 0:
+                value += 2**64  # OpenAI's are of 64 bits with a sign
             check_settings(name, own, {own: value})
             if found.setdefault(own, value) != value:
                 raise BadRequest(

@@ -23,6 +23,7 @@ from .answer import encoded
 from .bad_request import BadRequest
 from .error_object import error_object
 
+HEADERS_BYTES = 32 << 10
 _SHOWN_CHARS = 200  # of a path, in the log
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _LINGER_S = 5.0  # for the body of a request that was refused to come
@@ -39,6 +40,12 @@ class Rules:
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises BadRequest."""
+        # What comes in one piece is no incomplete event, of which alone HTTP's parser is told.
+        if sum(len(name) + len(value) for name, value in headers.items()) > HEADERS_BYTES:
+            raise BadRequest(
+                f"The headers have more than {HEADERS_BYTES:,} bytes; send fewer or shorter ones.",
+                status=431,
+            )
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.hosts is not None and name.lower() not in self.hosts:

@@ -19,8 +19,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ebbtide import errors
 
+from .guard import HEADERS_BYTES
+
 _HEADERS_S = 10.0  # for the headers of a request to come
-_HEADERS_BYTES = 32 << 10
 _CONNECTIONS = 64  # at a time, beside those whose requests wait
 _TURNED_AWAY = 16  # beyond them, that are told so (503); more are not taken up
 _IDLE_S = 30  # a connection that may be used again; clients give theirs up after 5 to 15
@@ -128,7 +129,7 @@ class Listener:
                 proxy_headers=False,
                 server_header=False,
                 limit_concurrency=_CONNECTIONS + most_waiting,
-                h11_max_incomplete_event_size=_HEADERS_BYTES,
+                h11_max_incomplete_event_size=HEADERS_BYTES,
                 timeout_keep_alive=_IDLE_S,
                 timeout_graceful_shutdown=_STOP_S,
             )

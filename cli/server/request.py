@@ -71,7 +71,7 @@ def _fields(*own: str) -> Fields:
         },
         ignored=(
             *("user", "metadata", "store", "service_tier", "safety_identifier"),
-            *("prompt_cache_key", "prompt_cache_retention"),
+            *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
         ),
     )
 

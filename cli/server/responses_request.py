@@ -16,7 +16,7 @@ from .request import VERBOSITY, Request
 
 NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-_NAME_CHARS = 64  # as many as a function's name may have
+_NAME_CHARS = 127  # with a function's name of 128 and a dot it makes a name
 _TEXTS = ("input_text", "output_text", "text")  # parts of contents
 _ITEMS = ("message", "reasoning", "function_call", "function_call_output")
 

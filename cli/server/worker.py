@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
+from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -40,9 +41,11 @@ from .text_query import TextQuery
 _SIGNAL_S = 0.5  # on Windows Ctrl-C arrives between two waits
 _TRY_AGAIN_S = 60.0  # after the model could not be loaded
 _PART_CHARS = 1 << 14
+_END_OF_THOUGHTS = "</think>"
 # Of the tokens of tools and calls as JSON: some templates write them shorter, and drop what they
 # do not know.
 _LEAST_SHARE = 0.25
+_TOLD = ("name", "description", "parameters")  # of a function
 _CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
 
 
@@ -277,9 +280,7 @@ class Worker:
         num_tokens = 0.0 if texts else len(prompt)  # of token ids
         self._check_room(num_tokens)
         shares = [(1.0, text) for text in texts]
-        shares += [
-            (_LEAST_SHARE, text) for text in [*_calls(prompt), *map(json.dumps, request.tools)]
-        ]
+        shares += [(_LEAST_SHARE, text) for text in [*_calls(prompt), *_told(request.tools)]]
         for share, text in shares:
             for start in range(0, len(text), _PART_CHARS):
                 counted = self._llm.count_tokens(text[start : start + _PART_CHARS])
@@ -363,13 +364,31 @@ class Worker:
 
 
 def _contents(prompt: list[Any]) -> list[str]:
-    """Of messages; token ids have none."""
-    return [message["content"] for message in prompt if isinstance(message, dict)]
+    """Of messages; token ids have none. Without thoughts that an answer begins with, which
+    templates leave out."""
+    contents = [message["content"] for message in prompt if isinstance(message, dict)]
+    return [content.rpartition(_END_OF_THOUGHTS)[2] for content in contents]
 
 
 def _calls(prompt: str | list[Any]) -> list[str]:
-    """What templates write in ways of their own: arguments of calls, and thoughts before them."""
+    """Arguments of calls, which templates write in ways of their own. Thoughts before them they
+    leave out, or most of them do."""
     messages = [message for message in prompt if isinstance(message, dict)]
     calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
-    thoughts = [message.get("thinking", "") for message in messages]
-    return [*thoughts, *(call["arguments"] for call in calls)]
+    return [_as_written(call["arguments"]) for call in calls]
+
+
+def _told(tools: Iterable[Any]) -> list[str]:
+    """What a model is told of tools; one that is wrong is refused later."""
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)]
+    described = [function for function in functions if isinstance(function, dict)]
+    return [_as_written({name: own.get(name) for name in _TOLD}) for own in described]
+
+
+def _as_written(value: Any) -> str:
+    """JSON as templates write it: letters of all scripts as they are."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):  # what is wrong is said later
+        return ""

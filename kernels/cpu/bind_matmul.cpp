@@ -15,6 +15,7 @@ namespace {
 #include "half.h"
 #include "repack_affine.h"
 #include "ggml_blocks.h"
+#include "ggml_numbers.h"
 
 constexpr uintptr_t LINE = 64;
 
@@ -97,16 +98,12 @@ bool repack_blocks(int kind, uintptr_t blocks, int64_t out, int64_t groups, uint
 }
 
 void decode_blocks(int kind, uintptr_t blocks, int64_t count, uintptr_t numbers, int threads) {
-    if (kind != Q5_K && kind != Q6_K) throw std::invalid_argument("these blocks are not decoded here");
+    const BlockDecoder *of = decoder_of(kind);
+    if (!of) throw std::invalid_argument("these blocks are not decoded here");
     nb::gil_scoped_release released;
-    share_out(count, 1, count * SUPER * 4, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            float *to = at<float>(numbers) + i * SUPER;
-            if (kind == Q5_K)
-                decode_q5_k(at<const uint8_t>(blocks) + i * 176, to);
-            else
-                decode_q6_k(at<const uint8_t>(blocks) + i * 210, to);
-        }
+    share_out(count, 1, count * of->numbers * 4, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            of->decode(at<const uint8_t>(blocks) + i * of->bytes, at<float>(numbers) + i * of->numbers);
     });
 }
 

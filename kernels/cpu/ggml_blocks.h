@@ -1,9 +1,7 @@
-// Blocks of GGUF files, to strips or to numbers: ../ggml_blocks.py says how they lie, and is the reference. Codes change their
+// Blocks of GGUF files, to strips: ../ggml_blocks.py says how they lie, and is the reference. Codes change their
 // places alone, which one build does for every instruction set. Included inside an anonymous namespace, after repack_affine.h.
 
-enum BlockKind { Q8_0, Q4_0, MXFP4, Q4_1, Q4_K, Q5_K, Q6_K };
-
-constexpr int64_t SUPER = 256;  // numbers in a block of the kinds that end with K
+enum BlockKind { Q8_0, Q4_0, MXFP4, Q4_1, Q4_K, Q5_K, Q6_K, Q5_0, Q5_1, Q2_K, Q3_K, IQ4_NL, IQ4_XS };
 
 struct Blocks {
     BlockKind kind;
@@ -77,7 +75,7 @@ inline void read_minimums(const Blocks &b, float *scales, float *minimums, int64
         }
 }
 
-// Strips begin .. end of any kind but Q5_K and Q6_K; false where float16 cannot hold a number.
+// Strips begin .. end of a kind up to Q4_K; false where float16 cannot hold a number.
 inline bool repack_strips(const Blocks &b, uint8_t *codes, uint16_t *scales, int64_t begin, int64_t end) {
     if (b.kind == Q8_0) return repack_groups<2, GROUP / 4>(b, codes, scales, begin, end);
     if (b.kind == Q4_0) return repack_groups<2, GROUP / 8>(b, codes, scales, begin, end);
@@ -95,32 +93,4 @@ inline bool repack_strips(const Blocks &b, uint8_t *codes, uint16_t *scales, int
         good = repack_strips(w, codes + strip * wide * HALF_GROUP, scales + strip * wide * 2, 0, 1) && good;
     }
     return good;
-}
-
-// The numbers of a block of Q5_K or Q6_K, as llama.cpp's reference and the gguf package compute them.
-inline void decode_q5_k(const uint8_t *from, float *to) {
-    const float scale = half_at(from), least = half_at(from + 2);
-    const uint8_t *high = from + 16, *low = from + 48;
-    for (int e = 0; e < 8; ++e, to += 32) {
-        float d, m;
-        six_bits(from + 4, e, &d, &m);
-        d *= scale, m *= least;
-        for (int j = 0; j < 32; ++j) {
-            const int code = (low[e / 2 * 32 + j] >> (e % 2 * 4) & 15) | (high[j] >> e & 1) << 4;
-            to[j] = d * (float)code - m;
-        }
-    }
-}
-inline void decode_q6_k(const uint8_t *from, float *to) {
-    const float scale = half_at(from + 208);
-    for (int e = 0; e < 8; ++e, to += 32) {
-        const uint8_t *low = from + e / 4 * 64 + e % 2 * 32, *high = from + 128 + e / 4 * 32;
-        const int low_shift = e % 4 / 2 * 4, high_shift = e % 4 * 2;
-        const int8_t of_first = (int8_t)from[192 + 2 * e], of_second = (int8_t)from[193 + 2 * e];
-        const float d[2] = {scale * (float)of_first, scale * (float)of_second};
-        for (int j = 0; j < 32; ++j) {
-            const int code = (low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4;
-            to[j] = d[j / 16] * (float)(code - 32);
-        }
-    }
 }

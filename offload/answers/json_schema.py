@@ -27,8 +27,22 @@ ANY_OBJECT = '{"type": "object"}'
 
 
 def checked_schema(name: str, value: Any) -> str:
-    """A schema as JSON text. value: an object as a mapping, or its JSON as text. InputError names
-    what is wrong; name: of the setting, for that."""
+    """A schema that an answer is kept to, as JSON text. value: an object as a mapping, or its JSON
+    as text. InputError names what is wrong; name: of the setting, for that."""
+    text = shown_schema(name, value)
+    check_kept(name, json.loads(text))
+    return text
+
+
+def check_kept(name: str, schema: Any) -> None:
+    """InputError for what a text that is kept to a schema could not be, or only at great cost."""
+    objects = list(_objects(name, schema, 0))
+    _check_patterns(name, objects)
+    _check_choices(name, objects)
+
+
+def shown_schema(name: str, value: Any) -> str:
+    """The same of a schema that a model may only be told of."""
     if isinstance(value, str):
         value = _read(name, value)
     if not isinstance(value, Mapping | bool):
@@ -36,9 +50,8 @@ def checked_schema(name: str, value: Any) -> str:
             f"{name} must be a JSON schema, an object such as {ANY_OBJECT}, not "
             f"{type(value).__name__}"
         )
-    objects = list(_objects(name, value, 0))
-    _check_patterns(name, objects)
-    _check_choices(name, objects)
+    for _ in _objects(name, value, 0):  # none is too deep
+        pass
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

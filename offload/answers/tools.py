@@ -19,11 +19,12 @@ from typing import Any
 from ..control_text import SURROGATE
 from ..errors import InputError
 from ..output import ToolCall
-from .json_schema import checked_schema
+from .json_schema import check_kept, shown_schema
 
 MAX_TOOLS = 128
 CHOICES = ("auto", "none", "required")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# OpenAI takes 64 characters, Anthropic and MCP 128; with a namespace before them twice as many.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}")
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 # Mistral's templates take ids of nine letters and digits alone; others take any.
 _ID_CHARS, _ID_LENGTH = string.ascii_letters + string.digits, 9
@@ -58,7 +59,7 @@ def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
     parameters = function.get("parameters")
     if parameters is None:
         parameters = _NO_PARAMETERS
-    text = checked_schema(f"{where}: the parameters of {name}", parameters)
+    text = shown_schema(f"{where}: the parameters of {name}", parameters)
     parameters = json.loads(text)
     if isinstance(parameters, dict):
         # Templates walk through these without asking; some clients send null for none.
@@ -82,7 +83,7 @@ def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
 def _check_name(where: str, name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(
-            f"{where}: a function's name must be 1 to 64 letters, digits, '_', '-' or '.', "
+            f"{where}: a function's name must be 1 to 256 letters, digits, '_', '-' or '.', "
             f"not {name!r}"
         )
 
@@ -100,6 +101,12 @@ def name_of(tool: Mapping[str, Any]) -> str:
 def parameters_of(tools: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The schema of each function's arguments, by its name."""
     return {name_of(tool): tool["function"]["parameters"] for tool in tools}
+
+
+def check_kept_calls(tools: Iterable[Mapping[str, Any]]) -> None:
+    """InputError for functions whose arguments cannot be kept to their schemas."""
+    for name, schema in parameters_of(tools).items():
+        check_kept(f"the parameters of {name}", schema)
 
 
 def check_argument_names(function: str, names: Iterable[str], signs: str) -> None:

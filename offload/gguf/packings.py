@@ -7,8 +7,8 @@
     Half         every second part of a matrix's rows
     LogOf        numbers of which the model has the logarithm
 
-Decoding is the compiled kernels' (Q5_K, Q6_K) or the `gguf` package's (the extra `gguf`), which is
-imported when a file needs it.
+Decoding is the compiled kernels', or the `gguf` package's (the extra `gguf`), which is imported
+when a file needs it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,20 @@ def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -
         return Plain(_PLAIN[kind])
     if block_bits(kind) is not None:
         return Blocks(kind, block, block_bytes)
+    if not is_decoded(kind):
+        _check_package(kind, path, name)
+    kept = WithMinimum if kind in ("Q4_K", "Q4_1") else Dequantised
+    return kept(kind, block, block_bytes)
+
+
+def _check_package(kind: str, path: Path, name: str) -> None:
+    """UnsupportedModel where the `gguf` package is not there, or does not know the type either."""
     if importlib.util.find_spec("gguf") is None:
         raise UnsupportedModel(
             f"{path}: {name} is in {kind}, which takes one package more: pip install "
-            "'ebbtide[gguf]'. Files in F32, F16, BF16, Q8_0, Q4_0 and MXFP4 are read without it."
+            "'ebbtide[gguf]'. Q8_0, Q4_0 and MXFP4 are read without it, and where the compiled "
+            "kernels serve (see ebbtide doctor) Q4_K_M, Q6_K and all others but IQ1 to IQ3, TQ and "
+            "NVFP4."
         )
     from gguf import quants
     from gguf.constants import GGMLQuantizationType
@@ -62,8 +72,6 @@ def packing_of(kind: str, block: int, block_bytes: int, path: Path, name: str) -
             f"{path}: {name} is of the type {kind}, which Ebbtide cannot read. Use another "
             "quantisation of the model: Q8_0, Q6_K, Q4_K_M and Q4_0 are read."
         )
-    kept = WithMinimum if kind in ("Q4_K", "Q4_1") else Dequantised
-    return kept(kind, block, block_bytes)
 
 
 @dataclass(frozen=True)
@@ -118,8 +126,7 @@ class Blocks(_InBlocks):
 
 @dataclass(frozen=True)
 class Dequantised(_InBlocks):
-    """Any quantisation that the `gguf` package decodes. Kept in the bits that are asked for, else
-    in float32."""
+    """Any quantisation that is decoded. Kept in the bits that are asked for, else in float32."""
 
     @property
     def suits_bits(self) -> int | None:
