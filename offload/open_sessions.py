@@ -69,7 +69,12 @@ class OpenSessions:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While the model computes: keeps a second thread out."""
+        """While the model computes or pages change: keeps a second thread out, and what is called
+        meanwhile."""
+        if self._runner == threading.get_ident():
+            raise InputError(
+                "this LLM is running; what it calls, on_progress or check, cannot use it"
+            )
         if not self._lock.acquire(blocking=self._patient == threading.get_ident()):
             raise InputError(
                 "this LLM is running in another thread; one LLM serves one thread at a time"

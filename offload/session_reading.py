@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from .errors import InputError
 from .output import Progress
 from .prefixes.keeper import PrefixKeeper
 from .runtime import Runtime
@@ -100,3 +101,5 @@ class SessionReading:
         speed = done / elapsed if elapsed else 0.0
         eta = (total - done) / speed if speed else None
         self._llm.report(Progress(phase, done, total, elapsed, speed, eta))
+        if not self._sequence.table.is_open:
+            raise InputError("the session was closed while it was read")

@@ -151,6 +151,33 @@ def test_no_other_thread_decodes_while_pages_change(llm, monkeypatch, name, chan
         assert answering.decode(1) is not None and answering.tokens == [*held, 1]
 
 
+@pytest.mark.parametrize(
+    "closes", [lambda llm, session: session.close(), lambda llm, _: llm.close()]
+)
+def test_what_a_hook_closes_is_closed(llm, closes):
+    session = llm.session()
+    llm.on_progress = lambda progress: closes(llm, session)
+    with pytest.raises(InputError, match="the session was closed while it was read"):
+        session.append(LONG)
+    assert not session.is_open
+    assert_nothing_is_held(llm)
+
+
+def test_what_a_hook_asks_of_a_running_model_is_refused(llm):
+    said = []
+
+    def on_progress(progress):
+        with pytest.raises(InputError, match="this LLM is running; what it calls") as caught:
+            llm.generate([1])
+        said.append(caught.value)
+
+    with llm.session() as session:
+        llm.on_progress = on_progress
+        session.append(LONG)
+        assert session.tokens == LONG
+    assert said
+
+
 def test_an_empty_session_has_no_last_logits(llm):
     with llm.session() as session:
         with pytest.raises(InputError, match="the session is empty"):
