@@ -251,6 +251,7 @@ def test_without_a_disk_memory_is_what_lacks():
     assert make_plan(facts, choose_geometry(facts.config, "8"), enough, Request(60_000)).fits
 
 
+@settings(max_examples=30)
 @given(
     context=st.integers(1, 60_000),
     sequences=st.integers(1, 4),
