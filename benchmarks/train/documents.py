@@ -243,14 +243,14 @@ def quoting(at: Setting) -> Conversation:
 
 
 TASKS: dict[str, tuple[float, Callable[[Setting], Conversation]]] = {
-    "needles": (0.26, needles),
-    "multi_key": (0.15, multi_key),
-    "several": (0.11, several),
-    "hops": (0.13, hops),
-    "variables": (0.03, variables),
-    "numbered": (0.24, numbered),
-    "every": (0.05, every),
-    "quoting": (0.03, quoting),
+    "needles": (0.37, needles),
+    "multi_key": (0.22, multi_key),
+    "several": (0.03, several),
+    "hops": (0.04, hops),
+    "variables": (0.04, variables),
+    "numbered": (0.25, numbered),
+    "every": (0.04, every),
+    "quoting": (0.01, quoting),
 }
 
 
