@@ -26,7 +26,8 @@ class SessionUsage:
         self._stats_before = self._runtime.store.stats.snapshot()
         selected = self._runtime.engine.selected
         if selected is not None:
-            selected.fidelity.take(), selected.audit.take()
+            selected.fidelity.take()
+            selected.audit.take()
 
     def kv(self) -> dict:
         """The `kv` object: bytes and what was left out since the count began, where pages are."""

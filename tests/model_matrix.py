@@ -48,7 +48,8 @@ GGUF files of these architectures, by the names that llama.cpp gives them:
 A file of a small checkpoint has its folder's logits to the bit (`tests/test_gguf_model.py`), and
 those that llama.cpp computes within the rounding of float32 ([log.md](log.md)). Q8_0, Q4_0 and
 MXFP4 are kept as they are, Q4_K and Q4_1 in four bits with scales and offsets in float16; what else
-the `gguf` package decodes is kept in the bits that are asked for, 8 by default. Tokenizers are
+is decoded is kept in the bits that are asked for, 8 by default (IQ1 to IQ3, TQ and NVFP4 by the
+`gguf` package, all others by the compiled kernels). Tokenizers are
 byte-level BPE, whose pre-tokenizer's name must be known, and SentencePiece's BPE. Windows that a
 file says and llama.cpp leaves out (Mistral, Phi-3) are kept to, and gpt-oss's yarn is not cut to
 whole numbers, as in the original models."""
