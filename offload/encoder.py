@@ -24,9 +24,8 @@ from .tokenizer_files import TokenizerFiles
 _SIDES = ("lstrip", "rstrip")
 _PIECE_CHARS = 1 << 17
 _BETWEEN_WORDS = re.compile(r"[^\W\d_](?= [^\W\d_])")
-_SPANS_WORDS = re.compile(
-    "(?:[^\\W\\d_]|\ufffd) "
-)  # a letter, or its last bytes alone, and a space
+# A letter, or its last bytes alone, and a space.
+_SPANS_WORDS = re.compile("(?:[^\\W\\d_]|\ufffd) ")
 
 
 class Encoder:
