@@ -10,8 +10,8 @@
 Byte j of 16 holds the codes of inputs j (low half) and j + 16, as quantised.py has them; of Q4_K
 byte j of 32 those of j and j + 32. No number of the first three changes, but for a code of -128 in
 Q8_0, which llama.cpp never writes and no kernel multiplies: it becomes -127. affine.py says what
-becomes of scales and minimums. Of those two and of _DECODED the compiled kernels tell the numbers.
-Knows no files.
+becomes of scales and minimums. The numbers of _DECODED, those two among them, the compiled kernels
+tell. Knows no files.
 """
 
 from __future__ import annotations
