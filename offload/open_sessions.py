@@ -75,11 +75,12 @@ class OpenSessions:
             raise InputError(
                 "this LLM is running; what it calls, on_progress or check, cannot use it"
             )
-        if not self._lock.acquire(blocking=self._patient == threading.get_ident()):
+        lock = self._take(waits=self._patient == threading.get_ident())
+        if lock is None:
             raise InputError(
                 "this LLM is running in another thread; one LLM serves one thread at a time"
             )
-        with self._released():
+        with self._released(lock):
             yield
 
     @contextmanager
@@ -88,25 +89,34 @@ class OpenSessions:
         if self._runner == threading.get_ident():  # closed by what runs here
             yield
             return
-        # A lock that nobody has was left by Ctrl-C, and never comes.
-        while not (is_ours := self._lock.acquire(timeout=_PATIENCE_S)):
-            if self._runner is None:
-                break
-        if not is_ours:
-            yield
-            return
-        with self._released():
+        lock = self._take(waits=True)
+        assert lock is not None
+        with self._released(lock):
             yield
 
+    def _take(self, waits: bool) -> threading.Lock | None:
+        """The lock, which this thread has from here on; None where another has it and it is not
+        waited for. One that nobody has was left by Ctrl-C, and never comes: there is another then.
+        """
+        while True:
+            lock = self._lock
+            is_soon = waits or self._runner is None
+            if lock.acquire(timeout=_PATIENCE_S if is_soon else 0):
+                return lock
+            if self._runner is None and lock is self._lock:
+                self._lock = threading.Lock()
+            elif not waits:
+                return None
+
     @contextmanager
-    def _released(self) -> Iterator[None]:
+    def _released(self, lock: threading.Lock) -> Iterator[None]:
         """The lock, which this thread has, at the end."""
         try:
             self._runner = threading.get_ident()
             yield
         finally:
             self._runner = None
-            self._lock.release()
+            lock.release()
 
     @contextmanager
     def nothing_left(self) -> Iterator[None]:
@@ -125,7 +135,7 @@ class OpenSessions:
     def sweep(self) -> None:
         """Close abandoned streams, unless something is running: they may be dropped in the middle
         of it, in any thread."""
-        if self._abandoned and self._lock.acquire(blocking=False):
-            with self._released():
+        if self._abandoned and (lock := self._lock).acquire(blocking=False):
+            with self._released(lock):
                 while self._abandoned:
                     self._abandoned.pop().close()

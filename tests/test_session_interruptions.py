@@ -6,10 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from interruptions import interrupted_after
 from sessions_under_test import LONG, assert_nothing_is_held
 from small_llm import keep_in_memory, open_spilling
 
+from ebbtide.offload import open_sessions
 from ebbtide.offload.io_threads import IoThreads
 from ebbtide.offload.pager import PageStore
 from ebbtide.offload.runtime import Runtime
@@ -69,3 +71,37 @@ def test_no_store_stays_open_wherever_closing_is_interrupted(checkpoint, tmp_pat
             assert not runtime.is_open and threading.active_count() == threads
             assert open_files() == before
         assert count > 100
+
+
+@pytest.mark.parametrize("change", ["truncate", "fork", "decode"])
+def test_a_model_answers_wherever_it_was_interrupted_as_it_began_to_run(
+    checkpoint, tmp_path, monkeypatch, change
+):
+    """Nobody has the lock then, and nobody is waited for."""
+    monkeypatch.setattr(open_sessions, "_PATIENCE_S", 0.01)
+    changes = {
+        "truncate": lambda session: session.truncate(30),
+        "fork": lambda session: session.fork(),
+        "decode": lambda session: session.decode(1),
+    }
+    with open_spilling(checkpoint("llama2"), tmp_path, context=600) as llm:
+        count, is_interrupted = 0, True
+        while is_interrupted:
+            count += 1
+            with llm.session() as session:
+                session.append(LONG[:40])
+                expected = session.last_logits()
+                is_interrupted = interrupted_after(
+                    count,
+                    [open_sessions.OpenSessions._take],
+                    lambda: changes[change](session),
+                    instructions=True,
+                )
+                session.truncate(40 if len(session.tokens) >= 40 else 30)
+                if len(session.tokens) == 40:
+                    assert torch.equal(session.last_logits(), expected)
+                session.generate(LONG[40:45], max_new_tokens=1)
+                for fork in llm.sessions:
+                    fork.close()
+        assert count > 30
+        assert_nothing_is_held(llm)
