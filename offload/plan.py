@@ -207,8 +207,8 @@ class Plan:
             fit = "1 token " + ("fits" if self.fits else "DOES NOT FIT")
         else:
             fit = f"{self.context:,} tokens " + ("fit" if self.fits else "DO NOT FIT")
-        most = f"largest that fits {self.largest_context:,}"
-        most = most if self.largest_context else "no context fits"
+        largest = self.largest_context
+        most = f"largest that fits {largest:,}" if largest else "no context fits"
         lines = [f"{self.model}: {fit} (model's limit {self.model_context:,}, {most})"]
         for tier, items in (("device", self.device), ("host", self.host), ("disk", self.disk)):
             budget = self.budget_bytes[tier]

@@ -54,9 +54,8 @@ def raw(packing: Packing, shape, seed: int = 0) -> bytes:
     if inner.kind == "MXFP4":
         blocks[:, 0] = 120
     else:
-        elsewhere = {"Q6_K": [208], "Q3_K": [108]}
-        two = [0, 2] if inner.kind in ("Q4_1", "Q4_K", "Q5_K") else [0]
-        for at in elsewhere.get(inner.kind, two):
+        at_start = [0, 2] if inner.kind in ("Q4_1", "Q4_K", "Q5_K") else [0]
+        for at in {"Q6_K": [208], "Q3_K": [108]}.get(inner.kind, at_start):
             blocks[:, at + 1] &= 0x3B  # of float16's two bytes the higher: below 1
     return data.tobytes()
 

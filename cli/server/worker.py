@@ -364,10 +364,15 @@ class Worker:
 
 
 def _contents(prompt: list[Any]) -> list[str]:
-    """Of messages; token ids have none. Without thoughts that an answer begins with, which
+    """Of messages; token ids have none. Of answers without the thoughts that they begin with, which
     templates leave out."""
-    contents = [message["content"] for message in prompt if isinstance(message, dict)]
-    return [content.rpartition(_END_OF_THOUGHTS)[2] for content in contents]
+    messages = [message for message in prompt if isinstance(message, dict)]
+    return [
+        message["content"].rpartition(_END_OF_THOUGHTS)[2]
+        if message["role"] == "assistant"
+        else message["content"]
+        for message in messages
+    ]
 
 
 def _calls(prompt: str | list[Any]) -> list[str]:
