@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +23,10 @@ from .tokenizer_files import TokenizerFiles
 
 _SIDES = ("lstrip", "rstrip")
 _PIECE_CHARS = 1 << 17
-_BETWEEN_WORDS = re.compile(r"[^\W\d_](?= [^\W\d_])")
-# A letter, or its last bytes alone, and a space.
-_SPANS_WORDS = re.compile("(?:[^\\W\\d_]|\ufffd) ")
+# What begins behind a word where a long text may be cut: a space and a letter, or one of the marks
+# of scripts that put no spaces between words.
+_WORD_ENDS = {" ": r" [^\W\d_]", "，": "，", "。": "。", "、": "、"}
+_ENDS_WITH_LETTER = re.compile("(?:[^\\W\\d_]|\ufffd)$")  # or with its last bytes alone
 
 
 class Encoder:
@@ -216,7 +217,7 @@ class Encoder:
     def _backend_ids(self, text: str) -> list[int]:
         if len(text) < 2 * _PIECE_CHARS:
             return self._ids_at_once(text)
-        ids = self._ids_by_pieces(text) if self._ends_with_words else None
+        ids = self._ids_by_pieces(text) if self._word_ends else None
         if ids is None:
             ids = self._ids_at_once(text)
         give_back_freed_memory()
@@ -228,31 +229,32 @@ class Encoder:
         return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     @cached_property
-    def _ends_with_words(self) -> bool:
-        """Whether no token reaches from a word's last letter into the space behind it. Then none
+    def _word_ends(self) -> frozenset[str]:
+        """Those of `_WORD_ENDS` into which no token reaches from a word's last letter. Then none
         does in any text, whatever merges there are, and what is before and behind such a place can
         be encoded by itself."""
-        pieces = (self.detokenizer.piece(i, keep=False) for i in range(self.num_ids))
-        return not any(_SPANS_WORDS.search(piece.decode("utf-8", "replace")) for piece in pieces)
+        pieces = [self.detokenizer.piece(i, keep=False) for i in range(self.num_ids)]
+        return frozenset(end for end in _WORD_ENDS if not any(map(_reaches_into(end), pieces)))
 
     def _ids_by_pieces(self, text: str) -> list[int] | None:
         """The ids of `text`, cut between words. None where a piece does not begin as it would in
         the middle of a text."""
+        ends = "|".join(_WORD_ENDS[end] for end in self._word_ends)
+        between_words = re.compile(rf"[^\W\d_](?={ends})")
         ids: list[int] = []
         start = 0
         while start < len(text):
-            found = _BETWEEN_WORDS.search(text, start + _PIECE_CHARS)
+            found = between_words.search(text, start + _PIECE_CHARS)
             end = found.end() if found else len(text)
             # With a letter before it a piece is no beginning of a text, which may be another.
             before = self._ids_at_once(text[start - 1 : start]) if start else []
             piece = self._ids_at_once(text[max(0, start - 1) : end])
             kept = piece[len(before) :]
-            if start and not (
-                piece[: len(before)] == before
-                and kept
-                and self.detokenizer.piece(kept[0]).startswith(b" ")
-            ):
-                return None
+            if start:
+                first = self.detokenizer.piece(kept[0]) if kept else b""
+                behind = text[start].encode()[: max(1, len(first))]
+                if piece[: len(before)] != before or not first.startswith(behind):
+                    return None
             ids += kept
             start = end
         return ids
@@ -282,3 +284,18 @@ class Encoder:
         """The text of tokens in the middle of a text: no leading space is dropped."""
         piece = self.detokenizer.piece
         return b"".join(map(piece, ids)).decode("utf-8", "replace")
+
+
+def _reaches_into(end: str) -> Callable[[bytes], bool]:
+    """Says of the bytes of a token whether a letter in them has `end` behind it, or what of it the
+    token still holds."""
+    encoded = end.encode()
+
+    def reaches(piece: bytes) -> bool:
+        *before, _ = piece.split(encoded)
+        for length in range(1, len(encoded)):
+            if piece.endswith(encoded[:length]):
+                before.append(piece[:-length])
+        return any(_ENDS_WITH_LETTER.search(part.decode("utf-8", "replace")) for part in before)
+
+    return reaches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ MERGES = [("t", "h"), ("Ġ", "th"), ("th", "e"), ("Ġth", "e"), ("Ċ", "Ċ"), ("
 PARTS = [
     *("the", "then", "hi", "x", "é", "e\u0301", "字", "straße", "ΟΔΟΣ", "ﷺ", "12", ".", "'s", "_"),
     *(" ", " ", " ", "  ", "\n", "\n\n", "\t", "\xa0", "<|im_end|>", "<think>", "😀"),
+    *("中文", "かな", "，", "。", "、", "。\n"),
 ]
 MADE = {**SMALL, "merges": lambda folder: byte_level(folder, merges=MERGES)}
 
@@ -39,25 +41,36 @@ def test_pieces_have_the_ids_of_the_whole(made, text, piece_chars):
         assert made.encode(text) == whole
 
 
-def test_a_long_text_is_cut(made, monkeypatch):
+@pytest.mark.parametrize("text", ["hi the hi ", "the hi，x。hi、x字"])
+def test_a_long_text_is_cut(made, text, monkeypatch):
     asked = []
     monkeypatch.setattr(encoder, "_PIECE_CHARS", 50)
     at_once = made.encoder._ids_at_once
     monkeypatch.setattr(
         made.encoder, "_ids_at_once", lambda text: asked.append(text) or at_once(text)
     )
-    made.encode("hi the hi " * 40)
+    made.encode(text * 40)
     assert len(asked) > 8 and max(map(len, asked)) < 70
 
 
-def test_tokens_that_span_words_are_found(tmp_path, monkeypatch):
-    """Where a vocabulary has such a token no place between words is safe."""
-    backend = byte_level_backend([("h", "e"), ("he", "Ġ"), ("heĠ", "h")])
+COMMA = ["ï", "¼", "Į"]  # the bytes of "，", as byte-level tokenizers write them
+SPANNING = {
+    "a space": ([("h", "e"), ("he", "Ġ"), ("heĠ", "h")], "the hi ", b"he h"),
+    "a mark": ([*pairwise(COMMA), ("ï¼", "Į"), ("e", "ï¼Į")], "the，", "e，".encode()),
+    "bytes of a mark": ([("e", "ï"), ("eï", "¼")], "the，", "e，".encode()[:3]),
+}
+
+
+@pytest.mark.parametrize("merges, text, spanning", SPANNING.values(), ids=SPANNING)
+def test_tokens_that_span_words_are_found(tmp_path, merges, text, spanning, monkeypatch):
+    """Where a vocabulary has such a token these places behind words are not safe."""
+    backend = byte_level_backend(merges)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer.load(write(tmp_path, backend))
-    text = "the hi " * 30
+    assert text[-1] not in tokenizer.encoder._word_ends
+    text *= 30
     whole = tokenizer.encode(text)
-    assert b"he h" in map(tokenizer.encoder.detokenizer.piece, whole)
+    assert spanning in map(tokenizer.encoder.detokenizer.piece, whole)
     monkeypatch.setattr(encoder, "_PIECE_CHARS", 10)
     assert tokenizer.encode(text) == whole
 
@@ -69,7 +82,7 @@ def test_real_tokenizers_and_novels(name, monkeypatch):
         pytest.skip(f"needs {folder} and {novel}")
     text = novel.read_text(encoding="utf-8")[:300_000]
     tokenizer = Tokenizer.load(folder)
-    assert tokenizer.encoder._ends_with_words
+    assert " " in tokenizer.encoder._word_ends
     whole = tokenizer.encoder._ids_at_once(text)
     for piece_chars in (777, 30_000):
         monkeypatch.setattr(encoder, "_PIECE_CHARS", piece_chars)
