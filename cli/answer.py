@@ -90,6 +90,7 @@ def blank_fields(model: str | None) -> dict[str, Any]:
             "total_tokens": 0,
             "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {
+                "reasoning_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },

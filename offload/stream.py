@@ -47,6 +47,7 @@ class Stream(Iterator[Piece]):
         self._llm = session._llm
         self.token_ids: list[int] = []
         self._text, self._thought = StringIO(), StringIO()  # `+=` would copy all of it each time
+        self._thought_tokens = self._silent_tokens = 0  # silent: marks and parts of characters
         self._finish: str | None = None
         self._prompt_tokens = len(session._sequence.tokens)
         self._began = time.perf_counter()
@@ -142,6 +143,7 @@ class Stream(Iterator[Piece]):
             thought, text = thought + last_thought, text + last
             if self._reader.is_over:
                 self._finish = "stop"
+        self._count_thought(thought, text)
         calls = self._take_calls()
         self._decode_s = time.perf_counter() - self._began - self._ttft_s
         piece = Piece(text, [token], self._finish, thought, tuple(calls))
@@ -158,6 +160,14 @@ class Stream(Iterator[Piece]):
         if self.tool_calls and self._finish == "stop":
             self._finish = "tool_calls"
         return calls
+
+    def _count_thought(self, thought: str, text: str) -> None:
+        """Whether the last token was thought, and those before it that told nothing."""
+        self._silent_tokens += 1
+        if thought:
+            self._thought_tokens += self._silent_tokens
+        if thought or text:
+            self._silent_tokens = 0
 
     def _take(self, thought: str, text: str) -> tuple[str, str]:
         self._thought.write(thought)
@@ -232,6 +242,7 @@ class Stream(Iterator[Piece]):
                 "total_tokens": self._prompt_tokens + num,
                 "prompt_tokens_details": {"cached_tokens": self._cached},
                 "completion_tokens_details": {
+                    "reasoning_tokens": self._thought_tokens,
                     "accepted_prediction_tokens": accepted,
                     "rejected_prediction_tokens": rejected,
                 },

@@ -156,6 +156,7 @@ def fake_output(text: str, num_prompt: int, reason: str) -> Any:
             "total_tokens": num_prompt + num_new,
             "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {
+                "reasoning_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },

@@ -70,6 +70,7 @@ def output(text: str, **fields) -> Output:
         "completion_tokens": 1,
         "total_tokens": 4,
         "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 2},
     }
     return Output(text=text, usage=usage, **{**OUTPUT_FIELDS, **fields})
 

@@ -22,6 +22,7 @@ _OUTPUT = {
         "total_tokens": int,
         "prompt_tokens_details": {"cached_tokens": int},
         "completion_tokens_details": {
+            "reasoning_tokens": int,
             "accepted_prediction_tokens": int,
             "rejected_prediction_tokens": int,
         },
@@ -71,6 +72,7 @@ def test_an_output_has_the_fields_that_are_promised(llm):
         "total_tokens": 405,
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {
+            "reasoning_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },

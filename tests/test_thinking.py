@@ -129,7 +129,7 @@ def thinker(tmp_path_factory):
 
 def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch):
     """A random model never closes a mark by itself: what it samples is scripted."""
-    script = thinker.encode("hm</think>\n\nYes.")
+    script = thinker.encode("hm ü</think>\n\nYes.")
     tokens = iter(())
 
     class Scripted:
@@ -148,6 +148,7 @@ def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch)
         pieces = list(stream)
         assert "".join(p.text for p in pieces) == stream.output.text
         assert "".join(p.thought for p in pieces) == stream.output.thought
-        results.append((stream.output.thought, stream.output.text))
-    whole = "hm</think>\n\nYes."
-    assert results == [("hm", "Yes."), ("", whole), ("", whole)]
+        details = stream.output.usage["completion_tokens_details"]
+        results.append((stream.output.thought, stream.output.text, details["reasoning_tokens"]))
+    whole, thought_tokens = "hm ü</think>\n\nYes.", len(thinker.encode("hm ü"))
+    assert results == [("hm ü", "Yes.", thought_tokens), ("", whole, 0), ("", whole, 0)]

@@ -47,7 +47,6 @@ class RunAnswer(Answer):
     def __init__(self, request: Request, model: str, prefix: str):
         super().__init__(request, model, prefix)
         self._runs: list[Run] = []
-        self._thought_tokens = 0
 
     def note(self, piece: Piece) -> None:
         for _ in self._added(piece):
@@ -67,8 +66,6 @@ class RunAnswer(Answer):
 
     def _added(self, piece: Piece) -> Iterator[tuple[Run, str, bool]]:
         """The runs that a piece belongs to, what it adds, and whether they begin with it."""
-        if piece.thought and not piece.text:
-            self._thought_tokens += len(piece.token_ids)
         for kind, text in ((RunKind.THOUGHT, piece.thought), (RunKind.TEXT, piece.text)):
             if text:
                 is_new = not self._runs or self._runs[-1].kind is not kind
