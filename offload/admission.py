@@ -26,7 +26,7 @@ from .mode import Mode
 from .operations import measure_operations
 from .output import Progress
 from .plan import Loaded, Plan, Request
-from .planner import make_plan
+from .planner import lay_out, make_plan
 from .runtime import Runtime
 from .weights import WeightStore
 
@@ -79,12 +79,16 @@ class Admission:
         """Whether requests choose among pages, and near planes are made for that."""
         return self._mode.selects
 
-    def plan(self, context: int, sequences: int = 1, **request) -> Plan:
-        """The plan for a request; see Request for what else it may say. Allocates nothing."""
+    def request(self, context: int, sequences: int, **request) -> Request:
+        """With what all requests share; see Request for what it may say besides."""
         shared = {"drafts": self._drafts, "workspace_bytes": self._workspace()}
-        request = Request(context, sequences, **{**shared, **request})
+        return Request(context, sequences, **{**shared, **request})
+
+    def plan(self, context: int, sequences: int = 1, **request) -> Plan:
+        """The plan for a request; see `request`. Allocates nothing."""
+        asked = self.request(context, sequences, **request)
         speeds = self.bandwidth, self._operations_per_s
-        return make_plan(self.facts, self.geometry, self._free(), request, *speeds)
+        return make_plan(self.facts, self.geometry, self._free(), asked, *speeds)
 
     def measure(self) -> None:
         """Find out how fast memory, disk and products are, for the speeds that plans name. What a
@@ -119,12 +123,16 @@ class Admission:
         For demonstrations, tests and measurements: a limit in bytes of the whole process would
         follow from what the process happens to take. Raises DoesNotFit.
         """
-        without = request | {"drafts": False}
-        whole = self.plan(context, sequences, **without)
+        asked = self.request(context, sequences, **request | {"drafts": False})
+
+        def laid_out() -> Plan:
+            return lay_out(self.facts, self.geometry, self._free(), asked)
+
+        whole = laid_out()
 
         def keeps_more(host_bytes: int) -> bool:
             self.limits = replace(self.limits, host_bytes=host_bytes)
-            plan = self.plan(context, sequences, **without)
+            plan = laid_out()
             per_span = self.geometry.records_per_span
             fewest = fewest_hot_records(self.geometry, plan.num_spans)
             in_memory = plan.num_spans - plan.far_spans.get("disk", 0)

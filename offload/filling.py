@@ -13,7 +13,9 @@ and again, wherever it lies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from statistics import fmean as mean
+from typing import Any, TypeVar, cast
 
 from .budget import Limits
 from .expert_cache import PASSING_SLOTS
@@ -50,6 +52,24 @@ def staging_slots(span_bytes: int, num_spans: int) -> int:
     return max(_FEWEST_SLOTS, min(_STAGING_BYTES // span_bytes, int(_STAGING_SHARE * num_spans)))
 
 
+_Sized = TypeVar("_Sized", bound=Callable[..., Any])
+
+
+def _remembered(method: _Sized) -> _Sized:
+    """A method of Filling that a plan asks the same hundreds of times. What it gives stays as it
+    is."""
+    name = method.__name__
+
+    @wraps(method)
+    def remembered(self: Filling, *given: Any) -> Any:
+        known = self._known.setdefault(name, {})
+        if given not in known:
+            known[given] = method(self, *given)
+        return known[given]
+
+    return cast(_Sized, remembered)
+
+
 class Filling:
     """One way to lay a request out: near planes resident, or with the far planes. selects_drafts:
     pages are selected to guess tokens by, while all are read to verify them."""
@@ -80,6 +100,7 @@ class Filling:
         self.fewest_spans = self.spans.total(1)
         fewest = fewest_hot_records(geometry, self.fewest_spans, for_drafts=selects_drafts)
         self.fewest_hot = fewest if self.selects else 0
+        self._known: dict[str, dict[tuple, Any]] = {}
 
     def plan(self) -> Plan:
         sweep = self.request.sweep_cells or 1
@@ -115,26 +136,34 @@ class Filling:
 
     def _items(self, sweep: int, held: Loaded) -> dict[str, int]:
         """What lies in the fast tier, far planes aside."""
-        facts, geometry, config = self.facts, self.geometry, self.config
-        sizes = facts.layer_sizes
-        streamed = held.layers_streamed
+        return {**self._weights(held), **self._beside_weights(sweep)}
+
+    @_remembered
+    def _weights(self, held: Loaded) -> dict[str, int]:
+        facts, sizes = self.facts, self.facts.layer_sizes
         buffers = self._stream_bytes(held)
-        resident = sum(sizes[: len(sizes) - streamed])
+        resident = sum(sizes[: len(sizes) - held.layers_streamed])
         experts = {}
         if held.expert_slots:
             resident -= facts.experts_bytes
             experts["routed experts"] = held.expert_slots * facts.expert_bytes
             buffers += facts.expert_staging_bytes
         head = facts.head_bytes() if held.head_resident else 0
+        return {
+            "weights": resident + head + facts.unlayered_bytes,
+            **experts,
+            "weights being streamed": buffers,
+        }
+
+    @_remembered
+    def _beside_weights(self, sweep: int) -> dict[str, int]:
+        facts, geometry, config = self.facts, self.geometry, self.config
         raw = RawPages.num_bytes(self.layouts, raw_slots(sweep), geometry.cell_tokens)
         work = workspace_bytes(config, geometry, sweep)
         if self.selects_drafts:
             work = max(work, self._verify_bytes())
         states = {"recurrent states": self._state_bytes(sweep)} if config.recurrent else {}
         return {
-            "weights": resident + head + facts.unlayered_bytes,
-            **experts,
-            "weights being streamed": buffers,
             "raw tokens": raw * self.request.sequences,
             **states,
             "near planes": self.spans.near_bytes(sweep),
@@ -166,6 +195,7 @@ class Filling:
         convolutions = 2 * 4 * sum(r.channels * r.conv_width for r in recurrent)
         return copies * States.num_bytes(recurrent) + convolutions
 
+    @_remembered
     def _host_only(self, spills: bool, held: Loaded) -> dict[str, int]:
         """What always lies in host memory."""
         span = self.geometry.span_bytes
@@ -184,6 +214,7 @@ class Filling:
             "weights in flight": self._stream_bytes(held) * self.on_device,
         }
 
+    @_remembered
     def _fast(self, sweep: int, held: Loaded) -> int:
         """Bytes of the fast tier that are needed before any far plane."""
         total = sum(self._items(sweep, held).values())
@@ -311,6 +342,7 @@ class Filling:
         hot = self.fewest_hot + room // self.geometry.layout.record_bytes
         return max(self.fewest_hot, min(most, hot))
 
+    @_remembered
     def _scratch_bytes(self, held: Loaded) -> int:
         """Of weights on disk, in the form in which they are used."""
         facts, total = self.facts, 0
@@ -329,9 +361,7 @@ class Filling:
         """Items by name of device (or None), host and disk."""
         items, span = self._items(sweep, held), self.geometry.span_bytes
         spills = far["disk"] > 0
-        host = self._host_only(spills, held)
-        if not self.on_device:
-            host |= items
+        host = {**self._host_only(spills, held), **({} if self.on_device else items)}
         host["far planes"] = (far["host"] + (0 if spills else self.spans.spare)) * span
         if spills:
             hot = self._hot_records(host, far)

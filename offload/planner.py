@@ -33,7 +33,7 @@ def make_plan(
     """The plan for a request; `fits` says whether it can be carried out, `shortage` what is missing
     if not.
     """
-    plan = _fill(facts, geometry, limits, request)
+    plan = lay_out(facts, geometry, limits, request)
     largest = _largest_context(facts, geometry, limits, request, plan)
     if request.context > facts.config.max_positions:
         plan = replace(plan, fits=False)
@@ -51,7 +51,7 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
 
     def fits(tokens: int) -> bool:
         shorter = replace(request, context=tokens, drafts=False)
-        return _fill(facts, geometry, limits, shorter).fits
+        return lay_out(facts, geometry, limits, shorter).fits
 
     if fits(most):
         return most
@@ -63,8 +63,9 @@ def _largest_context(facts, geometry, limits, request, plan) -> int:
     return max(least, low * geometry.cell_tokens)
 
 
-def _fill(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
-    """Try the ways to lay a request out, best first."""
+def lay_out(facts: Facts, geometry: Geometry, limits: Limits, request: Request) -> Plan:
+    """The best way to lay a request out; of the plan that `make_plan` gives, what needs no other:
+    `largest_context`, operations and speeds are not there, nor does the model's limit count."""
 
     def filled(*, near_resident: bool) -> Plan:
         way = geometry.with_pages(near_resident=near_resident)

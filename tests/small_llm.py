@@ -141,12 +141,12 @@ def keep_in_memory(
 
 def hold(llm, loaded: Loaded, **more) -> None:
     """Weights lie so from now on, whatever the budget. more: of each Request."""
-    original = llm.admission.plan
+    original = llm.admission.request
 
-    def plan(context, sequences=1, **request):
-        return original(context, sequences, **{**request, "loaded": loaded, **more})
+    def request(context, sequences=1, **said):
+        return original(context, sequences, **{**said, "loaded": loaded, **more})
 
-    llm.admission.plan = plan
+    llm.admission.request = request
 
 
 def hold_few_experts(llm, **more) -> None:

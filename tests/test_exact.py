@@ -23,8 +23,8 @@ def run(folder, spill_dir, *, share=1.0, store=None, sweep=None, **options):
     """Logits of IDS, and the store's traffic."""
     with open_small(folder, spill_dir, store=store, **options) as llm:
         if sweep is not None:
-            plan = llm.admission.plan
-            llm.admission.plan = lambda *a, **k: plan(*a, **{**k, "sweep_cells": sweep})
+            request = llm.admission.request
+            llm.admission.request = lambda *a, **k: request(*a, **{**k, "sweep_cells": sweep})
         keep_in_memory(llm, NUM_TOKENS, share)
         logits = llm.logits(IDS, prefill_tokens=PREFILLED)
         return logits, llm.last_stats
