@@ -174,7 +174,7 @@ def test_an_interruption_at_any_line_loses_nothing(checkpoint, tmp_path, always,
             prompt = session.fork()
             expected = prompt.generate(max_new_tokens=12, **GREEDY).token_ids
             prompt.close()
-            for count in range(1, 10_000, 4):
+            for count in range(1, 10_000, 7):
                 with session.fork() as branch:
                     stream, shown = branch.stream(max_new_tokens=12, **GREEDY), []
 
