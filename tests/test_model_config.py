@@ -159,6 +159,21 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
             },
             "text part of the model_type 'cohere' .*Supported: cohere2",
         ),
+        # A scaling that was added to a file of transformers 5.
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "rope_scaling .* and rope_parameters .* contradict each other",
+        ),
+        (
+            {
+                "architectures": ["Gemma4ForCausalLM"],
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "contradict each other",
+        ),
         # Its output head would have a bias.
         ({"architectures": ["Ernie4_5_MoeForCausalLM"], "use_bias": True}, "use_bias"),
     ],
@@ -239,6 +254,13 @@ def test_yarn_of_a_hub_states_the_original_length(read):
     config = read(rope_scaling=scaling)
     assert config.max_positions == 4 * 4096
     assert config.ropes[0].parameters["original_max_position_embeddings"] == 4096
+
+
+def test_a_scaling_may_stand_there_twice(read):
+    scaling = {"type": "linear", "factor": 4.0}
+    parameters = {"rope_type": "linear", "factor": 4, "rope_theta": 1e6}
+    config = read(rope_scaling=scaling, rope_parameters=parameters)
+    assert [(r.kind, r.theta) for r in config.ropes] == [("linear", 1e6)] * 3
 
 
 def test_alpha_stretches_the_base_of_a_dynamic_scaling_alone(read):
