@@ -299,7 +299,10 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     if family.text_config:
         raw = _text_part(raw, path)
     quantisation = read_quantisation(raw, path, family.quantised)
-    get = Fields({**family.defaults, **_said(raw)}, path)
+    said, defaults = _said(raw), family.defaults
+    if "rope_parameters" in said:
+        defaults = {k: v for k, v in defaults.items() if k != "rope_scaling"}
+    get = Fields({**defaults, **said}, path)
     common = _common(get, architecture)
     fields = {**common, **family.fields(get, common["head_dim"])}
     check_heads(path, *(fields[name] for name in ("num_heads", "num_kv_heads", "head_dim")))

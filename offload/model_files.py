@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from .checkpoint import Checkpoint
-from .families.architectures import FAMILIES
 from .fingerprint import model_fingerprint, text_files
 from .generation import GenerationConfig
 from .model_config import ModelConfig, read_model_config
@@ -62,11 +61,11 @@ class FolderFiles:
         self.path = folder
 
     def config(self) -> ModelConfig:
-        """Of a text part's head the files are believed: config.json says it in two places, and in
-        either by defaults."""
+        """Of the head the files are believed: one that stands there is used, as transformers 5
+        does. Models whose head was trained apart go on saying that it is tied, and of a text part
+        config.json says it in two places, and in either by defaults."""
         config = read_model_config(self.path)
-        is_part = FAMILIES[config.architecture].text_config
-        if is_part and config.tied_embeddings and has_tensor(self.path, "lm_head.weight"):
+        if config.tied_embeddings and has_tensor(self.path, "lm_head.weight"):
             return replace(config, tied_embeddings=False)
         return config
 

@@ -93,9 +93,9 @@ def read_rope(
         raise UnsupportedModel(
             f"{path}: rope_parameters per layer type are not supported by this family: {given}"
         )
-    kind = given.get("rope_type") or given.get("type") or "default"
-    # Phi-3's first name for one; positions of pictures and texts are one in a text.
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else kind
+    if layers != "sliding_attention":  # which a scaling that stands apart is not of
+        _check_one_scaling(get, given)
+    kind = _kind(given)
     if not isinstance(kind, str) or kind not in _NEEDED:
         raise UnsupportedModel(
             f"{path}: RoPE scaling {kind!r} is not supported. Supported: {', '.join(_NEEDED)}."
@@ -116,6 +116,27 @@ def read_rope(
     rope = RopeConfig(kind, float(theta), parameters, share, interleaved)
     _check(rope, path, head_dim)
     return rope
+
+
+def _kind(given: dict):
+    """What a scaling is called: Phi-3's files have another name for one, and positions of pictures
+    and texts are one in a text."""
+    kind = given.get("rope_type") or given.get("type") or "default"
+    return {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else kind
+
+
+def _check_one_scaling(get: Fields, given: dict) -> None:
+    """Raises UnsupportedModel for a rope_scaling that says other things than the parameters that
+    count: it would be passed over without a word."""
+    apart = get.raw.get("rope_scaling")
+    if not isinstance(apart, dict) or not apart:
+        return
+    others = {k: v for k, v in apart.items() if k not in ("rope_type", "type")}
+    if _kind(apart) != _kind(given) or any(given.get(k, v) != v for k, v in others.items()):
+        raise UnsupportedModel(
+            f"{get.path}: rope_scaling {apart} and rope_parameters {given} contradict each other. "
+            "Say in rope_parameters what is meant, and take rope_scaling out."
+        )
 
 
 def ropes_by_theta(

@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_checkpoints import reference_logits
+from safetensors.torch import load_file, save_file
 from small_llm import hold, open_small
 
 from ebbtide.offload.checkpoint import TensorRef
@@ -315,3 +317,18 @@ def test_every_tensor_of_the_model_is_asked_for(checkpoint):
     extra = {**shapes, "model.layers.3.input_layernorm.weight": (64,)}
     with pytest.raises(BadCheckpoint, match=r"'model.layers.3.input_layernorm.weight' first"):
         open_folder(folder, extra)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_a_head_that_stands_in_the_files_is_used(checkpoint, tmp_path, is_same):
+    """Whatever config.json says of it: one that was trained apart is not the embedding."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen3"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"] = head if is_same else head.flip(0) * 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = list(range(40))
+    expected = reference_logits(folder, ids)
+    with open_small(folder, tmp_path, "full") as llm:
+        assert (llm.logits(ids) - expected).abs().max() < 1e-3

@@ -159,6 +159,21 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
             },
             "text part of the model_type 'cohere' .*Supported: cohere2",
         ),
+        # A scaling that was added to a file of transformers 5.
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "rope_scaling .* and rope_parameters .* contradict each other",
+        ),
+        (
+            {
+                "architectures": ["Gemma4ForCausalLM"],
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "contradict each other",
+        ),
         # Its output head would have a bias.
         ({"architectures": ["Ernie4_5_MoeForCausalLM"], "use_bias": True}, "use_bias"),
     ],
@@ -239,6 +254,45 @@ def test_yarn_of_a_hub_states_the_original_length(read):
     config = read(rope_scaling=scaling)
     assert config.max_positions == 4 * 4096
     assert config.ropes[0].parameters["original_max_position_embeddings"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said", "is_read_as"),
+    [
+        ("Gemma", {}, "gelu_tanh"),
+        ("Gemma", {"hidden_act": "gelu"}, "gelu_tanh"),  # as early files have it
+        ("Gemma", {"hidden_act": "silu"}, "silu"),
+        ("Gemma2", {}, "gelu_tanh"),
+        ("Gemma2", {"hidden_act": "silu"}, "gelu_tanh"),  # a field that counts for nothing
+        ("Gemma2", {"hidden_activation": "gelu"}, "gelu"),
+        ("Gemma3", {"hidden_activation": "silu"}, "silu"),
+        ("VaultGemma", {"hidden_activation": "silu"}, "silu"),
+    ],
+)
+def test_gemmas_are_activated_by_what_their_class_reads(read, architecture, said, is_read_as):
+    config = read(architectures=[f"{architecture}ForCausalLM"], head_dim=16, **said)
+    assert config.activation == is_read_as
+
+
+def test_norms_of_lfm3_go_by_either_name(read):
+    names = {"norm_eps": 1e-5, "rms_norm_eps": 1e-3}
+    config = read(architectures=["Lfm3ForCausalLM"], layer_types=["full_attention"] * 3, **names)
+    assert config.norm_eps == 1e-3
+
+
+def test_half_of_bambas_heads_turn_whatever_stands_beside_its_rope(read):
+    bamba = {"architectures": ["BambaForCausalLM"], "attn_layer_indices": [1]}
+    bamba |= {"mamba_n_heads": 8, "mamba_d_head": 16, "partial_rotary_factor": 0.25}
+    assert [rope.share for rope in read(**bamba).ropes] == [0.5] * 3
+    within = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+    assert [rope.share for rope in read(**bamba, rope_parameters=within).ropes] == [0.25] * 3
+
+
+def test_a_scaling_may_stand_there_twice(read):
+    scaling = {"type": "linear", "factor": 4.0}
+    parameters = {"rope_type": "linear", "factor": 4, "rope_theta": 1e6}
+    config = read(rope_scaling=scaling, rope_parameters=parameters)
+    assert [(r.kind, r.theta) for r in config.ropes] == [("linear", 1e6)] * 3
 
 
 def test_alpha_stretches_the_base_of_a_dynamic_scaling_alone(read):

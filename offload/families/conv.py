@@ -95,7 +95,9 @@ def lfm3(get: Fields, head_dim: int) -> dict:
     ropes = {
         kind: read_rope(turning, head_dim, layers=kind) for kind in _LFM3_ROPES if kind in kinds
     }
-    bias = get.flag("attention_bias", False)
+    bias, eps = get.flag("attention_bias", False), get.raw.get("rms_norm_eps")
+    if eps is not None:  # another name of the same, which counts before it
+        get = Fields({**get.raw, "norm_eps": eps}, get.path)
     norms = Norms(after_attention="post_operator_norm", after_mlp="post_ffn_norm")
     return {
         **_lfm(get, [kind != "conv" for kind in kinds]),

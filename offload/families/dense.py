@@ -84,6 +84,12 @@ def phi3(get: Fields, head_dim: int) -> dict:
 
 
 def gemma(get: Fields, head_dim: int) -> dict:
+    """Early files say gelu, and mean its approximation."""
+    fields = _gemma(get, head_dim)
+    return {**fields, "activation": "gelu_tanh"} if get.raw["hidden_act"] == "gelu" else fields
+
+
+def _gemma(get: Fields, head_dim: int) -> dict:
     if get.flag("use_bidirectional_attention", False):
         raise UnsupportedModel(
             f"{get.path}: this model reads in both directions, as embedding models do, and writes "
@@ -94,7 +100,6 @@ def gemma(get: Fields, head_dim: int) -> dict:
         "ropes": (read_rope(get, head_dim, layers="full_attention"),) * get.num_layers,
         "qkv_bias": bias,
         "output_bias": bias,
-        "activation": "gelu_tanh",  # whatever the file says: early ones said gelu
         "norm_offset": 1.0,
         "embedding_multiplier": get.number("hidden_size") ** 0.5,
     }
@@ -102,7 +107,7 @@ def gemma(get: Fields, head_dim: int) -> dict:
 
 def gemma2(get: Fields, head_dim: int) -> dict:
     return {
-        **gemma(get, head_dim),
+        **_gemma(get, head_dim),
         "norms": GEMMA2_NORMS,
         "attention_scale": get.positive("query_pre_attn_scalar", 256) ** -0.5,
         "attention_softcap": softcap(get, "attn_logit_softcapping", 50.0),
@@ -279,11 +284,12 @@ def seed_oss(get: Fields, head_dim: int) -> dict:
 
 
 _GEMMA = {"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}
-_GEMMA2 = {**_GEMMA, "num_key_value_heads": 4}
+_GEMMA2 = {**_GEMMA, "num_key_value_heads": 4, "hidden_activation": "gelu_pytorch_tanh"}
 _GEMMA3 = {
     **_GEMMA,
     "max_position_embeddings": 131072,
     "final_logit_softcapping": None,
+    "hidden_activation": "gelu_pytorch_tanh",
     # The larger models' files say of the text part what differs from these.
     "vocab_size": 262208,
     "hidden_size": 2304,
@@ -399,7 +405,12 @@ DENSE_FAMILIES: dict[str, Family] = {
         phi3,
         {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     ),
-    "GemmaForCausalLM": Family("Gemma 1", "norms of 1 + w; scaled embeddings; GELU", gemma, _GEMMA),
+    "GemmaForCausalLM": Family(
+        "Gemma 1",
+        "norms of 1 + w; scaled embeddings; GELU",
+        gemma,
+        {**_GEMMA, "hidden_act": "gelu"},
+    ),
     "Gemma2ForCausalLM": Family(
         "Gemma 2",
         "soft-caps of scores and logits; norms before and after; every other layer local",

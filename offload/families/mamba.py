@@ -44,6 +44,8 @@ def bamba(get: Fields, head_dim: int) -> dict:
     if not isinstance(listed, list):
         raise BadCheckpoint(f"{get.path}: attn_layer_indices is {listed!r}; expected a list.")
     bias = get.flag("attention_bias", False)
+    # Half of a head turns, whatever the file says beside rope_parameters.
+    get = Fields({**get.raw, "partial_rotary_factor": None}, get.path)
     return {
         "ropes": (read_rope(get, head_dim, share=0.5),) * get.num_layers,
         "qkv_bias": bias,
