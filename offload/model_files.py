@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .fingerprint import model_fingerprint, text_files
 from .generation import GenerationConfig
 from .model_config import ModelConfig, read_model_config
-from .safetensors_files import has_tensor, open_folder
+from .safetensors_files import has_own_head, open_folder
 from .session_file import tokenizer_fingerprint
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
@@ -61,11 +61,11 @@ class FolderFiles:
         self.path = folder
 
     def config(self) -> ModelConfig:
-        """Of the head the files are believed: one that stands there is used, as transformers 5
-        does. Models whose head was trained apart go on saying that it is tied, and of a text part
-        config.json says it in two places, and in either by defaults."""
+        """Of the head the files are believed: one of its own that stands there is used, as
+        transformers 5 does. Models whose head was trained apart go on saying that it is tied, and
+        of a text part config.json says it in two places, and in either by defaults."""
         config = read_model_config(self.path)
-        if config.tied_embeddings and has_tensor(self.path, "lm_head.weight"):
+        if config.tied_embeddings and has_own_head(self.path, config.renamed):
             return replace(config, tied_embeddings=False)
         return config
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,11 @@ import torch
 from .checkpoint import Checkpoint, Place, TensorRef, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint, UnsupportedModel
+from .fingerprint import digest_at, spread
 from .head_rows import split_heads
 from .known_file import KnownFile
 from .layer_config import HeadRows, Stacked
+from .open_file import open_descriptor
 from .packed_modules import packed_modules
 from .packing import Constant, Mxfp4, Plain, Transposed
 from .quantisation import Quantisation
@@ -37,6 +40,8 @@ _DTYPES = {
 }
 _BYTES = Plain(torch.uint8)
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_SAMPLED_BLOCKS = 64
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -64,6 +69,8 @@ def open_folder(
     for path in known:
         found.update({_text_name(n): ref for n, ref in _read_header(path).items()})
     found = {_renamed(name, renamed): ref for name, ref in found.items()}
+    if _HEAD in found and _HEAD not in shapes:  # tied: some programs write one of the two names
+        found.setdefault(_EMBEDDING, found[_HEAD])
     for name in list(found):
         found.update(_unstacked(name, found, stacked, shapes))
     if quantisation is not None:
@@ -83,9 +90,32 @@ def open_folder(
     return Checkpoint(found, shapes, known, folder)
 
 
-def has_tensor(folder: Path, name: str) -> bool:
-    """Whether a model folder holds a tensor of that name, as the language model alone has it."""
-    return any(name in map(_text_name, _read_header(path)) for path in _shards(folder))
+def has_own_head(folder: Path, renamed: Sequence[tuple[str, str]] = ()) -> bool:
+    """Whether a model folder holds an output head that is not the embedding once more, as far as a
+    sample of their bytes tells. renamed: see open_folder."""
+    found = {
+        _renamed(_text_name(name), renamed): ref
+        for path in _shards(folder)
+        for name, ref in _read_header(path).items()
+    }
+    head, embedding = found.get(_HEAD), found.get(_EMBEDDING)
+    if head is None or embedding is None:
+        return False
+    kinds = {(ref.packing, ref.shape) for ref in (head, embedding)}
+    return len(kinds) > 1 or len({_sample(ref) for ref in (head, embedding)}) > 1
+
+
+def _sample(ref: TensorRef) -> bytes:
+    """A hash of both ends of a tensor and of blocks between, the same of all of its size."""
+    descriptor = open_descriptor(ref.path)
+    try:
+        places = (
+            (ref.offset + at, min(size, ref.num_bytes - at))
+            for at, size in spread(ref.num_bytes, _SAMPLED_BLOCKS)
+        )
+        return digest_at(descriptor, ref.path, places)
+    finally:
+        os.close(descriptor)
 
 
 # How files that hold a language model among other parts begin its tensors' names.

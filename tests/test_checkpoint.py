@@ -319,16 +319,24 @@ def test_every_tensor_of_the_model_is_asked_for(checkpoint):
         open_folder(folder, extra)
 
 
-@pytest.mark.parametrize("is_same", [False, True])
-def test_a_head_that_stands_in_the_files_is_used(checkpoint, tmp_path, is_same):
-    """Whatever config.json says of it: one that was trained apart is not the embedding."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("holds", ["both", "one twice", "the head alone"])
+def test_a_head_of_its_own_in_the_files_is_used(checkpoint, tmp_path, holds):
+    """Whatever config.json says of it: one that was trained apart is not the embedding. One that is
+    the same is not held twice, and under either name."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoint("qwen3"), folder)
     tensors = load_file(folder / "model.safetensors")
-    head = tensors["model.embed_tokens.weight"].clone()
-    tensors["lm_head.weight"] = head if is_same else head.flip(0) * 0.5
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+    if holds == "both":
+        tensors[HEAD][-1, -1] += 1.0
+    if holds == "the head alone":
+        del tensors[EMBEDDING]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     ids = list(range(40))
     expected = reference_logits(folder, ids)
     with open_small(folder, tmp_path, "full") as llm:
+        assert llm.config.tied_embeddings == (holds != "both")
         assert (llm.logits(ids) - expected).abs().max() < 1e-3
