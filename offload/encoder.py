@@ -26,7 +26,7 @@ _PIECE_CHARS = 1 << 17
 # What begins behind a word where a long text may be cut: a space and a letter, or one of the marks
 # of scripts that put no spaces between words.
 _WORD_ENDS = {" ": r" [^\W\d_]", "，": "，", "。": "。", "、": "、"}
-_ENDS_WITH_LETTER = re.compile("(?:[^\\W\\d_]|\ufffd)$")  # or with its last bytes alone
+_ENDS_WITH_LETTER = re.compile("(?:[^\\W\\d_]|\ufffd)\\Z")  # or with its last bytes alone
 
 
 class Encoder:

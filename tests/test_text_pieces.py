@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -85,6 +86,23 @@ def test_real_tokenizers_and_novels(name, monkeypatch):
     assert " " in tokenizer.encoder._word_ends
     whole = tokenizer.encoder._ids_at_once(text)
     for piece_chars in (777, 30_000):
+        monkeypatch.setattr(encoder, "_PIECE_CHARS", piece_chars)
+        assert tokenizer.encoder._ids_by_pieces(text) == whole
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral", "qwen2.5", "smollm2"])
+def test_real_tokenizers_and_text_without_spaces(name, monkeypatch):
+    folder = DATA / "tokenizers" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    chance = random.Random(1)
+    letters = [chr(start + i) for start in (0x4E00, 0x5200, 0x3041) for i in range(80)]
+    ends = ["，", "。", "、", "！", "」", "。\n", "，\n\n", " ", "12", " hello", "ﾊﾝｶｸ"]
+    words = ("".join(chance.choices(letters, k=chance.randrange(1, 12))) for _ in range(4000))
+    text = "".join(word + chance.choice(ends) for word in words)
+    tokenizer = Tokenizer.load(folder)
+    whole = tokenizer.encoder._ids_at_once(text)
+    for piece_chars in (97, 5000):
         monkeypatch.setattr(encoder, "_PIECE_CHARS", piece_chars)
         assert tokenizer.encoder._ids_by_pieces(text) == whole
 
