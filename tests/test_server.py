@@ -79,7 +79,7 @@ def test_a_conversation_is_answered_and_only_what_is_new_is_read(server, answers
 
 def test_a_stream_says_the_same_piece_by_piece(server, answers):
     first, said, *_ = answers
-    server.chat(first)
+    server.chat(first)  # whatever was asked before, its pages are there now
     *chunks, last = server.stream(first, stream_options={"include_usage": True})
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
