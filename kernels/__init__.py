@@ -19,6 +19,8 @@
     gate             the gate of an MLP
     turn             rotary position embedding, by angles that are given
     add              what joins the residual
+    recurrence       layers whose state is a matrix for each head, and short convolutions
+    scan             Mamba's selective scan
     raw_rows         keys and values of the newest tokens, to and from float32
     step             a layer's decode step but for its attention: compiled kernels alone
     token_step       a token through all layers in one call: compiled kernels alone

@@ -1,11 +1,14 @@
 """What a layer computes that keeps a state of fixed size in place of keys and values: Gated
-DeltaNet (2412.06464), Mamba-2 (2405.21060) and gated short convolutions (LFM2).
+DeltaNet (2412.06464), Kimi Delta Attention (2510.26692), Mamba-2 (2405.21060) and gated short
+convolutions (LFM2). Mamba's selective scan stands in scan.py.
 
-A state is what all tokens so far left: the last inputs of a short causal convolution, and for the
-first two a matrix for each head, to which every token adds a product of a key and a value:
+A state is what all tokens so far left: the last inputs of a short causal convolution, and for all
+but the last a matrix for each head, to which every token adds a product of a key and a value:
 
-    Gated DeltaNet   S = decay S + k (x) gain (v - decay S^T k),   out = S^T q
-    Mamba-2          S = decay S + k (x) gain v,                   out = S^T q + skip v
+    Gated DeltaNet   S = decay S + k (x) gain (v - (decay S)^T k),   out = S^T q
+    Mamba-2          S = decay S + k (x) gain v,                     out = S^T q + skip v
+
+In Kimi Delta Attention, a Gated DeltaNet, each row of S has a decay of its own.
 
 Tokens are taken one after the other, so that a token's bits depend on what was before it alone: not
 on how a text was cut. Knows rows, and neither weights' files nor sequences.
@@ -31,7 +34,10 @@ _NO_NORM = 2.0**100, 2.0**50
 class RecurrentShape:
     """heads share key_heads keys and queries. conv_width: tokens that the convolution sees, the
     newest included. is_delta: Gated DeltaNet, else Mamba-2. norm_heads: over how many heads' values
-    each root mean square is taken. step_limits: of Mamba-2's steps.
+    each root mean square is taken. step_limits: of Mamba-2's steps. by_channel: Kimi Delta
+    Attention, whose decays are of each number of a key and whose gates are sigmoids.
+    least_log_decay: below 0: its decays are exp(least_log_decay sigmoid(-rate step)); 0: as the
+    others', exp(rate softplus(step)).
 
     Rows of the convolution's input hold queries, keys and values (DeltaNet) or values, keys and
     queries (Mamba-2, which calls them x, B and C), of all heads side by side.
@@ -46,6 +52,18 @@ class RecurrentShape:
     norm_heads: int
     norm_eps: float
     step_limits: tuple[float, float] = (0.0, float("inf"))
+    by_channel: bool = False
+    least_log_decay: float = 0.0
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The shape of all heads' matrices."""
+        return self.heads, self.key_dim, self.value_dim
+
+    @property
+    def steps(self) -> int:
+        """Numbers of a row's steps, of which decays are made."""
+        return self.heads * (self.key_dim if self.by_channel else 1)
 
     @property
     def keys(self) -> int:
@@ -65,8 +83,9 @@ class RecurrentShape:
 @dataclass(frozen=True)
 class RecurrentWeights:
     """Of one layer, float32. conv: (conv_width, channels); conv_bias: (channels,) or None;
-    step_bias, rate: (heads,), rate below 0; skip: (heads,), Mamba-2's alone, else None; norm:
-    (value_dim,) for all heads alike, or (heads * value_dim,); None: what is gated is not normed."""
+    step_bias: (shape.steps,); rate: (heads,), below 0; skip: (heads,), Mamba-2's alone, else None;
+    norm: (value_dim,) for all heads alike, or (heads * value_dim,); None: what is gated is not
+    normed."""
 
     conv: torch.Tensor
     conv_bias: torch.Tensor | None
@@ -88,12 +107,12 @@ def recur(
 ) -> torch.Tensor:
     """The outputs (n, heads * value_dim) float32 of n tokens, gated and normed.
 
-    mixed: (n, channels), what goes into the convolution; steps: (n, heads), before their bias and
-    softplus; gains: (n, heads), before the sigmoid, DeltaNet's alone; gate: (n, heads * value_dim).
-    All float32; a row's numbers lie side by side. before, after: the states before the first and
-    behind the last token, each the convolution's last inputs (conv_width - 1, channels) and the
-    matrices (heads, key_dim, value_dim), float32, contiguous; `after` is written, and may be
-    `before`.
+    mixed: (n, channels), what goes into the convolution; steps: (n, shape.steps), before their bias
+    and softplus; gains: (n, heads), before the sigmoid, DeltaNet's alone; gate: (n, heads *
+    value_dim). All float32; a row's numbers lie side by side. before, after: the states before the
+    first and behind the last token, each the convolution's last inputs (conv_width - 1, channels)
+    and the matrices (heads, key_dim, value_dim), float32, contiguous; `after` is written, and may
+    be `before`.
     """
     native = dispatch.compiled_for_floats(mixed)
     if native is not None:
@@ -101,7 +120,7 @@ def recur(
     inputs, matrices = before[0].clone(), before[1].clone()
     out = mixed.new_empty(len(mixed), shape.values)
     for t in range(len(mixed)):  # one at a time: torch's bits depend on how many there are
-        row = silu(_convolve(mixed[t : t + 1], weights.conv, weights.conv_bias, inputs))[0]
+        row = silu(convolve(mixed[t : t + 1], weights.conv, weights.conv_bias, inputs))[0]
         gain = None if gains is None else gains[t].sigmoid()
         out[t] = _step(shape, weights, row, steps[t], gain, gate[t], matrices)
     after[0].copy_(inputs)
@@ -120,14 +139,21 @@ def _step(
         v, k, q = row.split([shape.values, shape.keys, shape.keys])
     q, k = (x.view(shape.key_heads, shape.key_dim) for x in (q, k))
     v = v.view(shape.heads, shape.value_dim)
-    step = softplus(step + weights.step_bias)
+    step = (step + weights.step_bias).view(shape.heads, -1)
+    rate = weights.rate[:, None]
+    if shape.least_log_decay < 0:
+        log_decay = shape.least_log_decay * (-rate * step).sigmoid()
+    else:
+        step = softplus(step)
+        if not shape.is_delta:
+            step = step.clamp(*shape.step_limits)
+            gain = step[:, 0]
+        log_decay = step * rate
     if shape.is_delta:
         q, k = _unit(q) * shape.key_dim**-0.5, _unit(k)
-    else:
-        step = gain = step.clamp(*shape.step_limits)
     per_key = shape.heads // shape.key_heads
     q, k = (x.repeat_interleave(per_key, 0)[:, :, None] for x in (q, k))
-    matrices *= (step * weights.rate).exp()[:, None, None]
+    matrices *= log_decay.exp()[:, :, None]
     new = v - (matrices * k).sum(1) if shape.is_delta else v
     matrices += k * (new * gain[:, None])[:, None]
     out = (matrices * q).sum(1)
@@ -154,7 +180,7 @@ def short_conv(
         native.short_conv(
             convolution_numbers(conv, bias),
             state_numbers((before, None), (after, None)),
-            *_rows(mixed, 3 * conv.shape[1]),
+            *rows_of(mixed, 3 * conv.shape[1]),
             len(mixed),
             out.data_ptr(),
             num_threads(),
@@ -162,7 +188,7 @@ def short_conv(
         return out
     b, c, x = mixed.chunk(3, -1)
     after.copy_(before)
-    return c * _convolve(b * x, conv, bias, after)
+    return c * convolve(b * x, conv, bias, after)
 
 
 def _compiled(
@@ -173,10 +199,10 @@ def _compiled(
     out = torch.empty((len(mixed), shape.values))
     described = Described.of(shape, weights)
     rows = [
-        *_rows(mixed, shape.channels),
-        *_rows(steps, shape.heads),
-        *(_rows(gains, shape.heads) if shape.is_delta else (0, 0)),
-        *_rows(gate, shape.values),
+        *rows_of(mixed, shape.channels),
+        *rows_of(steps, shape.steps),
+        *(rows_of(gains, shape.heads) if shape.is_delta else (0, 0)),
+        *rows_of(gate, shape.values),
     ]
     native.recur(
         described.numbers,
@@ -213,38 +239,39 @@ class Described:
             shape.value_dim,
             shape.norm_heads,
             int(shape.is_delta),
-            *map(_address, of_heads),
+            int(shape.by_channel),
+            *map(address, of_heads),
             0 if len(norm) == shape.value_dim else shape.value_dim,
         ]
         kept = weights.conv, weights.conv_bias, *of_heads
-        return cls(numbers, [norm_eps, *shape.step_limits], kept)
+        return cls(numbers, [norm_eps, *shape.step_limits, shape.least_log_decay], kept)
 
 
 def convolution_numbers(conv: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
     """Of conv (conv_width, channels) and bias (channels,), which must be kept alive."""
-    return [*conv.shape, _address(conv), _address(bias)]
+    return [*conv.shape, address(conv), address(bias)]
 
 
 def state_numbers(before, after) -> list[int]:
     """Of states as `recur` has them."""
-    return [*map(_address, before), *map(_address, after)]
+    return [*map(address, before), *map(address, after)]
 
 
-def _address(x: torch.Tensor | None) -> int:
+def address(x: torch.Tensor | None) -> int:
     if x is None:
         return 0
     assert x.is_contiguous() and x.dtype == torch.float32
     return x.data_ptr()
 
 
-def _rows(x: torch.Tensor, width: int) -> tuple[int, int]:
+def rows_of(x: torch.Tensor, width: int) -> tuple[int, int]:
     """Where the rows begin, and the floats from one to the next."""
     stride, within = x.stride()
     assert x.shape[1] == width and (within == 1 or width == 1) and x.dtype == torch.float32
     return x.data_ptr(), stride
 
 
-def _convolve(x, conv, bias, inputs: torch.Tensor) -> torch.Tensor:
+def convolve(x, conv, bias, inputs: torch.Tensor) -> torch.Tensor:
     """(n, channels): each channel's last conv_width inputs, weighed, oldest first. inputs: the
     ones before x (n, channels); they become those before what follows."""
     seen = torch.cat([inputs, x])
@@ -261,11 +288,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 def _gated_norm(shape: RecurrentShape, norm, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """(heads, value_dim). DeltaNet norms before it gates, Mamba-2 gates before it norms."""
+    opened = gate.sigmoid() if shape.by_channel else silu(gate)
     if not shape.is_delta:
-        out = out * silu(gate)
+        out = out * opened
     if norm is None:
         return out
     parts = out.view(-1, shape.norm_heads * shape.value_dim)
     parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + shape.norm_eps)
     out = (parts.view(-1, len(norm)) * norm).view_as(out)
-    return out * silu(gate) if shape.is_delta else out
+    return out * opened if shape.is_delta else out

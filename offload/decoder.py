@@ -26,14 +26,16 @@ from ..kernels.step import LayerStep
 from .altup import AltUpLayers
 from .config_fields import MOST_POSITIONS
 from .latent import LatentAttention
-from .layer_config import Experts, QueryGrowth
+from .layer_config import Experts, QueryGrowth, ScanShape
 from .layer_steps import LayerSteps, Prepared
 from .mlp import Cell, chosen_experts, dense_mlp, routed_mlps, routed_step, router_norm
 from .model_config import ModelConfig
 from .recurrent import RecurrentLayer
 from .rope import layer_ropes
 from .rowwise import tiled
+from .scan_layer import ScanLayer
 from .sequence import RawPages
+from .state_layer import StateLayer
 from .states import LayerState
 from .weights import LayerTensors
 
@@ -74,17 +76,18 @@ class Decoder:
         self._latent = config.latent and LatentAttention(config, config.latent)
         self._steps = LayerSteps(config, self.ropes, is_resident)
 
-        def recurrent(layer: int, w: LayerTensors) -> RecurrentLayer:
+        def with_state(layer: int, w: LayerTensors) -> StateLayer:
             recurrence = config.recurrence_of(layer)
             assert recurrence is not None
-            return RecurrentLayer(config, recurrence, w)
+            kind = ScanLayer if isinstance(recurrence.shape, ScanShape) else RecurrentLayer
+            return kind(config, recurrence, w)
 
-        self._recurrent = Prepared(recurrent, is_resident)
+        self._with_state = Prepared(with_state, is_resident)
 
     def close(self) -> None:
         """Let go of what was prepared of layers' tensors, and so of these."""
         self._steps.clear()
-        self._recurrent.clear()
+        self._with_state.clear()
 
     def queries(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
@@ -162,7 +165,7 @@ class Decoder:
         """What a layer that keeps a state makes of `rows` of the residual x (n, hidden_size), for
         its output projection; other rows are zero. `after` becomes the state behind the last row.
         """
-        return self._recurrent.of(layer, w).run(x, rows, before, after)
+        return self._with_state.of(layer, w).run(x, rows, before, after)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
@@ -329,7 +332,7 @@ class Decoder:
 
     def recurrent_step(self, layer: int, w: LayerTensors) -> RecurrentStep | None:
         """The compiled step of what a layer keeps a state for, of one row; or None."""
-        return self._recurrent.of(layer, w).step
+        return self._with_state.of(layer, w).step
 
     def routed_step(self, layer: int, w: LayerTensors) -> RoutedStep | None:
         """The compiled step of a layer's experts, of one row; or None."""

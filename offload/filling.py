@@ -186,14 +186,14 @@ class Filling:
         return 2 * whole_blocks(largest) + staging + bounce_bytes(most_read)
 
     def _state_bytes(self, sweep: int) -> int:
-        """Of all sequences, snapshots among them where there are several; and of convolutions as
-        they are used."""
+        """Of all sequences, snapshots among them where there are several; and of convolutions and
+        rates as they are used."""
         recurrent, sequences = self.config.recurrent, self.request.sequences
         snapshots = min(MOST_SNAPSHOTS, sequences - 1)
         copies = (sequences - snapshots) * States.num_copies(sweep) + snapshots
         # As they lie in the files, in float32, and as the kernels take them.
-        convolutions = 2 * 4 * sum(r.channels * r.conv_width for r in recurrent)
-        return copies * States.num_bytes(recurrent) + convolutions
+        turned = 2 * 4 * sum(r.turned_numbers for r in recurrent)
+        return copies * States.num_bytes(recurrent) + turned
 
     @_remembered
     def _host_only(self, spills: bool, held: Loaded) -> dict[str, int]:

@@ -12,6 +12,7 @@ from ..kernels.layout import PageLayout
 from .expert_cache import READERS, fewest_slots
 from .geometry import Geometry
 from .kept_tensors import converted_once, head_bits, kept_form, staging_bytes, stored_bytes
+from .layer_config import Recurrence, ScanShape
 from .model_config import ModelConfig
 from .output_head import HEAD_BLOCK_ROWS
 from .packing import Bits, Packing, Plain
@@ -350,7 +351,7 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     for attends, r in config.mixers:
         here = (4 * heads + 8 * kv + 2 * longest + _around_latents(config)) * attends
         if r is not None:
-            here += 3 * r.channels + 4 * (r.channels if r.shape is None else r.shape.values)
+            here += _around_state(r)
         mixing = max(mixing, here)
     once = (
         cell * (4 * config.residual_size + mixing + between + gathered + 4 * own)
@@ -365,6 +366,14 @@ def workspace_bytes(config: ModelConfig, geometry: Geometry, sweep_cells: int) -
     )
     told = _EXPERT_NUMBERS_BYTES * sum(e.count for e in experts)
     return 4 * (sweep_cells * cell * per_cell + once) + told + SLACK_BYTES
+
+
+def _around_state(r: Recurrence) -> int:
+    """What a token's row is projected to, and what comes of it."""
+    s, count = r.shape, 3 * r.channels
+    if isinstance(s, ScanShape):
+        return count + 4 * s.channels + 3 * (s.rank + 2 * s.dim)
+    return count + 4 * (r.channels if s is None else s.values)
 
 
 def _per_layer_numbers(config: ModelConfig) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import prod
 
 from ..kernels.recurrence import RecurrentShape
 from ..kernels.routing import Groups, Routing
@@ -191,6 +192,26 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class ScanShape:
+    """Of Mamba's selective scan: each of `channels` has a state of `dim` numbers. rank: of what
+    steps are made of. norms: the files' names of what norms that, keys and queries, or ()."""
+
+    channels: int
+    dim: int
+    rank: int
+    norms: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.dim, self.channels
+
+    @property
+    def values(self) -> int:
+        """Numbers of a token that it gives."""
+        return self.channels
+
+
+@dataclass(frozen=True)
 class Recurrence:
     """What a layer has in place of attention, or beside it: a state of fixed size, which every
     token changes.
@@ -207,7 +228,7 @@ class Recurrence:
     module: str
     channels: int
     conv_width: int
-    shape: RecurrentShape | None = None
+    shape: RecurrentShape | ScanShape | None = None
     by_heads: bool = False
     conv_bias: bool = False
     projection_bias: bool = False
@@ -220,9 +241,14 @@ class Recurrence:
     @property
     def state_numbers(self) -> tuple[int, int]:
         """Of the convolution's last inputs, and of the matrices: float32 each."""
-        s = self.shape
-        matrices = 0 if s is None else s.heads * s.key_dim * s.value_dim
+        matrices = 0 if self.shape is None else prod(self.shape.state)
         return (self.conv_width - 1) * self.channels, matrices
+
+    @property
+    def turned_numbers(self) -> int:
+        """Of the tensors that the kernels take transposed: the convolution's, a scan's rates."""
+        rates = prod(self.shape.state) if isinstance(self.shape, ScanShape) else 0
+        return self.channels * self.conv_width + rates
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The first half of a layer that keeps a state: norm, projections, and what the kernels make of
-them. The output projection is the decoder's. Knows no sequences: states come as arguments.
+"""The first half of a layer whose state is a matrix for each head, or a short convolution's alone:
+norm, projections, and what the kernels make of them. See state_layer.py.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ import functools
 
 import torch
 
-from ..kernels.norm import Norm, normed
+from ..kernels.norm import normed
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
 from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.step import native_for
-from .layer_config import Recurrence
+from .layer_config import Recurrence, ScanShape
 from .model_config import ModelConfig
-from .packing import Kept, unquantised
-from .rowwise import tiled
+from .state_layer import StateLayer, placed
 from .states import LayerState
 from .weights import LayerTensors
 
@@ -25,24 +24,15 @@ _PROJECTIONS = tuple(
 )
 
 
-class RecurrentLayer:
-    """One layer with its tensors w. step: what serves a single row in one call of the compiled
-    kernels, or None where they do not serve."""
+class RecurrentLayer(StateLayer):
+    """See StateLayer."""
 
     def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
-        self._recurrence = recurrence
-        self._module: dict[str, Kept] = {}
-        prefix = f"{recurrence.module}."
-        for name, tensor in w.items():
-            if name.startswith(prefix):
-                self._module[name.removeprefix(prefix)] = tensor
-        norm, offset = w.vector(f"{config.norms.before_attention}.weight"), config.norm_offset
-        if recurrence.input_multiplier != 1:
-            norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
-        self._norm = Norm(norm, offset, config.norm_eps)
-        self._conv = conv, bias = self._convolution()
+        super().__init__(config, recurrence, w)
+        assert not isinstance(recurrence.shape, ScanShape)
+        self._shape = shape = recurrence.shape
+        self._conv = conv, bias = self._convolution("conv" if shape is None else "conv1d")
         self._weights: RecurrentWeights | None = None
-        shape = recurrence.shape
         if shape is not None:
             step_bias, rate = self._numbers("dt_bias"), -self._numbers("A_log").exp()
             skip, norm = self._numbers_or_none("D"), self._numbers_or_none("norm.weight")
@@ -61,35 +51,17 @@ class RecurrentLayer:
     def run(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
-        """See Decoder.recur."""
         if len(x) == 1 and self.step is not None:
             return self.step.run(x, before, after)
-        shape, projected = self._recurrence.shape, self._project(x, rows)
+        shape, h = self._shape, normed(x, self._norm)
+        projected = [self._times(name, h, rows) for name in self._names]
         if shape is None:
             new = short_conv(projected[0], *self._conv, before[0], after[0])
         else:
             mixed, steps, gains, gate = self._parts(projected, shape)
             assert self._weights is not None
             new = recur(shape, self._weights, mixed, steps, gains, gate, before, after)
-        if len(x) == len(new):
-            return new
-        out = x.new_zeros(len(x), new.shape[1])
-        out[rows] = new
-        return out
-
-    def _project(self, x: torch.Tensor, rows: slice) -> list[torch.Tensor]:
-        """What each of `_names` makes of `rows`."""
-        h, outs = normed(x, self._norm), []
-        for name in self._names:
-            weight, bias = self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias")
-            outs.append(tiled(h, rows, weight, bias)[rows])
-        return outs
-
-    def _numbers(self, name: str) -> torch.Tensor:
-        return unquantised(self._module[name])
-
-    def _numbers_or_none(self, name: str) -> torch.Tensor | None:
-        return self._numbers(name) if name in self._module else None
+        return placed(new, rows, len(x))
 
     def _parts(
         self, projected: list[torch.Tensor], shape: RecurrentShape
@@ -121,7 +93,7 @@ class RecurrentLayer:
         native = native_for(*weights)
         if native is None:
             return None
-        shape, order, factors = self._recurrence.shape, None, None
+        shape, order, factors = self._shape, None, None
         if shape is None:
             return RecurrentStep(native, products, self._norm, self._conv)
         if self._orders:
@@ -131,12 +103,6 @@ class RecurrentLayer:
             factors = _by_columns(shape, self._recurrence.multipliers, self._norm.weight.device)
         assert self._weights is not None
         return RecurrentStep(native, products, self._norm, (shape, self._weights), order, factors)
-
-    def _convolution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weights (conv_width, channels) and biases (channels,)."""
-        r, name = self._recurrence, "conv" if self._recurrence.shape is None else "conv1d"
-        conv = self._numbers(f"{name}.weight").view(r.channels, r.conv_width)
-        return conv.T.contiguous(), self._numbers_or_none(f"{name}.bias")
 
 
 @functools.cache  # layers are alike

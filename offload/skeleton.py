@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from ..kernels.recurrence import RecurrentShape
-from .layer_config import XIELU_PARAMETERS, AltUp, AttentionShape, Experts, Latent, Recurrence
+from .layer_config import (
+    XIELU_PARAMETERS,
+    AltUp,
+    AttentionShape,
+    Experts,
+    Latent,
+    Recurrence,
+    ScanShape,
+)
 from .model_config import ModelConfig
 
 
@@ -90,12 +98,26 @@ class _Recurrent(nn.Module):
             self.in_proj = _Weight(3 * r.channels, hidden_size, bias=r.projection_bias)
             return
         self.conv1d = conv
+        if isinstance(shape, ScanShape):
+            _add_scan(self, shape, r.projection_bias, hidden_size)
+            return
         for name in ("A_log", "dt_bias") if shape.is_delta else ("A_log", "dt_bias", "D"):
             self.register_parameter(name, nn.Parameter(torch.empty(shape.heads)))
         if r.has_norm:
             self.norm = _Weight(shape.value_dim if shape.is_delta else values)
         for name, rows in _projections(r, shape):
             self.add_module(name, _Weight(rows, hidden_size, bias=r.projection_bias))
+
+
+def _add_scan(module: nn.Module, shape: ScanShape, bias: bool, hidden_size: int) -> None:
+    channels, sizes = shape.channels, (shape.rank, shape.dim, shape.dim)
+    module.in_proj = _Weight(2 * channels, hidden_size, bias=bias)
+    module.x_proj = _Weight(sum(sizes), channels)
+    module.dt_proj = _Weight(channels, shape.rank, bias=True)
+    module.A_log = nn.Parameter(torch.empty(channels, shape.dim))
+    module.D = nn.Parameter(torch.empty(channels))
+    for name, size in zip(shape.norms, sizes, strict=False):
+        _add(module, name, _Weight(size))
 
 
 def _projections(r: Recurrence, shape: RecurrentShape) -> list[tuple[str, int]]:
@@ -341,6 +363,9 @@ _DECIDING = (
     "_a.weight",
     "_b.weight",
     "_ba.weight",
+    ".A_log",
+    ".x_proj.weight",
+    ".dt_proj.weight",
 )
 
 

@@ -147,5 +147,5 @@ class States:
 
 
 def _shapes(r: Recurrence) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    matrices = (0,) if r.shape is None else (r.shape.heads, r.shape.key_dim, r.shape.value_dim)
+    matrices = (0,) if r.shape is None else r.shape.state
     return (r.conv_width - 1, r.channels), matrices

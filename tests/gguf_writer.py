@@ -60,6 +60,7 @@ ARCHITECTURES = {
     "GraniteMoeSharedForCausalLM": MODEL_ARCH.GRANITE_MOE,
     "FalconH1ForCausalLM": MODEL_ARCH.FALCON_H1,
     "NemotronHForCausalLM": MODEL_ARCH.NEMOTRON_H,
+    "JambaForCausalLM": MODEL_ARCH.JAMBA,
     "CohereForCausalLM": MODEL_ARCH.COMMAND_R,
     "Cohere2ForCausalLM": MODEL_ARCH.COHERE2,
     "Ernie4_5ForCausalLM": MODEL_ARCH.ERNIE4_5,
@@ -231,6 +232,21 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "ssm.time_step_rank": c["mamba_n_heads"],
             "ssm.inner_size": c["mamba_n_heads"] * c["mamba_d_head"],
             "embedding_scale": None,
+        }
+    if arch == MODEL_ARCH.JAMBA:
+        period, offset = c["attn_layer_period"], c["attn_layer_offset"]
+        layers, hidden = range(c["num_hidden_layers"]), c["hidden_size"]
+        routed = c["num_experts"] > 1
+        return {
+            "ssm.conv_kernel": c["mamba_d_conv"],
+            "ssm.state_size": c["mamba_d_state"],
+            "ssm.time_step_rank": c["mamba_dt_rank"],
+            "ssm.inner_size": c["mamba_expand"] * hidden,
+            "attention.head_count_kv": [
+                c["num_key_value_heads"] * (layer % period == offset) for layer in layers
+            ],
+            "expert_count": c["num_experts"] if routed else None,
+            "expert_used_count": c["num_experts_per_tok"] if routed else None,
         }
     if arch in (MODEL_ARCH.NEMOTRON_H, MODEL_ARCH.NEMOTRON_H_MOE):
         letters = c["hybrid_override_pattern"]

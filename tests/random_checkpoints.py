@@ -127,7 +127,7 @@ def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
             if name.endswith(("linear_attn.norm.weight", "mamba.norm.weight", ".D")):
                 normal(parameter, 0.3, mean=1.0)
             elif name.endswith("A_log"):  # states are halved within tokens, or hundreds of them
-                parameter.copy_(torch.linspace(-5.0, 1.0, parameter.numel()))
+                parameter.copy_(torch.linspace(-5.0, 1.0, parameter.numel()).view_as(parameter))
             elif name.endswith(
                 (
                     *("q_norm.weight", "k_norm.weight", "q_layernorm.weight"),

@@ -23,6 +23,7 @@ DELTA = RecurrentShape(
     norm_eps=1e-6,
 )
 MAMBA = replace(DELTA, is_delta=False, key_heads=1, norm_heads=4)
+KIMI = replace(DELTA, key_heads=4, by_channel=True)
 SHAPES = {
     "delta": DELTA,
     "delta, as Qwen3.5 has it": replace(DELTA, key_heads=4, key_dim=128, value_dim=128),
@@ -35,6 +36,11 @@ SHAPES = {
     "mamba, a tail": replace(MAMBA, value_dim=24, key_heads=2, norm_heads=1, conv_width=2),
     "mamba, one narrow head": replace(MAMBA, heads=1, norm_heads=1, value_dim=8, conv_width=3),
     "no convolution": replace(MAMBA, conv_width=1),
+    "kimi": KIMI,
+    "kimi, as published": replace(KIMI, key_dim=128, value_dim=128),
+    "kimi, bounded": replace(KIMI, least_log_decay=-5.0),
+    "kimi, odd keys and a tail": replace(KIMI, key_dim=21, value_dim=40),
+    "kimi, odd keys, bounded": replace(KIMI, key_dim=7, value_dim=72, least_log_decay=-2.5),
 }
 
 
@@ -51,7 +57,7 @@ def weights_of(shape: RecurrentShape, conv_bias: bool, norm_of_all: bool) -> Rec
     return RecurrentWeights(
         conv=normal(shape.conv_width, shape.channels, seed=2) / 2,
         conv_bias=normal(shape.channels, seed=3) / 4 if conv_bias else None,
-        step_bias=normal(shape.heads, seed=4),
+        step_bias=normal(shape.steps, seed=4),
         rate=-normal(shape.heads, seed=5).exp(),
         skip=None if shape.is_delta else normal(shape.heads, seed=6),
         norm=1 + normal(shape.values if norm_of_all else shape.value_dim, seed=7) / 4,
@@ -60,7 +66,7 @@ def weights_of(shape: RecurrentShape, conv_bias: bool, norm_of_all: bool) -> Rec
 
 def rows_of(shape: RecurrentShape, n: int, strided: bool = False) -> list[torch.Tensor | None]:
     """mixed, steps, gains and gate; strided: they are parts of the same wide rows."""
-    widths = [shape.channels, shape.heads, shape.heads, shape.values]
+    widths = [shape.channels, shape.steps, shape.heads, shape.values]
     wide = normal(n, sum(widths), seed=8)
     parts = wide.split(widths, -1)
     if n > 3:  # forgets everything, and nearly nothing
@@ -90,6 +96,25 @@ def exact_conv(x, taps, bias, before) -> tuple[torch.Tensor, torch.Tensor]:
     return out, seen[len(x) :]
 
 
+def exact_decays(shape, weights, steps, head: int) -> tuple[torch.Tensor, float]:
+    """Of a head's key's numbers, and the last step that they are made of."""
+    each, decays, step = shape.steps // shape.heads, [], 0.0
+    for i in range(head * each, (head + 1) * each):
+        x, rate = (
+            float(steps[i].double() + weights.step_bias[i].double()),
+            float(weights.rate[head]),
+        )
+        step = x + log1p(exp(-x)) if x > 0 else log1p(exp(x))
+        if not shape.is_delta:
+            step = min(max(step, shape.step_limits[0]), shape.step_limits[1])
+        if shape.least_log_decay:
+            log_decay = shape.least_log_decay / (1 + exp(min(rate * x, 700)))
+        else:
+            log_decay = step * rate
+        decays.append(exp(log_decay))
+    return torch.tensor(decays).double(), step
+
+
 def exact_recur(shape, weights, mixed, steps, gains, gate, before):
     """Outputs and the state behind, by the definition: head by head, in float64."""
     out, inputs = exact_conv(mixed, weights.conv, weights.conv_bias, before[0])
@@ -106,14 +131,11 @@ def exact_recur(shape, weights, mixed, steps, gains, gate, before):
         of_value = slice(h * shape.value_dim, (h + 1) * shape.value_dim)
         for t in range(len(mixed)):
             query, key, value = q[t, of_key], k[t, of_key], v[t, of_value]
-            x = float(steps[t, h].double() + weights.step_bias[h].double())
-            step = x + log1p(exp(-x)) if x > 0 else log1p(exp(x))
+            decays, step = exact_decays(shape, weights, steps[t], h)
             if shape.is_delta:
                 query = query / (query.square().sum() + 1e-6).sqrt() / shape.key_dim**0.5
                 key = key / (key.square().sum() + 1e-6).sqrt()
-            else:
-                step = min(max(step, shape.step_limits[0]), shape.step_limits[1])
-            matrices[h] *= exp(step * float(weights.rate[h]))
+            matrices[h] *= decays[:, None]
             if shape.is_delta:
                 gain = 1 / (1 + exp(-float(gains[t, h])))
                 matrices[h] += torch.outer(key, gain * (value - matrices[h].T @ key))
@@ -123,7 +145,7 @@ def exact_recur(shape, weights, mixed, steps, gains, gate, before):
             if weights.skip is not None:
                 found = found + float(weights.skip[h]) * value
             result[t, of_value] = found
-    opened = silu(gate.double())
+    opened = gate.double().sigmoid() if shape.by_channel else silu(gate.double())
     if not shape.is_delta:
         result = result * opened
     if weights.norm is None:
@@ -206,9 +228,12 @@ def in_parts(shape, weights, rows, parts: list[int]) -> tuple[torch.Tensor, torc
 
 WIDE_DELTA = replace(DELTA, key_heads=4, key_dim=64, value_dim=72)
 WIDE_MAMBA = replace(MAMBA, heads=6, key_dim=64, value_dim=72, norm_heads=3)
+WIDE_KIMI = replace(WIDE_DELTA, by_channel=True)
+WIDE = {"delta": WIDE_DELTA, "mamba": WIDE_MAMBA, "kimi": WIDE_KIMI}
+SMALL = {"delta": DELTA, "mamba": MAMBA, "kimi": KIMI}
 
 
-@pytest.mark.parametrize("shape", [WIDE_DELTA, WIDE_MAMBA], ids=["delta", "mamba"])
+@pytest.mark.parametrize("shape", WIDE.values(), ids=WIDE)
 def test_a_token_depends_on_those_before_it_alone(kernels, shape):
     """To the bit, in calls of 37 tokens and of fewer, by one thread and by two."""
     weights, rows = weights_of(shape, True, False), rows_of(shape, 37)
@@ -225,7 +250,7 @@ def test_a_token_depends_on_those_before_it_alone(kernels, shape):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("shape", [DELTA, MAMBA], ids=["delta", "mamba"])
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
 @any_example
 @given(parts=st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_any_cut(kernels, shape, parts):
@@ -254,7 +279,7 @@ def test_any_cut_of_a_short_convolution(kernels, parts, threads):
     assert torch.equal(torch.cat(outs), whole) and torch.equal(state, behind)
 
 
-@pytest.mark.parametrize("shape", [DELTA, MAMBA], ids=["delta", "mamba"])
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
 def test_no_token_leaves_the_state(kernels, shape):
     weights, after = weights_of(shape, True, True), empty_state(shape)
     out = recur(shape, weights, *rows_of(shape, 0), state_of(shape), after)

@@ -27,13 +27,14 @@ from ebbtide.offload.planner import make_plan
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes.store import PrefixStore
 from ebbtide.offload.recurrent import RecurrentLayer
+from ebbtide.offload.scan_layer import ScanLayer
 from ebbtide.offload.sequence import Sequence
 from ebbtide.offload.sequences import Sequences
 from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 from ebbtide.offload.whole_token import WholeToken
 
-HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h"]
+HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h", "jamba"]
 CELL = TINY["cell_tokens"]
 TEXT, ANSWER = IDS[:140], IDS[140:210]
 TRACED = [
@@ -43,6 +44,7 @@ TRACED = [
     *(WholeToken.run, States.places),
 ]
 RECURRENT = [name for name, variant in VARIANTS.items() if variant.recurrent]
+IN_ONE_CALL = [name for name in RECURRENT if not name.startswith("jamba")]
 
 
 def opened(folder, place, *, sweep_cells: int = 1, **options):
@@ -53,7 +55,7 @@ def opened(folder, place, *, sweep_cells: int = 1, **options):
     return llm
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", IN_ONE_CALL)
 def test_a_row_in_one_call_has_the_bits_of_its_operations(checkpoint, tmp_path, name):
     """And leaves the same state behind."""
     generator = torch.Generator().manual_seed(6)
@@ -266,10 +268,14 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
             decoder, weights = session._engine.decoder, llm.admission.weights
             for layer in llm.config.state_layers:
                 w = weights.layer(layer)
-                of_kernels = decoder._recurrent.of(layer, w)._convolution()[0]
-                of_file = next(w[n] for n in w if n.endswith(("conv.weight", "conv1d.weight")))
-                assert of_kernels.data_ptr() != of_file.data_ptr()
-                num_bytes += of_kernels.nbytes + of_file.nbytes
+                made = decoder._with_state.of(layer, w)
+                turned = {made._conv[0]: ("conv.weight", "conv1d.weight")}
+                if isinstance(made, ScanLayer):
+                    turned[made._rate] = ("A_log",)
+                for of_kernels, names in turned.items():
+                    of_file = next(w[n] for n in w if n.endswith(names))
+                    assert of_kernels.data_ptr() != of_file.data_ptr()
+                    num_bytes += of_kernels.nbytes + of_file.nbytes
     assert plan.host["recurrent states"] == num_bytes
 
 
@@ -301,6 +307,9 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
         ("falcon-h1", "mamba_rms_norm", True, "mamba_norm_before_gate"),
         ("falcon-h1", "attention_bias", True, "attention_in_multiplier"),
         ("falcon-h1", "mamba_d_ssm", 100, "do not make"),
+        ("jamba", "attn_layer_offset", 3, "less than attn_layer_period"),
+        ("jamba", "hidden_act", "gelu", "convolutions have silu"),
+        ("jamba-moe", "num_experts_per_tok", 9, "cannot be chosen"),
         ("nemotron-h", "num_hidden_layers", 4, "must name 4 layers"),
         ("nemotron-h", "hybrid_override_pattern", "M-M*?", "'[?]'"),
         ("nemotron-h", "hybrid_override_pattern", ["M", 3, "-", "*", "-"], "not supported"),
@@ -319,7 +328,7 @@ def test_what_is_wrong_in_a_configuration_is_named(checkpoint, tmp_path, name, f
         read_model_config(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.recurrent])
+@pytest.mark.parametrize("name", RECURRENT)
 def test_a_field_that_is_left_out_means_what_it_means_to_transformers(checkpoint, tmp_path, name):
     """Each field of a configuration is left out in turn; transformers fills it in."""
     import transformers

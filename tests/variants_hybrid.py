@@ -45,6 +45,14 @@ _NEMOTRON_MOE = {
     "moe_shared_expert_intermediate_size": 72,
     "routed_scaling_factor": 1.5,
 }
+_JAMBA = {
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 3,
+}
 _FALCON_H1 = {
     **MAMBA,
     "mamba_d_ssm": 96,
@@ -250,6 +258,24 @@ HYBRID_VARIANTS: dict[str, Variant] = {
             "mlp_bias": True,
         },
         {"mamba_d_ssm": None},
+        recurrent=True,
+    ),
+    "jamba": Variant(
+        "Jamba",
+        "Mamba's scan, of which steps, keys and queries are normed; no positions",
+        {**_JAMBA, "num_experts": 1},
+        recurrent=True,
+    ),
+    "jamba-moe": Variant(
+        "Jamba",
+        "experts in every other layer; biases of projections, none of convolutions",
+        {
+            **_JAMBA,
+            "num_experts": 4,
+            "mamba_dt_rank": 24,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+        },
         recurrent=True,
     ),
     "nemotron-h": Variant(

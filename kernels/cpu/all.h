@@ -46,7 +46,8 @@ const Kernels &EBBTIDE_TABLE() {
                                   attend_scratch, attend_chunk, merge_chunks, attend_span, prefill_floats, prefill_scratch,
                                   prefill_panels, pack_panel, attend_block, join_two, rope_scores, raw_scratch, attend_raw,
                                   join_spans, score_scratch, score_record, bound_record, page_shares, record_costs, leave_out, value_spread,
-                                  means_scratch, sum_means, prepare_part, take_tokens, gate_outputs, short_conv};
+                                  means_scratch, sum_means, prepare_part, take_tokens, gate_outputs, short_conv,
+                                  silu_conv, scan};
     return table;
 }
 }  // namespace ebbtide

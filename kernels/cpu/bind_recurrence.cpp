@@ -1,4 +1,4 @@
-// Layers that keep a state of fixed size, for ../recurrence.py: many tokens in a call, CALL_TOKENS at a time, so that what they
+// Layers that keep a state of fixed size, for ../recurrence.py and ../scan.py: many tokens in a call, CALL_TOKENS at a time, so that what they
 // work on stays small and in the second cache. No bits depend on that.
 #include <memory>
 
@@ -64,12 +64,14 @@ Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats) {
     r.value_dim = reader.number();
     r.norm_heads = reader.number();
     r.is_delta = reader.number();
+    r.by_channel = reader.number();
     r.step_bias = reader.address<const float>();
     r.rate = reader.address<const float>();
     r.skip = reader.address<const float>();
     r.norm = reader.address<const float>();
     r.norm_stride = reader.number();
     r.norm_eps = (float)floats.at(0), r.least_step = (float)floats.at(1), r.most_step = (float)floats.at(2);
+    r.least_log_decay = (float)floats.at(3);
     return r;
 }
 
@@ -77,9 +79,10 @@ void run_rows(Recurrence r, const StatePlace &state, int64_t tokens, int threads
     r.conv.before = state.inputs, r.conv.after = state.next_inputs;
     r.before = state.matrices, r.after = state.next_matrices;
     const int64_t most = of_call(tokens);
-    r.rows = scratch_floats(most * (r.conv.channels + 2 * r.heads));
+    const int64_t decays = r.heads * r.decay_dim();
+    r.rows = scratch_floats(most * (r.conv.channels + decays + r.heads));
     r.decays = r.rows + most * r.conv.channels;
-    r.weights = r.decays + most * r.heads;
+    r.weights = r.decays + most * decays;
     for (;;) {
         const int64_t n = r.conv.tokens = of_call(tokens);
         run(r, threads);
@@ -142,12 +145,55 @@ void short_conv(const std::vector<int64_t> &layer, const std::vector<int64_t> &s
     run_rows(s, state_at(state), tokens, threads);
 }
 
+void silu_conv(const std::vector<int64_t> &layer, const std::vector<int64_t> &state, uintptr_t inputs, int64_t stride,
+               int64_t tokens, uintptr_t out, int threads) {
+    constexpr int64_t GRAIN = 64;  // channels
+    Reader reader{layer};
+    Convolution c = read_convolution(reader);
+    const StatePlace place = state_at(state);
+    c.tokens = tokens;
+    c.inputs = at<const float>(inputs);
+    c.stride = stride;
+    c.before = place.inputs, c.after = place.next_inputs;
+    share_out(c.channels, GRAIN, tokens * c.channels * 32, threads,
+              [&](int64_t begin, int64_t end) { active->silu_conv(c, at<float>(out), begin, end); });
+}
+
+void scan(const std::vector<int64_t> &numbers, const std::vector<int64_t> &state, const std::vector<int64_t> &rows, int64_t tokens,
+          uintptr_t out, int threads) {
+    Reader reader{numbers}, places{rows};
+    const StatePlace place = state_at(state);
+    Scan s{};
+    s.tokens = tokens;
+    s.channels = reader.number();
+    s.dim = reader.number();
+    s.rate = reader.address<const float>();
+    s.skip = reader.address<const float>();
+    s.x = places.address<const float>();
+    s.x_stride = places.number();
+    s.steps = places.address<const float>();
+    s.steps_stride = places.number();
+    s.keys = places.address<const float>();
+    s.keys_stride = places.number();
+    s.queries = places.address<const float>();
+    s.queries_stride = places.number();
+    s.gate = places.address<const float>();
+    s.gate_stride = places.number();
+    s.before = place.matrices, s.after = place.next_matrices;
+    s.out = at<float>(out);
+    const int64_t tasks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
+    take_turns(tasks, tokens * s.channels * s.dim * 16, 2 * s.dim * SCAN_CHANNELS, threads,
+               [&](int64_t i, float *scratch) { active->scan(s, i * SCAN_CHANNELS, scratch); });
+}
+
 }  // namespace
 
 void bind_recurrence(nb::module_ &m) {
     typedef nb::call_guard<nb::gil_scoped_release> Released;
     m.def("recur", &recur, Released());
     m.def("short_conv", &short_conv, Released());
+    m.def("silu_conv", &silu_conv, Released());
+    m.def("scan", &scan, Released());
 }
 
 }  // namespace ebbtide

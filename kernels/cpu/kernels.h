@@ -195,19 +195,22 @@ constexpr int64_t MAX_CONV_WIDTH = 16;
 struct Recurrence {
     Convolution conv;
     int64_t heads, key_heads, key_dim, value_dim, norm_heads;
-    bool is_delta;
-    float norm_eps, least_step, most_step;
-    const float *step_bias, *rate, *skip;      // (heads) each; skip may be null
+    bool is_delta, by_channel;
+    float norm_eps, least_step, most_step, least_log_decay;
+    const float *step_bias, *rate, *skip;      // (heads * decay_dim()), (heads), (heads); skip may be null
     const float *norm;                         // (value_dim) of each head, `norm_stride` floats apart
     int64_t norm_stride;
-    const float *steps, *gains, *gate;         // rows of heads, heads, heads * value_dim
+    const float *steps, *gains, *gate;         // rows of heads * decay_dim(), heads, heads * value_dim
     int64_t steps_stride, gains_stride, gate_stride;
     const float *before;                       // (heads, key_dim, value_dim)
     float *after;                              // the same; may be `before`
     float *rows;                               // (channels * tokens), of each part side by side: what the convolution gives
-    float *decays, *weights;                   // (heads, tokens): by what a matrix shrinks, and what new values are worth
+    float *decays;                             // (heads, tokens, decay_dim()): by what a matrix, or each of its rows, shrinks
+    float *weights;                            // (heads, tokens): what new values are worth
     float *out;                                // (tokens, heads * value_dim)
 
+    // Numbers that a head's decay has.
+    int64_t decay_dim() const { return by_channel ? key_dim : 1; }
     // Parts are a head's queries, keys or values, and lie in a row in this order, or for Mamba-2 in the opposite one.
     int64_t num_parts() const { return 2 * key_heads + heads; }
     int64_t queries(int64_t key_head) const { return (is_delta ? 0 : heads * value_dim + key_heads * key_dim) + key_head * key_dim; }
@@ -226,6 +229,19 @@ struct ShortConvolution {
     float *products;     // (tokens, channels): b x
     float *out;          // (tokens, channels)
 };
+
+// Mamba's selective scan: every channel has a state of its own, `dim` numbers, which keys and queries are shared for. Rows of
+// channels, of keys and queries, each with the floats from one to the next.
+struct Scan {
+    int64_t channels, dim, tokens;
+    const float *rate, *skip;                  // (dim, channels), below 0; (channels)
+    const float *x, *steps, *keys, *queries, *gate;
+    int64_t x_stride, steps_stride, keys_stride, queries_stride, gate_stride;
+    const float *before;                       // (dim, channels)
+    float *after;                              // the same; may be `before`
+    float *out;                                // (tokens, channels)
+};
+constexpr int64_t SCAN_CHANNELS = 64;  // of one task
 
 struct Kernels {
     const char *name;
@@ -299,6 +315,10 @@ struct Kernels {
     void (*gate_outputs)(const Recurrence &, int64_t begin, int64_t end);
     // Channels begin .. end.
     void (*short_conv)(const ShortConvolution &, int64_t begin, int64_t end);
+    // Channels begin .. end of all tokens, convolved, to silu of it: rows of `channels` floats.
+    void (*silu_conv)(const Convolution &, float *out, int64_t begin, int64_t end);
+    // SCAN_CHANNELS channels, or what is left of them, from `first` on. scratch: 2 * dim * SCAN_CHANNELS floats.
+    void (*scan)(const Scan &, int64_t first, float *scratch);
 };
 
 const Kernels &kernels_portable();

@@ -17,7 +17,7 @@ public:
         else
             recurrence_.conv = read_convolution(reader);
         const int64_t channels = recurrence_.conv.channels, values = num_outputs(), heads = recurrence_.heads;
-        const int64_t wanted = !has_matrices_ ? 3 * channels : channels + values + (recurrence_.is_delta ? 2 : 1) * heads;
+        const int64_t wanted = !has_matrices_ ? 3 * channels : channels + values + (recurrence_.is_delta ? heads : 0) + heads * recurrence_.decay_dim();
         if (projections_.num_outputs() != wanted) throw std::invalid_argument("these are not the layer's projections");
     }
 

@@ -45,7 +45,6 @@ REFUSED = {
     "OlmoHybridForCausalLM": "Gated DeltaNet layers whose gains reach two",
     "KimiLinearForCausalLM": "Kimi Delta Attention layers",
     "BailingHybridForCausalLM": "delta attention with a decay for each channel",
-    "JambaForCausalLM": "Mamba layers",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
     "MiMoV2FlashForCausalLM": "values of another size than keys",

@@ -81,17 +81,22 @@ def checked_recurrence(
     get: Fields, module: str, shape: RecurrentShape, act: str = "hidden_act", **more
 ) -> Recurrence:
     """A layer's state and its convolution, whose activation the field `act` names."""
+    check_convolution(get, act)
     if shape.heads % shape.key_heads or shape.heads % shape.norm_heads:
         raise BadCheckpoint(
             f"{get.path}: {shape.heads} heads cannot share {shape.key_heads} keys evenly."
         )
+    return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
+
+
+def check_convolution(get: Fields, act: str = "hidden_act") -> None:
+    """Refuse convolutions with another activation than SiLU."""
     activation = get.raw.get(act) or "silu"
     if activation not in ("silu", "swish"):
         raise UnsupportedModel(
             f"{get.path}: {act} {activation!r} is not supported by this family, whose "
             "convolutions have silu."
         )
-    return Recurrence(module, shape.channels, shape.conv_width, shape, **more)
 
 
 QWEN3_5 = {"head_dim": 256, "max_position_embeddings": 32768, "num_key_value_heads": 4}

@@ -1,4 +1,4 @@
-"""The architectures with Mamba-2 layers: what each is made of, from config.json. As
+"""The architectures with Mamba and Mamba-2 layers: what each is made of, from config.json. As
 families/hybrid.py, which has those whose states are of other kinds."""
 
 from __future__ import annotations
@@ -8,13 +8,20 @@ from dataclasses import replace
 from ...kernels.recurrence import RecurrentShape
 from ..config_fields import Fields, is_number
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import ExpertLatent, Experts, Norms, Recurrence
+from ..layer_config import ExpertLatent, Experts, Norms, Recurrence, ScanShape
 from ..rope_config import read_rope
 from .family import Family
 from .granite import GRANITE_STACKED, granite, granite_experts, granite_names
-from .hybrid import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, which_attend
+from .hybrid import (
+    MOST_CONV,
+    MOST_DIM,
+    MOST_HEADS,
+    check_convolution,
+    checked_recurrence,
+    which_attend,
+)
 from .mixture import expert_groups
-from .routed import checked_experts
+from .routed import STACKED, checked_experts, num_experts
 
 
 def granite_hybrid(get: Fields, head_dim: int) -> dict:
@@ -98,6 +105,62 @@ def falcon_h1(get: Fields, head_dim: int) -> dict:
         "logits_divisor": 1 / times["lm_head"],
         "renamed": _FEED_FORWARD,
     }
+
+
+def jamba(get: Fields, head_dim: int) -> dict:
+    """Mamba, whose steps, keys and queries are normed, in seven of eight layers; in the eighth
+    attention without positions; experts in every other one."""
+    hidden, rank = get.number("hidden_size"), get.raw.get("mamba_dt_rank", "auto")
+    channels = get.number("mamba_expand", 2, high=64) * hidden
+    shape = ScanShape(
+        channels,
+        get.number("mamba_d_state", 16, high=MOST_DIM),
+        -(-hidden // 16) if rank == "auto" else get.number("mamba_dt_rank"),
+        ("dt_layernorm", "b_layernorm", "c_layernorm"),
+    )
+    check_convolution(get)
+    bias = get.flag("mamba_proj_bias", False)
+    width = get.number("mamba_d_conv", 4, low=2, high=MOST_CONV)
+    conv_bias = get.flag("mamba_conv_bias", True)
+    recurrence = Recurrence(
+        "mamba",
+        channels,
+        width,
+        shape,
+        conv_bias=conv_bias,
+        projection_bias=bias,
+        output_bias=bias,
+    )
+    attends = _every(get, "attn_layer", 8, 4)
+    count = num_experts(get, 16)
+    experts = Experts(
+        count,
+        get.number("num_experts_per_tok", 2),
+        get.number("intermediate_size"),
+        normalised=False,
+        router="mlp.router",
+    )
+    routed = [count > 1 and here for here in _every(get, "expert_layer", 2, 1)]
+    if any(routed):
+        checked_experts(get, experts)
+    return {
+        "ropes": (None,) * get.num_layers,
+        "recurrences": _unless(attends, recurrence),
+        "experts": tuple(experts if here else None for here in routed) if any(routed) else (),
+        "stacked": STACKED,
+        "renamed": _FEED_FORWARD,
+    }
+
+
+def _every(get: Fields, name: str, period: int, offset: int) -> list[bool]:
+    """Of each layer, whether it is the one of a period that the file, or these numbers, say."""
+    period = get.number(f"{name}_period", period)
+    offset = get.number(f"{name}_offset", offset, low=0)
+    if offset >= period:
+        raise BadCheckpoint(
+            f"{get.path}: {name}_offset is {offset}; expected less than {name}_period, {period}."
+        )
+    return [layer % period == offset for layer in range(get.num_layers)]
 
 
 def _positives(get: Fields, name: str, count: int) -> tuple[float, ...]:
@@ -265,6 +328,11 @@ _NEMOTRON = {
     "max_position_embeddings": 4096,
     "intermediate_size": 21504,
 }
+_JAMBA = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 262144,
+    "intermediate_size": 14336,
+}
 _BAMBA = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_position_embeddings": 262144}
 
 MAMBA_FAMILIES: dict[str, Family] = {
@@ -281,6 +349,12 @@ MAMBA_FAMILIES: dict[str, Family] = {
         "attention and Mamba-2 beside each other in every layer; multipliers",
         falcon_h1,
         _FALCON,
+    ),
+    "JambaForCausalLM": Family(
+        "Jamba 1.5, 1.6, 1.7, Jamba Reasoning 3B",
+        "Mamba in seven of eight layers, and no positions; in some routed experts",
+        jamba,
+        _JAMBA,
     ),
     "NemotronHForCausalLM": Family(
         "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano and Super",

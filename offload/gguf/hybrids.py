@@ -143,6 +143,31 @@ def _nemotron_h(k: Keys) -> dict:
     }
 
 
+def _jamba(k: Keys) -> dict:
+    return {
+        "architectures": ["JambaForCausalLM"],
+        **_period_fields("attn_layer", k.layers_with("attn_q.weight")),
+        **_period_fields("expert_layer", k.layers_with("ffn_gate_inp.weight")),
+        "num_experts": k.get("expert_count") or 1,
+        "num_experts_per_tok": k.get("expert_used_count"),
+        "mamba_d_state": k.get("ssm.state_size"),
+        "mamba_d_conv": k.get("ssm.conv_kernel"),
+        "mamba_expand": share_of(k, "ssm.inner_size", "embedding_length"),
+        "mamba_dt_rank": k.get("ssm.time_step_rank"),
+        "mamba_conv_bias": k.has("ssm_conv1d.bias"),
+        "mamba_proj_bias": k.has("ssm_in.bias"),
+    }
+
+
+def _period_fields(name: str, here: list[bool]) -> dict:
+    """Which layers these are, of which there is one in each period."""
+    found = [layer for layer, is_here in enumerate(here) if is_here]
+    if not found:
+        return {}
+    period = found[1] - found[0] if len(found) > 1 else len(here)
+    return {f"{name}_period": period, f"{name}_offset": found[0]}
+
+
 HYBRIDS: dict[str, Callable[[Keys], dict]] = {
     "qwen35": _qwen35,
     "qwen35moe": _qwen35,
@@ -151,6 +176,7 @@ HYBRIDS: dict[str, Callable[[Keys], dict]] = {
     "lfm2moe": _lfm2_moe,
     "granitehybrid": _granite_hybrid,
     "falcon-h1": _falcon_h1,
+    "jamba": _jamba,
     "nemotron_h": _nemotron_h,
     "nemotron_h_moe": _nemotron_h,
 }

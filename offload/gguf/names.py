@@ -84,6 +84,11 @@ _RECURRENT = {
     "out_proj": "ssm_out",
     "conv1d": "ssm_conv1d",
     "norm": "ssm_norm",
+    "x_proj": "ssm_x",
+    "dt_proj": "ssm_dt",
+    "dt_layernorm": "ssm_dt_norm",
+    "b_layernorm": "ssm_b_norm",
+    "c_layernorm": "ssm_c_norm",
 }
 _RECURRENT_VECTORS = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "D": "ssm_d"}
 _GAINS_AND_DECAYS = ("in_proj_b.weight", "in_proj_a.weight")

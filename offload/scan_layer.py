@@ -1,0 +1,46 @@
+"""The first half of a layer with Mamba's selective scan: norm, projections, the convolution, what
+steps, keys and queries are made of its outputs, and the scan. See state_layer.py.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.norm import Norm, normed
+from ..kernels.scan import ScanTokens, scan, silu_conv
+from .layer_config import Recurrence, ScanShape
+from .model_config import ModelConfig
+from .state_layer import StateLayer, placed
+from .states import LayerState
+from .weights import LayerTensors
+
+
+class ScanLayer(StateLayer):
+    """See StateLayer."""
+
+    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
+        super().__init__(config, recurrence, w)
+        assert isinstance(recurrence.shape, ScanShape)
+        self._shape = recurrence.shape
+        self._conv = self._convolution("conv1d")
+        self._rate = -self._numbers("A_log").float().exp().T.contiguous()
+        self._skip = self._numbers("D")
+        # Of steps, keys and queries, in this order; Mamba itself has none.
+        self._norms = [
+            Norm(self._numbers(f"{name}.weight"), 0.0, config.norm_eps)
+            for name in self._shape.norms
+        ]
+
+    def run(
+        self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
+    ) -> torch.Tensor:
+        shape, count = self._shape, len(x)
+        mixed, gate = self._times("in_proj", normed(x, self._norm), rows).chunk(2, -1)
+        mixed = silu_conv(mixed, *self._conv, before[0], after[0])
+        few = self._times("x_proj", placed(mixed, rows, count), rows)
+        parts = few.split([shape.rank, shape.dim, shape.dim], -1)
+        if self._norms:
+            parts = [normed(part, norm) for part, norm in zip(parts, self._norms, strict=True)]
+        steps = self._times("dt_proj", placed(parts[0], rows, count), rows)
+        tokens = ScanTokens(mixed, steps, parts[1], parts[2], gate)
+        return placed(scan(self._rate, self._skip, tokens, before[1], after[1]), rows, count)

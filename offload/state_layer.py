@@ -1,0 +1,68 @@
+"""What layers that keep a state have in common: their tensors, their norm, and products with rows
+of a cell. Each kind is a subclass: recurrent.py, scan_layer.py. The output projection is the
+decoder's. Knows no sequences: states come as arguments.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.norm import Norm
+from ..kernels.recurrent_step import RecurrentStep
+from .layer_config import Recurrence
+from .model_config import ModelConfig
+from .packing import Kept, unquantised
+from .rowwise import tiled
+from .states import LayerState
+from .weights import LayerTensors
+
+
+class StateLayer:
+    """One layer with its tensors w. step: what serves a single row in one call of the compiled
+    kernels, or None where they do not serve."""
+
+    step: RecurrentStep | None = None
+
+    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
+        self._recurrence = recurrence
+        self._module: dict[str, Kept] = {}
+        prefix = f"{recurrence.module}."
+        for name, tensor in w.items():
+            if name.startswith(prefix):
+                self._module[name.removeprefix(prefix)] = tensor
+        norm, offset = w.vector(f"{config.norms.before_attention}.weight"), config.norm_offset
+        if recurrence.input_multiplier != 1:
+            norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
+        self._norm = Norm(norm, offset, config.norm_eps)
+
+    def run(
+        self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
+    ) -> torch.Tensor:
+        """See Decoder.recur."""
+        raise NotImplementedError
+
+    def _numbers(self, name: str) -> torch.Tensor:
+        return unquantised(self._module[name])
+
+    def _numbers_or_none(self, name: str) -> torch.Tensor | None:
+        return self._numbers(name) if name in self._module else None
+
+    def _times(self, name: str, h: torch.Tensor, rows: slice) -> torch.Tensor:
+        """`rows` of h (n, in), multiplied with a projection."""
+        weight, bias = self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias")
+        return tiled(h, rows, weight, bias)[rows]
+
+    def _convolution(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weights (conv_width, channels) and biases (channels,)."""
+        r = self._recurrence
+        conv = self._numbers(f"{name}.weight").view(r.channels, r.conv_width)
+        return conv.T.contiguous(), self._numbers_or_none(f"{name}.bias")
+
+
+def placed(new: torch.Tensor, rows: slice, count: int) -> torch.Tensor:
+    """(count, width) with `new` at `rows` and zeros elsewhere."""
+    if count == len(new):
+        return new
+    out = new.new_zeros(count, new.shape[1])
+    out[rows] = new
+    return out
