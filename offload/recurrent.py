@@ -12,31 +12,31 @@ from ..kernels.norm import Norm, normed
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
 from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.step import native_for
-from .layer_config import Recurrence
 from .model_config import ModelConfig
 from .packing import Kept, unquantised
 from .rowwise import tiled
 from .states import LayerState
 from .weights import LayerTensors
 
-# In the order in which `_parts` takes them; a layer has one, two or four of them.
-_PROJECTIONS = tuple(
-    f"in_proj{part}.weight" for part in ("", "_qkvz", "_ba", "_qkv", "_z", "_b", "_a")
-)
+# In the order in which `_parts` takes them; a layer has one, two, four or six of them.
+_PARTS = ("", "_qkvz", "_ba", "_qkv", "_q", "_k", "_v", "_z", "_b", "_a")
+_PROJECTIONS = tuple(f"in_proj{part}.weight" for part in _PARTS)
 
 
 class RecurrentLayer:
-    """One layer with its tensors w. step: what serves a single row in one call of the compiled
-    kernels, or None where they do not serve."""
+    """One layer that keeps a state, with its tensors w. step: what serves a single row in one call
+    of the compiled kernels, or None where they do not serve."""
 
-    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
+    def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
+        recurrence, norm_name = config.recurrence_of(layer), config.norms_of(layer).before_attention
+        assert recurrence is not None
         self._recurrence = recurrence
         self._module: dict[str, Kept] = {}
         prefix = f"{recurrence.module}."
         for name, tensor in w.items():
             if name.startswith(prefix):
                 self._module[name.removeprefix(prefix)] = tensor
-        norm, offset = w.vector(f"{config.norms.before_attention}.weight"), config.norm_offset
+        norm, offset = w.vector(f"{norm_name}.weight"), config.norm_offset
         if recurrence.input_multiplier != 1:
             norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
         self._norm = Norm(norm, offset, config.norm_eps)
@@ -102,8 +102,8 @@ class RecurrentLayer:
             gate, mixed, steps = projected[0].split([shape.values, shape.channels, shape.heads], -1)
             return mixed, steps, None, gate
         if not self._recurrence.by_heads:
-            mixed, gate, gains, steps = projected
-            return mixed, steps, gains, gate
+            *mixed, gate, gains, steps = projected
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, -1), steps, gains, gate
         both, of_heads = (
             part.index_select(-1, order)
             for part, order in zip(projected, self._orders, strict=True)

@@ -70,6 +70,7 @@ Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats) {
     r.norm = reader.address<const float>();
     r.norm_stride = reader.number();
     r.norm_eps = (float)floats.at(0), r.least_step = (float)floats.at(1), r.most_step = (float)floats.at(2);
+    r.most_gain = (float)floats.at(3);
     return r;
 }
 

@@ -47,7 +47,7 @@ inline void weigh_tokens(const Recurrence &r, int64_t head) {
     for (int64_t t = 0; t < n; ++t) {
         float step = softplus(r.steps[t * r.steps_stride + head] + r.step_bias[head]);
         if (!r.is_delta) step = step < r.least_step ? r.least_step : step > r.most_step ? r.most_step : step;
-        r.weights[head * n + t] = r.is_delta ? 1 / (1 + std::exp(-r.gains[t * r.gains_stride + head])) : step;
+        r.weights[head * n + t] = r.is_delta ? r.most_gain / (1 + std::exp(-r.gains[t * r.gains_stride + head])) : step;
         // What is left below is nothing beside what a token adds, and makes numbers so small that some processors take a hundred
         // times as long for them.
         const float exponent = step * r.rate[head];
