@@ -34,7 +34,8 @@ _NO_NORM = 2.0**100, 2.0**50
 class RecurrentShape:
     """heads share key_heads keys and queries. conv_width: tokens that the convolution sees, the
     newest included. is_delta: Gated DeltaNet, else Mamba-2. norm_heads: over how many heads' values
-    each root mean square is taken. step_limits: of Mamba-2's steps. by_channel: Kimi Delta
+    each root mean square is taken. step_limits: of Mamba-2's steps. most_gain: what DeltaNet's
+    gains stay below; above 1 a token may turn around what its key finds. by_channel: Kimi Delta
     Attention, whose decays are of each number of a key and whose gates are sigmoids.
     least_log_decay: below 0: its decays are exp(least_log_decay sigmoid(-rate step)); 0: as the
     others', exp(rate softplus(step)).
@@ -52,6 +53,7 @@ class RecurrentShape:
     norm_heads: int
     norm_eps: float
     step_limits: tuple[float, float] = (0.0, float("inf"))
+    most_gain: float = 1.0
     by_channel: bool = False
     least_log_decay: float = 0.0
 
@@ -121,7 +123,7 @@ def recur(
     out = mixed.new_empty(len(mixed), shape.values)
     for t in range(len(mixed)):  # one at a time: torch's bits depend on how many there are
         row = silu(convolve(mixed[t : t + 1], weights.conv, weights.conv_bias, inputs))[0]
-        gain = None if gains is None else gains[t].sigmoid()
+        gain = None if gains is None else gains[t].sigmoid() * shape.most_gain
         out[t] = _step(shape, weights, row, steps[t], gain, gate[t], matrices)
     after[0].copy_(inputs)
     after[1].copy_(matrices)
@@ -244,7 +246,8 @@ class Described:
             0 if len(norm) == shape.value_dim else shape.value_dim,
         ]
         kept = weights.conv, weights.conv_bias, *of_heads
-        return cls(numbers, [norm_eps, *shape.step_limits, shape.least_log_decay], kept)
+        floats = [norm_eps, *shape.step_limits, shape.least_log_decay, shape.most_gain]
+        return cls(numbers, floats, kept)
 
 
 def convolution_numbers(conv: torch.Tensor, bias: torch.Tensor | None) -> list[int]:

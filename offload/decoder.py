@@ -80,7 +80,7 @@ class Decoder:
             recurrence = config.recurrence_of(layer)
             assert recurrence is not None
             kind = ScanLayer if isinstance(recurrence.shape, ScanShape) else RecurrentLayer
-            return kind(config, recurrence, w)
+            return kind(config, layer, w)
 
         self._with_state = Prepared(with_state, is_resident)
 
@@ -97,7 +97,7 @@ class Decoder:
 
         `w`: the layer's tensors; of them only the norm's and the query's are read, and AltUp's.
         """
-        h = self._mixer_input(w, self.predicted(w, x, rows))
+        h = self._mixer_input(layer, w, self.predicted(w, x, rows))
         return self._queries(layer, w, h, rows, position)[0]
 
     def predicted(self, w: LayerTensors, x: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Decoder:
         if step is not None:
             angles = self.ropes[layer].angles(position, 1)
             return Projected(*step.project(x, *angles, self.query_scale(layer, position)))
-        h = self._mixer_input(w, x)
+        h = self._mixer_input(layer, w, x)
         q, gate = self._queries(layer, w, h, rows, position)
         if self.config.gate_projection:
             gate = self._own_gate(layer, w, h, rows)
@@ -229,20 +229,21 @@ class Decoder:
         self, layer: int, w: LayerTensors, x: torch.Tensor, mixed: Mixed, rows: slice
     ) -> torch.Tensor:
         step, entered = self._step(layer, w, x), x
+        norm = self.config.norms_of(layer).after_attention
         for (name, times), part in zip(self.config.output_projections(layer), mixed, strict=True):
             if step is not None:
                 x, step = step.add_attention(x, part), None  # it has the first
                 continue
             o = tiled(part, rows, w[f"{name}.weight"], w.get(f"{name}.bias"))
-            x = add_scaled(x, self._norm_after(w, self.config.norms.after_attention, o), times)
-        return self._add_laurel(w, x, entered, rows) if self.config.laurel_rank else x
+            x = add_scaled(x, self._norm_after(w, norm, o), times)
+        return self._add_laurel(layer, w, x, entered, rows) if self.config.laurel_rank else x
 
     def _add_laurel(
-        self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor, rows: slice
+        self, layer: int, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """x plus what attention read and what a matrix of low rank makes of that, all smaller by
         the root of two."""
-        h = self._norm(w, self.config.norms.before_attention, entered)
+        h = self._norm(w, self.config.norms_of(layer).before_attention, entered)
         inner = tiled(h, rows, w["laurel.linear_left.weight"])
         learnt = tiled(inner, rows, w["laurel.linear_right.weight"])
         return (x + h + self._norm(w, "laurel.post_laurel_norm", learnt)) * 0.5**0.5
@@ -269,17 +270,17 @@ class Decoder:
             return step.add_mlp(x, entered)
         if c.experts_of(layer) is not None:
             return self.add_routed(layer, w, [(x, rows, entered)])[0]
-        h = self._mlp_input(w, x, entered)
+        h = self._mlp_input(layer, w, x, entered)
         how = {"gate_multiplier": c.gate_multiplier, "gate_cutoff": c.gate_cutoff(layer)}
         out = dense_mlp(w, h, rows, c.activation, **how)
-        return self._add_mlp(x, self._norm_after(w, c.norms.after_mlp, out))
+        return self._add_mlp(x, self._norm_after(w, c.norms_of(layer).after_mlp, out))
 
     def likely_experts(self, layer: int, w: LayerTensors, x: torch.Tensor) -> list[int]:
         """The experts that a layer would choose for the residual row x (1, hidden_size) if nothing
         were added to it first."""
         experts = self._experts_of(layer)
         by = self._chosen_by(w, experts, x)
-        return chosen_experts(w, self._mlp_input(w, x, x) if by is None else by, experts)
+        return chosen_experts(w, self._mlp_input(layer, w, x, x) if by is None else by, experts)
 
     def add_routed(
         self,
@@ -291,16 +292,20 @@ class Decoder:
         brought once."""
         c, experts = self.config, self._experts_of(layer)
         inputs = [
-            Cell(self._expert_input(w, experts, x, entered), rows, self._chosen_by(w, experts, x))
+            Cell(
+                self._expert_input(layer, w, experts, x, entered),
+                rows,
+                self._chosen_by(w, experts, x),
+            )
             for x, rows, entered in cells
         ]
         outs = routed_mlps(w, inputs, c.activation, experts)
         beside = experts.beside
         if beside is not None:
             for (x, rows, entered), out in zip(cells, outs, strict=True):
-                dense = dense_mlp(w, self._mlp_input(w, x, entered), rows, c.activation)
+                dense = dense_mlp(w, self._mlp_input(layer, w, x, entered), rows, c.activation)
                 out.copy_(self._norm(w, beside.after_mlp, dense) + self._norm(w, beside.after, out))
-        after = (self._norm_after(w, c.norms.after_mlp, out) for out in outs)
+        after = (self._norm_after(w, c.norms_of(layer).after_mlp, out) for out in outs)
         return [self._add_mlp(x, out) for (x, *_), out in zip(cells, after, strict=True)]
 
     def _experts_of(self, layer: int) -> Experts:
@@ -359,22 +364,25 @@ class Decoder:
     def _projecting_step(self, layer: int, w: LayerTensors, x: torch.Tensor) -> LayerStep | None:
         return self._step(layer, w, x) if self._steps.has_projections(layer) else None
 
-    def _mixer_input(self, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
+    def _mixer_input(self, layer: int, w: LayerTensors, x: torch.Tensor) -> torch.Tensor:
         """What attention reads of rows as `predicted` gives them."""
         x = x if self._altup is None else self._altup.first(x)
-        return self._norm(w, self.config.norms.before_attention, x)
+        return self._norm(w, self.config.norms_of(layer).before_attention, x)
 
-    def _mlp_input(self, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+    def _mlp_input(
+        self, layer: int, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor
+    ) -> torch.Tensor:
+        norms = self.config.norms_of(layer)
         if self.config.parallel_mlp:
-            return self._norm(w, self.config.norms.before_attention, entered)
-        return self._norm(w, self.config.norms.before_mlp, x)
+            return self._norm(w, norms.before_attention, entered)
+        return self._norm(w, norms.before_mlp, x)
 
     def _expert_input(
-        self, w: LayerTensors, experts: Experts, x: torch.Tensor, entered: torch.Tensor
+        self, layer: int, w: LayerTensors, experts: Experts, x: torch.Tensor, entered: torch.Tensor
     ) -> torch.Tensor:
         if experts.beside is not None:
             return self._norm(w, experts.beside.before, x)
-        return self._mlp_input(w, x, entered)
+        return self._mlp_input(layer, w, x, entered)
 
     def _norm_after(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:
         """As `_norm`, of what attention or an MLP gave."""

@@ -163,6 +163,15 @@ class HeadRows:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A tensor, but for a matrix, whose rows the files may hold in several, one behind the other.
+    end: of its name; parts: ends of theirs."""
+
+    end: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Latent:
     """Multi-head latent attention (DeepSeek-V2, 2405.04434): a token's keys and values are made of
     `rank` numbers, normed, and of `rope_dim` that turn, which all heads share.
@@ -218,7 +227,8 @@ class Recurrence:
 
     module: the files' name for it. shape: None for a gated short convolution. conv_width: tokens
     that its convolution sees, of `channels` numbers each. by_heads: a token's projections lie head
-    by head in two matrices, in_proj_qkvz and in_proj_ba. conv_bias, projection_bias, output_bias:
+    by head in two matrices, in_proj_qkvz and in_proj_ba. apart: queries, keys and values have a
+    matrix each, in_proj_q, in_proj_k and in_proj_v. conv_bias, projection_bias, output_bias:
     whether the convolution and the projections before and behind it have biases. has_norm: whether
     the gated output is normed. input_multiplier: of what it reads; multipliers, Mamba-2's alone: of
     the parts of what is projected (gate, values, keys, queries, steps); output_multiplier: of what
@@ -230,6 +240,7 @@ class Recurrence:
     conv_width: int
     shape: RecurrentShape | ScanShape | None = None
     by_heads: bool = False
+    apart: bool = False
     conv_bias: bool = False
     projection_bias: bool = False
     output_bias: bool = False

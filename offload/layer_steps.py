@@ -182,7 +182,7 @@ class LayerSteps:
         """The names of what a layer may have norms of the usual kind by, by those of
         kernels.step.NORMS."""
         config, experts = self._config, self._config.experts_of(layer)
-        paths = dict(vars(config.norms), after_inputs="post_per_layer_input_norm")
+        paths = dict(vars(config.norms_of(layer)), after_inputs="post_per_layer_input_norm")
         paths["after_laurel"] = "laurel.post_laurel_norm"
         if self._qk_norm(layer) not in ("", "each"):
             paths |= {role: f"self_attn.{role}_norm" for role in "qk"}

@@ -19,6 +19,7 @@ from .layer_config import (
     AttentionShape,
     Experts,
     HeadRows,
+    Joined,
     Latent,
     Norms,
     PerLayerInputs,
@@ -69,6 +70,7 @@ class ModelConfig:
     fused_qkv: bool = False  # one tensor, self_attn.qkv_proj
     fused_gate_up: bool = False  # one tensor, mlp.gate_up_proj
     norms: Norms = PLAIN_NORMS
+    norms_by_layer: tuple[Norms, ...] = ()  # empty: `norms` in all
     norm_offset: float = 0.0  # added to the weights of norms
     final_norm_offset: float | None = None  # of the last one, if not the same
     after_norm_eps: float | None = None  # of norms after attention and MLP, if not norm_eps
@@ -108,6 +110,7 @@ class ModelConfig:
     renamed: tuple[tuple[str, str], ...] = ()  # parts of tensors' names: in the files, and here
     stacked: tuple[Stacked, ...] = ()
     head_rows: tuple[HeadRows, ...] = ()
+    joined: tuple[Joined, ...] = ()
     null_scores: bool = False  # of each head, self_attn.sinks: see kernels.layer_attention
     attention_shapes: tuple[AttentionShape, ...] = ()  # empty: num_kv_heads of head_dim in all
     kv_sources: tuple[int, ...] = ()  # whose keys and values a layer attends; empty: its own
@@ -146,6 +149,9 @@ class ModelConfig:
     def heads_of(self, layer: int) -> int:
         """Of a layer's queries."""
         return self.shape_of(layer).num_heads or self.num_heads
+
+    def norms_of(self, layer: int) -> Norms:
+        return self.norms_by_layer[layer] if self.norms_by_layer else self.norms
 
     def inner_size(self, layer: int) -> int:
         """Of a layer's dense MLP."""
@@ -300,7 +306,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
         raw = _text_part(raw, path)
     quantisation = read_quantisation(raw, path, family.quantised)
     said, defaults = _said(raw), family.defaults
-    if "rope_parameters" in said:
+    if said.get("rope_parameters") is not None:
         defaults = {k: v for k, v in defaults.items() if k != "rope_scaling"}
     get = Fields({**defaults, **said}, path)
     common = _common(get, architecture)
@@ -333,7 +339,7 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
 _NULLS = (
     *("sliding_window", "final_logit_softcapping", "attn_logit_softcapping"),
     *("block_ffn_dim_multiplier", "mamba_d_ssm", "q_lora_rank", "attention_chunk_size"),
-    *("scale_depth", "dim_model_base"),
+    *("scale_depth", "dim_model_base", "rope_parameters"),
 )
 
 

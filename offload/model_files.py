@@ -70,7 +70,7 @@ class FolderFiles:
         return config
 
     def checkpoint(self, config: ModelConfig, shapes: Shapes) -> Checkpoint:
-        how = config.renamed, config.stacked, config.quantisation, config.head_rows
+        how = config.renamed, config.stacked, config.quantisation, config.head_rows, config.joined
         weight = 1.0 - config.norm_offset
         return open_folder(self.path, shapes, *how, [(part, weight) for part in config.unit_norms])
 

@@ -3,6 +3,7 @@ how a matrix of them is kept, and how its bytes become that.
 
     Plain        numbers of a dtype, row after row
     Transposed   the same, column after column
+    JoinedRows   some rows in each of several places
     Mxfp4        groups of 32 inputs, four bits each and a scale, as Hugging Face has them
 
 A format is a subclass of Packing, equal to others by what it says. Knows no files and no names;
@@ -280,6 +281,25 @@ class Transposed(Plain):
         rows, columns = shape
         side_by_side = super().decode(raw, (columns, self.parts * rows))
         return side_by_side[:, self.part * rows : (self.part + 1) * rows].t()
+
+
+@dataclass(frozen=True)
+class JoinedRows(Packing):
+    """Numbers of a dtype, so many rows of them in each of several places; no matrices."""
+
+    kind: torch.dtype
+    rows: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kind
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        row_bytes = math.prod(shape[1:]) * self.kind.itemsize
+        return tuple(rows * row_bytes for rows in self.rows)
+
+    def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
+        return torch.cat([part.view(self.kind) for part in raw]).view(shape)
 
 
 @dataclass(frozen=True)

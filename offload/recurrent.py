@@ -12,25 +12,25 @@ from ..kernels.norm import normed
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
 from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.step import native_for
-from .layer_config import Recurrence, ScanShape
+from .layer_config import ScanShape
 from .model_config import ModelConfig
 from .state_layer import StateLayer, placed
 from .states import LayerState
 from .weights import LayerTensors
 
-# In the order in which `_parts` takes them; a layer has one, two or four of them.
-_PROJECTIONS = tuple(
-    f"in_proj{part}.weight" for part in ("", "_qkvz", "_ba", "_qkv", "_z", "_b", "_a")
-)
+# In the order in which `_parts` takes them; a layer has one, two, four or six of them.
+_PARTS = ("", "_qkvz", "_ba", "_qkv", "_q", "_k", "_v", "_z", "_b", "_a")
+_PROJECTIONS = tuple(f"in_proj{part}.weight" for part in _PARTS)
 
 
 class RecurrentLayer(StateLayer):
     """See StateLayer."""
 
-    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
-        super().__init__(config, recurrence, w)
-        assert not isinstance(recurrence.shape, ScanShape)
-        self._shape = shape = recurrence.shape
+    def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
+        super().__init__(config, layer, w)
+        shape = self._recurrence.shape
+        assert not isinstance(shape, ScanShape)
+        self._shape = shape
         self._conv = conv, bias = self._convolution("conv" if shape is None else "conv1d")
         self._weights: RecurrentWeights | None = None
         if shape is not None:
@@ -38,7 +38,7 @@ class RecurrentLayer(StateLayer):
             skip, norm = self._numbers_or_none("D"), self._numbers_or_none("norm.weight")
             self._weights = RecurrentWeights(conv, bias, step_bias, rate, skip, norm)
         self._orders: list[torch.Tensor] = []
-        if shape is not None and recurrence.by_heads:
+        if shape is not None and self._recurrence.by_heads:
             each = shape.heads // shape.key_heads  # heads that share a key
             values = each * shape.value_dim
             self._orders = [
@@ -74,8 +74,8 @@ class RecurrentLayer(StateLayer):
             gate, mixed, steps = projected[0].split([shape.values, shape.channels, shape.heads], -1)
             return mixed, steps, None, gate
         if not self._recurrence.by_heads:
-            mixed, gate, gains, steps = projected
-            return mixed, steps, gains, gate
+            *mixed, gate, gains, steps = projected
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, -1), steps, gains, gate
         both, of_heads = (
             part.index_select(-1, order)
             for part, order in zip(projected, self._orders, strict=True)

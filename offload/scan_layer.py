@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.norm import Norm, normed
 from ..kernels.scan import ScanTokens, scan, silu_conv
-from .layer_config import Recurrence, ScanShape
+from .layer_config import ScanShape
 from .model_config import ModelConfig
 from .state_layer import StateLayer, placed
 from .states import LayerState
@@ -18,10 +18,10 @@ from .weights import LayerTensors
 class ScanLayer(StateLayer):
     """See StateLayer."""
 
-    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
-        super().__init__(config, recurrence, w)
-        assert isinstance(recurrence.shape, ScanShape)
-        self._shape = recurrence.shape
+    def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
+        super().__init__(config, layer, w)
+        assert isinstance(self._recurrence.shape, ScanShape)
+        self._shape = self._recurrence.shape
         self._conv = self._convolution("conv1d")
         self._rate = -self._numbers("A_log").float().exp().T.contiguous()
         self._skip = self._numbers("D")

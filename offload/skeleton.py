@@ -19,6 +19,7 @@ from .layer_config import (
     AttentionShape,
     Experts,
     Latent,
+    Norms,
     Recurrence,
     ScanShape,
 )
@@ -127,7 +128,10 @@ def _projections(r: Recurrence, shape: RecurrentShape) -> list[tuple[str, int]]:
     if r.by_heads:
         qkvz = shape.channels + shape.values
         return [("in_proj_qkvz", qkvz), ("in_proj_ba", 2 * shape.heads)]
-    sizes = {"qkv": shape.channels, "z": shape.values, "b": shape.heads, "a": shape.heads}
+    mixed = {"qkv": shape.channels}
+    if r.apart:
+        mixed = {"q": shape.keys, "k": shape.keys, "v": shape.values}
+    sizes = {**mixed, "z": shape.values, "b": shape.heads, "a": shape.heads}
     return [(f"in_proj_{name}", rows) for name, rows in sizes.items()]
 
 
@@ -158,6 +162,7 @@ class _Kind:
     shares_kv: bool
     inner_size: int
     turns: bool
+    norms: Norms
 
 
 class _Layer(nn.Module):
@@ -165,9 +170,9 @@ class _Layer(nn.Module):
         super().__init__()
         names: list[str | None] = []
         if kind.attends or kind.recurrence is not None:
-            names += (c.norms.before_attention, c.norms.after_attention)
+            names += (kind.norms.before_attention, kind.norms.after_attention)
         if kind.has_mlp:
-            names += (c.norms.before_mlp, c.norms.after_mlp)
+            names += (kind.norms.before_mlp, kind.norms.after_mlp)
         if c.per_layer_inputs is not None:
             size = c.per_layer_inputs.size
             self.per_layer_input_gate = _Weight(size, c.hidden_size)
@@ -281,6 +286,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             c.shares_kv(layer),
             c.inner_size(layer),
             c.ropes[layer] is not None,
+            c.norms_of(layer),
         )
         for layer in range(c.num_layers)
     ]

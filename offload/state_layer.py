@@ -9,7 +9,6 @@ import torch
 
 from ..kernels.norm import Norm
 from ..kernels.recurrent_step import RecurrentStep
-from .layer_config import Recurrence
 from .model_config import ModelConfig
 from .packing import Kept, unquantised
 from .rowwise import tiled
@@ -23,14 +22,16 @@ class StateLayer:
 
     step: RecurrentStep | None = None
 
-    def __init__(self, config: ModelConfig, recurrence: Recurrence, w: LayerTensors):
+    def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
+        recurrence, norm_name = config.recurrence_of(layer), config.norms_of(layer).before_attention
+        assert recurrence is not None
         self._recurrence = recurrence
         self._module: dict[str, Kept] = {}
         prefix = f"{recurrence.module}."
         for name, tensor in w.items():
             if name.startswith(prefix):
                 self._module[name.removeprefix(prefix)] = tensor
-        norm, offset = w.vector(f"{config.norms.before_attention}.weight"), config.norm_offset
+        norm, offset = w.vector(f"{norm_name}.weight"), config.norm_offset
         if recurrence.input_multiplier != 1:
             norm, offset = (norm + offset) * recurrence.input_multiplier, 0.0
         self._norm = Norm(norm, offset, config.norm_eps)

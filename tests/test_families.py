@@ -144,7 +144,7 @@ def test_queries_alone_are_those_of_the_layer(checkpoint, tmp_path, name):
                 "altup.",
                 "self_attn.q_",
                 "self_attn.k_b_",
-                f"{llm.config.norms.before_attention}.",
+                f"{llm.config.norms_of(layer).before_attention}.",
             )
             w = LayerTensors((n, tensor) for n, tensor in w.items() if n.startswith(needed))
             assert torch.equal(decoder.queries(layer, w, x, slice(0, 32), 96), q)

@@ -64,7 +64,7 @@ def test_a_row_in_one_call_has_the_bits_of_its_operations(checkpoint, tmp_path, 
         weights, config = llm.admission.weights, llm.config
         for layer in config.state_layers:
             recurrence = config.recurrence_of(layer)
-            made = RecurrentLayer(config, recurrence, weights.layer(layer))
+            made = RecurrentLayer(config, layer, weights.layer(layer))
             x = torch.randn((1, config.hidden_size), generator=generator)
             states, found = States([recurrence], 3, CELL, x.device), []
             states.begin(0, [1])

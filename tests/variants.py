@@ -9,7 +9,7 @@ WINDOW = 48  # tokens; below every test's length, and no multiple of a usual pag
 WINDOW_TYPES = ["full_attention", "sliding_attention"]
 
 
-def rope(theta: float = 10000.0, **scaling: Any) -> dict[str, Any]:
+def rope(theta: float | None = 10000.0, **scaling: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta, **scaling}
 
 

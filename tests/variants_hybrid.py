@@ -118,6 +118,27 @@ HYBRID_VARIANTS: dict[str, Variant] = {
         {**HUB_EXPERTS, "full_attention_interval": 3},
         recurrent=True,
     ),
+    "olmo-hybrid": Variant(
+        "OlmoHybrid",
+        "gains to two, no positions; norms before and after; layers and heads of the default kinds",
+        {"num_hidden_layers": 5, "rope_parameters": rope(None)},
+        {"rope_parameters": {"rope_theta": None}, "rope_theta": ..., "rope_scaling": ...},
+        recurrent=True,
+    ),
+    "olmo-hybrid-rope": Variant(
+        "OlmoHybrid",
+        "gains to one, RoPE; heads that share keys, the last layer among them; biases",
+        {
+            **{name: DELTA[name] for name in DELTA if name.startswith("linear_")},
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_allow_neg_eigval": False,
+            "linear_conv_kernel_dim": 3,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+        {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+        recurrent=True,
+    ),
     "lfm2": Variant(
         "Lfm2",
         "gated short convolutions, the last layer among them",

@@ -71,7 +71,7 @@ Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats) {
     r.norm = reader.address<const float>();
     r.norm_stride = reader.number();
     r.norm_eps = (float)floats.at(0), r.least_step = (float)floats.at(1), r.most_step = (float)floats.at(2);
-    r.least_log_decay = (float)floats.at(3);
+    r.least_log_decay = (float)floats.at(3), r.most_gain = (float)floats.at(4);
     return r;
 }
 

@@ -196,7 +196,7 @@ struct Recurrence {
     Convolution conv;
     int64_t heads, key_heads, key_dim, value_dim, norm_heads;
     bool is_delta, by_channel;
-    float norm_eps, least_step, most_step, least_log_decay;
+    float norm_eps, least_step, most_step, least_log_decay, most_gain;
     const float *step_bias, *rate, *skip;      // (heads * decay_dim()), (heads), (heads); skip may be null
     const float *norm;                         // (value_dim) of each head, `norm_stride` floats apart
     int64_t norm_stride;

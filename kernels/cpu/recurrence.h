@@ -70,12 +70,16 @@ inline void decay_channels(const Recurrence &r, int64_t head, const float *steps
         if (decays[j] < LEAST_DECAY) decays[j] = 0.0f;
 }
 
+inline float gain_of(const Recurrence &r, int64_t token, int64_t head) {
+    return r.most_gain / (1 + std::exp(-r.gains[token * r.gains_stride + head]));
+}
+
 // A head's decays, and what its new values are multiplied by.
 inline void weigh_tokens(const Recurrence &r, int64_t head) {
     const int64_t n = r.conv.tokens;
     if (r.by_channel) {
         for (int64_t t = 0; t < n; ++t) {
-            r.weights[head * n + t] = 1 / (1 + std::exp(-r.gains[t * r.gains_stride + head]));
+            r.weights[head * n + t] = gain_of(r, t, head);
             decay_channels(r, head, r.steps + t * r.steps_stride + head * r.key_dim, r.decays + (head * n + t) * r.key_dim);
         }
         return;
@@ -83,7 +87,7 @@ inline void weigh_tokens(const Recurrence &r, int64_t head) {
     for (int64_t t = 0; t < n; ++t) {
         float step = softplus(r.steps[t * r.steps_stride + head] + r.step_bias[head]);
         if (!r.is_delta) step = step < r.least_step ? r.least_step : step > r.most_step ? r.most_step : step;
-        r.weights[head * n + t] = r.is_delta ? 1 / (1 + std::exp(-r.gains[t * r.gains_stride + head])) : step;
+        r.weights[head * n + t] = r.is_delta ? gain_of(r, t, head) : step;
         const float exponent = step * r.rate[head];
         r.decays[head * n + t] = exponent < -60.0f ? 0.0f : std::exp(exponent);  // see LEAST_DECAY
     }

@@ -42,7 +42,6 @@ _INDEXER = "an indexer that chooses what is attended"
 _STREAMS = "residual streams beside each other"
 # Architectures with something that the decoder does not know, and with what.
 REFUSED = {
-    "OlmoHybridForCausalLM": "Gated DeltaNet layers whose gains reach two",
     "KimiLinearForCausalLM": "Kimi Delta Attention layers",
     "BailingHybridForCausalLM": "delta attention with a decay for each channel",
     "RecurrentGemmaForCausalLM": "recurrent layers",

@@ -7,8 +7,9 @@ from __future__ import annotations
 from ...kernels.recurrence import RecurrentShape
 from ..config_fields import Fields
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Experts, Recurrence
+from ..layer_config import PLAIN_NORMS, Experts, Joined, Recurrence
 from ..rope_config import read_rope
+from .dense import OLMO2_NORMS, olmo2
 from .family import Family
 from .routed import (
     STACKED,
@@ -65,6 +66,67 @@ def qwen3_5_moe(get: Fields, head_dim: int) -> dict:
     return {**qwen3_5(get, head_dim), "experts": experts, "stacked": STACKED}
 
 
+def olmo_hybrid(get: Fields, head_dim: int) -> dict:
+    """Gated DeltaNet of norms before, whose gains reach two, and OLMo 3's attention."""
+    num_heads = get.number("num_attention_heads")
+    key_heads = get.number("linear_num_key_heads", num_heads, high=MOST_HEADS)
+    key_dim = int(0.75 * get.number("hidden_size") / key_heads)
+    key_dim = get.number("linear_key_head_dim", key_dim, high=MOST_DIM)
+    shape = RecurrentShape(
+        get.number("linear_num_value_heads", num_heads, high=MOST_HEADS),
+        key_heads,
+        key_dim,
+        get.number("linear_value_head_dim", 2 * key_dim, high=MOST_DIM),
+        get.number("linear_conv_kernel_dim", 4, low=2, high=MOST_CONV),
+        is_delta=True,
+        norm_heads=1,
+        norm_eps=1e-5,
+        most_gain=2.0 if get.flag("linear_allow_neg_eigval", True) else 1.0,
+    )
+    recurrence = checked_recurrence(get, "linear_attn", shape, apart=True)
+    every = min(4, get.num_layers)  # of few layers the last one
+    attends = which_attend(get, lambda layer: (layer + 1) % every == 0)
+    fields = olmo2(get, head_dim)
+    return {
+        **fields,
+        **taken_apart("linear_attn", _OLMO_HYBRID_NAMES),
+        "ropes": fields["ropes"] if _has_rope(get) else (None,) * get.num_layers,
+        "norms_by_layer": tuple(OLMO2_NORMS if here else PLAIN_NORMS for here in attends),
+        "recurrences": tuple(None if here else recurrence for here in attends),
+    }
+
+
+def _has_rope(get: Fields) -> bool:
+    """Null stands for no positions, of rope_parameters as of what is in them."""
+    given = get.raw.get("rope_parameters", {})
+    if given is None:
+        return "rope_theta" in get.raw or "rope_scaling" in get.raw
+    return not isinstance(given, dict) or None not in (
+        given.get("rope_theta", 0),
+        given.get("rope_type", 0),
+    )
+
+
+# What files call the tensors of a layer whose queries, keys and values have a matrix each, and what
+# they are called here.
+_APART = {
+    **{f"{part}_proj": f"in_proj_{part}" for part in "qkvba"},
+    "g_proj": "in_proj_z",
+    "o_proj": "out_proj",
+    "o_norm": "norm",
+}
+
+
+def taken_apart(module: str, renamed: dict[str, str]) -> dict:
+    """ModelConfig fields of such a layer's tensors. renamed: parts of other names."""
+    pairs = {f"{module}.{theirs}": f"{module}.{ours}" for theirs, ours in _APART.items()}
+    convolutions = tuple(f"{module}.{part}_conv1d.weight" for part in "qkv")
+    return {
+        "renamed": (*renamed.items(), *pairs.items()),
+        "joined": (Joined(f"{module}.conv1d.weight", convolutions),),
+    }
+
+
 def which_attend(get: Fields, rule) -> list[bool]:
     """Whether each layer attends: where layer_types says so, or, without it, rule(layer)."""
     kinds = get.per_layer("layer_types") or get.per_layer("layers_block_type")
@@ -99,6 +161,10 @@ def check_convolution(get: Fields, act: str = "hidden_act") -> None:
         )
 
 
+_OLMO_HYBRID_NAMES = {
+    "attention_layer_norm": "input_layernorm",
+    "feedforward_layer_norm": "post_attention_layernorm",
+}
 QWEN3_5 = {"head_dim": 256, "max_position_embeddings": 32768, "num_key_value_heads": 4}
 _QWEN_MOE = {**QWEN3_5, "num_key_value_heads": 2, "intermediate_size": 5632}
 _QWEN_NEXT = {
@@ -136,5 +202,12 @@ HYBRID_FAMILIES: dict[str, Family] = {
         qwen3_5_moe,
         _QWEN_MOE,
         text_config=True,
+    ),
+    "OlmoHybridForCausalLM": Family(
+        "OLMo Hybrid 7B",
+        "Gated DeltaNet whose gains reach two, in three of four layers, with norms before; the "
+        "others' after; no positions, or RoPE",
+        olmo_hybrid,
+        {"max_position_embeddings": 65536},
     ),
 }

@@ -302,7 +302,7 @@ class _Names:
     def _modules(self, layer: int) -> dict[str, Sources]:
         """The modules of a layer."""
         if layer not in self._of_layer:
-            norms = self._config.norms
+            norms = self._config.norms_of(layer)
             made: dict[str, Sources] = {o: ((t,), None) for o, t in _MODULES.items()}
             # What comes before the MLP has two names, of which the second is another's too.
             second = () if norms.after_attention else ("post_attention_norm",)
