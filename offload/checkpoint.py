@@ -10,6 +10,7 @@ for, nor how a file says where they lie: safetensors_files.py and gguf/names.py 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from .errors import BadCheckpoint
 from .fingerprint import blocks_of_each, spread
 from .known_file import KnownFile, changed_error
 from .open_file import forget, open_descriptor, read_at
-from .packing import Packing, Plain, aligned
+from .packing import JoinedRows, Packing, Plain, aligned
 from .past_cache import EndsEarly, PastCacheReader
 from .rereading import Rereading
 
@@ -68,6 +69,21 @@ def share(ref: TensorRef, index: int, count: int, shape: tuple[int, ...]) -> Ten
 
     beside = tuple(replace(place, **of(place)) for place in ref.beside)
     return replace(ref, **of(ref), shape=shape, beside=beside)
+
+
+def joined(refs: list[TensorRef], shape: tuple[int, ...]) -> TensorRef | None:
+    """One tensor, no matrix, of plain numbers whose rows are those of several; None where they do
+    not fit together."""
+    first, *others = refs
+    sizes = [math.prod(ref.shape) for ref in refs]
+    row = math.prod(shape[1:])
+    fit = row > 0 and sum(sizes) == math.prod(shape) and not any(size % row for size in sizes)
+    alike = all(ref.packing == first.packing for ref in others)
+    if not fit or not alike or not isinstance(first.packing, Plain):
+        return None
+    packing = JoinedRows(first.packing.dtype, tuple(size // row for size in sizes))
+    beside = tuple(Place(ref.path, ref.offset, ref.num_bytes) for ref in others)
+    return replace(first, packing=packing, shape=shape, beside=beside)
 
 
 def rows_of_ref(ref: TensorRef, start: int, stop: int) -> TensorRef:

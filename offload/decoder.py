@@ -181,13 +181,12 @@ class Decoder:
     ) -> torch.Tensor:
         """Attention's output, (n, num_heads * head_dim), as the output projection takes it, with
         the gate that `project` gave; both are used up."""
-        if self._latent is not None:
-            return self._latent.mixed(w, attended, rows)
-        if gate is None:
-            return attended
-        if self.config.gate_activation == "softplus":  # which `project` has applied
-            return attended.mul_(gate)
-        return gate_with(gate, attended, "sigmoid")
+        if gate is not None:
+            if self.config.gate_activation == "softplus":  # which `project` has applied
+                attended = attended.mul_(gate)
+            else:
+                attended = gate_with(gate, attended, "sigmoid")
+        return attended if self._latent is None else self._latent.mixed(w, attended, rows)
 
     def end(
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, given: torch.Tensor | None

@@ -228,11 +228,12 @@ class Recurrence:
     module: the files' name for it. shape: None for a gated short convolution. conv_width: tokens
     that its convolution sees, of `channels` numbers each. by_heads: a token's projections lie head
     by head in two matrices, in_proj_qkvz and in_proj_ba. apart: queries, keys and values have a
-    matrix each, in_proj_q, in_proj_k and in_proj_v. conv_bias, projection_bias, output_bias:
-    whether the convolution and the projections before and behind it have biases. has_norm: whether
-    the gated output is normed. input_multiplier: of what it reads; multipliers, Mamba-2's alone: of
-    the parts of what is projected (gate, values, keys, queries, steps); output_multiplier: of what
-    it adds to the residual, None: that of all that adds to it.
+    matrix each, in_proj_q, in_proj_k and in_proj_v. few: of how many numbers, by in_proj_z_few and
+    in_proj_a_few, the gate and steps are made, 0: of what the layer is given. conv_bias,
+    projection_bias, output_bias: whether the convolution and the projections before and behind it
+    have biases. has_norm: whether the gated output is normed. input_multiplier: of what it reads;
+    multipliers, Mamba-2's alone: of the parts of what is projected (gate, values, keys, queries,
+    steps); output_multiplier: of what it adds to the residual, None: that of all that adds to it.
     """
 
     module: str
@@ -241,6 +242,7 @@ class Recurrence:
     shape: RecurrentShape | ScanShape | None = None
     by_heads: bool = False
     apart: bool = False
+    few: int = 0
     conv_bias: bool = False
     projection_bias: bool = False
     output_bias: bool = False

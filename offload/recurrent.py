@@ -34,7 +34,7 @@ class RecurrentLayer(StateLayer):
         self._conv = conv, bias = self._convolution("conv" if shape is None else "conv1d")
         self._weights: RecurrentWeights | None = None
         if shape is not None:
-            step_bias, rate = self._numbers("dt_bias"), -self._numbers("A_log").exp()
+            step_bias, rate = self._numbers("dt_bias"), -self._numbers("A_log").flatten().exp()
             skip, norm = self._numbers_or_none("D"), self._numbers_or_none("norm.weight")
             self._weights = RecurrentWeights(conv, bias, step_bias, rate, skip, norm)
         self._orders: list[torch.Tensor] = []
@@ -54,7 +54,7 @@ class RecurrentLayer(StateLayer):
         if len(x) == 1 and self.step is not None:
             return self.step.run(x, before, after)
         shape, h = self._shape, normed(x, self._norm)
-        projected = [self._times(name, h, rows) for name in self._names]
+        projected = [self._projected(name, h, rows) for name in self._names]
         if shape is None:
             new = short_conv(projected[0], *self._conv, before[0], after[0])
         else:
@@ -62,6 +62,12 @@ class RecurrentLayer(StateLayer):
             assert self._weights is not None
             new = recur(shape, self._weights, mixed, steps, gains, gate, before, after)
         return placed(new, rows, len(x))
+
+    def _projected(self, name: str, h: torch.Tensor, rows: slice) -> torch.Tensor:
+        """`rows` of h times a projection, or times two of which the first gives few numbers."""
+        if f"{name}_few.weight" in self._module:
+            h = placed(self._times(f"{name}_few", h, rows), rows, len(h))
+        return self._times(name, h, rows)
 
     def _parts(
         self, projected: list[torch.Tensor], shape: RecurrentShape
@@ -91,7 +97,7 @@ class RecurrentLayer(StateLayer):
         ]
         weights = [weight for weight, _ in products]
         native = native_for(*weights)
-        if native is None:
+        if native is None or self._recurrence.few:
             return None
         shape, order, factors = self._shape, None, None
         if shape is None:

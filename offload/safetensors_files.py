@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, Place, TensorRef, share
+from .checkpoint import Checkpoint, Place, TensorRef, joined, share
 from .config_fields import MOST_EXPERTS, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .fingerprint import digest_at, spread
@@ -25,7 +25,7 @@ from .known_file import KnownFile
 from .layer_config import HeadRows, Joined, Stacked
 from .open_file import open_descriptor
 from .packed_modules import packed_modules
-from .packing import Constant, JoinedRows, Mxfp4, Plain, Transposed
+from .packing import Constant, Mxfp4, Plain, Transposed
 from .quantisation import Quantisation
 
 _DTYPES = {
@@ -52,15 +52,15 @@ def open_folder(
     stacked: Sequence[Stacked] = (),
     quantisation: Quantisation | None = None,
     head_rows: Sequence[HeadRows] = (),
-    joined: Sequence[Joined] = (),
+    in_parts: Sequence[Joined] = (),
     constants: Sequence[tuple[str, float]] = (),
 ) -> Checkpoint:
     """The tensors of a model folder.
 
     shapes: of those that are needed. renamed: parts of names, in the files and in `shapes`.
     stacked: tensors of all experts in the files. quantisation: how some of them are packed.
-    head_rows: tensors in the files of which some rows of each head are one that is needed. joined:
-    tensors whose rows the files may hold in several.
+    head_rows: tensors in the files of which some rows of each head are one that is needed.
+    in_parts: tensors whose rows the files may hold in several.
     constants: parts of names of vectors that are in no file, and the number that they hold.
 
     Opens and checks the headers only. Raises BadCheckpoint for a missing shard, a damaged header, a
@@ -84,7 +84,7 @@ def open_folder(
         }
         found.update(packed_modules(found, quantisation, whole.union(shapes)))
     found.update(split_heads(found, head_rows))
-    found.update(_joined(found, joined))
+    found.update(_joined(found, in_parts))
     for name, shape in shapes.items():
         values = [value for part, value in constants if part in name and name not in found]
         if values:
@@ -226,24 +226,22 @@ def _unstacked_scales(name: str, ref: TensorRef, kind: Stacked) -> dict[str, Ten
     }
 
 
-def _joined(found: dict[str, TensorRef], joined: Sequence[Joined]) -> dict[str, TensorRef]:
+def _joined(found: dict[str, TensorRef], kinds: Sequence[Joined]) -> dict[str, TensorRef]:
     """The tensors whose rows are in several of the files', where these fit."""
     whole = {}
-    for of in joined:
+    for of in kinds:
         for name in found:
             start = name.removesuffix(of.parts[0])
             parts = [found.get(start + part) for part in of.parts]
             refs = [ref for ref in parts if ref is not None]
             if start == name or len(refs) < len(parts):
                 continue
-            first, *others = refs
-            kinds = {(ref.packing, ref.shape[1:]) for ref in refs}
-            if len(kinds) > 1 or not first.shape or not isinstance(first.packing, Plain):
+            if not all(ref.shape for ref in refs):
                 continue
-            rows = tuple(ref.shape[0] for ref in refs)
-            packing, shape = JoinedRows(first.packing.dtype, rows), (sum(rows), *first.shape[1:])
-            beside = tuple(Place(ref.path, ref.offset, ref.num_bytes) for ref in others)
-            whole[start + of.end] = replace(first, packing=packing, shape=shape, beside=beside)
+            shape = sum(ref.shape[0] for ref in refs), *refs[0].shape[1:]
+            ref = joined(refs, shape)
+            if ref is not None:
+                whole[start + of.end] = ref
     return whole
 
 

@@ -55,6 +55,8 @@ class _LatentAttention(nn.Module):
         self.k_b_proj = _Weight(c.num_heads * latent.rank, latent.nope_dim)
         self.v_b_proj = _Weight(c.num_heads * latent.value_dim, latent.rank)
         self.o_proj = _Weight(c.hidden_size, c.mixed_size, bias=latent.bias)
+        if c.gate_projection:
+            self.gate_proj = _Weight(c.num_heads, c.hidden_size)
 
 
 class _Attention(nn.Module):
@@ -102,12 +104,20 @@ class _Recurrent(nn.Module):
         if isinstance(shape, ScanShape):
             _add_scan(self, shape, r.projection_bias, hidden_size)
             return
-        for name in ("A_log", "dt_bias") if shape.is_delta else ("A_log", "dt_bias", "D"):
-            self.register_parameter(name, nn.Parameter(torch.empty(shape.heads)))
+        # Kimi Linear's files hold rates in another shape.
+        rates = (1, 1, shape.heads, 1) if r.few else (shape.heads,)
+        self.A_log = nn.Parameter(torch.empty(rates))
+        self.dt_bias = nn.Parameter(torch.empty(shape.steps))
+        if not shape.is_delta:
+            self.D = nn.Parameter(torch.empty(shape.heads))
         if r.has_norm:
             self.norm = _Weight(shape.value_dim if shape.is_delta else values)
         for name, rows in _projections(r, shape):
-            self.add_module(name, _Weight(rows, hidden_size, bias=r.projection_bias))
+            is_of_few = r.few > 0 and name in ("in_proj_z", "in_proj_a")
+            if is_of_few:
+                self.add_module(f"{name}_few", _Weight(r.few, hidden_size))
+            inputs = r.few if is_of_few else hidden_size
+            self.add_module(name, _Weight(rows, inputs, bias=r.projection_bias))
 
 
 def _add_scan(module: nn.Module, shape: ScanShape, bias: bool, hidden_size: int) -> None:
@@ -131,7 +141,7 @@ def _projections(r: Recurrence, shape: RecurrentShape) -> list[tuple[str, int]]:
     mixed = {"qkv": shape.channels}
     if r.apart:
         mixed = {"q": shape.keys, "k": shape.keys, "v": shape.values}
-    sizes = {**mixed, "z": shape.values, "b": shape.heads, "a": shape.heads}
+    sizes = {**mixed, "z": shape.values, "b": shape.heads, "a": shape.steps}
     return [(f"in_proj_{name}", rows) for name, rows in sizes.items()]
 
 
@@ -367,6 +377,7 @@ _DECIDING = (
     "_coefs.weight",
     "_norm.weight",
     "_a.weight",
+    "_a_few.weight",
     "_b.weight",
     "_ba.weight",
     ".A_log",

@@ -271,6 +271,13 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
                 made |= {f"{base}gate_proj.weight": gate, f"{base}up_proj.weight": up}
             else:
                 made[f"{base}down_proj.weight"] = tensor
+        elif (
+            c["model_type"] == "kimi_linear"
+            and ".block_sparse_moe." in name
+            and parts[-2] != "gate"
+        ):
+            dense = "shared_experts" not in parts and parts[-1] == "weight"
+            made[name.replace("block_sparse_moe", "mlp") if dense else name] = tensor
         elif name.endswith("dt_bias"):
             made[name.replace("dt_bias", "dt_proj.bias")] = tensor
         elif name.endswith("e_score_correction_bias"):

@@ -61,6 +61,7 @@ ARCHITECTURES = {
     "FalconH1ForCausalLM": MODEL_ARCH.FALCON_H1,
     "NemotronHForCausalLM": MODEL_ARCH.NEMOTRON_H,
     "JambaForCausalLM": MODEL_ARCH.JAMBA,
+    "KimiLinearForCausalLM": MODEL_ARCH.KIMI_LINEAR,
     "CohereForCausalLM": MODEL_ARCH.COMMAND_R,
     "Cohere2ForCausalLM": MODEL_ARCH.COHERE2,
     "Ernie4_5ForCausalLM": MODEL_ARCH.ERNIE4_5,
@@ -145,7 +146,7 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
     head_dim = c.get("head_dim") or c["hidden_size"] // heads
     said = {
         "block_count": c["num_hidden_layers"],
-        "context_length": c["max_position_embeddings"],
+        "context_length": c.get("max_position_embeddings"),
         "embedding_length": c["hidden_size"],
         "feed_forward_length": c["intermediate_size"],
         "attention.head_count": heads,
@@ -232,6 +233,27 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "ssm.time_step_rank": c["mamba_n_heads"],
             "ssm.inner_size": c["mamba_n_heads"] * c["mamba_d_head"],
             "embedding_scale": None,
+        }
+    if arch == MODEL_ARCH.KIMI_LINEAR:
+        attending, turning = c["linear_attn_config"]["full_attn_layers"], c["qk_rope_head_dim"]
+        layers = range(c["num_hidden_layers"])
+        return {
+            "context_length": c["model_max_length"],
+            "ssm.conv_kernel": c["linear_attn_config"]["short_conv_kernel_size"],
+            "kda.head_dim": c["linear_attn_config"]["head_dim"],
+            "attention.head_count_kv": [int(layer + 1 in attending) for layer in layers],
+            "attention.kv_lora_rank": c["kv_lora_rank"],
+            "attention.key_length": c["kv_lora_rank"] + turning,
+            "attention.value_length": None,
+            "attention.key_length_mla": c["qk_nope_head_dim"] + turning,
+            "attention.value_length_mla": c["v_head_dim"],
+            "rope.dimension_count": turning,
+            "expert_count": c["num_experts"],
+            "expert_used_count": c["num_experts_per_token"],
+            "expert_shared_count": c["num_shared_experts"],
+            "expert_weights_scale": c["routed_scaling_factor"],
+            "leading_dense_block_count": c["first_k_dense_replace"],
+            "expert_gating_func": 2,
         }
     if arch == MODEL_ARCH.JAMBA:
         period, offset = c["attn_layer_period"], c["attn_layer_offset"]

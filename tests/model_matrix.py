@@ -27,7 +27,8 @@ def page() -> str:
         made[f"{variant.architecture}ForCausalLM"].append(f"`{name}`: {variant.shows}")
     lines = [_HEAD]
     for architecture, family in FAMILIES.items():
-        checked = "; ".join(made[architecture]) or "the text model, under the names of its files"
+        same = "the text model" if family.text_config else "the same model"
+        checked = "; ".join(made[architecture]) or f"{same}, under the names of its files"
         lines.append(f"| {family.title} | `{architecture}` | {family.features} | {checked} |")
     lines.append(_gguf())
     lines += [_AFTER, *(f"| {' | '.join(row)} |" for row in _PACKED), _PACKED_AFTER]

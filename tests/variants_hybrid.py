@@ -53,6 +53,34 @@ _JAMBA = {
     "mamba_d_state": 8,
     "mamba_d_conv": 3,
 }
+_KIMI = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_HUB_KIMI = {
+    "linear_attn_config": {
+        "full_attn_layers": [2],
+        "kda_layers": [1, 3],
+        "head_dim": 24,
+        "num_heads": 3,
+        "short_conv_kernel_size": 4,
+    },
+    "linear_head_dim": ...,
+    "linear_num_heads": ...,
+    "linear_conv_kernel_dim": ...,
+    "mlp_layer_types": ...,
+    "first_k_dense_replace": 1,
+    "moe_router_activation_func": "sigmoid",
+}
 _FALCON_H1 = {
     **MAMBA,
     "mamba_d_ssm": 96,
@@ -296,6 +324,45 @@ HYBRID_VARIANTS: dict[str, Variant] = {
             "mamba_dt_rank": 24,
             "mamba_proj_bias": True,
             "mamba_conv_bias": False,
+        },
+        recurrent=True,
+    ),
+    "kimi-linear-moe": Variant(
+        "KimiLinear",
+        "a decay for each number of a key, gates and decays of few numbers; latent attention "
+        "without positions; experts chosen by sigmoids and a bias behind a dense layer",
+        {
+            **_KIMI,
+            "linear_head_dim": 24,
+            "linear_num_heads": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        _HUB_KIMI,
+        recurrent=True,
+    ),
+    "ling3-moe": Variant(
+        "BailingHybrid",
+        "decays for each number of a key, bounded; gated latent attention; groups of experts",
+        {
+            **_KIMI,
+            "head_dim": 16,
+            "layer_group_size": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "kda_lower_bound": -3.0,
+        },
+        recurrent=True,
+    ),
+    "ling3-moe-unbounded": Variant(
+        "BailingHybrid",
+        "decays that are not bounded; shorter convolutions; one group of experts",
+        {
+            **_KIMI,
+            "head_dim": 24,
+            "layer_group_size": 2,
+            "kda_safe_gate": False,
+            "short_conv_kernel_size": 3,
         },
         recurrent=True,
     ),

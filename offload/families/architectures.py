@@ -9,6 +9,7 @@ from .gateless import GATELESS_FAMILIES
 from .gemma import GEMMA_FAMILIES
 from .granite import GRANITE_FAMILIES
 from .hybrid import HYBRID_FAMILIES
+from .kimi import KIMI_FAMILIES
 from .latent import LATENT_FAMILIES
 from .layer_norm import LAYER_NORM_FAMILIES
 from .llama4 import LLAMA4_FAMILIES
@@ -30,6 +31,7 @@ _TABLES = (
     LLAMA4_FAMILIES,
     LATENT_FAMILIES,
     HYBRID_FAMILIES,
+    KIMI_FAMILIES,
     CONV_FAMILIES,
     MAMBA_FAMILIES,
     MUSE_FAMILIES,
@@ -42,8 +44,6 @@ _INDEXER = "an indexer that chooses what is attended"
 _STREAMS = "residual streams beside each other"
 # Architectures with something that the decoder does not know, and with what.
 REFUSED = {
-    "KimiLinearForCausalLM": "Kimi Delta Attention layers",
-    "BailingHybridForCausalLM": "delta attention with a decay for each channel",
     "RecurrentGemmaForCausalLM": "recurrent layers",
     "MiniMaxForCausalLM": "lightning attention layers",
     "MiMoV2FlashForCausalLM": "values of another size than keys",
@@ -54,5 +54,6 @@ REFUSED = {
     "GlmMoeDsaForCausalLM": _INDEXER,
     "Dots3NoteForCausalLM": _INDEXER,
     "AXK2ForCausalLM": _INDEXER,
+    "Glm5NextForConditionalGeneration": f"{_INDEXER}, and {_STREAMS}",
     "ZayaForCausalLM": "convolutions over queries and keys",
 }

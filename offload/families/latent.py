@@ -31,7 +31,7 @@ def deepseek_v2(get: Fields, head_dim: int) -> dict:
     groups = experts.groups and replace(experts.groups, best=1)
     experts = replace(experts, groups=groups if method == "group_limited_greedy" else None)
     return {
-        **_latent(get),
+        **latent_attention(get),
         "mlp_bias": get.flag("mlp_bias", False),
         "experts": from_first_routed_on(get, experts, 0),
         "stacked": STACKED,
@@ -41,7 +41,7 @@ def deepseek_v2(get: Fields, head_dim: int) -> dict:
 def deepseek_v3(get: Fields, head_dim: int) -> dict:
     experts = deepseek_experts(get)
     return {
-        **_latent(get),
+        **latent_attention(get),
         "experts": from_first_routed_on(get, experts, 3),
         "stacked": STACKED,
     }
@@ -49,7 +49,7 @@ def deepseek_v3(get: Fields, head_dim: int) -> dict:
 
 def glm4_moe_lite(get: Fields, head_dim: int) -> dict:
     return {
-        **_latent(get),
+        **latent_attention(get),
         "experts": from_first_routed_on(get, deepseek_experts(get), 1),
         "stacked": STACKED,
     }
@@ -60,7 +60,7 @@ def mistral4(get: Fields, head_dim: int) -> dict:
     if not (get.raw.get("rope_parameters") or get.raw.get("rope_scaling")):
         get = Fields({**get.raw, "rope_parameters": _MISTRAL4_ROPE}, get.path)
     experts = replace(deepseek_experts(get, by_sigmoid=False), bias=None)
-    fields = _latent(get)
+    fields = latent_attention(get)
     return {
         **fields,
         "query_growth": query_growth(get, fields["ropes"][0]),
@@ -77,7 +77,7 @@ def mistral3_text(get: Fields, head_dim: int) -> dict:
 
 
 def youtu(get: Fields, head_dim: int) -> dict:
-    return _latent(get)
+    return latent_attention(get)
 
 
 def minicpm3(get: Fields, head_dim: int) -> dict:
@@ -91,7 +91,7 @@ def minicpm3(get: Fields, head_dim: int) -> dict:
         if get.raw.get(name, value) is None:
             get = Fields({**get.raw, name: value}, get.path)
     return {
-        **_latent(get),
+        **latent_attention(get),
         "mlp_bias": get.flag("mlp_bias", False),
         "embedding_multiplier": get.positive("scale_emb", 12),
         "residual_multiplier": get.positive("scale_depth", 1.4) / depth,
@@ -99,7 +99,7 @@ def minicpm3(get: Fields, head_dim: int) -> dict:
     }
 
 
-def _latent(get: Fields) -> dict:
+def latent_attention(get: Fields) -> dict:
     """The attention that all have."""
     rank = get.raw.get("q_lora_rank")
     latent = Latent(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..errors import BadCheckpoint
 from .fields import (
     expert_fields,
     head_dim_of,
@@ -159,6 +160,35 @@ def _jamba(k: Keys) -> dict:
     }
 
 
+def _kimi_linear(k: Keys) -> dict:
+    turning, query = k.get("rope.dimension_count"), k.get("attention.key_length_mla")
+    if not isinstance(query, int) or not isinstance(turning, int):
+        raise BadCheckpoint(f"{k.path} does not say how long queries and their parts are.")
+    attends = k.layers_with("attn_kv_a_mqa.weight")
+    gains = (t for name, t in k.header.tensors.items() if name.endswith(".ssm_beta.weight"))
+    num_heads = next((t.shape[0] for t in gains), None)
+    return {
+        "architectures": ["KimiLinearForCausalLM"],
+        "layer_types": ["full_attention" if here else "linear_attention" for here in attends],
+        "linear_num_heads": num_heads,
+        "linear_head_dim": k.get("kda.head_dim"),
+        "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
+        "kv_lora_rank": k.get("attention.kv_lora_rank"),
+        "q_lora_rank": k.get("attention.q_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": query - turning,
+        "v_head_dim": k.get("attention.value_length_mla"),
+        "n_routed_experts": k.get("expert_count"),
+        "num_experts_per_tok": k.get("expert_used_count"),
+        "moe_intermediate_size": k.same("expert_feed_forward_length"),
+        "n_shared_experts": k.get("expert_shared_count", 0),
+        "routed_scaling_factor": k.get("expert_weights_scale") or 1.0,
+        "n_group": k.get("expert_group_count") or 1,
+        "topk_group": k.get("expert_group_used_count") or 1,
+        "first_k_dense_replace": k.get("leading_dense_block_count", 0),
+    }
+
+
 def _period_fields(name: str, here: list[bool]) -> dict:
     """Which layers these are, of which there is one in each period."""
     found = [layer for layer, is_here in enumerate(here) if is_here]
@@ -177,6 +207,7 @@ HYBRIDS: dict[str, Callable[[Keys], dict]] = {
     "granitehybrid": _granite_hybrid,
     "falcon-h1": _falcon_h1,
     "jamba": _jamba,
+    "kimi-linear": _kimi_linear,
     "nemotron_h": _nemotron_h,
     "nemotron_h_moe": _nemotron_h,
 }

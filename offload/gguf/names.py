@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...kernels.recurrence import RecurrentShape
-from ..checkpoint import Checkpoint, TensorRef, share
+from ..checkpoint import Checkpoint, TensorRef, joined, share
 from ..errors import BadCheckpoint, UnsupportedModel
 from ..head_rows import rows_of_heads
 from ..layer_config import Experts, HeadRows, Recurrence
@@ -76,6 +76,9 @@ _PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
 _RECURRENT = {
     "in_proj": "ssm_in",
     "in_proj_qkv": "attn_qkv",
+    "in_proj_q": "attn_q",
+    "in_proj_k": "attn_k",
+    "in_proj_v": "attn_v",
     "in_proj_qkvz": "ssm_in",
     "in_proj_ba": "ssm_ba",
     "in_proj_z": "attn_gate",
@@ -89,6 +92,15 @@ _RECURRENT = {
     "dt_layernorm": "ssm_dt_norm",
     "b_layernorm": "ssm_b_norm",
     "c_layernorm": "ssm_c_norm",
+}
+# The same, of Kimi Linear.
+_KIMI = {
+    **_RECURRENT,
+    "in_proj_z": "ssm_g_b",
+    "in_proj_z_few": "ssm_g_a",
+    "in_proj_a": "ssm_f_b",
+    "in_proj_a_few": "ssm_f_a",
+    "out_proj": "attn_output",
 }
 _RECURRENT_VECTORS = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "D": "ssm_d"}
 _GAINS_AND_DECAYS = ("in_proj_b.weight", "in_proj_a.weight")
@@ -267,9 +279,14 @@ class _Names:
         if inner in _RECURRENT_VECTORS:
             theirs = _RECURRENT_VECTORS[inner]
         else:
-            names = _SHORT_CONV if r.shape is None else _RECURRENT
+            names = _SHORT_CONV if r.shape is None else _KIMI if r.few else _RECURRENT
             theirs = f"{names.get(module, module)}.{kind}"
         ref = self._placed(name, (f"blk.{layer}.{theirs}",))
+        if ref is None and inner == "conv1d.weight":
+            parts = [
+                self._placed(name, (f"blk.{layer}.ssm_conv1d_{part}.weight",)) for part in "qkv"
+            ]
+            return None if None in parts else joined([ref for ref in parts if ref], shape)
         if ref is None and inner in _GAINS_AND_DECAYS:
             return self._half(name, shape, layer, r, _GAINS_AND_DECAYS.index(inner))
         if ref is None:

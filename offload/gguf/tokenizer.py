@@ -45,16 +45,21 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _WITH_SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _cased(after: str, digits: str) -> str:
+def _cased(after: str, digits: str, upper: str = _UPPER, lower: str = _LOWER) -> str:
     """Words of capitals and small letters. after: what may follow one."""
     start = r"[^\r\n\p{L}\p{N}]?"
-    return (
-        f"{start}{_UPPER}*{_LOWER}+{after}|{start}{_UPPER}+{_LOWER}*{after}|{digits}{_WITH_SLASH}"
-    )
+    return f"{start}{upper}*{lower}+{after}|{start}{upper}+{lower}*{after}|{digits}"
 
 
-_GPT4O = _cased(_CONTRACTIONS + "?", r"\p{N}{1,3}")
-_TEKKEN = _cased("", r"\p{N}")
+_GPT4O = _cased(_CONTRACTIONS + "?", r"\p{N}{1,3}") + _WITH_SLASH
+_TEKKEN = _cased("", r"\p{N}") + _WITH_SLASH
+# As the model's own tokenizer has it; llama.cpp's does not cut a word before a capital.
+_NO_HAN = (f"[{letters[1:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+_KIMI = (
+    r"\p{Han}+|"
+    + _cased(_CONTRACTIONS + "?", r"\p{N}{1,3}", *_NO_HAN)
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SEED = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}"
     r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,6 +86,7 @@ _CUTS: dict[str, tuple[tuple[str, ...], bool]] = {
     ),
     "qwen35": ((_QWEN35,), False),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), ((_GPT4O,), False)),
+    "kimi-k2": ((_KIMI,), False),
     "tekken": ((_TEKKEN,), True),
     "seed-coder": ((_SEED,), False),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), (_DEEPSEEK3, False)),
