@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
@@ -158,25 +159,27 @@ void joins(const Kernels &k) {
 void recurrences(const Kernels &k) {
     for (int64_t dim : {8, 24, 64, 136})
         for (int64_t tokens : {1, 5})
-            for (bool is_delta : {true, false}) {
+            for (const std::string kind : {"delta", "mamba", "kimi"}) {
+                const bool is_delta = kind != "mamba", by_channel = kind == "kimi";
                 const int64_t heads = 4, key_heads = 2, key_dim = dim + 3, channels = 2 * key_heads * key_dim + heads * dim, width = 3;
                 const std::vector<float> mixed = floats(tokens * channels), taps = floats(width * channels), bias = floats(channels);
-                const std::vector<float> each = floats(tokens * heads), gate = floats(tokens * heads * dim), norm = floats(heads * dim);
+                const int64_t decay_dim = by_channel ? key_dim : 1;
+                const std::vector<float> each = floats(tokens * heads * decay_dim), gate = floats(tokens * heads * dim), norm = floats(heads * dim);
                 std::vector<float> inputs = floats((width - 1) * channels), matrices = floats(heads * key_dim * dim);
                 std::vector<float> rows((size_t)(tokens * channels)), out((size_t)(tokens * heads * dim));
-                std::vector<float> scratch((size_t)(key_dim * RECUR_COLUMNS)), decays = floats(tokens * heads), weights(decays);
+                std::vector<float> scratch((size_t)(key_dim * RECUR_COLUMNS)), decays = floats(tokens * heads * decay_dim), weights(decays);
                 Recurrence r{};
                 r.conv = {width, channels, tokens, taps.data(), bias.data(), mixed.data(), channels, inputs.data(), inputs.data()};
                 r.heads = heads, r.key_heads = key_heads, r.key_dim = key_dim, r.value_dim = dim, r.norm_heads = 2;
-                r.is_delta = is_delta, r.norm_eps = 1e-5f, r.most_step = 1.0f;
+                r.is_delta = is_delta, r.by_channel = by_channel, r.norm_eps = 1e-5f, r.most_step = r.most_gain = 1.0f;
                 r.step_bias = r.rate = r.skip = each.data();
                 r.norm = norm.data(), r.norm_stride = dim;
                 r.steps = r.gains = each.data(), r.gate = gate.data();
-                r.steps_stride = r.gains_stride = heads, r.gate_stride = heads * dim;
+                r.steps_stride = heads * decay_dim, r.gains_stride = heads, r.gate_stride = heads * dim;
                 r.before = r.after = matrices.data();
                 r.rows = rows.data(), r.decays = decays.data(), r.weights = weights.data(), r.out = out.data();
                 for (int64_t part = 0; part < r.num_parts(); ++part) k.prepare_part(r, part);
-                decays = floats(tokens * heads), weights = floats(tokens * heads);
+                decays = floats(tokens * heads * decay_dim), weights = floats(tokens * heads);
                 for (float &one : decays) one = std::fabs(one) / 2;
                 r.decays = decays.data(), r.weights = weights.data();
                 for (int64_t head = 0; head < heads; ++head)
@@ -189,8 +192,31 @@ void recurrences(const Kernels &k) {
                                    mixed.data(), channels, products.data(), convolved.data()};
                 k.short_conv(s, 0, dim);
                 hash.add(convolved);
-                hash.print(is_delta ? "delta" : "mamba", dim, tokens);
+                hash.print(kind.c_str(), dim, tokens);
             }
+}
+
+// Mamba's scan, in place, and the convolution before it.
+void scans(const Kernels &k) {
+    for (int64_t channels : {8, 64, 200})
+        for (int64_t tokens : {1, 5}) {
+            const int64_t dim = 16, width = 4;
+            const std::vector<float> x = floats(tokens * channels), steps = floats(tokens * channels), gate = floats(tokens * channels);
+            const std::vector<float> keys = floats(tokens * dim), queries = floats(tokens * dim), skip = floats(channels);
+            const std::vector<float> taps = floats(width * channels);
+            std::vector<float> rate = floats(dim * channels), state = floats(dim * channels), out((size_t)(tokens * channels));
+            std::vector<float> inputs = floats((width - 1) * channels), convolved(out);
+            std::vector<float> scratch((size_t)(2 * dim * SCAN_CHANNELS));
+            for (float &one : rate) one = -std::fabs(one);
+            const Scan s{channels, dim, tokens, rate.data(), skip.data(), x.data(), steps.data(), keys.data(), queries.data(),
+                         gate.data(), channels, channels, dim, dim, channels, state.data(), state.data(), out.data()};
+            for (int64_t first = 0; first < channels; first += SCAN_CHANNELS) k.scan(s, first, scratch.data());
+            k.silu_conv({width, channels, tokens, taps.data(), nullptr, x.data(), channels, inputs.data(), inputs.data()},
+                        convolved.data(), 0, channels);
+            Hash hash;
+            for (const std::vector<float> *made : {&state, &out, &inputs, &convolved}) hash.add(*made);
+            hash.print("scan", channels, tokens);
+        }
 }
 
 // A prefill cell: masked and not, with and without a soft-cap.
@@ -354,6 +380,7 @@ int main() {
     joins(k);
     raw_tokens(k);
     recurrences(k);
+    scans(k);
     int64_t numbers[LAYOUT_NUMBERS];
     for (int read = 0; std::scanf("%" SCNd64, numbers + read) == 1;)
         if (++read == LAYOUT_NUMBERS) {

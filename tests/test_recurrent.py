@@ -34,7 +34,7 @@ from ebbtide.offload.spill_dir import prefix_dir
 from ebbtide.offload.states import States
 from ebbtide.offload.whole_token import WholeToken
 
-HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h", "jamba"]
+HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h", "jamba", "kimi-linear-moe"]
 CELL = TINY["cell_tokens"]
 TEXT, ANSWER = IDS[:140], IDS[140:210]
 TRACED = [
@@ -44,7 +44,7 @@ TRACED = [
     *(WholeToken.run, States.places),
 ]
 RECURRENT = [name for name, variant in VARIANTS.items() if variant.recurrent]
-IN_ONE_CALL = [name for name in RECURRENT if not name.startswith("jamba")]
+IN_ONE_CALL = [name for name in RECURRENT if not name.startswith(("jamba", "kimi"))]
 
 
 def opened(folder, place, *, sweep_cells: int = 1, **options):

@@ -66,7 +66,9 @@ _KIMI = {
     "n_group": 1,
     "topk_group": 1,
 }
+_NO_ROPE = {"rope_theta": ..., "rope_scaling": ...}
 _HUB_KIMI = {
+    **_NO_ROPE,
     "linear_attn_config": {
         "full_attn_layers": [2],
         "kda_layers": [1, 3],
@@ -313,6 +315,7 @@ HYBRID_VARIANTS: dict[str, Variant] = {
         "Jamba",
         "Mamba's scan, of which steps, keys and queries are normed; no positions",
         {**_JAMBA, "num_experts": 1},
+        _NO_ROPE,
         recurrent=True,
     ),
     "jamba-moe": Variant(
@@ -325,6 +328,7 @@ HYBRID_VARIANTS: dict[str, Variant] = {
             "mamba_proj_bias": True,
             "mamba_conv_bias": False,
         },
+        _NO_ROPE,
         recurrent=True,
     ),
     "kimi-linear-moe": Variant(
