@@ -66,7 +66,9 @@ def tensors_of(
             numbers = by_number(name, numbers, c)
         if name.endswith("A_log"):
             numbers = -numbers.exp()
-        if name.endswith(("conv1d.weight", "conv.conv.weight")):
+        if arch == MODEL_ARCH.KIMI_LINEAR and name.endswith("conv1d.weight"):
+            numbers = numbers.unsqueeze(0)
+        elif name.endswith(("conv1d.weight", "conv.conv.weight")):
             numbers = numbers.squeeze(1)
         if arch in _MAMBA2 and name.endswith((".D", "A_log")):
             numbers = numbers.unsqueeze(1)
