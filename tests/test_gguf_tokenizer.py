@@ -135,6 +135,18 @@ def test_bos_where_the_file_does_not_say(tmp_path, said):
         assert read_gguf_tokenizer(header, "m").add_bos is adds
 
 
+def test_kimis_words_are_cut_before_capitals_and_around_chinese(tmp_path, said):
+    """As the pattern of its own tokenizer says; llama.cpp's takes HelloWorld for one word."""
+    backend = read_gguf_tokenizer(read(tmp_path, {**said, "tokenizer.ggml.pre": "kimi-k2"}), "m")
+    text = "HelloWorld DON'T I'll 中文字abc 12345 x=y;\n\n  end"
+    found = backend.backend.pre_tokenizer.pre_tokenize_str(text)
+    words = ["Hello", "World", " DON'T", " I'll", " ", "中文字", "abc", " ", "123", "45"]
+    assert [text[slice(*place)] for _, place in found] == [
+        *words,
+        *(" x", "=y", ";\n\n", " ", " end"),
+    ]
+
+
 def test_what_ends_an_answer(tmp_path, said):
     tokens = said["tokenizer.ggml.tokens"]
     im_end = tokens.index("<|im_end|>")

@@ -307,6 +307,15 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
         ("falcon-h1", "mamba_rms_norm", True, "mamba_norm_before_gate"),
         ("falcon-h1", "attention_bias", True, "attention_in_multiplier"),
         ("falcon-h1", "mamba_d_ssm", 100, "do not make"),
+        ("kimi-linear-moe", "moe_router_activation_func", "softmax", "chosen by sigmoids"),
+        ("kimi-linear-moe", "linear_attn_config", [2], "expected an object"),
+        (
+            *("kimi-linear-moe", "linear_attn_config"),
+            *({"full_attn_layers": [2], "kda_layers": [1, 2]}, "each of the 3 layers once"),
+        ),
+        ("ling3-moe", "kda_lower_bound", 2.0, "kda_lower_bound"),
+        ("ling3-moe", "kda_lower_bound", "low", "kda_lower_bound"),
+        ("ling3-moe", "expert_swiglu_limit_list", [None, 7.0, None], "bounds experts"),
         ("jamba", "attn_layer_offset", 3, "less than attn_layer_period"),
         ("jamba", "hidden_act", "gelu", "convolutions have silu"),
         ("jamba-moe", "num_experts_per_tok", 9, "cannot be chosen"),
@@ -326,6 +335,14 @@ def test_what_is_wrong_in_a_configuration_is_named(checkpoint, tmp_path, name, f
     (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises((BadCheckpoint, UnsupportedModel), match=says):
         read_model_config(tmp_path)
+
+
+def test_ling_3_has_two_names(checkpoint, tmp_path):
+    config = json.loads((checkpoint("ling3-moe") / "config.json").read_text())
+    made = read_model_config(checkpoint("ling3-moe"))
+    config["architectures"] = ["BailingMoeV3ForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert replace(read_model_config(tmp_path), architecture=made.architecture) == made
 
 
 @pytest.mark.parametrize("name", RECURRENT)
