@@ -77,7 +77,8 @@ number of new tokens needs, else for the model's limit; never for what happens t
 Experts: every expert that the router chose for a token is multiplied, and no other. Where not all
 of them fit in memory, those that are chosen are read. gpt-oss's are kept as its files have them, in
 MXFP4. Routers stay in the file's own precision when weights are quantised, and so do the
-projections from which Gated DeltaNet's decays and gains are made.
+projections from which decays and gains are made in Gated DeltaNet, Kimi Delta Attention and
+Mamba's scan.
 
 ## Models that are quantised in their files
 
