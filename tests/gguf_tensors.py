@@ -43,6 +43,8 @@ def tensors_of(
     for file in sorted(folder.glob("*.safetensors")):
         found |= load_file(file)
     made: dict[str, torch.Tensor] = {}
+    if c["model_type"] == "bailing_hybrid":
+        found = {_ling_name(name, found): tensor for name, tensor in found.items()}
     if not by_heads:
         found = _taken_apart(found, c)
     if heads_apart and arch != MODEL_ARCH.MINICPM3:
@@ -57,6 +59,8 @@ def tensors_of(
             theirs = f"{theirs}.weight"
         if arch == MODEL_ARCH.GEMMA4:
             theirs = _gemma4_name(name) or theirs
+        if name.endswith("self_attn.gate_proj.weight") and c["model_type"] == "bailing_hybrid":
+            theirs = f"blk.{name.split('.')[2]}.attn_gate.weight"
         assert theirs is not None, name
         numbers = tensor.float()
         plain = name.endswith("linear_attn.norm.weight")
@@ -66,6 +70,8 @@ def tensors_of(
             numbers = by_number(name, numbers, c)
         if name.endswith("A_log"):
             numbers = -numbers.exp()
+        if name.endswith("A_log") and c["model_type"] == "bailing_hybrid":
+            numbers = -numbers.unsqueeze(1)
         if arch == MODEL_ARCH.KIMI_LINEAR and name.endswith("conv1d.weight"):
             numbers = numbers.unsqueeze(0)
         elif name.endswith(("conv1d.weight", "conv.conv.weight")):
@@ -148,6 +154,23 @@ def _heads_apart(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str,
         made[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2).contiguous()
         made[name.replace("kv_b_proj", "v_b_proj")] = values.contiguous()
     return made
+
+
+def _ling_name(name: str, found: dict[str, torch.Tensor]) -> str:
+    """A name as Kimi Linear has it."""
+    layer = name.split(".attention.")[0]
+    keeps_state = f"{layer}.attention.A_log" in found
+    ours = {
+        ".attention.dense.": ".self_attn.o_proj.",
+        ".attention.f_proj.": ".self_attn.f_a_proj.",
+        ".attention.g_proj.": ".self_attn.g_a_proj." if keeps_state else ".self_attn.gate_proj.",
+        ".attention.": ".self_attn.",
+        "model.word_embeddings.": "model.embed_tokens.",
+        ".mlp.gate.expert_bias": ".mlp.gate.e_score_correction_bias",
+    }
+    for part, other in ours.items():
+        name = name.replace(part, other)
+    return name
 
 
 def _gemma4_name(name: str) -> str | None:

@@ -62,6 +62,7 @@ ARCHITECTURES = {
     "NemotronHForCausalLM": MODEL_ARCH.NEMOTRON_H,
     "JambaForCausalLM": MODEL_ARCH.JAMBA,
     "KimiLinearForCausalLM": MODEL_ARCH.KIMI_LINEAR,
+    "BailingHybridForCausalLM": MODEL_ARCH.KIMI_LINEAR,  # whose own the package does not know yet
     "CohereForCausalLM": MODEL_ARCH.COMMAND_R,
     "Cohere2ForCausalLM": MODEL_ARCH.COHERE2,
     "Ernie4_5ForCausalLM": MODEL_ARCH.ERNIE4_5,
@@ -109,7 +110,10 @@ def write(
         arch = MODEL_ARCH.NEMOTRON_H_MOE
     read = read_model_config(folder)
     inner, config = read.intermediate_size, {"num_hidden_layers": read.num_layers, **config}
-    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
+    arch_name = gguf.MODEL_ARCH_NAMES[arch]
+    if config["model_type"] == "bailing_hybrid":
+        arch_name = "bailingmoe3"
+    writer = gguf.GGUFWriter(None, arch_name)
     tensors = tensors_of(folder, config, arch, by_heads, heads_apart)
     said = {**metadata(config, arch, inner), **tokens(folder, config, pre)}
     said |= xielu_of(folder, config["num_hidden_layers"]) if arch == MODEL_ARCH.APERTUS else {}
@@ -118,7 +122,7 @@ def write(
     }
     for name, value in said.items():
         if value is not None:
-            add_key(writer, name.format(arch=gguf.MODEL_ARCH_NAMES[arch]), value)
+            add_key(writer, name.format(arch=arch_name), value)
     for name, tensor in tensors.items():
         own = experts if experts and "_exps." in name else kind
         own = next((k for part, k in (others or {}).items() if part in name), own)
@@ -235,13 +239,27 @@ def _of_hybrid(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any
             "embedding_scale": None,
         }
     if arch == MODEL_ARCH.KIMI_LINEAR:
-        attending, turning = c["linear_attn_config"]["full_attn_layers"], c["qk_rope_head_dim"]
-        layers = range(c["num_hidden_layers"])
+        turning, layers = c["qk_rope_head_dim"], range(c["num_hidden_layers"])
+        if c["model_type"] == "kimi_linear":
+            linear = c["linear_attn_config"]
+            attends = [layer + 1 in linear["full_attn_layers"] for layer in layers]
+            width, dim, own = linear["short_conv_kernel_size"], linear["head_dim"], {}
+        else:
+            attends = [(layer + 1) % c["layer_group_size"] == 0 for layer in layers]
+            width, dim = c["short_conv_kernel_size"], c["head_dim"]
+            own = {
+                "kda.safe_gate": c["kda_safe_gate"],
+                "kda.gate_lower_bound": float(c["kda_lower_bound"]),
+                "expert_group_count": c["num_expert_group"],
+                "expert_group_used_count": c["topk_group"],
+                "expert_weights_norm": c["moe_renormalize"],
+            }
         return {
+            **own,
             "context_length": c["model_max_length"],
-            "ssm.conv_kernel": c["linear_attn_config"]["short_conv_kernel_size"],
-            "kda.head_dim": c["linear_attn_config"]["head_dim"],
-            "attention.head_count_kv": [int(layer + 1 in attending) for layer in layers],
+            "ssm.conv_kernel": width,
+            "kda.head_dim": dim,
+            "attention.head_count_kv": [int(here) for here in attends],
             "attention.kv_lora_rank": c["kv_lora_rank"],
             "attention.key_length": c["kv_lora_rank"] + turning,
             "attention.value_length": None,

@@ -54,7 +54,7 @@ VARIANTS = {
             *("granite-moe-shared", "nemotron-h", "nemotron-h-moe", "nemotron-h-moe-latent"),
             *("ernie4.5", "ernie4.5-moe", "hunyuan-moe", "arcee", "starcoder2", "nemotron"),
             *("nemotron-biases", "stablelm", "stablelm-parallel", "phi", "glm4-moe", "cohere"),
-            *("cohere-qk-norm", "jamba", "jamba-moe", "kimi-linear-moe"),
+            *("cohere-qk-norm", "jamba", "jamba-moe", "kimi-linear-moe", "ling3-moe"),
             *("glm4-moe-groups", "deepseek-v2-moe", "deepseek-v2-moe-groups", "glm4-moe-lite"),
         )
     },

@@ -367,7 +367,7 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     **HYBRIDS,
 }
 # Whose keys and values are made of a latent.
-_LATENT = ("deepseek2", "minicpm3", "kimi-linear")
+_LATENT = ("deepseek2", "minicpm3", "kimi-linear", "bailingmoe3")
 # Whose layers may have other sizes than the first.
 _LAYERS_DIFFER = ("gemma3n", "gemma4")
 # Whose rows of queries and keys are in pairs.

@@ -160,19 +160,14 @@ def _jamba(k: Keys) -> dict:
     }
 
 
-def _kimi_linear(k: Keys) -> dict:
+def _delta_and_latent(k: Keys) -> dict:
+    """What Kimi Linear and Ling 3.0 have in common."""
     turning, query = k.get("rope.dimension_count"), k.get("attention.key_length_mla")
     if not isinstance(query, int) or not isinstance(turning, int):
         raise BadCheckpoint(f"{k.path} does not say how long queries and their parts are.")
     attends = k.layers_with("attn_kv_a_mqa.weight")
-    gains = (t for name, t in k.header.tensors.items() if name.endswith(".ssm_beta.weight"))
-    num_heads = next((t.shape[0] for t in gains), None)
     return {
-        "architectures": ["KimiLinearForCausalLM"],
         "layer_types": ["full_attention" if here else "linear_attention" for here in attends],
-        "linear_num_heads": num_heads,
-        "linear_head_dim": k.get("kda.head_dim"),
-        "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
         "kv_lora_rank": k.get("attention.kv_lora_rank"),
         "q_lora_rank": k.get("attention.q_lora_rank"),
         "qk_rope_head_dim": turning,
@@ -186,6 +181,31 @@ def _kimi_linear(k: Keys) -> dict:
         "n_group": k.get("expert_group_count") or 1,
         "topk_group": k.get("expert_group_used_count") or 1,
         "first_k_dense_replace": k.get("leading_dense_block_count", 0),
+    }
+
+
+def _kimi_linear(k: Keys) -> dict:
+    gains = (t for name, t in k.header.tensors.items() if name.endswith(".ssm_beta.weight"))
+    return {
+        "architectures": ["KimiLinearForCausalLM"],
+        **_delta_and_latent(k),
+        "linear_num_heads": next((t.shape[0] for t in gains), None),
+        "linear_head_dim": k.get("kda.head_dim"),
+        "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
+    }
+
+
+def _ling3(k: Keys) -> dict:
+    return {
+        "architectures": ["BailingMoeV3ForCausalLM"],
+        **_delta_and_latent(k),
+        "head_dim": k.get("kda.head_dim"),
+        "short_conv_kernel_size": k.get("ssm.conv_kernel"),
+        "kda_safe_gate": k.get("kda.safe_gate", True),
+        "kda_lower_bound": k.get("kda.gate_lower_bound"),
+        "norm_topk_prob": k.get("expert_weights_norm", True),
+        "expert_swiglu_limit_list": k.get("swiglu_clamp_exp"),
+        "share_expert_swiglu_limit_list": k.get("swiglu_clamp_shexp"),
     }
 
 
@@ -208,6 +228,7 @@ HYBRIDS: dict[str, Callable[[Keys], dict]] = {
     "falcon-h1": _falcon_h1,
     "jamba": _jamba,
     "kimi-linear": _kimi_linear,
+    "bailingmoe3": _ling3,
     "nemotron_h": _nemotron_h,
     "nemotron_h_moe": _nemotron_h,
 }

@@ -93,14 +93,19 @@ _RECURRENT = {
     "b_layernorm": "ssm_b_norm",
     "c_layernorm": "ssm_c_norm",
 }
-# The same, of Kimi Linear.
-_KIMI = {
+# The same, of Ling 3.0 and of Kimi Linear.
+_LING = {
     **_RECURRENT,
+    "in_proj_z": "ssm_g_a",
+    "in_proj_a": "ssm_f_a",
+    "out_proj": "attn_output",
+}
+_KIMI = {
+    **_LING,
     "in_proj_z": "ssm_g_b",
     "in_proj_z_few": "ssm_g_a",
     "in_proj_a": "ssm_f_b",
     "in_proj_a_few": "ssm_f_a",
-    "out_proj": "attn_output",
 }
 _RECURRENT_VECTORS = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "D": "ssm_d"}
 _GAINS_AND_DECAYS = ("in_proj_b.weight", "in_proj_a.weight")
@@ -279,8 +284,7 @@ class _Names:
         if inner in _RECURRENT_VECTORS:
             theirs = _RECURRENT_VECTORS[inner]
         else:
-            names = _SHORT_CONV if r.shape is None else _KIMI if r.few else _RECURRENT
-            theirs = f"{names.get(module, module)}.{kind}"
+            theirs = f"{_state_names(r).get(module, module)}.{kind}"
         ref = self._placed(name, (f"blk.{layer}.{theirs}",))
         if ref is None and inner == "conv1d.weight":
             parts = [
@@ -357,6 +361,15 @@ class _Names:
             )
         packing = packing_of(tensor.kind, tensor.block, tensor.block_bytes, tensor.path, name)
         return TensorRef(tensor.path, tensor.offset, tensor.num_bytes, packing, tensor.shape)
+
+
+def _state_names(r: Recurrence) -> dict[str, str]:
+    """Of a layer that keeps a state: modules."""
+    if r.shape is None:
+        return _SHORT_CONV
+    if isinstance(r.shape, RecurrentShape) and r.shape.by_channel:
+        return _KIMI if r.few else _LING
+    return _RECURRENT
 
 
 def _values_together(

@@ -319,10 +319,11 @@ class Half(_Wrapped):
 
 @dataclass(frozen=True)
 class LogOf(_Wrapped):
-    """Numbers -exp(x), of which the model has x: a vector, or a matrix that is not rounded."""
+    """Numbers exp(x) or -exp(x), of which the model has x: a vector, or a matrix that is not
+    rounded."""
 
     def load(self, raw, room, shape, form, empty, threads) -> Kept:
         return kept_by_rows(shape, form, empty, [(slice(None), self.decode(raw, shape))])
 
     def decode(self, raw: Sequence[torch.Tensor], shape: Shape) -> torch.Tensor:
-        return self.inner.decode(raw, shape).neg().log()
+        return self.inner.decode(raw, shape).abs().log()

@@ -60,6 +60,10 @@ _KIMI = (
     + _cased(_CONTRACTIONS + "?", r"\p{N}{1,3}", *_NO_HAN)
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _SEED = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}"
     r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -87,6 +91,7 @@ _CUTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "qwen35": ((_QWEN35,), False),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), ((_GPT4O,), False)),
     "kimi-k2": ((_KIMI,), False),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), ((_LING,), False)),
     "tekken": ((_TEKKEN,), True),
     "seed-coder": ((_SEED,), False),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), (_DEEPSEEK3, False)),
