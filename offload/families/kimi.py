@@ -3,6 +3,8 @@ what each is made of, from config.json. As families/hybrid.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...kernels.recurrence import RecurrentShape
 from ..config_fields import Fields
 from ..errors import BadCheckpoint, UnsupportedModel
@@ -24,11 +26,10 @@ def kimi_linear(get: Fields, head_dim: int) -> dict:
     inner = {f"linear_attn_config.{name}": value for name, value in said.items()}
     of_linear = Fields({**get.raw, **inner}, get.path)
 
-    def size(name: str, inner: str, default: int, **bounds: int) -> int:
+    def size(name: str, inner: str, default: int, high: int, low: int = 1) -> int:
         """Of a layer with a state, by either of two names, of which the second is said first."""
-        return of_linear.number(
-            f"linear_attn_config.{inner}", get.number(name, default, **bounds), **bounds
-        )
+        default = get.number(name, default, low=low, high=high)
+        return of_linear.number(f"linear_attn_config.{inner}", default, low=low, high=high)
 
     activation = get.raw.get("moe_router_activation_func", "sigmoid")
     if activation != "sigmoid":
@@ -36,9 +37,9 @@ def kimi_linear(get: Fields, head_dim: int) -> dict:
             f"{get.path}: moe_router_activation_func {activation!r} is not supported by this "
             "family, whose experts are chosen by sigmoids."
         )
-    heads = size("linear_num_heads", "num_heads", 32, high=MOST_HEADS)
-    dim = size("linear_head_dim", "head_dim", 128, high=MOST_DIM)
-    width = size("linear_conv_kernel_dim", "short_conv_kernel_size", 4, low=2, high=MOST_CONV)
+    heads = size("linear_num_heads", "num_heads", 32, MOST_HEADS)
+    dim = size("linear_head_dim", "head_dim", 128, MOST_DIM)
+    width = size("linear_conv_kernel_dim", "short_conv_kernel_size", 4, MOST_CONV, low=2)
     attends = which_attend(get, _listed(get, said) or (lambda layer: layer > 0 and layer % 4 == 0))
     recurrence = _delta(get, heads, dim, width, few=dim)
     return {
@@ -50,7 +51,7 @@ def kimi_linear(get: Fields, head_dim: int) -> dict:
     }
 
 
-def _listed(get: Fields, said: dict):
+def _listed(get: Fields, said: dict) -> Callable[[int], bool] | None:
     """What tells, where the file lists both kinds of layers by their numbers, whether one of them,
     counted from 0, attends."""
     names = ("full_attn_layers", "kda_layers")

@@ -306,7 +306,7 @@ class _Names:
             )
         if inner == "A_log":
             packing = LogOf(packing)
-        if self._values_apart and ref.shape == shape and r.shape is not None:
+        if self._values_apart and ref.shape == shape and isinstance(r.shape, RecurrentShape):
             packing = _values_together(inner, packing, shape, r.shape)
         return replace(ref, packing=packing)
 
@@ -315,7 +315,11 @@ class _Names:
     ) -> TensorRef | None:
         """What makes gains or decays, of heads that share a key in turn."""
         ref = self._placed(name, (f"blk.{layer}.ssm_ba.weight",))
-        if ref is None or r.shape is None or ref.shape != (2 * shape[0], shape[1]):
+        if (
+            ref is None
+            or not isinstance(r.shape, RecurrentShape)
+            or ref.shape != (2 * shape[0], shape[1])
+        ):
             return None
         packing = Half(ref.packing, r.shape.heads // r.shape.key_heads, which)
         return replace(ref, packing=packing, shape=shape)
