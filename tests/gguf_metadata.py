@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import MODEL_ARCH
 from gguf_tensors import DELTA
