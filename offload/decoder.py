@@ -291,11 +291,7 @@ class Decoder:
         brought once."""
         c, experts = self.config, self._experts_of(layer)
         inputs = [
-            Cell(
-                self._expert_input(layer, w, experts, x, entered),
-                rows,
-                self._chosen_by(w, experts, x),
-            )
+            Cell(self._expert_input(layer, w, x, entered), rows, self._chosen_by(w, experts, x))
             for x, rows, entered in cells
         ]
         outs = routed_mlps(w, inputs, c.activation, experts)
@@ -377,10 +373,11 @@ class Decoder:
         return self._norm(w, norms.before_mlp, x)
 
     def _expert_input(
-        self, layer: int, w: LayerTensors, experts: Experts, x: torch.Tensor, entered: torch.Tensor
+        self, layer: int, w: LayerTensors, x: torch.Tensor, entered: torch.Tensor
     ) -> torch.Tensor:
-        if experts.beside is not None:
-            return self._norm(w, experts.beside.before, x)
+        beside = self._experts_of(layer).beside
+        if beside is not None:
+            return self._norm(w, beside.before, x)
         return self._mlp_input(layer, w, x, entered)
 
     def _norm_after(self, w: LayerTensors, name: str | None, x: torch.Tensor) -> torch.Tensor:

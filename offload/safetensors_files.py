@@ -236,10 +236,10 @@ def _joined(found: dict[str, TensorRef], kinds: Sequence[Joined]) -> dict[str, T
             refs = [ref for ref in parts if ref is not None]
             if start == name or len(refs) < len(parts):
                 continue
-            if not all(ref.shape for ref in refs):
+            row = refs[0].shape[1:]
+            if not all(ref.shape and ref.shape[1:] == row for ref in refs):
                 continue
-            shape = sum(ref.shape[0] for ref in refs), *refs[0].shape[1:]
-            ref = joined(refs, shape)
+            ref = joined(refs, (sum(ref.shape[0] for ref in refs), *row))
             if ref is not None:
                 whole[start + of.end] = ref
     return whole

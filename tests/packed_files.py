@@ -31,6 +31,8 @@ KEPT_PLAIN = (
     "conv1d",
     "in_proj_a.",
     "in_proj_b.",
+    "linear_attn.a_proj.",
+    "linear_attn.b_proj.",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import struct
@@ -18,7 +19,7 @@ from small_llm import hold, open_small
 
 from ebbtide.offload.checkpoint import TensorRef
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
-from ebbtide.offload.layer_config import Stacked
+from ebbtide.offload.layer_config import Joined, Stacked
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.packing import Plain
 from ebbtide.offload.plan import Loaded
@@ -82,6 +83,43 @@ def stacked(folder, shape, shapes, num_bytes=48):
     tensors = {name: checkpoint.read(name) for name in checkpoint.refs}
     checkpoint.close()
     return tensors
+
+
+def joined(folder, shapes: list[list[int]], whole=(6, 1, 2), dtypes=("F32",) * 3):
+    """A tensor of which the files hold the rows in x, y and z, as it comes back."""
+    header, data = {}, b""
+    for name, shape, dtype in zip("xyz", shapes, dtypes, strict=False):
+        size = math.prod(shape) * (4 if dtype == "F32" else 2)
+        place = [len(data), len(data) + size]
+        header[f"m.{name}"] = {"dtype": dtype, "shape": shape, "data_offsets": place}
+        data += torch.randn(size // 4).numpy().tobytes()
+    parts = (Joined("all", ("x", "y", "z")),)
+    checkpoint = open_folder(write(folder, header, data), {"m.all": whole}, in_parts=parts)
+    tensor = checkpoint.read("m.all")
+    checkpoint.close()
+    return tensor, torch.frombuffer(bytearray(data), dtype=tensor.dtype).view(whole)
+
+
+@pytest.mark.parametrize("shapes", [[[1, 1, 2], [2, 1, 2], [3, 1, 2]], [[2, 1, 2]] * 3])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_rows_that_lie_in_several_tensors_are_joined(tmp_path, shapes, dtype):
+    tensor, lying = joined(tmp_path, shapes, dtypes=(dtype,) * 3)
+    assert torch.equal(tensor, lying)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtypes", "says"),
+    [
+        ([[2, 1, 2], [4, 1, 2]], ("F32", "F32"), "lacks 1 of 1"),
+        ([[2, 1, 2], [2, 2, 1], [2, 1, 2]], ("F32",) * 3, "lacks 1 of 1"),
+        ([[2, 1, 2]] * 3, ("F32", "BF16", "F32"), "lacks 1 of 1"),
+        ([[], [], []], ("F32",) * 3, "lacks 1 of 1"),
+        ([[2, 1, 2], [2, 1, 2], [4, 1, 2]], ("F32",) * 3, r"the shape \[8, 1, 2\]"),
+    ],
+)
+def test_rows_that_do_not_fit_are_not_joined(tmp_path, shapes, dtypes, says):
+    with pytest.raises(BadCheckpoint, match=says):
+        joined(tmp_path, shapes, dtypes=dtypes)
 
 
 def test_what_is_announced_is_all_of_a_tensor(tmp_path, monkeypatch):

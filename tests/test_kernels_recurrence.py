@@ -29,6 +29,7 @@ SHAPES = {
     "delta, as Qwen3.5 has it": replace(DELTA, key_heads=4, key_dim=128, value_dim=128),
     "delta, a tail": replace(DELTA, value_dim=24, conv_width=3),
     "delta, odd keys": replace(DELTA, key_dim=7, value_dim=40, norm_heads=2),
+    "delta, gains to two": replace(DELTA, value_dim=24, most_gain=2.0),
     "delta, one narrow head": replace(DELTA, heads=1, key_heads=1, value_dim=8, conv_width=2),
     "mamba": MAMBA,
     "mamba, as Granite has it": replace(MAMBA, key_dim=128, value_dim=64, step_limits=(0.0, inf)),
@@ -137,7 +138,7 @@ def exact_recur(shape, weights, mixed, steps, gains, gate, before):
                 key = key / (key.square().sum() + 1e-6).sqrt()
             matrices[h] *= decays[:, None]
             if shape.is_delta:
-                gain = 1 / (1 + exp(-float(gains[t, h])))
+                gain = shape.most_gain / (1 + exp(-float(gains[t, h])))
                 matrices[h] += torch.outer(key, gain * (value - matrices[h].T @ key))
             else:
                 matrices[h] += torch.outer(key, step * value)

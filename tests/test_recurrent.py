@@ -7,6 +7,7 @@ all kinds in test_prefix_sessions.py.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import platformdirs
@@ -14,6 +15,8 @@ import pytest
 import torch
 from interruptions import interrupted_after
 from model_matrix import VARIANTS
+from random_checkpoints import reference_logits
+from safetensors.torch import load_file, save_file
 from sessions_under_test import IDS
 from small_llm import TINY, open_small
 
@@ -279,6 +282,61 @@ def test_the_plan_counts_every_copy(checkpoint, tmp_path, name, sequences, sweep
     assert plan.host["recurrent states"] == num_bytes
 
 
+def test_olmo_hybrid_opens_by_all_names_of_its_tensors(checkpoint, tmp_path):
+    """Its convolution in the parts of published files, in thirds as transformers cuts them, and
+    whole; its norms by their names in published files, and by transformers' own."""
+    folder = checkpoint("olmo-hybrid")
+    tensors = load_file(folder / "model.safetensors")
+    shape = next(filter(None, read_model_config(folder).recurrences)).shape
+    sizes = [shape.keys, shape.keys, shape.values]
+    assert len(set(sizes)) > 1, "thirds would be the parts"
+    published, own = {}, {}
+    for name, tensor in tensors.items():
+        named = name.replace("attention_layer_norm", "input_layernorm")
+        named = named.replace("feedforward_layer_norm", "post_attention_layernorm")
+        if "_conv1d" not in name:
+            published[name] = own[named] = tensor
+        elif "q_conv1d" in name:
+            parts = [name.replace("q_conv1d", f"{part}_conv1d") for part in "qkv"]
+            whole = torch.cat([tensors[part] for part in parts])
+            own[name.replace("q_conv1d", "conv1d")] = whole
+            split = map(torch.Tensor.clone, whole.split(sizes))
+            published |= dict(zip(parts, split, strict=True))
+    assert len(published) == len(tensors) > len(own) and not published.keys() <= own.keys()
+    logits = []
+    for number, written in enumerate((tensors, published, own)):
+        other = shutil.copytree(folder, tmp_path / str(number))
+        save_file(written, other / "model.safetensors", {"format": "pt"})
+        with opened(other, tmp_path) as llm:
+            logits.append(llm.logits(TEXT))
+    assert all(torch.equal(part, logits[0]) for part in logits[1:])
+    assert torch.equal(reference_logits(tmp_path / "1", TEXT), reference_logits(folder, TEXT))
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({}, True),
+        ({"rope_theta": 5e5}, True),
+        ({"rope_parameters": {"rope_theta": 5e5}}, True),
+        ({"rope_parameters": {"rope_type": "default"}}, True),
+        ({"rope_parameters": None, "rope_theta": 5e5}, True),
+        ({"rope_parameters": None}, False),
+        ({"rope_parameters": {"rope_theta": None}}, False),
+        ({"rope_parameters": {"rope_type": None}}, False),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, False),
+    ],
+)
+def test_positions_of_olmo_hybrid(checkpoint, tmp_path, fields, turns):
+    """Published files say in three ways that it has none, of which transformers reads two."""
+    config = json.loads((checkpoint("olmo-hybrid") / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, **fields}))
+    ropes = read_model_config(tmp_path).ropes
+    theta = 5e5 if "500000.0" in str(fields) else 1e4
+    assert [rope and rope.theta for rope in ropes] == [theta if turns else None] * 5
+
+
 def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path):
     with opened(checkpoint("qwen3.5"), tmp_path) as llm:
         output = llm.generate(TEXT * 2, max_new_tokens=5)
@@ -328,6 +386,10 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
         ("nemotron-h-moe", "n_group", 3, "from 1 of 3 groups"),
         ("nemotron-h-moe", "num_experts_per_tok", 9, "cannot be chosen"),
         ("lfm2", "full_attn_idxs", 1, "full_attn_idxs"),
+        ("olmo-hybrid", "linear_num_key_heads", 3, "cannot share"),
+        ("olmo-hybrid", "linear_key_head_dim", 0, "linear_key_head_dim"),
+        ("olmo-hybrid", "linear_allow_neg_eigval", 2, "linear_allow_neg_eigval"),
+        ("olmo-hybrid", "rope_parameters", {"rope_type": "ntk"}, "'ntk'"),
     ],
 )
 def test_what_is_wrong_in_a_configuration_is_named(checkpoint, tmp_path, name, field, value, says):

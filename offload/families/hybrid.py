@@ -67,7 +67,7 @@ def qwen3_5_moe(get: Fields, head_dim: int) -> dict:
 
 
 def olmo_hybrid(get: Fields, head_dim: int) -> dict:
-    """Gated DeltaNet of norms before, whose gains reach two, and OLMo 3's attention."""
+    """Gated DeltaNet with norms before, whose gains reach two, and OLMo 3's attention."""
     num_heads = get.number("num_attention_heads")
     key_heads = get.number("linear_num_key_heads", num_heads, high=MOST_HEADS)
     key_dim = int(0.75 * get.number("hidden_size") / key_heads)
@@ -101,14 +101,12 @@ def _has_rope(get: Fields) -> bool:
     given = get.raw.get("rope_parameters", {})
     if given is None:
         return "rope_theta" in get.raw or "rope_scaling" in get.raw
-    return not isinstance(given, dict) or None not in (
-        given.get("rope_theta", 0),
-        given.get("rope_type", 0),
-    )
+    said = given if isinstance(given, dict) else {}
+    return all(said.get(name, "") is not None for name in ("rope_theta", "rope_type"))
 
 
-# What files call the tensors of a layer whose queries, keys and values have a matrix each, and what
-# they are called here.
+# The tensors of a layer whose queries, keys and values have a matrix each: as files call them, and
+# as they are called here.
 _APART = {
     **{f"{part}_proj": f"in_proj_{part}" for part in "qkvba"},
     "g_proj": "in_proj_z",
@@ -205,8 +203,8 @@ HYBRID_FAMILIES: dict[str, Family] = {
     ),
     "OlmoHybridForCausalLM": Family(
         "OLMo Hybrid 7B",
-        "Gated DeltaNet whose gains reach two, in three of four layers, with norms before; the "
-        "others' after; no positions, or RoPE",
+        "Gated DeltaNet with gains up to two and norms before in three of four layers; attention "
+        "with norms after, without positions or with RoPE",
         olmo_hybrid,
         {"max_position_embeddings": 65536},
     ),
