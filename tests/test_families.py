@@ -158,4 +158,7 @@ def test_the_page_of_models_is_what_the_matrix_says():
 
 def test_every_architecture_has_a_variant_or_is_a_text_part():
     made = {f"{variant.architecture}ForCausalLM" for variant in VARIANTS.values()}
-    assert made == {name for name, family in FAMILIES.items() if not family.text_config}
+    names = {name for name, family in FAMILIES.items() if not family.text_config}
+    # Another name of one that has a variant: test_recurrent.py compares what both are read as.
+    again = {name for name in names - made if any(FAMILIES[name] is FAMILIES[n] for n in made)}
+    assert made == names - again

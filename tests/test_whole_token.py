@@ -24,8 +24,10 @@ from ebbtide.prefetch.top_p import CRITERIA
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
-# MLPs with xIELU, gates by softplus, SparseMixer.
-BY_LAYERS = {n for n in VARIANTS if n.startswith(("laguna", "phimoe"))} | {"apertus"}
+# MLPs with xIELU, gates by softplus, SparseMixer, a scan, gates and decays of few numbers, gated
+# latent attention.
+_BY_LAYERS = ("apertus", "laguna", "phimoe", "jamba", "kimi-linear", "ling3")
+BY_LAYERS = {name for name in VARIANTS if name.startswith(_BY_LAYERS)}
 
 # Of what a layer may be one of each: attention alone, states in others, beside it, MLPs apart,
 # experts and a shared one, experts of gate and up in one beside null scores, layers of two shapes
