@@ -89,6 +89,16 @@ OTHERS = {
             "mamba_d_state": 128,
         },
     ),
+    "jamba-3b": Other(
+        Shape(28, 2560, 8192, 20, 1, 128, 65536, 10000.0, 262144),
+        "JambaForCausalLM",
+        {
+            "model_type": "jamba",
+            "num_experts": 1,
+            "attn_layer_period": 14,
+            "attn_layer_offset": 7,
+        },
+    ),
     "lfm2-1.2b": Other(
         Shape(16, 2048, 12288, 32, 8, 64, 65536, 1e6, 128000),
         "Lfm2ForCausalLM",

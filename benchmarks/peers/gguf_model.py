@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType
 
+from ebbtide.offload.layer_config import ScanShape
 from ebbtide.offload.model_config import read_model_config
 
 GROUP = 32  # weights that share a scale in Q4_0 and Q8_0
@@ -31,6 +32,7 @@ ARCHITECTURES = {
     "qwen3_5_text": "qwen35",
     "granitemoehybrid": "granitehybrid",
     "lfm2": "lfm2",
+    "jamba": "jamba",
     "gpt_oss": "gpt-oss",
 }
 
@@ -83,7 +85,8 @@ def write(folder: Path, out: Path, bits: int, named: str | None = None) -> Path:
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
 
     def add_floats(name: str, *shape: int) -> None:
-        writer.add_tensor(name, np.ones(shape, np.float32) * (0.1 if "conv" in name else 1.0))
+        number = 0.1 if "conv" in name else -1.0 if name.endswith(".ssm_a") else 1.0
+        writer.add_tensor(name, np.full(shape, number, np.float32))
 
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     add("token_embd", config.vocab_size, hidden, max(bits, 8))
@@ -136,6 +139,10 @@ def _add_recurrent_keys(writer: GGUFWriter, architecture: str, c: dict, r) -> No
         return
     writer.add_ssm_conv_kernel(r.conv_width)
     writer.add_ssm_inner_size(shape.values)
+    if isinstance(shape, ScanShape):
+        writer.add_ssm_state_size(shape.dim)
+        writer.add_ssm_time_step_rank(shape.rank)
+        return
     writer.add_ssm_state_size(shape.key_dim)
     writer.add_ssm_time_step_rank(shape.heads)
     writer.add_ssm_group_count(shape.key_heads)
@@ -156,6 +163,10 @@ def _recurrent_matrices(r, hidden: int) -> list[tuple[str, int, int]]:
             ("shortconv.out_proj", hidden, r.channels),
         ]
     out = ("ssm_out", hidden, shape.values)
+    if isinstance(shape, ScanShape):
+        few = shape.rank + 2 * shape.dim
+        small = [("ssm_x", few, shape.channels), ("ssm_dt", shape.channels, shape.rank)]
+        return [("ssm_in", 2 * shape.channels, hidden), *small, out]
     if not shape.is_delta:
         return [("ssm_in", shape.values + shape.channels + shape.heads, hidden), out]
     small = [(f"ssm_{name}", shape.heads, hidden) for name in ("alpha", "beta")]
@@ -166,6 +177,16 @@ def _recurrent_floats(r) -> list[tuple[str, tuple[int, ...]]]:
     shape = r.shape
     if shape is None:
         return [("shortconv.conv.weight", (r.channels, r.conv_width))]
+    if isinstance(shape, ScanShape):
+        channels, sizes = shape.channels, {"dt": shape.rank, "b": shape.dim, "c": shape.dim}
+        return [
+            ("ssm_conv1d.weight", (channels, r.conv_width)),
+            ("ssm_conv1d.bias", (channels,)),
+            ("ssm_dt.bias", (channels,)),
+            ("ssm_a", (channels, shape.dim)),
+            ("ssm_d", (channels,)),
+            *((f"ssm_{name}_norm.weight", (size,)) for name, size in sizes.items()),
+        ]
     floats = [("ssm_conv1d.weight", (r.channels, r.conv_width)), ("ssm_dt.bias", (shape.heads,))]
     if shape.is_delta:
         return [*floats, ("ssm_a", (shape.heads,)), ("ssm_norm.weight", (shape.value_dim,))]
