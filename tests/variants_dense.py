@@ -437,7 +437,7 @@ DENSE_VARIANTS: dict[str, Variant] = {
         {
             "qk_layernorm": True,
             "use_parallel_residual": True,
-            "rope_parameters": rope(partial_rotary_factor=0.25),
+            "rope_parameters": rope(partial_rotary_factor=0.75),
         },
     ),
     "olmo": Variant("Olmo", "layer norms without weights"),
