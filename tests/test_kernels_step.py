@@ -58,9 +58,8 @@ VARIANTS = {
     "a gate of each number, biases": {"output_gate": "number", "has_biases": True},
     "a gate of each head": {"output_gate": "head"},
     "an MLP without a gate": {"without": ("gate",), "activation": "relu2"},
-    "an MLP with a gate of ReLU": {"activation": "relu"},
     "no MLP": {"without": ("gate", "up", "down")},
-    "queries, keys and values within bounds, biases": {"qkv_clip": 0.7, "has_biases": True},
+    "queries, keys, values within bounds, a gate of ReLU": {"qkv_clip": 0.7, "activation": "relu"},
     "heads normed, and values, within bounds": {"qkv_clip": 0.7, "qk_norm": "head"},
     "all heads normed, and values, within bounds": {"qkv_clip": 0.7, "qk_norm": "all"},
     "heads of 36, normed by their own, a gate of each head": {
