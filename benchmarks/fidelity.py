@@ -47,7 +47,7 @@ def compare(name: str, folder: Path, ids: list[int], last: int, cell: int, pages
     def geometry(page: int, **codec) -> Geometry:
         layout = PageLayout(
             config.num_kv_heads,
-            config.head_dim,
+            config.page_dim,
             page,
             raw_dtype=getattr(torch, config.dtype),
             shared_from=config.values_from,

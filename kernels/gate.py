@@ -12,7 +12,7 @@ from . import dispatch
 from .threads import num_threads
 
 # In the order of Activation in cpu/kernels.h.
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu", "relu2", "relu")
 # Of `clamped_swiglu`; the compiled kernel has them too.
 BOUND, STEEPNESS = 7.0, 1.702
 
@@ -88,6 +88,6 @@ def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
         return torch.nn.functional.silu(x)
     if name == "sigmoid":
         return x.sigmoid()
-    if name == "relu2":  # the square of what is above zero
-        return x.relu().square()
+    if name in ("relu", "relu2"):  # what is above zero, or its square
+        return x.relu() if name == "relu" else x.relu().square()
     return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 HEAD_ALIGN_BYTES = 64  # a cache line
+HEAD_ALIGN = 8  # head_dim is a multiple of it
 RECORD_ALIGN_BYTES = 4096  # the largest block size that direct reads ask for
 FULL_DIGEST_BITS = 8  # the scale in a full page's digest is the box's width over 2**8 - 1
 RAW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,9 +36,15 @@ def plane_widths(bits: int) -> tuple[int, ...]:
     return tuple(width for width in (8, 4, 2, 1) if bits & width)
 
 
-def align_up(num_bytes: int, alignment: int) -> int:
-    """The smallest multiple of `alignment` that is not below `num_bytes`."""
-    return -(-num_bytes // alignment) * alignment
+def align_up(size: int, alignment: int) -> int:
+    """The smallest multiple of `alignment` that is not below `size`."""
+    return -(-size // alignment) * alignment
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """What a head takes in pages, and wherever it is attended, with zeros behind its own numbers:
+    these change neither scores nor outputs."""
+    return align_up(head_dim, HEAD_ALIGN)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class PageLayout:
     def __post_init__(self):
         if self.codec not in ("full", "quantised"):
             raise ValueError(f'codec is {self.codec!r}; known are "full" and "quantised"')
-        if self.head_dim < 8 or self.head_dim % 8:
-            raise ValueError(f"head_dim is {self.head_dim}; it must be a multiple of 8")
+        if self.head_dim < 1 or self.head_dim % HEAD_ALIGN:
+            raise ValueError(f"head_dim is {self.head_dim}; it must be a multiple of {HEAD_ALIGN}")
         for name in ("kv_heads", "page_tokens", "pages_per_record"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
 from . import dispatch
 from .gate import ACTIVATIONS
+from .layout import padded_head_dim
 from .matmul import Weight, weight_numbers
 from .norm import Norm, norm_numbers, vector_address
 from .quantised import QuantisedWeight
@@ -48,7 +48,9 @@ class StepShape:
     layer_multiplier: of all that the layer makes of the residual. gate_cutoff: how many deviations
     above its mean a number of the MLP's gate counts, by what it is above that; with one the product
     "mean" is ones. parallel_mlp: whether the MLP, or experts in its place, read what attention
-    does. rank: of latent attention, 0 without it: see LayerStep.
+    does. rank: of latent attention, 0 without it: see LayerStep. qkv_clip: the bound of each number
+    of queries, keys and values before the rotation, behind norms but those that come after it; 0:
+    none.
     """
 
     hidden_size: int
@@ -66,6 +68,7 @@ class StepShape:
     gate_cutoff: float = 0.0
     parallel_mlp: bool = False
     rank: int = 0
+    qkv_clip: float = 0.0
 
 
 class LayerStep:
@@ -101,8 +104,9 @@ class LayerStep:
         interleaved: bool,
     ):
         self._shape, self._kept = shape, (norms, products)
-        self._q = (shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim)
-        self._kv = (1, shape.num_kv_heads, shape.head_dim) if "k" in products else None
+        dim = padded_head_dim(shape.head_dim)
+        self._q = (shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, dim)
+        self._kv = (1, shape.num_kv_heads, dim) if "k" in products else None
         numbers = [
             shape.hidden_size,
             shape.head_dim,
@@ -117,6 +121,7 @@ class LayerStep:
         ]
         floats = [
             shape.gate_cutoff,
+            shape.qkv_clip,
             shape.residual_multiplier,
             shape.beside_multiplier,
             shape.gate_multiplier,
@@ -133,10 +138,10 @@ class LayerStep:
     def project(
         self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
-        """Queries (kv_heads, groups, head_dim) times scale, keys and values (1, kv_heads,
-        head_dim), None without some, of the residual row x (1, hidden_size) float32, and the gate
-        of what is attended (1, num_heads * head_dim), before its sigmoid, None without one.
-        cosines, sines: (rope_width,) float32 of the row's position.
+        """Queries (kv_heads, groups, padded head_dim) times scale, keys and values (1, kv_heads,
+        padded head_dim), None without some, of the residual row x (1, hidden_size) float32, and the
+        gate of what is attended (1, num_heads * head_dim), before its sigmoid, None without one.
+        cosines, sines: (rope_width,) float32 of the row's position. See layout.padded_head_dim.
         """
         q, gate = torch.empty(self._q), self._empty_gate()
         kv = None if self._kv is None else (torch.empty(self._kv), torch.empty(self._kv))
@@ -211,7 +216,8 @@ class LayerStep:
         return out
 
     def _empty_gate(self) -> torch.Tensor | None:
-        return torch.empty((1, prod(self._q))) if self._shape.output_gate else None
+        size = self._shape.num_heads * self._shape.head_dim
+        return torch.empty((1, size)) if self._shape.output_gate else None
 
 
 class BlockProduct:

@@ -72,8 +72,8 @@ def share(ref: TensorRef, index: int, count: int, shape: tuple[int, ...]) -> Ten
 
 
 def joined(refs: list[TensorRef], shape: tuple[int, ...]) -> TensorRef | None:
-    """One tensor, no matrix, of plain numbers whose rows are those of several; None where they do
-    not fit together."""
+    """One tensor of plain numbers whose rows are those of several; None where they do not fit
+    together."""
     first, *others = refs
     sizes = [math.prod(ref.shape) for ref in refs]
     row = math.prod(shape[1:])

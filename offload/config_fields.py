@@ -63,8 +63,6 @@ def check_heads(where: Path | str, num_heads: int, kv_heads: int, head_dim: int)
         raise BadCheckpoint(
             f"{where}: {num_heads} heads of {head_dim} are more than any model has."
         )
-    if head_dim % 8:
-        raise UnsupportedModel(f"{where}: head_dim {head_dim} is not a multiple of 8.")
     if head_dim > _MOST_HEAD_DIM:
         raise UnsupportedModel(f"{where}: head_dim {head_dim} is above {_MOST_HEAD_DIM}.")
 

@@ -19,6 +19,7 @@ from ..kernels.altup_step import AltUpStep
 from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
 from ..kernels.gate import softplus
+from ..kernels.layout import padded_head_dim
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.routed_step import RoutedStep
@@ -45,13 +46,19 @@ Mixed = Sequence[torch.Tensor]
 
 
 class Projected(NamedTuple):
-    """q: as `Decoder.queries` gives them. kv: keys and values, each (n, kv_heads, head_dim), None
+    """q: as `Decoder.queries` gives them. kv: keys and values, each (n, kv_heads, page_dim), None
     where a layer attends those of another. gate: of the output, (n, num_heads * head_dim), where
     there is one: see `attention_output`."""
 
     q: torch.Tensor
     kv: tuple[torch.Tensor, torch.Tensor] | None
     gate: torch.Tensor | None
+
+
+def _padded(heads: torch.Tensor) -> torch.Tensor:
+    """Heads (..., head_dim) as they are attended, (..., page_dim)."""
+    more = padded_head_dim(heads.shape[-1]) - heads.shape[-1]
+    return torch.nn.functional.pad(heads, (0, more)) if more else heads
 
 
 class Decoder:
@@ -93,7 +100,7 @@ class Decoder:
         self, layer: int, w: LayerTensors, x: torch.Tensor, rows: slice, position: int
     ) -> torch.Tensor:
         """A layer's queries from its residual input x (n, residual_size), the first row of which is
-        at `position`: (kv_heads, groups * n, head_dim), scaled, row = group * n + i.
+        at `position`: (kv_heads, groups * n, page_dim), scaled, row = group * n + i.
 
         `w`: the layer's tensors; of them only the norm's and the query's are read, and AltUp's.
         """
@@ -126,7 +133,8 @@ class Decoder:
             v = k if self._shapes[layer].keys_are_values else self._project(w, h, rows, "v")
             k, v = (self._normed(layer, w, out, which) for out, which in ((k, "k"), (v, "v")))
         k = self._normed_behind(layer, w, self.ropes[layer].turn(k, position), "k")
-        return Projected(q, (k, k if v is None else v), gate)
+        k = _padded(k)
+        return Projected(q, (k, k if v is None else _padded(v)), gate)
 
     def project_row(
         self,
@@ -168,19 +176,28 @@ class Decoder:
         return self._with_state.of(layer, w).run(x, rows, before, after)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
-        """The key projection's bias, (kv_heads, head_dim), or None. With a key norm it is not
-        additive: None.
+        """The key projection's bias, (kv_heads, page_dim), or None, as where keys are normed or
+        bounded, which then are not so far from zero as it.
         """
         bias = w.vector_or_none("self_attn.k_proj.bias")
-        if bias is None or self.config.qk_norm:
+        if bias is None or self.config.qk_norm or self.config.qkv_clip:
             return None
-        return bias.view(self.config.num_kv_heads, self.config.head_dim)
+        return _padded(bias.view(self.config.num_kv_heads, self.config.head_dim))
 
     def attention_output(
-        self, w: LayerTensors, attended: torch.Tensor, gate: torch.Tensor | None, rows: slice
+        self,
+        layer: int,
+        w: LayerTensors,
+        attended: torch.Tensor,
+        gate: torch.Tensor | None,
+        rows: slice,
     ) -> torch.Tensor:
-        """Attention's output, (n, num_heads * head_dim), as the output projection takes it, with
-        the gate that `project` gave; both are used up."""
+        """What a layer attended to, (n, num_heads * page_dim), as its output projection takes it,
+        with the gate that `project` gave; both are used up."""
+        shape = self._shapes[layer]
+        if shape.page_dim != shape.head_dim:
+            heads = attended.view(len(attended), -1, shape.page_dim)
+            attended = heads[..., : shape.head_dim].flatten(1)
         if gate is not None:
             if self.config.gate_activation == "softplus":  # which `project` has applied
                 attended = attended.mul_(gate)
@@ -408,6 +425,12 @@ class Decoder:
     def _normed(self, layer: int, w: LayerTensors, out: torch.Tensor, which: str) -> torch.Tensor:
         """Queries (which = "q"), keys ("k") or values ("v") before RoPE, of what they are projected
         to: (n, heads, head_dim)."""
+        heads, most = self._normed_heads(layer, w, out, which), self.config.qkv_clip
+        return heads.clamp_(-most, most) if most else heads
+
+    def _normed_heads(
+        self, layer: int, w: LayerTensors, out: torch.Tensor, which: str
+    ) -> torch.Tensor:
         c, head_dim = self.config, self._shapes[layer].head_dim
         how = c.qk_norm if which != "v" else ""
         if how == "all":
@@ -450,7 +473,7 @@ class Decoder:
                 turned.append(self.ropes[layer].turn(some, at, scale, heads_first=True))
             start = stop
         q = turned[0] if len(turned) == 1 else torch.cat(turned, 1)
-        return q.view(shape.kv_heads, -1, shape.head_dim), gate
+        return _padded(q).view(shape.kv_heads, -1, shape.page_dim), gate
 
     def _own_gate(self, layer: int, w: LayerTensors, h: torch.Tensor, rows: slice) -> torch.Tensor:
         """The gate of the output by a matrix of its own."""

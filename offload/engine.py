@@ -85,7 +85,7 @@ class Engine:
         """From the next decoded token on, attend in full to the pages that `mode` says. Modes other
         than exact want a layout with mean values. audits: whether estimates are checked meanwhile.
         Not while tokens are verified that were not taken in."""
-        self.selected = None
+        self.selected, config = None, self.config
         if mode.selects:
             self.selected = SelectedAttention(
                 self.attention,
@@ -93,6 +93,7 @@ class Engine:
                 make_selector(mode.selector, **mode.selector_options),
                 make_foresight(mode.foresight if self.overlap else "nothing"),
                 self.weights.output_norms,
+                [config.shape_of(layer).head_dim for layer in config.kv_layers],
                 waits=mode.name != "deadline",
                 audits=audits,
             )
@@ -220,7 +221,7 @@ class Engine:
                 self._pages.wish_ahead(sequence, kv, query, decodes=True)
                 window = self._pages.window(kv)
                 attended = self.attention.run_several(kv, sequence, query, window, bias)
-            mixed = self.decoder.attention_output(w, attended, gate, slice(0, count))
+            mixed = self.decoder.attention_output(layer, w, attended, gate, slice(0, count))
             x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
             x = self.decoder.end(layer, w, x, slice(0, count), given)
         sequence.verified = deque(notes)
@@ -257,7 +258,7 @@ class Engine:
                     attended = self._selecting.run(kv, sequence, query, bias, first, w)
                 else:
                     attended = self._pages.attend(sequence, kv, [query], bias)[0]
-                mixed.append(self.decoder.attention_output(w, attended, gate, rows))
+                mixed.append(self.decoder.attention_output(layer, w, attended, gate, rows))
             place = self._state[layer]
             if place is not None:
                 assert sequence.states is not None

@@ -159,7 +159,7 @@ def choose_geometry(
         codec = {"key_bits": key_bits, "value_bits": value_bits, "near_bits": NEAR_BITS}
     page = PageLayout(
         config.num_kv_heads,
-        config.head_dim,
+        config.page_dim,
         PAGE_TOKENS,
         raw_dtype=raw_dtype,
         shared_from=config.values_from,
@@ -176,7 +176,7 @@ def choose_geometry(
 def shaped_pages(config: ModelConfig, page: PageLayout) -> list[PageLayout]:
     """Pages like this one, in the shape of each layer that keeps some."""
     shapes = [config.shape_of(layer) for layer in config.kv_layers[: config.num_page_layers]]
-    return [replace(page, kv_heads=of.kv_heads, head_dim=of.head_dim) for of in shapes]
+    return [replace(page, kv_heads=of.kv_heads, head_dim=of.page_dim) for of in shapes]
 
 
 def make_geometry(cell_tokens: int, span_tokens: int, layouts: list[PageLayout]) -> Geometry:

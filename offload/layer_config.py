@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
 
+from ..kernels.layout import padded_head_dim
 from ..kernels.recurrence import RecurrentShape
 from ..kernels.routing import Groups, Routing
 
@@ -164,8 +165,8 @@ class HeadRows:
 
 @dataclass(frozen=True)
 class Joined:
-    """A tensor, but for a matrix, whose rows the files may hold in several, one behind the other.
-    end: of its name; parts: ends of theirs."""
+    """A tensor whose rows the files may hold in several, one behind the other; those of a matrix
+    each in a vector. end: of its name; parts: ends of theirs."""
 
     end: str
     parts: tuple[str, ...]
@@ -273,6 +274,11 @@ class AttentionShape:
     head_dim: int
     keys_are_values: bool = False
     num_heads: int | None = None
+
+    @property
+    def page_dim(self) -> int:
+        """What a head takes where it is attended: see padded_head_dim."""
+        return padded_head_dim(self.head_dim)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ class LayerSteps:
             config.gate_cutoff(layer) or 0.0,
             config.parallel_mlp,
             config.latent.rank if projects and config.latent is not None else 0,
+            config.qkv_clip if projects else 0.0,
         )
 
     def _qk_norm(self, layer: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from ..kernels.layout import HEAD_ALIGN, padded_head_dim
 from .config_fields import MOST_POSITIONS, Fields, check_heads, load_json
 from .errors import BadCheckpoint, UnsupportedModel
 from .layer_config import (
@@ -37,15 +38,18 @@ _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
 }
 # Of MLPs without gates, which have those above as well.
-_GATELESS = {"relu2": "relu2", "xielu": "xielu"}
+_GATELESS = {"xielu": "xielu"}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """One decoder-only transformer, as the one configurable decoder needs it. Tuples have one entry
-    for each layer. num_kv_heads and head_dim are of what pages hold; see `latent`.
+    for each layer. num_kv_heads and head_dim are of what is attended (see `latent`), without what
+    pads heads in pages (`page_dim`).
     """
 
     architecture: str
@@ -62,7 +66,7 @@ class ModelConfig:
     dtype: str  # of the checkpoint: float32, bfloat16 or float16
     tied_embeddings: bool
     activation: str = (
-        "silu"  # of the MLP's gate: silu, gelu, gelu_tanh; without one also relu2, xielu
+        "silu"  # of the MLP's gate: silu, gelu, gelu_tanh, relu, relu2; without one also xielu
     )
     qkv_bias: bool = False
     output_bias: bool = False
@@ -81,6 +85,7 @@ class ModelConfig:
     # "turned" head, behind it, in layers with positions; or a layer norm of "each" head with
     # weights of its own
     qk_norm: str = ""
+    qkv_clip: float = 0.0  # the bound of queries, keys and values behind these norms; 0 = none
     parallel_mlp: bool = False  # MLPs read what attention reads, and have no norm of their own
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # the bound of attention scores; 0 = none
@@ -129,6 +134,11 @@ class ModelConfig:
     def groups(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def page_dim(self) -> int:
+        """What a head takes where it is attended: see padded_head_dim."""
+        return padded_head_dim(self.head_dim)
 
     @property
     def mixed_size(self) -> int:
@@ -314,6 +324,11 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     fields = {**common, **family.fields(get, common["head_dim"])}
     check_heads(path, *(fields[name] for name in ("num_heads", "num_kv_heads", "head_dim")))
     config = ModelConfig(**fields, quantisation=quantisation)
+    if config.latent is not None and config.head_dim % HEAD_ALIGN:
+        raise UnsupportedModel(
+            f"{path}: a latent and what turns have {config.head_dim} numbers, which is not a "
+            f"multiple of {HEAD_ALIGN}."
+        )
     if config.gated_mlp and config.activation in _GATELESS.values():
         raise UnsupportedModel(
             f"{path}: hidden_act {config.activation!r} is not supported beside a gate. Supported: "

@@ -3,7 +3,7 @@ how a matrix of them is kept, and how its bytes become that.
 
     Plain        numbers of a dtype, row after row
     Transposed   the same, column after column
-    JoinedRows   some rows in each of several places
+    JoinedRows   the same, some rows in each of several places
     Mxfp4        groups of 32 inputs, four bits each and a scale, as Hugging Face has them
 
 A format is a subclass of Packing, equal to others by what it says. Knows no files and no names;
@@ -284,15 +284,14 @@ class Transposed(Plain):
 
 
 @dataclass(frozen=True)
-class JoinedRows(Packing):
-    """Numbers of a dtype, so many rows of them in each of several places; no matrices."""
+class JoinedRows(Plain):
+    """Numbers of a dtype, so many rows of them in each of several places."""
 
-    kind: torch.dtype
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+    lies_as_kept = False
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.kind
+    def rows_apart(self, shape: Shape, form: Form) -> int | None:
+        return None
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         row_bytes = math.prod(shape[1:]) * self.kind.itemsize

@@ -84,7 +84,7 @@ def open_folder(
         }
         found.update(packed_modules(found, quantisation, whole.union(shapes)))
     found.update(split_heads(found, head_rows))
-    found.update(_joined(found, in_parts))
+    found.update(_joined(found, in_parts, shapes))
     for name, shape in shapes.items():
         values = [value for part, value in constants if part in name and name not in found]
         if values:
@@ -226,7 +226,9 @@ def _unstacked_scales(name: str, ref: TensorRef, kind: Stacked) -> dict[str, Ten
     }
 
 
-def _joined(found: dict[str, TensorRef], kinds: Sequence[Joined]) -> dict[str, TensorRef]:
+def _joined(
+    found: dict[str, TensorRef], kinds: Sequence[Joined], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, TensorRef]:
     """The tensors whose rows are in several of the files', where these fit."""
     whole = {}
     for of in kinds:
@@ -239,7 +241,10 @@ def _joined(found: dict[str, TensorRef], kinds: Sequence[Joined]) -> dict[str, T
             row = refs[0].shape[1:]
             if not all(ref.shape and ref.shape[1:] == row for ref in refs):
                 continue
-            ref = joined(refs, (sum(ref.shape[0] for ref in refs), *row))
+            shape = sum(ref.shape[0] for ref in refs), *row
+            if len(shapes.get(start + of.end, shape)) > len(shape):  # each is a row of its own
+                shape = len(refs), *refs[0].shape
+            ref = joined(refs, shape)
             if ref is not None:
                 whole[start + of.end] = ref
     return whole

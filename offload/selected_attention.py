@@ -43,8 +43,9 @@ class Noted(NamedTuple):
 
 class SelectedAttention:
     """output_norms: of layers' output projections, as far as they are known; others are added.
-    waits: False for deadline mode, which attends what has arrived and estimates the rest. audits:
-    whether now and then some of what was left out is read, to see how true its estimate was.
+    head_dims: of each layer, without what pads heads in pages. waits: False for deadline mode,
+    which attends what has arrived and estimates the rest. audits: whether now and then some of what
+    was left out is read, to see how true its estimate was.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SelectedAttention:
         selector: Selector,
         foresight: Foresight,
         output_norms: dict[int, torch.Tensor],
+        head_dims: list[int],
         *,
         waits: bool = True,
         audits: bool = True,
@@ -66,7 +68,7 @@ class SelectedAttention:
         self._foresight = foresight
         # Other selectors choose by the rehearsed query itself: not by what ran before.
         self._changes = MeanChange() if self._rehearsing is not selector else None
-        self._known = Known(tiered, records, output_norms)
+        self._known = Known(tiered, records, output_norms, head_dims)
         self._steps: Steps[Any] | None = None
 
     def run(

@@ -50,16 +50,17 @@ _NORM_ROWS = 256  # of an output projection that are decoded at once: no plan co
 
 class Known:
     """What is known of a layer before any record is read. output_norms: those found so far, by
-    layer."""
+    layer. head_dims: of each layer, without what pads heads in pages."""
 
     def __init__(
         self,
         tiered: TieredAttention,
         records: RecordReader,
         output_norms: dict[int, torch.Tensor],
+        head_dims: list[int],
     ):
         self.tiered, self.records = tiered, records
-        self._output_norms = output_norms
+        self._output_norms, self._head_dims = output_norms, head_dims
 
     def output_norms(self, layer: int, w: LayerTensors) -> torch.Tensor:
         """(kv_heads, num_rows): see kernels.effect."""
@@ -71,8 +72,8 @@ class Known:
             )
             values = w.get("self_attn.v_b_proj.weight")
             if values is None:
-                layout = self.tiered.layouts[layer]
-                norms = (output_norms(rows, layout.kv_heads, layout.head_dim) for rows in parts)
+                head_dim, kv_heads = self._head_dims[layer], self.tiered.layouts[layer].kv_heads
+                norms = (output_norms(rows, kv_heads, head_dim) for rows in parts)
                 self._output_norms[layer] = reduce(add, (n.square() for n in norms)).sqrt()
             else:  # a latent goes through both
                 num_heads = w["self_attn.k_b_proj.weight"].shape[0] // values.shape[1]

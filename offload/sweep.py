@@ -81,7 +81,7 @@ class Sweeper:
             if index in attended:
                 query, out, gate = attended[index]
                 placed, rows = self._placed(query, out), wanted[index]
-                mixed.append(self._decoder.attention_output(w, placed, gate, rows))
+                mixed.append(self._decoder.attention_output(layer, w, placed, gate, rows))
             if state is not None:
                 assert sequence.states is not None
                 before, after = sequence.states.of(index, state)

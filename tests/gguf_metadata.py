@@ -41,6 +41,7 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
         "logit_scale": c.get("logits_scaling", c.get("logit_scale")),
         "attention.layer_norm_epsilon": c.get("layer_norm_eps", c.get("norm_epsilon"))
         or c.get("norm_eps"),
+        "attention.clamp_kqv": c.get("clip_qkv"),
         "use_parallel_residual": c.get("use_parallel_residual"),
         "attn_logit_softcapping": c.get("attn_logit_softcapping"),
         "final_logit_softcapping": c.get("final_logit_softcapping"),
@@ -54,6 +55,8 @@ def metadata(c: dict[str, Any], arch: MODEL_ARCH, inner: int) -> dict[str, Any]:
         local = [kind == "sliding_attention" for kind in c["layer_types"]]
         said["attention.sliding_window_pattern"] = local
     said |= _of_hybrid(c, arch, inner) | _of_deepseek(c, arch)
+    if arch == MODEL_ARCH.OLMO:
+        said["attention.layer_norm_epsilon"] = 1e-5
     if arch == MODEL_ARCH.MINIMAXM2:
         said["rope.dimension_count"] = c["rotary_dim"]
     if arch == MODEL_ARCH.LLAMA4:

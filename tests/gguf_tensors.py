@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 _IN_PAIRS = (
     *(MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE),
-    *(MODEL_ARCH.GRANITE_HYBRID, MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.ARCEE),
+    *(MODEL_ARCH.GRANITE_HYBRID, MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.ARCEE, MODEL_ARCH.OLMO),
 )
 _MAMBA2 = (
     *(MODEL_ARCH.GRANITE_HYBRID, MODEL_ARCH.FALCON_H1, MODEL_ARCH.NEMOTRON_H),
@@ -242,7 +242,8 @@ def llama3_factors(c: dict[str, Any], scaling: dict[str, Any]) -> torch.Tensor:
 
 
 def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors with the experts of a layer in one, by names that the package knows."""
+    """The tensors with the experts of a layer in one, and norms of heads, by names that the package
+    knows."""
     made: dict[str, torch.Tensor] = {}
     gathered: dict[str, dict[int, torch.Tensor]] = {}
     for name, tensor in found.items():
@@ -256,6 +257,9 @@ def _stacked(found: dict[str, torch.Tensor], c: dict[str, Any]) -> dict[str, tor
             if c["model_type"] == "nemotron_h":
                 whole = whole.replace("backbone.", "model.").replace(".mixer.", ".mlp.")
             gathered.setdefault(whole, {})[int(parts[at])] = tensor
+        elif "_layernorm.norms." in name:
+            whole = name.replace(f".norms.{parts[-2]}.", ".")
+            gathered.setdefault(whole, {})[int(parts[-2])] = tensor
         elif name.endswith("experts.gate_up_proj") and "gemma4" in c["model_type"]:
             made[name] = tensor
         elif c["model_type"] == "llama4_text" and name.endswith("experts.gate_up_proj"):

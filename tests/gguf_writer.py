@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "Gemma3nForCausalLM": MODEL_ARCH.GEMMA3N,
     "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
+    "OlmoForCausalLM": MODEL_ARCH.OLMO,
     "Olmo2ForCausalLM": MODEL_ARCH.OLMO2,
     "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
     "OlmoeForCausalLM": MODEL_ARCH.OLMOE,

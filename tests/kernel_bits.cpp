@@ -74,7 +74,7 @@ void rows_and_norms(const Kernels &k) {
                 k.norm({weight.data(), takes_mean ? weight.data() : nullptr, 1.0f, 1e-5f, takes_mean}, x.data(), n, out.data());
                 hash.add(out);
             }
-            for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU, RELU2}) {
+            for (Activation activation : {SILU, GELU_TANH, CLAMPED_SWIGLU, RELU2, RELU}) {
                 out = floats(n, values);
                 k.gate_with(activation, out.data(), weight.data(), n);
                 hash.add(out);

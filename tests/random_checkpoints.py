@@ -133,7 +133,7 @@ def fill(model: Any, generator: Any, large_key_biases: bool = False) -> None:
                     *("q_norm.weight", "k_norm.weight", "q_layernorm.weight"),
                     *("k_layernorm.weight", "query_layernorm.weight", "key_layernorm.weight"),
                 )
-            ):
+            ) or ("_layernorm.norms." in name):
                 # 1.6^2: the scores' standard deviation, which Gemma 3n and 4 divide by nothing.
                 share = fan_in**-0.25 if is_unscaled else 1.0
                 normal(parameter, 0.3 * share, mean=1.6 * share - offset)

@@ -49,7 +49,7 @@ def small_geometry(
     bits = {"8": (8, 8), "6": (6, 6), "4": (5, 4)}.get(codec, (8, 8))
     layout = PageLayout(
         config.num_kv_heads,
-        config.head_dim,
+        config.page_dim,
         page_tokens,
         2 if cell_tokens >= 2 * page_tokens else 1,
         codec="full" if codec == "full" else "quantised",

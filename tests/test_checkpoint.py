@@ -160,6 +160,33 @@ def test_the_systems_cache_is_told_to_forget_what_is_on_disk(tmp_path, monkeypat
     opened.close()
 
 
+def rows_apart(folder, **changed):
+    """A matrix "w.norm.weight" (3, 4) that two files hold row by row, in an order of their own."""
+    rows = {f"w.norm.{n}.weight": torch.arange(4.0) + 4 * n for n in (2, 0, 1)} | changed
+    rows = {name: row for name, row in rows.items() if row is not None}
+    first, *others = rows
+    save_file({first: rows[first]}, folder / "a.safetensors")
+    save_file({name: rows[name] for name in others}, folder / "b.safetensors")
+    files = dict.fromkeys(rows, "b.safetensors") | {first: "a.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    rows_of = Joined("norm.weight", tuple(f"norm.{n}.weight" for n in range(3)))
+    checkpoint = open_folder(folder, {"w.norm.weight": (3, 4)}, in_parts=[rows_of])
+    tensor = checkpoint.read("w.norm.weight")
+    checkpoint.close()
+    return tensor
+
+
+def test_a_matrix_may_lie_row_by_row(tmp_path):
+    assert torch.equal(rows_apart(tmp_path), torch.arange(12.0).view(3, 4))
+
+
+@pytest.mark.parametrize("row", [None, torch.zeros(5), torch.zeros(4, dtype=torch.bfloat16)])
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_of_which_one_is_another_or_missing_are_no_matrix(tmp_path, number, row):
+    with pytest.raises(BadCheckpoint, match=r"lacks 1 of 1 tensors, 'w\.norm\.weight'"):
+        rows_apart(tmp_path, **{f"w.norm.{number}.weight": row})
+
+
 def test_experts_in_one_tensor_are_each_ones_rows(tmp_path):
     shapes = {f"model.{e}.{part}": (2, 1) for e in range(3) for part in "xy"}
     tensors = stacked(tmp_path, [3, 4, 1], shapes)

@@ -55,6 +55,7 @@ VARIANTS = {
             *("ernie4.5", "ernie4.5-moe", "hunyuan-moe", "arcee", "starcoder2", "nemotron"),
             *("nemotron-biases", "stablelm", "stablelm-parallel", "phi", "glm4-moe", "cohere"),
             *("cohere-qk-norm", "jamba", "jamba-moe", "kimi-linear-moe", "ling3-moe"),
+            *("llama-head100", "stablelm-qk-norm", "olmo"),
             *("glm4-moe-groups", "deepseek-v2-moe", "deepseek-v2-moe-groups", "glm4-moe-lite"),
         )
     },
@@ -64,6 +65,7 @@ VARIANTS = {
     "cohere2": {"tie_word_embeddings": True},
     "deepseek-v3-moe": {"rope_parameters": _YARN},
     "jais2": {},
+    "olmo-clip": {"attention_bias": False},
     "llama4-moe": {**_LLAMA4, "num_local_experts": 16, "rope_parameters": rope(5e5)},
     "llama4-moe-plain": {
         **_LLAMA4,

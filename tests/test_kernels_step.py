@@ -25,9 +25,7 @@ from ebbtide.offload.rope_config import RopeConfig
 
 HIDDEN, INNER = 200, 424  # neither whole strips nor whole vectors
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 40
-SHAPES = {"q": (240, HIDDEN), "k": (80, HIDDEN), "v": (80, HIDDEN), "o": (HIDDEN, 240)}
-SHAPES |= {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
-GATES = {"beside": 480, "number": 240, "head": HEADS}  # outputs of what gives the output's gate
+SHAPES = {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
 GIVEN = 104  # numbers that a state gives beside attention
 INPUTS = 72  # that a layer is given besides the residual
 RANK = 24  # of latents and of a learnt residual
@@ -61,6 +59,30 @@ VARIANTS = {
     "a gate of each head": {"output_gate": "head"},
     "an MLP without a gate": {"without": ("gate",), "activation": "relu2"},
     "no MLP": {"without": ("gate", "up", "down")},
+    "queries, keys, values within bounds, a gate of ReLU": {"qkv_clip": 0.7, "activation": "relu"},
+    "heads normed, and values, within bounds": {"qkv_clip": 0.7, "qk_norm": "head"},
+    "all heads normed, and values, within bounds": {"qkv_clip": 0.7, "qk_norm": "all"},
+    "heads of 36, normed by their own, a gate of each head": {
+        "head_dim": 36,
+        "rotary": 36,
+        "qk_norm": "each",
+        "output_gate": "head",
+    },
+    "heads of 33, all normed, a gate beside the queries, within bounds, biases": {
+        "head_dim": 33,
+        "rotary": 20,
+        "qk_norm": "all",
+        "output_gate": "beside",
+        "qkv_clip": 0.7,
+        "has_biases": True,
+    },
+    "heads of 4, normed once they are turned, values too, a gate of each number": {
+        "head_dim": 4,
+        "rotary": 4,
+        "qk_norm": "turned",
+        "norms_values": True,
+        "output_gate": "number",
+    },
     "heads normed once they are turned": {"qk_norm": "turned"},
     "few numbers of the gate count": {"gate_cutoff": 0.7, "gate_multiplier": 1.5},
     "a learnt residual, normed": {
@@ -119,6 +141,7 @@ class Layer:
         self,
         kind: str,
         *,
+        head_dim=HEAD_DIM,
         qk_norm="",
         norms=("before_attention", "before_mlp"),
         activation="silu",
@@ -142,9 +165,10 @@ class Layer:
             return torch.randn(shape, generator=generator) * spread
 
         kv_heads = 1 if "rank" in more else KV_HEADS
+        queries, keys = HEADS * head_dim, KV_HEADS * head_dim
         self.shape = StepShape(
             HIDDEN,
-            HEAD_DIM,
+            head_dim,
             HEADS,
             kv_heads,
             activation,
@@ -155,9 +179,11 @@ class Layer:
         self.rotary, self.interleaved = rotary, interleaved
         sizes = {name: (HIDDEN,) for name in norms}
         if qk_norm == "each":
-            sizes |= {"q": (HEADS, HEAD_DIM), "k": (KV_HEADS, HEAD_DIM)}
+            sizes |= {"q": (HEADS, head_dim), "k": (KV_HEADS, head_dim)}
+        elif qk_norm == "all":
+            sizes |= {"q": (queries,), "k": (keys,)}
         elif qk_norm:
-            sizes |= {"q": (240,), "k": (80,)} if qk_norm == "all" else dict.fromkeys("qk", (40,))
+            sizes |= dict.fromkeys("qk", (head_dim,))
         if self.shape.rank:
             sizes |= {"latent": (RANK,)} | ({"few_queries": (FEW,)} if few_queries else {})
         has_bias = takes_mean and has_biases
@@ -168,11 +194,14 @@ class Layer:
             for name, size in sizes.items()
         }
         if norms_values:
-            self.norms["v"] = Norm(torch.ones(HEAD_DIM), 0.0, 1e-5)
-        shapes = {name: shape for name, shape in SHAPES.items() if name not in without}
+            self.norms["v"] = Norm(torch.ones(head_dim), 0.0, 1e-5)
+        shapes = SHAPES | {"q": (queries, HIDDEN), "o": (HIDDEN, queries)}
+        shapes |= dict.fromkeys("kv", (keys, HIDDEN))
+        shapes = {name: shape for name, shape in shapes.items() if name not in without}
         if output_gate:
             name = "q" if output_gate == "beside" else "attention_gate"
-            shapes[name] = GATES[output_gate], HIDDEN
+            gates = {"beside": 2 * queries, "number": queries, "head": HEADS}
+            shapes[name] = gates[output_gate], HIDDEN
         if self.shape.rank:
             shapes = {n: shape for n, shape in shapes.items() if n != "v"} | LATENT
         if few_queries:
@@ -195,9 +224,9 @@ class Layer:
             self.products[name] = weight, bias
         if self.shape.gate_cutoff:
             self.products["mean"] = torch.ones(1, INNER), None
-        share = rotary / HEAD_DIM
+        share = rotary / head_dim
         config = RopeConfig("default", 1e4, {}, share, interleaved) if rotary else None
-        self.rope = Rope(config, HEAD_DIM, torch.device("cpu"))
+        self.rope = Rope(config, head_dim, torch.device("cpu"))
         native = dispatch.compiled_for()
         arguments = self.norms, self.products, rotary, interleaved
         self.step = LayerStep(native, self.shape, *arguments)
@@ -208,21 +237,25 @@ class Layer:
             return self._project_latent(h, dtype)
         q, *kv = (self._multiply(name, h, dtype) for name in "qkv" if name in self.products)
         k, v = kv if len(kv) == 2 else kv * 2 or (q, q)  # without keys: of no use
-        how, gate = self.shape.output_gate, []
+        how, gate, dim = self.shape.output_gate, [], self.shape.head_dim
         if how == "beside":
-            q, *gate = (part.flatten()[None] for part in q.view(HEADS, 2, HEAD_DIM).unbind(1))
+            q, *gate = (part.flatten()[None] for part in q.view(HEADS, 2, dim).unbind(1))
         elif how:
-            each = HEAD_DIM if how == "head" else 1
+            each = dim if how == "head" else 1
             gate = [self._multiply("attention_gate", h, dtype).repeat_interleave(each, -1)]
         if self.shape.qk_norm == "all":
             q, k = self._norm("q", q), self._norm("k", k)
-        q, k, v = (part.view(1, -1, HEAD_DIM) for part in (q, k, v))
+        q, k, v = (part.view(1, -1, dim) for part in (q, k, v))
         if self.shape.qk_norm in ("head", "each"):
             q, k = self._norm("q", q), self._norm("k", k)
-        q, k, v = (*(self.rope.turn(part, POSITION) for part in (q, k)), self._norm("v", v))
+        v, most = self._norm("v", v), self.shape.qkv_clip or torch.inf
+        q, k, v = (part.clamp(-most, most) for part in (q, k, v))
+        q, k = (self.rope.turn(part, POSITION) for part in (q, k))
         if self.shape.qk_norm == "turned":
             q, k = self._norm("q", q), self._norm("k", k)
-        return (q * 0.125).view(KV_HEADS, -1, HEAD_DIM), *((k, v) if kv else ()), *gate
+        # Behind each head zeros, up to eights.
+        q, k, v = (torch.nn.functional.pad(part, (0, -dim % 8)) for part in (q * 0.125, k, v))
+        return q.view(KV_HEADS, -1, q.shape[-1]), *((k, v) if kv else ()), *gate
 
     def _project_latent(self, h, dtype) -> tuple[torch.Tensor, ...]:
         latent, turning = self._multiply("k", h, dtype).split((RANK, HEAD_DIM - RANK), -1)

@@ -41,7 +41,7 @@ def selected_by(selector: str) -> SelectedAttention:
     records = mock.Mock()
     records.any_on_disk.return_value = True
     return SelectedAttention(
-        None, records, make_selector(selector), make_foresight("rehearsal"), {}
+        None, records, make_selector(selector), make_foresight("rehearsal"), {}, []
     )
 
 

@@ -135,7 +135,7 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
             "KimiLinear.*Kimi Delta Attention.*not run yet",
         ),
         ({"architectures": ["LlamaForCausalLM2"]}, "'LlamaForCausalLM2' is not supported"),
-        ({"hidden_act": "relu2"}, "relu2.*Supported: silu"),
+        ({"hidden_act": "xielu"}, "xielu.*Supported: silu"),
         ({"hidden_act": ["silu"]}, "not supported"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
@@ -144,7 +144,15 @@ def test_both_layouts_say_the_same(checkpoint, tmp_path, name):
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
         ({"rope_scaling": "linear"}, "not supported"),
         ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn.*float32, bfloat16, float16"),
-        ({"head_dim": 12}, "not a multiple of 8"),
+        (
+            {
+                "architectures": ["DeepseekV2ForCausalLM"],
+                **{"kv_lora_rank": 20, "qk_rope_head_dim": 16, "q_lora_rank": None},
+                **{"qk_nope_head_dim": 16, "v_head_dim": 16},
+            },
+            "what turns have 36 numbers, which is not a multiple of 8",
+        ),
+        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, "qk_layernorm is not"),
         (
             {
                 "architectures": ["Cohere2ForCausalLM"],

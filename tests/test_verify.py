@@ -59,7 +59,11 @@ def assert_same_bits(llm, count: int) -> None:
 @needs_kernels
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "name", ["llama3", "qwen2", "gemma2", "ministral3", "olmoe", "youtu", "laguna-moe", "phi"]
+    "name",
+    [
+        *("llama3", "qwen2", "gemma2", "ministral3", "olmoe", "youtu", "laguna-moe", "phi"),
+        *("qwen2-head10", "olmo-clip"),
+    ],
 )
 def test_verifying_selects_for_each_token_what_decoding_does(checkpoint, tmp_path, name, share):
     """And counts the same, but for the looks at estimates, which are the first token's alone."""
@@ -100,6 +104,7 @@ def test_what_was_guessed_wrong_counts_for_nothing(checkpoint, tmp_path):
         *((name, "8", 0.3) for name, variant in VARIANTS.items() if not variant.recurrent),
         *((name, "8", share) for name in ("llama3", "mistral", "olmoe") for share in (0.0, 1.0)),
         *((name, codec, 0.3) for name in ("qwen2", "gemma2") for codec in ("4", "full")),
+        *(("qwen2-head10", codec, 0.3) for codec in ("4", "full")),
     ],
 )
 def test_verifying_gives_the_bits_of_decoding(checkpoint, tmp_path, name, codec, share):

@@ -94,7 +94,7 @@ def test_stored_bytes_are_those_of_a_quantised_matrix(shape, bits):
             "phi",
             "nanochat",
         ),
-        *("cohere-qk-norm", "laguna-moe", "nemotron-h-moe-latent", "lfm3"),
+        *("cohere-qk-norm", "laguna-moe", "nemotron-h-moe-latent", "lfm3", "stablelm-qk-norm"),
     ],
 )
 def test_the_plan_counts_the_bytes_that_are_loaded(checkpoint, tmp_path, name, bits, dtype):

@@ -33,10 +33,10 @@ BY_LAYERS = {name for name in VARIANTS if name.startswith(_BY_LAYERS)}
 # experts and a shared one, experts of gate and up in one beside null scores, layers of two shapes
 # that share pages and have inputs of their own, experts beside MLPs, streams beside each other,
 # experts of weighted inputs, layer norms and biases of keys that turn in part, an MLP beside
-# attention, latents of keys and of experts.
+# attention, latents of keys and of experts, heads with zeros behind them, bounds.
 KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss", "gemma4")
 KINDS += ("gemma4-moe", "gemma3n", "llama4-moe", "stablelm", "cohere-qk-norm", "glm4-moe-lite")
-KINDS += ("nemotron-h-moe-latent",)
+KINDS += ("nemotron-h-moe-latent", "qwen2-head10", "olmo-clip")
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 
@@ -88,7 +88,10 @@ def run_bounded(folder, spill_dir, share=1.0, mode=BOUNDED, **store):
         *((name, "8") for name in VARIANTS),
         *(
             (name, codec)
-            for name in ("llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite")
+            for name in (
+                *("llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite"),
+                "qwen2-head10",
+            )
             for codec in ("4", "full")
         ),
     ],
@@ -223,7 +226,7 @@ NOTHING_AHEAD = replace(BOUNDED, foresight="nothing")
 
 @pytest.mark.parametrize("num_hot", [3, 8, 1000])
 @pytest.mark.parametrize(
-    "name", ["llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite"]
+    "name", ["llama3", "qwen2", "gemma2", "gemma4", "stablelm", "glm4-moe-lite", "qwen2-head10"]
 )
 def test_what_is_selected_from_disk_is_brought_in_the_middle(
     checkpoint, tmp_path, monkeypatch, served, name, num_hot

@@ -88,6 +88,12 @@ DENSE_VARIANTS: dict[str, Variant] = {
     ),
     "llama-biases": Variant("Llama", "biases", {"attention_bias": True, "mlp_bias": True}),
     "llama-head80": Variant("Llama", "heads of 80", {"head_dim": 80, "num_key_value_heads": 4}),
+    "llama-head100": Variant(
+        "Llama",
+        "heads of 100, which pages hold as 104",
+        {"head_dim": 100, "num_key_value_heads": 4},
+    ),
+    "llama-relu": Variant("Llama", "gates of ReLU", {"hidden_act": "relu"}),
     "llama-one-kv-head": Variant("Llama", "one KV head", {"num_key_value_heads": 1}),
     "llama4": Variant(
         "Llama4",
@@ -125,6 +131,11 @@ DENSE_VARIANTS: dict[str, Variant] = {
         "Qwen2", "biases", {"tie_word_embeddings": True, "rope_parameters": rope(1e6)}
     ),
     "qwen2-key-biases": Variant("Qwen2", "large key biases", {"rope_parameters": rope(1e6)}),
+    "qwen2-head10": Variant(
+        "Qwen2",
+        "heads of 10, which pages hold as 16; biases",
+        {"hidden_size": 40, "head_dim": 10, "tie_word_embeddings": True},
+    ),
     "qwen2-yarn": Variant(
         "Qwen2", "yarn", {"max_position_embeddings": 512, "rope_parameters": yarn()}
     ),
@@ -137,6 +148,9 @@ DENSE_VARIANTS: dict[str, Variant] = {
         "Qwen3",
         "norms of query and key heads",
         {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": rope(1e6)},
+    ),
+    "qwen3-head12": Variant(
+        "Qwen3", "norms of heads of 12, which pages hold as 16", {"head_dim": 12}
     ),
     "phi3": Variant("Phi3", "fused projections", {"num_key_value_heads": 4}),
     "phi3-window": Variant("Phi3", "windows", {"sliding_window": WINDOW}),
@@ -417,7 +431,21 @@ DENSE_VARIANTS: dict[str, Variant] = {
         "attention and MLP side by side",
         {"use_parallel_residual": True, "rope_parameters": rope(partial_rotary_factor=0.5)},
     ),
+    "stablelm-qk-norm": Variant(
+        "StableLm",
+        "layer norms of heads, each with weights of its own; attention and MLP side by side",
+        {
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            "rope_parameters": rope(partial_rotary_factor=0.75),
+        },
+    ),
     "olmo": Variant("Olmo", "layer norms without weights"),
+    "olmo-clip": Variant(
+        "Olmo",
+        "queries, keys and values within bounds; biases of attention",
+        {"clip_qkv": 1.5, "attention_bias": True},
+    ),
     "olmo-biases": Variant("Olmo", "biases of attention", {"attention_bias": True}),
     "nanochat": Variant(
         "NanoChat",

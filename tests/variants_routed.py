@@ -93,6 +93,11 @@ ROUTED_VARIANTS: dict[str, Variant] = {
     "olmoe": Variant(
         "Olmoe", "experts, one norm over all heads", {"num_experts": 5, "num_experts_per_tok": 2}
     ),
+    "olmoe-clip": Variant(
+        "Olmoe",
+        "normed queries and keys, and values, within bounds",
+        {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 1.5},
+    ),
     "gpt-oss": Variant(
         "GptOss",
         "scores without a value, experts with biases and bounded gates",

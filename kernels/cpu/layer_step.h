@@ -29,6 +29,7 @@ public:
         Reader reader{numbers};
         hidden_ = reader.number();
         head_dim_ = reader.number();
+        page_dim_ = (head_dim_ + HEAD_ALIGN - 1) / HEAD_ALIGN * HEAD_ALIGN;
         num_heads_ = reader.number();
         rank_ = reader.number();
         qk_norm_ = (QkNorm)reader.number();
@@ -44,37 +45,42 @@ public:
     }
 
     int64_t hidden_size() const { return hidden_; }
-    int64_t query_size() const { return num_heads_ * head_dim_; }
+    int64_t query_size() const { return num_heads_ * page_dim_; }  // as attention takes them
     bool has_keys() const { return products_[K].is_there(); }
     bool has_mlp() const { return products_[DOWN].is_there(); }
     int64_t input_size() const { return products_[INPUT_GATE].matrix.out; }  // of the layer's own inputs; 0: it has none
 
-    // Queries (scaled), keys and values of the residual row x, if it has some, and, as many as queries, the gate of what is attended,
-    // if there is one. Without a product of their own values are the keys before norm and rotation. angles: of its position.
+    // Queries (scaled), keys and values of the residual row x, if it has some, each head with zeros behind it up to page_dim_, and the
+    // gate of what is attended, of head_dim_ each, if there is one. Without a product of their own values are the keys before norm and
+    // rotation. angles: of its position.
     void project(const float *x, const Angles &angles, double scale, float *q, float *k, float *v, float *gate, int threads) const {
         Row row(normed(NORM_BEFORE_ATTENTION, x), hidden_);
         if (rank_)
             project_latent(row, q, k, v, threads);
         else
             project_heads(row, q, k, v, gate, threads);
-        finish_heads(q, query_size(), NORM_Q, angles, (float)scale);
+        finish_heads(q, num_heads_ * head_dim_, NORM_Q, angles, (float)scale);
+        pad_heads(q, num_heads_);
         if (!has_keys()) return;
         const int64_t width = products_[K].matrix.out;
         if (!rank_ && !products_[V].is_there()) std::memcpy(v, k, (size_t)width * sizeof(float));
         for (int64_t i = 0; i < width && norms_[NORM_V].weight; i += head_dim_) norm(NORM_V, v + i, head_dim_, v + i);
+        clip(v, width);
         finish_heads(k, width, NORM_K, angles, 1.0f);
         if (rank_) std::memcpy(v, k, (size_t)width * sizeof(float));
+        pad_heads(k, width / head_dim_);
+        pad_heads(v, width / head_dim_);
     }
 
     // The same, but keys and values go to each of some places, in floats of a kind.
     void project_into(const float *x, const Angles &angles, double scale, float *q, float *gate, const RowPlace *places,
                       int64_t num_places, RawKind kind, int threads) const {
-        const int64_t width = has_keys() ? products_[K].matrix.out : 0, heads = width / head_dim_;
-        float *k = Scratch::of(scratch.first, width), *v = Scratch::of(scratch.second, width);
+        const int64_t heads = has_keys() ? products_[K].matrix.out / head_dim_ : 0;
+        float *k = Scratch::of(scratch.first, heads * page_dim_), *v = Scratch::of(scratch.second, heads * page_dim_);
         project(x, angles, scale, q, k, v, gate, threads);
         for (const RowPlace *place = places; place < places + num_places; ++place) {
-            store_heads(kind, k, place->keys, place->head_bytes, heads, head_dim_);
-            if (place->values != place->keys) store_heads(kind, v, place->values, place->head_bytes, heads, head_dim_);
+            store_heads(kind, k, place->keys, place->head_bytes, heads, page_dim_);
+            if (place->values != place->keys) store_heads(kind, v, place->values, place->head_bytes, heads, page_dim_);
         }
     }
 
@@ -87,8 +93,10 @@ public:
             multiply_each_head(values, num_heads_, 1, {attended + head_dim_ - rank_, 0, head_dim_}, {out, 0, values.out / num_heads_}, threads);
             return out;
         }
+        for (int64_t head = 1; head < num_heads_ && page_dim_ != head_dim_; ++head)
+            std::memmove(attended + head * head_dim_, attended + head * page_dim_, (size_t)head_dim_ * sizeof(float));
         if (output_gate_ == NO_GATE) return attended;
-        active->gate_with(SIGMOID, gate, attended, query_size());
+        active->gate_with(SIGMOID, gate, attended, num_heads_ * head_dim_);
         return gate;
     }
 
@@ -144,13 +152,13 @@ public:
         return normed(NORM_AFTER_INPUTS, added);
     }
 
-    // What a key bias (kv_heads, head_dim) adds to the scores of q: factors (num_heads, rope_width / 2) each, and a constant
+    // What a key bias (kv_heads, page_dim_) adds to the scores of q: factors (num_heads, rope_width / 2) each, and a constant
     // (num_heads) of what is not turned. Rope.factors in C++, to the bit.
     void bias_factors(const float *q, const float *bias, float amplitude, float *cosines, float *sines, float *constant) const {
         const int64_t pairs = rope_width_ / 2, heads = products_[K].matrix.out / head_dim_, rows = num_heads_ / heads;
-        const int64_t next = is_interleaved_ ? 1 : pairs, step = is_interleaved_ ? 2 : 1, rest = head_dim_ - rope_width_;
+        const int64_t next = is_interleaved_ ? 1 : pairs, step = is_interleaved_ ? 2 : 1, rest = page_dim_ - rope_width_;
         for (int64_t row = 0; row < num_heads_; ++row) {
-            const float *of = q + row * head_dim_, *b = bias + row / rows * head_dim_;
+            const float *of = q + row * page_dim_, *b = bias + row / rows * page_dim_;
             for (int64_t i = 0; i < pairs; ++i) {
                 const float q1 = of[i * step], q2 = of[i * step + next], b1 = b[i * step], b2 = b[i * step + next];
                 *cosines++ = (q1 * b1 + q2 * b2) * amplitude;
@@ -159,8 +167,8 @@ public:
         }
         std::fill(constant, constant + num_heads_, 0.0f);
         for (int64_t head = 0; head < heads && rest; ++head) {
-            const Matrix m{WEIGHT_F32, rest, 1, bias + head * head_dim_ + rope_width_, nullptr, 0};
-            const Rows given{rows, q + head * rows * head_dim_ + rope_width_, head_dim_, nullptr};
+            const Matrix m{WEIGHT_F32, rest, 1, bias + head * page_dim_ + rope_width_, nullptr, 0};
+            const Rows given{rows, q + head * rows * page_dim_ + rope_width_, page_dim_, nullptr};
             active->multiply(m, given, constant + head * rows, 1, 0, 1);
         }
     }
@@ -171,7 +179,7 @@ private:
         Q, K, V, O, GATE, UP, DOWN, ATTENTION_GATE, BESIDE, INPUT_GATE, INPUT_OUTPUT, LAUREL_LEFT, LAUREL_RIGHT, MEAN,
         FEW_QUERIES, HEAD_KEYS, HEAD_VALUES, PRODUCTS
     };
-    enum { CUTOFF, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, OF_ALL, FLOATS };  // those from RESIDUAL on multiply
+    enum { CUTOFF, CLIP, RESIDUAL, OF_BESIDE, OF_GATE, OF_MLP, OF_ALL, FLOATS };  // those from RESIDUAL on multiply
     enum {
         NORM_BEFORE_ATTENTION, NORM_Q, NORM_K, NORM_V, NORM_AFTER_ATTENTION, NORM_BEFORE_MLP, NORM_AFTER_MLP,
         NORM_BEFORE_EXPERTS, NORM_AFTER_EXPERTS, NORM_AFTER_DENSE,  // of experts beside an MLP, and of that
@@ -196,11 +204,12 @@ private:
         Target targets[4] = {{&query, from_query}, {&key, k}, {&value, v}, {&own_gate, from_gate}};
         const auto is_there = [](const Target &target) { return target.product->is_there(); };
         multiply_each(row, targets, (int)(std::partition(targets, targets + 4, is_there) - targets), threads);
-        for (int64_t i = 0; i < query_size() && output_gate_ == GATE_BESIDE; i += head_dim_) {
+        const int64_t queries = num_heads_ * head_dim_;
+        for (int64_t i = 0; i < queries && output_gate_ == GATE_BESIDE; i += head_dim_) {
             std::memcpy(q + i, from_query + 2 * i, (size_t)head_dim_ * sizeof(float));
             std::memcpy(gate + i, from_query + 2 * i + head_dim_, (size_t)head_dim_ * sizeof(float));
         }
-        for (int64_t i = 0; i < query_size() && output_gate_ == GATE_OF_HEADS; ++i) gate[i] = from_gate[i / head_dim_];
+        for (int64_t i = 0; i < queries && output_gate_ == GATE_OF_HEADS; ++i) gate[i] = from_gate[i / head_dim_];
     }
 
     // The same where keys and values are one latent of `rank` numbers, behind those that turn: heads' queries are multiplied with
@@ -303,12 +312,27 @@ private:
             for (int64_t i = 0; i < hidden_; ++i) out[i] = x[i] + added[i] * times;
     }
 
-    // Norm, rotation and scale of all heads of queries or keys, in place.
+    // Queries, keys or values within their bounds, if there are some. A NaN stays one.
+    void clip(float *x, int64_t n) const {
+        const float most = (float)floats_[CLIP];
+        for (int64_t i = 0; i < n && most > 0.0f; ++i) x[i] = x[i] > most ? most : x[i] < -most ? -most : x[i];
+    }
+
+    // Heads that lie side by side become page_dim_ long each, with zeros behind what they have.
+    void pad_heads(float *x, int64_t heads) const {
+        for (int64_t head = heads - 1; head >= 0 && page_dim_ != head_dim_; --head) {
+            std::memmove(x + head * page_dim_, x + head * head_dim_, (size_t)head_dim_ * sizeof(float));
+            std::fill(x + head * page_dim_ + head_dim_, x + (head + 1) * page_dim_, 0.0f);
+        }
+    }
+
+    // Norm, bounds, rotation and scale of all heads of queries or keys, in place.
     void finish_heads(float *x, int64_t width, int which, const Angles &angles, float scale) const {
         Norm of_head = norms_[which];
         if (qk_norm_ == ALL_HEADS) norm(which, x, width, x);
         for (float *head = x; head < x + width; head += head_dim_) {
             if (qk_norm_ == EACH_HEAD || qk_norm_ == OWN_OF_HEADS) active->norm(of_head, head, head_dim_, head);
+            clip(head, head_dim_);
             turn_head(head, rope_width_, is_interleaved_, angles.cosines, angles.sines);
             if (qk_norm_ == EACH_TURNED) active->norm(of_head, head, head_dim_, head);
             if (qk_norm_ == OWN_OF_HEADS) of_head.weight += head_dim_;
@@ -318,7 +342,7 @@ private:
     }
 
     double floats_[FLOATS];
-    int64_t hidden_, head_dim_, num_heads_, rank_, rope_width_;  // rank_: of what keys and values are made of, or 0
+    int64_t hidden_, head_dim_, page_dim_, num_heads_, rank_, rope_width_;  // rank_: of what keys and values are made of, or 0
     QkNorm qk_norm_;
     bool is_interleaved_, is_parallel_;
     Activation activation_;

@@ -21,6 +21,7 @@ struct Layout {
     int64_t value_first() const { return shares() ? shared_from : 0; }
     int64_t blocks_per_record() const { return pages_per_record * kv_heads; }
 };
+constexpr int64_t HEAD_ALIGN = 8;  // head_dim is a multiple of it
 constexpr int LAYOUT_NUMBERS = 19;
 static_assert(sizeof(Layout) == LAYOUT_NUMBERS * sizeof(int64_t), "every field is one number");
 

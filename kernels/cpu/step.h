@@ -81,11 +81,9 @@ inline Lanes gelu_tanh(Lanes x) {
     return mul(x, sigmoid(mul(all(1.5957691216f), mul_add(all(0.044715f), cubed, x))));
 }
 
-// The square of what is above zero. A NaN stays one: `larger` gives its second argument then.
-inline Lanes relu2(Lanes x) {
-    const Lanes above = larger(zero(), x);
-    return mul(above, above);
-}
+// What is above zero, and its square. A NaN stays one: `larger` gives its second argument then.
+inline Lanes relu(Lanes x) { return larger(zero(), x); }
+inline Lanes relu2(Lanes x) { return mul(relu(x), relu(x)); }
 
 // out = ACTIVATION(gate) * up. out may be either.
 template <Lanes (*ACTIVATION)(Lanes)>
@@ -113,6 +111,7 @@ void gate_with(Activation activation, float *gate, const float *up, int64_t n) {
         case SIGMOID: return gate_lanes<sigmoid>(gate, up, n, gate);
         case CLAMPED_SWIGLU: return clamped_swiglu(gate, up, n);
         case RELU2: return gate_lanes<relu2>(gate, up, n, gate);
+        case RELU: return gate_lanes<relu>(gate, up, n, gate);
         case GELU:
             for (int64_t i = 0; i < n; ++i) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     }

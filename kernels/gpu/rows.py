@@ -144,6 +144,8 @@ def _gate(x, up, count, KIND: tl.constexpr, AT_ONCE: tl.constexpr):
     elif KIND == 5:
         above = tl.maximum(values, 0.0)
         gated = above * above
+    elif KIND == 6:
+        gated = tl.maximum(values, 0.0)
     else:
         values = tl.minimum(values, _BOUND)
         gated = values * _sigmoid(values * _STEEPNESS)

@@ -25,6 +25,11 @@ def llama(get: Fields, head_dim: int) -> dict:
     }
 
 
+def qkv_clip(get: Fields) -> float:
+    """The bound of queries, keys and values; 0 where the file says null or nothing."""
+    return 0.0 if get.raw.get("clip_qkv") is None else get.positive("clip_qkv")
+
+
 def mistral(get: Fields, head_dim: int) -> dict:
     return {
         "ropes": (read_rope(get, head_dim),) * get.num_layers,
@@ -366,8 +371,9 @@ _QWEN = {"max_position_embeddings": 32768}
 
 DENSE_FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(
-        "Llama 2, 3, 3.1, 3.2; SmolLM2; whatever is converted to the layout",
-        "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them",
+        "Llama 2, 3, 3.1, 3.2; SmolLM2; OpenLLaMA; whatever is converted to the layout",
+        "RoPE scaled by linear, llama3, yarn or dynamic; biases where the file has them; gates of "
+        "ReLU (ReluLLaMA)",
         llama,
     ),
     "IQuestCoderForCausalLM": Family(

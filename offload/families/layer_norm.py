@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..config_fields import Fields
 from ..errors import UnsupportedModel
-from ..layer_config import Norms
+from ..layer_config import Joined, Norms
 from ..rope_config import read_rope
-from .dense import llama
+from .dense import llama, qkv_clip
 from .family import Family
 from .gateless import layer_norms
 from .routed import mixtral
@@ -17,27 +17,33 @@ from .routed import mixtral
 
 def olmo(get: Fields, head_dim: int) -> dict:
     """Norms have neither weights nor biases."""
-    if get.raw.get("clip_qkv") is not None:
-        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
     fields = Fields({**get.raw, "mlp_bias": False}, get.path)
     return {
         **llama(fields, head_dim),
         "layer_norm": True,
         "norm_eps": 1e-5,
+        "qkv_clip": qkv_clip(get),
         "unit_norms": ("layernorm.", "model.norm."),
     }
 
 
 def stablelm(get: Fields, head_dim: int) -> dict:
-    if get.flag("qk_layernorm", False):
-        raise UnsupportedModel(f"{get.path}: qk_layernorm is not supported by this family.")
-    parallel = get.flag("use_parallel_residual", False)
+    parallel, heads = get.flag("use_parallel_residual", False), get.number("num_attention_heads")
+    of_heads = {"q": heads, "k": get.number("num_key_value_heads", heads)}
     return {
         **layer_norms(get, "layer_norm_eps", bias=True),
         "ropes": (read_rope(get, head_dim, share=0.25),) * get.num_layers,
         "qkv_bias": get.flag("use_qkv_bias", False),
+        "qk_norm": "each" if get.flag("qk_layernorm", False) else "",
         "parallel_mlp": parallel,
         "norms": Norms(before_mlp=None) if parallel else Norms(),
+        "joined": tuple(
+            Joined(
+                f".self_attn.{name}_norm.weight",
+                tuple(f".self_attn.{name}_layernorm.norms.{i}.weight" for i in range(count)),
+            )
+            for name, count in of_heads.items()
+        ),
     }
 
 
@@ -62,11 +68,15 @@ def phimoe(get: Fields, head_dim: int) -> dict:
 
 LAYER_NORM_FAMILIES: dict[str, Family] = {
     "OlmoForCausalLM": Family(
-        "OLMo 1B, 7B", "layer norms without weights", olmo, {"max_position_embeddings": 2048}
+        "OLMo 1B, 7B",
+        "layer norms without weights; in some queries, keys and values within bounds",
+        olmo,
+        {"max_position_embeddings": 2048},
     ),
     "StableLmForCausalLM": Family(
-        "StableLM 3B, StableLM 2 1.6B",
-        "layer norms; RoPE on a quarter of each head; biases on queries, keys and values",
+        "StableLM 3B, StableLM 2 1.6B, 12B",
+        "layer norms; RoPE on a quarter of each head; biases on queries, keys and values; in 12B a "
+        "norm of its own for every query and key head, and attention and MLP side by side",
         stablelm,
         {"max_position_embeddings": 4096, "num_key_value_heads": 32},
     ),

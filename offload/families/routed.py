@@ -9,7 +9,7 @@ from ..config_fields import MOST_EXPERTS, Fields
 from ..errors import BadCheckpoint, UnsupportedModel
 from ..layer_config import Experts, Norms, Stacked
 from ..rope_config import read_rope
-from .dense import MISTRAL, OLMO, OLMO2_NORMS, ernie4_5, hunyuan, olmo2, qwen3, two_ropes
+from .dense import MISTRAL, OLMO, OLMO2_NORMS, ernie4_5, hunyuan, olmo2, qkv_clip, qwen3, two_ropes
 from .family import Family
 
 
@@ -83,8 +83,6 @@ def checked_experts(get: Fields, experts: Experts) -> Experts:
 
 
 def olmoe(get: Fields, head_dim: int) -> dict:
-    if get.raw.get("clip_qkv") is not None:
-        raise UnsupportedModel(f"{get.path}: clip_qkv is not supported.")
     experts = Experts(
         num_experts(get, 64),
         get.number("num_experts_per_tok", 8),
@@ -94,12 +92,13 @@ def olmoe(get: Fields, head_dim: int) -> dict:
     return {
         **olmo2(get, head_dim),
         "norms": Norms(),
+        "qkv_clip": qkv_clip(get),
         "experts": (checked_experts(get, experts),) * get.num_layers,
     }
 
 
 def flex_olmo(get: Fields, head_dim: int) -> dict:
-    fields = olmoe(get, head_dim)
+    fields = olmoe(Fields({**get.raw, "clip_qkv": None}, get.path), head_dim)
     rope = read_rope(get, head_dim, theta=5e5)
     return {**fields, "ropes": (rope,) * get.num_layers, "norms": OLMO2_NORMS, "stacked": STACKED}
 

@@ -322,6 +322,7 @@ def _layer_norms(name: str, eps: str) -> Callable[[Keys], dict]:
         eps: k.get("attention.layer_norm_epsilon"),
         # Whatever the file says: converters write true where config.json says nothing.
         "use_parallel_residual": not k.has("ffn_norm.weight"),
+        "qk_layernorm": k.has("attn_q_norm.weight"),
         "partial_rotary_factor": turning_part(k, head_dim_of(k)),
     }
 
@@ -343,6 +344,10 @@ ARCHITECTURES: dict[str, Callable[[Keys], dict]] = {
     "gemma3n": _gemma3n,
     "gemma4": _gemma4,
     "smollm3": _only("SmolLM3ForCausalLM"),
+    "olmo": lambda k: {
+        "architectures": ["OlmoForCausalLM"],
+        "clip_qkv": k.get("attention.clamp_kqv") or None,
+    },
     "olmo2": _olmo2,
     "granite": _granite,
     "gpt-oss": _gpt_oss,
@@ -371,4 +376,7 @@ _LATENT = ("deepseek2", "minicpm3", "kimi-linear", "bailingmoe3")
 # Whose layers may have other sizes than the first.
 _LAYERS_DIFFER = ("gemma3n", "gemma4")
 # Whose rows of queries and keys are in pairs.
-IN_PAIRS = ("llama", "mistral3", "smollm3", "granite", "granitehybrid", "granitemoe", "arcee")
+IN_PAIRS = (
+    *("llama", "mistral3", "smollm3", "olmo", "granite", "granitehybrid", "granitemoe"),
+    "arcee",
+)

@@ -176,6 +176,8 @@ class _Names:
 
     def ref(self, name: str, shape: tuple[int, ...]) -> TensorRef | None:
         """Where a tensor of ours lies; None: nowhere."""
+        if any(part in name for part in self._config.unit_norms):
+            return TensorRef(self._header.path, 0, 0, Constant(1.0), shape)
         layer = layer_of(name)
         if layer is None:
             stacked = next((start for start in _STACKED if name.startswith(start)), None)
@@ -187,8 +189,6 @@ class _Names:
         recurrence = self._config.recurrence_of(layer)
         if recurrence is not None and inner.startswith(f"{recurrence.module}."):
             return self._recurrent_ref(name, shape, layer, recurrence)
-        if any(part in name for part in self._config.unit_norms):
-            return TensorRef(self._header.path, 0, 0, Constant(1.0), shape)
         if module == "mlp.act_fn":
             return self._said(name, f"xielu.{kind}", layer, shape)
         if inner == "self_attn.sinks":
