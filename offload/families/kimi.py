@@ -81,7 +81,9 @@ def bailing_hybrid(get: Fields, head_dim: int) -> dict:
     get = Fields({**get.raw, "rope_interleave": True}, get.path)
     attends = which_attend(get, lambda layer: (layer + 1) % every == 0)
     heads = get.number("num_attention_heads", high=MOST_HEADS)
-    recurrence = _delta(get, heads, head_dim, width, least_log_decay=float(bound))
+    # What transformers writes has the part of a head that turns for head_dim, and this besides.
+    dim = get.number("linear_head_dim", head_dim, high=MOST_DIM)
+    recurrence = _delta(get, heads, dim, width, least_log_decay=float(bound))
     fields = _in_most(attends, recurrence)
     return {
         **latent_attention(get),
