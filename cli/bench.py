@@ -72,6 +72,11 @@ def bench(
     wanted = _parse_depths(depths)
     num_prefill = parsed(values.tokens(1, 2**20), prefill_tokens, "--prefill-tokens")
     num_decode = run.settings.max_new_tokens or 16
+    if num_decode < 2:
+        raise typer.BadParameter(
+            "the time of a token is measured from the one before: 2 or more are needed",
+            param_hint=run.settings.origins["max_new_tokens"],
+        )
     context = run.settings.context or wanted[-1] + num_prefill + num_decode
     with report_file(report) as out, ExitStack() as stack:
         # Refuses what is no model before anything takes time; loads nothing yet.
@@ -120,7 +125,7 @@ def _measure_ceilings(run: Run) -> dict[str, float]:
     tell("ceilings, measured now\n")
     memory = ebbtide.measure_memory(run.settings.threads or torch.get_num_threads())
     found = {"host": memory.bytes_per_s}
-    threads = f"{memory.num_threads} thread{'s' if memory.num_threads > 1 else ''}"
+    threads = values.counted(memory.num_threads, "thread")
     tell(f"  memory {memory.bytes_per_s / 1e9:7.2f} GB/s with {threads}\n")
     if run.settings.disk_memory != 0:
         disk = ebbtide.measure_disk(run.settings.spill_dir, seconds=_DISK_S)

@@ -93,6 +93,11 @@ def chat(
             values.unbroken(text or "")
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=name) from None
+    if resume and session is not None:
+        raise typer.BadParameter(
+            f"goes on with the last conversation, and --session names {session!r}; give one",
+            param_hint="--continue",
+        )
     if prompt is None and sys.stdin is None:
         raise errors.InputError("There is no standard input to read; give -p TEXT.")
     piped = sys.stdin is not None and not sys.stdin.isatty()
@@ -151,9 +156,8 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
             parts.append(ebbtide.read_document("-", io.BytesIO(data)).text.strip("\n"))
     message = "\n\n".join(part for part in [*parts, prompt or ""] if part.strip())
     if not message:
-        raise errors.InputError(
-            "There is nothing to answer: standard input is empty. Give -p TEXT."
-        )
+        empty = "standard input is empty. Give -p TEXT." if prompt is None else "-p is empty."
+        raise errors.InputError(f"There is nothing to answer: {empty}")
     return message
 
 

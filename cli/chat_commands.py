@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ebbtide import errors
 
 from .answer import summary_line
-from .conversation import Conversation, kept_conversations, session_path
+from .conversation import Conversation, free_name, kept_conversations, session_path
 from .documents import read_documents
 from .memory_view import checked_mass, memory_table
 from .options import ANSWER_PANEL, SHARED
@@ -28,7 +28,7 @@ _COMPACT = (
     "Keep names, numbers, decisions and open questions."
 )
 _KEYS = '''Enter sends, Alt-Enter adds a line, Tab completes; a pasted text stays one message.
-"""              begins and ends a text of several lines
+"""              begins and ends a text of several lines, or one that looks like a command
 Ctrl-C           stops an answer, a reading, or (again) the chat'''
 
 
@@ -124,14 +124,18 @@ def _system(d: Dialogue, rest: str) -> None:
 def _compact(d: Dialogue, rest: str) -> None:
     if not d.conversation.turns:
         raise errors.InputError("there is nothing to make shorter.")
-    whole = Conversation(f"{d.conversation.name or 'last'}.whole"[:58], d.conversation.model)
+    whole = Conversation(model=d.conversation.model)
     whole.messages = list(d.conversation.messages)
     held = len(d.session.tokens)
     d.conversation.add("user", _COMPACT)
     if not d.answer("/compact"):
         d.conversation.pop_question()
         return
-    whole.save()
+    after = "It is not kept."
+    if d.conversation.name is not None:  # with the answer it got one, if it is to be kept
+        whole.name = free_name(d.conversation.name, ".whole")
+        whole.save()
+        after = f"/load {whole.name} brings all of it back."
     d.conversation.messages = [
         *([m for m in whole.messages[:1] if m["role"] == "system"]),
         *d.conversation.messages[-2:],
@@ -141,7 +145,7 @@ def _compact(d: Dialogue, rest: str) -> None:
     d.read_ahead("the summary")
     d.run.terminal.note(
         f"From {held:,} tokens to this summary: the model knows no more of what was said before. "
-        f"/load {whole.name} brings all of it back."
+        + after
     )
 
 
@@ -166,16 +170,15 @@ def _set(d: Dialogue, rest: str) -> None:
 def _tell_options(d: Dialogue) -> None:
     for key, option in _ANSWER_OPTIONS.items():
         value = getattr(d.run.settings, option.name)
-        d.run.terminal.tell(f"{key} = {'default' if value is None else value}")
+        d.run.terminal.tell(f"{key} = {'default' if value is None else option.shown(value)}")
 
 
 def _show(d: Dialogue, rest: str) -> None:
     tell = d.run.terminal.tell
     tell(f"model: {d.llm.model_name}")
-    tell(
-        f"conversation: {len(d.conversation.turns)} messages, "
-        f"saved as {d.conversation.name or '(not saved)'}"
-    )
+    name = d.conversation.name
+    saved = f"saved as {name}" if name else "not saved yet" if d.remember else "not saved"
+    tell(f"conversation: {len(d.conversation.turns)} messages, {saved}")
     tell(f"context: {len(d.session.tokens):,} of {d.session.context:,} tokens")
     tell(f"system: {d.conversation.system or '(none)'}")
     _tell_options(d)
@@ -187,8 +190,13 @@ def _show(d: Dialogue, rest: str) -> None:
 def _read(d: Dialogue, rest: str) -> None:
     if not rest or rest == "-":
         raise errors.InputError("say /read FILE.")
+    if rest == "none":
+        _drop_documents(d)
+        return
     d.stop_reading()
-    (document,) = read_documents([_unquoted(rest)], d.run.terminal)
+    known = [document.name for asked in d.asked for document in asked.documents]
+    known += [document.name for document in d.documents]
+    (document,) = read_documents([_unquoted(rest)], d.run.terminal, taken=known)
     num_tokens, most = d.llm.count_tokens(document.text), d.session.context
     d.documents.append(document)
     message = {"role": "user", "content": d.attached()}
@@ -204,9 +212,18 @@ def _read(d: Dialogue, rest: str) -> None:
         )
     d.run.terminal.note(
         f"{document.name}: {num_tokens:,} tokens, to go with your next message. "
-        "It is being read while you type; Ctrl-C stops that."
+        "It is being read while you type. Ctrl-C stops that; /read none drops it."
     )
     d.read_ahead(document.name, message)
+
+
+def _drop_documents(d: Dialogue) -> None:
+    if not d.documents:
+        raise errors.InputError("no document waits for your next message.")
+    d.stop_reading()
+    names = ", ".join(document.name for document in d.documents)
+    d.documents = []
+    d.run.terminal.note(f"Dropped {names}.")
 
 
 def _unquoted(path: str) -> str:
@@ -238,6 +255,8 @@ def _stats(d: Dialogue, rest: str) -> None:
 
 
 def _thought(d: Dialogue, rest: str) -> None:
+    if d.last_output is None:
+        raise errors.InputError("there is no answer yet.")
     thought = getattr(d.last_output, "thought", "").strip()
     if not thought:
         raise errors.InputError("the last answer came without thoughts.")
@@ -282,7 +301,7 @@ def _save(d: Dialogue, rest: str) -> None:
     d.stop_reading()
     d.conversation.name = name
     try:
-        d.session.keep_as(d.conversation.session_name)
+        d.conversation.keep_tokens(d.session)
         d.conversation.save()
     except BaseException:
         d.conversation.name = before
@@ -348,7 +367,9 @@ COMMANDS = {
         _set, "/set [K=V]", 'show or set an option of the answer; "default" resets it', "option"
     ),
     "show": Command(_show, "/show", "the model, the settings, the size of the conversation"),
-    "read": Command(_read, "/read FILE", "send a document along with your next message", "path"),
+    "read": Command(
+        _read, "/read FILE", 'send a document along next; "/read none" drops what waits', "path"
+    ),
     "stats": Command(_stats, "/stats", "the numbers of the last answer"),
     "thought": Command(_thought, "/thought", "what a reasoning model thought before it answered"),
     "mem": Command(_mem, "/mem [on|off]", "where the pages are; on: a line below the prompt"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
-from ebbtide import format_size
-
 from .options import ANSWER_PANEL, SHARED
 from .run import Run
-from .settings_file import settings_path
+from .settings_file import own_options, read_settings, settings_path
 from .shared_options import with_shared_options
 
 EPILOG = """Examples:
@@ -42,36 +41,55 @@ def show(
         bool, typer.Option("--origin", metavar="", help="Also say where each value came from.")
     ] = False,
 ) -> None:
-    """Show every shared option and its value."""
-    rows = []
+    """Show every shared option, and what is set of those that one command alone has."""
+    rows: list[tuple[str, str, Any, str]] = []  # (key, what is shown, value, origin)
     for option in SHARED:
         value = getattr(run.settings, option.name)
         where = run.settings.origins[option.name]
         if where == "default" and option.panel == ANSWER_PANEL and value is None:
             where = "the model's, or the default"
-        rows.append((option.key, value, where))
+        rows.append((option.key, "-" if value is None else option.shown(value), value, where))
+    own = _own_settings()
     if run.terminal.as_json:
-        entries = {
-            key: {"value": value, "origin": where} if origin else value
-            for key, value, where in rows
-        }
-        run.terminal.result({"schema": 1, "path": str(settings_path()), "options": entries})
+        found: dict[str, Any] = {"schema": 1, "path": str(settings_path()), "options": {}}
+        for key, _, value, where in rows:
+            found["options"][key] = {"value": value, "origin": where} if origin else value
+        found["commands"] = {command: {} for command, *_ in own}
+        for command, key, value, where in own:
+            entry = {"value": value, "origin": where} if origin else value
+            found["commands"][command][key] = entry
+        run.terminal.result(found)
         return
     path = settings_path()
     run.terminal.note(f"settings file: {path}" + ("" if path.exists() else " (there is none)"))
-    width = max(len(key) for key, _, _ in rows)
-    for key, value, where in rows:
-        line = f"{key:<{width}}  {_shown(key, value)}"
+    for command, key, value, where in own:
+        text = str(value).lower() if isinstance(value, bool) else " ".join(value.split())
+        rows.append((f"{command}.{key}", text, value, where))
+    width = max(len(key) for key, *_ in rows)
+    for key, shown, _, where in rows:
+        line = f"{key:<{width}}  {shown}"
         if origin:
             line = f"{line:<{width + 22}}  {where}"
         run.terminal.answer(line.rstrip() + "\n")
 
 
-def _shown(key: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if key.endswith("-memory") and isinstance(value, int):
-        return format_size(value) if value else "0"
-    return ", ".join(map(repr, value)) if isinstance(value, list) else str(value)
+def _own_settings() -> list[tuple[str, str, Any, str]]:
+    """What the environment and the file set of options that one command alone has, as it is
+    written there, for the command checks it: (command, key, value, origin). No key is shown.
+    """
+    from .app import build_command  # which imports this
+
+    path, found = settings_path(), []
+    own = own_options(build_command())
+    _, in_file = read_settings(path, own)
+    for command, names in own.items():
+        for name in names:
+            key, variable = name.replace("_", "-"), f"EBBTIDE_{name.upper()}"
+            if text := os.environ.get(variable):
+                value, where = text, variable
+            elif name in in_file.get(command, {}):
+                value, where = in_file[command][name], f"{key} in [{command}] of {path}"
+            else:
+                continue
+            found.append((command, key, "(hidden)" if name == "api_key" else value, where))
+    return found

@@ -7,12 +7,14 @@ and is replaced whole. Knows nothing of models or terminals.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ebbtide import errors
 
@@ -20,6 +22,7 @@ Message = dict[str, str]
 _SCHEMA = 1
 # The conversation that has no other name, until the next one without a name begins.
 LAST = "last"
+_LONGEST_NAME = 58
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,19 @@ def sessions_folder() -> Path:
 
 def session_path(name: str) -> Path:
     """The file of a named conversation. Raises InputError for a name that could lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,57}", name):
+    if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise errors.InputError(
             f"{name!r} is no name for a conversation; "
-            "allowed are up to 58 letters, digits, '.', '_' and '-'."
+            f"allowed are up to {_LONGEST_NAME} letters, digits, '.', '_' and '-'."
         )
     return sessions_folder() / f"{name}.json"
+
+
+def free_name(name: str, end: str) -> str:
+    """The name with the end, numbered where there is such a conversation: trip.whole-2."""
+    ends = itertools.chain([end], (f"{end}-{number}" for number in itertools.count(2)))
+    names = (name[: _LONGEST_NAME - len(end)] + end for end in ends)
+    return next(found for found in names if not session_path(found).exists())
 
 
 def kept_conversations() -> list[Kept]:
@@ -105,6 +115,16 @@ class Conversation:
     def session_name(self) -> str | None:
         """Under which the Python API keeps its tokens."""
         return None if self.name is None else f"chat.{self.name}"
+
+    def keep_tokens(self, session: Any) -> None:
+        """Has the session keep its tokens under the conversation's name. Raises InputError where
+        that is in use or cannot be kept, and StorageError.
+        """
+        try:
+            session.keep_as(self.session_name)
+        except errors.InputError as error:
+            told = f"session {self.session_name!r}", f"conversation {self.name!r}"
+            raise errors.InputError(str(error).replace(*told)) from None
 
     def save(self) -> None:
         """Replaces the file; does nothing for a conversation without a name.

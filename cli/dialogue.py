@@ -7,6 +7,7 @@ between answers, so only new tokens are read. Does not know where the model came
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from .answer import is_blank
 from .background import BackgroundReading
 from .chat_commands import COMMANDS, Leave
 from .conversation import LAST, Conversation, kept_conversations
-from .line_editor import LineEditor
+from .line_editor import LineEditor, Quoted
 from .memory_view import MemoryTotals, tiers_line
 from .options import ANSWER_PANEL, SHARED
 from .progress import ProgressDisplay, sentence
@@ -28,6 +29,8 @@ from .terminal import is_fancy
 # One keypress can arrive twice; that is not a second wish.
 _ECHO_S = 0.5
 _NEARLY_FULL = 0.9
+# A word behind a slash. Paths and the comments of programs are none, and can be asked about.
+_COMMAND = re.compile(r"/([A-Za-z]+|\?)(?:[ \t](.*))?", re.DOTALL)
 # How the context meter looks from which share on.
 _METER = ((_NEARLY_FULL, "ansired"), (0.7, "ansiyellow"), (0.0, "ansigreen"))
 
@@ -78,11 +81,11 @@ class Dialogue:
                 while (line := self._next_line()) is not None:
                     if not line.strip():
                         continue
-                    if line.startswith("/"):
-                        if self._obey(line) is Leave:
-                            break
-                    else:
+                    said = None if isinstance(line, Quoted) else _COMMAND.fullmatch(line.rstrip())
+                    if said is None:
                         self.ask(line)
+                    elif self._obey(said[1], said[2] or "") is Leave:
+                        break
         finally:
             self.run.signals.deliver = None
             # The session must not be closed under it.
@@ -201,7 +204,7 @@ class Dialogue:
             self.conversation.name = LAST
         try:
             if self.session.name != self.conversation.session_name:
-                self.session.keep_as(self.conversation.session_name)
+                self.conversation.keep_tokens(self.session)
             self.conversation.save()
         except (errors.InputError, errors.StorageError) as error:
             if self.conversation.name == LAST:
@@ -327,11 +330,13 @@ class Dialogue:
 
     # --- commands
 
-    def _obey(self, line: str) -> Any:
-        word, _, rest = line[1:].partition(" ")
-        command = COMMANDS.get(word.strip())
+    def _obey(self, word: str, rest: str) -> Any:
+        command = COMMANDS.get(word)
         if command is None:
-            self.run.terminal.tell(f"There is no command /{word}; /help lists them.")
+            self.run.terminal.tell(
+                f'There is no command /{word}; /help lists them. """ before a text sends it as it '
+                "is."
+            )
             return None
         try:
             return command.do(self, rest.strip())
@@ -353,7 +358,7 @@ def open_session(run: Run, llm: Any, conversation: Conversation) -> Any:
     except errors.InputError as error:
         session = llm.session()
         try:
-            session.keep_as(conversation.session_name)
+            conversation.keep_tokens(session)
         except BaseException:
             session.close()
             raise

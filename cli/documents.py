@@ -9,8 +9,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,11 +83,13 @@ def read_documents(
     pages: str | None = None,
     keep_in: Path | None = None,
     check: Callable[[], None] = lambda: None,
+    taken: Iterable[str] = (),
 ) -> list[Any]:
     """The documents, in order; no path, or `-`, is standard input. Raises InputError.
 
     Warnings of a document are told. pages, keep_in: as `ebbtide.read_document` takes them; check
-    may raise, which is how a wish to stop reaches a long extraction.
+    may raise, which is how a wish to stop reaches a long extraction. taken: names of other
+    documents, which these are told apart from.
     """
     import ebbtide
 
@@ -93,7 +97,7 @@ def read_documents(
     if paths.count("-") > 1:
         raise errors.InputError("Standard input (-) can be read only once, and is named twice.")
     documents = []
-    for path in paths:
+    for path, name in zip(paths, names_apart(paths, taken), strict=True):
         with ProgressDisplay(terminal, check, title=path if len(paths) > 1 else "") as progress:
             options = {"pages": pages, "on_progress": _reporter(progress), "keep_in": keep_in}
             if path == "-":
@@ -103,11 +107,28 @@ def read_documents(
                     data = sys.stdin.buffer
                     document = ebbtide.read_document("-", data, **options)
             else:
-                document = ebbtide.read_document(path, **options)
+                document = replace(ebbtide.read_document(path, **options), name=name)
         for warning in document.warnings:
             terminal.warn(warning if len(paths) == 1 else f"{document.name}: {warning}")
         documents.append(document)
     return documents
+
+
+def names_apart(paths: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """The file's name of each path, or as much of the path as no other ends in, and as is not
+    taken; the whole path where none of it is.
+    """
+
+    def ends(path: str) -> list[str]:
+        parts = Path(path).parts
+        return [Path(*parts[at:]).as_posix() for at in reversed(range(len(parts)))]
+
+    num_paths = Counter(end for path in set(paths) for end in ends(path))
+    num_paths.update(taken)  # which count as another path that ends so
+    return [
+        next((end for end in ends(path) if num_paths[end] == 1), Path(path).as_posix())
+        for path in paths
+    ]
 
 
 def _reporter(progress: ProgressDisplay) -> Callable[[int, int], None]:

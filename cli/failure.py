@@ -56,7 +56,7 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
     if isinstance(error, USAGE_ERROR):
         ctx = getattr(error, "ctx", None)
         described: Any = error  # of a class that typer alone has a name for
-        message = described.format_message()
+        message = _of_switch(described) or described.format_message()
         if not message and ctx is not None:  # a group alone, whose help was printed
             *names, last = ctx.command.commands
             message = f"{ctx.command_path} wants a command: {', '.join(names)} or {last}."
@@ -86,6 +86,15 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         "Run again with -v for the details that a report needs.",
     ]
     return {"type": "InternalError", "message": message}, lines, _OUR_FAULT
+
+
+def _of_switch(error: Any) -> str | None:
+    """Of a switch whose variable is neither true nor false, which the library does not name."""
+    param = getattr(error, "param", None)
+    if not getattr(param, "is_flag", False) or not os.environ.get(param.envvar or ""):
+        return None
+    text = os.environ[param.envvar]
+    return f"Invalid value for {param.envvar}: {text!r} is not allowed; choose from true and false"
 
 
 def _told(kind: str, message: str, code: int) -> tuple[dict[str, Any], list[str], int]:

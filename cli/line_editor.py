@@ -17,6 +17,10 @@ _MANY = '"""'
 _REFRESH_S = 0.25
 
 
+class Quoted(str):
+    """What stood between triple quotes: a text, whatever it begins with."""
+
+
 class LineEditor:
     """A context manager; inside it, `read` gives texts.
 
@@ -156,7 +160,7 @@ def _is_closed(text: str) -> bool:
     return rest.endswith(_MANY)
 
 
-def _unquoted(text: str) -> str:
+def _unquoted(text: str) -> Quoted:
     """The text between triple quotes; an end that is missing is forgiven."""
     rest = text[len(_MANY) :].rstrip()
-    return rest.removesuffix(_MANY).strip("\n")
+    return Quoted(rest.removesuffix(_MANY).strip("\n"))

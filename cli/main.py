@@ -95,7 +95,7 @@ def _invoke(args: list[str], process, environ) -> int:
     import typer
 
     from .app import build_command
-    from .settings_file import read_settings, settings_path
+    from .settings_file import own_options, read_settings, settings_path
     from .variables import unknown_variables
 
     command = build_command()
@@ -106,7 +106,7 @@ def _invoke(args: list[str], process, environ) -> int:
     process.settings_path = settings_path()
     shared, own = {}, {}
     try:
-        shared, own = read_settings(process.settings_path, _own_options(command))
+        shared, own = read_settings(process.settings_path, own_options(command))
     except Exception as error:
         # Help must still come; a command that needs the settings raises this.
         process.settings_error = error
@@ -129,18 +129,6 @@ def _for_every_command(command, shared: dict, own: dict) -> dict:
         name: _for_every_command(below, shared, own.get(name, {}))
         for name, below in commands.items()
     }
-
-
-def _own_options(command) -> dict:
-    """What each command's table in the settings file may hold: its options with a variable."""
-    from .options import BY_NAME
-
-    found = {}
-    for name, below in command.commands.items():
-        params = [p for p in getattr(below, "params", []) if p.envvar and p.name not in BY_NAME]
-        if params and not hasattr(below, "commands"):
-            found[name] = {p.name: bool if p.is_flag else str for p in params}
-    return found
 
 
 def _forget_stdout() -> None:

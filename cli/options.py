@@ -37,6 +37,17 @@ class Option:
     def envvar(self) -> str:
         return f"EBBTIDE_{self.name.upper()}"
 
+    def shown(self, value: Any) -> str:
+        """A value in words that the option takes: of a switch, its variable and its key."""
+        if isinstance(value, bool):
+            words = ("false", "true") if self.parse is None else ("off", "on")
+            return words[value]
+        if self.metavar == "SIZE" and isinstance(value, int):
+            import ebbtide
+
+            return ebbtide.format_size(value) if value else "0"
+        return ", ".join(map(repr, value)) if isinstance(value, list) else str(value)
+
 
 SHARED = (
     Option(
@@ -70,7 +81,7 @@ SHARED = (
         ("--device-memory",),
         _MEMORY,
         "GPU memory to use, such as 6GiB; auto, or 0 for none.",
-        values.size,
+        values.tier_size,
         "SIZE",
         "auto",
     ),
@@ -88,7 +99,7 @@ SHARED = (
         ("--disk-memory",),
         _MEMORY,
         "Disk space to use for pages; 0 keeps off the disk.",
-        values.size,
+        values.tier_size,
         "SIZE",
         "auto",
     ),
@@ -267,7 +278,7 @@ SHARED = (
         ("--stop",),
         ANSWER_PANEL,
         "End the answer before this text. May be repeated.",
-        values.unbroken,
+        values.stop_text,
         "TEXT",
         many=True,
     ),

@@ -23,6 +23,7 @@ from .progress import ProgressDisplay
 from .recorder import Recorder
 from .signals import Signals
 from .terminal import Terminal
+from .values import counted
 
 _GENERATION = (
     "max_new_tokens",
@@ -307,15 +308,16 @@ class Run:
         has not begun is no riddle: its tokens went into thoughts.
         """
         num_tokens = len(output.token_ids)
+        tokens = counted(num_tokens, "token")
         only_thought = bool(getattr(output, "thought", "")) and is_blank(output)
         hint = f" {unthinking} leaves thoughts out." if only_thought else ""
         if output.finish_reason != "length":
-            spent = f": all of its {num_tokens:,} tokens went into thoughts" if only_thought else ""
+            spent = f": all of its {tokens} went into thoughts" if only_thought else ""
             return f"The model gave no answer{spent}.{hint}"
         ended = "model was still thinking" if only_thought else "answer stopped"
         if self._most_tokens is not None and num_tokens >= self._most_tokens:
-            return f"The {ended} after {num_tokens:,} tokens; {more} allows more.{hint}"
-        return f"The context is full: the {ended} after {num_tokens:,} tokens.{hint}"
+            return f"The {ended} after {tokens}; {more} allows more.{hint}"
+        return f"The context is full: the {ended} after {tokens}.{hint}"
 
     def warn_of(self, texts: list[str]) -> None:
         for text in texts:

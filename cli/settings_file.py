@@ -32,6 +32,16 @@ def settings_path() -> Path:
     return Path(platformdirs.user_config_dir("ebbtide")) / "config.toml"
 
 
+def own_options(command: Any) -> Own:
+    """What each command's table may hold: its options with a variable. command: as it was built."""
+    found = {}
+    for name, below in command.commands.items():
+        params = [p for p in getattr(below, "params", []) if p.envvar and p.name not in BY_NAME]
+        if params and not hasattr(below, "commands"):
+            found[name] = {p.name: bool if p.is_flag else str for p in params}
+    return found
+
+
 def read_settings(path: Path, own: Own) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """(shared, by command): option name -> text, list of texts, or bool for a switch.
 
@@ -41,8 +51,14 @@ def read_settings(path: Path, own: Own) -> tuple[dict[str, Any], dict[str, dict[
         text = path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.InputError(f"The settings file {path} cannot be read: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise errors.InputError(
+            f"The settings file {path} cannot be read: it must be UTF-8, and its byte "
+            f"{error.start} (0x{error.object[error.start]:02x}) is none."
+        ) from None
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else error.strerror
+        raise errors.InputError(f"The settings file {path} cannot be read: {reason}.") from None
     import tomllib
 
     try:

@@ -54,7 +54,7 @@ def summarize(
             "--output",
             "-o",
             metavar="OUT",
-            help="Write the summary to this file.",
+            help="Write the summary to this file; -: to standard output.",
             show_default=False,
         ),
     ] = None,
@@ -129,6 +129,11 @@ def summarize(
     if schema is not None and not extract_only:
         cite = _cite_nothing(format, cite)
     files = files or ["-"]
+    output = None if output == "-" else output  # standard output, as where none is named
+    if output and report and os.path.realpath(output) == os.path.realpath(report):
+        raise typer.BadParameter(
+            f"{report!r} is where -o writes the summary; name another file", param_hint="--report"
+        )
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
     _refuse_to_overwrite_input(files, report)

@@ -10,7 +10,7 @@ from typing import Any
 from ebbtide import format_size
 
 from .speeds import Speeds
-from .values import show_duration
+from .values import counted, show_duration
 
 # The items of a Plan that hold the text's keys and values.
 _KV_ITEMS = ("near planes", "far planes", "raw tokens")
@@ -81,8 +81,8 @@ class SummaryPlan:
         """For people."""
         out = []
         for document in self.documents:
-            name = "slides" if document.format in ("pptx", "odp") else "pages"
-            pages = f"{document.num_pages:,} {name}, " if document.num_pages else ""
+            name = "slide" if document.format in ("pptx", "odp") else "page"
+            pages = f"{counted(document.num_pages, name)}, " if document.num_pages else ""
             if document.num_pages and len(document.places) < document.num_pages:
                 pages += f"{len(document.places):,} of them read, "
             out.append(
@@ -93,7 +93,7 @@ class SummaryPlan:
             asked += f" and up to {self.most_answer:,} for the answer"
         if self.parts:
             longest = max(part.num_tokens for part in self.parts)
-            parts = f"{len(self.parts)} part{'s' if len(self.parts) > 1 else ''}"
+            parts = counted(len(self.parts), "part")
             out.append(
                 f"{asked}, more than one context holds ({self.largest:,}): read in {parts} of up "
                 f"to {longest:,} tokens"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Parser = Callable[[str], Any]
+_LONGEST_STOP = 1000  # as the runtime has it
 _TOKENS = {"": 1, "k": 2**10, "m": 2**20}
 
 
@@ -22,6 +23,13 @@ def size(text: str) -> int | str:
     import ebbtide
 
     return ebbtide.parse_size(text)
+
+
+def tier_size(text: str) -> int | str:
+    """Bytes, 0 for none, or "auto"."""
+    import ebbtide
+
+    return ebbtide.parse_tier_size(text)
 
 
 def cache_size(text: str) -> int | str:
@@ -153,6 +161,20 @@ def unbroken(text: str) -> str:
             "it holds bytes that are no valid text in this terminal's encoding (UTF-8 is safe)"
         )
     return text
+
+
+def stop_text(text: str) -> str:
+    """What ends an answer; blanks and line ends may."""
+    if not 1 <= len(text) <= _LONGEST_STOP:
+        raise ValueError(
+            f"a text of 1 to {_LONGEST_STOP} characters is allowed, and this one has {len(text)}"
+        )
+    return unbroken(text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 token, 2,000 tokens."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -20,8 +20,10 @@ _UNITS = {
     **{f"{letter}IB": 1024**i for i, letter in enumerate("KMGT", 1)},
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
-_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and 0 to switch the tier off"
+_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, and auto"
+_TIER_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and 0 to switch the tier off"
 _CACHE_ALLOWED = "allowed are sizes such as 512MiB, 6GiB or 2GB, auto, and off (or 0) to keep none"
+_LIKELY_BYTES = 1 << 20  # as many and more of nothing are bytes, not gibibytes
 
 # What `auto` leaves to the rest of the machine.
 _HOST_HEADROOM_BYTES, _HOST_HEADROOM_SHARE = 3 << 29, 0.15
@@ -41,7 +43,10 @@ def parse_size(text: str, allowed: str = _ALLOWED) -> int | str:
     match = _SIZE.fullmatch(word)
     if match is None:
         if re.fullmatch(r"\d+(\.\d+)?", word):
-            raise ValueError(f"{text!r} has no unit; did you mean {word}GiB? ({allowed})")
+            meant = f"{word}GiB"
+            if _LIKELY_BYTES <= float(word) < 2**63:
+                meant = f"{word}B, which is {format_size(float(word))}"
+            raise ValueError(f"{text!r} has no unit; did you mean {meant}? ({allowed})")
         raise ValueError(f"{text!r} is not a size; {allowed}")
     number, unit = match.groups()
     if unit.upper() not in _UNITS:
@@ -52,6 +57,11 @@ def parse_size(text: str, allowed: str = _ALLOWED) -> int | str:
     if not num_bytes < 2**63:  # a string of digits can be longer than a float holds
         raise ValueError(f"{text!r} is more than any machine has; {allowed}")
     return int(num_bytes)
+
+
+def parse_tier_size(text: str) -> int | str:
+    """Bytes, 0 to switch a tier off, or "auto". Raises ValueError."""
+    return parse_size(text, _TIER_ALLOWED)
 
 
 def parse_cache_size(value: int | str) -> int | str:
@@ -92,14 +102,16 @@ class Budget:
             raise InputError(f"caller_bytes is {self.caller_bytes!r}; allowed are bytes, 0 or more")
         for name in ("device_memory", "host_memory", "disk_memory"):
             value = getattr(self, name)
+            # Host memory holds the process itself: it is never off.
+            allowed = _ALLOWED if name == "host_memory" else _TIER_ALLOWED
             if isinstance(value, str):
                 try:
-                    value = parse_size(value)
+                    value = parse_size(value, allowed)
                 except ValueError as error:
                     raise InputError(f"{name}: {error}") from None
                 object.__setattr__(self, name, value)
             elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{name} is {value!r}; {_ALLOWED}")
+                raise InputError(f"{name} is {value!r}; {allowed}")
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,8 @@ class LLM:
 
     def plan_at(self, context: int) -> Plan:
         """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
-        may be False."""
+        may be False. Raises InputError for what is no number of tokens."""
+        check_count("context", context)
         return self.admission.plan(context)
 
     def session(self, name: str | None = None, *, context: int | None = None) -> Session:

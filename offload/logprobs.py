@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from copy import copy
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -55,16 +54,36 @@ class Logprobs(Sequence[TokenLogprob]):
     def __getitem__(self, at: int | slice) -> TokenLogprob | Logprobs:
         rows = range(len(self)) if self._rows is None else self._rows
         if isinstance(at, slice):
-            part = copy(self)
-            part._rows = rows[at]
+            part = Logprobs(self._num_top, self._bytes_of)
+            part._ids, part._values, part._rows = self._ids, self._values, rows[at]
             return part
         first = rows[at] * self._width
         top = tuple(self._told(i) for i in range(first + 1, first + self._width))
         return self._told(first, top)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Logprobs) and [*self] == [*other]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled without the tokenizer, and a slice without the rest."""
+        rows = range(len(self)) if self._rows is None else self._rows
+        places = [row * self._width + i for row in rows for i in range(self._width)]
+        ids = array("i", [self._ids[place] for place in places])
+        values = array("f", [self._values[place] for place in places])
+        return _restored, (self._num_top, {i: self._bytes_of(i) for i in {*ids}}, ids, values)
+
+    def __repr__(self) -> str:
+        return f"<Logprobs of {len(self)} tokens>"
+
     def _told(self, at: int, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         token = self._ids[at]
         return TokenLogprob(token, self._bytes_of(token), self._values[at], top)
+
+
+def _restored(num_top: int, known: dict[int, bytes], ids: array, values: array) -> Logprobs:
+    logprobs = Logprobs(num_top, known.__getitem__)
+    logprobs._ids, logprobs._values = ids, values
+    return logprobs
 
 
 def _likeliest(logprobs: torch.Tensor, count: int) -> list[int]:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import zlib
 
 _LINE_CHARS, _LEADING = 90, 13
+_FIELD = (
+    b"<< /Type /Annot /Subtype /Widget /FT /Tx /T (%d) /V (%s) /Rect [50 1900 250 1920] "
+    b"/DA (/F1 10 Tf) >>"
+)
 
 
-def write_pdf(pages: list[str], titles: dict[int, str] | None = None) -> bytes:
+def write_pdf(
+    pages: list[str], titles: dict[int, str] | None = None, filled: dict[int, str] | None = None
+) -> bytes:
     """A PDF with a page for each text (Latin-1; an empty one has no text at all), in Helvetica.
 
-    titles: bookmarks by page index.
+    titles: bookmarks by page index. filled: by page index too, what a field of a form holds.
     """
-    titles = titles or {}
+    titles, filled = titles or {}, filled or {}
     objects: list[bytes] = [b"", b""]  # the catalog and the page tree come last
 
     def add(body: bytes) -> int:
@@ -23,22 +29,31 @@ def write_pdf(pages: list[str], titles: dict[int, str] | None = None) -> bytes:
         return len(objects)
 
     font = add(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>")
-    kids = []
-    for text in pages:
+    kids, fields = [], []
+    for index, text in enumerate(pages):
+        annotations = b""
+        if index in filled:
+            fields.append(add(_FIELD % (index, filled[index].encode())))
+            annotations = b"/Annots [%d 0 R] " % fields[-1]
         content = zlib.compress(_content(text))
         length = f"<< /Length {len(content)} /Filter /FlateDecode >>".encode()
         stream = add(length + b"\nstream\n" + content + b"\nendstream")
         kids.append(
             add(
-                b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 2000] /Contents %d 0 R "
-                b"/Resources << /Font << /F1 %d 0 R >> >> >>" % (stream, font)
+                b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 2000] /Contents %d 0 R %s"
+                b"/Resources << /Font << /F1 %d 0 R >> >> >>" % (stream, annotations, font)
             )
         )
     outlines = _add_outlines(add, kids, titles, len(objects))
-    objects[0] = b"<< /Type /Catalog /Pages 2 0 R%s >>" % outlines
-    listed = b" ".join(b"%d 0 R" % kid for kid in kids)
-    objects[1] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (listed, len(kids))
+    form = b" /AcroForm << /Fields [%s] /DR << /Font << /F1 %d 0 R >> >> >>"
+    form = form % (_references(fields), font) if fields else b""
+    objects[0] = b"<< /Type /Catalog /Pages 2 0 R%s%s >>" % (outlines, form)
+    objects[1] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (_references(kids), len(kids))
     return _assemble(objects)
+
+
+def _references(numbers: list[int]) -> bytes:
+    return b" ".join(b"%d 0 R" % number for number in numbers)
 
 
 def _content(text: str) -> bytes:

@@ -36,6 +36,7 @@ def test_sizes(text, num_bytes):
     ("text", "says"),
     [
         ("8", "did you mean 8GiB"),
+        ("367001600", "did you mean 367001600B, which is 350.0 MiB"),
         ("8G", "did you mean 8GiB"),
         ("8QiB", "unknown unit 'QiB'; allowed are sizes"),
         ("-1GiB", "is not a size"),
@@ -53,6 +54,13 @@ def test_what_is_no_size_is_named(text, says):
         parse_size(text)
     with pytest.raises(InputError, match="host_memory: "):
         Budget(host_memory=text)
+
+
+def test_host_memory_has_no_off():
+    for name, may_be_off in (("host", False), ("device", True), ("disk", True)):
+        with pytest.raises(InputError) as caught:
+            Budget(**{f"{name}_memory": "8"})
+        assert ("0 to switch the tier off" in str(caught.value)) == may_be_off
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["KiB", "MiB", "kB", "MB", "GB"]))

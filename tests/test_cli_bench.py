@@ -76,6 +76,11 @@ def test_depths_that_are_none(capfd, depths):
     assert main.main(["bench", "--depths", depths]) == 2
 
 
+def test_one_token_has_no_time_between(capfd):
+    assert main.main(["bench", "-n", "1"]) == 2
+    assert "2 or more are needed" in " ".join(capfd.readouterr().err.split())
+
+
 # --- doctor
 
 
@@ -159,6 +164,7 @@ def test_bench_writes_a_page(capfd):
     [
         (["summarize", "a.txt", "--report", "no/such/folder.html"], "with --report"),
         (["summarize", "a.txt", "--report", "a.txt"], "one of the documents"),
+        (["summarize", "a.txt", "-o", "x", "--report", "./x"], "is where -o writes the summary"),
         (["bench", "--report", "."], "--report needs the name of a file"),
     ],
 )

@@ -54,6 +54,17 @@ def test_nothing_to_answer(capfd, monkeypatch, given):
     assert not fake.FakeLLM.calls
 
 
+def test_an_empty_question_is_said_to_be(capfd, monkeypatch):
+    give_input(monkeypatch, "")
+    assert main.main(["chat", "-p", ""]) == 2
+    assert "-p is empty" in capfd.readouterr().err
+
+
+def test_one_conversation_is_named_once(capfd):
+    assert main.main(["chat", "-p", "x", "-c", "--session", "new"]) == 2
+    assert "--session names 'new'; give one" in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_closed_standard_input_is_said_to_be(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     assert main.main(["chat"]) == 2

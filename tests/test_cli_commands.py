@@ -14,6 +14,7 @@ import pytest
 from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - a fixture
 
 from ebbtide.cli import main, schema_option, summary_task
+from ebbtide.cli.documents import names_apart
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
 
@@ -50,6 +51,20 @@ def test_several_documents_get_headings(capfd, monkeypatch):
     assert main.main(["ask", "Q?", "a.txt", "-"]) == 0
     content = asked()["prompt"][0]["content"]
     assert content == "# a.txt\n\nText of a.\n\n# standard input\n\nGiven text.\n\nQ?"
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(capfd):
+    for folder in ("a/x", "b/x", "c"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "t.txt").write_text(f"Text of {folder}.")
+    assert main.main(["ask", "Q?", "a/x/t.txt", "b/x/t.txt", "c/t.txt"]) == 0
+    headings = [line for line in asked()["prompt"][0]["content"].split("\n") if line[:1] == "#"]
+    assert headings == ["# a/x/t.txt", "# b/x/t.txt", "# c/t.txt"]
+    # A short path that others end in is all there is of it; one file twice is numbered.
+    assert names_apart(["t.txt", "c/t.txt", "d.txt"]) == ["t.txt", "c/t.txt", "d.txt"]
+    assert main.main(["ask", "Q?", "c/t.txt", "c/t.txt"]) == 0
+    content = asked()["prompt"][0]["content"]
+    assert "# t.txt\n" in content and "# t.txt (2)\n" in content
 
 
 def test_standard_input_without_a_file(capfd, monkeypatch):
@@ -224,6 +239,12 @@ def test_the_summary_goes_to_its_file(capfd):
     found = capfd.readouterr()
     assert found.out == "" and "Wrote out.md" in found.err
     assert sorted(os.listdir()) == ["a.txt", "out.md"]
+
+
+def test_a_dash_is_standard_output(capfd):
+    Path("a.txt").write_text("x")
+    assert main.main(["summarize", "a.txt", "-o", "-"]) == 0
+    assert capfd.readouterr().out == "Summarize the document.\n" and os.listdir() == ["a.txt"]
 
 
 def test_a_failure_keeps_the_old_file(capfd, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from cli_face import asked, face  # noqa: F401 - a fixture among them
 
 from ebbtide import errors
-from ebbtide.cli import conversation, dialogue
+from ebbtide.cli import conversation, dialogue, line_editor
 from ebbtide.cli.conversation import Conversation
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
@@ -40,11 +40,11 @@ class Typist:
         return line
 
 
-def talk(*lines, kept=None, **settings):
+def talk(*lines, kept=None, remember=True, **settings):
     """A whole conversation. Returns the Dialogue after it."""
     run = Run(Settings(**settings), Signals())
     with run.open_llm() as llm:
-        d = dialogue.Dialogue(run, llm, kept or Conversation(), remember=True)
+        d = dialogue.Dialogue(run, llm, kept or Conversation(), remember=remember)
         d.editor = Typist(lines)
         d.talk()
     return d
@@ -177,11 +177,32 @@ def test_save_show_and_stats(capfd):
     told = capfd.readouterr().err
     assert "say /save NAME" in told and "no answer yet" in told
     assert "saved as trip" in told and "4.50 bits" in told
+    d = talk("/show", "/set think=off", "/set stop=x y", "/show")
+    told = capfd.readouterr().err
+    assert "0 messages, not saved yet" in told and "think = default" in told
+    assert "think = off" in told and "stop = 'x y'" in told
+    talk("/show", remember=False)
+    assert "0 messages, not saved\n" in capfd.readouterr().err
 
 
 def test_an_unknown_command_is_not_a_question(capfd):
     d = talk("/nonsense")
     assert contents(d) == [] and "/help lists" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/usr/bin is what?", "// a comment", "/* one */ int main() {}", "/exit\nin a text", "/2"],
+)
+def test_a_message_may_begin_with_a_slash(text):
+    assert contents(talk(text))[:1] == [text]
+
+
+def test_what_stood_between_quotes_is_no_command():
+    d = talk(line_editor.Quoted("/system be brief"), "/system keep\nboth lines")
+    assert (
+        contents(d)[1:] == ["/system be brief"] * 2 and d.conversation.system == "keep\nboth lines"
+    )
 
 
 @pytest.mark.parametrize("error", ["ContextOverflow", "DoesNotFit", "InputError"])
@@ -345,6 +366,27 @@ def test_compact_goes_on_from_the_summary_and_keeps_the_whole(capfd, monkeypatch
     assert d.conversation.messages == before
 
 
+def test_compact_writes_over_nothing():
+    """Neither the whole of an earlier one, nor a conversation that somebody named so."""
+    d = talk("one", "/compact", "two", "/compact")
+    first, second = Conversation.load("last.whole"), Conversation.load("last.whole-2")
+    assert first.messages[0]["content"] == "one" and len(first.messages) == 2
+    assert "two" in [m["content"] for m in second.messages]
+    long = "n" * 58
+    d = talk("one", f"/save {long}", "/compact")
+    assert (
+        d.conversation.name == long and Conversation.load(long).messages == d.conversation.messages
+    )
+    (cut,) = [k.name for k in conversation.kept_conversations() if k.name.endswith("n.whole")]
+    assert len(cut) == 58 and Conversation.load(cut).messages[0]["content"] == "one"
+
+
+def test_compact_of_what_is_not_kept_keeps_nothing(capfd):
+    d = talk("one", "two", "/compact", remember=False)
+    assert len(d.conversation.turns) == 2 and "It is not kept." in capfd.readouterr().err
+    assert conversation.kept_conversations() == []
+
+
 def test_mem_and_tokens(capfd):
     Path("a.txt").write_text("the text")
     d = talk("/mem", "hello you", "/mem", "/read a.txt", "/tokens", "/mem on", "/mem what")
@@ -396,6 +438,23 @@ def test_an_error_of_the_reading_is_told(capfd, monkeypatch):
     assert "Error: too long" in capfd.readouterr().err and len(contents(d)) == 2
 
 
+def test_what_was_read_can_be_dropped(capfd):
+    Path("a.txt").write_text("the text")
+    d = talk("/read none", "/read a.txt", "/read none", "what")
+    assert contents(d)[0] == "what"
+    told = capfd.readouterr().err
+    assert "Error: no document waits" in told and "Dropped a.txt." in told
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "t.txt").write_text(f"of {folder}")
+    d = talk("/read a/t.txt", "what", "/read b/t.txt", "and")
+    assert contents(d)[0].startswith("# t.txt\n\nof a")
+    assert contents(d)[2].startswith("# b/t.txt\n\nof b")
+
+
 def test_undo_gives_documents_back(capfd, monkeypatch):
     import click
 
@@ -411,7 +470,8 @@ def test_undo_gives_documents_back(capfd, monkeypatch):
 
 def test_thoughts_are_shown_when_asked_for(capfd):
     d = talk("/thought", "hello", "/thought")
-    assert capfd.readouterr().err.count("without thoughts") == 2
+    told = capfd.readouterr().err
+    assert "no answer yet" in told and told.count("without thoughts") == 1
     d.last_output.thought = "hm, hello"
     d.editor = Typist(["/thought"])
     d.talk()

@@ -34,7 +34,7 @@ PUBLIC = [
     ),
     *("cpu_kernel_fault", "gpu_kernel_fault", "instruction_set", "kernel_backend"),
     *("measure_disk", "measure_memory", "memory_at_hand"),
-    *("parse_cache_size", "parse_size", "prefix_files"),
+    *("parse_cache_size", "parse_size", "parse_tier_size", "prefix_files"),
     *("prefix_dir", "read_document", "state_dir", "sweep_scratch", "volume_warnings"),
     *("kept_texts", "local_model", "writable_spill_dir"),
     *("Citation", "CitationChecker", "PageRanges", "Part", "join_documents", "split_document"),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ebbtide import errors
-from ebbtide.cli import app, main, options, settings_file, values
+from ebbtide.cli import app, config, main, options, settings_file, values
+from ebbtide.offload import setting_checks
 
 MIB, GIB = 2**20, 2**30
 
@@ -24,7 +25,8 @@ def alone(tmp_path, monkeypatch):
     """No settings of the machine's user."""
     for name in options.BY_NAME.values():
         monkeypatch.delenv(name.envvar, raising=False)
-    monkeypatch.setattr(settings_file, "settings_path", lambda: tmp_path / "config.toml")
+    for module in (settings_file, config):
+        monkeypatch.setattr(module, "settings_path", lambda: tmp_path / "config.toml")
     return tmp_path / "config.toml"
 
 
@@ -74,7 +76,7 @@ def test_sizes(text, wanted):
     ],
 )
 def test_sizes_that_are_none(text):
-    with pytest.raises(ValueError, match="allowed are sizes such as 512MiB, 6GiB or 2GB, auto"):
+    with pytest.raises(ValueError, match="allowed are sizes such as 512MiB, 6GiB or 2GB, "):
         values.size(text)
 
 
@@ -187,6 +189,37 @@ def test_command_line_over_environment_over_file_over_default(capfd, monkeypatch
     assert found["stop"] == {"value": ["x", "y"], "origin": "--stop"}
 
 
+def test_what_commands_alone_have_is_shown_where_it_is_set(capfd, monkeypatch, alone):
+    alone.write_text('[chat]\nhistory = false\nsystem = "x"\n[serve]\napi-key = "secret"\n')
+    monkeypatch.setenv("EBBTIDE_SYSTEM", "be\nbrief")
+    monkeypatch.setenv("EBBTIDE_PORT", "99")
+    assert main.main(["config", "show", "--origin", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["commands"]
+    assert found["chat"] == {
+        "system": {"value": "be\nbrief", "origin": "EBBTIDE_SYSTEM"},
+        "history": {"value": False, "origin": f"history in [chat] of {alone}"},
+    }
+    assert found["serve"]["port"] == {"value": "99", "origin": "EBBTIDE_PORT"}
+    assert main.main(["config", "show"]) == 0
+    out = capfd.readouterr().out
+    lines = [line.split(maxsplit=1) for line in out.splitlines()[-4:]]
+    assert lines == [
+        *(["chat.system", "be brief"], ["chat.history", "false"]),
+        *(["serve.port", "99"], ["serve.api-key", "(hidden)"]),
+    ]
+    assert "secret" not in out
+
+
+def test_values_are_shown_in_words_that_options_take(capfd, monkeypatch):
+    texts = {"draft": "off", "think": "on", "verbose": "true", "prefix_cache": "1.5 GiB"}
+    for name, text in texts.items():
+        monkeypatch.setenv(f"EBBTIDE_{name.upper()}", text)
+    assert main.main(["config", "show"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    for name, text in texts.items():
+        assert shown[name.replace("_", "-")].strip() == text
+
+
 def test_an_empty_variable_is_none(capfd, monkeypatch):
     monkeypatch.setenv("EBBTIDE_SEED", "")
     assert shown(capfd)["seed"] == {"value": None, "origin": "the model's, or the default"}
@@ -250,7 +283,7 @@ def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
         ("seed = true", "seed in"),
         ("stop = [1]", "stop in"),
         ("kv-bits = ", "not valid TOML"),
-        ("\xff", "cannot be read"),
+        ("\xff", "it must be UTF-8, and its byte 0 (0xff) is none"),
     ],
 )
 def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):
@@ -260,6 +293,26 @@ def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):
     assert told in error and str(alone) in error
     assert main.main(["ask", "--help"]) == 0
     assert main.main(["--version"]) == 0
+
+
+def test_a_settings_file_that_is_a_folder_is_said_to_be(capfd, alone):
+    alone.mkdir()
+    assert main.main(["config", "show"]) == 2
+    assert f"{alone} cannot be read: it is a folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["chat", "-p", "x"], ["config", "show"]])
+def test_a_switch_that_is_neither_true_nor_false(capfd, monkeypatch, command):
+    monkeypatch.setenv("EBBTIDE_HISTORY" if command[0] == "chat" else "EBBTIDE_QUIET", "maybe")
+    assert main.main(command) == 2
+    assert ": 'maybe' is not allowed; choose from true and false" in capfd.readouterr().err
+
+
+def test_a_text_that_ends_answers_has_a_length(capfd):
+    for text in ("", "x" * (setting_checks.MAX_STOP_CHARS + 1)):
+        assert main.main(["config", "show", "--stop", text]) == 2
+        assert "--stop: a text of 1 to 1000 characters" in capfd.readouterr().err
+    assert main.main(["config", "show", "--stop", "x" * setting_checks.MAX_STOP_CHARS]) == 0
 
 
 def test_a_variable_that_nothing_reads_is_told_once_and_stops_nothing(capfd, monkeypatch):

@@ -51,6 +51,17 @@ def test_text_is_read_whatever_its_dress(tmp_path, data):
     assert read_document("-", io.BytesIO(data)) == Document("standard input", TEXT)
 
 
+def test_underlined_headings_are_sections(tmp_path):
+    no_headings = "two\nlines\n----\n\n- item\n---\n\n```\n\ncode\n---\n```\n"
+    text = f"Title\n=====\n\n{no_headings}\n Sub \n---\n# Last #\n"
+    document = read_document(write(tmp_path, text.encode()))
+    assert [(place.title, text[place.start :].split()[0]) for place in document.places] == [
+        *[("Title", "Title"), ("Sub", "Sub"), ("Last", "#")]
+    ]
+    front_matter = write(tmp_path, b"---\ntitle: x\n---\n\nText.\n")
+    assert read_document(front_matter).places == ()
+
+
 def test_standard_input_may_be_text(monkeypatch):
     assert read_document("-", io.StringIO("a\r\nb")).text == "a\nb"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), "ascii"))
@@ -164,6 +175,13 @@ def test_permission_denied_by_the_system(tmp_path):
     path = write(tmp_path, b"secret")
     path.chmod(0)
     assert "permission denied" in refusal(path)
+
+
+@pytest.mark.parametrize("given", [(3,), (None,), ("a.pdf", 2), ("a.pdf", [1, 2])])
+def test_what_is_no_name_and_no_pages(given):
+    path, pages = (*given, None)[:2]
+    with pytest.raises(InputError, match="; allowed are"):
+        read_document(path, pages=pages)
 
 
 def test_read_errors_are_told(tmp_path):

@@ -76,6 +76,25 @@ def test_broken_lines_flow_and_short_ones_stay():
     assert lines[2:] == ["1. an item", "2. another", "10 20 30 40", "50 60 70 80"]
 
 
+def test_lines_that_no_width_broke_stay():
+    names = "Anna Smith\nJohn Brown\nPeter Green\nMaria White"
+    verse = "Tyger Tyger, burning bright,\nIn the forests of the night;"
+    words = "This paragraph is of lines that the width of the page has broken, as long as they are"
+    ends = f"{words}\nand its last line ends short of the width, in three quarters of it.\n"
+    text = f"{ends}Another paragraph begins here."
+    found = extract("pdf", write_pdf([names, verse, text]))
+    flows = text.replace("are\nand", "are and")
+    assert found.text == f"{names}\n\n{verse}\n\n{flows}\n"
+
+
+def test_what_was_filled_into_a_form_is_read():
+    pytest.importorskip("pypdfium2")
+    data = write_pdf(["Name:", "", "No field."], filled={0: "Jane Doe", 1: "of a form alone"})
+    found = extract("pdf", data)
+    assert found.text == "Name:\nJane Doe\n\nof a form alone\n\nNo field.\n"
+    assert not found.warnings
+
+
 def test_a_scan_is_said_to_be_one():
     message = refused("pdf", write_pdf(["", "", ""]))
     assert "no text layer: its 3 pages" in message and "ocrmypdf" in message
@@ -141,6 +160,19 @@ def test_chapters_in_reading_order():
         ("ch. 2", "Inner"),
     ]
     assert starts(found)[2][1] == "### Inner"
+
+
+RUBY = "<ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp><rb>字</rb><rt class='r'><i>ji</i></rt></ruby>です"
+# As HTML allows it: no end of what the next part ends.
+OPEN_RUBY = "<ruby>漢<rp>(<rt>kan<rp>)<rb>字<rt>ji</ruby>です"
+
+
+@pytest.mark.parametrize("ruby", [RUBY, OPEN_RUBY])
+def test_how_words_are_read_does_not_stand_in_them(ruby):
+    paragraph = f"<p>これは{ruby}。</p>"
+    assert extract("epub", write_epub({"one": paragraph})).text == "これは漢字です。\n"
+    page = f"<html><body>{paragraph * 9}</body></html>"
+    assert extract("html", page.encode()).text.split() == ["これは漢字です。"] * 9
 
 
 def test_an_epub_needs_no_extra(monkeypatch):
@@ -254,6 +286,13 @@ def test_html_loses_its_menus_and_keeps_its_headings():
     assert [place.title for place in found.places] == ["Größe", "Sub"]
     assert found.text.count(SENTENCE.strip()) == 18 and "Home About" not in found.text
     assert "nothing" not in found.text
+
+
+def test_a_short_page_keeps_its_headings():
+    page = f"<html><body><h1>About <i>us</i></h1><p>{SENTENCE}</p><hr><p>Another.</p></body></html>"
+    found = extract("html", page.encode())
+    assert found.text == f"# About us\n\n{SENTENCE.strip()}\n\nAnother.\n"
+    assert starts(found) == [("sec. 1", "# About us")]
 
 
 def test_html_in_another_encoding():

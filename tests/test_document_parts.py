@@ -223,6 +223,9 @@ def test_citations_of_several_documents_name_them():
     line = '"was painted in 1820" [d.pdf p. 1] and "nothing of note" [a.txt]'
     assert checked(line, joined) == (line, [Verdict.VERIFIED] * 2)
     assert "stand at d.pdf p. 1" in checked('"was painted in 1820" [a.txt]', joined)[0]
+    twice = join_documents([paged("Nothing of note here."), SOURCE])
+    line = '"was painted in 1820" [d.pdf (2) p. 1] and "nothing of note" [d.pdf p. 1]'
+    assert checked(line, twice) == (line, [Verdict.VERIFIED] * 2)
 
 
 @given(st.text(alphabet='ab ."[]p1\n“”-', max_size=80), st.lists(st.integers(0, 80), max_size=6))

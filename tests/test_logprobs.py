@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from sessions_under_test import IDS, LONG
@@ -150,6 +153,17 @@ def test_equals_come_by_their_ids_and_slices_stay_as_they_are():
     assert kept[1:][0] == kept[1] and [*part] == [kept[0]]
     with pytest.raises(IndexError):
         part[1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_an_answer_can_be_copied_and_compared(llm, copied):
+    output = llm.chat(CHAT, max_new_tokens=6, logprobs=2, temperature=0)
+    found = copied(output)
+    assert found == output and told(found.logprobs) == told(output.logprobs)
+    assert found.logprobs[2:] == output.logprobs[2:] != output.logprobs[:2]
+    assert told(copied(output.logprobs[1:3])) == told(output.logprobs)[1:3]
+    # Without the tokenizer: some bytes for each of 6 * 3 tokens.
+    assert len(pickle.dumps(output.logprobs)) < 1000
 
 
 def test_a_token_takes_what_is_said():

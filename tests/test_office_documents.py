@@ -118,6 +118,22 @@ def test_sheets_are_tables_under_their_names():
     assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
 
 
+def test_durations_and_large_numbers_are_shown_as_spreadsheets_do():
+    openpyxl = pytest.importorskip("openpyxl")
+    from datetime import timedelta
+
+    book = openpyxl.Workbook()
+    book.active.append([timedelta(hours=30), timedelta(hours=-1, minutes=-5), 0.25])
+    for cell in book.active[1][:2]:
+        cell.number_format = "[h]:mm:ss"
+    book.active.append([12345678901234567, 1e300])
+    out = io.BytesIO()
+    book.save(out)
+    lines = extract("xlsx", out.getvalue()).text.splitlines()
+    # The library writes 16 digits; spreadsheets have 15.
+    assert lines[2:] == ["30:00:00 | -1:05:00 | 0.25", "12345678901234570 | 1e+300"]
+
+
 def test_formulas_without_values_are_told():
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
@@ -175,6 +191,7 @@ def test_sheets_count_as_their_tabs_do():
     book.create_chartsheet("Chart").add_chart(chart)
     hidden = book.create_sheet("Hidden")
     hidden.sheet_state, hidden["A1"] = "hidden", "x"
+    book.create_chartsheet("No chart yet")  # the library fails on it
     out = io.BytesIO()
     book.save(out)
     found = extract("xlsx", out.getvalue())

@@ -89,6 +89,11 @@ def test_sheets_are_tables_under_their_names():
     assert found.warnings == ["No text on 1 of 3 sheets: Empty."]
 
 
+def test_integers_of_many_digits_are_whole():
+    given = row(cell("x", "float", value="9007199254740993"), cell("y", "float", value="1e300"))
+    assert extract("ods", write_ods(sheet("A", given))).text == "# A\n\n9007199254740992 | 1e+300\n"
+
+
 def test_rows_that_repeat_are_told_as_often():
     found = extract("ods", write_ods(sheet("A", row(cell("a"), cell("b"), repeated=3))))
     assert found.text == "# A\n\n" + "a | b\n" * 3

@@ -6,6 +6,7 @@ Knows no file formats and no models.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,18 +100,21 @@ class Document:
 
 
 def join_documents(documents: Sequence[Document]) -> Document:
-    """One document: several stand under headings with their names, and places name their file."""
+    """One document: several stand under headings with their names, and places name their file.
+    Of names that repeat, the second and on are numbered: "a.pdf", "a.pdf (2)".
+    """
     if len(documents) == 1:
         return _stripped(documents[0])
     text, places, warnings = "", [], []
-    for number, document in enumerate(map(_stripped, documents), 1):
-        heading = f"# {document.name}\n\n"
+    named = zip(map(_stripped, documents), _numbered([d.name for d in documents]), strict=True)
+    for number, (document, name) in enumerate(named, 1):
+        heading = f"# {name}\n\n"
         text += "\n\n" if text else ""
-        places.append(Place(len(text), "file", number, document.name, document.name))
+        places.append(Place(len(text), "file", number, name, name))
         shift = len(text) + len(heading)
-        places += [replace(p, start=p.start + shift, source=document.name) for p in document.places]
+        places += [replace(p, start=p.start + shift, source=name) for p in document.places]
         text += heading + document.text
-        warnings += [f"{document.name}: {warning}" for warning in document.warnings]
+        warnings += [f"{name}: {warning}" for warning in document.warnings]
     formats = {document.format for document in documents}
     return Document(
         f"{len(documents)} documents",
@@ -119,6 +123,14 @@ def join_documents(documents: Sequence[Document]) -> Document:
         tuple(places),
         warnings=tuple(warnings),
     )
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        found.append(next(n for n in itertools.chain([name], numbered) if n not in found))
+    return found
 
 
 def _stripped(document: Document) -> Document:

@@ -8,12 +8,14 @@ import re
 
 from ..errors import InputError
 from .extract import Extract, Report
-from .html_text import html_text
+from .html_text import html_text, without_readings
 from .page_ranges import PageRanges
 from .plain import markdown_sections
 
 # Where less than this share of the page's own words is found, too much was left out.
 _LEAST_SHARE = 0.25
+# Where more is found, and no headings, all of the page is better: it has them, and few menus.
+_MOST_FLAT_SHARE = 0.5
 # Telling a page's text from what is around it takes minutes above this; such a page is a book.
 _LARGEST_BYTES = 4 * 2**20
 _DECLARED = re.compile(rb"""<meta[^>]+charset=["']?([A-Za-z0-9_-]+)""", re.I)
@@ -30,7 +32,7 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     import trafilatura
 
     found = trafilatura.extract(
-        markup,
+        without_readings(markup),
         output_format="markdown",
         favor_recall=True,
         include_comments=False,
@@ -39,11 +41,15 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     )
     everything, places = html_text(markup)
     report(1, 1)
-    if found is None or len(found) < _LEAST_SHARE * len(everything):
+    sections = list(markdown_sections(found or ""))
+    share = len(found or "") / max(1, len(everything))
+    # On short pages the library finds lines and no headings.
+    lacks_headings = bool(places) and not sections
+    if found is None or share < _LEAST_SHARE or (lacks_headings and share > _MOST_FLAT_SHARE):
         if not everything:
             raise InputError("holds no text: its words may be made by scripts, which are not run")
         return Extract(everything + "\n", places)
-    return Extract(found.rstrip("\n") + "\n", list(markdown_sections(found)))
+    return Extract(found.rstrip("\n") + "\n", sections)
 
 
 def _decoded(data: bytes) -> str:

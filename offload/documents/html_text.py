@@ -18,6 +18,15 @@ _DROPPED = {"script", "style", "template", "svg", "math", "noscript", "title"}
 _BLANKS = re.compile(r"[ \t\r\n\f\xa0]+")
 
 
+# How words are to be read (ruby), up to the next part of it, since many pages end no such element;
+# and the tags of what is left.
+_READINGS = re.compile(
+    r"<r[tp]\b[^<>]*(?<!/)>.{0,500}?(?=</?(?:ruby|rb|rt|rtc|rp)\b)"
+    r"|</?(?:ruby|rb|rt|rtc|rp)\b[^<>]*>",
+    re.DOTALL | re.I,
+)
+
+
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -79,10 +88,17 @@ class _Reader(HTMLParser):
         self._heading = self._prefix = ""
 
 
+def without_readings(markup: str) -> str:
+    """Without the readings that stand above words, as in Japanese books: they would stand in the
+    middle of them.
+    """
+    return _READINGS.sub("", markup)
+
+
 def html_text(markup: str) -> tuple[str, list[Place]]:
     """Its text, a blank line between blocks, and a section for each heading."""
     reader = _Reader()
-    reader.feed(markup)
+    reader.feed(without_readings(markup))
     reader.close()
     reader.end_block()
     starts, at = [], 0

@@ -16,7 +16,7 @@ from .extract import Extract, Report, refused_if_damaged
 from .limits import MAX_TEXT_CHARS
 from .opendocument import content_of, flat, number, opened
 from .page_ranges import PageRanges
-from .sheets import MOST_COLUMNS, MOST_ROWS, sheets_text, tell_uncomputed
+from .sheets import MOST_COLUMNS, MOST_ROWS, number_text, sheets_text, tell_uncomputed
 from .xml_tree import attribute, name_of
 
 _CELLS = ("table-cell", "covered-table-cell")
@@ -108,7 +108,7 @@ class _Reader:
         kind = attribute(cell, "value-type")
         if kind in _NUMBERS:
             try:
-                return f"{float(attribute(cell, 'value')):.15g}"  # the digits of a spreadsheet
+                return number_text(float(attribute(cell, "value")))
             except ValueError:
                 return flat(cell)
         if kind == "boolean":

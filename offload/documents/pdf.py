@@ -25,6 +25,9 @@ _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff\ud800-\udfff
 _BLANKS_AT_END = re.compile(r"[ \t]+\n")
 _MOST_BOOKMARKS = 5_000
 _FULL_LINE = 0.75  # of a page's width: ragged lines are broken somewhere in the last quarter
+_FULL_END = 0.9  # the same of a line that ends a sentence, and maybe its paragraph
+_LEAST_WIDTH = 50  # characters: a page of short lines alone was broken by whoever wrote it
+_SENTENCE_ENDS = tuple(".!?:")
 _LIST_ITEM = re.compile(r"(?:\d{1,3}|[a-zA-Z])[.)]\s")
 
 
@@ -51,9 +54,16 @@ class _Pdfium:
                 raise _Encrypted from None
             raise
         self.num_pages = len(self._pdf)
+        self._pdf.init_forms()  # fields that say how they look by their value alone get a look
 
     def text(self, index: int) -> str:
+        import pypdfium2.raw as pdfium
+
         page = self._pdf[index]
+        # What was filled into a form, and notes, are no part of a page until it is flat.
+        if pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS:
+            page.close()
+            page = self._pdf[index]
         try:
             text_page = page.get_textpage()
             try:
@@ -219,10 +229,12 @@ def _flowing(text: str) -> str:
     """Lines that the page's width broke are one again; short lines, lists and numbers stay."""
     lines = text.split("\n")
     width = sorted(map(len, lines))[-1 - len(lines) // 10]  # a few may stick out
+    width = max(width, _LEAST_WIDTH)
     out = lines[0]
     for before, line in pairwise(lines):
+        full = _FULL_END if before[-1:] in _SENTENCE_ENDS else _FULL_LINE
         is_broken = (
-            len(before) >= _FULL_LINE * width
+            len(before) >= full * width
             and line[:1].isalnum()
             and not _LIST_ITEM.match(line)
             and not _is_numbers(before)

@@ -18,7 +18,13 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
-_LINE = re.compile(r"^(?:(?P<fence>```|~~~)|#{1,6}[ \t]+(?P<title>\S[^\n]*))", re.MULTILINE)
+# A fence; a heading behind signs; or one alone between an empty line and a line of signs.
+_LINE = re.compile(
+    r"^(?:(?P<fence>```|~~~)|#{1,6}[ \t]+(?P<title>\S[^\n]*)"
+    r"|(?:(?<=\n\n)|\A) {0,3}(?P<underlined>(?![-+*>|]|\d+[.)])[^\s#][^\n]{0,200})"
+    r"\n(?:={2,}|-{3,})[ \t]*$)",
+    re.MULTILINE,
+)
 
 
 def decoded(source: str, data: bytes) -> str:
@@ -55,7 +61,7 @@ def markdown_sections(text: str) -> tuple[Place, ...]:
         if found["fence"]:
             fence = None if fence == found["fence"] else fence or found["fence"]
         elif fence is None:
-            title = found["title"].rstrip("# \t")
+            title = (found["underlined"] or found["title"].rstrip("# \t")).rstrip()
             places.append(Place(found.start(), "section", len(places) + 1, title))
             if len(places) == MAX_SECTIONS:
                 break

@@ -43,8 +43,12 @@ def read_document(
     InputError for what is not there, cannot be read, is a folder, has no text in it, is encrypted,
     damaged, beyond the limits, or of a kind that needs `pip install 'ebbtide[docs]'`.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path is {path!r}; allowed are a file's name, or - for standard input")
     ranges = None
     if pages is not None:
+        if not isinstance(pages, str):
+            raise InputError(f"pages is {pages!r}; allowed are texts such as '10-40', '7' or '90-'")
         try:
             ranges = PageRanges.parse(pages)
         except ValueError as error:

@@ -11,8 +11,15 @@ from .extract import Extract
 from .limits import MAX_SECTIONS, MAX_TEXT_CHARS
 
 MOST_ROWS, MOST_COLUMNS = 2**20, 2**14  # of a sheet, in every spreadsheet
+_LARGEST_WHOLE = 1e21  # beyond it digits are noise
 # Ten empty cells and more: a cell that was touched far from all others is no table.
 _GAP = re.compile(r"(?: \| ){10,}")
+
+
+def number_text(value: float) -> str:
+    """Integers whole, others with as many digits as spreadsheets have."""
+    whole = value.is_integer() and abs(value) < _LARGEST_WHOLE
+    return f"{value:.0f}" if whole else f"{value:.15g}"
 
 
 def sheets_text(sheets: Iterable[tuple[int, str, Iterable[list[str]]]]) -> Extract:

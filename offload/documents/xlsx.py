@@ -17,7 +17,7 @@ from ..errors import InputError
 from .archive import Archive
 from .extract import Extract, Report, refused_if_damaged
 from .page_ranges import PageRanges
-from .sheets import MOST_ROWS, sheets_text, tell_uncomputed
+from .sheets import MOST_ROWS, number_text, sheets_text, tell_uncomputed
 
 _MIDNIGHT = datetime.time()
 # A cell whose formula has no value behind it, or an empty one; that is a value where it is text.
@@ -39,11 +39,7 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 
 
 def _sheets(data: bytes, report: Report) -> Iterator[tuple[int, str, Iterator[list[str]]]]:
-    import openpyxl
-
-    book = openpyxl.load_workbook(
-        io.BytesIO(data), read_only=True, data_only=True, keep_links=False
-    )
+    book = _opened(data)
     sheets = book.worksheets
     # As the tabs are counted, those with nothing but a chart among them.
     numbers = {name: number for number, name in enumerate(book.sheetnames, 1)}
@@ -51,6 +47,24 @@ def _sheets(data: bytes, report: Report) -> Iterator[tuple[int, str, Iterator[li
         report(done, len(sheets))
         yield numbers[sheet.title], sheet.title, _rows(sheet)
     report(len(sheets), len(sheets))
+
+
+def _opened(data: bytes) -> Any:
+    from openpyxl.chartsheet import Chartsheet
+    from openpyxl.reader.excel import ExcelReader
+
+    class Reader(ExcelReader):
+        """openpyxl's, but a sheet that is a chart is counted alone: it holds no cells, and the
+        library fails on one without a drawing."""
+
+        def read_chartsheet(self, sheet: Any, rel: Any) -> None:
+            chart = Chartsheet(parent=self.wb)
+            chart.title = sheet.name
+            self.wb._add_sheet(chart)
+
+    reader = Reader(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
+    reader.read()
+    return reader.wb
 
 
 def _rows(sheet: Any) -> Iterator[list[str]]:
@@ -68,8 +82,18 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
-        return f"{value:.15g}"  # as many digits as spreadsheets have
+        return number_text(value)
+    if isinstance(value, datetime.timedelta):
+        return _hours(value)
     if isinstance(value, datetime.datetime):
         whole_day = value.time() == _MIDNIGHT
         return value.date().isoformat() if whole_day else value.isoformat(" ")
     return " ".join(str(value).split())
+
+
+def _hours(duration: datetime.timedelta) -> str:
+    """As spreadsheets show one: 30:00:00, which Python calls "1 day, 6:00:00"."""
+    minutes, seconds = divmod(round(abs(duration).total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    sign = "-" if duration < datetime.timedelta() else ""
+    return f"{sign}{hours}:{minutes:02d}:{seconds:02d}"

@@ -21,7 +21,13 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .offload import errors
     from .offload.async_stream import AsyncStream
     from .offload.bandwidth import measure_disk, measure_memory
-    from .offload.budget import Budget, format_size, parse_cache_size, parse_size
+    from .offload.budget import (
+        Budget,
+        format_size,
+        parse_cache_size,
+        parse_size,
+        parse_tier_size,
+    )
     from .offload.builtin import demo_material
     from .offload.calibration import Calibration, calibrate
     from .offload.documents.citations import Citation, CitationChecker
@@ -86,6 +92,7 @@ __all__ = [
     "memory_at_hand",
     "parse_cache_size",
     "parse_size",
+    "parse_tier_size",
     "prefix_dir",
     "prefix_files",
     "read_document",
@@ -138,6 +145,7 @@ _HOMES = {
     "memory_at_hand": (".offload.memory_at_hand", "memory_at_hand"),
     "parse_cache_size": (".offload.budget", "parse_cache_size"),
     "parse_size": (".offload.budget", "parse_size"),
+    "parse_tier_size": (".offload.budget", "parse_tier_size"),
     "prefix_dir": (".offload.spill_dir", "prefix_dir"),
     "prefix_files": (".offload.spill_dir", "prefix_files"),
     "read_document": (".offload.documents.reading", "read_document"),
