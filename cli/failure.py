@@ -90,7 +90,7 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
 
 def _of_switch(error: Any) -> str | None:
     """Of a switch whose variable is neither true nor false, which the library does not name."""
-    param = getattr(error, "param", None)
+    param: Any = getattr(error, "param", None)
     if not getattr(param, "is_flag", False) or not os.environ.get(param.envvar or ""):
         return None
     text = os.environ[param.envvar]

@@ -67,6 +67,12 @@ def test_files_of_one_name_are_told_apart_by_their_folders(capfd):
     assert "# t.txt\n" in content and "# t.txt (2)\n" in content
 
 
+def test_an_answer_of_one_token_is_told_as_one(capfd):
+    Path("a.txt").write_text("Text of a.")
+    assert main.main(["ask", "What is it?", "a.txt", "-n", "1"]) == 0
+    assert "The answer stopped after 1 token; -n allows more." in capfd.readouterr().err
+
+
 def test_standard_input_without_a_file(capfd, monkeypatch):
     give_input(monkeypatch, "Given text.")
     assert main.main(["ask", "Q?"]) == 0

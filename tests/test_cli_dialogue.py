@@ -185,6 +185,15 @@ def test_save_show_and_stats(capfd):
     assert "0 messages, not saved\n" in capfd.readouterr().err
 
 
+def test_a_name_in_use_is_told_as_the_user_knows_it(capfd, monkeypatch):
+    def refuse(self, name):
+        raise errors.InputError(f"the session {name!r} is in use; choose another name")
+
+    monkeypatch.setattr(fake.FakeSession, "keep_as", refuse)
+    talk("/save trip")
+    assert "the conversation 'trip' is in use; choose another" in capfd.readouterr().err
+
+
 def test_an_unknown_command_is_not_a_question(capfd):
     d = talk("/nonsense")
     assert contents(d) == [] and "/help lists" in capfd.readouterr().err

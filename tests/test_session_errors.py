@@ -194,6 +194,8 @@ def test_an_empty_session_has_no_last_logits(llm):
 def test_a_sessions_context_is_a_number_of_tokens(llm, context):
     with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
         llm.session(context=context)
+    with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
+        llm.plan_at(context)
 
 
 def test_a_second_session_has_what_the_first_leaves(folder, tmp_path):

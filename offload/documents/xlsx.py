@@ -60,7 +60,8 @@ def _opened(data: bytes) -> Any:
         def read_chartsheet(self, sheet: Any, rel: Any) -> None:
             chart = Chartsheet(parent=self.wb)
             chart.title = sheet.name
-            self.wb._add_sheet(chart)
+            book: Any = self.wb  # where all sheets are added, by a name for the library alone
+            book._add_sheet(chart)
 
     reader = Reader(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
     reader.read()
