@@ -126,10 +126,18 @@ def _compact(d: Dialogue, rest: str) -> None:
         raise errors.InputError("there is nothing to make shorter.")
     whole = Conversation(model=d.conversation.model)
     whole.messages = list(d.conversation.messages)
-    held = len(d.session.tokens)
+    held, before = len(d.session.tokens), d.last_output
     d.conversation.add("user", _COMPACT)
-    if not d.answer("/compact"):
-        d.conversation.pop_question()
+    is_answered = d.answer("/compact")
+    # What was stopped has no output of its own.
+    is_cut = d.last_output is before or d.last_output.finish_reason == "length"
+    if not is_answered or is_cut:
+        d.conversation.messages = whole.messages
+        if is_answered:
+            d.keep()
+            d.run.terminal.note(
+                "This is no whole summary, so the conversation stays as it is. /undo makes room."
+            )
         return
     after = "It is not kept."
     if d.conversation.name is not None:  # with the answer it got one, if it is to be kept

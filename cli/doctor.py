@@ -17,6 +17,7 @@ import typer
 from ebbtide import errors, format_size
 
 from .cache_items import find_items
+from .options import BY_NAME
 from .run import Run
 from .shared_options import with_shared_options
 
@@ -52,6 +53,11 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this machine and this installation."""
+    if run.settings.origins["model"] == BY_NAME["model"].flags[0]:
+        raise typer.BadParameter(
+            "the machine is looked at, and no model; 'ebbtide plan MODEL' says how one would fit",
+            param_hint="--model",
+        )
     problems: list[str] = []
     findings = {
         "python": _python(),

@@ -60,3 +60,25 @@ def asked() -> dict:
 def opened() -> dict:
     """What the last model was opened with."""
     return [value for name, value in fake.FakeLLM.calls if name == "open"][-1]
+
+
+class Typist:
+    """Types the lines it was given, then Ctrl-D; an exception among them is raised."""
+
+    def __init__(self, lines):
+        self.lines = list(lines)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def interrupt(self, wish):
+        return False
+
+    def read(self, prompt, status=None, style=""):
+        line = self.lines.pop(0) if self.lines else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        return line

@@ -84,6 +84,13 @@ def test_one_token_has_no_time_between(capfd):
 # --- doctor
 
 
+def test_doctor_looks_at_no_model(capfd, monkeypatch):
+    assert main.main(["doctor", "-m", "m", "--quick"]) == 2
+    assert "'ebbtide plan MODEL'" in " ".join(capfd.readouterr().err.split())
+    monkeypatch.setenv("EBBTIDE_MODEL", "m")
+    assert main.main(["doctor", "--quick"]) == 0
+
+
 def test_doctor_says_what_there_is(capfd, tmp_path):
     assert main.main(["doctor", "--json", "--spill-dir", str(tmp_path)]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cli_fake as fake
 import pytest
-from cli_face import asked, face  # noqa: F401 - a fixture among them
+from cli_face import Typist, asked, face  # noqa: F401 - a fixture among them
 
 from ebbtide import errors
 from ebbtide.cli import conversation, dialogue, line_editor
@@ -16,28 +16,6 @@ from ebbtide.cli.conversation import Conversation
 from ebbtide.cli.options import Settings
 from ebbtide.cli.run import Run
 from ebbtide.cli.signals import Signals, Stage
-
-
-class Typist:
-    """Types the lines it was given, then Ctrl-D; an exception among them is raised."""
-
-    def __init__(self, lines):
-        self.lines = list(lines)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        pass
-
-    def interrupt(self, wish):
-        return False
-
-    def read(self, prompt, status=None, style=""):
-        line = self.lines.pop(0) if self.lines else EOFError()
-        if isinstance(line, BaseException):
-            raise line
-        return line
 
 
 def talk(*lines, kept=None, remember=True, **settings):
@@ -388,6 +366,23 @@ def test_compact_writes_over_nothing():
     )
     (cut,) = [k.name for k in conversation.kept_conversations() if k.name.endswith("n.whole")]
     assert len(cut) == 58 and Conversation.load(cut).messages[0]["content"] == "one"
+
+
+def test_compact_to_half_a_summary_changes_nothing(capfd, monkeypatch):
+    d = talk("one two", "/compact", max_new_tokens=2)
+    assert (
+        contents(d) == ["one two"] * 2 == [m["content"] for m in Conversation.load("last").messages]
+    )
+    assert "no whole summary" in capfd.readouterr().err
+
+    def stop(self, *_, **__):
+        self.when_cancelled = {"text": "half"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "answer", stop)
+    d.editor = Typist(["/compact"])
+    d.talk()
+    assert contents(d) == ["one two"] * 2
 
 
 def test_compact_of_what_is_not_kept_keeps_nothing(capfd):

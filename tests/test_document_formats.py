@@ -160,6 +160,15 @@ def test_chapters_in_reading_order():
         ("ch. 2", "Inner"),
     ]
     assert starts(found)[2][1] == "### Inner"
+    # A chapter's inner headings are no chapters of their own.
+    found = extract("epub", write_epub({"a": "<p>x</p><h1>A</h1>", "b": "<h1>B</h1>"}))
+    assert [place.label for place in found.places] == ["ch. 1", "ch. 1", "ch. 2"]
+
+
+def test_items_keep_their_numbers():
+    items = "<ol start='5'><li>a</li><li>b<ul><li>c</li></ul></li><li value='9'>d</li></ol>"
+    found = extract("epub", write_epub({"one": f"{items}<li>e</li>"}))
+    assert found.text.split("\n\n") == ["5. a", "6. b", "- c", "9. d", "- e\n"]
 
 
 RUBY = "<ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp><rb>字</rb><rt class='r'><i>ji</i></rt></ruby>です"

@@ -109,18 +109,64 @@ def test_what_was_deleted_or_is_hidden_is_left_out():
     assert text_of(body) == "abcde-f\n"
 
 
+def test_fields_are_read_as_their_results():
+    def field(instruction, result):
+        begin, separate, end = (
+            f'<w:r><w:fldChar w:fldCharType="{kind}"/></w:r>'
+            for kind in ("begin", "separate", "end")
+        )
+        return begin + instruction + separate + result + end
+
+    def told(text):
+        return f"<w:r><w:instrText>{text}</w:instrText></w:r>"
+
+    inner = field(told("MERGEFIELD sex"), t("male"))
+    instruction = f"{told('IF')}{inner}{told('= male Mr Ms')}"
+    body = p(field(instruction, t("Mr")) + t(" Smith"))
+    # One that ends in another paragraph, or nowhere, takes nothing of the next.
+    body += p(t("a") + '<w:r><w:fldChar w:fldCharType="begin"/></w:r>' + t("no")) + p(t("b"))
+    assert text_of(body) == "Mr Smith\n\na\n\nb\n"
+
+
+def m(name, *inner):
+    return f"<m:{name}>{''.join(inner)}</m:{name}>"
+
+
+def r(text):
+    return m("r", m("t", text))
+
+
 def test_formulas_are_written_on_one_line():
-    def m(name, *inner):
-        return f"<m:{name}>{''.join(inner)}</m:{name}>"
-
-    def r(text):
-        return m("r", m("t", text))
-
     power = m("sSup", m("e", r("x")), m("sup", r("n"), r("+1")))
     sum_ = m("nary", '<m:naryPr><m:chr m:val="∑"/></m:naryPr>', m("sub", r("i")), m("e", r("i")))
     fraction = m("f", m("fPr"), m("num", r("ab")), m("den", r("c")))
     formula = power + r("=") + m("d", m("e", r("y"))) + fraction + sum_
     assert text_of(p(t("if ") + m("oMath", formula))) == "if x^(n+1)=(y)(ab)/c∑_ii\n"
+
+
+def _settings(of, **values):
+    return m(f"{of}Pr", *(f'<m:{name} m:val="{value}"/>' for name, value in values.items()))
+
+
+_A, _B = m("e", r("a")), m("e", r("b"))
+
+
+@pytest.mark.parametrize(
+    ("formula", "written"),
+    [
+        (m("rad", _settings("rad", degHide="1"), m("deg"), _A), "√(a)"),
+        (m("rad", m("deg", r("3")), m("e", r("a+b"))), "√[3](a+b)"),
+        (m("d", _settings("d", begChr="|", endChr="|"), _A), "|a|"),
+        (m("d", _settings("d", endChr="]", sepChr=","), _A, _B), "(a,b]"),
+        (m("d", _settings("d", begChr="{", endChr=""), m("e", m("eqArr", _A, _B))), "{a; b"),
+        (m("m", m("mr", _A, _B), m("mr", _B, _A)), "a, b; b, a"),
+        (m("f", _settings("f", type="noBar"), m("num", r("n")), m("den", r("k"))), "n over k"),
+        (m("acc", _A) + m("acc", _settings("acc", chr="\u0303"), _A), "a\u0302a\u0303"),
+        (m("bar", _A) + m("bar", _settings("bar", pos="top"), _A), "a\u0332a\u0305"),
+    ],
+)
+def test_parts_of_formulas_keep_their_meaning(formula, written):
+    assert text_of(p(m("oMath", formula))) == f"{written}\n"
 
 
 def test_content_controls_are_read():

@@ -12,17 +12,17 @@ from __future__ import annotations
 import posixpath
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from ..errors import InputError
 from .archive import Archive
+from .docx_formulas import formula_part
 from .extract import Extract, Report, refused_if_damaged
 from .page_ranges import PageRanges
 from .styles import heading_level, is_contents, is_list
 from .xml_tree import attribute, descendants, name_of
 
 _SIGNS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
-# How parts of a formula are written on one line.
-_MATH = {"sup": "^", "sub": "_", "num": "", "den": "/"}
 _LEFT_OUT = {
     *("pPr", "rPr", "sdtPr", "sectPr", "del", "moveFrom", "instrText", "delText", "rt"),
 }
@@ -53,6 +53,8 @@ class _Reader:
             for note in self._all(f"{kind}s", kind)
         }
         self._heads_told: set[str] = set()
+        # Fields that the text is in, of one paragraph: whether it is their result, that is shown.
+        self._fields: list[bool] = []
 
     def blocks(self, report: Report) -> Iterator[_Block]:
         """Of what is not empty."""
@@ -106,7 +108,9 @@ class _Reader:
     def _paragraph(self, paragraph: ET.Element) -> Iterator[_Block]:
         """Its text, and that of the text boxes it holds."""
         boxes: list[ET.Element] = []
+        outer, self._fields = self._fields, []
         text = self._text(paragraph, boxes).strip()
+        self._fields = outer
         properties = {name_of(e): e for e in next(_children(paragraph, "pPr"), ())}
         style = properties.get("pStyle")
         style = None if style is None else self._styles.get(attribute(style, "val"))
@@ -123,7 +127,11 @@ class _Reader:
         parts = []
         for child in element:
             name = name_of(child)
-            if name == "t":
+            if name == "fldChar":
+                self._field(attribute(child, "fldCharType"))
+            elif not all(self._fields) and name in ("t", *_SIGNS):
+                pass
+            elif name == "t":
                 parts.append(child.text or "")
             elif name in _SIGNS:
                 parts.append(_SIGNS[name])
@@ -135,16 +143,20 @@ class _Reader:
                 boxes += _boxes(child)
             elif name == "AlternateContent":
                 parts.append(self._text(_alternative(child), boxes))
-            elif name in _MATH:
-                inner = self._text(child, boxes)
-                parts.append(_MATH[name] + (inner if len(inner) < 2 else f"({inner})"))
-            elif name == "d":  # in brackets, of a formula
-                parts.append(f"({self._text(child, boxes)})")
-            elif name == "naryPr":  # an integral, unless it says otherwise
-                parts.append(_value(child, "chr") or "∫")
+            elif (part := formula_part(child, partial(self._text, boxes=boxes))) is not None:
+                parts.append(part)
             elif not (name in _LEFT_OUT or _is_hidden(child)):
                 parts.append(self._text(child, boxes))
         return "".join(parts)
+
+    def _field(self, kind: str) -> None:
+        """A field begins with its instruction, of which other fields may be parts."""
+        if kind == "begin":
+            self._fields.append(False)
+        elif self._fields and kind == "separate":
+            self._fields[-1] = True
+        elif self._fields and kind == "end":
+            self._fields.pop()
 
     def _rows(self, table: ET.Element) -> Iterator[str]:
         for child in table:

@@ -27,7 +27,7 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     archive = Archive(data)
     paths = _reading_order(archive)
     _refuse_protected(archive, paths)
-    found, parts, size, missing = Extract(""), [], 0, []
+    found, parts, size, missing, number = Extract(""), [], 0, [], 0
     for done, path in enumerate(paths):
         report(done, len(paths))
         if path not in archive.names:
@@ -36,7 +36,7 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
         text, sections = html_text(_decoded(archive.read(path)))
         if not text:
             continue
-        number = sum(place.kind == "chapter" for place in found.places) + 1
+        number += 1
         title = sections[0].title if sections else ""
         found.places.append(Place(size, "chapter", number, title))
         inner = [place for place in sections if place.start > 0]

@@ -36,6 +36,7 @@ class _Reader(HTMLParser):
         self._dropped = self._kept_blanks = 0
         self._heading = ""
         self._prefix = ""
+        self._lists: list[int | None] = []  # the number of the next item, None where they have none
 
     def handle_starttag(self, tag, attrs):
         if tag in _DROPPED:
@@ -44,8 +45,10 @@ class _Reader(HTMLParser):
             self.end_block()
             if tag in _HEADINGS:
                 self._heading = "#" * int(tag[1]) + " "
+            elif tag in ("ul", "ol"):
+                self._lists.append(_number(attrs, "start", 1) if tag == "ol" else None)
             elif tag == "li":
-                self._prefix = "- "
+                self._prefix = self._item(attrs)
             elif tag == "pre":
                 self._kept_blanks += 1
         elif tag == "br":
@@ -62,8 +65,18 @@ class _Reader(HTMLParser):
             self._dropped = max(0, self._dropped - 1)
         elif tag in _BLOCKS or tag in _HEADINGS or tag == "li":
             self.end_block()
-            if tag == "pre":
+            if tag in ("ul", "ol") and self._lists:
+                self._lists.pop()
+            elif tag == "pre":
                 self._kept_blanks = max(0, self._kept_blanks - 1)
+
+    def _item(self, attrs) -> str:
+        """What stands before an item of the innermost list."""
+        if not self._lists or self._lists[-1] is None:
+            return "- "
+        number = _number(attrs, "value", self._lists[-1])
+        self._lists[-1] = number + 1
+        return f"{number}. "
 
     def handle_data(self, data):
         if self._dropped:
@@ -86,6 +99,11 @@ class _Reader(HTMLParser):
             self.headings.append((len(self.blocks), text))
         self.blocks.append(self._heading + self._prefix + text)
         self._heading = self._prefix = ""
+
+
+def _number(attrs: list[tuple[str, str | None]], name: str, default: int) -> int:
+    given = dict(attrs).get(name) or ""
+    return int(given) if re.fullmatch(r"-?[0-9]{1,9}", given) else default
 
 
 def without_readings(markup: str) -> str:
