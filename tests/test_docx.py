@@ -144,6 +144,38 @@ def test_formulas_are_written_on_one_line():
     assert text_of(p(t("if ") + m("oMath", formula))) == "if x^(n+1)=(y)(ab)/c∑_ii\n"
 
 
+def test_items_and_headings_have_their_numbers():
+    def level(number, kind, text, start=1):
+        return (
+            f'<w:lvl w:ilvl="{number}"><w:start w:val="{start}"/><w:numFmt w:val="{kind}"/>'
+            f'<w:lvlText w:val="{text}"/></w:lvl>'
+        )
+
+    def item(text, list_id, number=0):
+        ilvl = f'<w:ilvl w:val="{number}"/>' if number else ""
+        return p(t(text) if text else "", f'<w:numPr>{ilvl}<w:numId w:val="{list_id}"/></w:numPr>')
+
+    clauses = level(0, "decimal", "%1.") + level(1, "lowerLetter", "(%2)", 26)
+    clauses += level(2, "upperRoman", "%1.%3")
+    parts = level(0, "decimalZero", "Part %1:") + level(1, "bullet", "x")
+    numbering = "".join(
+        f'<w:abstractNum w:abstractNumId="{key}">{levels}</w:abstractNum>'
+        for key, levels in (("a", clauses), ("b", parts))
+    )
+    again = '<w:lvlOverride w:ilvl="0"><w:startOverride w:val="7"/></w:lvlOverride>'
+    for key, make, more in ((1, "a", ""), (2, "a", again), (3, "b", "")):
+        numbering += f'<w:num w:numId="{key}"><w:abstractNumId w:val="{make}"/>{more}</w:num>'
+    style = '<w:style w:styleId="H"><w:name w:val="heading 1"/><w:pPr><w:numPr>'
+    style += '<w:numId w:val="3"/></w:numPr></w:pPr></w:style>'
+    body = p(t("Terms"), '<w:pStyle w:val="H"/>') + item("first", 1) + item("", 1)
+    body += item("inner", 1, 1) + item("inner", 1, 1) + item("deep", 1, 2) + item("third", 1)
+    body += item("inner", 1, 1) + item("seventh", 2) + item("dot", 3, 1) + item("odd", 9)
+    assert text_of(body, numbering=numbering, styles=style).split("\n\n") == [
+        *("# Part 01: Terms", "1. first", "(z) inner", "(aa) inner", "2.I deep", "3. third"),
+        *("(z) inner", "7. seventh", "- dot", "- odd\n"),
+    ]
+
+
 def _settings(of, **values):
     return m(f"{of}Pr", *(f'<m:{name} m:val="{value}"/>' for name, value in values.items()))
 

@@ -4,7 +4,7 @@ worker.
 Footnotes and endnotes stand in brackets where their mark is, text boxes behind the paragraph that
 holds them, what a section's pages have at their head before the section. What was deleted and is
 still remembered, hidden text, comments and tables of contents are left out. Formulas are written on
-one line.
+one line. Items and headings have the numbers that Word counts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from ..errors import InputError
 from .archive import Archive
 from .docx_formulas import formula_part
+from .docx_numbers import BULLET, Numbers
 from .extract import Extract, Report, refused_if_damaged
 from .page_ranges import PageRanges
 from .styles import heading_level, is_contents, is_list
@@ -27,6 +28,8 @@ _LEFT_OUT = {
     *("pPr", "rPr", "sdtPr", "sectPr", "del", "moveFrom", "instrText", "delText", "rt"),
 }
 _HEADS = ("first", "default", "even")  # pages of a section that may have heads of their own
+_LIST_LEVELS = tuple("012345678")
+_MOST_STYLES = 10  # that one comes from: those of a damaged file may come from each other
 _REPORT_EVERY = 200
 _Block = tuple[str, int]  # text, heading level or 0
 
@@ -52,6 +55,8 @@ class _Reader:
             for kind in ("footnote", "endnote")
             for note in self._all(f"{kind}s", kind)
         }
+        makes, lists = (self._all("numbering", name) for name in ("abstractNum", "num"))
+        self._numbers = Numbers([*makes, *lists])
         self._heads_told: set[str] = set()
         # Fields that the text is in, of one paragraph: whether it is their result, that is shown.
         self._fields: list[bool] = []
@@ -115,10 +120,12 @@ class _Reader:
         style = properties.get("pStyle")
         style = None if style is None else self._styles.get(attribute(style, "val"))
         name = self._name(style)
+        list_id, list_level = self._list_of(properties.get("numPr"), style)
+        mark = self._numbers.mark(list_id, list_level) if list_id else ""  # of empty ones too
         if text and not is_contents(name):
             level = self._level(properties, style)
-            in_list = is_list(name) or _is_numbered(properties.get("numPr"))
-            yield ("- " if in_list and not level else "") + text, level
+            mark = mark or (BULLET if is_list(name) else "")
+            yield ("" if level and mark == BULLET else mark) + text, level
         for box in boxes:
             yield from self._blocks(box)
 
@@ -149,6 +156,20 @@ class _Reader:
                 parts.append(self._text(child, boxes))
         return "".join(parts)
 
+    def _list_of(self, own: ET.Element | None, style: ET.Element | None) -> tuple[str, int]:
+        """The list of a paragraph, by its own properties or its style's, and the level in it; ""
+        for none."""
+        found = [] if own is None else [own]
+        for _ in range(_MOST_STYLES):
+            if style is None:
+                break
+            for settings in _children(style, "pPr"):
+                found += _children(settings, "numPr")
+            style = self._styles.get(_value(style, "basedOn"))
+        list_id = next(filter(None, (_value(e, "numId") for e in found)), "0")
+        level = next(filter(None, (_value(e, "ilvl") for e in found)), "0")
+        return ("" if list_id == "0" else list_id), int(level) if level in _LIST_LEVELS else 0
+
     def _field(self, kind: str) -> None:
         """A field begins with its instruction, of which other fields may be parts."""
         if kind == "begin":
@@ -178,7 +199,7 @@ class _Reader:
         if "outlineLvl" in properties:
             return _outline_level(attribute(properties["outlineLvl"], "val"))
         own = style
-        for _ in range(10):  # styles of a damaged file may come from each other
+        for _ in range(_MOST_STYLES):
             if style is None:
                 return 0
             if level := heading_level(self._name(style)):
@@ -233,10 +254,6 @@ def _value(element: ET.Element, name: str) -> str:
 def _outline_level(value: str) -> int:
     """From 0 in the file; 9 is what is no heading."""
     return int(value) + 1 if value in tuple("012345678") else 0
-
-
-def _is_numbered(properties: ET.Element | None) -> bool:
-    return properties is not None and _value(properties, "numId") not in ("", "0")
 
 
 def _is_hidden(run: ET.Element) -> bool:

@@ -1,0 +1,95 @@
+"""Numbers of lists and headings in DOCX files, whose text has none: counted as Word does."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+
+from .xml_tree import attribute, name_of
+
+BULLET = "- "
+_LEVELS = 9
+_ROMAN = (
+    *((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l")),
+    *((40, "xl"), (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i")),
+)
+_MOST_ROMAN = 4999
+
+
+class Numbers:
+    """elements: those of the part `numbering`. Lists of one make (abstractNum) count on in each
+    other, unless one says where it starts."""
+
+    def __init__(self, elements: Iterable[ET.Element]):
+        self._makes: dict[str, dict[int, ET.Element]] = {}  # id -> level -> how it is written
+        self._lists: dict[str, tuple[str, dict[int, int]]] = {}  # id -> make, starts of its own
+        self._counts: dict[str, list[int | None]] = {}  # by make
+        for element in elements:
+            if name_of(element) == "abstractNum":
+                levels = {_whole(attribute(e, "ilvl"), 0): e for e in _of(element, "lvl")}
+                self._makes[attribute(element, "abstractNumId")] = levels
+            elif name_of(element) == "num":
+                starts = {
+                    _whole(attribute(e, "ilvl"), 0): _whole(_value(e, "startOverride"), 1)
+                    for e in _of(element, "lvlOverride")
+                    if _value(e, "startOverride")
+                }
+                make = _value(element, "abstractNumId")
+                self._lists[attribute(element, "numId")] = (make, starts)
+
+    def mark(self, list_id: str, level: int) -> str:
+        """What stands before the next item of a list, with a blank; BULLET where nothing counts."""
+        make, starts = self._lists.get(list_id, ("", {}))
+        levels = self._makes.get(make, {})
+        if level not in levels or not 0 <= level < _LEVELS:
+            return BULLET
+        counts = self._counts.setdefault(make, [None] * _LEVELS)
+        if level in starts:
+            counts[level] = starts.pop(level)
+        else:
+            before = counts[level]
+            counts[level] = _start(levels[level]) if before is None else before + 1
+        counts[level + 1 :] = [None] * (_LEVELS - level - 1)
+        if _value(levels[level], "numFmt") in ("bullet", "none", ""):
+            return BULLET
+
+        def written(found: re.Match[str]) -> str:
+            at = int(found[1]) - 1
+            above = levels.get(at)
+            if above is None:
+                return ""
+            count = counts[at]
+            return _written(_start(above) if count is None else count, _value(above, "numFmt"))
+
+        shown = re.sub(r"%([1-9])", written, _value(levels[level], "lvlText")).strip()
+        return f"{shown} " if shown else BULLET
+
+
+def _written(count: int, kind: str) -> str:
+    if kind in ("lowerLetter", "upperLetter") and count > 0:
+        text = chr(ord("a") + (count - 1) % 26) * (1 + (count - 1) // 26 % 100)
+    elif kind in ("lowerRoman", "upperRoman") and 0 < count <= _MOST_ROMAN:
+        text = ""
+        for value, letters in _ROMAN:
+            text += letters * (count // value)
+            count %= value
+    else:
+        return f"{count:02d}" if kind == "decimalZero" else str(count)
+    return text.upper() if kind.startswith("upper") else text
+
+
+def _start(level: ET.Element) -> int:
+    return _whole(_value(level, "start"), 1)
+
+
+def _whole(text: str, default: int) -> int:
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else default
+
+
+def _of(element: ET.Element, name: str) -> Iterator[ET.Element]:
+    return (child for child in element if name_of(child) == name)
+
+
+def _value(element: ET.Element, name: str) -> str:
+    return next((attribute(child, "val") for child in _of(element, name)), "")
