@@ -199,6 +199,16 @@ def test_what_is_not_normed_keeps_its_size(kernels, scale):
     torch.testing.assert_close(got.double(), want, atol=1e-6 * scale, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["delta", "mamba", "kimi", "kimi, bounded"])
+def test_a_step_that_is_no_number_reaches_the_output(kernels, name):
+    shape = SHAPES[name]
+    rows = rows_of(shape, 1)
+    rows[1][0, 0] = torch.nan
+    weights = weights_of(shape, False, False)
+    out = recur(shape, weights, *rows, state_of(shape), empty_state(shape))
+    assert bool(out.isnan().any())
+
+
 @pytest.mark.parametrize("channels", [1, 24, 200])
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_short_convolutions(kernels, channels, width):

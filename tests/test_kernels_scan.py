@@ -89,6 +89,14 @@ def test_any_cut(kernels, parts, threads):
     assert torch.equal(torch.cat(convs), convolved) and torch.equal(inputs, last)
 
 
+def test_what_is_no_number_stays_none(kernels):
+    """A step that is none reaches its channel's output, and no other."""
+    tokens, state = tokens_of(1, 64, 4), normal(4, 64)
+    tokens.steps[0, 5] = torch.nan
+    out = scan(*weights_of(64, 4), tokens, state, torch.empty_like(state))
+    assert out[0].isnan().nonzero().flatten().tolist() == [5]
+
+
 def test_no_token_leaves_the_state(kernels):
     state, inputs = normal(16, 24), normal(3, 24)
     after, last = torch.empty_like(state), torch.empty_like(inputs)

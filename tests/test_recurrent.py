@@ -371,7 +371,13 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
             *("kimi-linear-moe", "linear_attn_config"),
             *({"full_attn_layers": [2], "kda_layers": [1, 2]}, "each of the 3 layers once"),
         ),
+        (
+            *("kimi-linear-moe", "linear_attn_config"),
+            *({"full_attn_layers": 2, "kda_layers": [1, 2, 3]}, "each of the 3 layers once"),
+        ),
         ("ling3-moe", "kda_lower_bound", 2.0, "kda_lower_bound"),
+        ("ling3-moe", "kda_lower_bound", 0, "kda_lower_bound"),
+        ("ling3-moe", "kda_lower_bound", float("nan"), "kda_lower_bound"),
         ("ling3-moe", "kda_lower_bound", "low", "kda_lower_bound"),
         ("ling3-moe", "expert_swiglu_limit_list", [None, 7.0, None], "bounds experts"),
         ("jamba", "attn_layer_offset", 3, "less than attn_layer_period"),

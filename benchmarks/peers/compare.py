@@ -1,6 +1,6 @@
 """Ebbtide beside llama.cpp and transformers: prefill, and decode at depths, on the same shapes.
 
-    python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2,gpt-oss]
+    python benchmarks/peers/compare.py [--shapes 135m,1b,3b,qwen3.5,granite-h,lfm2,jamba,gpt-oss]
                                        [--prefills 256,2048] [--depths 0,2048,8192]
                                        [--models FOLDER] [--guard COMMAND]
 
@@ -44,6 +44,7 @@ SHAPES = {
     "qwen3.5": "qwen3.5-0.8b",
     "granite-h": "granite-4-h-1b",
     "lfm2": "lfm2-1.2b",
+    "jamba": "jamba-3b",
     "gpt-oss": "gpt-oss-20b",
 }
 LAYERS = {"gpt-oss-20b": 6}  # of 24: all programs keep their models in memory at once

@@ -28,23 +28,29 @@ def olmo(get: Fields, head_dim: int) -> dict:
 
 
 def stablelm(get: Fields, head_dim: int) -> dict:
-    parallel, heads = get.flag("use_parallel_residual", False), get.number("num_attention_heads")
-    of_heads = {"q": heads, "k": get.number("num_key_value_heads", heads)}
+    parallel, normed = get.flag("use_parallel_residual", False), get.flag("qk_layernorm", False)
     return {
         **layer_norms(get, "layer_norm_eps", bias=True),
         "ropes": (read_rope(get, head_dim, share=0.25),) * get.num_layers,
         "qkv_bias": get.flag("use_qkv_bias", False),
-        "qk_norm": "each" if get.flag("qk_layernorm", False) else "",
+        "qk_norm": "each" if normed else "",
         "parallel_mlp": parallel,
         "norms": Norms(before_mlp=None) if parallel else Norms(),
-        "joined": tuple(
-            Joined(
-                f".self_attn.{name}_norm.weight",
-                tuple(f".self_attn.{name}_layernorm.norms.{i}.weight" for i in range(count)),
-            )
-            for name, count in of_heads.items()
-        ),
+        "joined": _norms_of_heads(get) if normed else (),
     }
+
+
+def _norms_of_heads(get: Fields) -> tuple[Joined, ...]:
+    """StableLM 2 12B's, of which the files have one by one."""
+    heads = get.number("num_attention_heads", high=_MOST_HEADS)
+    of_heads = {"q": heads, "k": get.number("num_key_value_heads", heads, high=_MOST_HEADS)}
+    return tuple(
+        Joined(
+            f".self_attn.{name}_norm.weight",
+            tuple(f".self_attn.{name}_layernorm.norms.{i}.weight" for i in range(count)),
+        )
+        for name, count in of_heads.items()
+    )
 
 
 def phimoe(get: Fields, head_dim: int) -> dict:
@@ -65,6 +71,8 @@ def phimoe(get: Fields, head_dim: int) -> dict:
         "experts": tuple(experts),
     }
 
+
+_MOST_HEADS = 1024  # of which each has a name of its own
 
 LAYER_NORM_FAMILIES: dict[str, Family] = {
     "OlmoForCausalLM": Family(

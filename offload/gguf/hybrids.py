@@ -189,7 +189,7 @@ def _kimi_linear(k: Keys) -> dict:
     return {
         "architectures": ["KimiLinearForCausalLM"],
         **_delta_and_latent(k),
-        "linear_num_heads": next((t.shape[0] for t in gains), None),
+        "linear_num_heads": next((t.shape[0] for t in gains if t.shape), None),
         "linear_head_dim": k.get("kda.head_dim"),
         "linear_conv_kernel_dim": k.get("ssm.conv_kernel"),
     }
