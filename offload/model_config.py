@@ -315,8 +315,9 @@ def config_of(raw: dict, path: Path) -> ModelConfig:
     if family.text_config:
         raw = _text_part(raw, path)
     quantisation = read_quantisation(raw, path, family.quantised)
-    said = {family.names.get(name, name): value for name, value in _said(raw).items()}
-    defaults = family.defaults
+    said, defaults = _said(raw), family.defaults
+    named = {ours: said[theirs] for theirs, ours in family.names.items() if theirs in said}
+    said = {**named, **said}
     if said.get("rope_parameters") is not None:
         defaults = {k: v for k, v in defaults.items() if k != "rope_scaling"}
     get = Fields({**defaults, **said}, path)

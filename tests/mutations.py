@@ -29,7 +29,8 @@ FAMILIES = [
     *("qwen3.5-moe", "granite4-h-moe", "lfm2", "nemotron-h-moe", "falcon-h1", "cohere2-moe"),
     *("apertus", "hunyuan-moe", "ernie4.5-moe", "mellum-moe", "starcoder2", "lfm3"),
     *("laguna-moe", "granite-swa-moe", "nemotron-h-moe-latent", "minicpm3", "phimoe"),
-    *("gemma3n", "llama4-moe", "olmo-hybrid"),
+    *("gemma3n", "llama4-moe", "olmo-hybrid", "jamba-moe", "kimi-linear-moe", "ling3-moe"),
+    *("stablelm-qk-norm", "llama-head100"),
 ]
 PACKED = [  # of packed_files.FORMATS
     *("awq", "gptq", "gptq, groups in another order", "gptq, 8 bits", "compressed-tensors, zeros"),

@@ -405,6 +405,14 @@ def test_what_is_wrong_in_a_configuration_is_named(checkpoint, tmp_path, name, f
         read_model_config(tmp_path)
 
 
+def test_a_usual_name_of_a_field_counts_before_a_models_own(checkpoint, tmp_path):
+    config = json.loads((checkpoint("kimi-linear-moe") / "config.json").read_text())
+    for fields in ({"max_position_embeddings": 512, **config}, {**config}):
+        fields["max_position_embeddings"] = 512
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        assert config["model_max_length"] != 512 == read_model_config(tmp_path).max_positions
+
+
 def test_ling_3_has_two_names(checkpoint, tmp_path):
     config = json.loads((checkpoint("ling3-moe") / "config.json").read_text())
     made = read_model_config(checkpoint("ling3-moe"))

@@ -1,5 +1,5 @@
-// Layers that keep a state of fixed size, for ../recurrence.py and ../scan.py: many tokens in a call, CALL_TOKENS at a time, so that what they
-// work on stays small and in the second cache. No bits depend on that.
+// Layers that keep a state of fixed size, for ../recurrence.py and ../scan.py: many tokens in a call, for the former CALL_TOKENS at a
+// time, so that what they work on stays small and in the second cache. No bits depend on that.
 #include <memory>
 
 #include "attend_layer.h"

@@ -24,7 +24,8 @@ inline StatePlace state_at(const std::vector<int64_t> &numbers) {
     return state;
 }
 
-// What ../recurrence.py says of a layer, without rows and states. floats: norm_eps, the limits of steps, and most_gain.
+// What ../recurrence.py says of a layer, without rows and states. floats: norm_eps, the limits of steps, least_log_decay
+// and most_gain.
 Convolution read_convolution(Reader &reader);
 Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats);
 

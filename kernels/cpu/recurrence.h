@@ -260,7 +260,8 @@ void silu_conv(const Convolution &c, float *out, int64_t begin, int64_t end) {
     convolve(c, begin, end - begin, out + begin, c.channels, [](Lanes sums, int64_t, int64_t) { return silu(sums); });
 }
 
-// LANES vectors of channels through all tokens. Rows of a state lie apart by what often is a multiple of 4096 bytes, of which a near
+// LANES vectors of channels through all tokens. Each token adds to each number of a state, so none becomes so small that processors
+// take long for it, as LEAST_DECAY is for. Rows of a state lie apart by what often is a multiple of 4096 bytes, of which a near
 // cache holds few: rates and states are worked on side by side.
 template <int LANES>
 inline void scan_channels(const Scan &s, int64_t first, int64_t count, float *scratch) {

@@ -17,7 +17,8 @@ public:
         else
             recurrence_.conv = read_convolution(reader);
         const int64_t channels = recurrence_.conv.channels, values = num_outputs(), heads = recurrence_.heads;
-        const int64_t wanted = !has_matrices_ ? 3 * channels : channels + values + (recurrence_.is_delta ? heads : 0) + heads * recurrence_.decay_dim();
+        const int64_t of_heads = (recurrence_.is_delta ? heads : 0) + heads * recurrence_.decay_dim();
+        const int64_t wanted = !has_matrices_ ? 3 * channels : channels + values + of_heads;
         if (projections_.num_outputs() != wanted) throw std::invalid_argument("these are not the layer's projections");
     }
 

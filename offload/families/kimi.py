@@ -152,6 +152,7 @@ _NAMES = {
     "moe_renormalize": "norm_topk_prob",
     "num_expert_group": "n_group",
     "num_experts_per_token": "num_experts_per_tok",
+    "num_local_experts": "n_routed_experts",
     "num_experts": "n_routed_experts",
     "num_shared_experts": "n_shared_experts",
 }
