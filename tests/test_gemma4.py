@@ -322,7 +322,11 @@ def test_what_the_file_leaves_out(tmp_path):
         ({"vocab_size_per_layer_input": 99}, "vocab_size_per_layer_input is 99", BadCheckpoint),
         ({"per_layer_config": [1]}, "per_layer_config", BadCheckpoint),
         ({"per_layer_config": {"x": {}}}, "per_layer_config", BadCheckpoint),
-        ({"per_layer_config": {"3": {"head_dim": 36}}}, "layer 3: head_dim 36", UnsupportedModel),
+        (
+            {"per_layer_config": {"3": {"head_dim": 1200}}},
+            "layer 3: head_dim 1200",
+            UnsupportedModel,
+        ),
         ({"per_layer_config": {"3": {"num_key_value_heads": 3}}}, "3 KV heads", BadCheckpoint),
         ({"global_head_dim": "wide"}, "head_dim is 'wide'", BadCheckpoint),
         ({"enable_moe_block": True}, "num_experts", BadCheckpoint),

@@ -318,7 +318,7 @@ def test_a_group_that_cannot_give_enough_experts_is_named():
         ({"moe_layer_freq": 2}, "moe_layer_freq is not 1"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
         ({"kv_lora_rank": 1024}, "head_dim 1088 is above 1024"),
-        ({"qk_rope_head_dim": 60}, "head_dim 572 is not a multiple of 8"),
+        ({"qk_rope_head_dim": 60}, "turns have 572 numbers, which is not a multiple of 8"),
     ],
 )
 def test_what_no_such_model_has_is_refused_by_name(fields, says):
