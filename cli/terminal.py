@@ -147,11 +147,15 @@ def prepare_streams() -> None:
     """A character that the terminal's encoding lacks is shown as `?`, and stops nothing.
 
     Where standard output was closed before the start, writing to it is writing to a closed pipe.
+    Where it has no buffer (PYTHONUNBUFFERED) it gets one: Python takes a write that a full disk or
+    a closed pipe cut for a whole one there.
     """
     if sys.stdout is None:
         reader, writer = os.pipe()
         os.close(reader)
         sys.stdout = os.fdopen(writer, "w")
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -274,6 +274,19 @@ def test_a_closed_pipe_ends_the_run_silently(tmp_path):
     assert process.returncode == 141 and err == b"warning: the fake warns\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_write_that_was_cut_is_no_whole_one(tmp_path, unbuffered):
+    """A text of several times what a pipe holds, of which its reader takes the beginning."""
+    (tmp_path / "long.txt").write_text("words and words\n\n" * 100_000)
+    args = ("summarize", str(tmp_path / "long.txt"), "--extract-only")
+    process = start(tmp_path, *args, fake=False, PYTHONUNBUFFERED=unbuffered)
+    assert process.stdout.read(5) == b"words"
+    process.stdout.close()
+    process.stdout = None
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 141
+
+
 @pytest.mark.parametrize(
     "args", [["--help"], ["--version"], ["config", "show"], ["plan", "--json"]]
 )
