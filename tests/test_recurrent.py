@@ -375,6 +375,10 @@ def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path
             *("kimi-linear-moe", "linear_attn_config"),
             *({"full_attn_layers": 2, "kda_layers": [1, 2, 3]}, "each of the 3 layers once"),
         ),
+        (
+            *("kimi-linear-moe", "linear_attn_config"),
+            *({"full_attn_layers": [2, None], "kda_layers": [True, 3]}, "layers once"),
+        ),
         ("ling3-moe", "kda_lower_bound", 2.0, "kda_lower_bound"),
         ("ling3-moe", "kda_lower_bound", 0, "kda_lower_bound"),
         ("ling3-moe", "kda_lower_bound", float("nan"), "kda_lower_bound"),
@@ -411,6 +415,12 @@ def test_a_usual_name_of_a_field_counts_before_a_models_own(checkpoint, tmp_path
         fields["max_position_embeddings"] = 512
         (tmp_path / "config.json").write_text(json.dumps(fields))
         assert config["model_max_length"] != 512 == read_model_config(tmp_path).max_positions
+
+
+def test_a_bound_that_does_not_hold_may_be_anything(checkpoint, tmp_path):
+    config = json.loads((checkpoint("ling3-moe-unbounded") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kda_lower_bound": 0}))
+    assert read_model_config(tmp_path) == read_model_config(checkpoint("ling3-moe-unbounded"))
 
 
 def test_ling_3_has_two_names(checkpoint, tmp_path):

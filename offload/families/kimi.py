@@ -59,9 +59,9 @@ def _listed(get: Fields, said: dict) -> Callable[[int], bool] | None:
         return None
     lists = [said[name] for name in names]
     numbers = [n for listed in lists if isinstance(listed, list) for n in listed]
-    counted = sorted(n for n in numbers if isinstance(n, int))
-    are_lists = all(isinstance(listed, list) for listed in lists)
-    if not are_lists or counted != list(range(1, get.num_layers + 1)):
+    known = all(isinstance(listed, list) for listed in lists)
+    known = known and all(type(n) is int for n in numbers)
+    if not known or sorted(numbers) != list(range(1, get.num_layers + 1)):
         raise BadCheckpoint(
             f"{get.path}: full_attn_layers and kda_layers of linear_attn_config must list each of "
             f"the {get.num_layers} layers once, counted from 1, got {lists!r}."
@@ -73,10 +73,9 @@ def bailing_hybrid(get: Fields, head_dim: int) -> dict:
     """Latent attention whose heads are gated in the last layer of each group."""
     every = get.number("layer_group_size", 6)
     width = get.number("short_conv_kernel_size", 4, low=2, high=MOST_CONV)
-    bound = get.raw.get("kda_lower_bound", -5.0)
-    if not is_number(bound) or not -1e4 < bound < 0:
+    bound = get.raw.get("kda_lower_bound", -5.0) if get.flag("kda_safe_gate", True) else None
+    if bound is not None and not (is_number(bound) and -1e4 < bound < 0):
         raise BadCheckpoint(f"{get.path}: kda_lower_bound is {bound!r}; expected a number below 0.")
-    bound = float(bound) if get.flag("kda_safe_gate", True) else 0.0
     for name in ("expert_swiglu_limit_list", "share_expert_swiglu_limit_list"):
         limits = get.raw.get(name)
         if limits and (not isinstance(limits, list) or any(limits)):
@@ -86,7 +85,7 @@ def bailing_hybrid(get: Fields, head_dim: int) -> dict:
     heads = get.number("num_attention_heads", high=MOST_HEADS)
     # What transformers writes has the part of a head that turns for head_dim, and this besides.
     dim = get.number("linear_head_dim", head_dim, high=MOST_DIM)
-    recurrence = _delta(get, heads, dim, width, least_log_decay=bound)
+    recurrence = _delta(get, heads, dim, width, least_log_decay=float(bound or 0))
     fields = _in_most(attends, recurrence)
     return {
         **latent_attention(get),
