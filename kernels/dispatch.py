@@ -20,7 +20,7 @@ from .layout import RAW_DTYPES, PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 36
+INTERFACE = 37
 
 _missing, _remedy = "", "Install again where a C++17 compiler is found"
 try:
@@ -95,8 +95,11 @@ def byte_products() -> bool:
 
 def compiled_for(*tensors: torch.Tensor) -> Any | None:
     """The extension module, if it serves and all tensors lie on the CPU; else None."""
-    if backend() != "compiled" or any(t.device.type != "cpu" for t in tensors):
+    if backend() != "compiled":
         return None
+    for tensor in tensors:  # at every step: a generator takes as long as all the rest
+        if not tensor.is_cpu:
+            return None
     return _cpu
 
 
@@ -114,8 +117,8 @@ def compiled_for_floats(*tensors: torch.Tensor) -> Any | None:
 
 def gpu_for(*tensors: torch.Tensor):
     """The package of kernels for GPUs, if they serve and all tensors lie on one; else None."""
-    kind = tensors[0].device.type
-    if kind == "cpu":  # asked for at every step: so what is rare comes last
+    kind = "cpu" if tensors[0].is_cpu else tensors[0].device.type
+    if kind == "cpu":  # so what is rare comes last
         serves = os.environ.get("EBBTIDE_KERNELS") == "triton" and backend() == "triton"
     else:
         serves = kind == "cuda" and backend() != "reference" and not gpu_fault(tensors[0].device)

@@ -83,7 +83,7 @@ def scan(
     widths = channels, channels, len(rate), len(rate), channels
     places = [rows_of(x, width) for x, width in zip(vars(tokens).values(), widths, strict=True)]
     native.scan(
-        [channels, len(rate), address(rate), address(skip)],
+        scan_numbers(rate, skip),
         state_numbers((None, before), (None, after)),
         [number for place in places for number in place],
         n,
@@ -91,6 +91,11 @@ def scan(
         num_threads(),
     )
     return out
+
+
+def scan_numbers(rate: torch.Tensor, skip: torch.Tensor) -> list[int]:
+    """As cpu/recur.h reads them; the tensors must be kept alive."""
+    return [len(skip), len(rate), address(rate), address(skip)]
 
 
 def _reference(rate, skip, tokens: ScanTokens, before, after) -> torch.Tensor:

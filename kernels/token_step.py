@@ -3,7 +3,7 @@ alone.
 
 For layers all of whose tensors lie in memory, and all pages that are attended without being
 selected. What is selected and does not is asked for in the middle of the call. The bits are those
-of each layer's `LayerStep`, `attend_layer`, `RecurrentStep` and `RoutedStep` one after the other,
+of each layer's `LayerStep`, `attend_layer`, `StateStep` and `RoutedStep` one after the other,
 or, where records are selected, of `effect`, `score`, `selection` and `means`, since the same
 functions serve. What a token sees comes as numbers: knows no windows, cells or tables. Where layers
 are numbered, those that attend are.
@@ -23,9 +23,9 @@ from .altup_step import AltUpStep
 from .layer_selection import Choice
 from .layout import PageLayout
 from .norm import vector_address
-from .recurrent_step import RecurrentStep
 from .rope_scores import Turns
 from .routed_step import RoutedStep
+from .state_step import StateStep
 from .step import LayerStep
 from .threads import num_threads
 
@@ -39,7 +39,7 @@ class TokenLayer:
     float32 (see `effect`) where records are selected, None where all is attended. key_bias:
     (kv_heads, head_dim) float32 that its pages leave out, or None; with one, turns is of its
     rotation and amplitude what that scales what it turns by. null_scores: as layer_attention.Raw
-    has them. recurrent: of a layer that keeps a state, which begins state_offset numbers behind the
+    has them. state: of a layer that keeps one, which begins state_offset numbers behind the
     first layer's. experts: of one that has some, in place of its step's MLP or beside it. streams:
     of one whose residual is several streams, of which it works on the first.
     """
@@ -53,7 +53,7 @@ class TokenLayer:
     turns: Turns | None = None
     amplitude: float = 1.0
     null_scores: torch.Tensor | None = None
-    recurrent: RecurrentStep | None = None
+    state: StateStep | None = None
     state_offset: int = 0
     experts: RoutedStep | None = None
     streams: AltUpStep | None = None
@@ -165,7 +165,7 @@ class TokenStep:
             numbers.append(layer.state_offset)
         self._native = native.TokenStep(
             [layer.step.native for layer in layers],
-            [layer.recurrent and layer.recurrent.native for layer in layers],
+            [layer.state and layer.state.native for layer in layers],
             [layer.experts and layer.experts.native for layer in layers],
             [layer.streams and layer.streams.native for layer in layers],
             numbers,

@@ -21,8 +21,8 @@ from ..kernels.gate import gate as gate_with
 from ..kernels.gate import softplus
 from ..kernels.layout import padded_head_dim
 from ..kernels.norm import layer_norm, rms_norm
-from ..kernels.recurrent_step import RecurrentStep
 from ..kernels.routed_step import RoutedStep
+from ..kernels.state_step import StateStep
 from ..kernels.step import LayerStep
 from .altup import AltUpLayers
 from .config_fields import MOST_POSITIONS
@@ -347,7 +347,7 @@ class Decoder:
         """The compiled step of a layer's residual streams, of one row; None where there is one."""
         return self._altup and self._altup.step(w)
 
-    def recurrent_step(self, layer: int, w: LayerTensors) -> RecurrentStep | None:
+    def state_step(self, layer: int, w: LayerTensors) -> StateStep | None:
         """The compiled step of what a layer keeps a state for, of one row; or None."""
         return self._with_state.of(layer, w).step
 

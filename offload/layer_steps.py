@@ -90,9 +90,7 @@ class LayerSteps:
 
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values, and the output's gate."""
-        c = self._config
-        is_gated_latent = c.latent is not None and c.gate_projection
-        return c.attends(layer) and c.gate_activation == "sigmoid" and not is_gated_latent
+        return self._config.attends(layer) and self._config.gate_activation == "sigmoid"
 
     def is_whole(self, layer: int) -> bool:
         """Whether it is all that a layer does but for its attention, its state and its experts."""

@@ -10,7 +10,7 @@ import torch
 
 from ..kernels.norm import normed
 from ..kernels.recurrence import RecurrentShape, RecurrentWeights, recur, short_conv
-from ..kernels.recurrent_step import RecurrentStep
+from ..kernels.state_step import StateStep, recurrent_step
 from ..kernels.step import native_for
 from .layer_config import ScanShape
 from .model_config import ModelConfig
@@ -48,26 +48,25 @@ class RecurrentLayer(StateLayer):
         self._names = [n.removesuffix(".weight") for n in _PROJECTIONS if n in self._module]
         self.step = self._make_step()
 
-    def run(
+    def _new_rows(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
-        if len(x) == 1 and self.step is not None:
-            return self.step.run(x, before, after)
         shape, h = self._shape, normed(x, self._norm)
         projected = [self._projected(name, h, rows) for name in self._names]
         if shape is None:
-            new = short_conv(projected[0], *self._conv, before[0], after[0])
-        else:
-            mixed, steps, gains, gate = self._parts(projected, shape)
-            assert self._weights is not None
-            new = recur(shape, self._weights, mixed, steps, gains, gate, before, after)
-        return placed(new, rows, len(x))
+            return short_conv(projected[0], *self._conv, before[0], after[0])
+        mixed, steps, gains, gate = self._parts(projected, shape)
+        assert self._weights is not None
+        return recur(shape, self._weights, mixed, steps, gains, gate, before, after)
 
     def _projected(self, name: str, h: torch.Tensor, rows: slice) -> torch.Tensor:
         """`rows` of h times a projection, or times two of which the first gives few numbers."""
-        if f"{name}_few.weight" in self._module:
+        if self._is_of_few(name):
             h = placed(self._times(f"{name}_few", h, rows), rows, len(h))
         return self._times(name, h, rows)
+
+    def _is_of_few(self, name: str) -> bool:
+        return f"{name}_few.weight" in self._module
 
     def _parts(
         self, projected: list[torch.Tensor], shape: RecurrentShape
@@ -90,25 +89,25 @@ class RecurrentLayer(StateLayer):
         gains, steps = of_heads.split([shape.heads, shape.heads], -1)
         return mixed, steps, gains, gate
 
-    def _make_step(self) -> RecurrentStep | None:
-        products = [
-            (self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias"))
-            for name in self._names
-        ]
+    def _make_step(self) -> StateStep | None:
+        few = {name: self._product(name) for name in self._names if self._is_of_few(name)}
+        products = [self._product(f"{n}_few" if n in few else n) for n in self._names]
         weights = [weight for weight, _ in products]
-        native = native_for(*weights)
-        if native is None or self._recurrence.few:
+        native = native_for(*weights, *(weight for weight, _ in few.values()))
+        if native is None:
             return None
         shape, order, factors = self._shape, None, None
         if shape is None:
-            return RecurrentStep(native, products, self._norm, self._conv)
+            return recurrent_step(native, products, self._norm, self._conv)
         if self._orders:
             starts = [0, weights[0].shape[0]]
             order = torch.cat([n + at for n, at in zip(self._orders, starts, strict=True)])
         if self._recurrence.multipliers:
             factors = _by_columns(shape, self._recurrence.multipliers, self._norm.weight.device)
         assert self._weights is not None
-        return RecurrentStep(native, products, self._norm, (shape, self._weights), order, factors)
+        of_few = few.get("in_proj_z"), few.get("in_proj_a")
+        described = shape, self._weights
+        return recurrent_step(native, products, self._norm, described, order, factors, *of_few)
 
 
 @functools.cache  # layers are alike

@@ -8,6 +8,8 @@ import torch
 
 from ..kernels.norm import Norm, normed
 from ..kernels.scan import ScanTokens, scan, silu_conv
+from ..kernels.state_step import StateStep, scan_step
+from ..kernels.step import native_for
 from .layer_config import ScanShape
 from .model_config import ModelConfig
 from .state_layer import StateLayer, placed
@@ -30,8 +32,17 @@ class ScanLayer(StateLayer):
             Norm(self._numbers(f"{name}.weight"), 0.0, config.norm_eps)
             for name in self._shape.norms
         ]
+        self.step = self._make_step()
 
-    def run(
+    def _make_step(self) -> StateStep | None:
+        products = self._product("in_proj"), self._product("x_proj"), self._product("dt_proj")
+        native = native_for(*(weight for weight, _ in products))
+        if native is None:
+            return None
+        numbers = self._conv, self._rate, self._skip, self._norms
+        return scan_step(native, products, self._norm, *numbers)
+
+    def _new_rows(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
         shape, count = self._shape, len(x)
@@ -43,4 +54,4 @@ class ScanLayer(StateLayer):
             parts = [normed(part, norm) for part, norm in zip(parts, self._norms, strict=True)]
         steps = self._times("dt_proj", placed(parts[0], rows, count), rows)
         tokens = ScanTokens(mixed, steps, parts[1], parts[2], gate)
-        return placed(scan(self._rate, self._skip, tokens, before[1], after[1]), rows, count)
+        return scan(self._rate, self._skip, tokens, before[1], after[1])

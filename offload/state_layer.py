@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels.norm import Norm
-from ..kernels.recurrent_step import RecurrentStep
+from ..kernels.state_step import Product, StateStep
 from .model_config import ModelConfig
 from .packing import Kept, unquantised
 from .rowwise import tiled
@@ -20,7 +20,7 @@ class StateLayer:
     """One layer with its tensors w. step: what serves a single row in one call of the compiled
     kernels, or None where they do not serve."""
 
-    step: RecurrentStep | None = None
+    step: StateStep | None = None
 
     def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
         recurrence, norm_name = config.recurrence_of(layer), config.norms_of(layer).before_attention
@@ -40,6 +40,14 @@ class StateLayer:
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
     ) -> torch.Tensor:
         """See Decoder.recur."""
+        if len(x) == 1 and self.step is not None:
+            return self.step.run(x, before, after)
+        return placed(self._new_rows(x, rows, before, after), rows, len(x))
+
+    def _new_rows(
+        self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
+    ) -> torch.Tensor:
+        """The same of `rows` alone."""
         raise NotImplementedError
 
     def _numbers(self, name: str) -> torch.Tensor:
@@ -48,10 +56,12 @@ class StateLayer:
     def _numbers_or_none(self, name: str) -> torch.Tensor | None:
         return self._numbers(name) if name in self._module else None
 
+    def _product(self, name: str) -> Product:
+        return self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias")
+
     def _times(self, name: str, h: torch.Tensor, rows: slice) -> torch.Tensor:
         """`rows` of h (n, in), multiplied with a projection."""
-        weight, bias = self._module[f"{name}.weight"], self._numbers_or_none(f"{name}.bias")
-        return tiled(h, rows, weight, bias)[rows]
+        return tiled(h, rows, *self._product(name))[rows]
 
     def _convolution(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights (conv_width, channels) and biases (channels,)."""

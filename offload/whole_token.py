@@ -253,10 +253,10 @@ def make_whole_token(
             return None
         made = TokenLayer(step, None, streams=decoder.altup_step(w))
         if config.recurrence_of(layer) is not None:
-            recurrent = decoder.recurrent_step(layer, w)
-            if recurrent is None:
+            state = decoder.state_step(layer, w)
+            if state is None:
                 return None
-            made = replace(made, recurrent=recurrent, state_offset=next(state_offsets))
+            made = replace(made, state=state, state_offset=next(state_offsets))
         if config.experts_of(layer) is not None:
             experts = decoder.routed_step(layer, w)
             if experts is None:

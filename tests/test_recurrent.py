@@ -23,6 +23,7 @@ from small_llm import TINY, open_small
 from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
+from ebbtide.offload.layer_config import ScanShape
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.model_config import read_model_config
 from ebbtide.offload.plan import Request
@@ -47,7 +48,6 @@ TRACED = [
     *(WholeToken.run, States.places),
 ]
 RECURRENT = [name for name, variant in VARIANTS.items() if variant.recurrent]
-IN_ONE_CALL = [name for name in RECURRENT if not name.startswith(("jamba", "kimi"))]
 
 
 def opened(folder, place, *, sweep_cells: int = 1, **options):
@@ -58,7 +58,7 @@ def opened(folder, place, *, sweep_cells: int = 1, **options):
     return llm
 
 
-@pytest.mark.parametrize("name", IN_ONE_CALL)
+@pytest.mark.parametrize("name", RECURRENT)
 def test_a_row_in_one_call_has_the_bits_of_its_operations(checkpoint, tmp_path, name):
     """And leaves the same state behind."""
     generator = torch.Generator().manual_seed(6)
@@ -67,7 +67,9 @@ def test_a_row_in_one_call_has_the_bits_of_its_operations(checkpoint, tmp_path, 
         weights, config = llm.admission.weights, llm.config
         for layer in config.state_layers:
             recurrence = config.recurrence_of(layer)
-            made = RecurrentLayer(config, layer, weights.layer(layer))
+            is_scan = isinstance(recurrence.shape, ScanShape)
+            kind = ScanLayer if is_scan else RecurrentLayer
+            made = kind(config, layer, weights.layer(layer))
             x = torch.randn((1, config.hidden_size), generator=generator)
             states, found = States([recurrence], 3, CELL, x.device), []
             states.begin(0, [1])

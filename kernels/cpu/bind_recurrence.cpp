@@ -75,6 +75,15 @@ Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats) {
     return r;
 }
 
+Scan read_scan(Reader &reader) {
+    Scan s{};
+    s.channels = reader.number();
+    s.dim = reader.number();
+    s.rate = reader.address<const float>();
+    s.skip = reader.address<const float>();
+    return s;
+}
+
 void run_rows(Recurrence r, const StatePlace &state, int64_t tokens, int threads) {
     r.conv.before = state.inputs, r.conv.after = state.next_inputs;
     r.before = state.matrices, r.after = state.next_matrices;
@@ -116,6 +125,22 @@ void run_rows(ShortConvolution s, const StatePlace &state, int64_t tokens, int t
     }
 }
 
+void run_rows(Convolution c, const StatePlace &state, int64_t tokens, float *out, int threads) {
+    constexpr int64_t GRAIN = 64;  // channels
+    c.tokens = tokens;
+    c.before = state.inputs, c.after = state.next_inputs;
+    share_out(c.channels, GRAIN, tokens * c.channels * 32, threads,
+              [&](int64_t begin, int64_t end) { active->silu_conv(c, out, begin, end); });
+}
+
+void run_rows(Scan s, const StatePlace &state, int64_t tokens, int threads) {
+    s.tokens = tokens;
+    s.before = state.matrices, s.after = state.next_matrices;
+    const int64_t tasks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
+    take_turns(tasks, tokens * s.channels * s.dim * 16, 2 * s.dim * SCAN_CHANNELS, threads,
+               [&](int64_t i, float *scratch) { active->scan(s, i * SCAN_CHANNELS, scratch); });
+}
+
 namespace {
 
 void recur(const std::vector<int64_t> &layer, const std::vector<double> &floats, const std::vector<int64_t> &state,
@@ -147,28 +172,17 @@ void short_conv(const std::vector<int64_t> &layer, const std::vector<int64_t> &s
 
 void silu_conv(const std::vector<int64_t> &layer, const std::vector<int64_t> &state, uintptr_t inputs, int64_t stride,
                int64_t tokens, uintptr_t out, int threads) {
-    constexpr int64_t GRAIN = 64;  // channels
     Reader reader{layer};
     Convolution c = read_convolution(reader);
-    const StatePlace place = state_at(state);
-    c.tokens = tokens;
     c.inputs = at<const float>(inputs);
     c.stride = stride;
-    c.before = place.inputs, c.after = place.next_inputs;
-    share_out(c.channels, GRAIN, tokens * c.channels * 32, threads,
-              [&](int64_t begin, int64_t end) { active->silu_conv(c, at<float>(out), begin, end); });
+    run_rows(c, state_at(state), tokens, at<float>(out), threads);
 }
 
 void scan(const std::vector<int64_t> &numbers, const std::vector<int64_t> &state, const std::vector<int64_t> &rows, int64_t tokens,
           uintptr_t out, int threads) {
     Reader reader{numbers}, places{rows};
-    const StatePlace place = state_at(state);
-    Scan s{};
-    s.tokens = tokens;
-    s.channels = reader.number();
-    s.dim = reader.number();
-    s.rate = reader.address<const float>();
-    s.skip = reader.address<const float>();
+    Scan s = read_scan(reader);
     s.x = places.address<const float>();
     s.x_stride = places.number();
     s.steps = places.address<const float>();
@@ -179,11 +193,8 @@ void scan(const std::vector<int64_t> &numbers, const std::vector<int64_t> &state
     s.queries_stride = places.number();
     s.gate = places.address<const float>();
     s.gate_stride = places.number();
-    s.before = place.matrices, s.after = place.next_matrices;
     s.out = at<float>(out);
-    const int64_t tasks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
-    take_turns(tasks, tokens * s.channels * s.dim * 16, 2 * s.dim * SCAN_CHANNELS, threads,
-               [&](int64_t i, float *scratch) { active->scan(s, i * SCAN_CHANNELS, scratch); });
+    run_rows(s, state_at(state), tokens, threads);
 }
 
 }  // namespace

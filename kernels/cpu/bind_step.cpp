@@ -27,7 +27,7 @@ namespace {
 #include "routed_step.h"
 #include "layer_step.h"
 #include "altup_step.h"
-#include "recurrent_step.h"
+#include "state_step.h"
 #include "token_step.h"
 
 // out += share * the output of one routed expert, of the row x. numbers: as ../step.py's expert_numbers gives them.
@@ -94,16 +94,21 @@ BlockProduct *make_block_product(const std::vector<int64_t> &numbers, double off
     return new BlockProduct(std::move(blocks), norm);
 }
 
-RecurrentStep *make_recurrent_step(const BlockProduct &projections, const std::vector<int64_t> &numbers,
-                                   const std::vector<double> &floats) {
-    return new RecurrentStep(projections, numbers, floats);
+RecurrentStep *make_recurrent_step(const BlockProduct &projections, const BlockProduct *gate, const BlockProduct *steps,
+                                   const std::vector<int64_t> &numbers, const std::vector<double> &floats) {
+    return new RecurrentStep(projections, gate, steps, numbers, floats);
+}
+
+ScanStep *make_scan_step(const BlockProduct &inputs, const BlockProduct &few, const BlockProduct &steps,
+                         const std::vector<int64_t> &numbers, const std::vector<double> &floats) {
+    return new ScanStep(inputs, few, steps, numbers, floats);
 }
 
 void run_product(const BlockProduct &product, uintptr_t x, uintptr_t out, int threads) {
     product.run(at<const float>(x), at<float>(out), threads);
 }
 
-void run_recurrent(const RecurrentStep &step, uintptr_t x, const std::vector<int64_t> &state, uintptr_t out, int threads) {
+void run_state(const StateStep &step, uintptr_t x, const std::vector<int64_t> &state, uintptr_t out, int threads) {
     step.run(at<const float>(x), state_at(state), at<float>(out), threads);
 }
 
@@ -166,12 +171,12 @@ void run_token(const TokenStep &step, uintptr_t x, const std::vector<double> &sc
     step.run(at<const float>(x), scales, numbers, at<const uintptr_t>(tables), hand, coming, at<float>(out), to, threads);
 }
 
-TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
+TokenStep *make_token_step(const std::vector<const LayerStep *> &steps, const std::vector<const StateStep *> &states,
                            const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
                            const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
                            const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
                            double epsilon, bool by_unevenness, bool by_effect) {
-    return new TokenStep(steps, recurrences, experts, streams, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap,
+    return new TokenStep(steps, states, experts, streams, numbers, amplitudes, layouts, raw_kind, records_per_span, softcap,
                          {epsilon, by_unevenness, by_effect});
 }
 
@@ -196,7 +201,11 @@ void bind_step(nb::module_ &m) {
     nb::class_<BlockProduct>(m, "BlockProduct")
         .def(nb::new_(&make_block_product))
         .def("run", &run_product, Released());
-    nb::class_<RecurrentStep>(m, "RecurrentStep").def(nb::new_(&make_recurrent_step)).def("run", &run_recurrent, Released());
+    nb::class_<StateStep>(m, "StateStep").def("run", &run_state, Released());
+    nb::class_<RecurrentStep, StateStep>(m, "RecurrentStep")
+        .def(nb::new_(&make_recurrent_step), nb::arg("projections"), nb::arg("gate").none(), nb::arg("steps").none(), nb::arg("numbers"),
+             nb::arg("floats"));
+    nb::class_<ScanStep, StateStep>(m, "ScanStep").def(nb::new_(&make_scan_step));
     nb::class_<TokenStep>(m, "TokenStep")
         .def(nb::new_(&make_token_step))
         .def("run", &run_token, nb::arg("x"), nb::arg("scales"), nb::arg("numbers"), nb::arg("tables"), nb::arg("at_hand"),

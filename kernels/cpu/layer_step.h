@@ -56,7 +56,7 @@ public:
     void project(const float *x, const Angles &angles, double scale, float *q, float *k, float *v, float *gate, int threads) const {
         Row row(normed(NORM_BEFORE_ATTENTION, x), hidden_);
         if (rank_)
-            project_latent(row, q, k, v, threads);
+            project_latent(row, q, k, v, gate, threads);
         else
             project_heads(row, q, k, v, gate, threads);
         finish_heads(q, num_heads_ * head_dim_, NORM_Q, angles, (float)scale);
@@ -88,6 +88,10 @@ public:
     // good until the next call.
     const float *output(float *attended, float *gate, int threads) const {
         if (rank_) {
+            if (output_gate_ != NO_GATE) {
+                active->gate_with(SIGMOID, gate, attended, num_heads_ * head_dim_);
+                attended = gate;
+            }
             const Matrix &values = products_[HEAD_VALUES].matrix;
             float *out = Scratch::of(scratch.heads, values.out);
             multiply_each_head(values, num_heads_, 1, {attended + head_dim_ - rank_, 0, head_dim_}, {out, 0, values.out / num_heads_}, threads);
@@ -209,22 +213,27 @@ private:
             std::memcpy(q + i, from_query + 2 * i, (size_t)head_dim_ * sizeof(float));
             std::memcpy(gate + i, from_query + 2 * i + head_dim_, (size_t)head_dim_ * sizeof(float));
         }
-        for (int64_t i = 0; i < queries && output_gate_ == GATE_OF_HEADS; ++i) gate[i] = from_gate[i / head_dim_];
+        if (output_gate_ == GATE_OF_HEADS) spread_gate(from_gate, gate);
+    }
+
+    // The gate of each head to all of its numbers.
+    void spread_gate(const float *of_heads, float *gate) const {
+        for (int64_t i = 0; i < num_heads_ * head_dim_; ++i) gate[i] = of_heads[i / head_dim_];
     }
 
     // The same where keys and values are one latent of `rank` numbers, behind those that turn: heads' queries are multiplied with
     // what would make keys of it. v is worked in.
-    void project_latent(Row &row, float *q, float *k, float *v, int threads) const {
-        const Product &query = products_[Q], &few = products_[FEW_QUERIES], &key = products_[K];
+    void project_latent(Row &row, float *q, float *k, float *v, float *gate, int threads) const {
+        const Product &query = products_[Q], &few = products_[FEW_QUERIES], &key = products_[K], &own_gate = products_[ATTENTION_GATE];
         const Matrix &keys = products_[HEAD_KEYS].matrix;
         const int64_t turning = head_dim_ - rank_, each = query.matrix.out / num_heads_;
         float *heads = Scratch::of(scratch.heads, query.matrix.out);
-        float *first = few.is_there() ? Scratch::of(scratch.third, few.matrix.out) : heads;
-        const Target targets[] = {{few.is_there() ? &few : &query, first}, {&key, v}};
-        multiply_each(row, targets, 2, threads);
-        if (few.is_there()) {
-            multiply(query, norm(NORM_FEW_QUERIES, first, few.matrix.out, first), heads, threads);
-        }
+        float *of_heads = Scratch::of(scratch.third, own_gate.matrix.out + few.matrix.out), *few_numbers = of_heads + own_gate.matrix.out;
+        const Target queries = few.is_there() ? Target{&few, few_numbers} : Target{&query, heads};
+        const Target targets[] = {queries, {&key, v}, {&own_gate, of_heads}};
+        multiply_each(row, targets, own_gate.is_there() ? 3 : 2, threads);
+        if (own_gate.is_there()) spread_gate(of_heads, gate);
+        if (few.is_there()) multiply(query, norm(NORM_FEW_QUERIES, few_numbers, few.matrix.out, few_numbers), heads, threads);
         multiply_each_head(keys, num_heads_, 1, {heads, 0, each}, {q + turning, 0, head_dim_}, threads);
         for (int64_t head = 0; head < num_heads_; ++head)
             std::memcpy(q + head * head_dim_, heads + head * each + keys.in, (size_t)turning * sizeof(float));

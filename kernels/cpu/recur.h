@@ -29,8 +29,13 @@ inline StatePlace state_at(const std::vector<int64_t> &numbers) {
 Convolution read_convolution(Reader &reader);
 Recurrence read_recurrence(Reader &reader, const std::vector<double> &floats);
 
+// The same of ../scan.py.
+Scan read_scan(Reader &reader);
+
 // `tokens` rows; where they lie and where their outputs go is said already.
 void run_rows(Recurrence r, const StatePlace &state, int64_t tokens, int threads);
 void run_rows(ShortConvolution s, const StatePlace &state, int64_t tokens, int threads);
+void run_rows(Convolution c, const StatePlace &state, int64_t tokens, float *out, int threads);  // with SiLU
+void run_rows(Scan s, const StatePlace &state, int64_t tokens, int threads);
 
 }  // namespace ebbtide

@@ -140,6 +140,7 @@ public:
         if (blocks_.empty()) throw std::invalid_argument("a product needs a matrix");
     }
 
+    int64_t num_inputs() const { return blocks_[0].matrix.in; }
     int64_t num_outputs() const {
         int64_t count = 0;
         for (const Product &block : blocks_) count += block.matrix.out;
@@ -148,7 +149,7 @@ public:
 
     // Outputs of all blocks side by side.
     void run(const float *x, float *out, int threads) const {
-        const int64_t in = blocks_[0].matrix.in;
+        const int64_t in = num_inputs();
         if (norm_.weight) {
             float *normed = Scratch::of(scratch.normed, in);
             active->norm(norm_, x, in, normed);

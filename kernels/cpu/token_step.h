@@ -1,6 +1,6 @@
 // One decoded token through all layers: what LayerStep does before and after attention, and between them attention over spans
-// that lie in memory and raw tokens, or over what is selected of the layer, wherever it lies; or, or beside it, what RecurrentStep
-// does. Included by bind_step.cpp alone, inside an anonymous namespace, after layer_step.h and recurrent_step.h.
+// that lie in memory and raw tokens, or over what is selected of the layer, wherever it lies; or, or beside it, what StateStep
+// does. Included by bind_step.cpp alone, inside an anonymous namespace, after layer_step.h and state_step.h.
 //
 // Bits are those of the same steps one by one: each calls the very functions that serve alone.
 
@@ -130,12 +130,12 @@ struct Coming {
 
 class TokenStep {
 public:
-    // recurrences, experts, streams: of each layer, null where it keeps no state, has no experts, or one residual stream. numbers: for each
+    // states, experts, streams: of each layer, null where it keeps no state, has no experts, or one residual stream. numbers: for each
     // layer which view and which angles are its own, its key bias (an address, or 0), the number of pairs that turn it and Turns of
     // ../rope_scores.py (num_fast, the table), its output norms (an address, or 0 where all is attended), its null scores (an address,
     // or 0), and where its state begins, in floats; amplitudes: of each layer's rotation; layouts: of each layer's pages, as layout_of
     // takes them, none where it does not attend.
-    TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<const RecurrentStep *> &recurrences,
+    TokenStep(const std::vector<const LayerStep *> &steps, const std::vector<const StateStep *> &states,
               const std::vector<const RoutedStep *> &experts, const std::vector<const AltUpStep *> &streams,
               const std::vector<int64_t> &numbers, const std::vector<double> &amplitudes,
               const std::vector<std::vector<int64_t>> &layouts, int raw_kind, int64_t records_per_span, double softcap,
@@ -143,13 +143,13 @@ public:
         : raw_kind_((RawKind)raw_kind), records_per_span_(records_per_span), softcap_((float)softcap), selection_(selection) {
         Reader reader{numbers};
         const size_t count = steps.size();
-        if (amplitudes.size() != count || layouts.size() != count || recurrences.size() != count ||
+        if (amplitudes.size() != count || layouts.size() != count || states.size() != count ||
             experts.size() != count || streams.size() != count)
             throw std::invalid_argument("these are not layers");
         for (size_t i = 0; i < count; ++i) {
             Layer layer{};
             layer.step = steps[i];
-            layer.recurrence = recurrences[i];
+            layer.state = states[i];
             layer.experts = experts[i];
             layer.streams = streams[i];
             layer.attends = !layouts[i].empty();
@@ -162,7 +162,7 @@ public:
             layer.turns = reader.address<const float>();
             layer.output_norms = reader.address<const float>();
             layer.null_scores = reader.address<const float>();
-            layer.state = reader.number();
+            layer.state_offset = reader.number();
             layer.amplitude = (float)amplitudes[i];
             if (layer.pairs > 512) throw std::invalid_argument("more than 512 pairs of elements are turned");
             if (layer.key_bias && !layer.step->has_keys()) throw std::invalid_argument("there is a bias of keys, and there are no keys");
@@ -171,7 +171,7 @@ public:
                 layer.num_rows = layer.query_size / layer.layout.head_dim;
                 most_queries_ = std::max(most_queries_, layer.query_size);
             }
-            if (layer.recurrence && layer.recurrence->num_outputs() > most_given_) most_given_ = layer.recurrence->num_outputs();
+            if (layer.state && layer.state->num_outputs() > most_given_) most_given_ = layer.state->num_outputs();
             if (layer.streams) residual_size_ = layer.streams->streams() * layer.step->hidden_size();
             layers_.push_back(layer);
         }
@@ -201,9 +201,9 @@ public:
                 mixed[count++] = attend(layer, number, x, tables + TABLES * number, call);
                 ++number;
             }
-            if (layer.recurrence) {
-                const StatePlace state = layer.recurrence->place(token.state_before, token.state_after, layer.state);
-                layer.recurrence->run(x, state, given.data(), threads);
+            if (layer.state) {
+                const StatePlace state = layer.state->place(token.state_before, token.state_after, layer.state_offset);
+                layer.state->run(x, state, given.data(), threads);
                 mixed[count++] = given.data();
             }
             float *to = layer.streams ? first.data() : out;
@@ -222,12 +222,12 @@ public:
 private:
     struct Layer {
         const LayerStep *step;
-        const RecurrentStep *recurrence;
+        const StateStep *state;
         const RoutedStep *experts;
         const AltUpStep *streams;
         bool attends;
         Layout layout;
-        int64_t view, angles, pairs, num_fast, state, query_size, num_rows;  // the last: heads of queries
+        int64_t view, angles, pairs, num_fast, state_offset, query_size, num_rows;  // the last: heads of queries
         const float *key_bias, *turns, *output_norms, *null_scores;
         float amplitude;
     };
