@@ -18,7 +18,7 @@ _NAMES = " ".join(
         "chart": "chart",
     }.items()
 )
-_NAMES += ' xmlns:xlink="http://www.w3.org/1999/xlink"'
+_NAMES += ' xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:loext="urn:loext"'
 _KINDS = {"odt": "text", "ods": "spreadsheet", "odp": "presentation"}
 
 

@@ -270,3 +270,53 @@ def test_what_is_nested_too_deeply_is_refused(element):
     deep = f"<{element}>" * 100_000 + f"</{element}>" * 100_000
     with pytest.raises(RecursionError):  # the worker has a sentence for it
         extract("docx", write_docx(f"<w:p><w:r>{deep}</w:r></w:p>"))
+
+
+def test_fonts_of_signs_show_signs():
+    greek = '<w:rFonts w:ascii="Symbol" w:hAnsi="Symbol"/>'
+    sym = '<w:r><w:sym w:font="{}" w:char="{}"/></w:r>'
+    body = p(
+        t("b = ")
+        + t("2", greek)
+        + t("b ", greek)
+        + t("\uf0b3 ", greek)
+        + sym.format("Symbol", "F061")
+    )
+    assert text_of(body) == "b = 2β ≥ α\n"
+    assert text_of(p(sym.format("Wingdings", "F0FE") + t(" yes"))) == "☑ yes\n"
+    assert text_of(p(sym.format("Wingdings", "00A8") + t(" no"))) == "☐ no\n"
+    unknown = [("Mine", "F061"), ("Symbol", "nonsense"), ("Symbol", ""), ("Wingdings", "F020")]
+    for font, char in unknown:
+        assert text_of(p(t("a") + sym.format(font, char) + t("b"))).replace(" ", "") == "ab\n"
+    noted = '<w:r><w:rPr><w:rFonts w:ascii="Symbol"/></w:rPr><w:footnoteReference w:id="1"/></w:r>'
+    notes = f'<w:footnote w:id="1">{p(t("note"))}</w:footnote>'
+    assert text_of(p(t("a") + noted), footnotes=notes) == "a [note]\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ('<w:checkBox><w:default w:val="0"/><w:checked/></w:checkBox>', "☒"),
+        ('<w:checkBox><w:default w:val="1"/></w:checkBox>', "☒"),
+        ('<w:checkBox><w:default w:val="1"/><w:checked w:val="0"/></w:checkBox>', "☐"),
+        ("<w:checkBox/>", "☐"),
+        (
+            '<w:ddList><w:result w:val="1"/><w:listEntry w:val="a"/>'
+            '<w:listEntry w:val="b"/></w:ddList>',
+            "b",
+        ),
+        ('<w:ddList><w:listEntry w:val="a"/><w:listEntry w:val="b"/></w:ddList>', "a"),
+        ('<w:ddList><w:result w:val="7"/><w:listEntry w:val="a"/></w:ddList>', ""),
+        ("<w:textInput/>", ""),
+    ],
+)
+def test_what_is_filled_into_a_form_is_shown(form, text):
+    mark = '<w:r><w:fldChar w:fldCharType="{}"/></w:r>'
+    begin = f'<w:r><w:fldChar w:fldCharType="begin"><w:ffData>{form}</w:ffData></w:fldChar></w:r>'
+    instruction = "<w:r><w:instrText>FORM</w:instrText></w:r>"
+    field = begin + instruction + mark.format("separate") + mark.format("end")
+    assert text_of(p(t("Paid: ") + field + t("."))) == f"Paid: {text}.\n"
+    hidden = (
+        mark.format("begin") + field + mark.format("separate") + t("shown") + mark.format("end")
+    )
+    assert text_of(p(hidden)) == "shown\n"  # a form in another field's instruction

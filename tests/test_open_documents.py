@@ -40,6 +40,87 @@ def test_numbers_in_an_odt_that_are_none(number):
     assert extract("odt", write_odt(text)).text == "# a b\n"
 
 
+def level(number, kind="1", suffix=".", **more):
+    named = "".join(f' {k.replace("_", ":", 1).replace("_", "-")}="{v}"' for k, v in more.items())
+    return (
+        f'<text:list-level-style-number text:level="{number}" style:num-format="{kind}" '
+        f'style:num-suffix="{suffix}"{named}/>'
+    )
+
+
+def numbered(body, *levels, outline=""):
+    """An ODT file whose list style L has these levels."""
+    automatic = f'<text:list-style style:name="L">{"".join(levels)}</text:list-style>'
+    content = f"<office:automatic-styles>{automatic}</office:automatic-styles><office:body>"
+    content += f"<office:text>{body}</office:text></office:body>"
+    styles = f"<office:styles><text:outline-style>{outline}</text:outline-style></office:styles>"
+    parts = {"content": content, "styles": styles}
+    made = {f"{n}.xml": open_document(f"document-{n}", part) for n, part in parts.items()}
+    return extract("odt", write_odt("", **made)).text.split("\n\n")
+
+
+def items(*texts, inner="", **attributes):
+    named = "".join(
+        f' {k.replace("_", ":", 1).replace("_", "-")}="{v}"' for k, v in attributes.items()
+    )
+    told = "".join(f"<text:list-item><text:p>{text}</text:p></text:list-item>" for text in texts)
+    return f'<text:list text:style-name="L"{named}>{told}{inner}</text:list>'
+
+
+def test_items_have_the_numbers_that_are_counted():
+    clauses = [level(1), level(2, "a", ")", text_start_value=3), level(3, text_display_levels=3)]
+    deep = items("c").replace(' text:style-name="L"', "")
+    second = items("x", "y", inner=f"<text:list-item>{deep}</text:list-item>")
+    deep = f"<text:list-item><text:p>two</text:p>{second}</text:list-item>"
+    found = numbered(
+        items("one", inner=deep) + items("again") + items("on", text_continue_numbering="true"),
+        *clauses,
+    )
+    assert found == ["1. one", "2. two", "c) x", "d) y", "2.d.1. c", "1. again", "2. on\n"]
+
+
+def test_lists_go_on_where_they_say_so():
+    one = items("a", "b", xml_id="first")
+    other = items("c", text_continue_list="first")
+    seven = '<text:list-item text:start-value="7"><text:p>d</text:p></text:list-item>'
+    found = numbered(one + items("x") + other + items(inner=seven), level(1, "I"))
+    assert found == ["I. a", "II. b", "I. x", "III. c", "VII. d\n"]
+    header = "<text:list-header><text:p>head</text:p></text:list-header>"
+    empty = "<text:list-item><text:p/></text:list-item>"
+    assert numbered(items(inner=header + empty) + one, level(1)) == ["head", "1. a", "2. b\n"]
+    assert (
+        numbered(items("a", inner=empty + seven.replace(' text:start-value="7"', "")), level(1))[-1]
+        == "3. d\n"
+    )
+    assert numbered(items("a"), level(1, "")) == ["- a\n"]
+    assert numbered(items("a"), level(1, "i", "", loext_num_list_format="(%1%)")) == ["(i) a\n"]
+    inner = f"<text:list-item>{items('b')}</text:list-item>"
+    assert numbered(items("a", inner=inner), level(1, "a")) == ["a. a", "a. b\n"]
+    assert numbered("<text:list-item><text:p>a</text:p></text:list-item>") == ["a\n"]
+
+
+def test_headings_have_the_numbers_of_their_outline():
+    outline = (
+        '<text:outline-level-style text:level="1" style:num-format="1"/>'
+        '<text:outline-level-style text:level="2" style:num-format="1" text:display-levels="2"/>'
+    )
+    h = '<text:h text:outline-level="{}"{}>{}</text:h>'
+    body = h.format(1, "", "A") + h.format(2, "", "B") + h.format(2, "", "C") + h.format(1, "", "D")
+    body += (
+        h.format(1, ' text:is-list-header="true"', "E")
+        + h.format(2, "", "F")
+        + h.format(3, "", "G")
+    )
+    body += h.format(1, ' text:restart-numbering="true" text:start-value="9"', "H")
+    found = numbered(body, outline=outline)
+    assert found == [
+        *("# 1 A", "## 1.1 B", "## 1.2 C", "# 2 D", "# E", "## 2.1 F", "### G", "# 9 H\n"),
+    ]
+    item = f"<text:list-item>{h.format(1, '', 'In')}</text:list-item>"
+    assert numbered(items(inner=item), level(1), outline=outline) == ["# 1. In\n"]
+    assert numbered(items(inner=item)) == ["# In\n"]
+
+
 def test_a_table_in_a_table_is_told_once():
     inner = "<table:table><table:table-row><table:table-cell><text:p>in</text:p>"
     inner += "</table:table-cell></table:table-row></table:table>"

@@ -76,6 +76,11 @@ def test_letters(content, text):
         (r"{\fonttbl{\f0\fcharset204 A;}{\f1\fcharset0 B;}}\f0 \'ef{\f1 \'e9}\'f0", "пéр"),
         (r"\ansicpg1251 \'ef\ansicpg65001 \'c3\'a9\ansicpg99999 \'c3\'a9\mac \'8e", "пééé"),
         (r"{\fonttbl{\f7\fcharset161 A;}}\deff7\plain \'e1{\f0 \'e1\plain \'e1}", "αáα"),
+        (
+            r"{\fonttbl{\f3\fcharset2{\*\panose 05}Symbol;}}a \'e1{\f3 ab \'b3\u-3993?}c",
+            "a áαβ ≥γc",
+        ),
+        (r"{\fonttbl\f3\fcharset2 Symbol;\f4 A;}{\f4 a}", "a"),  # in one group: no names are known
     ],
 )
 def test_codings(content, text):

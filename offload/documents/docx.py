@@ -4,12 +4,14 @@ worker.
 Footnotes and endnotes stand in brackets where their mark is, text boxes behind the paragraph that
 holds them, what a section's pages have at their head before the section. What was deleted and is
 still remembered, hidden text, comments and tables of contents are left out. Formulas are written on
-one line. Items and headings have the numbers that Word counts.
+one line. Items and headings have the numbers that Word counts. Of forms what is ticked and chosen
+is shown.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -17,10 +19,12 @@ from functools import partial
 from ..errors import InputError
 from .archive import Archive
 from .docx_formulas import formula_part
-from .docx_numbers import BULLET, Numbers
+from .docx_numbers import Numbers
 from .extract import Extract, Report, refused_if_damaged
+from .item_numbers import BULLET
 from .page_ranges import PageRanges
 from .styles import heading_level, is_contents, is_list
+from .symbol_fonts import shown, sign
 from .xml_tree import attribute, descendants, name_of
 
 _SIGNS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
@@ -131,15 +135,19 @@ class _Reader:
 
     def _text(self, element: ET.Element, boxes: list[ET.Element]) -> str:
         """boxes: takes the text boxes that are found."""
-        parts = []
+        parts, font = [], _font(element)
         for child in element:
             name = name_of(child)
             if name == "fldChar":
+                if all(self._fields):
+                    parts.append(_filled_in(child))
                 self._field(attribute(child, "fldCharType"))
-            elif not all(self._fields) and name in ("t", *_SIGNS):
+            elif not all(self._fields) and name in ("t", "sym", *_SIGNS):
                 pass
             elif name == "t":
-                parts.append(child.text or "")
+                parts.append(shown(font, child.text or ""))
+            elif name == "sym":
+                parts.append(sign(attribute(child, "font"), _code(attribute(child, "char"))))
             elif name in _SIGNS:
                 parts.append(_SIGNS[name])
             elif name in ("footnoteReference", "endnoteReference"):
@@ -256,10 +264,41 @@ def _outline_level(value: str) -> int:
     return int(value) + 1 if value in tuple("012345678") else 0
 
 
+def _font(run: ET.Element) -> str:
+    """That a run names; "" where it names none."""
+    for properties in _children(run, "rPr"):
+        for fonts in _children(properties, "rFonts"):
+            return attribute(fonts, "ascii") or attribute(fonts, "hAnsi")
+    return ""
+
+
+def _code(char: str) -> int:
+    """Of a sign, from four hexadecimal digits; 0 for others."""
+    return int(char, 16) if re.fullmatch("[0-9A-Fa-f]{1,4}", char) else 0
+
+
+def _filled_in(field: ET.Element) -> str:
+    """What the box of a form holds where a field begins: a tick, or what was chosen of a list. What
+    was typed is the field's result."""
+    for form in _children(field, "ffData"):
+        for box in _children(form, "checkBox"):
+            marks = [e for name in ("default", "checked") for e in _children(box, name)]
+            return "☒" if marks and _is_on(marks[-1]) else "☐"
+        for chosen in _children(form, "ddList"):
+            entries = [attribute(e, "val") for e in _children(chosen, "listEntry")]
+            number = _value(chosen, "result") or _value(chosen, "default") or "0"
+            return entries[int(number)] if number in map(str, range(len(entries))) else ""
+    return ""
+
+
+def _is_on(mark: ET.Element) -> bool:
+    return attribute(mark, "val") not in ("0", "false", "off")
+
+
 def _is_hidden(run: ET.Element) -> bool:
     for properties in _children(run, "rPr"):
         for mark in _children(properties, "vanish"):
-            return attribute(mark, "val") not in ("0", "false", "off")
+            return _is_on(mark)
     return False
 
 

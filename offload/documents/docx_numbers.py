@@ -6,15 +6,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 
+from .item_numbers import BULLET, written
 from .xml_tree import attribute, name_of
 
-BULLET = "- "
 _LEVELS = 9
-_ROMAN = (
-    *((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l")),
-    *((40, "xl"), (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i")),
-)
-_MOST_ROMAN = 4999
 
 
 class Numbers:
@@ -54,29 +49,16 @@ class Numbers:
         if _value(levels[level], "numFmt") in ("bullet", "none", ""):
             return BULLET
 
-        def written(found: re.Match[str]) -> str:
+        def number(found: re.Match[str]) -> str:
             at = int(found[1]) - 1
             above = levels.get(at)
             if above is None:
                 return ""
             count = counts[at]
-            return _written(_start(above) if count is None else count, _value(above, "numFmt"))
+            return written(_start(above) if count is None else count, _value(above, "numFmt"))
 
-        shown = re.sub(r"%([1-9])", written, _value(levels[level], "lvlText")).strip()
+        shown = re.sub(r"%([1-9])", number, _value(levels[level], "lvlText")).strip()
         return f"{shown} " if shown else BULLET
-
-
-def _written(count: int, kind: str) -> str:
-    if kind in ("lowerLetter", "upperLetter") and count > 0:
-        text = chr(ord("a") + (count - 1) % 26) * (1 + (count - 1) // 26 % 100)
-    elif kind in ("lowerRoman", "upperRoman") and 0 < count <= _MOST_ROMAN:
-        text = ""
-        for value, letters in _ROMAN:
-            text += letters * (count // value)
-            count %= value
-    else:
-        return f"{count:02d}" if kind == "decimalZero" else str(count)
-    return text.upper() if kind.startswith("upper") else text
 
 
 def _start(level: ET.Element) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from .archive import Archive
 from .extract import Extract, Report, refused_if_damaged
-from .opendocument import body_of, flat, is_left_out, opened, rows, text_of
+from .opendocument import body_of, content_of, flat, is_left_out, opened, rows, text_of
 from .page_ranges import PageRanges
 from .slides import slides_text, table_text
 from .xml_tree import attribute, descendants, name_of
@@ -26,7 +26,8 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """See slides_text. A table's cells have bars between, notes stand behind "Notes:"."""
     archive = opened(data)
     with refused_if_damaged("ODP file"):
-        body = body_of(archive, "presentation", "ODP")
+        root = ET.fromstring(content_of(archive))
+        body = body_of(root, "presentation", "ODP")
         slides = [child for child in body if name_of(child) == "page"]
         return slides_text(
             len(slides), ranges, report, lambda number: _told(archive, slides[number - 1])

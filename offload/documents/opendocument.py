@@ -1,4 +1,4 @@
-"""What ODT, ODS and ODP have in common, by the standard library alone: texts, lists and tables.
+"""What ODT, ODS and ODP have in common, by the standard library alone: texts and tables.
 
 What was deleted and is still remembered, comments, hidden text and tables of contents are left out;
 footnotes stand in brackets where their mark is, what a frame says behind the paragraph that holds
@@ -40,35 +40,14 @@ def content_of(archive: Archive) -> bytes:
     return archive.read(_CONTENT)
 
 
-def body_of(archive: Archive, name: str, what: str) -> ET.Element:
-    """The element that holds all that the document says."""
-    for office in ET.fromstring(content_of(archive)):
+def body_of(root: ET.Element, name: str, what: str) -> ET.Element:
+    """The element that holds all that the document says. root: of the content."""
+    for office in root:
         if name_of(office) == "body":
             for body in office:
                 if name_of(body) == name:
                     return body
     raise InputError(f"is a damaged {what} file: it has no {name} body")
-
-
-def blocks(element: ET.Element, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(text, heading level or 0) of what is not empty. prefix: of a list's first paragraph."""
-    for child in element:
-        name = name_of(child)
-        if is_left_out(child):
-            continue
-        if name in ("p", "h"):
-            drawings: list[ET.Element] = []
-            if text := text_of(child, drawings).strip():
-                yield prefix + text, number(child, "outline-level") if name == "h" else 0
-                prefix = ""
-            for drawing in drawings:
-                yield from blocks(drawing)
-        elif name == "list-item":
-            yield from blocks(child, "- ")
-        elif name == "table":
-            yield from ((" | ".join(row).rstrip(" |"), 0) for row in rows(child) if any(row))
-        else:
-            yield from blocks(child, prefix)
 
 
 def rows(table: ET.Element) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from .page_ranges import PageRanges
 from .rtf_text import Paragraph, Text
 from .rtf_tokens import Token, tokens
 from .styles import heading_level, is_contents
+from .symbol_fonts import is_symbol_font, shown
 
 _MOST_NESTED = 10_000  # groups in each other; programs write a dozen
 _REPORT_EVERY = 50_000
@@ -53,8 +54,9 @@ class _Group:
 
     text: where its text goes, None for nowhere; hidden, deleted: so is its text; font: its
     number; num_instead: letters that stand for a Unicode one; paragraph: how it is set.
-    starred: nothing but \\* was read of it; holds_styles: each group in it is one; upr: where its
-    form in Unicode goes, which is a group in it; end: what is done when it ends.
+    starred: nothing but \\* was read of it; entry: what is done with the text of each group in it,
+    of tables of styles and fonts; upr: where its form in Unicode goes, which is a group in it; end:
+    what is done when it ends.
     """
 
     text: Text | None
@@ -64,7 +66,7 @@ class _Group:
     num_instead: int = 1
     paragraph: Paragraph = field(default_factory=Paragraph)
     starred: bool = False
-    holds_styles: bool = False
+    entry: Callable[[Text], None] | None = None
     upr: Text | None = None
     end: Callable[[], None] | None = None
 
@@ -93,6 +95,7 @@ class _Reader:
         self._outer: list[_Group] = []
         self._coding = "cp1252"  # of fonts that do not say theirs
         self._fonts: dict[int, str] = {}
+        self._symbol_fonts: dict[int, str] = {}  # number -> name
         self._styles: dict[int, tuple[str, int]] = {}  # number -> (name, level)
         self._heads: set[str] = set()  # that were told
         self._waiting = bytearray()  # letters that are not decoded yet: one may take two bytes
@@ -140,10 +143,10 @@ class _Reader:
         self._outer.append(self._group)
         group = self._group
         own = replace(group.paragraph)
-        self._group = replace(group, paragraph=own, starred=False, holds_styles=False, end=None)
-        if group.holds_styles:
+        self._group = replace(group, paragraph=own, starred=False, entry=None, end=None)
+        if (define := group.entry) is not None:
             self._group.text = name = Text()
-            self._group.end = lambda: self._define_style(name)
+            self._group.end = lambda: define(name)
 
     def _end_group(self) -> None:
         if self._group.end is not None:
@@ -190,14 +193,19 @@ class _Reader:
 
     def _flush(self) -> None:
         if self._waiting:
-            coding = self._fonts.get(self._group.font, self._coding)
-            self._add(self._waiting.decode(coding, "replace"))
+            font = self._group.font
+            if font in self._symbol_fonts:
+                text = shown(self._symbol_fonts[font], self._waiting.decode("latin-1"))
+            else:
+                text = self._waiting.decode(self._fonts.get(font, self._coding), "replace")
+            self._add(text)
             self._waiting.clear()
 
     def _unicode(self, number: int | None) -> None:
         self._num_skipped = self._group.num_instead
         if number and -0x8000 <= number <= 0x10FFFF:
-            self._add(chr(number if number >= 0 else number + 0x10000))
+            letter = chr(number if number >= 0 else number + 0x10000)
+            self._add(shown(self._symbol_fonts.get(self._group.font, ""), letter))
 
     def _end_paragraph(self, number: int | None) -> None:
         if self._group.text is not None:
@@ -249,6 +257,12 @@ class _Reader:
 
     def _font_table(self, number: int | None) -> None:
         self._group.text = None
+        self._group.entry = self._define_font
+
+    def _define_font(self, name: Text) -> None:
+        told = _flat(name).rstrip(";")
+        if is_symbol_font(told):
+            self._symbol_fonts[self._group.font] = told
 
     def _charset(self, number: int | None) -> None:
         """Of the font that the table has named last."""
@@ -270,7 +284,7 @@ class _Reader:
 
     def _style_sheet(self, number: int | None) -> None:
         self._group.text = None
-        self._group.holds_styles = True
+        self._group.entry = self._define_style
 
     def _define_style(self, name: Text) -> None:
         if told := _flat(name).rstrip(";"):
