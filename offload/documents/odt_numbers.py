@@ -46,15 +46,16 @@ class Numbers:
         style = attribute(element, "style-name")
         if outer is not None:
             return replace(outer, style=style or outer.style, level=outer.level + 1)
-        counts: _Counts | None = None
-        if continued := attribute(element, "continue-list"):
-            counts = self._named.get(continued)
-        elif attribute(element, "continue-numbering") == "true":
-            counts = self._last.get(style)
-        if counts is None:
-            counts = [None] * (_LEVELS + 1)
+        counts = self._counts_of(element, style)
         self._last[style] = self._named[attribute(element, "id")] = counts
         return List(style, 1, counts)
+
+    def _counts_of(self, element: ET.Element, style: str) -> _Counts:
+        new: _Counts = [None] * (_LEVELS + 1)
+        if before := attribute(element, "continue-list"):
+            return self._named.get(before, new)
+        goes_on = attribute(element, "continue-numbering") == "true"
+        return self._last.get(style, new) if goes_on else new
 
     def mark(self, item: ET.Element, of: List) -> str:
         """What stands before an item, with a blank; BULLET where nothing counts."""
