@@ -128,13 +128,16 @@ def _open(run: Run, story: str) -> Any:
         num_tokens = llm.count_tokens([{"role": "user", "content": story}])
     run.terminal.note(
         f"A text of {num_tokens:,} tokens is read whole by a tiny built-in model, and then asked "
-        "about. Its pages get a quarter of the RAM that they need; the rest lies on disk.\n"
+        "about."
     )
     options["context"] = run.settings.context or num_tokens + _ROOM_FOR_A_QUESTION
     llm = ebbtide.LLM.open(None, **options)
     try:
         if run.settings.host_memory == "auto":
             llm.keep_in_memory(_SHARE_IN_RAM)
+            told = "Its pages get a quarter of the RAM that they need; the rest lies on disk.\n"
+            short = "So few need no pages: a longer text would have most of them on disk.\n"
+            run.terminal.note(told if llm.plan.num_spans else short)
     except BaseException:
         llm.close()
         raise

@@ -165,7 +165,7 @@ class Plan:
             raise ContextOverflow(
                 f"{self.context:,} tokens are asked for, and {self.model} was made for "
                 f"{self.model_context:,}. "
-                "Shorten the document, or use a model with a longer context.",
+                "Ask for fewer, or use a model with a longer context.",
                 needed_tokens=self.context,
                 available_tokens=self.model_context,
             )
