@@ -40,6 +40,7 @@ class FakePlan:
         default_factory=lambda: {"weights": 1000, "near planes": 0, "far planes": 3000}
     )
     disk: dict = field(default_factory=dict)
+    num_spans: int = 8
     layers_streamed: int = 0
     expert_slots: int = 0
     near_resident: bool = True

@@ -63,5 +63,19 @@ def test_a_wrong_answer_about_a_novel_is_counted(capfd, monkeypatch):
     assert "0 of 1 answers are right" in capfd.readouterr().err
 
 
+def test_a_text_without_pages_gets_no_quarter_of_them(capfd, monkeypatch):
+    Path("short.txt").write_text("One two. " * 50)
+    keep = fake.FakeLLM.keep_in_memory
+
+    def none_needed(llm, share):
+        keep(llm, share)
+        llm.plan.num_spans = 0
+
+    monkeypatch.setattr(fake.FakeLLM, "keep_in_memory", none_needed)
+    assert main.main(["demo", "short.txt"]) == 0
+    told = capfd.readouterr().err
+    assert "So few need no pages" in told and "a quarter" not in told
+
+
 def test_the_demo_is_the_built_in_models(capfd):
     assert main.main(["demo", "-m", "other"]) == 2
