@@ -20,7 +20,7 @@ from .layout import RAW_DTYPES, PageLayout
 
 # The signatures that the Python side expects of cpu/module.cpp. An editable checkout may hold an
 # older build.
-INTERFACE = 37
+INTERFACE = 38
 
 _missing, _remedy = "", "Install again where a C++17 compiler is found"
 try:

@@ -13,6 +13,7 @@ from .threads import num_threads
 
 # In the order of Activation in cpu/kernels.h.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "sigmoid", "clamped_swiglu", "relu2", "relu")
+ACTIVATIONS += ("softplus",)
 # Of `clamped_swiglu`; the compiled kernel has them too.
 BOUND, STEEPNESS = 7.0, 1.702
 
@@ -61,13 +62,6 @@ def xielu(x: torch.Tensor, of_positive, of_negative, beta, eps) -> torch.Tensor:
     return x
 
 
-def softplus(x: torch.Tensor) -> torch.Tensor:
-    """log(1 + exp(x)) of x (rows, n) float32, in its place."""
-    for row in x:  # as above
-        row.copy_(torch.nn.functional.softplus(row))
-    return x
-
-
 def _softplus(x: float) -> float:
     """log(1 + exp(x)), also where exp(x) is more than a float holds."""
     return log1p(exp(-abs(x))) + max(0.0, x)
@@ -86,8 +80,8 @@ def factors(
 def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
     if name == "silu":
         return torch.nn.functional.silu(x)
-    if name == "sigmoid":
-        return x.sigmoid()
+    if name in ("sigmoid", "softplus"):
+        return x.sigmoid() if name == "sigmoid" else torch.nn.functional.softplus(x)
     if name in ("relu", "relu2"):  # what is above zero, or its square
         return x.relu() if name == "relu" else x.relu().square()
     return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")

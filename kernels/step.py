@@ -50,7 +50,7 @@ class StepShape:
     "mean" is ones. parallel_mlp: whether the MLP, or experts in its place, read what attention
     does. rank: of latent attention, 0 without it: see LayerStep. qkv_clip: the bound of each number
     of queries, keys and values before the rotation, behind norms but those that come after it; 0:
-    none.
+    none. output_activation: of the output's gate.
     """
 
     hidden_size: int
@@ -69,6 +69,7 @@ class StepShape:
     parallel_mlp: bool = False
     rank: int = 0
     qkv_clip: float = 0.0
+    output_activation: str = "sigmoid"
 
 
 class LayerStep:
@@ -117,6 +118,7 @@ class LayerStep:
             int(interleaved),
             ACTIVATIONS.index(shape.activation),
             OUTPUT_GATES.index(shape.output_gate),
+            ACTIVATIONS.index(shape.output_activation),
             int(shape.parallel_mlp),
         ]
         floats = [
@@ -140,7 +142,7 @@ class LayerStep:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
         """Queries (kv_heads, groups, padded head_dim) times scale, keys and values (1, kv_heads,
         padded head_dim), None without some, of the residual row x (1, hidden_size) float32, and the
-        gate of what is attended (1, num_heads * head_dim), before its sigmoid, None without one.
+        gate of what is attended (1, num_heads * head_dim), not yet activated, None without one.
         cosines, sines: (rope_width,) float32 of the row's position. See layout.padded_head_dim.
         """
         q, gate = torch.empty(self._q), self._empty_gate()

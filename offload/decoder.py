@@ -18,7 +18,6 @@ from ..kernels.add import add_scaled
 from ..kernels.altup_step import AltUpStep
 from ..kernels.attention import cap
 from ..kernels.gate import gate as gate_with
-from ..kernels.gate import softplus
 from ..kernels.layout import padded_head_dim
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.routed_step import RoutedStep
@@ -199,10 +198,7 @@ class Decoder:
             heads = attended.view(len(attended), -1, shape.page_dim)
             attended = heads[..., : shape.head_dim].flatten(1)
         if gate is not None:
-            if self.config.gate_activation == "softplus":  # which `project` has applied
-                attended = attended.mul_(gate)
-            else:
-                attended = gate_with(gate, attended, "sigmoid")
+            attended = gate_with(gate, attended, self.config.gate_activation)
         return attended if self._latent is None else self._latent.mixed(w, attended, rows)
 
     def end(
@@ -478,8 +474,6 @@ class Decoder:
     def _own_gate(self, layer: int, w: LayerTensors, h: torch.Tensor, rows: slice) -> torch.Tensor:
         """The gate of the output by a matrix of its own."""
         gate = self._project(w, h, rows, "gate")
-        if self.config.gate_activation == "softplus":
-            gate = softplus(gate)
         if self.config.gate_projection == "head":
             gate = gate.repeat_interleave(self._shapes[layer].head_dim, -1)
         return gate

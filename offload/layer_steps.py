@@ -90,7 +90,7 @@ class LayerSteps:
 
     def has_projections(self, layer: int) -> bool:
         """Whether it includes queries, keys and values, and the output's gate."""
-        return self._config.attends(layer) and self._config.gate_activation == "sigmoid"
+        return self._config.attends(layer)
 
     def is_whole(self, layer: int) -> bool:
         """Whether it is all that a layer does but for its attention, its state and its experts."""
@@ -125,6 +125,7 @@ class LayerSteps:
             config.parallel_mlp,
             config.latent.rank if projects and config.latent is not None else 0,
             config.qkv_clip if projects else 0.0,
+            config.gate_activation,
         )
 
     def _qk_norm(self, layer: int) -> str:

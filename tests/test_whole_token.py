@@ -24,8 +24,8 @@ from ebbtide.prefetch.top_p import CRITERIA
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well
 CELL_TOKENS = TINY["cell_tokens"]
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(4)).tolist()
-# MLPs with xIELU, gates by softplus, SparseMixer.
-_BY_LAYERS = ("apertus", "laguna", "phimoe")
+# MLPs with xIELU, SparseMixer.
+_BY_LAYERS = ("apertus", "phimoe")
 BY_LAYERS = {name for name in VARIANTS if name.startswith(_BY_LAYERS)}
 
 # Of what a layer may be one of each: attention alone, states in others, beside it, MLPs apart,
@@ -33,11 +33,11 @@ BY_LAYERS = {name for name in VARIANTS if name.startswith(_BY_LAYERS)}
 # that share pages and have inputs of their own, experts beside MLPs, streams beside each other,
 # experts of weighted inputs, layer norms and biases of keys that turn in part, an MLP beside
 # attention, latents of keys and of experts, heads with zeros behind them, bounds, scans, gates and
-# decays of few numbers beside gated latents.
+# decays of few numbers beside gated latents, gates by softplus.
 KINDS = ("qwen2", "qwen3.5", "lfm3", "falcon-h1", "nemotron-h", "qwen3-next", "gpt-oss", "gemma4")
 KINDS += ("gemma4-moe", "gemma3n", "llama4-moe", "stablelm", "cohere-qk-norm", "glm4-moe-lite")
 KINDS += ("nemotron-h-moe-latent", "qwen2-head10", "olmo-clip", "jamba")
-KINDS += ("kimi-linear-moe", "ling3-moe")
+KINDS += ("kimi-linear-moe", "ling3-moe", "laguna-moe")
 
 pytestmark = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 

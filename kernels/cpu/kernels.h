@@ -174,7 +174,7 @@ struct Norm {
     bool takes_mean;
 };
 
-enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU, RELU2, RELU };  // in the order of ../gate.py
+enum Activation { SILU, GELU, GELU_TANH, SIGMOID, CLAMPED_SWIGLU, RELU2, RELU, SOFTPLUS };  // in the order of ../gate.py
 
 // A causal convolution of each channel's inputs with its taps.
 struct Convolution {

@@ -37,6 +37,7 @@ public:
         is_interleaved_ = reader.number() != 0;
         activation_ = (Activation)reader.number();
         output_gate_ = (OutputGate)reader.number();
+        output_activation_ = (Activation)reader.number();
         is_parallel_ = reader.number() != 0;
         for (int i = 0; i < NORMS; ++i) norms_[i] = read_norm(reader, floats.data() + FLOATS + 2 * i);
         for (Product &product : products_) product = read_product(reader);
@@ -89,7 +90,7 @@ public:
     const float *output(float *attended, float *gate, int threads) const {
         if (rank_) {
             if (output_gate_ != NO_GATE) {
-                active->gate_with(SIGMOID, gate, attended, num_heads_ * head_dim_);
+                active->gate_with(output_activation_, gate, attended, num_heads_ * head_dim_);
                 attended = gate;
             }
             const Matrix &values = products_[HEAD_VALUES].matrix;
@@ -100,7 +101,7 @@ public:
         for (int64_t head = 1; head < num_heads_ && page_dim_ != head_dim_; ++head)
             std::memmove(attended + head * head_dim_, attended + head * page_dim_, (size_t)head_dim_ * sizeof(float));
         if (output_gate_ == NO_GATE) return attended;
-        active->gate_with(SIGMOID, gate, attended, num_heads_ * head_dim_);
+        active->gate_with(output_activation_, gate, attended, num_heads_ * head_dim_);
         return gate;
     }
 
@@ -354,7 +355,7 @@ private:
     int64_t hidden_, head_dim_, page_dim_, num_heads_, rank_, rope_width_;  // rank_: of what keys and values are made of, or 0
     QkNorm qk_norm_;
     bool is_interleaved_, is_parallel_;
-    Activation activation_;
+    Activation activation_, output_activation_;
     OutputGate output_gate_;
     Norm norms_[NORMS];
     Product products_[PRODUCTS];

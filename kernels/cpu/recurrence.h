@@ -45,16 +45,6 @@ inline void to_length(float *x, int64_t n, float length) {
 
 inline float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
-// log(1 + exp(x)). Within 4 ulp. A NaN stays one: `larger` gives its second argument then.
-inline Lanes softplus(Lanes x) {
-    // log(1 + y) is twice the series of artanh at y / (2 + y), at most a third: the first term left out is below 2e-8 of the sum.
-    const Lanes y = exp_lanes(sub(zero(), magnitude(x)));
-    const Lanes s = divided(y, add(all(2.0f), y)), square = mul(s, s);
-    Lanes series = all(1.0f / 13);
-    for (int odd = 11; odd >= 1; odd -= 2) series = mul_add(series, square, all(1.0f / (float)odd));
-    return mul_add(add(s, s), series, larger(zero(), x));
-}
-
 // A token's decay of each number of a head's keys.
 inline void decay_channels(const Recurrence &r, int64_t head, const float *steps, float *decays) {
     const float *bias = r.step_bias + head * r.key_dim;

@@ -146,6 +146,8 @@ def _gate(x, up, count, KIND: tl.constexpr, AT_ONCE: tl.constexpr):
         gated = above * above
     elif KIND == 6:
         gated = tl.maximum(values, 0.0)
+    elif KIND == 7:
+        gated = tl.maximum(values, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(values)))
     else:
         values = tl.minimum(values, _BOUND)
         gated = values * _sigmoid(values * _STEEPNESS)
