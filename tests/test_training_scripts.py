@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "train"
-if not SCRIPTS.exists():
-    pytest.skip("this is not a checkout", allow_module_level=True)
-sys.path.insert(0, str(SCRIPTS))
-try:
-    import attention
-    import birth
-    import documents
-    import examples
-    import export
-    import facts
-    import haystack
-    import model as network
-    import selection
-    import story
-    import teller
-    import tokenizer as tokenizers_
-    import train
-finally:
-    sys.path.remove(str(SCRIPTS))
-
-SENTENCE = "On the {} day of the journey the old captain wrote to his sister in the north. "
-
-
-def book(seed):
-    rng = random.Random(seed)
-    return "".join(SENTENCE.format(facts.words.made_word(rng)) for _ in range(400))
+from training_runs import (
+    SCRIPTS,
+    attention,
+    birth,
+    book,
+    documents,
+    examples,
+    export,
+    facts,
+    haystack,
+    make_work,
+    network,
+    selection,
+    story,
+    teller,
+    trainer,
+)
 
 
 def setting(seed, num_chars=1500):
@@ -318,29 +303,7 @@ def test_the_bounded_stream_that_reads_everything_is_the_dense_one():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a corpus and a tokenizer for the tiny network."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "corpus").mkdir()
-    talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The captain."}]
-    for name, lines in {
-        "books": [{"title": str(n), "text": book(n)} for n in range(11)],
-        "docs": [{"title": "d", "text": book(20)}],
-        "chat": [{"messages": talk}],
-    }.items():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / "corpus" / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    texts = [book(n) for n in range(3)]
-    trained = tokenizers_.train_tokenizer(texts, network.SHAPES["tiny"].vocab)
-    trained.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def trainer(work, fresh, dtype="float32", bounded=False, start=None):
-    arguments = {"minutes": 1e9, "compile": False, "seed": 1, "workers": 0, "device": "cpu"}
-    arguments |= {"bounded": bounded, "start": start}
-    return train.Trainer(
-        argparse.Namespace(work=work, size="tiny", dtype=dtype, fresh=fresh, **arguments)
-    )
+    return make_work(tmp_path_factory.mktemp("work"))
 
 
 def test_bounded_answers_are_trained(work):

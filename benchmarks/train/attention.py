@@ -1,5 +1,7 @@
 """Causal attention of grouped queries: PyTorch's, or for training on a CPU a faster one.
 
+On a GPU it is the quickest of PyTorch's kernels, found by trying them when training begins.
+
 attention.cpp is compiled when it is first wanted, for bfloat16 on x86-64 with AVX-512 BF16. Where
 it cannot be (another machine, no compiler) PyTorch's is used: the same results, more slowly. Knows
 no model.
@@ -7,6 +9,7 @@ no model.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -14,11 +17,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BLOCK = 64  # queries, and keys; also the only head size
 # Keys are left out that no query of a block gives more than 2^-x of its attention: forward (of the
@@ -100,4 +105,52 @@ def attend(
         return _Attend.apply(q, k, v, blocks)
     groups = heads // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.device.type != "cuda":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # cuDNN makes a plan for every length: a few in training, a new one for each evaluated document.
+    training = q.requires_grad and q.dtype == torch.bfloat16
+    kernels = quickest(q.device, heads, head_dim) if training else [*GPU_KERNELS[1:], LAST_RESORT]
+    with sdpa_kernel(kernels, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+GPU_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+]
+LAST_RESORT = SDPBackend.MATH  # writes down all scores
+
+
+@functools.cache
+def quickest(
+    device: torch.device, heads: int, head_dim: int, tokens: int = 32768
+) -> list[SDPBackend]:
+    """GPU_KERNELS that compute attention of two long rows in bfloat16 and its gradients, the
+    quickest first; one that refuses a shape leaves it to the next. All tensors lie as in training:
+    a kernel may refuse other strides."""
+    shape = {"device": device, "dtype": torch.bfloat16, "requires_grad": True}
+    all_rows = torch.randn(heads, 2 * tokens, head_dim, **shape)
+    k, v = (torch.randn(2, heads, tokens, head_dim, **shape) for _ in range(2))
+
+    def timed_s(backend: SDPBackend) -> float:
+        for _ in range(3):  # the first ones make plans
+            started = time.perf_counter()
+            q = all_rows.unflatten(1, (2, -1)).transpose(0, 1)
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = out.transpose(1, 2).flatten(2).square().mean()
+            sum(grad.sum() for grad in torch.autograd.grad(out, (all_rows, k, v))).item()
+            taken_s = time.perf_counter() - started
+        return taken_s
+
+    times: dict[SDPBackend, float] = {}
+    for backend in GPU_KERNELS:
+        # One that this GPU or this build of PyTorch does not have.
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            times[backend] = timed_s(backend)
+    taken = sorted(times.items(), key=lambda item: item[1])
+    told = ", ".join(f"{backend.name} in {taken_s * 1000:.1f} ms" for backend, taken_s in taken)
+    print(f"attention: {told or LAST_RESORT.name}", flush=True)
+    return [backend for backend, _ in taken] or [LAST_RESORT]

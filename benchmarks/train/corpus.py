@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,13 @@ def unpack(archive: Path, work: Path) -> None:
     folder = work / "corpus"
     if all((folder / name).is_file() for name in FILES):
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = work / "corpus.partial"
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(partial, filter="data")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in partial.iterdir():
+        os.replace(file, folder / file.name)
+    partial.rmdir()
 
 
 def read(work: Path) -> Corpus:

@@ -49,8 +49,16 @@ def found(model: Model, prompt: list[int], answer: list[int]) -> list[int]:
     """The token that the model prefers at each place of the answer."""
     device = model.embed_tokens.weight.device
     ids = torch.tensor([prompt + answer[:-1]], device=device)
-    hidden = model.hidden(ids, torch.arange(ids.shape[1], device=device)[None])
+    hidden = _hidden(model, ids)
     return model.logits(hidden[0, len(prompt) - 1 :]).argmax(-1).tolist()
+
+
+def _hidden(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, hidden) of ids (batch, tokens). A GPU multiplies in bfloat16, in which it is
+    ten times as fast."""
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        return model.hidden(ids, positions)
 
 
 def quick(
@@ -197,7 +205,7 @@ def natural_loss(model: Model, tokenizer: Tokenizer, text: str, window: int = 20
     device = model.embed_tokens.weight.device
     for begin in range(0, len(ids), window):
         part = torch.tensor([[BOS_ID, *ids[begin : begin + window]]], device=device)
-        hidden = model.hidden(part[:, :-1], torch.arange(part.shape[1] - 1, device=device)[None])
+        hidden = _hidden(model, part[:, :-1])
         total += F.cross_entropy(
             model.logits(hidden[0]).float(), part[0, 1:], reduction="sum"
         ).item()

@@ -22,9 +22,10 @@ ANSWER, NATURAL, NONE = 1.0, 0.2, 0.0
 # The shares of rows that are no conversation about facts.
 NATURAL_ROWS, CHAT_ROWS, REPETITIONS = 0.02, 0.01, 0.02
 PROSE_COUNTED = 0.0  # of the tokens of documents
-CHARS_PER_TOKEN = 2.9
+# A document's characters to a token, as a part of prose's: names and numbers take more tokens.
+DENSITY = 0.875
 # The longest rows are nearly filled by one document of prose: facts at all distances.
-FILLED_TOKENS, FILLED_SHARES, FILLED_CHARS_PER_TOKEN = 20000, (0.75, 0.95), 3.15
+FILLED_TOKENS, FILLED_SHARES, FILLED_DENSITY = 20000, (0.75, 0.95), 0.95
 TURN_TOKENS = 40
 
 
@@ -38,6 +39,8 @@ class Examples:
         self.prose = haystack.Prose(corpus.books, random.Random(0))
         self.natural = haystack.Prose([*corpus.books, "\n\n".join(corpus.docs)], random.Random(0))
         self.reseed(random.Random(0))
+        text = "".join(self.prose.piece(5000) for _ in range(40))
+        self.chars_per_token = len(text) / len(self._encode(text))  # of prose
 
     def reseed(self, rng: random.Random) -> None:
         """Draw from `rng` from here on."""
@@ -95,10 +98,10 @@ class Examples:
     def _conversation(self, room: int) -> tuple[list[int], list[float]]:
         rng = self.rng
         share = rng.uniform(0.2, 0.7) if room < 1200 else rng.uniform(0.4, 0.92)
-        num_chars = int(room * share * CHARS_PER_TOKEN)
+        num_chars = int(room * share * DENSITY * self.chars_per_token)
         if room > FILLED_TOKENS:
             share = rng.uniform(*FILLED_SHARES)
-            num_chars = int(room * share * FILLED_CHARS_PER_TOKEN)
+            num_chars = int(room * share * FILLED_DENSITY * self.chars_per_token)
         num_turns = max(1, int(room * (1 - share) / TURN_TOKENS) + 1)
         drawn = documents.conversation(
             haystack.Setting(rng, self.prose, num_chars, min(num_turns, 100))
@@ -139,7 +142,8 @@ class Examples:
         rng = self.rng
         num_chunks = rng.choice([1, 1, 2, 3, 4])
         cuts = sorted(rng.sample(range(16, num_tokens - 16), num_chunks - 1))
-        widest = math.exp(rng.uniform(0, math.log(self.max_positions - num_tokens)))
+        room = max(1, self.max_positions - num_tokens)
+        widest = math.exp(rng.uniform(0, math.log(room)))
         skips = sorted(int(rng.uniform(0, widest)) for _ in range(num_chunks))
         positions = torch.arange(num_tokens)
         for skip, start, stop in zip(skips, [0, *cuts], [*cuts, num_tokens], strict=True):

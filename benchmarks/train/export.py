@@ -93,9 +93,15 @@ def _token_ids() -> dict:
 def rounded(weight: torch.Tensor) -> torch.Tensor:
     """A matrix on an 8-bit grid per GROUP inputs, its steps powers of two; exact in bfloat16."""
     groups = weight.float().reshape(-1, GROUP)
-    largest = groups.abs().amax(1, keepdim=True).clamp_min(2.0**-60)
-    step = torch.exp2(torch.ceil(torch.log2(largest / 127)))
+    step = torch.exp2(step_exponents(groups))
     return ((groups / step).round().clamp(-127, 127) * step).reshape(weight.shape)
+
+
+def step_exponents(groups: torch.Tensor) -> torch.Tensor:
+    """(n, 1): the power of two that is each group's step, of groups (n, GROUP); of those that are
+    rounded the same."""
+    largest = groups.abs().amax(1, keepdim=True).clamp_min(2.0**-60)
+    return torch.ceil(torch.log2(largest / 127))
 
 
 def averaged(checkpoints: list[Path]) -> tuple[str, dict[str, torch.Tensor]]:

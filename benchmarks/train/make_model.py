@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from corpus import unpack
 from export import architecture
 from model import SHAPES
 
@@ -37,8 +38,13 @@ def run(script: str, *arguments: str) -> None:
 def trained_share(work: Path, minutes: float) -> float:
     if not (work / "checkpoint.pt").is_file():
         return 0.0
-    state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
-    return state["progress"]["trained_s"] / (minutes * 60)
+    return progress(work)["trained_s"] / (minutes * 60)
+
+
+def progress(work: Path) -> dict:
+    """What the checkpoint says of its training; mapped, so that weights are not read."""
+    path = work / "checkpoint.pt"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"]
 
 
 def main() -> None:
@@ -46,6 +52,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--size", choices=SHAPES, default="nano")
+    parser.add_argument("--prepare", action="store_true", help="corpus and tokenizer alone")
     parser.add_argument("--minutes", type=float, default=60, help="of training, all legs together")
     parser.add_argument("--leg-minutes", type=float, help="of this run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,13 +63,17 @@ def main() -> None:
     parser.add_argument("--novels", type=Path, nargs="*", default=[])
     parser.add_argument("--natural", type=Path, nargs="*", default=[])
     parser.add_argument("--count", type=int, default=40, help="questions per task and length")
+    parser.add_argument("--tokens", type=int, nargs="+", help="lengths that are evaluated")
     given = parser.parse_args()
     work = given.work
     work.mkdir(parents=True, exist_ok=True)
     on_device = ["--device", given.device]
+    unpack(given.archive, work)
     if not (work / "tokenizer.json").is_file():
-        run("corpus.py", str(given.archive), "--work", str(work))
         run("tokenizer.py", "--work", str(work), "--vocab", str(SHAPES[given.size].vocab))
+    if given.prepare:
+        print(f"{work} has corpus and tokenizer; the same command without --prepare trains.")
+        return
     if trained_share(work, given.minutes) < 1:
         training = ["--work", str(work), "--size", given.size, "--minutes", str(given.minutes)]
         training += [*on_device, "--threads", str(given.threads)]
@@ -79,17 +90,19 @@ def main() -> None:
     measured = work / "evaluation.jsonl"
     if given.novels and not measured.is_file():
         texts = ["--novels", *map(str, given.novels), "--natural", *map(str, given.natural)]
+        if given.tokens:
+            texts += ["--tokens", *map(str, given.tokens)]
         run(
             "evaluate.py",
             *("--model", str(model), *on_device, "--out", str(measured)),
             *("--count", str(given.count), "--threads", str(given.threads), *texts),
         )
-    progress = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)["progress"]
-    (model / "README.md").write_text(card(given.size, progress, measured), encoding="utf-8")
+    text = card(given.size, progress(work), measured)
+    (model / "README.md").write_text(text, encoding="utf-8")
     print(f"{model} is finished.")
 
 
-def card(size: str, progress: dict, measured: Path) -> str:
+def card(size: str, trained: dict, measured: Path) -> str:
     """The model's README: what it is, how it was trained, what was measured."""
     shape = SHAPES[size]
     lines = [
@@ -101,8 +114,8 @@ def card(size: str, progress: dict, measured: Path) -> str:
         f"{shape.vocab}; "
         "matrices on an 8-bit grid, written in bfloat16. Trained from nothing by "
         "`benchmarks/train/make_model.py` of Ebbtide for "
-        f"{progress['trained_s'] / 60:.0f} minutes: {progress['tokens'] / 1e6:.1f} million tokens "
-        f"in {progress['steps']:,} steps. Apache-2.0.",
+        f"{trained['trained_s'] / 60:.0f} minutes: {trained['tokens'] / 1e6:.1f} million tokens "
+        f"in {trained['steps']:,} steps. Apache-2.0.",
         "",
         "It answers questions about the document before it, by saying again what stands there.",
     ]

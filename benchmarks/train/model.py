@@ -92,17 +92,6 @@ class Attention(nn.Module):
     def _by_head(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        wanted: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        out = attend(self.queries(x, cos, sin), *self.keys_values(x, cos, sin), wanted)
-        out = out.transpose(1, 2).flatten(2)
-        return self.o_proj(out if wanted is None else out[wanted])
-
 
 class FeedForward(nn.Module):
     def __init__(self, shape: Shape):
@@ -116,22 +105,49 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
+    """Everything but attention sees the tokens of all rows as one: its shapes depend on how many
+    there are in all, not on how long rows are, and are compiled once for all lengths."""
+
     def __init__(self, shape: Shape):
         super().__init__()
         self.self_attn, self.mlp = Attention(shape), FeedForward(shape)
         self.input_layernorm = Norm(shape.hidden)
         self.post_attention_layernorm = Norm(shape.hidden)
 
+    def before_attention(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values (heads or kv_heads, tokens, head_dim) of x (tokens, hidden)."""
+        x = self.input_layernorm(x)[None]
+        attention = self.self_attn
+        return tuple(
+            part[0]
+            for part in (attention.queries(x, cos, sin), *attention.keys_values(x, cos, sin))
+        )
+
+    def after_attention(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) of out (tokens, heads * head_dim) and of what entered the layer."""
+        x = x + self.self_attn.o_proj(out)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
     def forward(
         self,
         x: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
+        rows: int,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, wanted)
-        x = attended + (x if wanted is None else x[wanted])
-        return x + self.mlp(self.post_attention_layernorm(x))
+        """(tokens, hidden), or (wanted tokens, hidden), of x (tokens of all rows, hidden)."""
+        q, k, v = (
+            part.unflatten(1, (rows, -1)).transpose(0, 1)
+            for part in self.before_attention(x, cos, sin)
+        )
+        out = attend(q, k, v, None if wanted is None else wanted.view(rows, -1))
+        out = out.transpose(1, 2).flatten(0, 1).flatten(1)
+        if wanted is not None:
+            out, x = out[wanted], x[wanted]
+        return self.after_attention(out, x)
 
 
 class Model(nn.Module):
@@ -165,15 +181,30 @@ class Model(nn.Module):
         layer computes no others, of which nothing but keys and values is needed. What enters each
         layer (batch, tokens, hidden) is added to `entered`.
         """
-        cos, sin = turns(positions, self.shape)
-        x = self.embed_tokens(ids)
+        rows, flat = len(ids), None if wanted is None else wanted.flatten()
+        cos, sin = turns(positions.flatten()[None], self.shape)
+        x = self.embed_tokens(ids.flatten())
         for layer in self.layers[:-1]:
             if entered is not None:
-                entered.append(x)
-            x = layer(x, cos, sin)
+                entered.append(x.unflatten(0, (rows, -1)))
+            x = layer(x, cos, sin, rows)
         if entered is not None:
-            entered.append(x)
-        return self.norm(self.layers[-1](x, cos, sin, wanted))
+            entered.append(x.unflatten(0, (rows, -1)))
+        x = self.norm(self.layers[-1](x, cos, sin, rows, flat))
+        return x if flat is not None else x.unflatten(0, (rows, -1))
+
+    def compile_parts(self) -> None:
+        """Compile what lies between attentions, once for all layers and for each number of tokens
+        that a step has. What comes after the last attention has another number in every step."""
+        for layer in self.layers:
+            layer.before_attention = torch.compile(layer.before_attention, dynamic=False)
+        for layer in self.layers[:-1]:
+            layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
+
+    def uncompile(self) -> None:
+        for layer in self.layers:
+            vars(layer).pop("before_attention", None)
+            vars(layer).pop("after_attention", None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., vocab) of hidden (..., hidden)."""

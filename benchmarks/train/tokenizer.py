@@ -9,6 +9,7 @@ its own.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def main() -> None:
     given = parser.parse_args()
     found = corpus.read(given.work)
     tokenizer = train_tokenizer(found.books + found.docs + found.chat_texts(), given.vocab)
-    tokenizer.save(str(given.work / "tokenizer.json"))
+    partial = given.work / "tokenizer.partial"
+    tokenizer.save(str(partial))
+    os.replace(partial, given.work / "tokenizer.json")
     text = found.books[0][5000:15000]
     print(f"prose: {len(text) / len(tokenizer.encode(text).ids):.2f} characters a token")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import time
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 STEADY_SHARE = 0.35  # of the time; then the learning rate falls to nearly nothing
 WARM_UP_STEPS, WARM_UP_STEPS_AGAIN = 100, 12
 SAVE_EVERY_S = 120
+MOST_LOST = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,17 @@ SHORT = (
     (0.95, {4096: 0.15, 8192: 0.1, 28672: 0.75}),
     (1.0, {4096: 0.6, 28672: 0.4}),
 )
-LONG = (
-    (0.1, {512: 0.2, 1024: 0.5, 2048: 0.3}),
-    (0.25, {1024: 0.3, 2048: 0.4, 4096: 0.3}),
-    (0.5, {1024: 0.1, 2048: 0.3, 4096: 0.4, 8192: 0.2}),
-    (1.0, {2048: 0.2, 4096: 0.35, 8192: 0.3, 16384: 0.15}),
+# The longest rows take all positions: every step has 65,536 tokens then, which compiles once.
+LONG = tuple(
+    (until, {32768 if tokens == 28672 else tokens: part for tokens, part in mixed.items()})
+    for until, mixed in SHORT
 )
 # Low rates, for the circuit's sake: 2.4e-3 breaks it within 15 steps and 1e-3 within 25, 20 minutes
-# into a run too; 3e-4 leaves it whole for all of one (2,700 steps).
+# into a run too; 3e-4 leaves it whole for all of one (2,700 steps). A wider one bears less, in
+# larger batches more: the reader lost its circuit at 3e-4 in batches of 8,192.
 RECIPES = {
     "nano": Recipe(3e-4, 2e-4, 4096, SHORT),
-    "reader": Recipe(3e-4, 2e-4, 65536, LONG),
+    "reader": Recipe(2.5e-4, 1.7e-4, 65536, LONG),
     "tiny": Recipe(3e-3, 2e-3, 2048, ((0.5, {256: 1.0}), (1.0, {256: 0.5, 1024: 0.5}))),
 }
 # Legs of a trained network, from a third and from a fifth of the rate: all tasks once more, and
@@ -140,7 +142,10 @@ class Trainer:
         if self.goes_on and self.size == "nano":
             self.recipe = SELECTING if self.bounded else CONTINUED
         self.progress = Progress()
-        self.model = Model(SHAPES[given.size])
+        self.lost = 0  # steps one after the other whose loss was no number
+        shape = SHAPES[given.size]
+        self.feed = Feed(self.work, shape.max_positions, given.seed, given.workers)
+        self.model = Model(shape)
         copy_from_birth(self.model)
         self.model.to(self.device)
         self.optimisers = _optimisers(self.model, self.recipe)
@@ -148,12 +153,14 @@ class Trainer:
             self._resume()
         elif given.start is not None:
             self.model.load_state_dict(load(given.start).state_dict())
-        self.hidden = torch.compile(self.model.hidden) if given.compile else self.model.hidden
+        if given.compile:
+            self._compile()
         self.corpus = corpus.read(self.work)
         self.tokenizer = Tokenizer.from_file(str(self.work / "tokenizer.json"))
-        self.feed = Feed(self.work, self.model.shape.max_positions, given.seed, given.workers)
 
     def save(self) -> None:
+        if self.lost:
+            return  # weights that may be no numbers
         state = {
             "size": self.size,
             "model": self.model.state_dict(),
@@ -191,6 +198,23 @@ class Trainer:
         num_tokens = self.recipe.length(self.share(), rng)
         return max(1, self.recipe.batch_tokens // num_tokens), num_tokens
 
+    def _compile(self) -> None:
+        """Compile the network before the time counts; what does not compile runs as it is."""
+        started, num_tokens = time.monotonic(), min(1024, self.recipe.batch_tokens)
+        rows = self.recipe.batch_tokens // num_tokens
+        ids = torch.zeros(rows, num_tokens, dtype=torch.long, device=self.device)
+        positions = torch.arange(num_tokens, device=self.device).expand_as(ids)
+        self.model.compile_parts()
+        try:
+            with self._computing():
+                hidden = self.model.hidden(ids, positions, torch.ones_like(ids, dtype=torch.bool))
+            hidden.sum().backward()
+            print(f"compiled in {time.monotonic() - started:.0f} s", flush=True)
+        except Exception as error:  # compilers' errors are of many types
+            print(f"goes on without torch.compile: {str(error)[:500]}", flush=True)
+            self.model.uncompile()
+        self.model.zero_grad()
+
     def _computing(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
@@ -209,7 +233,7 @@ class Trainer:
         whole = not self.bounded or ids.shape[1] <= self.bounded.dense_tokens
         entered: list[torch.Tensor] | None = None if whole else []
         with self._computing(), torch.set_grad_enabled(whole):
-            logits = self.model.logits(self.hidden(ids, positions, counted, entered))
+            logits = self.model.logits(self.model.hidden(ids, positions, counted, entered))
         wanted, weight = targets[counted], weights[counted]
         losses = F.cross_entropy(logits.float(), wanted, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
@@ -221,6 +245,11 @@ class Trainer:
         else:
             measured = self._backward_bounded(ids, positions, entered, weights, targets, logits)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        # Where one gradient is no number none is by now: such a batch teaches nothing. To ask for
+        # that would make the processor wait for the GPU, and then the GPU for the processor.
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         for optimiser in self.optimisers:
             optimiser.step()
         self.progress.steps += 1
@@ -228,9 +257,11 @@ class Trainer:
         answers = weight == ANSWER
         best = logits.amax(-1, keepdim=True) == logits.gather(-1, wanted[:, None])  # argmax is slow
         right = best[answers].float().mean()
+        lost = loss.item()
+        self.lost = 0 if math.isfinite(lost) else self.lost + 1
         return {
             "length": ids.shape[1],
-            "loss": loss.item(),
+            "loss": lost,
             "answer_loss": losses[answers].mean().item(),
             "answer_right": right.item(),
             "counted": counted.float().mean().item(),
@@ -298,26 +329,36 @@ def _optimisers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def train(trainer: Trainer, until_s: float, log_steps: int, evaluate_s: float) -> None:
-    """Train until the time is used up, or until time.monotonic() is `until_s`."""
+    """Train until the time is used up, or until time.monotonic() is `until_s`; one step at least,
+    so that legs which are too short come to an end too."""
     # One thread's own time: what others take of the machine is no training.
     alone = trainer.device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.monotonic
     last_save = last_evaluation = time.monotonic()
     means: dict[str, float] = {}
-    while trainer.share() < 1 and time.monotonic() < until_s:
+    begun = trainer.progress.steps
+    while trainer.share() < 1 and (trainer.progress.steps == begun or time.monotonic() < until_s):
         started = clock()
         measured = trainer.step()
         for name, value in measured.items():
             if value == value:  # a batch may hold no answer
                 means[name] = 0.95 * means.get(name, value) + 0.05 * value
         means["length"] = measured["length"]
+        if trainer.lost > MOST_LOST:
+            raise SystemExit(
+                f"The loss is no number, {trainer.lost} steps one after the other, at step "
+                f"{trainer.progress.steps}. {trainer.work / 'checkpoint.pt'} is from before: "
+                f"go on from it with another --seed."
+            )
         step_s = clock() - started
         trainer.progress.trained_s += step_s
         if trainer.progress.steps % log_steps == 0:
             tokens = max(trainer.recipe.batch_tokens, measured["length"])
             trainer.log({**means, "tokens_per_s": round(tokens / step_s)})
         if time.monotonic() - last_evaluation > evaluate_s:
-            counts = evaluate.quick(trainer.model, trainer.tokenizer, trainer.corpus)
+            # Uncompiled: what is compiled is compiled for training's number of tokens.
+            with torch.compiler.set_stance("force_eager"):
+                counts = evaluate.quick(trainer.model, trainer.tokenizer, trainer.corpus)
             trainer.log({"right": counts})
             last_evaluation = time.monotonic()
         if time.monotonic() - last_save > SAVE_EVERY_S:
