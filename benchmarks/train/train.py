@@ -76,8 +76,8 @@ LONG = tuple(
     for until, mixed in SHORT
 )
 # Low rates, for the circuit's sake: 2.4e-3 breaks it within 15 steps and 1e-3 within 25, 20 minutes
-# into a run too; 3e-4 leaves it whole for all of one (2,700 steps). A wider one bears less, in
-# larger batches more: the reader lost its circuit at 3e-4 in batches of 8,192.
+# into a run too; 3e-4 leaves it whole for all of one (2,700 steps). The reader bears less, larger
+# batches more: at 3e-4 and 8,192 tokens it lost some of its circuit within 23 steps.
 RECIPES = {
     "nano": Recipe(3e-4, 2e-4, 4096, SHORT),
     "reader": Recipe(2.5e-4, 1.7e-4, 65536, LONG),
