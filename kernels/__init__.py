@@ -14,18 +14,23 @@
     layer_selection  a layer's attention over selected records: compiled kernels alone
     rope_scores      what a key's bias adds to scores
     quantised        weights in groups of 8 or 4 bits, and rows of activations
+    affine           weights of 4 bits with a minimum or zero for each group
+    ggml_blocks      GGUF's blocks, put where `quantised` has them
     matmul           linear layers whose rows never depend on how many rows there are
     norm             RMS norm of rows, each on its own
     gate             the gate of an MLP
     turn             rotary position embedding, by angles that are given
     add              what joins the residual
+    routing          which experts a token goes through
     recurrence       layers whose state is a matrix for each head, and short convolutions
     scan             Mamba's selective scan
     raw_rows         keys and values of the newest tokens, to and from float32
     step             a layer's decode step but for its attention: compiled kernels alone
     token_step       a token through all layers in one call: compiled kernels alone
+    routed_step recurrent_step altup_step    what token_step calls for models that have them
     checks           shapes that do not fit, named
-    dispatch         which implementation serves: compiled (cpu/) or the torch reference
+    threads          how many threads compute
+    dispatch         which implementation serves: compiled (cpu/), GPU (gpu/), torch reference
 
 Knows torch and numpy, and nothing of models, tiers, files or options.
 """

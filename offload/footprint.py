@@ -18,8 +18,8 @@ from .output_head import HEAD_BLOCK_ROWS
 from .packing import Bits, Packing, Plain
 from .past_cache import whole_blocks
 from .rereading import bounce_bytes
+from .residual_streams import kept_names
 from .skeleton import expert_names, layer_of
-from .streams import kept_names
 
 # Memory that torch, BLAS and the allocator take for themselves while they work, measured on the
 # 135M shape.

@@ -30,8 +30,8 @@ from .output_head import HeadBlock, OutputHead
 from .packing import Bits, Kept, unquantised
 from .past_cache import whole_blocks
 from .per_layer import PerLayer
+from .residual_streams import Streams, kept_names
 from .skeleton import expert_names, fused_parts, layer_of, layer_prefix
-from .streams import Streams, kept_names
 from .tensor_loader import TensorLoader
 from .tensor_scratch import TensorScratch
 from .tier import aligned_bytes

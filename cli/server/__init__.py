@@ -6,12 +6,15 @@
     request               a chat or a text to be continued, in Ebbtide's own words
     responses_request     the same, of OpenAI's Responses API
     anthropic_request     the same, of Anthropic's Messages API
+    bad_request           what is wrong with one
     text_query            what the tokenizer alone answers
+    estimate              what a request would take
     answer                an answer as a client is told of it
     response              chats and texts
     runs                  answers that are told as runs of thought, text and calls
     responses_answer      OpenAI's items
     anthropic_answer      Anthropic's blocks
+    logprobs              how likely its tokens were
     error_object          what went wrong, in either protocol
     job                   a request on its way between two threads
     worker                the queue, and the one thread that answers

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MODEL_NAME = "ebb-nano"
 
 
 def model_folder() -> Path:

@@ -1,0 +1,40 @@
+"""Each folder's `__init__` names every file beside it, and no others: it is where readers look."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+FOLDERS = sorted(
+    init.parent.relative_to(REPO).as_posix()
+    for room in ("cli", "kernels", "offload", "prefetch")
+    for init in (REPO / room).rglob("__init__.py")
+)
+
+
+def named_in(contents: str) -> set[str]:
+    """The words that could be names of files, in any line."""
+    return set(re.findall(r"[a-z_][a-z0-9_]*", contents))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_file_is_in_the_table_of_contents(folder):
+    init = REPO / folder / "__init__.py"
+    contents = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    files = {file.stem for file in init.parent.glob("*.py")} - {"__init__"}
+    folders = {inner.parent.name for inner in init.parent.glob("*/__init__.py")}
+    assert not (files | folders) - named_in(contents)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_entry_is_of_a_file_that_is_gone(folder):
+    init = REPO / folder / "__init__.py"
+    contents = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    # An entry is a line's first word, if two blanks part it from what is said of it.
+    entries = re.findall(r"^ *([a-z_]\w*)/?  ", contents, re.MULTILINE)
+    names = {path.stem for path in init.parent.iterdir()}
+    assert not [entry for entry in entries if entry not in names]
