@@ -25,7 +25,7 @@ from rich.text import Text
 
 import ebbtide
 
-ARGS = ("--host-memory", "320MiB", "--context", "12800", "--no-history")
+ARGS = ("--host-memory", "342MiB", "--context", "13824", "--no-history")
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
     first, second = (entry["question"] for entry in material["questions"][:2])
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "story.txt").write_text(story, encoding="utf-8")
-        with Person(Path(home), "chat", *ARGS, real=True, rows=16, columns=104) as person:
-            prompt = "/12,800] >"
+        with Person(Path(home), "chat", *ARGS, real=True, rows=16, columns=108) as person:
+            prompt = "/13,824] >"
             person.wait_for(prompt)
             person.say("/read story.txt")
             person.wait_for("story.txt: [", "####")
