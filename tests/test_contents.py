@@ -1,4 +1,6 @@
-"""Each folder's `__init__` names every file beside it, and no others: it is where readers look."""
+"""What tells readers where things are: each folder's `__init__` names the files beside it, and pages
+name files and headings that exist.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +40,33 @@ def test_no_entry_is_of_a_file_that_is_gone(folder):
     entries = re.findall(r"^ *([a-z_]\w*)/?  ", contents, re.MULTILINE)
     names = {path.stem for path in init.parent.iterdir()}
     assert not [entry for entry in entries if entry not in names]
+
+
+# The log tells of what was tried, scripts that are gone among it.
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (REPO / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/log.md"}))
+def test_files_that_a_page_names_exist(page):
+    text = (REPO / page).read_text(encoding="utf-8")
+    paths = set(
+        re.findall(r"\b(?:benchmarks|cli|kernels|offload|prefetch|tests)/[a-z0-9_/]+\.\w+", text)
+    )
+    links = set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text))
+    missing = {path for path in paths if not (REPO / path).exists()}
+    missing |= {link for link in links if not ((REPO / page).parent / link).exists()}
+    assert not missing
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of headings, to be linked to."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_headings_that_a_page_links_to_exist(page):
+    text = (REPO / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+        other = text if not target else ((REPO / page).parent / target).read_text(encoding="utf-8")
+        assert anchor in anchors(other), f"{target}#{anchor}"
