@@ -1,5 +1,5 @@
-"""What tells readers where things are: each folder's `__init__` names the files beside it, and pages
-name files and headings that exist.
+"""What tells readers where things are: each folder's `__init__` names the files beside it, and the
+pages name files and headings that exist.
 """
 
 from __future__ import annotations
