@@ -238,7 +238,7 @@ SHARED = (
         "typical_p",
         ("--typical-p",),
         ANSWER_PANEL,
-        "Locally typical sampling: from the most typical tokens that together have this probability.",
+        "Sample from the most typical tokens that together have this probability.",
         values.number(0, 1),
         "F",
     ),
