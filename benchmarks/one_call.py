@@ -1,11 +1,10 @@
-"""Decoding a token in one call of the compiled kernels beside layer by layer, in turn, by a model
-all of which lies in memory.
+"""Decoding a token in one call of the compiled kernels, beside layer by layer.
 
     python benchmarks/one_call.py FOLDER [--weight-bits 4] [--threads 1] [--depth 3] [--tokens 60]
 
-FOLDER: as benchmarks/checkpoints.py writes them. Prints medians and tenths of milliseconds a token,
-without the output head: by the clock, and of the calling thread's own processor time, which others
-on the machine disturb less.
+FOLDER: as benchmarks/checkpoints.py writes them; all of the model lies in memory. Both ways take
+turns. Prints medians and tenths of milliseconds a token, without the output head: by the clock, and
+of the calling thread's own processor time, which others on the machine disturb less.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""What kept pages save: reading a text, reading it while its pages are kept, and asking about it in
-a later run, which finds them on disk.
+"""What kept pages save: a text is read, read while its pages are kept, and asked about later.
 
     python benchmarks/checkpoints.py llama-3.2-1b FOLDER
     OMP_WAIT_POLICY=passive python benchmarks/prefixes.py FOLDER SCRATCH --tokens 16384
     OMP_WAIT_POLICY=passive python benchmarks/prefixes.py FOLDER SCRATCH --tokens 130000 --filled
 
-"" in place of FOLDER is the built-in model. A run is a new LLM, and the text ends with a question
-of its own; times end with the logits of its last token and leave out loading the weights. *cold*:
-the system's cache holds none of the kept files; *reading_files*: a loop that does nothing but read
-the same files, as cold. With --filled the text is not read: its pages are random, and what reading
-takes is not known. --share: of the far planes that memory has room for; the rest is written to disk
-once more. *peak_bytes*: of the process, all runs included. Needs a quiet machine. The last line is
-JSON.
+"" in place of FOLDER is the built-in model. A later run finds the pages on disk. A run is a new
+LLM, and the text ends with a question of its own; times end with the logits of its last token and
+leave out loading the weights. *cold*: the system's cache holds none of the kept files;
+*reading_files*: a loop that does nothing but read the same files, as cold. With --filled the text
+is not read: its pages are random, and what reading takes is not known. --share: of the far planes
+that memory has room for; the rest is written to disk once more. *peak_bytes*: of the process, all
+runs included. Needs a quiet machine. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What somebody waits for who asks about a document that was read: the question's tokens through
-the model, and the first of the answer.
+"""How long a question about a text that was read takes, until the first token of its answer.
 
     python benchmarks/checkpoints.py llama-3.2-1b FOLDER        (or qwen2.5-1.5b, with key biases)
     OMP_WAIT_POLICY=passive python benchmarks/questions.py FOLDER --tokens 32768 --question 20 256

@@ -1,5 +1,4 @@
-"""Weights that are read from a model's files for each token: through the system's cache alone, and
-as `offload/rereading.py` has it.
+"""Weights read from a model's files for each token: `offload/rereading.py` beside the cache alone.
 
     sudo python benchmarks/rereading.py MODEL --host-memory 700MiB [--memory 740MiB]
                                         [--weight-bits full] [--tokens 8] [--rounds 3]

@@ -1,10 +1,11 @@
-"""A decoded token's row through the routed experts of a layer, on one thread: an expert in one call
-of the compiled kernels, or by products, gathering and scattering as for many rows.
+"""A decoded token's row through the routed experts of a layer, on one thread, in two ways.
 
     python benchmarks/routed_row.py [--hidden 2048] [--inner 768] [--experts 128] [--chosen 8]
 
-4-bit weights; the defaults are Qwen3 30B-A3B's. Prints medians in microseconds of the process's own
-time, and what reading the chosen experts' weights alone takes at one thread's measured bandwidth.
+An expert in one call of the compiled kernels, or by products, gathering and scattering as for many
+rows. 4-bit weights; the defaults are Qwen3 30B-A3B's. Prints medians in microseconds of the
+process's own time, and what reading the chosen experts' weights alone takes at one thread's
+measured bandwidth.
 """
 
 from __future__ import annotations

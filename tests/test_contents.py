@@ -44,6 +44,7 @@ def test_no_entry_is_of_a_file_that_is_gone(folder):
 
 # The log tells of what was tried, scripts that are gone among it.
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (REPO / "docs").glob("*.md"))]
+PAGES += ["benchmarks/README.md"]
 
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/log.md"}))
@@ -70,3 +71,10 @@ def test_headings_that_a_page_links_to_exist(page):
     for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
         other = text if not target else ((REPO / page).parent / target).read_text(encoding="utf-8")
         assert anchor in anchors(other), f"{target}#{anchor}"
+
+
+def test_every_benchmark_is_in_their_table_of_contents():
+    folder = REPO / "benchmarks"
+    contents = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = {script.name for script in folder.glob("*.py")}
+    assert not [name for name in sorted(scripts) if name not in contents]

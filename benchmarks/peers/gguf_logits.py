@@ -1,12 +1,12 @@
-"""Whether llama.cpp computes from a GGUF file what Ebbtide computes: an independent judge of names,
-orders of rows and metadata.
+"""Whether llama.cpp computes from a GGUF file what Ebbtide computes.
 
     python benchmarks/peers/gguf_logits.py FILE.gguf ... [--tokens 100] [--weight-bits full]
 
-Both get the same random tokens, and keep keys and values in float32 and raw cells. Printed are the
-greatest difference of a logit, the KL divergence, and how often the first choice is the same; the
-last line is JSON. Both round activations where weights are quantised, each in its own way. Windows
-of Mistral and Phi-3 are not llama.cpp's, and gpt-oss's yarn differs; see docs/log.md.
+An independent judge of names, orders of rows and metadata. Both get the same random tokens, and
+keep keys and values in float32 and raw cells. Printed are the greatest difference of a logit, the
+KL divergence, and how often the first choice is the same; the last line is JSON. Both round
+activations where weights are quantised, each in its own way. Windows of Mistral and Phi-3 are not
+llama.cpp's, and gpt-oss's yarn differs; see docs/log.md.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Going on with a long text in a new process, beside llama.cpp, which can save a sequence's cache
-to a file and load it again.
+"""Going on with a long text in a new process, beside llama.cpp.
 
     make peers PEERS_ARGS=--help                                   (makes the environment)
     .venv-peers/bin/python benchmarks/peers/restart.py FOLDER SCRATCH --tokens 32768
 
-FOLDER is a checkpoint (benchmarks/checkpoints.py), of which a GGUF file of the same shape is made
-in SCRATCH, a folder on the disk that is measured. Caches are filled without computing them.
-Measured, in turn: until the pages or the cache are back, with nothing of the file in the system's
-cache (cold) and with all of it (warm), and then 20 tokens of a question, up to the last one's
-logits. Weights are loaded and contexts made before the clock starts; Ebbtide's page store, which a
-request sizes, is made before it too. Two threads. The last line is JSON.
+llama.cpp can save a sequence's cache to a file and load it again. FOLDER is a checkpoint
+(benchmarks/checkpoints.py), of which a GGUF file of the same shape is made in SCRATCH, a folder on
+the disk that is measured. Caches are filled without computing them. Measured, in turn: until the
+pages or the cache are back, with nothing of the file in the system's cache (cold) and with all of
+it (warm), and then 20 tokens of a question, up to the last one's logits. Weights are loaded and
+contexts made before the clock starts; Ebbtide's page store, which a request sizes, is made before
+it too. Two threads. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Bounded mode beside exact mode in the runtime, by tasks: what it costs in answers, and what it
-reads.
+"""Bounded mode beside exact mode in the runtime, by tasks: its answers, and what it reads.
 
     python benchmarks/prediction/tasks.py NOVEL... --tokens 8192 16384 30000 --epsilon 0.02 0.1
 
