@@ -127,7 +127,8 @@ def choose(items: list[Item], what: list[str]) -> list[Item]:
                 "'hf cache' removes them."
             )
         if kind not in KINDS:
-            raise errors.InputError(f"{word!r} is nothing that is kept; kinds: {', '.join(KINDS)}.")
+            kinds = ", ".join(KINDS)
+            raise errors.InputError(f"{word!r} is not something that is kept; kinds: {kinds}.")
         found = [item for item in items if word in (item.kind, item.label)]
         if not found and "/" in word:
             raise errors.InputError(
@@ -139,7 +140,7 @@ def choose(items: list[Item], what: list[str]) -> list[Item]:
 
 def _ask(run: Run, chosen: list[Item], total_bytes: int) -> None:
     if sys.stdin is None or not sys.stdin.isatty() or run.terminal.as_json:
-        raise errors.InputError("Nothing was removed: --yes must be given where nobody is asked.")
+        raise errors.InputError("Nothing was removed: where nobody can be asked, give --yes.")
     for item in chosen:
         run.terminal.tell(f"  {item.label}  {format_size(item.num_bytes)}")
     stays = total_bytes < sum(item.num_bytes for item in chosen)

@@ -23,7 +23,7 @@ KINDS = {
     "history": "lines that were typed",
     "speeds": "what estimates of time are made from",
     "prefixes": "pages of what was read, for the next time",
-    "scratch": "pages of runs, also of those that go on",
+    "scratch": "pages of runs, including those under way",
     "models": "of the Hugging Face hub",
 }
 _NO_TEXT = "unreadable"  # the name of pages' files that are no text's

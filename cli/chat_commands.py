@@ -136,7 +136,7 @@ def _compact(d: Dialogue, rest: str) -> None:
         if is_answered:
             d.keep()
             d.run.terminal.note(
-                "This is no whole summary, so the conversation stays as it is. /undo makes room."
+                "The summary is not complete, so the conversation stays as it is. /undo makes room."
             )
         return
     after = "It is not kept."
@@ -152,7 +152,7 @@ def _compact(d: Dialogue, rest: str) -> None:
     d.keep()
     d.read_ahead("the summary")
     d.run.terminal.note(
-        f"From {held:,} tokens to this summary: the model knows no more of what was said before. "
+        f"From {held:,} tokens to this summary: the model no longer knows what was said before. "
         + after
     )
 

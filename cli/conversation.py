@@ -46,7 +46,7 @@ def session_path(name: str) -> Path:
     """The file of a named conversation. Raises InputError for a name that could lead elsewhere."""
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise errors.InputError(
-            f"{name!r} is no name for a conversation; "
+            f"{name!r} is not a name for a conversation; "
             f"allowed are up to {_LONGEST_NAME} letters, digits, '.', '_' and '-'."
         )
     return sessions_folder() / f"{name}.json"

@@ -261,7 +261,7 @@ class Run:
         self.terminal.detail(f"{llm.plan}\n{summary_line(output)}")
         if output.finish_reason == "length" and "json_schema" in generation:
             cut = self.why_cut(output, "--max-new-tokens (-n)", "--think off")
-            error = errors.InputError(f"{cut} What there is of it is no whole JSON value.")
+            error = errors.InputError(f"{cut} What there is of it is not a whole JSON value.")
             vars(error)["text"] = output.text
             raise error
         return output

@@ -54,7 +54,7 @@ def read_settings(path: Path, own: Own) -> tuple[dict[str, Any], dict[str, dict[
     except UnicodeDecodeError as error:
         raise errors.InputError(
             f"The settings file {path} cannot be read: it must be UTF-8, and its byte "
-            f"{error.start} (0x{error.object[error.start]:02x}) is none."
+            f"{error.start} (0x{error.object[error.start]:02x}) is not."
         ) from None
     except OSError as error:
         reason = "it is a folder" if path.is_dir() else error.strerror

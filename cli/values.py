@@ -107,7 +107,9 @@ def duration(text: str) -> float:
     word = text.strip().lower()
     match = re.fullmatch(r"([0-9]{1,6})([smh])", word)
     if word != "never" and not (match and int(match[1])):
-        raise ValueError(f"{text!r} is no time; allowed are never, and such as 90s, 10m or 2h")
+        raise ValueError(
+            f"{text!r} is not a time; allowed are never, or one such as 90s, 10m or 2h"
+        )
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else math.inf
 
 
@@ -158,7 +160,7 @@ def unbroken(text: str) -> str:
     """
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(
-            "it holds bytes that are no valid text in this terminal's encoding (UTF-8 is safe)"
+            "it holds bytes that are not valid text in this terminal's encoding (UTF-8 is safe)"
         )
     return text
 

@@ -99,7 +99,7 @@ def local_model(model: str | os.PathLike[str] | None, revision: str | None = Non
         return builtin_folder()
     text = os.fspath(model)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"{model!r} is no name of a model")
+        raise InputError(f"{model!r} is not the name of a model")
     folder = Path(text).expanduser()
     found = folder.glob("*.gguf") if folder.is_dir() else ()
     models = models_of(path.name for path in found if is_gguf(path))
@@ -128,8 +128,8 @@ def local_model(model: str | os.PathLike[str] | None, revision: str | None = Non
             )
         if not is_id:
             raise BadCheckpoint(
-                f"{folder} has no config.json and no GGUF file that is whole: it is no model's "
-                "folder"
+                f"{folder} has no config.json and no GGUF file that is whole: it is not the "
+                "folder of a model"
             )
     if isinstance(model, os.PathLike) or _looks_local(text):
         raise ModelError(f"there is no folder or file {folder}")

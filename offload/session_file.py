@@ -143,7 +143,7 @@ def check_name(name: str) -> str:
     """The name, or InputError for one that could lead elsewhere."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name):
         raise InputError(
-            f"{name!r} is no name for a session; "
+            f"{name!r} is not a name for a session; "
             "allowed are up to 64 letters, digits, '.', '_' and '-'"
         )
     return name

@@ -133,7 +133,7 @@ def test_purge_removes_what_is_named(capfd, home, what, left):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["purge"], "--yes must be given"),
+        (["purge"], "give --yes"),
         (["purge", "models", "--yes"], "other programs share"),
         (["purge", "nonsense", "--yes"], "kinds: conversations"),
         (["purge", "conversations/absent", "--yes"], "cache ls"),

@@ -373,7 +373,7 @@ def test_compact_to_half_a_summary_changes_nothing(capfd, monkeypatch):
     assert (
         contents(d) == ["one two"] * 2 == [m["content"] for m in Conversation.load("last").messages]
     )
-    assert "no whole summary" in capfd.readouterr().err
+    assert "summary is not complete" in capfd.readouterr().err
 
     def stop(self, *_, **__):
         self.when_cancelled = {"text": "half"}

@@ -109,7 +109,7 @@ def test_a_time_has_a_unit_or_is_never():
     found = [values.duration(text) for text in ("90s", "10M", " 2h ", "never")]
     assert found == [90, 600, 7200, math.inf]
     for text in ("10", "0s", "-1m", "1.5h", "", "m", "10 m"):
-        with pytest.raises(ValueError, match="allowed are never, and such as 90s, 10m or 2h"):
+        with pytest.raises(ValueError, match="allowed are never, or one such as 90s, 10m or 2h"):
             values.duration(text)
 
 
@@ -283,7 +283,7 @@ def test_a_wrong_value_is_named_with_its_place(capfd, monkeypatch, alone):
         ("seed = true", "seed in"),
         ("stop = [1]", "stop in"),
         ("kv-bits = ", "not valid TOML"),
-        ("\xff", "it must be UTF-8, and its byte 0 (0xff) is none"),
+        ("\xff", "it must be UTF-8, and its byte 0 (0xff) is not"),
     ],
 )
 def test_a_wrong_file_is_named_and_stops_no_help(capfd, alone, text, told):

@@ -152,7 +152,7 @@ def test_the_bad_byte_is_named(tmp_path, data, encoding, at, byte):
 
 
 def test_files_that_are_not_there(tmp_path):
-    assert refusal("") == "'' is no file's name; name a file, or - for standard input"
+    assert refusal("") == "'' is not the name of a file; name one, or - for standard input"
     assert refusal(tmp_path / "nowhere.txt") == f"there is no file {tmp_path / 'nowhere.txt'}"
     assert refusal(tmp_path) == f"{tmp_path} is a folder: name the files in it"
     assert "cannot be read" in refusal("a\0b")

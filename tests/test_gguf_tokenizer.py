@@ -302,7 +302,7 @@ def test_tokens_that_are_no_text_are_refused(tmp_path, said):
     read(tmp_path, said)
     path = tmp_path / "m.gguf"
     path.write_bytes(path.read_bytes().replace(b"<unused>", b"<unu\xffed>"))
-    with pytest.raises(BadCheckpoint, match="is no text"):
+    with pytest.raises(BadCheckpoint, match="is not text"):
         read_gguf_tokenizer(read_header(path), "m")
 
 

@@ -125,7 +125,7 @@ def test_what_is_neither_folder_nor_id(name, fake):
 
 @pytest.mark.parametrize("name", ["", "a\0b", b"bytes"])
 def test_what_is_no_name(name):
-    assert "is no name of a model" in refusal(name, kind=InputError)
+    assert "is not the name of a model" in refusal(name, kind=InputError)
 
 
 def test_a_folder_has_no_revisions(tmp_path):

@@ -134,7 +134,7 @@ def test_a_damaged_session_is_named(llm, state, text):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "a b", "x" * 65, 7])
 def test_names_that_could_lead_elsewhere(llm, state, name):
-    with pytest.raises(InputError, match="is no name"):
+    with pytest.raises(InputError, match="is not a name"):
         llm.session(name)
 
 

@@ -132,7 +132,7 @@ def test_a_value_that_is_cut_is_an_error(asked, capfd, monkeypatch, command):
     assert main.main(given) == 2
     said = capfd.readouterr().err
     assert "stopped after 2 tokens; --max-new-tokens (-n) allows more" in said
-    assert "no whole JSON value" in said and "Wrote" not in said
+    assert "not a whole JSON value" in said and "Wrote" not in said
     assert main.main([*given, "--json"]) == 2
     error = json.loads(capfd.readouterr().out)["error"]
     assert (error["type"], error["text"]) == ("InputError", "[1, 2,")
@@ -164,6 +164,6 @@ def test_only_the_last_answer_of_parts_must_be_whole(asked, capfd, monkeypatch):
     monkeypatch.setenv("FAKE_FIRST_WORDS", "6")
     assert main.main([*PARTS, "-n", "3", "-o", "out.json"]) == 2
     said = capfd.readouterr().err
-    assert "no whole JSON value" in said and "What is finished is kept" in said
+    assert "not a whole JSON value" in said and "What is finished is kept" in said
     assert not Path("out.json").exists()
     assert len(asked()[0]) > 3

@@ -162,9 +162,7 @@ def test_names_that_no_call_could_be_read_with_are_refused(tokenizer, key):
     if unread is None or (unread != key and key.strip() == key != ""):
         constraint_of(tokenizer, tools=tools)
     else:
-        with pytest.raises(
-            errors.InputError, match=r"the arguments of weather: .* is no such name"
-        ):
+        with pytest.raises(errors.InputError, match=r"the arguments of weather: .* is none"):
             constraint_of(tokenizer, tools=tools)
 
 

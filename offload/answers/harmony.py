@@ -164,7 +164,7 @@ class HarmonyReader:
             + ("the call is shown as it is." if is_shown else "the call came without content.")
             for tool, is_shown in self._calls.items()
         ] + [
-            f"The model called {function} with what is no JSON object; it is shown as it is."
+            f"The model called {function} with what is not a JSON object; it is shown as it is."
             for function in self._damaged
         ]
 

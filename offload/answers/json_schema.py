@@ -55,7 +55,7 @@ def shown_schema(name: str, value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} holds what is no JSON: {error}") from None
+        raise InputError(f"{name} holds what is not JSON: {error}") from None
     check_text(text, name)
     if len(text) > MAX_SCHEMA_CHARS:
         raise InputError(

@@ -116,7 +116,7 @@ def check_argument_names(function: str, names: Iterable[str], signs: str) -> Non
         if not name or name != name.strip() or any(sign in name for sign in signs):
             raise InputError(
                 f"the arguments of {function}: as the model writes calls, a name may be neither "
-                f"empty nor have blanks at its ends or one of {signs!r}; {name!r} is no such name"
+                f"empty nor have blanks at its ends or one of {signs!r}; {name!r} is none"
             )
 
 

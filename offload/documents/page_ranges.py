@@ -19,7 +19,7 @@ class PageRanges:
         for part in text.split(","):
             found = re.fullmatch(r"\s*([0-9]{1,7})\s*(?:([-–])\s*([0-9]{1,7})?\s*)?", part)
             if found is None:
-                raise ValueError(f"{text!r} is no choice of pages; write 10-40, 7, 90- or 1-3,8")
+                raise ValueError(f"{text!r} is not a choice of pages; write 10-40, 7, 90- or 1-3,8")
             first, dash, last = found.groups()
             end = int(last) if last else None if dash else int(first)
             if int(first) < 1 or (end is not None and end < int(first)):

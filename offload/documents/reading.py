@@ -54,7 +54,7 @@ def read_document(
         except ValueError as error:
             raise InputError(f"--pages: {error}") from None
     if not os.fspath(path):
-        raise InputError("'' is no file's name; name a file, or - for standard input")
+        raise InputError("'' is not the name of a file; name one, or - for standard input")
     if os.fspath(path) == STANDARD_INPUT:
         source = name = "standard input"
         data = _read_stream(stdin)

@@ -22,7 +22,7 @@ def lfm2(get: Fields, head_dim: int) -> dict:
             multiple = get.number("block_multiple_of", 256)
             inner = -(-int(times * inner) // multiple) * multiple
     if not 0 < inner <= MOST_ROWS:
-        raise BadCheckpoint(f"{get.path}: an MLP of {inner} rows is no model's.")
+        raise BadCheckpoint(f"{get.path}: an MLP of {inner} rows is not one that a model has.")
     listed = get.raw.get("full_attn_idxs")
     listed = range(get.num_layers) if listed is None else listed
     if not isinstance(listed, list | range):

@@ -125,7 +125,7 @@ class Strings:
                 yield str(data[at + 8 : end], "utf-8")
                 at = end
         except UnicodeDecodeError as error:
-            raise BadCheckpoint(f"{self._path}: a string in it is no text ({error}).") from None
+            raise BadCheckpoint(f"{self._path}: a string in it is not text ({error}).") from None
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def read_header(path: Path) -> GgufHeader:
     count = first.metadata.get("split.count", 1)
     found = _SPLIT.fullmatch(path.name)
     if not isinstance(count, int) or not 0 <= count <= _MOST_FILES:
-        raise BadCheckpoint(f"{path} is one of {count!r} files, which is no number of them.")
+        raise BadCheckpoint(f"{path} is one of {count!r} files, which is not a possible number.")
     if count <= 1:
         return first
     if found is None or int(found["count"]) != count:
@@ -301,7 +301,7 @@ class _Parser:
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self._damaged(f"has a string that is no text ({error})") from None
+            raise self._damaged(f"has a string that is not text ({error})") from None
 
     @overload
     def _number(self, dtype: Literal["<u4", "<u8"]) -> int: ...

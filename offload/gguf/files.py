@@ -64,7 +64,7 @@ class GgufFiles:
             if found is None:
                 continue
             if found.kind != "F32" or len(found.shape) != 1 or found.shape[0] > _MOST_FACTORS:
-                raise BadCheckpoint(f"{found.path}: {name} is no list of numbers in F32.")
+                raise BadCheckpoint(f"{found.path}: {name} is not a list of numbers in F32.")
             packing = Plain(torch.float32)
             refs[name] = TensorRef(found.path, found.offset, found.num_bytes, packing, found.shape)
         shapes = {name: ref.shape for name, ref in refs.items()}
