@@ -27,7 +27,7 @@
     raw_rows         keys and values of the newest tokens, to and from float32
     step             a layer's decode step but for its attention: compiled kernels alone
     token_step       a token through all layers in one call: compiled kernels alone
-    routed_step recurrent_step altup_step    what token_step calls for models that have them
+    routed_step state_step altup_step    what token_step calls for models that have them
     checks           shapes that do not fit, named
     threads          how many threads compute
     dispatch         which implementation serves: compiled (cpu/), GPU (gpu/), torch reference
