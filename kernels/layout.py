@@ -124,6 +124,7 @@ class PageLayout:
 
     @property
     def is_full(self) -> bool:
+        """Whether keys and values are raw, without codes."""
         return self.codec == "full"
 
     @property
@@ -133,6 +134,7 @@ class PageLayout:
 
     @property
     def near_code_bits(self) -> int:
+        """Bits of each key code in the near block; 0 for full pages."""
         return 0 if self.is_full else self.near_bits
 
     @property
@@ -144,6 +146,7 @@ class PageLayout:
 
     @property
     def near_codes_bytes(self) -> int:
+        """What the codes take in a near block, which they begin."""
         return self._plane_bytes(self.near_code_bits)
 
     @property
@@ -158,6 +161,7 @@ class PageLayout:
 
     @property
     def near_head_bytes(self) -> int:
+        """A near block: codes, key minimum and scale, and the mean of values if there is one."""
         return self.value_mean_offset + 2 * self.head_dim * self.value_means
 
     # --- far block of one page, one head ----------------------------------------------------------
@@ -177,6 +181,7 @@ class PageLayout:
 
     @property
     def far_head_used_bytes(self) -> int:
+        """A far block without its padding."""
         if self.is_full:
             return self.value_offset + self.raw_bytes
         if self.shares_values:
@@ -185,6 +190,7 @@ class PageLayout:
 
     @property
     def far_head_bytes(self) -> int:
+        """A far block, padded to a cache line."""
         return align_up(self.far_head_used_bytes, HEAD_ALIGN_BYTES)
 
     @property
@@ -198,14 +204,17 @@ class PageLayout:
 
     @property
     def record_tokens(self) -> int:
+        """Tokens of all pages of a record."""
         return self.pages_per_record * self.page_tokens
 
     @property
     def record_payload_bytes(self) -> int:
+        """A record without the padding at its end."""
         return self.pages_per_record * self.kv_heads * self.head_stride_bytes
 
     @property
     def record_bytes(self) -> int:
+        """A record as it lies in memory and on disk: what is read at once."""
         return max(align_up(self.record_payload_bytes, RECORD_ALIGN_BYTES), self.least_record_bytes)
 
     @property

@@ -72,6 +72,7 @@ class AsyncStream(AsyncIterator[Piece]):
 
     @property
     def output(self) -> Output | None:
+        """What the answer gave; None until its end."""
         return self._answer.output
 
     async def __anext__(self) -> Piece:

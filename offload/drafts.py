@@ -101,6 +101,7 @@ class Drafts:
 
     @property
     def counts(self) -> tuple[int, int]:
+        """How many guesses were right, and how many wrong, so far."""
         return self._num_accepted, self._num_rejected
 
     def take(self, position: int, token: int) -> torch.Tensor | None:

@@ -84,6 +84,7 @@ class Geometry:
         return self.records_per_span * layout.record_tokens
 
     def cell_records_of(self, layout: PageLayout) -> int:
+        """How many records a cell of a layer with such pages has."""
         return self.cell_tokens // layout.record_tokens
 
     @cached_property
@@ -120,6 +121,7 @@ class Geometry:
 
     @property
     def records_per_span(self) -> int:
+        """The same number for all layers."""
         return self.span_tokens // self.layout.record_tokens
 
     def sealed_tokens(self, length: int) -> int:

@@ -170,6 +170,7 @@ class LLM:
 
     @property
     def plan(self) -> Plan:
+        """The plan of the latest request; before one, of the context or what fits."""
         return self.admission.latest_plan or self._first_plan
 
     @property
@@ -400,6 +401,7 @@ class LLM:
         self.admission.check_fork(self.sessions.num_of(engine), _SESSION_SEQUENCES)
 
     def device_peak_bytes(self) -> int:
+        """The most GPU memory that tensors held, in bytes; 0 on the CPU."""
         return device_peak_bytes(self.device)
 
     # ---- inside ------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ class ModelConfig:
         return self.shape_of(layer).num_heads or self.num_heads
 
     def norms_of(self, layer: int) -> Norms:
+        """Where a layer has norms."""
         return self.norms_by_layer[layer] if self.norms_by_layer else self.norms
 
     def inner_size(self, layer: int) -> int:
@@ -176,6 +177,7 @@ class ModelConfig:
         return self.qk_norm == "turned" and self.ropes[layer] is not None
 
     def gate_cutoff(self, layer: int) -> float | None:
+        """See gate_cutoffs; None: every number of a gate counts."""
         return self.gate_cutoffs[layer] if self.gate_cutoffs else None
 
     @property
@@ -184,15 +186,19 @@ class ModelConfig:
         return self.hidden_size * (1 if self.altup is None else self.altup.streams)
 
     def experts_of(self, layer: int) -> Experts | None:
+        """The routed experts of a layer, if it has some."""
         return self.experts[layer] if self.experts else None
 
     def recurrence_of(self, layer: int) -> Recurrence | None:
+        """The state that a layer keeps, if it keeps one."""
         return self.recurrences[layer] if self.recurrences else None
 
     def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
         return self.attention[layer] if self.attention else self.recurrence_of(layer) is None
 
     def has_mlp(self, layer: int) -> bool:
+        """Whether a layer has a second half: an MLP, or experts."""
         return self.mlps[layer] if self.mlps else True
 
     def output_projections(self, layer: int) -> list[tuple[str, float]]:

@@ -111,6 +111,7 @@ class PageTable:
         return len(self._pages_of)
 
     def num_records(self, layer: int) -> int:
+        """Records of the pages that a layer reads, those that were dropped included."""
         return self._num_records[self._pages_of[layer]]
 
     def ends_in_extent(self, layer: int) -> bool:
@@ -124,9 +125,11 @@ class PageTable:
         return sum(self.records_seen(layer, span) for span, extent in kept if extent is not None)
 
     def num_spans(self, layer: int) -> int:
+        """Spans of these, the last one perhaps partly filled."""
         return len(self._extents[self._pages_of[layer]])
 
     def extent(self, layer: int, span: int) -> Extent:
+        """Where a span of them lies. The span was not dropped."""
         extent = self._extents[self._pages_of[layer]][span]
         assert extent is not None, f"span {span} of layer {layer} was dropped"
         return extent
@@ -283,6 +286,7 @@ class Extents:
         }
 
     def num_free(self, tier: Tier) -> int:
+        """Extents for which a tier has room."""
         return len(self._free[tier])
 
     def num_free_near(self, layer: int) -> int:
@@ -290,6 +294,7 @@ class Extents:
         return len(self._free_near[self._near_arena(layer)])
 
     def num_used(self, tier: Tier) -> int:
+        """Extents that lie in a tier."""
         return len(self._used[tier])
 
     @property

@@ -96,6 +96,7 @@ class Plan:
 
     @property
     def loaded(self) -> Loaded:
+        """How the weights lie under this plan: where it is equal, nothing is loaded anew."""
         slots = self.expert_slots
         return Loaded(self.layers_streamed, self.head_resident, slots, self.quick_too)
 

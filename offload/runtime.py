@@ -117,11 +117,13 @@ class Runtime:
         return self._drafter
 
     def open(self, expected_tokens: int) -> Sequence:
+        """An empty sequence, which may come to have so many tokens."""
         sequence = self.engine.sequences.open(expected_tokens)
         self.room.add(sequence)
         return sequence
 
     def fork(self, sequence: Sequence) -> Sequence:
+        """A sequence with the same tokens, whose pages the two share."""
         other = self.engine.sequences.fork(sequence)
         self.room.add(other)
         return other
