@@ -29,7 +29,8 @@ def test_every_file_is_in_the_table_of_contents(folder):
     contents = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
     files = {file.stem for file in init.parent.glob("*.py")} - {"__init__"}
     folders = {inner.parent.name for inner in init.parent.glob("*/__init__.py")}
-    assert not (files | folders) - named_in(contents)
+    missing = (files | folders) - named_in(contents)
+    assert not missing, f"{init} does not name {sorted(missing)}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

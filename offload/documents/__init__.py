@@ -9,7 +9,8 @@ parsing     starts `worker`, which reads the kinds below in a process of its own
 pdf epub html docx pptx xlsx odt odp ods rtf      one format each, in the worker
 slides      PPTX and ODP
 sheets      XLSX and ODS
-docx_formulas docx_numbers       DOCX
+docx_formulas docx_numbers       DOCX; odt_numbers: ODT; item_numbers: how both write a number
+symbol_fonts                     what Symbol and Wingdings show, for DOCX and RTF
 styles      names of DOCX's and RTF's paragraph styles
 opendocument          ODT, ODS and ODP
 rtf_tokens rtf_text   RTF
