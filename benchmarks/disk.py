@@ -29,6 +29,7 @@ from ebbtide.offload.page_table import Tier
 from ebbtide.offload.pager import PageStore
 from ebbtide.offload.reads import NativeReads, State, ThreadReads, Urgency
 from ebbtide.offload.spill_dir import default_spill_dir, volume_warnings
+from ebbtide.offload.store_options import StoreOptions
 from ebbtide.offload.tier import aligned_bytes
 
 GB = 1e9
@@ -131,7 +132,7 @@ def through_the_store(directory, way, num_bytes, extent_bytes, overlap: bool) ->
         records,
         {Tier.DISK: num_layers * num_spans * records},
         spill=lambda: ScratchFile(directory, way),
-        overlap=overlap,
+        options=StoreOptions(overlap=overlap),
     ) as store:
         table = store.open_table(num_spans)
         started = time.perf_counter()

@@ -23,15 +23,16 @@ from ..prefetch.source import Predictor
 from ..prefetch.stats import Stats
 from .disk import ALIGNMENT_BYTES, ScratchFile
 from .errors import DoesNotFit, InputError
-from .eviction import Eviction, make_eviction
+from .eviction import make_eviction
 from .extent_file import ExtentFile
 from .hot_records import HotRecords
 from .io_threads import IoThreads
 from .page_table import Extent, Extents, PageTable, Tier, TierUsage
 from .planes import Planes
-from .policy import Homes, Policy, make_policy
+from .policy import Homes, make_policy
 from .record_reader import RecordReader
 from .span_reader import SpanReader
+from .store_options import StoreOptions
 from .transfer import Transfers
 
 
@@ -45,12 +46,7 @@ class PageStore:
     that keeps all. spans_first: so many spans of the fastest memory are for the former, which have
     what is free of it, since every step reads what they have.
     frames: records per tier; whole spans are used. spill: opens the scratch file, if there are disk
-    frames. staging_slots, write_buffers: spans of host memory each, for what is on its way from and
-    to the disk. overlap=False is the plain twin: no threads, no prefetch, the same bytes.
-    hot_records: frames of host memory for single records from disk, which `records` needs where
-    there is a disk tier; eviction: which of them go first. policy, predictor, eviction: a name or
-    an object. copy_to_compute: copies records to the compute device although it could read the
-    host's memory; what CUDA always needs, for tests without one.
+    frames. options: how all of it moves.
 
     G1: bytes are written to an extent only while one table refers to it (`_writable`).
     G2: disk frames are not written to while a read or an earlier write of them is under way
@@ -72,22 +68,13 @@ class PageStore:
         compute_device: torch.device | str = "cpu",
         spill: Callable[[], ScratchFile] | None = None,
         *,
-        staging_slots: int = 8,
-        write_buffers: int = 2,
-        hot_records: int = 0,
-        eviction: Eviction | str = "least_frequent",
-        io_threads: int = 8,
-        overlap: bool = True,
-        policy: Policy | str = "interleave",
-        predictor: Predictor | str = "in_order",
-        read_delay: Callable[[], float] | None = None,
-        copy_to_compute: bool = False,
-        stall_limit_s: float = 120.0,
         pages_of: Sequence[int] | None = None,
         spans_at_once: Sequence[int] | None = None,
         most_spans: Sequence[int | None] | None = None,
         spans_first: int = 0,
+        options: StoreOptions | None = None,
     ):
+        options = options or StoreOptions()
         self.num_layers, self.records_per_span = num_layers, records_per_span
         self.record_bytes = record_bytes
         if isinstance(near_record_bytes, int):
@@ -100,15 +87,17 @@ class PageStore:
         self.compute_device = torch.device(compute_device)
         self.stats = Stats(bytes_read={t.value: 0 for t in Tier})
         self.stats.bytes_written = dict(self.stats.bytes_read)
-        predictor = _predictor(predictor)
+        predictor = _predictor(options.predictor)
         self._tables: set[PageTable] = set()
         self._is_changing = False  # G3
 
         near_sizes = list(dict.fromkeys(self.near_record_bytes))
         near_arenas = [near_sizes.index(size) for size in self.near_record_bytes]
         self._extents = Extents(frames, records_per_span, near_arenas, spans_at_once, most_spans)
+        policy = options.policy
         policy = make_policy(policy) if isinstance(policy, str) else policy
         self._homes = Homes(policy, self._extents, spans_at_once, most_spans, spans_first)
+        eviction = options.eviction
         if isinstance(eviction, str):
             eviction = make_eviction(eviction, len(self._extents.crcs[Tier.DISK]))
         self._transfers = self._hot = None
@@ -118,23 +107,24 @@ class PageStore:
             owner = partial(self._extents.owner, Tier.DISK)
             crcs = self._extents.crcs[Tier.DISK]
             io = IoThreads(
-                ExtentFile(spill(), record_bytes, crcs, owner, read_delay),
+                ExtentFile(spill(), record_bytes, crcs, owner, options.read_delay),
                 records_per_span,
                 record_bytes,
                 self.stats,
-                num_slots=staging_slots,
-                num_buffers=write_buffers,
-                num_threads=io_threads if overlap else 0,
-                num_hot=hot_records,
+                num_slots=options.staging_slots,
+                num_buffers=options.write_buffers,
+                num_threads=options.io_threads if options.overlap else 0,
+                num_hot=options.hot_records,
                 compute_device=self.compute_device,
-                stall_limit_s=stall_limit_s,
+                stall_limit_s=options.stall_limit_s,
             )
             self._transfers = Transfers(io, self.stats)
-            if hot_records:
+            if options.hot_records:
                 self._hot = HotRecords(
                     io, len(crcs), records_per_span, record_bytes, eviction, self.stats
                 )
 
+        is_copied = options.copy_to_compute or self.compute_device.type != "cpu"
         self._planes = Planes(
             self._extents.num_extents,
             records_per_span,
@@ -144,7 +134,7 @@ class PageStore:
             [near_arenas[layer] for layer in self._pages_of],
             self.compute_device,
             self._transfers,
-            staging_slots if copy_to_compute or self.compute_device.type != "cpu" else 0,
+            options.staging_slots if is_copied else 0,
             self.stats,
         )
 

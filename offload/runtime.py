@@ -6,6 +6,7 @@ Opened after the plan was admitted, closed when the last sequence that uses it i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from .page_table import Tier
 from .pager import PageStore
 from .plan import Plan
 from .sequence import Sequence
+from .store_options import StoreOptions
 from .weights import WeightStore
 from .windows import Windows
 
@@ -34,9 +36,9 @@ class Runtime:
     """A store and an engine. `open` and `fork` hand out sequences, `release` takes them back. room:
     what the open ones may still take.
 
-    store_options: passed on to PageStore (overlap, policy, predictor, read_delay ...); they change
-    time only. Raises DoesNotFit when the volume has too little room, InputError for an unusable
-    spill folder.
+    store_options: of StoreOptions (overlap, policy, predictor, read_delay ...), in place of what is
+    chosen here; they change time only. Raises DoesNotFit when the volume has too little room,
+    InputError for an unusable spill folder.
     """
 
     def __init__(
@@ -72,6 +74,13 @@ class Runtime:
         if disk_spans:
             assert spill_dir is not None, "a disk tier without a folder"
             check_space(spill_dir, disk_spans * geometry.span_bytes, KEPT_FREE_BYTES)
+        options = StoreOptions(
+            policy="first_layers" if mode and mode.selects else "interleave",
+            staging_slots=plan.staging_slots,
+            write_buffers=WRITE_BUFFERS,
+            hot_records=plan.hot_records,
+        )
+        options = replace(options, **store_options)
         self.store = PageStore(
             num_layers,
             geometry.layout.record_bytes,
@@ -80,17 +89,11 @@ class Runtime:
             frames,
             device,
             (lambda: ScratchFile(spill_dir)) if disk_spans else None,
-            **{
-                "staging_slots": plan.staging_slots,
-                "write_buffers": WRITE_BUFFERS,
-                "hot_records": plan.hot_records,
-                "pages_of": config.kv_pages,
-                "spans_at_once": list(map(geometry.spans_at_once, range(num_layers))),
-                "most_spans": most,
-                "spans_first": windows.spans_of_one(plan.context, plan.sweep_cells),
-                "policy": "first_layers" if mode and mode.selects else "interleave",
-                **store_options,
-            },
+            pages_of=config.kv_pages,
+            spans_at_once=list(map(geometry.spans_at_once, range(num_layers))),
+            most_spans=most,
+            spans_first=windows.spans_of_one(plan.context, plan.sweep_cells),
+            options=options,
         )
         try:
             self.engine = Engine(
@@ -100,7 +103,7 @@ class Runtime:
                 geometry,
                 device,
                 sweep_cells=plan.sweep_cells,
-                overlap=store_options.get("overlap", True),
+                overlap=options.overlap,
                 mode=mode,
             )
         except BaseException:

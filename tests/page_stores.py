@@ -15,6 +15,7 @@ import torch
 from ebbtide.offload.disk import ScratchFile
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.pager import PageStore
+from ebbtide.offload.store_options import StoreOptions
 
 RECORD, NEAR = 4096, 16  # bytes of a record's far and near plane
 S = 3  # records per span
@@ -143,7 +144,8 @@ def opened(
     frames = {DEVICE: device * S, HOST: host * S, DISK: disk * S}
     choice = {"EBBTIDE_KERNELS": "reference"} if in_python else {}
     with mock.patch.dict(os.environ, choice):
-        store = PageStore(layers, RECORD, near, S, frames, "cpu", spill, **options)
+        moves = StoreOptions(**options)
+        store = PageStore(layers, RECORD, near, S, frames, "cpu", spill, options=moves)
     try:
         with store:
             store.file = files[0] if files else None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.page_table import Tier
 from ebbtide.offload.pager import PageStore
+from ebbtide.offload.store_options import StoreOptions
 from ebbtide.prefetch.queue import WishQueue
 from ebbtide.prefetch.registry import PREDICTORS, make_predictor
 from ebbtide.prefetch.source import PageSource, Predictor
@@ -84,7 +85,7 @@ def test_an_unknown_predictor_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'oracle'; known: history, in_order"):
         make_predictor("oracle")
     with pytest.raises(InputError, match=r"'oracle'; known: history, in_order"):
-        PageStore(1, 4096, 0, 2, {Tier.HOST: 2}, predictor="oracle")
+        PageStore(1, 4096, 0, 2, {Tier.HOST: 2}, options=StoreOptions(predictor="oracle"))
 
 
 # ---- the queue -------------------------------------------------------------------------------
