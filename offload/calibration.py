@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence as Sequence_
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,9 @@ from .errors import InputError
 from .mode import Mode
 from .scoring import output_bytes
 from .session import Session
+
+if TYPE_CHECKING:
+    from .llm import LLM
 
 EPSILONS = (0.02, 0.05, 0.1, 0.2)
 
@@ -63,12 +67,12 @@ class Calibration:
             best = epsilon
         return best
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def calibrate(
-    llm,
+    llm: LLM,
     document: str,
     questions: Sequence_[str] = (),
     *,

@@ -15,13 +15,15 @@ quick.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EbbtideError(Exception):
     """Base of all errors that Ebbtide raises on purpose; commands return `exit_code`."""
 
     exit_code = 1
 
-    def fields(self) -> dict:
+    def fields(self) -> dict[str, Any]:
         """What `--json` prints: the type, the message and the error's own numbers."""
         own = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         return {"type": type(self).__name__, "message": str(self), **own}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..prefetch.stats import Stats
-from . import scoring
+from . import forked, scoring
 from .admission import Admission
 from .answers.rules import AnswerRules
 from .async_stream import AsyncAnswers, AsyncStream
@@ -27,18 +28,22 @@ from .hub import log_download, resolve_model
 from .mode import Mode
 from .open_sessions import OpenSessions
 from .opened_model import OpenedModel, open_model
-from .options import Options, check_count
+from .options import Options, checked_count
 from .output import Output, Progress
 from .plan import Plan
 from .prefixes.keeper import PrefixKeeper
 from .prefixes.store import open_prefix_store
-from .prompt import Prompt, check_room, checked_ids, is_messages
+from .prompt import Messages, Prompt, TokenIds, check_room, checked_ids, is_messages
 from .runtime import Runtime
 from .session import Session
 from .session_file import SessionFile
 from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .stream import Stream
+from .template import check_messages
 from .text import Think, Tokenizer
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 
@@ -61,10 +66,11 @@ class LLM:
     ):
         """For `open`. geometry, mode, store_options (see Runtime) replace what would be chosen."""
         model, budget = options.model, options.budget
+        forked.watch()
         if options.threads is not None:
-            torch.set_num_threads(options.threads)
+            forked.set_threads(options.threads)
         self._options, self._geometry, self._store_options = options, geometry, store_options
-        self._warnings: list[str] = []
+        self._warnings: list[str] = forked.warnings()
         self._is_open = True
         self.on_progress: Callable[[Progress], None] | None = None
         self.check: Callable[[], None] | None = None
@@ -83,6 +89,8 @@ class LLM:
         self._mode = mode or Mode(options.mode, selector_options={"epsilon": options.epsilon})
         self._context = options.context
         self._limits = resolve(budget, self._spill_dir, free_device_bytes(self.device))
+        if self._limits.device_bytes is None and budget.device_memory not in ("auto", 0):
+            self._warn("device_memory is without effect: the model computes on the CPU.")
         self.sessions = OpenSessions()
         self.async_answers = AsyncAnswers(self)
         self.last_stats: Stats | None = None  # traffic of pages in the last `logits` or `score`
@@ -185,20 +193,23 @@ class LLM:
 
     # ---- answers -----------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, **generation) -> Output:
-        """Answer one prompt: a str is raw text, a list of ints token ids, a list of {role, content}
-        goes through the chat template. Generation names follow Hugging Face's GenerationConfig;
-        unknown ones raise InputError."""
+    def generate(self, prompt: Prompt, **generation: Any) -> Output:
+        """Answer one prompt: a str is raw text, a list, tensor or array of ints token ids, a list
+        of {role, content} goes through the chat template. Generation names follow Hugging Face's
+        GenerationConfig; unknown ones raise InputError."""
         stream = self.stream(prompt, **generation)
         for _ in stream:
             pass
         return stream.output
 
-    def chat(self, messages: list[dict], **generation) -> Output:
-        """Answer the last of some messages, each {"role": ..., "content": ...}."""
+    def chat(self, messages: Messages, **generation: Any) -> Output:
+        """Answer the last of some messages, each {"role": ..., "content": a text, or a list of
+        {"type": "text", "text": ...}}. Raises InputError for anything else."""
+        if not is_messages(messages):
+            check_messages(messages)  # which says what it is
         return self.generate(messages, **generation)
 
-    def stream(self, prompt: Prompt, **generation) -> Stream:
+    def stream(self, prompt: Prompt, **generation: Any) -> Stream:
         """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by
         `close()`."""
         config = self.generation.resolve(**generation)
@@ -219,11 +230,11 @@ class LLM:
             session.close()
             raise
 
-    def astream(self, prompt: Prompt, **generation) -> AsyncStream:
+    def astream(self, prompt: Prompt, **generation: Any) -> AsyncStream:
         """Like stream, for asyncio: `async for piece in llm.astream(...)`; see AsyncStream."""
         return self.async_answers.stream(lambda: self.stream(prompt, **generation))
 
-    async def agenerate(self, prompt: Prompt, **generation) -> Output:
+    async def agenerate(self, prompt: Prompt, **generation: Any) -> Output:
         """Like generate, while the loop goes on. Several at once are answered in turn."""
         return await self.async_answers.output(lambda: self.stream(prompt, **generation))
 
@@ -235,8 +246,7 @@ class LLM:
     def plan_at(self, context: int) -> Plan:
         """The Plan for one request that reaches `context` tokens; starts and loads nothing. `fits`
         may be False. Raises InputError for what is no number of tokens."""
-        check_count("context", context)
-        return self.admission.plan(context)
+        return self.admission.plan(checked_count("context", context))
 
     def session(self, name: str | None = None, *, context: int | None = None) -> Session:
         """A conversation or document that stays; its context is `context`, else the one given to
@@ -245,7 +255,8 @@ class LLM:
         next session of that name, also in another process. The rest the first answer reads again,
         and counts in `recomputed_tokens`. Raises InputError for a name in use elsewhere or of a
         model with another tokenizer."""
-        check_count("context", context)
+        if context is not None:
+            context = checked_count("context", context)
         context = context or self._context
         reach = context or self.config.max_positions
         context = context or self.admission.natural_context(_SESSION_SEQUENCES)
@@ -265,10 +276,18 @@ class LLM:
             raise
         return session
 
+    async def asession(self, name: str | None = None, *, context: int | None = None) -> Session:
+        """Like session, while the loop goes on: loading weights takes seconds."""
+        begin = partial(self.session, name, context=context)
+        return await self.async_answers.call(begin, undo=Session.close)
+
     def keep_in_memory(self, share: float) -> None:
         """Let at most `share` of the far planes of a session that fills its context lie in memory,
         and the rest on disk, however large the budget: to see what that costs. Modes that select
-        keep a tenth more at hand. Raises DoesNotFit."""
+        keep a tenth more at hand. Raises DoesNotFit, and InputError for no share from 0 to 1."""
+        is_number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not is_number or not 0 <= share <= 1:
+            raise InputError(f"share is {share!r}; allowed is a number from 0 to 1")
         context = self._context or self.admission.natural_context(_SESSION_SEQUENCES)
         self.admission.keep_in_memory(share, context, _SESSION_SEQUENCES)
 
@@ -279,7 +298,7 @@ class LLM:
         return weights is None or weights.forget_files()
 
     def logits(
-        self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
+        self, token_ids: TokenIds, *, prefill_tokens: int | None = None, last: int | None = None
     ) -> torch.Tensor:
         """Logits (n, vocab_size) float32 on the CPU, of all tokens or the `last` n.
         The first prefill_tokens (default: all) are prefilled, the rest fed one by one through the
@@ -287,7 +306,7 @@ class LLM:
         return scoring.logits(self, token_ids, prefill_tokens, last)
 
     def score(
-        self, token_ids: list[int], *, prefill_tokens: int | None = None, last: int | None = None
+        self, token_ids: TokenIds, *, prefill_tokens: int | None = None, last: int | None = None
     ) -> torch.Tensor:
         """Log-probability (n,) of each token after those before it; n is len(token_ids) - 1, or
         `last`.
@@ -325,7 +344,12 @@ class LLM:
         return replace(own, eos_token_ids=(*own.eos_token_ids, *more)) if more else own
 
     def encode(
-        self, prompt: Prompt, *, begins: bool = True, think: Think = None, tools: list | None = None
+        self,
+        prompt: Prompt,
+        *,
+        begins: bool = True,
+        think: Think = None,
+        tools: list[Any] | None = None,
     ) -> list[int]:
         """Token ids of a prompt. begins: whether raw text stands at the beginning, where a BOS
         belongs. think, tools: what a chat template is told."""
@@ -370,6 +394,9 @@ class LLM:
         if failure is not None:
             raise failure
 
+    def __repr__(self) -> str:
+        return f"<LLM {self.model_name!r}, {'open' if self._is_open else 'closed'}>"
+
     def __enter__(self) -> LLM:
         return self
 
@@ -395,7 +422,7 @@ class LLM:
         self._opened.check_texts()
         return fingerprint
 
-    def reserve_raw(self, engine) -> None:
+    def reserve_raw(self, engine: Engine) -> None:
         """Before a fork: a session's plan has room for _SESSION_SEQUENCES raw tails, snapshots
         included."""
         self.admission.check_fork(self.sessions.num_of(engine), _SESSION_SEQUENCES)
@@ -427,7 +454,7 @@ class LLM:
         return self._context or needed
 
     def open_session(
-        self, context: int, *, sequences: int, reach: int | None = None, **request
+        self, context: int, *, sequences: int, reach: int | None = None, **request: Any
     ) -> Session:
         """Admit a context, load weights if need be, and open its store. request: see Request.
         reach: how long the text may become (default: context), for RoPE scalings that depend on it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from .mode import MODES
 from .model_config import DTYPE_BYTES
 from .packing import Bits, Packing
 
+MOST_TOKENS = 2**31 - 1
+_MOST_THREADS = 4096  # torch crashes at the end of a process that was given a million
 _AUTO_8_BIT_PARAMETERS = 1_000_000_000  # --weight-bits auto: smaller models stay as they are
 
 
@@ -53,19 +56,20 @@ class Options:
         except ValueError as error:
             raise InputError(f"prefix_cache: {error}") from None
         self._require("budget", isinstance(self.budget, Budget), "a Budget")
-        for name in ("context", "threads"):
-            value = getattr(self, name)
-            check_count(name, value)
+        for name, most in (("context", MOST_TOKENS), ("threads", _MOST_THREADS)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked_count(name, value, most))
 
     def _require(self, name: str, good: bool, allowed: str) -> None:
         if not good:
             raise InputError(f"{name} is {getattr(self, name)!r}; allowed is {allowed}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """InputError for what is neither None nor a whole number of tokens, or of threads."""
-    if value is not None and (type(value) is not int or value < 1):
-        raise InputError(f"{name} is {value!r}; allowed is a whole number from 1 up")
+def checked_count(name: str, value: Any, most: int = MOST_TOKENS) -> int:
+    """A whole number, of tokens or of threads. Raises InputError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+        raise InputError(f"{name} is {value!r}; allowed is a whole number from 1 to {most:,}")
+    return int(value)
 
 
 def choose_weight_bits(

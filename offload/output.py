@@ -95,12 +95,12 @@ class Output:
     text: str
     token_ids: list[int]
     finish_reason: str
-    usage: dict
-    timings: dict
-    memory: dict
-    kv: dict
+    usage: dict[str, Any]
+    timings: dict[str, Any]
+    memory: dict[str, Any]
+    kv: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
-    plan: dict = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
     thought: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: Sequence[TokenLogprob] | None = None

@@ -4,6 +4,7 @@ alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from functools import cache, cached_property
 
@@ -83,15 +84,44 @@ class PageSpans:
     def walked(self, sweep: int) -> int:
         """By all sweeps of prefill."""
         ends = range(0, self._context, sweep * self._geometry.cell_tokens)
-        return sum(self._seen(self._kinds, end) for end in ends)
+        walked = 0
+        for (at_once, shown), num_layers in self._kinds.items():
+            growing = len(ends)  # sweeps before the one that sees as many as any
+            if shown is not None:
+                growing = bisect_left(ends, shown, key=lambda end: self._longest(end) * at_once)
+                walked += num_layers * shown * (len(ends) - growing)
+            walked += num_layers * at_once * self._longest_of_all(growing, sweep)
+        return walked
+
+    def _longest(self, length: int) -> int:
+        return self._geometry.num_spans(length)
+
+    def _longest_of_all(self, num_sweeps: int, sweep: int) -> int:
+        """The sum of `_longest` at the beginnings of the first sweeps, however many these are."""
+        cell, span = self._geometry.cell_tokens, self._geometry.most_span_tokens
+        first = -(-2 // sweep)  # those before it see nothing: two cells are raw
+        sealed = (first * sweep - 2) * cell
+        return _floor_sum(num_sweeps - first, span, sweep * cell, sealed + span - 1)
 
     def _seen(self, kinds: Counter, length: int) -> int:
         """How many spans of some layers a token behind `length` others sees."""
-        longest = self._geometry.num_spans(length)
+        longest = self._longest(length)
         return sum(
             count * min(longest * at_once, longest * at_once if shown is None else shown)
             for (at_once, shown), count in kinds.items()
         )
+
+
+def _floor_sum(count: int, divisor: int, step: int, start: int) -> int:
+    """The sum of (start + i * step) // divisor for i below count, none of them negative; as Euclid
+    would, in the time of a logarithm."""
+    total = 0
+    while count > 0:
+        total += count * (start // divisor) + count * (count - 1) // 2 * (step // divisor)
+        start, step = start % divisor, step % divisor
+        count, start = divmod(start + step * count, divisor)
+        divisor, step = step, divisor
+    return total
 
 
 def _dealt(left: dict[str, int], num_spans: int, num_reads: int) -> dict[str, float]:

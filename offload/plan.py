@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .budget import format_size
 from .errors import ContextOverflow, DoesNotFit
@@ -83,7 +83,7 @@ class Plan:
     prefill_operations: dict[str, int] = field(default_factory=dict)  # see operations.py
     bandwidth: dict[str, float] = field(default_factory=dict)
     operations_per_s: dict[str, float] = field(default_factory=dict)
-    shortage: dict | None = None
+    shortage: dict[str, Any] | None = None
     selects: bool = False  # pages: then decode_bytes has no far planes
     # How tokens are guessed: by what was said before ("lookup"), by few pages too ("selection").
     drafts: str | None = None
@@ -148,7 +148,7 @@ class Plan:
             seconds = max(seconds, share**2 * from_disk / self.bandwidth["disk"])
         return seconds
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON prints it."""
         return {
             **asdict(self),

@@ -3,12 +3,23 @@ is known already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, Protocol, TypeGuard
 
 from .errors import ContextOverflow, InputError
 
-Prompt = str | Sequence[int] | Sequence[dict]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Array(Protocol):
+    """A tensor or an array of token ids, of one dimension."""
+
+    def tolist(self) -> Any: ...
+
+
+TokenIds = Sequence[int] | Array
+Prompt = str | TokenIds | Messages
 
 
 def check_room(num_tokens: int, context: int, model_context: int) -> None:
@@ -30,17 +41,20 @@ def check_room(num_tokens: int, context: int, model_context: int) -> None:
 
 def checked_ids(prompt, vocab_size: int) -> list[int]:
     """A prompt that is neither text nor messages. Raises InputError unless it is token ids."""
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
     if not isinstance(prompt, list | tuple):
         raise InputError(
             "a prompt is a str, a list of token ids or a list of messages, not "
             f"{type(prompt).__name__}"
         )
     for token in prompt:
-        if isinstance(token, bool) or not isinstance(token, int):
-            raise InputError(f"token ids are whole numbers, not {token!r}")
+        is_whole = type(token) is int or isinstance(token, Integral)
+        if not is_whole or isinstance(token, bool):
+            raise InputError(f"token ids are whole numbers, not {repr(token)[:80]}")
         if not 0 <= token < vocab_size:
             raise InputError(f"token id {token} is outside this model's 0 to {vocab_size - 1}")
-    return list(prompt)
+    return [*map(int, prompt)]
 
 
 def num_common(first: Iterable[int], second: Iterable[int]) -> int:
@@ -53,5 +67,5 @@ def num_common(first: Iterable[int], second: Iterable[int]) -> int:
     return count
 
 
-def is_messages(prompt) -> TypeGuard[Sequence[dict]]:
-    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
+def is_messages(prompt) -> TypeGuard[Messages]:
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)

@@ -12,6 +12,7 @@ import torch
 from ..kernels.matmul import ROW_TILE
 from .errors import InputError
 from .geometry import MOST_CELL_TOKENS
+from .prompt import is_messages
 
 _BLOCK_BYTES = 32 << 20  # of logits that are worked on at once
 
@@ -112,9 +113,8 @@ def output_bytes(vocab_size: int, num_rows: int) -> int:
 
 
 def _checked_ids(llm, token_ids) -> list[int]:
-    if isinstance(token_ids, torch.Tensor):
-        token_ids = token_ids.tolist()
-    if not isinstance(token_ids, list | tuple) or any(isinstance(t, dict) for t in token_ids):
+    are_some = isinstance(token_ids, list | tuple) or hasattr(token_ids, "tolist")
+    if not are_some or is_messages(token_ids):
         raise InputError(f"token_ids is a list of ints, not {type(token_ids).__name__}")
     ids = llm.encode(token_ids)
     if not ids:

@@ -7,9 +7,10 @@ is counted. Knows the tokenizer and the sampler; knows no pages (engine.py does)
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Sequence as Sequence_
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from .drafts import Drafts
 from .errors import InputError, StorageError
 from .output import Output
 from .prefixes.keeper import PrefixKeeper
-from .prompt import Prompt, check_room, is_messages
+from .prompt import Messages, Prompt, check_room, is_messages
 from .sampler import Sampler
 from .sequence import MOST_SNAPSHOTS
 from .session_file import KeptTokens, SessionFile
@@ -56,6 +57,7 @@ class Session:
         self._reading = SessionReading(llm, runtime, sequence, prefixes)
         self.usage = SessionUsage(runtime, sequence, llm.device_peak_bytes)
         self.is_open = True
+        self._process = os.getpid()
         self._drafts = Drafts(self._engine, runtime.make_drafter) if runtime.plan.drafts else None
         self._answer: weakref.ref[Stream] | None = None  # weak: a dropped stream closes itself
         self._file: SessionFile | None = None
@@ -82,7 +84,13 @@ class Session:
         if process:
             self._process_whole_cells()
 
-    def prepare(self, messages: Sequence_[dict], *, think: Think = None) -> None:
+    async def aappend(self, prompt: Prompt, *, process: bool = True, think: Think = None) -> None:
+        """Like append, while the loop goes on. Cancelling the task stops the reading between two
+        layers; what was appended stays, and an answer reads the rest."""
+        begin = partial(self.append, prompt, process=process, think=think)
+        await self._llm.async_answers.call(begin, self)
+
+    def prepare(self, messages: Messages, *, think: Think = None) -> None:
         """Make messages, a whole conversation, the session's tokens, and process their full cells:
         an answer to them, or to more after them, begins sooner. What the session holds already is
         kept. think: see `append`. Raises as `append` does, before anything changes.
@@ -150,14 +158,14 @@ class Session:
 
     # ---- answers -----------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt | None = None, **generation) -> Output:
+    def generate(self, prompt: Prompt | None = None, **generation: Any) -> Output:
         """Append a prompt and answer it. Messages are the whole conversation: see `stream`."""
         stream = self.stream(prompt, **generation)
         for _ in stream:
             pass
         return stream.output
 
-    def stream(self, prompt: Prompt | None = None, **generation) -> Stream:
+    def stream(self, prompt: Prompt | None = None, **generation: Any) -> Stream:
         """Like generate, piece by piece.
 
         A list of messages is the *whole* conversation: the tokens it shares with what the session
@@ -189,12 +197,12 @@ class Session:
             self._turns.append(turn)
         return Stream(self, config, constraint, closes_session=False, chat=chat)
 
-    def astream(self, prompt: Prompt | None = None, **generation) -> AsyncStream:
+    def astream(self, prompt: Prompt | None = None, **generation: Any) -> AsyncStream:
         """Like stream, for asyncio: `async for piece in session.astream(...)`; see AsyncStream."""
         begin = partial(self.stream, prompt, **generation)
         return self._llm.async_answers.stream(begin, self)
 
-    async def agenerate(self, prompt: Prompt | None = None, **generation) -> Output:
+    async def agenerate(self, prompt: Prompt | None = None, **generation: Any) -> Output:
         """Like generate, while the loop goes on. Several at once are answered in turn."""
         begin = partial(self.stream, prompt, **generation)
         return await self._llm.async_answers.output(begin, self)
@@ -260,6 +268,10 @@ class Session:
         StorageError when they could not be written; the pages are freed all the same."""
         if self not in self._llm.sessions:
             return
+        if self._is_elsewhere:
+            self.is_open = False
+            self._llm.sessions.remove(self)
+            return
         self._llm.async_answers.stop(self)
         with self._llm.sessions.at_rest():
             self._close()
@@ -293,9 +305,19 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------
 
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether it is a parent's process, from which this one was forked: pages on disk are in
+        files that both would write to."""
+        return self._process != os.getpid()
+
     def _check_open(self) -> None:
         if not self.is_open:
             raise InputError("the session is closed")
+        if self._is_elsewhere:
+            raise InputError(
+                "the session is another process's, from which this one was forked; open one here"
+            )
         with self._llm.sessions.running():  # nothing may change under another thread's run
             pass
 
@@ -318,7 +340,7 @@ class Session:
         if self._unfinished() in (None, stream):
             self._answer = None
             self._runtime.room.end_promise(self._sequence)
-        if self._file is not None and self.is_open:
+        if self._file is not None and self.is_open and not self._is_elsewhere:
             try:
                 self._save_file()
             except StorageError as error:

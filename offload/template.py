@@ -8,6 +8,7 @@ template may do is `sandbox.py`'s business; what its text becomes is `text.py`'s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -25,6 +26,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 MAX_SOURCE_CHARS = 64 * 1024  # compiles within a second; real ones have up to 17,000
 MAX_DEPTH = 64  # of lists and objects within a message; schemas may have as many
 _NO_TOOLS = {"tools": [], "functions": ""}
+
+# To see whether a template reads parts, and how it stands in a list that is written as it is.
+_PROBE = "a part of a message"
+_LISTED = re.compile(rf"""["']text["']: *["']{_PROBE}""")
 
 # For models without a template: plain text that base models continue well.
 FALLBACK_SOURCE = """\
@@ -96,6 +101,16 @@ def _check_content(message: dict[str, Any], where: str) -> None:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise InputError(f"{where}: only parts of text can be read, and one is {kind!r}")
+
+
+def with_joined_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checked messages with texts in place of lists of parts, for templates that know none."""
+    return [
+        {**message, "content": "\n".join(part["text"] for part in message["content"])}
+        if isinstance(message["content"], list)
+        else message
+        for message in messages
+    ]
 
 
 def plain_data(value: Any, where: str, depth: int = 0) -> Any:
@@ -241,6 +256,16 @@ class ChatTemplate:
                 return self._template.render({"datetime": moment, **context, **_NO_TOOLS})
 
         return self._metered(meter, work)
+
+    def reads_parts(self, **variables: Any) -> bool:
+        """Whether a content may be a list of parts. A template that knows texts alone fails, or
+        writes the list as Python does. variables: see `render`."""
+        part = {"type": "text", "text": _PROBE}
+        try:
+            rendered = self.render([{"role": "user", "content": [part]}], **variables)
+        except InputError:
+            return False
+        return _PROBE in rendered and _LISTED.search(rendered) is None
 
     def _metered(self, meter: Meter, work: Any) -> Any:
         try:

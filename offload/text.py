@@ -28,7 +28,13 @@ from .detokenizer import TextStream
 from .encoder import Encoder
 from .errors import InputError, UnsupportedModel
 from .prompt import num_common
-from .template import FALLBACK_SOURCE, ChatTemplate, check_messages, plain_data
+from .template import (
+    FALLBACK_SOURCE,
+    ChatTemplate,
+    check_messages,
+    plain_data,
+    with_joined_parts,
+)
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer"]
@@ -167,6 +173,8 @@ class Tokenizer:
     ) -> tuple[str, str]:
         """(rendered, guard): the template's text of guarded messages."""
         checked = check_messages(messages)
+        if any(isinstance(m["content"], list) for m in checked) and not self._reads_parts:
+            checked = with_joined_parts(checked)
         variables = {key: plain_data(value, key) for key, value in variables.items()}
         guard = self._control.guard_for([checked, variables])
         guarded = self._control.break_up_all([checked, variables], guard)
@@ -176,8 +184,7 @@ class Tokenizer:
             add_generation_prompt=prompt,
             now=self.now,
             **{
-                **self.named_tokens,
-                "adds_bos": bool(self.prefix_ids),
+                **self._own_variables,
                 **thinking,
                 "xml_tools": guarded[1].get("tools"),  # SmolLM3's name for them
                 **guarded[1],
@@ -193,6 +200,15 @@ class Tokenizer:
                 )
         check_text(rendered, f"what the chat template of {self.name} makes")
         return rendered, guard
+
+    @property
+    def _own_variables(self) -> dict[str, Any]:
+        return {**self.named_tokens, "adds_bos": bool(self.prefix_ids)}
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the chat template reads a content that is a list of parts."""
+        return self.template.reads_parts(now=self.now, **self._own_variables)
 
     def _think_variables(self, think: Think) -> dict[str, Any]:
         if think is None:

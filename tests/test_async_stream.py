@@ -63,6 +63,71 @@ def test_the_loop_goes_on_while_an_answer_is_made(llm, expected):
     assert ticks > 10  # one for each step of the loop; a blocked loop has a handful
 
 
+def test_sessions_are_opened_and_read_while_the_loop_goes_on(llm, expected):
+    threads = set()
+
+    async def ask():
+        llm.on_progress = lambda progress: threads.add(threading.get_ident())
+        opened, output = await asyncio.gather(llm.asession(), llm.agenerate(LONG, **WAY))
+        with opened as session:
+            await session.aappend(LONG)
+            assert session.num_processed > 0 and session.tokens == LONG
+            found = await session.agenerate(**WAY)
+            with pytest.raises(InputError, match="to an empty session"):
+                await session.aappend([{"role": "user", "content": "hi"}])
+        with pytest.raises(InputError, match="the session is closed"):
+            await session.aappend(LONG)
+        with pytest.raises(InputError, match="is no name for a session"):
+            await llm.asession("a/b")
+        return found, output
+
+    for output in asyncio.run(ask()):
+        assert output.token_ids == expected.token_ids
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    assert_nothing_is_held(llm)
+
+
+def test_reading_that_is_cancelled_or_closed_stops(llm, expected):
+    async def ask():
+        layers = 0
+        session = await llm.asession()
+
+        def cancel():
+            nonlocal layers
+            layers += 1
+            if layers == 2:
+                loop.call_soon_threadsafe(task.cancel)
+                asked.wait()
+
+        loop, asked = asyncio.get_running_loop(), threading.Event()
+        task = asyncio.create_task(session.aappend(LONG))
+        loop.call_later(0.2, asked.set)  # the task waits for the layer, and the layer for the task
+        llm.check = cancel
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        llm.check = None
+        assert layers == 2 and session.tokens == LONG
+        output = await session.agenerate(**WAY)
+
+        llm.check = lambda: loop.call_soon_threadsafe(session.close) and threading.Event().wait(0.2)
+        session.truncate(0)
+        with pytest.raises(InputError, match="the session was closed before the answer's end"):
+            await session.aappend(LONG)
+        llm.check = None
+        waits = asyncio.create_task(llm.asession())
+        await asyncio.sleep(0)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        assert len(llm.sessions) == 0
+        llm.close()
+        with pytest.raises(InputError, match="the LLM is closed"):
+            await llm.asession()
+        return output
+
+    assert asyncio.run(ask()).token_ids == expected.token_ids
+
+
 def test_several_at_once_are_answered_in_turn(llm, expected):
     """In each other's middle too, and whoever asks first may read last."""
 

@@ -23,6 +23,7 @@ PUBLIC = [
     ),
     *(
         "Session",
+        "Stream",
         "TextToken",
         "TokenLogprob",
         "ToolCall",
@@ -81,3 +82,48 @@ def test_errors_are_the_tree_that_the_documentation_draws():
     kinds = (e.ModelError, e.DoesNotFit, e.ContextOverflow, e.StorageError, e.InputError)
     assert all(issubclass(kind, e.EbbtideError) for kind in kinds)
     assert [kind.exit_code for kind in kinds] == [2, 3, 3, 4, 2]
+
+
+GENERIC = ("dict", "list", "tuple", "set", "Callable", "Sequence", "Mapping", "Iterable")
+
+
+def public_members():
+    """(name, its parts with types) of what public classes have, and of public functions."""
+    root = Path(ebbtide.__file__).parents[2]
+    for module, name in ebbtide._HOMES.values():
+        if name is None:
+            continue
+        path = root.joinpath(*module.strip(".").split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.parse(path.read_text()).body:
+            if getattr(node, "name", None) != name:
+                continue
+            for member in node.body if isinstance(node, ast.ClassDef) else [node]:
+                if isinstance(member, ast.AnnAssign):
+                    yield f"{name}.{ast.unparse(member.target)}", [member.annotation]
+                elif isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+                    if not member.name.startswith("_"):
+                        yield f"{name}.{member.name}", [*_types_of(member)]
+
+
+def _types_of(function):
+    arguments = [node for node in ast.walk(function.args) if isinstance(node, ast.arg)]
+    yield from (node.annotation for node in arguments if node.arg not in ("self", "cls"))
+    if function.returns is not None:
+        yield function.returns
+
+
+def _says_all(type) -> bool:
+    """Whether there is a type, and each generic one in it says of what it is."""
+    if type is None:
+        return False
+    said = {id(node.value) for node in ast.walk(type) if isinstance(node, ast.Subscript)}
+    names = [node for node in ast.walk(type) if isinstance(node, ast.Name)]
+    return all(id(node) in said for node in names if node.id in GENERIC)
+
+
+def test_what_users_call_and_get_has_whole_types():
+    """Else it is unknown to type checkers in a user's program, and so is all that comes from it."""
+    found = list(public_members())
+    assert len(found) > 150
+    assert [name for name, types in found if not all(map(_says_all, types))] == []

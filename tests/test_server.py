@@ -259,6 +259,8 @@ def test_tokens_can_be_counted_before_they_are_sent(server):
     assert found == {"tokens": ids, "count": len(ids), "max_model_len": server.said["context"]}
     asked = {"messages": [{"role": "user", "content": "Hello"}]}
     assert server.ask("/apply-template", asked) == (200, {"prompt": prompt})
+    assert server.ask("/apply-template", {**asked, "model": "ebb-nano"})[0] == 200
+    assert server.ask("/apply-template", {**asked, "model": "other"})[0] == 404
     _, found = server.ask("/tokenize", asked)
     assert found["count"] == server.chat("Hello")["usage"]["prompt_tokens"]
     status, found = server.ask("/tokenize", {"content": "x " * 60_000})

@@ -174,7 +174,8 @@ def assistant(*blocks):
         ({"thinking": {"type": "deep"}}, "thinking", "enabled, disabled, adaptive"),
         ({"output_config": {"effort": 1}}, "output_config.effort", "none, minimal, low"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format", "json_schema"),
-        ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number"),
+        ({"max_tokens": False}, "max_tokens", "max_tokens must be a whole number"),
+        ({"max_tokens": 0.5}, "max_tokens", "max_tokens must be a whole number"),
         ({"stop_sequences": [1]}, "stop_sequences", "stop_sequences"),
         ({"mcp_servers": [{}]}, "mcp_servers", "nothing runs on this server"),
         ({"container": "c"}, "container", "nothing runs on this server"),
@@ -381,6 +382,16 @@ def test_why_an_answer_ended_is_told(client, fields, reason):
     assert (delta.delta.stop_reason, delta.delta.stop_sequence) == reason
 
 
+def test_the_model_is_told_as_anthropic_does(client):
+    from anthropic.types import ModelInfo
+
+    models = client().models
+    (found,) = models.list()
+    strictly(ModelInfo, found)
+    assert (found.id, found.display_name, found.max_input_tokens) == ("m", "m", 100)
+    assert models.retrieve("m") == found and found.created_at.tzinfo is not None
+
+
 def test_what_fails_is_a_status_or_an_error_event(client):
     import anthropic
 
@@ -417,6 +428,19 @@ def test_errors_have_the_shape_of_the_protocol(error, status, kind, says):
         assert found == status and set(body) == {"type", "error"} and body["type"] == "error"
         assert body["error"]["type"] == kind and says in body["error"]["message"]
     assert "type" not in error_object(error, f"{PATH}x")[1]
+
+
+def test_a_prompt_may_be_read_beforehand():
+    """As Anthropic has it: `max_tokens` of 0 answers nothing."""
+    assert anthropic_request({**ASKED, "max_tokens": 0}).only_reads
+    assert not anthropic_request(ASKED).only_reads
+
+
+def test_the_tokens_of_a_conversation_may_be_counted_behind_an_answer():
+    messages = [HELLO, {"role": "assistant", "content": "Hi"}]
+    with pytest.raises(BadRequest, match="must not be the assistant's"):
+        anthropic_request({"messages": messages})
+    assert anthropic_request({"messages": messages}, is_counted=True).prompt == messages
 
 
 def test_what_is_refused_before_it_is_read_has_that_shape_too():

@@ -315,3 +315,24 @@ def test_addresses_that_cannot_be_listened_on():
             listener.bind(host, 0)
     with listener.bind("0.0.0.0", 0) as bound:
         assert not listener.is_loopback(bound)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "; /v1/chat/completions is"),
+        ("//v1/chat/completions", "; /v1/chat/completions is"),
+        ("/v1/v1/messages", "; /v1/messages is"),
+        ("/messages/count_tokens/", "; /v1/messages/count_tokens is"),
+        ("/models", "; /v1/models is"),
+        ("/v1/embeddings", ""),
+        ("/v1", ""),
+        ("/", ""),
+        ("/chat", ""),
+    ],
+)
+def test_an_address_without_v1_is_told_the_right_one(path, meant):
+    with listening(ScriptedWorker()) as (address, _):
+        status, text = ask(address, {}, path)
+    reason = json.loads(text)["error"]["message"]
+    assert status == 404 and reason == f"There is no {path} here{meant}."

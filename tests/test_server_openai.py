@@ -67,7 +67,6 @@ def test_what_changes_nothing_is_passed_over_and_the_rest_has_its_effect(client)
         ({"n": 2}, "n", "there is one answer to a request"),
         ({"logit_bias": {"5": 200}}, "logit_bias", "a number from -100 to 100"),
         ({"modalities": ["text", "audio"]}, "modalities", "text alone"),
-        ({"prediction": {"type": "content", "content": "x"}}, "prediction", "not a field"),
         ({"web_search_options": {}}, "web_search_options", "not a field"),
         (
             {

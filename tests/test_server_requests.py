@@ -38,6 +38,11 @@ def chat(**fields):
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        # Of clients that write all numbers with a point, and of those that know "no limit".
+        ({"max_tokens": 5.0, "seed": -1.0}, {"max_new_tokens": 5, "seed": 2**64 - 1}),
+        ({"max_tokens": -1}, {}),
+        ({"max_tokens": -1, "max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"top_k": -1}, {"top_k": 0}),
         ({"stop": "."}, {"stop_strings": "."}),
         ({"stop": [".", "\n"]}, {"stop_strings": [".", "\n"]}),
         ({"temperature": 0, "top_p": 0.5, "seed": 1}, {"temperature": 0, "top_p": 0.5, "seed": 1}),
@@ -84,7 +89,12 @@ def test_what_clients_send_besides_changes_nothing():
         **{"parallel_tool_calls": True, "tools": [], "tool_choice": "auto"},
         **{"logprobs": False, "top_logprobs": 0},
         **{"response_format": {"type": "text"}, "modalities": ["text"], "service_tier": "auto"},
-        **{"prediction": None, "audio": None, "unheard_of": None, "max_tokens": None},
+        **{
+            "prediction": {"type": "content", "content": "x"},
+            "audio": None,
+            "unheard_of": None,
+            "max_tokens": None,
+        },
         "stream_options": {"include_usage": True, "include_obfuscation": False},
     }
     assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
@@ -138,6 +148,8 @@ def schema_format(schema, **more):
         ({"response_format": schema_format([])}, f"{SCHEMA}", f"{SCHEMA} must be a JSON schema"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number from 1"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "contradicts"),
+        ({"max_tokens": -2}, "max_tokens", "max_tokens must be a whole number from 1"),
+        ({"max_tokens": 5.5}, "max_tokens", "not 5.5"),
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"stop": [""]}, "stop", "stop: each must have"),
         ({"stream": "yes"}, "stream", "true or false, not a text"),
@@ -436,3 +448,11 @@ def test_an_event_is_one_line_to_every_reader():
     value = {"text": "a\u2028b\u2029c\x85d\n\\"}
     line, *rest = event(value).decode().splitlines()
     assert json.loads(line.removeprefix("data: ")) == value and rest == [""]
+
+
+def test_who_asks_too_much_is_told_so_in_openais_words():
+    """By which clients know that they must shorten a conversation."""
+    error = errors.ContextOverflow("x", needed_tokens=20, available_tokens=10)
+    found = error_object(error)[1]["error"]
+    assert found["message"] == "This model's maximum context length is 10 tokens: x"
+    assert found["code"] == "context_length_exceeded"

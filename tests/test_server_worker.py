@@ -180,6 +180,27 @@ def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_toke
     assert worker.counts["completion_tokens"] == output.usage["completion_tokens"]
 
 
+def test_a_prompt_that_is_only_read_is_found_by_the_next_request(
+    worker, script, scripted_tokenizer
+):
+    asked = {"messages": [{"role": "user", "content": "Hello"}]}
+    request = anthropic_request({**asked, "max_tokens": 0})
+    found = events_of(worker, request)
+    (started,), output = [event for event in found if isinstance(event, Started)], found[-1]
+    assert not any(isinstance(event, Piece) for event in found)
+    assert started == (output.usage["prompt_tokens"], 0) and output.token_ids == []
+    told = AnthropicAnswer(request, "m").whole(output)
+    assert (told["content"], told["stop_reason"]) == ([], "max_tokens")
+    assert worker.counts["requests_read"] == 1 and worker.counts["requests_answered"] == 0
+    assert worker.counts["prompt_tokens"] == output.usage["prompt_tokens"]
+    assert worker.counts["prefill_seconds"] > 0
+
+    script += ids_of(scripted_tokenizer, f"{FINAL}Yes.<|return|>")
+    found = events_of(worker, anthropic_request({**asked, "max_tokens": 40}))[-1]
+    assert found.text == "Yes."
+    assert found.usage["prompt_tokens_details"]["cached_tokens"] == output.usage["prompt_tokens"]
+
+
 def test_settings_of_the_command_line_hold_where_a_request_has_none(worker, script):
     worker._run.settings = Settings(max_new_tokens=2)
     script += [5] * 20

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
@@ -190,10 +191,11 @@ def test_an_empty_session_has_no_last_logits(llm):
         assert session.last_logits() is not None
 
 
-@pytest.mark.parametrize("context", [-5, 0, True, 1.5, "4096"])
+@pytest.mark.parametrize("context", [-5, 0, True, 1.5, "4096", 2**31, None])
 def test_a_sessions_context_is_a_number_of_tokens(llm, context):
-    with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
-        llm.session(context=context)
+    if context is not None:
+        with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
+            llm.session(context=context)
     with pytest.raises(InputError, match=f"context is {context!r}; allowed is a whole number"):
         llm.plan_at(context)
 
@@ -383,3 +385,17 @@ def test_what_check_raises_stops_a_reading_and_costs_one_sweep(checkpoint, tmp_p
             llm.check = None
             assert num_stops > 2
             assert torch.equal(session.last_logits(), expected)
+
+
+def test_a_context_may_be_numpys_or_longer_than_any_model(llm):
+    """A plan took time by the context: of 2,000 million tokens the better part of a minute."""
+    assert llm.plan_at(np.int64(300)) == llm.plan_at(300)
+    assert not llm.plan_at(2**31 - 1).fits
+    with pytest.raises(ContextOverflow, match="2,147,483,647 tokens are asked for"):
+        llm.session(context=2**31 - 1)
+
+
+@pytest.mark.parametrize("share", ["a half", float("nan"), -0.1, 1.1, True, None])
+def test_what_is_kept_in_memory_is_a_share(llm, share):
+    with pytest.raises(InputError, match=r"share is .* allowed is a number from 0 to 1"):
+        llm.keep_in_memory(share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sessions_under_test import IDS
@@ -33,7 +34,28 @@ def test_scores_are_the_logits_log_softmax(llm, monkeypatch, prefill_tokens):
 def test_logits_take_what_a_prompt_takes(llm):
     expected = llm.logits([1, 2, 3])
     assert torch.equal(llm.logits((1, 2, 3)), expected)
-    assert torch.equal(llm.logits(torch.tensor([1, 2, 3])), expected)
+    answer = llm.generate([1, 2, 3], max_new_tokens=4)
+    for like in (torch.tensor([1, 2, 3]), np.array([1, 2, 3]), [*np.array([1, 2, 3])]):
+        assert torch.equal(llm.logits(like), expected)
+        assert llm.generate(like, max_new_tokens=4).token_ids == answer.token_ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (torch.tensor([[1, 2]]), r"whole numbers, not \[1, 2\]"),
+        (torch.tensor([0.5]), "whole numbers, not 0.5"),
+        (torch.tensor(5), "not int"),
+        (np.array(["a"]), "whole numbers, not 'a'"),
+        ([True], "whole numbers, not True"),
+        (b"text", "not bytes"),
+        (range(3), "not range"),
+        ([np.int64(-1)], "token id -1 is outside"),
+    ],
+)
+def test_what_is_no_prompt_is_named(llm, prompt, says):
+    with pytest.raises(InputError, match=says):
+        llm.generate(prompt)
 
 
 @pytest.mark.parametrize(

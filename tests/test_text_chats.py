@@ -232,3 +232,39 @@ def test_any_session_continues_to_the_same_text(small, first, second, cut):
     assert small.decode(ids, False) == small.decode(small.chat_ids(messages), False)
     assert ids[:num_common] == session[:num_common]
     assert num_common == min(len(ids), len(session)) or ids[num_common] != session[num_common]
+
+
+PARTS = [{"type": "text", "text": "a {x}"}, {"type": "text", "text": "b"}]
+READS_PARTS = (
+    "{% for m in messages %}{{ bos_token + m.role }}: {% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}<{{ part.text }}>{% endfor %}{% endif %}{% endfor %}"
+)
+LISTS_ALONE = (
+    "{% for m in messages %}{% for p in m.content %}<{{ p['text'] }}>{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "made"),
+    [
+        ("{{ messages[0].role + messages[0].content }}", "usera {x}\nb"),  # would fail
+        ("{{ messages[0].content }}", "a {x}\nb"),  # would write the list as Python does
+        ("{{ messages[0].content | tojson }}", '"a {x}\\nb"'),
+        ("{{ messages[0].content | trim }}", "a {x}\nb"),
+        (READS_PARTS, "<|bos|>user: <a {x}><b>"),
+        (LISTS_ALONE, "<a {x}><b>"),
+    ],
+)
+def test_parts_of_a_content_are_one_text_for_templates_that_know_no_parts(tmp_path, template, made):
+    tokenizer = Tokenizer.load(byte_level(tmp_path, template=template))
+    assert tokenizer.chat_text([{"role": "user", "content": PARTS}]) == made
+
+
+def test_a_chat_of_parts_is_found_again(chatml):
+    def asked(parts):
+        return [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}, USER]
+
+    held = chatml.chat_ids(asked(PARTS)[:2], add_generation_prompt=False)
+    ids, common = chatml.continue_chat(held, asked(PARTS))
+    assert common == len(held) and ids == chatml.chat_ids(asked("a {x}\nb"))
+    assert chatml.num_answered(ids, asked(PARTS)) == len(held)

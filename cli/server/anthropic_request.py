@@ -37,13 +37,19 @@ _BLOCKS = {  # by whose message they are in
 _BILLING = re.compile(r"x-anthropic-billing-header:(?:[ \t]*[\w-]+=[^;\n]*;)*\s*")
 
 
-def anthropic_request(body: dict[str, Any]) -> Request:
-    """For /v1/messages. Raises BadRequest."""
+def anthropic_request(body: dict[str, Any], *, is_counted: bool = False) -> Request:
+    """For /v1/messages. is_counted: whether only the prompt's tokens are, which may end with an
+    answer then. Raises BadRequest."""
     given = _FIELDS.given(body)
+    # Anthropic's way to have a prompt read beforehand.
+    only_reads = type(given.get("max_tokens")) is int and given["max_tokens"] == 0
+    if only_reads:
+        given["max_tokens"] = 1
     _check_edits(typed(given, "context_management", dict, {}))
     generation = _thinking(given) | _FIELDS.generation(given)
     return Request(
-        prompt=_messages(given),
+        prompt=_messages(given, is_counted),
+        only_reads=only_reads,
         generation=generation | _format(given) | _tools(given),
         model=typed(given, "model", str),
         stream=typed(given, "stream", bool, False),
@@ -138,7 +144,7 @@ def _tool(tool: Any, at: int) -> dict[str, Any]:
 # ---- messages ---------------------------------------------------------------------------------
 
 
-def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages(given: dict[str, Any], is_counted: bool) -> list[dict[str, Any]]:
     said = Conversation("messages")
     for block in _blocks(given.get("system", ""), "system", "system"):
         begin = _BILLING.match(block["text"])
@@ -149,7 +155,7 @@ def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     for at, message in enumerate(messages):
         _add(said, message, f"messages[{at}]")
-    if said.ends_with_answer:
+    if said.ends_with_answer and not is_counted:
         raise BadRequest(
             "The last message must not be the assistant's: an answer that has begun is not "
             "continued here.",

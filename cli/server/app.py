@@ -6,6 +6,7 @@ model goes through the worker's queue.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -38,6 +39,11 @@ from .text_query import count_query, detokenize_query, template_query, tokenize_
 from .worker import Worker
 
 Log = Callable[[str], None]
+# Of what clients put behind the address that they were given.
+_ADDRESSES = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
+)
 _CLOSED = 499  # as proxies log a client that has gone; nobody reads it
 _RETRY_AFTER_S = 10
 
@@ -134,7 +140,9 @@ class Routes:
         return await self._answer(http, anthropic_request, AnthropicAnswer)
 
     async def count_tokens(self, http: HTTPRequest) -> Response:
-        return await self._answer(http, lambda body: count_query(anthropic_request(body)))
+        return await self._answer(
+            http, lambda body: count_query(anthropic_request(body, is_counted=True))
+        )
 
     async def count_input(self, http: HTTPRequest) -> Response:
         kind = "response.input_tokens"
@@ -216,7 +224,8 @@ class Routes:
     async def refuse_path(self, http: HTTPRequest, error: Exception) -> Response:
         """What starlette refuses by itself."""
         status = getattr(error, "status_code", 500)
-        reason = f"There is no {http.scope['path']} here."
+        path = http.scope["path"]
+        reason = f"There is no {path} here{_meant(path)}."
         if status == 405:
             reason = f"{http.scope['path']} does not take {http.method}."
         response = await self.refuse(http, BadRequest(reason, status=status))
@@ -230,6 +239,13 @@ class Routes:
         status, body = error_object(error, path)
         headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else None
         return _json(body, status, headers)
+
+
+def _meant(path: str) -> str:
+    """Of an address that is not there: the one whose "/v1" is missing, or there twice."""
+    asked = re.sub(r"^/*(v1/+)*", "/", path.rstrip("/"))
+    near = (known for known in _ADDRESSES if known.removeprefix("/v1") == asked)
+    return "".join(f"; {known} is" for known in near if known != path)
 
 
 async def _one_by_one(parts: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -32,13 +32,16 @@ _ANTHROPIC_TYPES = {
 def error_object(error: BaseException, path: str = "") -> tuple[int, dict[str, Any]]:
     """(status, body) for what went wrong. path: that was asked."""
     status, found = _described(error)
-    if not _is_anthropic(path):
-        return status, {"error": found}
-    message = found["message"]
+    is_anthropics, message = _is_anthropic(path), found["message"]
     if isinstance(error, errors.ContextOverflow):
-        # Coding agents shorten a conversation where they read these words.
+        # Clients shorten a conversation where they read these words.
         needed, available = error.needed_tokens, error.available_tokens
-        message = f"prompt is too long: {needed} tokens > {available} maximum: {message}"
+        begin = f"This model's maximum context length is {available} tokens"
+        if is_anthropics:
+            begin = f"prompt is too long: {needed} tokens > {available} maximum"
+        message = f"{begin}: {message}"
+    if not is_anthropics:
+        return status, {"error": {**found, "message": message}}
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 

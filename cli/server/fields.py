@@ -21,6 +21,8 @@ _OWN_SETTINGS = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
     *("logit_bias", "suppress_tokens", "bad_words_ids", "min_new_tokens"),
 )
+# What -1 means to clients of llama.cpp's, LM Studio's and vLLM's; None: as if nothing were given.
+_NO_LIMIT: dict[str, Any] = {"max_new_tokens": None, "top_k": 0}
 _EFFORTS: dict[str, bool | str] = {
     **{"none": False, "minimal": "low", "low": "low", "medium": "medium"},
     **{"high": "high", "xhigh": "high", "max": "high"},
@@ -60,7 +62,10 @@ class Fields:
         for name, own in {**self.settings, **{name: name for name in _OWN_SETTINGS}}.items():
             if name not in given:
                 continue
-            value = given[name]
+            value = _whole(given[name])
+            if value == -1 and own in _NO_LIMIT:
+                if (value := _NO_LIMIT[own]) is None:
+                    continue
             if own == "seed" and isinstance(value, int) and -(2**63) <= value < 0:
                 value += 2**64  # OpenAI's are of 64 bits with a sign
             check_settings(name, own, {own: value})
@@ -69,6 +74,11 @@ class Fields:
                     f"{name!r} contradicts another field of the same meaning.", param=name
                 )
         return found
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of numbers, and some clients write all of them with a point: 100.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_settings(where: str, own: str, settings: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from .messages import messages_of
 @dataclass(frozen=True)
 class Request:
     """prompt: messages, text or token ids. generation: names and values for `Session.stream`.
-    model: the name that was given. return_progress: whether a stream tells how far reading is."""
+    model: the name that was given. return_progress: whether a stream tells how far reading is.
+    only_reads: whether nothing is to be answered, so that the next one finds the prompt."""
 
     prompt: Any
     generation: dict[str, Any] = field(default_factory=dict)
@@ -26,6 +27,7 @@ class Request:
     stream: bool = False
     include_usage: bool = False
     return_progress: bool = False
+    only_reads: bool = False
 
     @property
     def tools(self) -> list[Any]:
@@ -71,7 +73,7 @@ def _fields(*own: str) -> Fields:
         },
         ignored=(
             *("user", "metadata", "store", "service_tier", "safety_identifier"),
-            *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+            *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "prediction"),
         ),
     )
 

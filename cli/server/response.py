@@ -7,6 +7,7 @@ have it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from .answer import Answer, encoded, event
@@ -18,12 +19,14 @@ DONE = b"data: [DONE]\n\n"
 
 
 def models_object(name: str, context: int, created_s: int) -> dict[str, Any]:
-    return {"object": "list", "data": [model_object(name, context, created_s)]}
+    """A list in OpenAI's shape and Anthropic's."""
+    found = {"object": "list", "data": [model_object(name, context, created_s)]}
+    return {**found, "has_more": False, "first_id": name, "last_id": name}
 
 
 def model_object(name: str, context: int, created_s: int) -> dict[str, Any]:
-    """context_length: the most tokens that prompt and answer may reach; clients of vLLM's look for
-    it under the other name."""
+    """In OpenAI's shape and Anthropic's. context_length: the most tokens that prompt and answer may
+    reach; clients of vLLM's look for it under the other name."""
     return {
         "id": name,
         "object": "model",
@@ -31,6 +34,12 @@ def model_object(name: str, context: int, created_s: int) -> dict[str, Any]:
         "owned_by": "ebbtide",
         "context_length": context,
         "max_model_len": context,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(created_s, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": context,
+        "max_tokens": context,
     }
 
 

@@ -81,14 +81,14 @@ def detokenize_query(body: dict[str, Any]) -> TextQuery:
 
 def template_query(body: dict[str, Any]) -> TextQuery:
     """{"messages": [...], "tools": [...]} -> {"prompt": what the chat template makes of them}"""
-    _check_names(body, "messages", "tools")
+    _check_names(body, "model", "messages", "tools")
     messages, found = messages_of(body.get("messages")), tools_of(body)
 
     def text(llm: Any, defaults: dict[str, Any]) -> dict[str, Any]:
         options = _chat_options(llm, defaults, found)
         return {"prompt": llm.tokenizer.chat_text(messages, **options)}
 
-    return TextQuery(messages, text, found.get("tools", []))
+    return TextQuery(messages, text, found.get("tools", []), typed(body, "model", str))
 
 
 def count_query(request: Request, **more: Any) -> TextQuery:

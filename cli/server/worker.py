@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -232,11 +233,23 @@ class Worker:
         usage = stream.output.usage
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         job.put(Started(usage["prompt_tokens"], cached))
+        if job.request.only_reads:
+            return self._read(stream)
         for piece in stream:
             job.put(piece)
             self._llm.check()
         self._count(stream.output)
         return stream.output
+
+    def _read(self, stream: Any) -> Any:
+        """The Output of a prompt that is read, and not answered."""
+        began_s = time.monotonic()
+        self.session.last_logits()
+        stream.close()
+        output = replace(stream.output, finish_reason="length")
+        self.counts["requests_read"] += 1
+        self._count_tokens(output, time.monotonic() - began_s)
+        return output
 
     def _stream(self, request: Request) -> Any:
         if self.session is None:
@@ -351,12 +364,15 @@ class Worker:
         self._run.terminal.detail("".join(traceback.format_exception(error)).rstrip())
 
     def _count(self, output: Any) -> None:
-        usage = output.usage
         self.counts["requests_answered"] += 1
+        self._count_tokens(output, output.timings["prefill_s"])
+
+    def _count_tokens(self, output: Any, prefill_s: float) -> None:
+        usage = output.usage
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
         self.counts["completion_tokens"] += usage["completion_tokens"]
-        self.counts["prefill_seconds"] += output.timings["prefill_s"]
+        self.counts["prefill_seconds"] += prefill_s
         self.counts["decode_seconds"] += output.timings["decode_s"]
         self.counts["kept_bytes"] += output.kv["bytes_kept"]
         self.counts["disk_read_bytes"] += output.kv["bytes_read"].get("disk", 0)

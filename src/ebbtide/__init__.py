@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
         volume_warnings,
         writable_spill_dir,
     )
+    from .offload.stream import Stream
 
     __version__: str
 
@@ -71,6 +72,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Session",
+    "Stream",
     "TextToken",
     "TokenLogprob",
     "ToolCall",
@@ -125,6 +127,7 @@ _HOMES = {
     "Plan": (".offload.plan", "Plan"),
     "Progress": (".offload.output", "Progress"),
     "Session": (".offload.session", "Session"),
+    "Stream": (".offload.stream", "Stream"),
     "TextToken": (".offload.output", "TextToken"),
     "TokenLogprob": (".offload.output", "TokenLogprob"),
     "ToolCall": (".offload.output", "ToolCall"),
