@@ -325,7 +325,10 @@ class LLM:
         """The model's tokenizer. Raises BadCheckpoint when its files have none, or when they
         changed before they were read."""
         if self._tokenizer is None:
-            tokenizer = Tokenizer(self.files.tokenizer())
+            files = self.files.tokenizer()
+            if not Path(self.model_name).expanduser().exists():  # a folder of the hub's cache
+                files = replace(files, name=self.model_name.partition(" ")[0])
+            tokenizer = Tokenizer(files)
             self._opened.check_texts()
             self._tokenizer = tokenizer
         return self._tokenizer

@@ -96,11 +96,21 @@ def test_what_clients_send_besides_changes_nothing():
             "max_tokens": None,
         },
         "stream_options": {"include_usage": True, "include_obfuscation": False},
+        # Of clients of other servers.
+        **{"cache_prompt": True, "ignore_eos": False, "stop_token_ids": [], "priority": 0},
+        **{"skip_special_tokens": True, "length_penalty": 1.0, "add_generation_prompt": True},
     }
     assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
 
 
 CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+def test_what_clients_keep_of_an_answer_may_come_back_with_it():
+    kept = {"id": "m1", "refusal": None, "annotations": [], "reasoning_details": [{"text": "x"}]}
+    kept |= {"provider_specific_fields": {}, "thinking_blocks": [], "cache_control": {"type": "e"}}
+    answer = {"role": "assistant", "content": "Hi"}
+    assert chat(messages=[*HELLO, {**answer, **kept}, *HELLO]).prompt == [*HELLO, answer, *HELLO]
 
 
 def test_formats_become_schemas():
@@ -156,6 +166,8 @@ def schema_format(schema, **more):
         ({"stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
         ({"reasoning_effort": "vast"}, "reasoning_effort", "none, minimal, low"),
         ({"chat_template_kwargs": {"date": "x"}}, "chat_template_kwargs", "enable_thinking"),
+        ({"ignore_eos": True}, "ignore_eos", "may only be false"),
+        ({"length_penalty": 1.5}, "length_penalty", "may only be 1: tokens are chosen one by"),
         ({"best": 1}, "best", "'best' is not a field that Ebbtide knows; allowed are "),
         ({"model": 3}, "model", "must be a text"),
     ],

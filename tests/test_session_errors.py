@@ -12,7 +12,7 @@ import torch
 from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import keep_in_memory, open_small, open_spilling
 
-from ebbtide import LLM
+from ebbtide import LLM, Budget
 from ebbtide.offload import runtime as runtime_module
 from ebbtide.offload.disk import ScratchFile
 from ebbtide.offload.errors import (
@@ -399,3 +399,37 @@ def test_a_context_may_be_numpys_or_longer_than_any_model(llm):
 def test_what_is_kept_in_memory_is_a_share(llm, share):
     with pytest.raises(InputError, match=r"share is .* allowed is a number from 0 to 1"):
         llm.keep_in_memory(share)
+
+
+def test_a_limit_for_a_device_that_is_not_there_is_said_to_have_no_effect():
+    budgets = {"2GiB": True, "auto": False, 0: False}
+    for size, is_said in budgets.items():
+        with LLM.open(device="cpu", budget=Budget(device_memory=size)) as opened:
+            assert any("device_memory is without" in said for said in opened.warnings) == is_said
+
+
+def test_a_model_is_called_by_its_name_and_not_by_its_folder_in_a_cache(llm):
+    with LLM.open() as builtin, pytest.raises(InputError, match="template of ebb-nano knows no"):
+        builtin.chat([{"role": "user", "content": "hi"}], tools=[{"function": {"name": "f"}}])
+    folder = llm.tokenizer.name
+    llm.model_name, llm._tokenizer = "org/model", None
+    assert llm.tokenizer.name == "org/model" != folder
+    assert repr(llm) == "<LLM 'org/model', open>"
+    llm.close()
+    assert repr(llm) == "<LLM 'org/model', closed>"
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("hi", "messages must be a list of {role, content}, not str"),
+        ([], "messages is empty"),
+        ([1, 2], r"messages\[0\] must be a mapping with role and content, not int"),
+        ({"role": "user", "content": "hi"}, "not dict"),
+        (None, "not NoneType"),
+    ],
+)
+def test_a_chat_takes_messages_alone(llm, messages, says):
+    """A text went to the model raw, without its chat template."""
+    with pytest.raises(InputError, match=says):
+        llm.chat(messages)

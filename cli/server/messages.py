@@ -17,7 +17,10 @@ _ROLES = {
     "tool": "tool",
 }
 # Of a message: what answers carry when a client sends them back, and what changes nothing.
-_MESSAGE_EXTRAS = ("name", "refusal", "annotations", "reasoning_content", "reasoning")
+_MESSAGE_EXTRAS = (
+    *("name", "refusal", "annotations", "reasoning_content", "reasoning", "reasoning_details"),
+    *("id", "cache_control", "thinking_blocks", "provider_specific_fields"),
+)
 _OWN = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}
 
 

@@ -47,6 +47,19 @@ class Request:
 _ONLY_TEXT = "Ebbtide answers with text alone"
 VERBOSITY = (("medium",), "say in a message how long the answer should be")
 _SWITCHES = ("enable_thinking", "thinking")  # of chat templates
+# What clients of llama.cpp's and vLLM's servers say of themselves.
+_OF_OTHER_SERVERS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "ignore_eos": ((False,), "logit_bias keeps tokens from coming"),
+    "stop_token_ids": (([],), "'stop' takes texts"),
+    "include_stop_str_in_output": ((False,), "an answer ends before them"),
+    "skip_special_tokens": ((True,), "control tokens are never told"),
+    "spaces_between_special_tokens": ((True,), "control tokens are never told"),
+    "add_generation_prompt": ((True,), "the model answers after the last message"),
+    "continue_final_message": ((False,), "the model answers after the last message"),
+    "use_beam_search": ((False,), "tokens are chosen one by one"),
+    "length_penalty": ((1,), "tokens are chosen one by one"),
+    "early_stopping": ((False,), "tokens are chosen one by one"),
+}
 _COMMON = ("model", "stream", "stream_options", "return_progress", "response_format")
 
 
@@ -70,10 +83,12 @@ def _fields(*own: str) -> Fields:
             "verbosity": VERBOSITY,
             "echo": ((False,), "the prompt is not repeated"),
             "suffix": (("",), "text is continued at its end only"),
+            **_OF_OTHER_SERVERS,
         },
         ignored=(
             *("user", "metadata", "store", "service_tier", "safety_identifier"),
             *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "prediction"),
+            *("cache_prompt", "priority"),
         ),
     )
 
