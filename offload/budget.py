@@ -35,6 +35,8 @@ def parse_size(text: str, allowed: str = _ALLOWED) -> int | str:
     """Bytes, or "auto". A bare number other than 0 is refused: `8` would mean eight bytes. Raises
     ValueError, which ends with what is allowed.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not a size; {allowed}")
     word = text.strip()
     if word.lower() == "auto":
         return "auto"

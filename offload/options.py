@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from .errors import InputError
 from .mode import MODES
 from .model_config import DTYPE_BYTES
 from .packing import Bits, Packing
+from .prompt import is_whole
 
 MOST_TOKENS = 2**31 - 1
 _MOST_THREADS = 4096  # torch crashes at the end of a process that was given a million
@@ -67,7 +67,7 @@ class Options:
 
 def checked_count(name: str, value: Any, most: int = MOST_TOKENS) -> int:
     """A whole number, of tokens or of threads. Raises InputError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+    if not is_whole(value) or not 1 <= int(value) <= most:
         raise InputError(f"{name} is {value!r}; allowed is a whole number from 1 to {most:,}")
     return int(value)
 

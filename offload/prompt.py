@@ -49,12 +49,16 @@ def checked_ids(prompt, vocab_size: int) -> list[int]:
             f"{type(prompt).__name__}"
         )
     for token in prompt:
-        is_whole = type(token) is int or isinstance(token, Integral)
-        if not is_whole or isinstance(token, bool):
+        if type(token) is not int and not is_whole(token):
             raise InputError(f"token ids are whole numbers, not {repr(token)[:80]}")
-        if not 0 <= token < vocab_size:
+        if not 0 <= int(token) < vocab_size:
             raise InputError(f"token id {token} is outside this model's 0 to {vocab_size - 1}")
     return [*map(int, prompt)]
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, numpy's among them."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def num_common(first: Iterable[int], second: Iterable[int]) -> int:

@@ -19,7 +19,7 @@ from .drafts import Drafts
 from .errors import InputError, StorageError
 from .output import Output
 from .prefixes.keeper import PrefixKeeper
-from .prompt import Messages, Prompt, check_room, is_messages
+from .prompt import Messages, Prompt, check_room, is_messages, is_whole
 from .sampler import Sampler
 from .sequence import MOST_SNAPSHOTS
 from .session_file import KeptTokens, SessionFile
@@ -114,7 +114,7 @@ class Session:
 
     def _truncate(self, length: int) -> None:
         sequence = self._sequence
-        if type(length) is not int or not 0 <= length <= len(sequence.tokens):
+        if not is_whole(length) or not 0 <= (length := int(length)) <= len(sequence.tokens):
             raise InputError(f"cannot truncate {len(sequence.tokens)} tokens to {length!r}")
         if length == len(sequence.tokens):
             return
@@ -220,7 +220,7 @@ class Session:
         again. Raises InputError where `name` is in use or not allowed, and StorageError.
         """
         self._check_open()
-        if name == self.name:
+        if self._file is not None and name == self.name:
             self.save()
             return
         file = SessionFile(name, self._llm.tokens_fingerprint)

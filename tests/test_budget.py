@@ -126,3 +126,9 @@ def test_auto_takes_nothing_of_what_is_too_small(tmp_path):
 )
 def test_sizes_as_people_read_them(num_bytes, text):
     assert format_size(num_bytes) == text
+
+
+@pytest.mark.parametrize("value", [None, 5, b"1GiB"])
+def test_sizes_are_read_from_texts(value):
+    with pytest.raises(ValueError, match="is not a size; allowed are"):
+        parse_size(value)

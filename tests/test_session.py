@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from random_checkpoints import make
 from sessions_under_test import EOS, IDS, LONG, assert_nothing_is_held
@@ -238,6 +239,8 @@ def test_truncate_takes_whole_numbers_within(llm):
         for wrong in (-1, 11, 1.0, True, None):
             with pytest.raises(InputError, match="cannot truncate 10 tokens"):
                 session.truncate(wrong)
+        session.truncate(np.int64(4))
+        assert session.tokens == IDS[:4]
 
 
 def test_forks_go_their_own_ways(llm):

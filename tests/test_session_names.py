@@ -59,6 +59,8 @@ def test_a_session_can_get_its_name_late(llm, state):
         assert session.name is None
         with pytest.raises(InputError, match="has no name"):
             session.save()
+        with pytest.raises(InputError, match="None is no name"):
+            session.keep_as(None)
         session.append(LONG)
         session.keep_as("one")
         session.keep_as("two")

@@ -180,7 +180,8 @@ class Worker:
                 last = job.request.answer(llm, self._run.generation())
             else:
                 stream = self._stream(job.request)
-                last = self._told(job, stream)
+                only_reads = job.request.only_reads
+                last = self._read(job, stream) if only_reads else self._told(job, stream)
         except HungUp as error:
             last = error
             self.counts["requests_cancelled"] += 1
@@ -230,19 +231,21 @@ class Worker:
 
     def _told(self, job: Job, stream: Any) -> Any:
         """The Output, once all pieces were put."""
-        usage = stream.output.usage
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
-        job.put(Started(usage["prompt_tokens"], cached))
-        if job.request.only_reads:
-            return self._read(stream)
+        self._put_started(job, stream)
         for piece in stream:
             job.put(piece)
             self._llm.check()
         self._count(stream.output)
         return stream.output
 
-    def _read(self, stream: Any) -> Any:
+    def _put_started(self, job: Job, stream: Any) -> None:
+        usage = stream.output.usage
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        job.put(Started(usage["prompt_tokens"], cached))
+
+    def _read(self, job: Job, stream: Any) -> Any:
         """The Output of a prompt that is read, and not answered."""
+        self._put_started(job, stream)
         began_s = time.monotonic()
         self.session.last_logits()
         stream.close()
@@ -367,7 +370,7 @@ class Worker:
         self.counts["requests_answered"] += 1
         self._count_tokens(output, output.timings["prefill_s"])
 
-    def _count_tokens(self, output: Any, prefill_s: float) -> None:
+    def _count_tokens(self, output: Any, prefill_s: Any) -> None:
         usage = output.usage
         self.counts["prompt_tokens"] += usage["prompt_tokens"]
         self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
