@@ -79,7 +79,7 @@ Running
 
 Answers
     llm                the Python API; options: what opening takes; mode: exact, bounded, deadline
-    session            tokens that stay; open_sessions: all that are open
+    session            tokens that stay; open_sessions: all that are open; forked: in which process
     session_file       a named session on disk
     session_reading    how its tokens come to be processed; session_usage: what that took
     stream             one answer, piece by piece; async_stream: for asyncio

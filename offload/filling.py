@@ -245,9 +245,9 @@ class Filling:
 
     def _leanest(self) -> Iterator[Loaded]:
         """Among these is the way that takes least: what to name the shortage of."""
-        if self.facts.fewest_expert_slots and not self.on_device:
-            yield Loaded(0, False, self.facts.fewest_expert_slots)
         for head_resident in (False, True):  # a small one takes less than reading it does
+            if self.facts.fewest_expert_slots and not self.on_device:
+                yield Loaded(0, head_resident, self.facts.fewest_expert_slots)
             for streamed in range(len(self.layers) + 1):
                 yield from self._streaming(streamed, head_resident)
 

@@ -111,6 +111,18 @@ def test_what_is_said_to_be_needed_of_memory_is_enough_and_not_too_much(case, ro
     assert not fits(int(0.98 * needed) - MiB)
 
 
+def test_what_experts_are_said_to_need_is_with_the_head_where_it_takes_less():
+    """A small head takes less than reading it does."""
+    facts = facts_of(routed_model(), None)
+    geometry = choose_geometry(facts.config, "full", selects=False)
+
+    def planned(host_bytes: int) -> Plan:
+        return make_plan(facts, geometry, Limits(None, host_bytes, 1 << 40, 0), Request(513))
+
+    needed = planned(MiB).shortage["needed_bytes"]
+    assert planned(needed).fits and not planned(int(0.98 * needed) - MiB).fits
+
+
 @given(plans(), st.sampled_from(["device_bytes", "host_bytes", "disk_bytes"]), st.integers(1, 400))
 def test_more_budget_never_fits_less(case, tier, more):
     facts, geometry, limits, request = case
