@@ -176,7 +176,7 @@ def test_all_options_reach_the_model(capfd, monkeypatch):
 
 def test_a_question_in_broken_bytes_is_a_usage_error(capfd):
     assert main.main(["ask", "caf\udce9?"]) == 2
-    assert "no valid text" in capfd.readouterr().err
+    assert "not valid text" in capfd.readouterr().err
 
 
 def test_control_characters_of_a_model_do_not_reach_a_terminal(monkeypatch, capsys):

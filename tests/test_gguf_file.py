@@ -129,7 +129,7 @@ def array(of: int, count: int, data: bytes = b"") -> bytes:
         (header(num_keys=1, keys=key(b"a", 8, struct.pack("<Q", 1 << 62))), "at most"),
         (header(num_keys=1, keys=key(b"a", 8, struct.pack("<Q", 100)) + bytes(20)), "ends within"),
         (header(num_keys=1, keys=struct.pack("<Q", 70000) + bytes(70000)), "string of 70000"),
-        (header(num_keys=1, keys=key(b"\xff", 0, b"1") + bytes(9)), "a string that is no text"),
+        (header(num_keys=1, keys=key(b"\xff", 0, b"1") + bytes(9)), "a string that is not text"),
         (header(num_keys=1, keys=key(b"a", 13, b"") + bytes(9)), "an unknown type, 13"),
         (header(num_keys=2, keys=2 * key(b"a", 0, b"1") + bytes(9)), "says 'a' twice"),
         (header(num_keys=1, keys=key(b"a", 9, array(5, 1 << 61))), "numbers in 64 bytes"),
