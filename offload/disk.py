@@ -81,6 +81,9 @@ class ScratchFile:
     F3: offsets, lengths and addresses are multiples of ALIGNMENT_BYTES, in every way, so that
         whatever runs one way runs all three.
 
+    step_bytes: by how much the file grows at a time, up to most_bytes, and beyond them by no more
+    than is written.
+
     Errors: InputError for a folder that cannot be used, StorageError for the rest.
     """
 
@@ -89,12 +92,13 @@ class ScratchFile:
         directory: Path | str | None = None,
         way: Way | str | None = None,
         step_bytes: int = STEP_BYTES,
+        most_bytes: int | None = None,
     ):
         self.directory = Path(directory) if directory is not None else default_spill_dir()
         self.way = Way(way) if way is not None else default_way()
         self.size_bytes = 0  # F2
         self.counters = DiskCounters()
-        self._step_bytes = step_bytes
+        self._step_bytes, self._most_bytes = step_bytes, most_bytes
         self._counting = threading.Lock()
         self._growing = threading.Lock()
         self._position = threading.Lock()  # portable: a seek and its read belong together
@@ -200,7 +204,10 @@ class ScratchFile:
         with self._growing:
             while self.size_bytes < end:
                 # The last step of a nearly full disk may be too large: then just what is needed.
-                for size in (self.size_bytes + self._step_bytes, end):
+                step_end = self.size_bytes + self._step_bytes
+                if self._most_bytes is not None:  # what others count on is not taken from them
+                    step_end = min(step_end, self._most_bytes)
+                for size in (step_end, end):
                     size = max(size, end)
                     try:
                         self._allocate(self.size_bytes, size - self.size_bytes)

@@ -59,6 +59,7 @@ class Runtime:
         geometry = geometry.with_pages(near_resident=plan.near_resident)
         per_span = geometry.records_per_span
         disk_spans = plan.disk["far planes"] // geometry.span_bytes
+        disk_bytes = disk_spans * geometry.span_bytes
         num_layers = config.num_page_layers
         windows = Windows(config, geometry)
         most = windows.most_spans(plan.context, plan.sweep_cells, num_sequences)
@@ -73,7 +74,7 @@ class Runtime:
         self.plan = plan
         if disk_spans:
             assert spill_dir is not None, "a disk tier without a folder"
-            check_space(spill_dir, disk_spans * geometry.span_bytes, KEPT_FREE_BYTES)
+            check_space(spill_dir, disk_bytes, KEPT_FREE_BYTES)
         options = StoreOptions(
             policy="first_layers" if mode and mode.selects else "interleave",
             staging_slots=plan.staging_slots,
@@ -88,7 +89,7 @@ class Runtime:
             per_span,
             frames,
             device,
-            (lambda: ScratchFile(spill_dir)) if disk_spans else None,
+            (lambda: ScratchFile(spill_dir, most_bytes=disk_bytes)) if disk_spans else None,
             pages_of=config.kv_pages,
             spans_at_once=list(map(geometry.spans_at_once, range(num_layers))),
             most_spans=most,

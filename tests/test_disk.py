@@ -102,6 +102,17 @@ def test_the_file_grows_in_steps_and_its_room_is_reserved(way, tmp_path):
 
 
 @WAYS
+def test_steps_end_at_what_the_file_may_take(way, tmp_path):
+    file = ScratchFile(tmp_path, way, step_bytes=8 * BLOCK, most_bytes=12 * BLOCK)
+    file.write_from(filled(BLOCK, 0), 0)
+    file.write_from(filled(BLOCK, 1), 8 * BLOCK)
+    assert file.size_bytes == 12 * BLOCK == os.fstat(file._fd).st_size
+    file.write_from(filled(BLOCK, 2), 12 * BLOCK)
+    assert file.size_bytes == 13 * BLOCK
+    file.close()
+
+
+@WAYS
 def test_reading_past_the_end_is_an_error_and_not_a_loop(way, tmp_path):
     file = ScratchFile(tmp_path, way)
     with pytest.raises(StorageError, match="shorter than it should be"):

@@ -14,7 +14,7 @@ from small_llm import keep_in_memory, open_small, open_spilling
 
 from ebbtide import LLM, Budget
 from ebbtide.offload import runtime as runtime_module
-from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.disk import STEP_BYTES, ScratchFile
 from ebbtide.offload.errors import (
     ContextOverflow,
     DoesNotFit,
@@ -22,6 +22,7 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
+from ebbtide.offload.scoring import output_bytes
 
 
 def test_a_closed_session_says_so(llm):
@@ -343,6 +344,22 @@ def test_a_failing_disk_is_a_clear_error(folder, tmp_path, monkeypatch, kind, co
         assert_nothing_is_held(llm)
         monkeypatch.setattr(Failing, "kind", "none")
         assert llm.logits(IDS[:300], last=1).shape == (1, 264)
+
+
+def test_the_scratch_file_takes_no_more_than_the_plan_says(folder, tmp_path, monkeypatch):
+    files = []
+
+    class Seen(ScratchFile):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            files.append(self)
+
+    monkeypatch.setattr(runtime_module, "ScratchFile", Seen)
+    with open_small(folder, tmp_path) as llm:
+        keep_in_memory(llm, len(IDS), 0.0)
+        planned = llm.admission.plan(len(IDS), output_bytes=output_bytes(264, len(IDS)))
+        llm.logits(IDS)
+    assert 0 < files[0].size_bytes <= planned.disk["far planes"] < STEP_BYTES
 
 
 class _Stop(BaseException):
