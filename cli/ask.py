@@ -90,8 +90,7 @@ def ask(
     told = [warning for document in documents for warning in document.warnings]
     with run.open_llm() as llm:
         if len(asked) == 1:
-            prompt = [{"role": "user", "content": join_documents(documents, asked[0])}]
-            output = run.answer(llm, prompt, options)
+            output = run.answer(llm, _prompt(documents, asked[0]), options)
             run.terminal.end_answer()
             run.finish(llm, output, told)
             speeds.remember(llm, run.settings, [output_fields(llm, output)])
@@ -112,20 +111,20 @@ def _ask_all(
     With --json: the object of one answer, its text all answers and its numbers their sums, and
     "answers" with the object of each; those that were whole are in an error's too.
     """
-    prompts = [[{"role": "user", "content": join_documents(documents, q)}] for q in asked]
     found = []
     began_s = time.monotonic()
-    with _read(run, llm, documents, prompts, options) as session:
+    with _read(run, llm, documents, asked, options) as session:
         restored = session.take_restored()
         run.tell_restored(restored)
         read = {
             "tokens": session.num_processed - restored,
             "seconds": time.monotonic() - began_s,
         }
-        for question, prompt in zip(asked, prompts, strict=True):
+        for question in asked:
             run.terminal.note(f"Q: {question}")
             title = f"question {len(found) + 1} of {len(asked)}"
             try:
+                prompt = _prompt(documents, question)
                 with session.fork() as branch:
                     output = run.answer(llm, prompt, options, source=branch, title=title)
             except errors.EbbtideError as error:
@@ -138,11 +137,16 @@ def _ask_all(
         run.terminal.result(_together(found, told, read))
 
 
-def _read(run: Run, llm: Any, documents: list[Any], prompts: list[Any], options: dict) -> Any:
+def _prompt(documents: list[Any], question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": join_documents(documents, question)}]
+
+
+def _read(run: Run, llm: Any, documents: list[Any], asked: list[str], options: dict) -> Any:
     """A session that holds the documents, read as far as whole cells go."""
     context = run.settings.context
     if context is None:
-        most = max(llm.count_tokens(prompt) for prompt in prompts)
+        llm.refuse_too_long(_prompt(documents, asked[0]))
+        most = max(llm.count_tokens(_prompt(documents, question)) for question in asked)
         context = most + options["max_new_tokens"] + _SPARE_TOKENS
         limit = llm.plan.model_context
         context = max(min(context, limit), most + 1)

@@ -55,6 +55,11 @@ class Job:
         except (OSError, errors.EbbtideError) as error:
             self._cannot_keep(error)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether all that was saved is there for a second try."""
+        return self._keeps and self.folder is not None
+
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved under a name; None when nothing was, or it is damaged."""
         if self.folder is None:

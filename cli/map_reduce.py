@@ -136,7 +136,8 @@ class MapReduce:
         self._most_answer = min(self._most_answer, quarter)
 
         def count(text: str) -> int:
-            return llm.count_tokens(text)
+            num_tokens = llm.least_tokens(text)
+            return num_tokens if num_tokens > room else llm.count_tokens(text)
 
         parts = ebbtide.split_document(self._document, room, count, marked=self._marked)
         rows = [[p.start, p.end, p.num_tokens, p.label] for p in parts]

@@ -5,6 +5,7 @@ Knows no files and no options of the command line but the shared ones.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from ebbtide import errors
@@ -60,14 +61,13 @@ class Summary:
             example if self.marked else "",
             json_schema,
         )
-        self.text = f"{document.piece(marked=self.marked)}\n\n{self.task.whole()}"
         self.most_answer = run.settings.max_new_tokens or self.task.most_tokens
-        self.num_tokens = llm.count_tokens([{"role": "user", "content": self.text}])
         memory = llm.plan
         if json_schema is not None:  # which takes some
             llm.expect_schemas()
             memory = llm.plan_at(memory.context)
         self.largest = run.settings.context or min(memory.model_context, memory.largest_context)
+        self.num_tokens = self._count()
         fits = self.num_tokens + self.most_answer <= self.largest
         self.job = Job(self._key(), run.terminal, keeps=keeps)
         self.steps = Steps(run, llm, self.job)
@@ -83,11 +83,24 @@ class Summary:
                     "none of the whole to keep to --json-schema; name another model with -m"
                 )
 
+    @property
+    def text(self) -> str:
+        """What is read where all of it is; made anew, since it may be long and is seldom needed."""
+        return f"{self.document.piece(marked=self.marked)}\n\n{self.task.whole()}"
+
+    def _count(self) -> int:
+        """Tokens of the text; where no context holds as many, what is a little less is enough."""
+        num_tokens = self.llm.least_tokens(self.text)
+        if num_tokens > self.largest:
+            return num_tokens
+        return self.llm.count_tokens([{"role": "user", "content": self.text}])
+
     def _key(self) -> str:
         settings = {k: v for k, v in vars(self.run.settings).items() if k not in _UNDECIDING}
         places = [[place.start, place.label] for place in self.document.places]
         parts = [_VERSION, self.llm.fingerprint, self.task.to_dict(), settings]
-        return job_key([*parts, self.document.text, places])
+        text = hashlib.sha256(self.document.text.encode("utf-8", "surrogatepass"))
+        return job_key([*parts, text.hexdigest(), places])
 
     def print_plan(self) -> None:
         """The whole plan, with measured bandwidths, as the command's result. It is that of the
@@ -146,7 +159,7 @@ class Summary:
             if out is not None and not self.parts and isinstance(error, KeyboardInterrupt):
                 # The file stays as it was; what was written of the summary so far is not lost.
                 terminal.answer(run.when_cancelled["text"])
-            if self.steps.made:
+            if self.steps.made and self.job.is_kept:
                 terminal.note("What is finished is kept: the same command goes on from here.")
             raise
         rest = shown.finish()
@@ -157,7 +170,12 @@ class Summary:
         fields = self._fields(fields, text, checker, report)
         content = as_json(fields) if self.format == "json" else text.rstrip("\n")
         if out is not None:
-            out.commit(content + "\n")
+            try:
+                out.commit(content + "\n")
+            except errors.StorageError as error:  # what was made at length is perhaps nowhere else
+                vars(error)["text"] = content
+                terminal.answer(content + "\n")
+                raise
             terminal.note(f"Wrote {out.path.name}.")
         elif self.format == "json":
             terminal.answer(content + "\n")

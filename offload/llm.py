@@ -33,7 +33,16 @@ from .output import Output, Progress
 from .plan import Plan
 from .prefixes.keeper import PrefixKeeper
 from .prefixes.store import open_prefix_store
-from .prompt import Messages, Prompt, TokenIds, check_room, checked_ids, is_messages
+from .prompt import (
+    Messages,
+    Prompt,
+    TokenIds,
+    check_room,
+    checked_ids,
+    is_messages,
+    least_tokens,
+    texts_of,
+)
 from .runtime import Runtime
 from .session import Session
 from .session_file import SessionFile
@@ -46,6 +55,9 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
+# A text of more characters for each token of the context is counted before it is encoded: the plan
+# has room for as many ids. In what has room for few tokens that is not worth looking.
+_MOST_CHARS, _FEW_TOKENS = 6, 1 << 14
 
 
 class LLM:
@@ -213,6 +225,7 @@ class LLM:
         """Like generate, piece by piece; see Stream. Its pages are freed at the end, or by
         `close()`."""
         config = self.generation.resolve(**generation)
+        self.refuse_too_long(prompt)
         ids = self.encode(prompt, **config.chat_options)
         if not ids:
             raise InputError("the prompt is empty; there is nothing to answer")
@@ -365,6 +378,26 @@ class LLM:
     def count_tokens(self, prompt: Prompt) -> int:
         """How many tokens a prompt has."""
         return len(self.encode(prompt))
+
+    def least_tokens(self, text: str) -> int:
+        """No more tokens than a text has, and nearly as many: for texts of any length, since
+        `count_tokens` takes memory by the token, of which a plan has as much as its context needs.
+        """
+        return least_tokens(text, self.count_tokens)
+
+    def refuse_too_long(self, prompt: Prompt, context: int | None = None) -> None:
+        """Before a text is encoded that is far longer than a context: of a session, or what `open`
+        was given. Raises ContextOverflow, and DoesNotFit for one that the budget has no room for.
+        """
+        texts = texts_of(prompt)
+        num_chars, limit = sum(map(len, texts)), self.config.max_positions
+        most = context or min(self._context or limit, max(self.plan.largest_context, _FEW_TOKENS))
+        if num_chars <= _MOST_CHARS * most:
+            return
+        num_tokens = 1 + sum(map(self.least_tokens, texts))
+        check_room(num_tokens, context or self._context or limit, limit)
+        if context is None and self._context is None:
+            self.plan_at(num_tokens).raise_if_unfit()
 
     # ---- care --------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class Session:
         kept. think: see `append`. Raises as `append` does, before anything changes.
         """
         self._check_free()
+        self._llm.refuse_too_long(messages, self.context)
         ids, common = self._llm.tokenizer.continue_chat(
             self.tokens, messages, add_generation_prompt=False, think=think
         )
@@ -175,6 +176,7 @@ class Session:
         config = self._llm.generation.resolve(**generation)
         held = self.tokens
         if is_messages(prompt):
+            self._llm.refuse_too_long(prompt, self.context)
             tokenizer, options = self._llm.tokenizer, config.chat_options
             ids, common = tokenizer.continue_chat(held, prompt, **options)
             turn = common
@@ -348,6 +350,7 @@ class Session:
         return []
 
     def _encode(self, prompt: Prompt, think: Think = None) -> list[int]:
+        self._llm.refuse_too_long(prompt, self.context)
         if is_messages(prompt):
             if len(self._sequence.tokens):
                 raise InputError(

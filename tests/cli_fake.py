@@ -358,6 +358,11 @@ class FakeLLM:
     def count_tokens(self, prompt: Any) -> int:
         return len(text_of(prompt).split())
 
+    least_tokens = count_tokens
+
+    def refuse_too_long(self, prompt: Any, context: int | None = None) -> None:
+        pass
+
 
 def demo_material() -> dict[str, Any]:
     """A story beside this file's answers: the fake answers with the last words of the prompt."""

@@ -22,7 +22,6 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
-from ebbtide.offload.scoring import output_bytes
 
 
 def test_a_closed_session_says_so(llm):
@@ -357,9 +356,8 @@ def test_the_scratch_file_takes_no_more_than_the_plan_says(folder, tmp_path, mon
     monkeypatch.setattr(runtime_module, "ScratchFile", Seen)
     with open_small(folder, tmp_path) as llm:
         keep_in_memory(llm, len(IDS), 0.0)
-        planned = llm.admission.plan(len(IDS), output_bytes=output_bytes(264, len(IDS)))
         llm.logits(IDS)
-    assert 0 < files[0].size_bytes <= planned.disk["far planes"] < STEP_BYTES
+        assert 0 < files[0].size_bytes <= llm.plan.disk["far planes"] < STEP_BYTES
 
 
 class _Stop(BaseException):
