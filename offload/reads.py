@@ -129,7 +129,7 @@ class NativeReads:
         most_at_once: int = 0,
     ):
         self.states = np.zeros(num_tags, dtype=np.int8)
-        self._file, self._errors = file, []
+        self._file, self._errors, self._memory = file, [], [memory]
         self._counted = (0, 0, 0.0)  # reads, records, seconds
         fd = file.descriptor
         self._native = dispatch.compiled().Reads(
@@ -143,16 +143,21 @@ class NativeReads:
             MOST_BYTES,
             most_at_once,
             _reader(file, self._errors) if fd is None else None,
-            (memory, self.states, file),
+            (self._memory, self.states, file),
         )
         self._is_direct = fd is not None
         native = self._native
         self.submit, self.cancel = native.submit, native.cancel
         self.promote, self.expect = native.promote, native.expect
         self.happened, self.wait, self.kick = native.happened, native.wait, native.kick
-        self.close = native.close
         # Threads that call back must have ended before the interpreter does.
         weakref.finalize(self, native.close, 1.0)
+
+    def close(self, seconds: float) -> bool:
+        is_over = self._native.close(seconds)
+        if is_over:  # else it waits for Python's collector, which sees nothing of its size
+            self._memory.clear()
+        return is_over
 
     def bytes_read(self) -> int:
         counts = self._native.counts()

@@ -15,6 +15,7 @@ from .disk import KEPT_FREE_BYTES, ScratchFile, check_space
 from .engine import Engine
 from .filling import WRITE_BUFFERS
 from .geometry import Geometry
+from .memory_at_hand import give_back_freed_memory
 from .mode import Mode
 from .model_config import ModelConfig
 from .page_room import PageRoom
@@ -143,4 +144,7 @@ class Runtime:
         self.is_open = False
         for engine in filter(None, (self.engine, self._drafter)):
             engine.close()
-        self.store.close()
+        try:
+            self.store.close()
+        finally:  # what is left in pieces between other memory adds up from session to session
+            give_back_freed_memory()

@@ -1,5 +1,6 @@
 """The memory at hand is what the tightest of machine and control groups leaves."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -124,3 +125,32 @@ def test_what_making_tokens_took_is_given_back():
     tokens, before, after, most = map(int, told.split())
     assert most - before > tokens * 200 // 1024  # or there is nothing to see
     assert after - before < (most - before) / 2
+
+
+_SESSIONS = """
+import re
+from ebbtide import LLM, Budget
+from ebbtide.offload.memory_at_hand import give_back_freed_memory
+
+def rss():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+with LLM.open(context=4500, budget=Budget(host_memory="1GiB")) as llm:
+    for n in (300, 2000, 40, 4000, 900, 3000, 100, 1500):
+        with llm.session() as session:
+            session.append(("word " * n)[: 3 * n])
+            session.generate("What?", max_new_tokens=8)
+    closed = rss()
+    give_back_freed_memory()
+    print(closed - rss())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(module._malloc_trim() is None, reason="this C library has no malloc_trim")
+def test_closed_sessions_leave_nothing_that_adds_up(tmp_path):
+    """Of 13 MiB that the C library kept behind eight sessions, more behind more of them."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    run = [sys.executable, "-c", _SESSIONS]
+    told = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+    assert int(told) < 4 << 10
