@@ -7,6 +7,7 @@ and is replaced whole. Knows nothing of models or terminals.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -145,7 +146,8 @@ class Conversation:
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                os.unlink(temporary)
+                with contextlib.suppress(OSError):  # gone, if the interruption came with renaming
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise errors.StorageError(

@@ -178,3 +178,20 @@ def test_the_system_message_stands_first_and_once():
     assert kept.pop_answer() is None and kept.pop_question() is None
     kept.system = None
     assert kept.messages == []
+
+
+def test_ctrl_c_as_the_file_is_renamed(monkeypatch):
+    """The conversation is there, and Ctrl-C is what it was: no trouble with the disk."""
+    replace = os.replace
+
+    def interrupted(*paths):
+        replace(*paths)
+        raise KeyboardInterrupt
+
+    talk = Conversation("trip")
+    talk.add("user", "Hello.")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            talk.save()
+    assert Conversation.load("trip").messages == talk.messages
