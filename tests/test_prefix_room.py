@@ -198,6 +198,43 @@ def test_the_cap_is_one_for_all_processes(tmp_path):
         assert sum(path.stat().st_size for path in prefix_dir(tmp_path).iterdir()) <= cap
 
 
+def _write_one(store, letter, during=lambda: None):
+    """A file of 30,000 bytes. during: called when some of them are written."""
+
+    def parts():
+        yield torch.zeros(10, dtype=torch.uint8)
+        during()
+        yield torch.zeros(29_988, dtype=torch.uint8)
+
+    store.write(f"{letter * 64}.span", b"h\n", parts(), 30_000, set())
+
+
+def test_what_another_process_is_writing_counts_whole(tmp_path):
+    mine, other = (PrefixStore(prefix_dir(tmp_path), 31_000) for _ in range(2))
+
+    def has_no_room():
+        with pytest.raises(prefix_store.PrefixStoreFull):
+            _write_one(mine, "b")
+
+    _write_one(other, "a", has_no_room)
+    assert [path.name[0] for path in prefix_dir(tmp_path).iterdir()] == ["a"]
+
+
+def test_of_two_that_found_the_same_room_the_second_gives_way(tmp_path, monkeypatch):
+    mine, other = (PrefixStore(prefix_dir(tmp_path), 31_000) for _ in range(2))
+    begin = prefix_store.write_prefix_file
+
+    def after_the_other(*args):
+        monkeypatch.setattr(prefix_store, "write_prefix_file", begin)
+        _write_one(other, "a")
+        return begin(*args)
+
+    monkeypatch.setattr(prefix_store, "write_prefix_file", after_the_other)
+    with pytest.raises(prefix_store.PrefixStoreFull, match="all that is kept may take"):
+        _write_one(mine, "b")
+    assert [path.name[0] for path in prefix_dir(tmp_path).iterdir()] == ["a"]
+
+
 def test_unfinished_files_of_the_dead_go(folder, tmp_path):
     store = PrefixStore(prefix_dir(tmp_path), 1 << 30)
     old, new = store.path(".a.old.part"), store.path(".a.new.part")

@@ -48,15 +48,17 @@ class _Writer:
 
 
 @contextmanager
-def write_prefix_file(path: Path, head: bytes) -> Iterator[_Writer]:
+def write_prefix_file(path: Path, head: bytes, num_bytes: int = 0) -> Iterator[_Writer]:
     """For a `with` block that adds the parts. At its end the file is on disk, whole; if the block
-    raises, there is none. Raises OSError."""
+    raises, there is none. num_bytes: how long it will be, which is its size from the beginning,
+    for others to see. Raises OSError."""
     # mkstemp makes files that only their owner may read, and follows no link.
     number, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name[:16]}.", suffix=UNFINISHED_SUFFIX
     )
     try:
         with os.fdopen(number, "wb", buffering=0) as raw:
+            os.truncate(raw.fileno(), num_bytes)
             file = _Whole(raw)
             file.write(memoryview(head))
             writer = _Writer(file)

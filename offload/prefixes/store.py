@@ -97,14 +97,17 @@ class PrefixStore:
         """
         self._make_room(num_bytes, needed)
         try:
-            self._write(name, head, parts)
+            self._write(name, head, parts, num_bytes)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise PrefixStoreFull(f"the volume of {self.folder} is full") from error
 
-    def _write(self, name: str, head: bytes, parts: Iterable[torch.Tensor]) -> None:
-        with write_prefix_file(self.path(name), head) as file:
+    def _write(self, name: str, head: bytes, parts: Iterable[torch.Tensor], num_bytes: int) -> None:
+        with write_prefix_file(self.path(name), head, num_bytes) as file:
+            # Another process may have found the same room; whoever comes second sees both files.
+            if sum(size for _, size, _ in self._files()) > self.cap_bytes:
+                raise self._too_much()
             for part in parts:
                 file.add(part)
 
@@ -140,7 +143,7 @@ class PrefixStore:
         ]
         room = sum(size for _, size, _ in may_go)
         if over > room:
-            raise PrefixStoreFull(f"all that is kept may take {format_size(self.cap_bytes)}")
+            raise self._too_much()
         if short > room:
             raise PrefixStoreFull(f"less than 5 GiB would stay free on the volume of {self.folder}")
         if over > 0:
@@ -152,6 +155,9 @@ class PrefixStore:
             with contextlib.suppress(OSError):
                 path.unlink()
                 to_go -= size
+
+    def _too_much(self) -> PrefixStoreFull:
+        return PrefixStoreFull(f"all that is kept may take {format_size(self.cap_bytes)}")
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Path, bytes and time of each; unfinished ones of dead processes go."""
