@@ -55,11 +55,11 @@ def in_child():
     output = asyncio.run(llm.agenerate("Once upon a time", **asked))
     assert output.token_ids == expected.token_ids
     with LLM.open(threads=2, spill_dir=sys.argv[1]) as own:
-        assert torch.get_num_threads() == 1 and "forked" in own.warnings[0]
+        assert torch.get_num_threads() == 1 and any("forked" in said for said in own.warnings)
         assert own.generate("Once upon a time", **asked).token_ids == expected.token_ids
 """,
         tmp_path,
-        "assert not llm.warnings and torch.get_num_threads() == 2",
+        "assert 'forked' not in str(llm.warnings) and torch.get_num_threads() == 2",
     )
 
 
