@@ -448,3 +448,10 @@ def test_a_chat_takes_messages_alone(llm, messages, says):
     """A text went to the model raw, without its chat template."""
     with pytest.raises(InputError, match=says):
         llm.chat(messages)
+
+
+def test_threads_are_a_number_that_torch_takes():
+    """A million of them crashed the process at its end."""
+    for threads in (0, 4097, 10**6, 1.5, True):
+        with pytest.raises(InputError, match=r"threads is .*; allowed is a whole number from 1 to"):
+            LLM.open(threads=threads)
