@@ -91,7 +91,7 @@ Text
     text               one model's tokenizer, with its chat template
     tokenizer_files    the files that describe it; vocabulary: those without a tokenizer.json
     encoder            text to ids; detokenizer: ids to text
-    prompt             text, ids or messages, as what is asked
+    prompt             text, ids or messages, as what is asked; long_texts: such as are too long
     template           chat templates; sandbox: what they may do; meter: and what that may cost
     control_text       what users write is no control token
     answers/           thoughts, calls, schemas and stops

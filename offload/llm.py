@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..prefetch.stats import Stats
-from . import forked, scoring
+from . import forked, long_texts, scoring
 from .admission import Admission
 from .answers.rules import AnswerRules
 from .async_stream import AsyncAnswers, AsyncStream
@@ -33,16 +33,7 @@ from .output import Output, Progress
 from .plan import Plan
 from .prefixes.keeper import PrefixKeeper
 from .prefixes.store import open_prefix_store
-from .prompt import (
-    Messages,
-    Prompt,
-    TokenIds,
-    check_room,
-    checked_ids,
-    is_messages,
-    least_tokens,
-    texts_of,
-)
+from .prompt import Messages, Prompt, TokenIds, check_room, checked_ids, is_messages
 from .runtime import Runtime
 from .session import Session
 from .session_file import SessionFile
@@ -55,9 +46,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
-# A text of more characters for each token of the context is counted before it is encoded: the plan
-# has room for as many ids. In what has room for few tokens that is not worth looking.
-_MOST_CHARS, _FEW_TOKENS = 6, 1 << 14
 
 
 class LLM:
@@ -92,7 +80,10 @@ class LLM:
         self.device = choose_device(options.device)
         self._warnings += kernel_warnings(self.device)
         opened = open_model(self._path, self.model_name, options, geometry)
-        self._spill_dir = self._choose_spill_dir(options.spill_dir, budget)
+        self._spill_dir = None
+        if budget.disk_memory != 0:
+            self._spill_dir = writable_spill_dir(options.spill_dir)
+            self._warnings += volume_warnings(self._spill_dir)
         self._prefixes = open_prefix_store(
             None if self._spill_dir is None else prefix_dir(options.spill_dir),
             options.prefix_cache,
@@ -381,23 +372,13 @@ class LLM:
 
     def least_tokens(self, text: str) -> int:
         """No more tokens than a text has, and nearly as many: for texts of any length, since
-        `count_tokens` takes memory by the token, of which a plan has as much as its context needs.
-        """
-        return least_tokens(text, self.count_tokens)
+        `count_tokens` takes memory by the token, which plans have for a context alone."""
+        return long_texts.least_tokens(text, self.count_tokens)
 
     def refuse_too_long(self, prompt: Prompt, context: int | None = None) -> None:
-        """Before a text is encoded that is far longer than a context: of a session, or what `open`
-        was given. Raises ContextOverflow, and DoesNotFit for one that the budget has no room for.
-        """
-        texts = texts_of(prompt)
-        num_chars, limit = sum(map(len, texts)), self.config.max_positions
-        most = context or min(self._context or limit, max(self.plan.largest_context, _FEW_TOKENS))
-        if num_chars <= _MOST_CHARS * most:
-            return
-        num_tokens = 1 + sum(map(self.least_tokens, texts))
-        check_room(num_tokens, context or self._context or limit, limit)
-        if context is None and self._context is None:
-            self.plan_at(num_tokens).raise_if_unfit()
+        """Before a text is encoded that is far longer than a context (a session's, else `open`'s).
+        Raises ContextOverflow, and DoesNotFit for one that the budget has no room for."""
+        long_texts.refuse_too_long(self, prompt, context)
 
     # ---- care --------------------------------------------------------------------------------
 
@@ -469,21 +450,13 @@ class LLM:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _choose_spill_dir(self, given, budget: Budget) -> Path | None:
-        if budget.disk_memory == 0:
-            return None
-        folder = writable_spill_dir(given)
-        self._warnings += volume_warnings(folder)
-        return folder
-
     def _context_for(self, num_prompt: int, config: GenerationConfig) -> int:
         """How many tokens a single request may reach."""
         if self._context is not None:
             return self._context
-        limit = self.config.max_positions
-        if config.max_new_tokens is None:
-            return max(self.admission.natural_context(), min(limit, num_prompt + 1))
-        return max(min(limit, num_prompt + config.max_new_tokens), min(limit, num_prompt + 1))
+        least = min(self.config.max_positions, num_prompt + (config.max_new_tokens or 1))
+        natural = 0 if config.max_new_tokens is not None else self.admission.natural_context()
+        return max(natural, least)
 
     def context_or(self, needed: int) -> int:
         """The context that `open` was given, else what is needed."""

@@ -3,7 +3,7 @@ is known already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol, TypeGuard
 
@@ -20,9 +20,6 @@ class Array(Protocol):
 
 TokenIds = Sequence[int] | Array
 Prompt = str | TokenIds | Messages
-_PART_CHARS = 1 << 14
-_CUT_TOKENS = 4  # that a part has more than it had in the whole text: a BOS, what was cut in two
-_END_OF_THOUGHTS = "</think>"
 
 
 def check_room(num_tokens: int, context: int, model_context: int) -> None:
@@ -76,29 +73,3 @@ def num_common(first: Iterable[int], second: Iterable[int]) -> int:
 
 def is_messages(prompt) -> TypeGuard[Messages]:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
-
-
-def texts_of(prompt: Prompt) -> list[str]:
-    """What is said in a prompt, checked or not; token ids say nothing. Of answers without the
-    thoughts that they begin with, which templates leave out."""
-    if isinstance(prompt, str):
-        return [prompt]
-    texts: list[str] = []
-    for message in prompt if isinstance(prompt, list | tuple) else ():
-        if not isinstance(message, Mapping):
-            continue
-        content = message.get("content")
-        parts = content if isinstance(content, list | tuple) else [{"text": content}]
-        said = [part.get("text") for part in parts if isinstance(part, Mapping)]
-        said = [text for text in said if isinstance(text, str)]
-        if message.get("role") == "assistant":
-            said = [text.rpartition(_END_OF_THOUGHTS)[2] for text in said]
-        texts += said
-    return texts
-
-
-def least_tokens(text: str, count: Callable[[str], int]) -> int:
-    """No more tokens than a text has, and nearly as many, counted part by part. count: the tokens
-    of a text."""
-    parts = (text[start : start + _PART_CHARS] for start in range(0, len(text), _PART_CHARS))
-    return sum(max(0, count(part) - _CUT_TOKENS) for part in parts)

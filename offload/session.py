@@ -309,17 +309,14 @@ class Session:
 
     @property
     def _is_elsewhere(self) -> bool:
-        """Whether it is a parent's process, from which this one was forked: pages on disk are in
-        files that both would write to."""
+        """Whether a process has it that forked this one: both would write to its files on disk."""
         return self._process != os.getpid()
 
     def _check_open(self) -> None:
         if not self.is_open:
             raise InputError("the session is closed")
         if self._is_elsewhere:
-            raise InputError(
-                "the session is another process's, from which this one was forked; open one here"
-            )
+            raise InputError("the session is another process's, which forked this one; open one")
         with self._llm.sessions.running():  # nothing may change under another thread's run
             pass
 
