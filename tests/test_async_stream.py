@@ -77,7 +77,7 @@ def test_sessions_are_opened_and_read_while_the_loop_goes_on(llm, expected):
                 await session.aappend([{"role": "user", "content": "hi"}])
         with pytest.raises(InputError, match="the session is closed"):
             await session.aappend(LONG)
-        with pytest.raises(InputError, match="is no name for a session"):
+        with pytest.raises(InputError, match="is not a name for a session"):
             await llm.asession("a/b")
         return found, output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,11 @@ GENERIC = ("dict", "list", "tuple", "set", "Callable", "Sequence", "Mapping", "I
 
 def public_members():
     """(name, its parts with types) of what public classes have, and of public functions."""
-    root = Path(ebbtide.__file__).parents[2]
     for module, name in ebbtide._HOMES.values():
         if name is None:
             continue
-        path = root.joinpath(*module.strip(".").split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        for node in ast.parse(path.read_text()).body:
+        found = importlib.util.find_spec(module, "ebbtide")
+        for node in ast.parse(Path(found.origin).read_text()).body:
             if getattr(node, "name", None) != name:
                 continue
             for member in node.body if isinstance(node, ast.ClassDef) else [node]:

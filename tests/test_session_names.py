@@ -59,7 +59,7 @@ def test_a_session_can_get_its_name_late(llm, state):
         assert session.name is None
         with pytest.raises(InputError, match="has no name"):
             session.save()
-        with pytest.raises(InputError, match="None is no name"):
+        with pytest.raises(InputError, match="None is not a name"):
             session.keep_as(None)
         session.append(LONG)
         session.keep_as("one")

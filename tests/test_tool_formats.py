@@ -392,7 +392,7 @@ def test_calls_are_written_where_the_template_leaves_them_out(tmp_path, name, wr
     function = {"name": "weather", "arguments": {"note": mark, "exact": True}}
     call = {"role": "assistant", "tool_calls": [{"id": "a", "function": function}]}
     parts = [{"type": "text", "text": "I "}, {"type": "text", "text": "look."}]
-    for content, before in (("I look.", "I look.\n"), (parts, "I look.\n"), ("", "")):
+    for content, before in (("I look.", "I look.\n"), (parts, "I \nlook.\n"), ("", "")):
         asked = [USER, {**call, "content": content}, {"role": "tool", "content": "rain"}]
         text = tokenizer.chat_text(asked)
         assert f"assistant\n{before}{written.replace('MARK', mark)}<|im_end|>" in text

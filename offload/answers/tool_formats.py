@@ -335,7 +335,7 @@ def _written(message: dict[str, Any], spell: Callable[..., str]) -> dict[str, An
     written = spell([(function["name"], function["arguments"]) for function in functions])
     content = message["content"]
     if isinstance(content, list):
-        content = "".join(part["text"] for part in content)
+        content = "\n".join(part["text"] for part in content)  # as templates get them
     return {**message, "content": f"{content}\n{written}" if content else written}
 
 
