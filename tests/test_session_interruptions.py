@@ -41,7 +41,7 @@ def test_no_store_stays_open_wherever_closing_is_interrupted(checkpoint, tmp_pat
         if answers:
             keep_in_memory(llm, 600, 0.3, text=True)
         llm.generate(LONG[:20], max_new_tokens=1)  # weights are there
-        before, threads = open_files(), threading.active_count()
+        before, threads = open_files(), set(threading.enumerate())
         count, is_interrupted = 0, True
         while is_interrupted:
             count += 1
@@ -56,7 +56,7 @@ def test_no_store_stays_open_wherever_closing_is_interrupted(checkpoint, tmp_pat
                 session.keep_as("interrupted")
                 close = session.close
             runtime = session._runtime
-            assert threading.active_count() > threads and scratch_files(tmp_path)
+            assert set(threading.enumerate()) - threads and scratch_files(tmp_path)
             is_interrupted = interrupted_after(count, CLOSING, close, instructions=True)
             if answers:
                 del stream, close
@@ -68,8 +68,9 @@ def test_no_store_stays_open_wherever_closing_is_interrupted(checkpoint, tmp_pat
             del session
             llm.generate(LONG[:3], max_new_tokens=1)
             assert_nothing_is_held(llm)
-            assert not runtime.is_open and threading.active_count() == threads
-            assert open_files() == before
+            assert not runtime.is_open
+            # what other tests left behind may go meanwhile
+            assert set(threading.enumerate()) <= threads and open_files() <= before
         assert count > 100
 
 
