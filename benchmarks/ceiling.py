@@ -32,11 +32,11 @@ from drifting import drifting
 from random_state import fill, random_weight
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import weights
-from ebbtide.offload.bandwidth import measure_disk
+from ebbtide.offload.disk.spill_dir import default_spill_dir
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
-from ebbtide.offload.spill_dir import default_spill_dir
+from ebbtide.offload.planning.bandwidth import measure_disk
+from ebbtide.offload.weights import weights
 from ebbtide.prefetch.foresight import FORESIGHTS
 
 SLACK_TOKENS = 512  # of the context: for what is decoded

@@ -339,8 +339,8 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
 
 def _write_expected(folder: Path, seed: int) -> None:
     """Every tensor that Ebbtide asks for, by its name in the files."""
-    from ebbtide.offload.model_config import read_model_config
-    from ebbtide.offload.skeleton import expected_shapes, layer_of
+    from ebbtide.offload.models.model_config import read_model_config
+    from ebbtide.offload.weights.skeleton import expected_shapes, layer_of
 
     generator = torch.Generator().manual_seed(seed)
     config, files, places = read_model_config(folder), {}, {}

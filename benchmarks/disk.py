@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload.bandwidth import measure_disk, measure_memory
-from ebbtide.offload.disk import ScratchFile, Way
-from ebbtide.offload.extent_file import ExtentFile
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.pager import PageStore
-from ebbtide.offload.reads import NativeReads, State, ThreadReads, Urgency
-from ebbtide.offload.spill_dir import default_spill_dir, volume_warnings
-from ebbtide.offload.store_options import StoreOptions
-from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.disk.disk import ScratchFile, Way
+from ebbtide.offload.disk.extent_file import ExtentFile
+from ebbtide.offload.disk.reads import NativeReads, State, ThreadReads, Urgency
+from ebbtide.offload.disk.spill_dir import default_spill_dir, volume_warnings
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.pages.store_options import StoreOptions
+from ebbtide.offload.pages.tier import aligned_bytes
+from ebbtide.offload.planning.bandwidth import measure_disk, measure_memory
 
 GB = 1e9
 _DEPTH = 32  # records on their way at once

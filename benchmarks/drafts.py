@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.generation import GenerationConfig
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
-from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.sessions.generation import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 import documents

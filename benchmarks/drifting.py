@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ebbtide.kernels.layer_selection import Choice
-from ebbtide.offload.selected_attention import SelectedAttention
-from ebbtide.offload.selection_steps import CompiledSteps
+from ebbtide.offload.layers.selected_attention import SelectedAttention
+from ebbtide.offload.layers.selection_steps import CompiledSteps
 
 
 class DriftingSteps(CompiledSteps):

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.eviction import EVICTIONS, make_eviction
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
+from ebbtide.offload.pages.eviction import EVICTIONS, make_eviction
 
 MOST_STREAMED = 32  # records that may push out last selections at a time
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.6)  # of all records

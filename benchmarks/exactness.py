@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.hub import builtin_folder
+from ebbtide.offload.models.hub import builtin_folder
 from ebbtide.offload.options import Options
 
 REPO = Path(__file__).resolve().parent.parent

@@ -35,11 +35,11 @@ from pathlib import Path
 import torch
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.bandwidth import measure_disk, measure_memory
-from ebbtide.offload.expert_cache import PASSING_SLOTS, ExpertCache
 from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.bandwidth import measure_disk, measure_memory
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights.expert_cache import PASSING_SLOTS, ExpertCache
 
 
 def empty_file_cache(folder: Path) -> None:

@@ -21,10 +21,10 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
-from ebbtide.offload.geometry import Geometry
-from ebbtide.offload.hub import builtin_folder
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.models.hub import builtin_folder
+from ebbtide.offload.models.model_config import read_model_config
 from ebbtide.offload.options import Options
+from ebbtide.offload.pages.geometry import Geometry
 
 REPO = Path(__file__).resolve().parent.parent
 CODECS = {"8": (8, 8), "6": (6, 6), "6/4": (6, 4), "5/5": (5, 5), "4": (5, 4), "4/4": (4, 4)}

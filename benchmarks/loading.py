@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from ebbtide import LLM
-from ebbtide.offload import admission
-from ebbtide.offload.open_file import forget, open_descriptor
-from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.models.open_file import forget, open_descriptor
+from ebbtide.offload.pages.tier import aligned_bytes
+from ebbtide.offload.planning import admission
 
 PIECE = 1 << 20
 

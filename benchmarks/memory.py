@@ -24,9 +24,9 @@ import time
 import torch
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.bandwidth import measure_disk, measure_memory
 from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
+from ebbtide.offload.planning.bandwidth import measure_disk, measure_memory
 
 
 def random_ids(count: int, vocab: int) -> list[int]:

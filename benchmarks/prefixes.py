@@ -27,9 +27,9 @@ import torch
 from random_state import fill, random_weight
 
 from ebbtide import LLM, Budget, prefix_dir
-from ebbtide.offload import weights
 from ebbtide.offload.options import Options
 from ebbtide.offload.output import peak_rss_bytes
+from ebbtide.offload.weights import weights
 
 
 def opened(given, share: float, keeps: bool) -> LLM:

@@ -24,7 +24,7 @@ from chosen_kernels import add_options, choose
 
 from ebbtide.kernels.matmul import linear
 from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
-from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.pages.tier import aligned_bytes
 
 BUFFER_BYTES = 256 << 20  # above most caches
 ROWS = (2, 4, 8, 32, 256)

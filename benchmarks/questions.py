@@ -20,8 +20,8 @@ import torch
 from random_state import fill, random_weight
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import weights
 from ebbtide.offload.options import Options
+from ebbtide.offload.weights import weights
 
 
 def measure(tokens: int, given) -> dict:

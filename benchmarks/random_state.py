@@ -8,8 +8,8 @@ import torch
 
 from ebbtide.kernels.pages import seal
 from ebbtide.kernels.quantised import QuantisedWeight, quantised_shapes
-from ebbtide.offload.engine import Engine
-from ebbtide.offload.sequence import Sequence
+from ebbtide.offload.running.engine import Engine
+from ebbtide.offload.running.sequence import Sequence
 
 
 def random_weight(w: torch.Tensor, bits: int, empty=torch.empty) -> QuantisedWeight:

@@ -1,4 +1,4 @@
-"""Weights read from a model's files for each token: `offload/rereading.py` beside the cache alone.
+"""Weights read from a model's files for each token: `rereading.py` beside the cache alone.
 
     sudo python benchmarks/rereading.py MODEL --host-memory 700MiB [--memory 740MiB]
                                         [--weight-bits full] [--tokens 8] [--rounds 3]
@@ -31,9 +31,9 @@ THROUGH, RULE = "through the cache", "by the rule"
 
 def one(given: argparse.Namespace) -> dict:
     from ebbtide import LLM, Budget
-    from ebbtide.offload import rereading
-    from ebbtide.offload.memory_at_hand import MemoryAtHand
     from ebbtide.offload.options import Options
+    from ebbtide.offload.planning.memory_at_hand import MemoryAtHand
+    from ebbtide.offload.weights import rereading
 
     if given.way == THROUGH:
         rereading.memory_at_hand = lambda: MemoryAtHand(1 << 60, 1 << 60)
@@ -100,7 +100,7 @@ def main() -> None:
     if given.way:
         print(json.dumps(one(given)))
         return
-    from ebbtide.offload.budget import parse_size
+    from ebbtide.offload.planning.budget import parse_size
 
     num_bytes = None if given.memory is None else parse_size(given.memory)
     rows: dict[str, list[dict]] = {THROUGH: [], RULE: []}

@@ -22,10 +22,10 @@ from ebbtide import LLM, Budget
 from ebbtide.kernels import matmul
 from ebbtide.kernels.layout import PageLayout
 from ebbtide.kernels.quantised import rounded_rows
-from ebbtide.offload.geometry import Geometry
-from ebbtide.offload.hub import builtin_folder
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.models.hub import builtin_folder
+from ebbtide.offload.models.model_config import read_model_config
 from ebbtide.offload.options import Options
+from ebbtide.offload.pages.geometry import Geometry
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -17,10 +17,10 @@ import time
 import torch
 
 from ebbtide.kernels.quantised import quantise_weight
-from ebbtide.offload import mlp
-from ebbtide.offload.bandwidth import measure_memory
-from ebbtide.offload.layer_config import Experts
-from ebbtide.offload.weights import LayerTensors
+from ebbtide.offload.layers import mlp
+from ebbtide.offload.models.layer_config import Experts
+from ebbtide.offload.planning.bandwidth import measure_memory
+from ebbtide.offload.weights.weights import LayerTensors
 
 LAYERS = 3  # so that no cache holds the experts of the row before
 ROWS = 60

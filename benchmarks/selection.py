@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.bandwidth import measure_disk
+from ebbtide.offload.disk.spill_dir import default_spill_dir
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
-from ebbtide.offload.spill_dir import default_spill_dir
+from ebbtide.offload.planning.bandwidth import measure_disk
 from ebbtide.prefetch.foresight import FORESIGHTS
 
 SEQUENCES = 4  # of a session, as LLM.session has them

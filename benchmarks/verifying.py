@@ -24,8 +24,8 @@ from drifting import drifting
 from random_state import fill, random_weight
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import weights
 from ebbtide.offload.options import Options
+from ebbtide.offload.weights import weights
 
 SLACK_TOKENS = 512  # of the context: for what is decoded
 RIGHT = (0.6, 0.8, 0.9, 0.95)  # probabilities that a guess is

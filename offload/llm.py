@@ -15,46 +15,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..prefetch.stats import Stats
-from . import forked, long_texts, scoring
-from .admission import Admission
 from .answers.rules import AnswerRules
-from .async_stream import AsyncAnswers, AsyncStream
-from .budget import Budget, resolve
-from .device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
+from .disk.spill_dir import prefix_dir, volume_warnings, writable_spill_dir
 from .errors import InputError
-from .generation import GenerationConfig
-from .geometry import Geometry
-from .hub import log_download, resolve_model
 from .mode import Mode
-from .open_sessions import OpenSessions
-from .opened_model import OpenedModel, open_model
+from .models.hub import log_download, resolve_model
+from .models.opened_model import OpenedModel, open_model
 from .options import Options, checked_count
 from .output import Output, Progress
-from .plan import Plan
+from .pages.geometry import Geometry
+from .planning.admission import Admission
+from .planning.budget import Budget, resolve
+from .planning.device import choose_device, device_peak_bytes, free_device_bytes, kernel_warnings
+from .planning.plan import Plan
 from .prefixes.keeper import PrefixKeeper
 from .prefixes.store import open_prefix_store
-from .prompt import Messages, Prompt, TokenIds, check_room, checked_ids, is_messages
-from .runtime import Runtime
-from .session import Session
-from .session_file import SessionFile
-from .spill_dir import prefix_dir, volume_warnings, writable_spill_dir
-from .stream import Stream
-from .template import check_messages
-from .text import Think, Tokenizer
+from .running import scoring
+from .running.runtime import Runtime
+from .sessions import forked
+from .sessions.async_stream import AsyncAnswers, AsyncStream
+from .sessions.generation import GenerationConfig
+from .sessions.open_sessions import OpenSessions
+from .sessions.session import Session
+from .sessions.session_file import SessionFile
+from .sessions.stream import Stream
+from .text import long_texts
+from .text.prompt import Messages, Prompt, TokenIds, check_room, checked_ids, is_messages
+from .text.template import check_messages
+from .text.text import Think, Tokenizer
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .running.engine import Engine
 
 _SESSION_SEQUENCES = 4  # a session's own raw tail, two snapshots and one fork
 
 
 class LLM:
-    """A language model whose context may be larger than memory. Open it with `LLM.open`; a context
-    manager.
-    One LLM serves one thread at a time: a call from a second thread while one runs raises
-    InputError. on_progress: called with Progress while loading and reading. check: called before
-    each layer while reading; what either raises stops the run. warnings: what a user should know.
-    plan: where things lie for the last request, or would lie for the context that was asked for."""
+    """A language model whose context may be larger than memory; a context manager. Open it with
+    `LLM.open`. One LLM serves one thread at a time: a call from a second thread while one runs
+    raises InputError. on_progress: called with Progress while loading and reading. check: called
+    before each layer while reading; what either raises stops the run. warnings: what a user should
+    know. plan: where things lie for the last request, or would lie for the context asked for."""
 
     def __init__(
         self,
@@ -119,8 +120,7 @@ class LLM:
         self._tokenizer: Tokenizer | None = None
         for cached in ("fingerprint", "tokens_fingerprint"):
             self.__dict__.pop(cached, None)
-        for text in opened.generation.warnings:
-            self._warn(text)
+        self._warn(*opened.generation.warnings)
         self.rules = AnswerRules(self)
 
     @classmethod
@@ -495,6 +495,5 @@ class LLM:
         assert self._prefixes is not None
         return PrefixKeeper(self._prefixes, runtime.engine, model, self._mode, self._warn)
 
-    def _warn(self, text: str) -> None:
-        if text not in self._warnings:
-            self._warnings.append(text)
+    def _warn(self, *texts: str) -> None:
+        self._warnings += [text for text in dict.fromkeys(texts) if text not in self._warnings]

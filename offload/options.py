@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .budget import Budget, parse_cache_size
 from .errors import InputError
 from .mode import MODES
-from .model_config import DTYPE_BYTES
-from .packing import Bits, Packing
-from .prompt import is_whole
+from .models.model_config import DTYPE_BYTES
+from .planning.budget import Budget, parse_cache_size
+from .text.prompt import is_whole
+from .weights.packing import Bits, Packing
 
 MOST_TOKENS = 2**31 - 1
 _MOST_THREADS = 4096  # torch crashes at the end of a process that was given a million

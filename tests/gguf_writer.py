@@ -21,7 +21,7 @@ from gguf_metadata import metadata
 from gguf_tensors import tensors_of, xielu_of
 from gguf_tokens import UNUSED, add_key, tokens_of
 
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.models.model_config import read_model_config
 
 ARCHITECTURES = {
     "LlamaForCausalLM": MODEL_ARCH.LLAMA,

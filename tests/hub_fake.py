@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from ebbtide.offload.errors import ModelError
-from ebbtide.offload.hub import resolve_model
+from ebbtide.offload.models.hub import resolve_model
 
 FILES = {
     "config.json": 700,

@@ -53,7 +53,7 @@ def hide() -> None:
 
 if __name__ == "__main__":
     hide()
-    from ebbtide.offload.disk import Way, default_way
+    from ebbtide.offload.disk.disk import Way, default_way
 
     assert default_way() is Way.PORTABLE, "something is found all the same"
     sys.argv = sys.argv[1:]

@@ -12,10 +12,10 @@ from unittest import mock
 import pytest
 import torch
 
-from ebbtide.offload.disk import ScratchFile
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.pager import PageStore
-from ebbtide.offload.store_options import StoreOptions
+from ebbtide.offload.disk.disk import ScratchFile
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.pages.store_options import StoreOptions
 
 RECORD, NEAR = 4096, 16  # bytes of a record's far and near plane
 S = 3  # records per span

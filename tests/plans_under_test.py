@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ebbtide.offload.footprint import Facts
-from ebbtide.offload.layer_config import Experts
-from ebbtide.offload.model_config import ModelConfig
-from ebbtide.offload.rope_config import RopeConfig
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.layer_config import Experts
+from ebbtide.offload.models.model_config import ModelConfig
+from ebbtide.offload.models.rope_config import RopeConfig
+from ebbtide.offload.planning.footprint import Facts
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 MiB = 1 << 20
 

@@ -10,9 +10,9 @@ import torch
 from sessions_under_test import IDS
 from small_llm import keep_in_memory, open_small
 
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes.store import PrefixStore
-from ebbtide.offload.spill_dir import prefix_dir
 
 CELL = 64
 TEXT = IDS * 2  # 1,200 tokens: 18 cells of 64

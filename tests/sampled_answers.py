@@ -11,8 +11,8 @@ from ebbtide import GenerationConfig
 from ebbtide.offload.answers.constraint import Constrainer
 from ebbtide.offload.answers.grammar import Grammar
 from ebbtide.offload.answers.rules import answer_grammar
-from ebbtide.offload.sampler import Sampler
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.text.text import Tokenizer
 
 PLACE = {
     "type": "object",

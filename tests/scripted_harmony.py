@@ -13,7 +13,7 @@ from small_llm import open_small
 from tokenizers_under_test import HARMONY_TOKENS, harmony, id_of
 
 from ebbtide.cli import main, settings_file
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 MARKS = re.compile("(" + "|".join(map(re.escape, HARMONY_TOKENS)) + ")")
 THINKS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
@@ -58,7 +58,7 @@ def script(monkeypatch):
                 raise token
             return token
 
-    monkeypatch.setattr("ebbtide.offload.stream.Sampler", Scripted)
+    monkeypatch.setattr("ebbtide.offload.sessions.stream.Sampler", Scripted)
     return tokens
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_llm import open_small
 
-from ebbtide.offload import planner
+from ebbtide.offload.planning import planner
 
 EOS = 257  # the tokenizer's, and what config.json says
 IDS = torch.randint(0, 256, (600,), generator=torch.Generator().manual_seed(2)).tolist()

@@ -12,18 +12,18 @@ import torch
 
 from ebbtide import LLM, Budget
 from ebbtide.kernels.layout import PageLayout
-from ebbtide.offload.expert_cache import fewest_slots
-from ebbtide.offload.geometry import (
+from ebbtide.offload.mode import Mode
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.options import Options
+from ebbtide.offload.pages.geometry import (
     Geometry,
     choose_finer_layers,
     make_geometry,
     shaped_pages,
 )
-from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.options import Options
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.scoring import output_bytes
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.running.scoring import output_bytes
+from ebbtide.offload.weights.expert_cache import fewest_slots
 
 PAGE_TOKENS, CELL_TOKENS, SPAN_TOKENS = 16, 64, 128
 # Cells so small that a window of 48 tokens reaches back into sealed pages.

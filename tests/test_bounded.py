@@ -12,10 +12,10 @@ from page_stores import until
 from small_llm import TINY, keep_in_memory, open_small
 
 from ebbtide import LLM
-from ebbtide.offload import selected_attention
 from ebbtide.offload.errors import InputError
+from ebbtide.offload.layers import selected_attention
+from ebbtide.offload.layers.selection_steps import TorchSteps
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.selection_steps import TorchSteps
 from ebbtide.prefetch import audit, foresight
 from ebbtide.prefetch.foresight import FORESIGHTS, make_foresight
 

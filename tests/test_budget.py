@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.offload.budget import Budget, format_size, parse_size, resolve
 from ebbtide.offload.errors import InputError
+from ebbtide.offload.planning.budget import Budget, format_size, parse_size, resolve
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import ebbtide
 from ebbtide.offload.builtin import HERE
 from ebbtide.offload.errors import ContextOverflow, InputError
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.scoring import output_bytes
+from ebbtide.offload.running.scoring import output_bytes
 
 BOUNDED = Mode("bounded", selector_options={"epsilon": 0.02})
 NUM_TOKENS = 20

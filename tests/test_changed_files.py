@@ -14,9 +14,9 @@ from prefixes_under_test import TEXT, last_logits, opened, short_texts_count  # 
 from random_checkpoints import make
 from small_llm import TINY, hold, hold_few_experts, open_small
 
-from ebbtide.offload import checkpoint as checkpoint_module
 from ebbtide.offload.errors import BadCheckpoint
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.models import checkpoint as checkpoint_module
+from ebbtide.offload.planning.plan import Loaded
 
 IDS = [1, 2, 3, 4, 5]
 

@@ -17,14 +17,14 @@ from random_checkpoints import reference_logits
 from safetensors.torch import load_file, save_file
 from small_llm import hold, open_small
 
-from ebbtide.offload.checkpoint import TensorRef
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
-from ebbtide.offload.layer_config import Joined, Stacked
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.packing import Plain
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.safetensors_files import _unstacked, open_folder
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.checkpoint import TensorRef
+from ebbtide.offload.models.layer_config import Joined, Stacked
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.safetensors_files import _unstacked, open_folder
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights.packing import Plain
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 SHAPES = {"a": (2, 3), "b": (4,)}
 

@@ -13,7 +13,7 @@ from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - 
 import ebbtide
 from ebbtide import errors
 from ebbtide.cli import main
-from ebbtide.offload import memory_at_hand
+from ebbtide.offload.planning import memory_at_hand
 
 # --- bench
 

@@ -15,8 +15,8 @@ import pytest
 
 from ebbtide import errors, format_size
 from ebbtide.cli import cache_items, main, options, settings_file
+from ebbtide.offload.disk.scratch import create_named
 from ebbtide.offload.prefixes.head import cell_names, head_of
-from ebbtide.offload.scratch import create_named
 
 
 @pytest.fixture(autouse=True)

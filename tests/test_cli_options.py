@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ebbtide import errors
 from ebbtide.cli import app, config, main, options, settings_file, values
-from ebbtide.offload import setting_checks
+from ebbtide.offload.sessions import setting_checks
 
 MIB, GIB = 2**20, 2**30
 

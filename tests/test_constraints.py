@@ -20,13 +20,13 @@ from tokenizers import models
 from tokenizers_under_test import CHATML, DATA, USER, byte_level, byte_level_backend, harmony, write
 
 from ebbtide import LLM, Budget, GenerationConfig, errors
-from ebbtide.offload import drafts
 from ebbtide.offload.answers.constraint import Constrainer, _Vocabulary, constrainer_bytes
 from ebbtide.offload.answers.grammar import Grammar
-from ebbtide.offload.encoder import Encoder
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.sampler import Sampler
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.running import drafts
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.text.encoder import Encoder
+from ebbtide.offload.text.text import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from small_llm import hold, keep_in_memory, open_small, small_geometry
 
 from ebbtide import LLM, Budget
 from ebbtide.offload.options import Options
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.plan import Loaded
 
 IDS = torch.randint(0, 256, (1000,), generator=torch.Generator().manual_seed(6)).tolist()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

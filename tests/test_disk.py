@@ -15,16 +15,16 @@ import time
 
 import pytest
 
-from ebbtide.offload import disk, scratch
-from ebbtide.offload.bandwidth import measure_disk, measure_memory
-from ebbtide.offload.disk import (
+from ebbtide.offload.disk import disk, scratch
+from ebbtide.offload.disk.disk import (
     ALIGNMENT_BYTES,
     ScratchFile,
     Way,
     check_space,
 )
 from ebbtide.offload.errors import DoesNotFit, InputError, StorageError
-from ebbtide.offload.tier import MemoryTier, aligned_bytes
+from ebbtide.offload.pages.tier import MemoryTier, aligned_bytes
+from ebbtide.offload.planning.bandwidth import measure_disk, measure_memory
 
 BLOCK = ALIGNMENT_BYTES
 WAYS = pytest.mark.parametrize("way", list(Way), ids=lambda way: way.value)

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ebbtide.offload import drafts
-from ebbtide.offload.drafts import Drafts
-from ebbtide.offload.footprint import MOST_VERIFIED
-from ebbtide.offload.generation import GenerationConfig
-from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.planning.footprint import MOST_VERIFIED
+from ebbtide.offload.running import drafts
+from ebbtide.offload.running.drafts import Drafts
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.sessions.generation import GenerationConfig
 from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
 
 # ---- how many, and whether -------------------------------------------------------------------

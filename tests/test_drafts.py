@@ -17,20 +17,20 @@ from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import open_spilling
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import drafts
-from ebbtide.offload.drafts import Drafts
-from ebbtide.offload.engine import Engine
 from ebbtide.offload.errors import InputError, StorageError
-from ebbtide.offload.generation import GenerationConfig
+from ebbtide.offload.layers.selected_attention import SelectedAttention
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.options import Options
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.runtime import Runtime
-from ebbtide.offload.sampler import Sampler
-from ebbtide.offload.selected_attention import SelectedAttention
-from ebbtide.offload.sequence import Sequence
-from ebbtide.offload.session import Session
-from ebbtide.offload.stream import Stream
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.running import drafts
+from ebbtide.offload.running.drafts import Drafts
+from ebbtide.offload.running.engine import Engine
+from ebbtide.offload.running.runtime import Runtime
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.running.sequence import Sequence
+from ebbtide.offload.sessions.generation import GenerationConfig
+from ebbtide.offload.sessions.session import Session
+from ebbtide.offload.sessions.stream import Stream
 from ebbtide.prefetch.lookup import look_up
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")

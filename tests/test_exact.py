@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_llm import CELL_TOKENS, PAGE_TOKENS, TINY, hold, keep_in_memory, open_small
 
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.scoring import output_bytes
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.running.scoring import output_bytes
 
 NUM_TOKENS = 1000
 PREFILLED = 900  # the rest goes through decode, and crosses a cell's border

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from small_llm import TINY, hold_few_experts, open_small
 
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.expert_cache import PASSING_SLOTS, READERS, ExpertCache, fewest_slots
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights.expert_cache import PASSING_SLOTS, READERS, ExpertCache, fewest_slots
 
 LAYERS, EXPERTS, CHOSEN = 3, 8, 3
 SLOT_BYTES = 64

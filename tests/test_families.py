@@ -14,10 +14,10 @@ from random_checkpoints import reference_logits
 from small_llm import TINY, open_small
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.families.architectures import FAMILIES
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.weights import LayerTensors
+from ebbtide.offload.layers.decoder import Decoder
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights.weights import LayerTensors
 
 NUM_TOKENS = 200  # six cells of 32, and four times a window
 PREFILLED = 140  # the rest goes through decode, and crosses two borders of cells

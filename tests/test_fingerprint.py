@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from ebbtide.offload import fingerprint
-from ebbtide.offload.fingerprint import files_digest, model_fingerprint
+from ebbtide.offload.models import fingerprint
+from ebbtide.offload.models.fingerprint import files_digest, model_fingerprint
 
 SIZE = 8 << 20
 TIME_NS = 1_700_000_000 * 10**9

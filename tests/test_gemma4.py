@@ -14,17 +14,17 @@ from prefixes_under_test import TEXT, last_logits, short_texts_count  # noqa: F4
 from prefixes_under_test import opened as opened_with_store
 from small_llm import TINY, keep_in_memory, open_small
 
-from ebbtide.offload.budget import Limits
-from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.errors import BadCheckpoint, ModelError, UnsupportedModel
-from ebbtide.offload.footprint import Facts
-from ebbtide.offload.geometry import choose_geometry
+from ebbtide.offload.layers.decoder import Decoder
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_config import config_of, read_model_config
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.model_config import config_of, read_model_config
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.footprint import Facts
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
+from ebbtide.offload.weights.skeleton import expected_shapes
 from ebbtide.prefetch import foresight
 
 NUM_TOKENS, PREFILLED = 600, 560

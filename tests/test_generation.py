@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide.offload.errors import BadCheckpoint, InputError
-from ebbtide.offload.generation import GenerationConfig
+from ebbtide.offload.sessions.generation import GenerationConfig
 
 
 def folder_with(tmp_path, generation=None, config=None):

@@ -13,8 +13,8 @@ from gguf_writer import rewritten, write
 from small_llm import open_small
 
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
-from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 ONE = np.ones(4, np.float32)
 

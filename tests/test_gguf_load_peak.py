@@ -29,8 +29,8 @@ PROGRAM = """
 import re, sys
 from pathlib import Path
 import torch
-from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.weights.skeleton import expected_shapes
 from ebbtide.offload.weights import WeightStore
 
 def status(name):

@@ -19,10 +19,10 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 from variants import rope
 
 from ebbtide.kernels.quantised import QuantisedWeight
-from ebbtide.offload.checkpoint import Checkpoint
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.models.checkpoint import Checkpoint
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.planning.plan import Loaded
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
 # A file has one scale of yarn's.

@@ -17,7 +17,7 @@ from ebbtide.kernels.quantised import STRIP, quantise_weight
 from ebbtide.offload.errors import UnsupportedModel
 from ebbtide.offload.gguf import packings as gguf_packings
 from ebbtide.offload.gguf.packings import LogOf, Swapped, SwappedNumbers, packing_of
-from ebbtide.offload.packing import Plain
+from ebbtide.offload.weights.packing import Plain
 
 DECODED = [
     kind.name
@@ -112,7 +112,7 @@ def test_rows_are_converted_some_at_a_time(kind, monkeypatch):
     shape = (100, 512)
     raw = drawn(kind, shape)
     _, whole = loaded(packing(kind), raw, shape, 8)
-    monkeypatch.setattr("ebbtide.offload.packing._DECODED", 1)
+    monkeypatch.setattr("ebbtide.offload.weights.packing._DECODED", 1)
     monkeypatch.setattr(gguf_packings, "_REPACKED", 1)
     monkeypatch.setattr("ebbtide.kernels.ggml_blocks._CHUNK_BYTES", 1)
     _, pieces = loaded(packing(kind), raw, shape, 8)

@@ -13,13 +13,13 @@ from gguf_writer import write
 from small_llm import open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight
-from ebbtide.offload.footprint import Facts
-from ebbtide.offload.model_files import open_model_files
-from ebbtide.offload.past_cache import whole_blocks
-from ebbtide.offload.plan import Loaded, Request
-from ebbtide.offload.planner import make_plan
-from ebbtide.offload.skeleton import decides, expected_shapes
-from ebbtide.offload.weights import WeightStore
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.models.past_cache import whole_blocks
+from ebbtide.offload.planning.footprint import Facts
+from ebbtide.offload.planning.plan import Loaded, Request
+from ebbtide.offload.planning.planner import make_plan
+from ebbtide.offload.weights.skeleton import decides, expected_shapes
+from ebbtide.offload.weights.weights import WeightStore
 
 
 def planned_and_opened(path, tmp_path, bits, num_streamed, **more):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sampled_answers import PLACE, sampled, value_of
 from tokenizers_under_test import DATA, byte_level
 
-from ebbtide.offload import vocabulary
 from ebbtide.offload.errors import BadCheckpoint, InputError, UnsupportedModel
 from ebbtide.offload.gguf.file import GgufHeader, read_header
 from ebbtide.offload.gguf.tokenizer import end_ids, read_gguf_tokenizer, tokens_digest
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text import vocabulary
+from ebbtide.offload.text.text import Tokenizer
 
 # The folder, and what a file names its pre-tokenizer.
 REAL = {

@@ -13,10 +13,10 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 
 from ebbtide import errors
 from ebbtide.kernels import matmul
-from ebbtide.offload import rereading
-from ebbtide.offload.memory_at_hand import MemoryAtHand
-from ebbtide.offload.packing import Mxfp4
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.memory_at_hand import MemoryAtHand
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights import rereading
+from ebbtide.offload.weights.packing import Mxfp4
 
 IDS = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(5)).tolist()
 # The format's definition: OCP Microscaling Formats 1.0, section 5.3.3.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scripted_harmony import FINAL, MARKS, THINKS, ids_of
 from tokenizers_under_test import DATA, HARMONY, HARMONY_TOKENS, USER, harmony, id_of
 
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 GPT_OSS = DATA / "templates" / "openai-gpt-oss-120b.jinja"
 MERGES = [("t", "h"), ("th", "e"), ("Ã", "©")]  # the last one: the two bytes of é

@@ -10,7 +10,7 @@ import torch
 from page_stores import DISK, HOST, RECORD, Gated, S, check_records, later, opened, until, write
 
 from ebbtide.offload.errors import InputError, StorageError
-from ebbtide.offload.eviction import EVICTIONS, LeastFrequent, LeastRecent
+from ebbtide.offload.pages.eviction import EVICTIONS, LeastFrequent, LeastRecent
 from ebbtide.prefetch.foresight import STEPS_BYTES, is_worth_scoring
 
 NUM_RECORDS = 8 * S

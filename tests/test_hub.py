@@ -26,7 +26,6 @@ from hub_fake import (
 )
 from huggingface_hub import errors as hub_errors
 
-from ebbtide.offload import hub
 from ebbtide.offload.errors import (
     BadCheckpoint,
     DoesNotFit,
@@ -34,7 +33,8 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
-from ebbtide.offload.hub import DownloadSize, builtin_folder, resolve_model
+from ebbtide.offload.models import hub
+from ebbtide.offload.models.hub import DownloadSize, builtin_folder, resolve_model
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ def test_the_real_library_offline(monkeypatch, tmp_path):
 def test_folders_need_no_hub_library(tmp_path):
     make_model(tmp_path)
     code = (
-        "import sys; from ebbtide.offload.hub import resolve_model; "
+        "import sys; from ebbtide.offload.models.hub import resolve_model; "
         f"resolve_model({str(tmp_path)!r}); "
         "assert 'huggingface_hub' not in sys.modules and 'torch' not in sys.modules"
     )

@@ -7,7 +7,7 @@ from hub_fake import FILES, Hub, make_gguf, refusal
 from huggingface_hub import errors as hub_errors
 
 from ebbtide.offload.errors import BadCheckpoint
-from ebbtide.offload.hub import DownloadSize, resolve_model
+from ebbtide.offload.models.hub import DownloadSize, resolve_model
 
 
 @pytest.fixture

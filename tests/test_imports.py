@@ -113,7 +113,7 @@ def test_a_breach_is_seen(room, source):
     ("room", "source"),
     [
         ("cli", "from ebbtide import LLM, errors\nfrom . import terminal\nimport rich"),
-        ("face", "from .offload.engine import LLM"),
+        ("face", "from .offload.running.engine import LLM"),
         ("offload", "from ..kernels import pages\nfrom . import errors\nimport psutil"),
         ("kernels", "import math\nimport torch.nn.functional as F\nfrom . import layout"),
     ],

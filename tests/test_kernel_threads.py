@@ -7,7 +7,7 @@ import torch
 from small_llm import open_small
 
 from ebbtide.kernels import dispatch, threads
-from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.running.sampler import Sampler
 
 pytestmark = pytest.mark.skipif(
     dispatch.backend() != "compiled" or threads._setter() is None,

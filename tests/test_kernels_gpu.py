@@ -19,7 +19,7 @@ from ebbtide.kernels.attention import Partial, empty_parts
 from ebbtide.kernels.norm import Norm, normed, reference
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.plan import Loaded
 
 pytest.importorskip("triton", reason="Triton has no package for this system")
 from ebbtide.kernels.gpu import check as gpu_check

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ebbtide.kernels.rope_scores import BLOCK, Turns, block_turns, cos_sin, rope_scores
-from ebbtide.offload.rope import Rope
-from ebbtide.offload.rope_config import RopeConfig
+from ebbtide.offload.layers.rope import Rope
+from ebbtide.offload.models.rope_config import RopeConfig
 
 
 def factors(rows: int, pairs: int) -> list[torch.Tensor]:

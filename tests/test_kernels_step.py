@@ -20,8 +20,8 @@ from ebbtide.kernels.matmul import linear, linear_heads
 from ebbtide.kernels.norm import Norm, normed
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
 from ebbtide.kernels.step import BlockProduct, LayerStep, StepShape
-from ebbtide.offload.rope import Rope
-from ebbtide.offload.rope_config import RopeConfig
+from ebbtide.offload.layers.rope import Rope
+from ebbtide.offload.models.rope_config import RopeConfig
 
 HIDDEN, INNER = 200, 424  # neither whole strips nor whole vectors
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 40

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from ebbtide.offload import known_file
 from ebbtide.offload.errors import BadCheckpoint
-from ebbtide.offload.fingerprint import spread
-from ebbtide.offload.known_file import KnownFile
+from ebbtide.offload.models import known_file
+from ebbtide.offload.models.fingerprint import spread
+from ebbtide.offload.models.known_file import KnownFile
 
 SIZE, NUM_BLOCKS = 8 << 20, 256
 

@@ -15,10 +15,10 @@ from small_llm import TINY, open_small
 from test_gguf_file import split
 from tool_templates import with_tools
 
-from ebbtide.offload import safetensors_files
 from ebbtide.offload.errors import BadCheckpoint
 from ebbtide.offload.gguf import file as gguf_file
-from ebbtide.offload.safetensors_files import open_folder
+from ebbtide.offload.models import safetensors_files
+from ebbtide.offload.models.safetensors_files import open_folder
 
 IDS = [1, 2, 3, 4, 5]
 

@@ -21,15 +21,15 @@ from ebbtide.kernels.effect import composed_norms, output_norms
 from ebbtide.kernels.matmul import linear, linear_heads
 from ebbtide.kernels.quantised import quantise_weight
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
-from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.kept_tensors import Arena, most_staging, stored_bytes
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_config import config_of
-from ebbtide.offload.model_files import open_model_files
+from ebbtide.offload.models.model_config import config_of
+from ebbtide.offload.models.model_files import open_model_files
+from ebbtide.offload.pages.geometry import choose_geometry
 from ebbtide.offload.prefixes.layout import PrefixLayout
-from ebbtide.offload.sequence import RawPages
-from ebbtide.offload.skeleton import expected_shapes
-from ebbtide.offload.tensor_loader import TensorLoader
+from ebbtide.offload.running.sequence import RawPages
+from ebbtide.offload.weights.kept_tensors import Arena, most_staging, stored_bytes
+from ebbtide.offload.weights.skeleton import expected_shapes
+from ebbtide.offload.weights.tensor_loader import TensorLoader
 
 HEADS, RANK, NOPE, VALUE = 4, 40, 24, 20  # of the matrix of models
 IDS = torch.randint(0, 256, (400,), generator=torch.Generator().manual_seed(6)).tolist()

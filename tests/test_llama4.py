@@ -12,15 +12,15 @@ import torch
 from random_checkpoints import reference_logits
 from small_llm import TINY, open_small
 
-from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
-from ebbtide.offload.footprint import Facts
-from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.model_config import config_of, read_model_config
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
-from ebbtide.offload.skeleton import expected_shapes
-from ebbtide.offload.windows import first_seen
+from ebbtide.offload.models.model_config import config_of, read_model_config
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.pages.windows import first_seen
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.footprint import Facts
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 IDS = torch.randint(0, 256, (400,), generator=torch.Generator().manual_seed(6)).tolist()
 _LLAMA3 = {

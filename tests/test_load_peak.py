@@ -31,9 +31,9 @@ PROGRAM = """
 import re, sys
 from pathlib import Path
 import torch
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.safetensors_files import open_folder
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.safetensors_files import open_folder
+from ebbtide.offload.weights.skeleton import expected_shapes
 from ebbtide.offload.weights import WeightStore
 
 def status(name):
@@ -83,8 +83,8 @@ def packed(method: str):
 
 def write(folder, parts, **more):
     """Weights of zeros in sparse files: 144 MiB that no disk holds."""
-    from ebbtide.offload.model_config import read_model_config
-    from ebbtide.offload.skeleton import expected_shapes
+    from ebbtide.offload.models.model_config import read_model_config
+    from ebbtide.offload.weights.skeleton import expected_shapes
 
     (folder / "config.json").write_text(json.dumps({**CONFIG, **more}))
     shards, places = {}, {}

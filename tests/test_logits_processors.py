@@ -15,11 +15,11 @@ from small_llm import open_spilling
 
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
-from ebbtide.offload import drafts
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.generation import GenerationConfig
-from ebbtide.offload.logits_processors import run_all, run_ends, word_ends
-from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.running import drafts
+from ebbtide.offload.running.logits_processors import run_all, run_ends, word_ends
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.sessions.generation import GenerationConfig
 
 PROMPT = "The mill stands by the river, and the miller stands by the mill."
 GREEDY = {"temperature": 0}

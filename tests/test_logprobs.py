@@ -12,8 +12,8 @@ from small_llm import open_spilling
 
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
-from ebbtide.offload import drafts
-from ebbtide.offload.logprobs import Logprobs
+from ebbtide.offload.running import drafts
+from ebbtide.offload.running.logprobs import Logprobs
 
 PROMPT = "The mill stands by the river, and the miller"
 SAMPLED = {"temperature": 1.3, "top_p": 0.9, "top_k": 30, "seed": 3, "presence_penalty": 0.5}

@@ -10,7 +10,7 @@ import pytest
 from ebbtide import LLM, Budget
 from ebbtide.offload import builtin
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit
-from ebbtide.offload.long_texts import least_tokens, texts_of
+from ebbtide.offload.text.long_texts import least_tokens, texts_of
 
 STORY = open(builtin.demo_material()["story"], encoding="utf-8").read()
 LONG = STORY * 20  # 940,000 characters, 259,000 tokens: their ids alone take 10 MB

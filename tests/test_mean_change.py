@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from ebbtide.offload.selected_attention import SelectedAttention
+from ebbtide.offload.layers.selected_attention import SelectedAttention
 from ebbtide.prefetch.foresight import make_foresight
 from ebbtide.prefetch.mean_change import OVER_TOKENS, MeanChange
 from ebbtide.prefetch.registry import make_selector

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ebbtide.offload import memory_at_hand as module
-from ebbtide.offload.budget import Budget, resolve
-from ebbtide.offload.memory_at_hand import MemoryAtHand, memory_at_hand
+from ebbtide.offload.planning import memory_at_hand as module
+from ebbtide.offload.planning.budget import Budget, resolve
+from ebbtide.offload.planning.memory_at_hand import MemoryAtHand, memory_at_hand
 
 GIB = 1 << 30
 MACHINE = MemoryAtHand(16 * GIB, 10 * GIB)
@@ -130,7 +130,7 @@ def test_what_making_tokens_took_is_given_back():
 _SESSIONS = """
 import re
 from ebbtide import LLM, Budget
-from ebbtide.offload.memory_at_hand import give_back_freed_memory
+from ebbtide.offload.planning.memory_at_hand import give_back_freed_memory
 
 def rss():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

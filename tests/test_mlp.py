@@ -17,12 +17,12 @@ from instruction_sets import COMPILED
 from ebbtide.kernels import dispatch, matmul
 from ebbtide.kernels.matmul import ROW_TILE
 from ebbtide.kernels.quantised import quantise_weight
-from ebbtide.offload import mlp
-from ebbtide.offload.footprint import _EXPERT_NUMBERS_BYTES
-from ebbtide.offload.layer_config import Experts
-from ebbtide.offload.mlp import routed_mlp, routed_step
-from ebbtide.offload.skeleton import decides
-from ebbtide.offload.weights import LayerTensors
+from ebbtide.offload.layers import mlp
+from ebbtide.offload.layers.mlp import routed_mlp, routed_step
+from ebbtide.offload.models.layer_config import Experts
+from ebbtide.offload.planning.footprint import _EXPERT_NUMBERS_BYTES
+from ebbtide.offload.weights.skeleton import decides
+from ebbtide.offload.weights.weights import LayerTensors
 
 HIDDEN, INNER, ROWS = 48, 40, 96
 EXPERTS = Experts(count=6, chosen=2, intermediate_size=INNER, normalised=True)

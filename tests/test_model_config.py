@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_checkpoints import FAMILIES
 
-from ebbtide.offload.decoder import Decoder
 from ebbtide.offload.errors import BadCheckpoint, ModelError, UnsupportedModel
 from ebbtide.offload.families.architectures import FAMILIES as SUPPORTED
-from ebbtide.offload.model_config import config_of, read_model_config
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.layers.decoder import Decoder
+from ebbtide.offload.models.model_config import config_of, read_model_config
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -13,12 +13,12 @@ from plans_under_test import MODELS, facts_of
 from small_llm import keep_in_memory, open_small, small_geometry
 
 from ebbtide.kernels.pages import near_keys, seal
-from ebbtide.offload.budget import Limits
-from ebbtide.offload.geometry import Geometry, choose_finer_layers, choose_geometry
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
+from ebbtide.offload.pages.geometry import Geometry, choose_finer_layers, choose_geometry
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
 
 NUM_TOKENS, PREFILLED = 1000, 950
 IDS = torch.randint(0, 256, (NUM_TOKENS,), generator=torch.Generator().manual_seed(9)).tolist()

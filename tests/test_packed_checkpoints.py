@@ -16,12 +16,12 @@ from small_llm import TINY, hold, hold_few_experts, open_small
 from ebbtide import errors
 from ebbtide.kernels import matmul
 from ebbtide.kernels.quantised import QuantisedWeight
-from ebbtide.offload.fingerprint import model_fingerprint
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.packed_weights import Decoded
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.safetensors_files import open_folder
-from ebbtide.offload.skeleton import expected_shapes
+from ebbtide.offload.models.fingerprint import model_fingerprint
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.safetensors_files import open_folder
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights.packed_weights import Decoded
+from ebbtide.offload.weights.skeleton import expected_shapes
 
 IDS = torch.randint(0, 256, (120,), generator=torch.Generator().manual_seed(5)).tolist()
 # By format: bits and whether groups have offsets, as kept with bits full, and with 8.

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans_under_test import model
 
-from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.page_spans import PageSpans, _floor_sum
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.planning.page_spans import PageSpans, _floor_sum
 
 
 @given(*[st.integers(0, 60)] * 2, st.integers(1, 40), st.integers(0, 90))

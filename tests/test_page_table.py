@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.page_table import Extents, NoFrames, PageTable, Tier
-from ebbtide.offload.policy import FastestFirst, FirstLayers, Homes, Interleave, make_policy
+from ebbtide.offload.pages.page_table import Extents, NoFrames, PageTable, Tier
+from ebbtide.offload.pages.policy import FastestFirst, FirstLayers, Homes, Interleave, make_policy
 
 S = 3  # records per span
 
@@ -27,7 +27,8 @@ def append(extents: Extents, table: PageTable, layer: int, tier: Tier, num_recor
 
 def test_bookkeeping_needs_no_torch():
     code = (
-        "import sys, ebbtide.offload.page_table, ebbtide.offload.policy, ebbtide.prefetch.history;"
+        "import sys, ebbtide.prefetch.history;"
+        "from ebbtide.offload.pages import page_table, policy;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

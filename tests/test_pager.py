@@ -31,9 +31,9 @@ from page_stores import (
     write,
 )
 
-from ebbtide.offload.disk import ScratchFile, Way
+from ebbtide.offload.disk.disk import ScratchFile, Way
 from ebbtide.offload.errors import DoesNotFit
-from ebbtide.offload.pager import PageStore
+from ebbtide.offload.pages.pager import PageStore
 
 
 @mixes

@@ -31,14 +31,14 @@ from page_stores import (
     write,
 )
 
-from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.disk.disk import ScratchFile
+from ebbtide.offload.disk.io_threads import IoThreads
+from ebbtide.offload.disk.transfer import Transfers
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.io_threads import IoThreads
-from ebbtide.offload.page_table import Extent, Extents, PageTable, Tier
-from ebbtide.offload.pager import PageStore
-from ebbtide.offload.planes import Planes
-from ebbtide.offload.tier import aligned_bytes
-from ebbtide.offload.transfer import Transfers
+from ebbtide.offload.pages.page_table import Extent, Extents, PageTable, Tier
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.pages.planes import Planes
+from ebbtide.offload.pages.tier import aligned_bytes
 
 
 class FailsAt(ScratchFile):
@@ -150,7 +150,7 @@ def test_a_disk_that_does_not_answer_is_an_error(tmp_path):
 
 
 def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("ebbtide.offload.io_threads.CLOSE_LIMIT_S", 0.1)
+    monkeypatch.setattr("ebbtide.offload.disk.io_threads.CLOSE_LIMIT_S", 0.1)
     files = []
 
     def spill():

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.offload import past_cache
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.past_cache import (
+from ebbtide.offload.models import past_cache
+from ebbtide.offload.models.past_cache import (
     BLOCK_BYTES,
     BounceBuffers,
     EndsEarly,
     PastCacheReader,
     whole_blocks,
 )
-from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.pages.tier import aligned_bytes
 
 BLOCKS = 3 * 256 + 5  # some of the parts that are asked about, and a piece
 CONTENT = np.random.default_rng(3).integers(0, 256, BLOCKS * BLOCK_BYTES, dtype=np.uint8)

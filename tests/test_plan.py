@@ -16,17 +16,17 @@ from random_checkpoints import make
 from small_llm import open_small, small_geometry
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import checkpoint as checkpoint_module
-from ebbtide.offload.budget import Limits
 from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
-from ebbtide.offload.filling import WRITE_BUFFERS
-from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.operations import reading_operations
-from ebbtide.offload.page_spans import PageSpans
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.plan import Plan, Request
-from ebbtide.offload.planner import make_plan
+from ebbtide.offload.models import checkpoint as checkpoint_module
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.filling import WRITE_BUFFERS
+from ebbtide.offload.planning.operations import reading_operations
+from ebbtide.offload.planning.page_spans import PageSpans
+from ebbtide.offload.planning.plan import Plan, Request
+from ebbtide.offload.planning.planner import make_plan
 
 FACTS = {(name, bits): facts_of(m, bits) for name, m in MODELS.items() for bits in (None, 8, 4)}
 KV_BITS = [("full", False), *((bits, selects) for bits in "864" for selects in (False, True))]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from plans_under_test import MiB, facts_of, routed_model
 
-from ebbtide.offload.budget import Limits
-from ebbtide.offload.expert_cache import fewest_slots
-from ebbtide.offload.geometry import choose_geometry
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
+from ebbtide.offload.weights.expert_cache import fewest_slots
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

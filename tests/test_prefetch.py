@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.pager import PageStore
-from ebbtide.offload.store_options import StoreOptions
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.pages.store_options import StoreOptions
 from ebbtide.prefetch.queue import WishQueue
 from ebbtide.prefetch.registry import PREDICTORS, make_predictor
 from ebbtide.prefetch.source import PageSource, Predictor

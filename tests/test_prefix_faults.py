@@ -30,7 +30,7 @@ from prefixes_under_test import (
     short_texts_count,  # noqa: F401 - a fixture
 )
 
-from ebbtide.offload.spill_dir import PREFIX_SUFFIXES, prefix_dir
+from ebbtide.offload.disk.spill_dir import PREFIX_SUFFIXES, prefix_dir
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from prefixes_under_test import (  # short_texts_count: a fixture
     short_texts_count,  # noqa: F401
 )
 
-from ebbtide.offload.sequence import RawPages
-from ebbtide.offload.spill_dir import prefix_dir
-from ebbtide.offload.sweep import Sweeper
+from ebbtide.offload.disk.spill_dir import prefix_dir
+from ebbtide.offload.running.sequence import RawPages
+from ebbtide.offload.running.sweep import Sweeper
 
 
 @pytest.fixture(scope="module")

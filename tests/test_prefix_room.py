@@ -26,12 +26,12 @@ from prefixes_under_test import (
 )
 
 from ebbtide import LLM
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.prefixes import file as prefix_file
 from ebbtide.offload.prefixes import store as prefix_store
 from ebbtide.offload.prefixes.keeper import _Retries
 from ebbtide.offload.prefixes.store import PrefixStore
-from ebbtide.offload.spill_dir import prefix_dir
 
 
 @pytest.fixture(scope="module")

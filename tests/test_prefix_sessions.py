@@ -22,13 +22,13 @@ from prefixes_under_test import (  # short_texts_count: a fixture
     short_texts_count,  # noqa: F401
 )
 
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.errors import StorageError
+from ebbtide.offload.layers.states import States
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.pages.span_reader import SpanReader
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes import store as prefix_store
-from ebbtide.offload.span_reader import SpanReader
-from ebbtide.offload.spill_dir import prefix_dir
-from ebbtide.offload.states import States
 
 BOUNDED = Mode("bounded", selector_options={"epsilon": 0.1})
 

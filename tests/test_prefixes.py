@@ -22,10 +22,10 @@ from prefixes_under_test import (  # short_texts_count: a fixture
 )
 from small_llm import open_small
 
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes.texts import kept_texts
-from ebbtide.offload.spill_dir import prefix_dir
 
 
 @pytest.fixture(scope="module")

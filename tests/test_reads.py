@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import reads as reads_module
-from ebbtide.offload.disk import ALIGNMENT_BYTES, ScratchFile, Way
+from ebbtide.offload.disk import reads as reads_module
+from ebbtide.offload.disk.disk import ALIGNMENT_BYTES, ScratchFile, Way
+from ebbtide.offload.disk.extent_file import ExtentFile, crcs_of
+from ebbtide.offload.disk.reads import NativeReads, State, ThreadReads, Urgency
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.extent_file import ExtentFile, crcs_of
-from ebbtide.offload.page_table import Extents, Tier
-from ebbtide.offload.reads import NativeReads, State, ThreadReads, Urgency
-from ebbtide.offload.tier import aligned_bytes
+from ebbtide.offload.pages.page_table import Extents, Tier
+from ebbtide.offload.pages.tier import aligned_bytes
 
 RECORD, S, NUM_FRAMES = 2 * ALIGNMENT_BYTES, 4, 64
 compiled = pytest.mark.skipif(dispatch.compiled_for() is None, reason="no compiled kernels here")

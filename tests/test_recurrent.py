@@ -20,23 +20,23 @@ from safetensors.torch import load_file, save_file
 from sessions_under_test import IDS
 from small_llm import TINY, open_small
 
-from ebbtide.offload.decoder import Decoder
-from ebbtide.offload.engine import Engine
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.errors import BadCheckpoint, UnsupportedModel
-from ebbtide.offload.layer_config import ScanShape
+from ebbtide.offload.layers.decoder import Decoder
+from ebbtide.offload.layers.recurrent import RecurrentLayer
+from ebbtide.offload.layers.scan_layer import ScanLayer
+from ebbtide.offload.layers.states import States
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
+from ebbtide.offload.models.layer_config import ScanShape
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
 from ebbtide.offload.prefixes import keeper as prefix_keeper
 from ebbtide.offload.prefixes.store import PrefixStore
-from ebbtide.offload.recurrent import RecurrentLayer
-from ebbtide.offload.scan_layer import ScanLayer
-from ebbtide.offload.sequence import Sequence
-from ebbtide.offload.sequences import Sequences
-from ebbtide.offload.spill_dir import prefix_dir
-from ebbtide.offload.states import States
-from ebbtide.offload.whole_token import WholeToken
+from ebbtide.offload.running.engine import Engine
+from ebbtide.offload.running.sequence import Sequence
+from ebbtide.offload.running.sequences import Sequences
+from ebbtide.offload.running.whole_token import WholeToken
 
 HYBRIDS = ["qwen3.5", "granite4-h", "lfm2", "falcon-h1", "nemotron-h", "jamba", "kimi-linear-moe"]
 CELL = TINY["cell_tokens"]

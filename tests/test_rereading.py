@@ -10,13 +10,14 @@ import torch
 from gguf_writer import write
 from small_llm import hold, hold_few_experts, open_small
 
-from ebbtide.offload import past_cache, rereading
-from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.errors import BadCheckpoint
-from ebbtide.offload.memory_at_hand import MemoryAtHand
-from ebbtide.offload.past_cache import PastCacheReader
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.rereading import Rereading
+from ebbtide.offload.models import past_cache
+from ebbtide.offload.models.checkpoint import Checkpoint
+from ebbtide.offload.models.past_cache import PastCacheReader
+from ebbtide.offload.planning.memory_at_hand import MemoryAtHand
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights import rereading
+from ebbtide.offload.weights.rereading import Rereading
 
 IDS = [1, 2, 3, 4, 5]
 PART = 1 << 20
@@ -183,7 +184,7 @@ def test_a_file_that_ends_early_is_said_to_be_truncated(checkpoint, tmp_path, me
         llm.logits(IDS)
         monkeypatch.setattr(Checkpoint, "_check", lambda self, path: None)
         monkeypatch.setattr(past_cache, "read_at", lambda *_: 0)
-        monkeypatch.setattr("ebbtide.offload.checkpoint.read_at", lambda *_: 0)
+        monkeypatch.setattr("ebbtide.offload.models.checkpoint.read_at", lambda *_: 0)
         with pytest.raises(BadCheckpoint, match="ends before its tensors do; it was truncated"):
             for _ in range(3):  # what was read ahead by then is whole
                 llm.logits(IDS)

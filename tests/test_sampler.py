@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebbtide.offload.errors import ModelError
-from ebbtide.offload.generation import GenerationConfig
-from ebbtide.offload.sampler import Sampler
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.sessions.generation import GenerationConfig
 
 VOCAB, PROMPT = 211, 4
 

@@ -22,7 +22,7 @@ from ebbtide.cli.server.request import chat_request, completion_request
 from ebbtide.cli.server.text_query import tokenize_query
 from ebbtide.cli.server.worker import Worker
 from ebbtide.cli.signals import Signals
-from ebbtide.offload import admission
+from ebbtide.offload.planning import admission
 
 CONTEXT, HELLO = 1000, [{"role": "user", "content": "Hello"}]
 

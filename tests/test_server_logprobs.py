@@ -25,8 +25,8 @@ from ebbtide.offload.answers.text_trace import TextTrace
 from ebbtide.offload.answers.thinking import Thoughts
 from ebbtide.offload.answers.tool_formats import _HERMES as HERMES
 from ebbtide.offload.answers.tools import Calls
-from ebbtide.offload.detokenizer import TextStream
-from ebbtide.offload.logprobs import Logprobs
+from ebbtide.offload.running.logprobs import Logprobs
+from ebbtide.offload.text.detokenizer import TextStream
 
 MARKS = ("<think>", "</think>")
 HELLO = {"role": "user", "content": "Hello"}

@@ -13,8 +13,7 @@ from sessions_under_test import IDS, LONG, assert_nothing_is_held
 from small_llm import keep_in_memory, open_small, open_spilling
 
 from ebbtide import LLM, Budget
-from ebbtide.offload import runtime as runtime_module
-from ebbtide.offload.disk import STEP_BYTES, ScratchFile
+from ebbtide.offload.disk.disk import STEP_BYTES, ScratchFile
 from ebbtide.offload.errors import (
     ContextOverflow,
     DoesNotFit,
@@ -22,6 +21,7 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
+from ebbtide.offload.running import runtime as runtime_module
 
 
 def test_a_closed_session_says_so(llm):

@@ -11,13 +11,13 @@ from interruptions import interrupted_after
 from sessions_under_test import LONG, assert_nothing_is_held
 from small_llm import keep_in_memory, open_spilling
 
-from ebbtide.offload import open_sessions
-from ebbtide.offload.io_threads import IoThreads
-from ebbtide.offload.pager import PageStore
-from ebbtide.offload.runtime import Runtime
-from ebbtide.offload.sequences import Sequences
-from ebbtide.offload.session import Session
-from ebbtide.offload.stream import Stream
+from ebbtide.offload.disk.io_threads import IoThreads
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.running.runtime import Runtime
+from ebbtide.offload.running.sequences import Sequences
+from ebbtide.offload.sessions import open_sessions
+from ebbtide.offload.sessions.session import Session
+from ebbtide.offload.sessions.stream import Stream
 
 CLOSING = [
     *(Session.close, Runtime.release, Sequences.close, Stream._end, Stream.close),

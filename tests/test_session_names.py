@@ -18,7 +18,7 @@ from ebbtide.offload.errors import (
     InputError,
     StorageError,
 )
-from ebbtide.offload.session_file import KeptTokens, tokenizer_fingerprint
+from ebbtide.offload.sessions.session_file import KeptTokens, tokenizer_fingerprint
 
 
 @pytest.fixture

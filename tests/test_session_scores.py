@@ -7,11 +7,11 @@ import pytest
 import torch
 from sessions_under_test import IDS
 
-from ebbtide.offload import scoring
 from ebbtide.offload.errors import (
     ContextOverflow,
     InputError,
 )
+from ebbtide.offload.running import scoring
 
 
 @pytest.mark.parametrize("prefill_tokens", [None, 290])

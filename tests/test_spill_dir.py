@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ebbtide.offload import spill_dir
-from ebbtide.offload.disk import (
+from ebbtide.offload.disk import spill_dir
+from ebbtide.offload.disk.disk import (
     ScratchFile,
     Way,
     volume_warnings,
 )
+from ebbtide.offload.disk.spill_dir import Mount, default_spill_dir, format_bytes
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.spill_dir import Mount, default_spill_dir, format_bytes
 
 WAYS = pytest.mark.parametrize("way", list(Way), ids=lambda way: way.value)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions and processes")

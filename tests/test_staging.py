@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from interruptions import functions_of, interrupted_after
 
-from ebbtide.offload.page_table import Extent, Tier
-from ebbtide.offload.staging import SlotState, Staging
+from ebbtide.offload.disk.staging import SlotState, Staging
+from ebbtide.offload.pages.page_table import Extent, Tier
 from ebbtide.prefetch.stats import Stats
 
 

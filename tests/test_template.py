@@ -17,7 +17,7 @@ import pytest
 from jinja2.exceptions import UndefinedError
 
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.template import (
+from ebbtide.offload.text.template import (
     FALLBACK_SOURCE,
     MAX_SOURCE_CHARS,
     ChatTemplate,

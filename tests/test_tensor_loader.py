@@ -13,14 +13,14 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import tensor_loader
-from ebbtide.offload.checkpoint import Checkpoint, TensorRef
 from ebbtide.offload.errors import BadCheckpoint, StorageError
 from ebbtide.offload.gguf.packings import Swapped, packing_of
-from ebbtide.offload.kept_tensors import Arena, most_staging, stored_bytes
-from ebbtide.offload.known_file import KnownFile
-from ebbtide.offload.packing import Packing, Plain
-from ebbtide.offload.tensor_loader import TensorLoader
+from ebbtide.offload.models.checkpoint import Checkpoint, TensorRef
+from ebbtide.offload.models.known_file import KnownFile
+from ebbtide.offload.weights import tensor_loader
+from ebbtide.offload.weights.kept_tensors import Arena, most_staging, stored_bytes
+from ebbtide.offload.weights.packing import Packing, Plain
+from ebbtide.offload.weights.tensor_loader import TensorLoader
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SHAPES = [(1, 256), (64, 512), (203, 768)]

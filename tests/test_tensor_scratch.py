@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
-from ebbtide.offload import spill_dir, tensor_scratch, weights
+from ebbtide.offload.disk import spill_dir
 from ebbtide.offload.errors import DoesNotFit, EbbtideError, InputError, StorageError
-from ebbtide.offload.kept_tensors import Arena
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.past_cache import BLOCK_BYTES
-from ebbtide.offload.safetensors_files import open_folder
-from ebbtide.offload.skeleton import expected_shapes
-from ebbtide.offload.tensor_scratch import TensorScratch
-from ebbtide.offload.tier import aligned_bytes
-from ebbtide.offload.weights import WeightStore
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.past_cache import BLOCK_BYTES
+from ebbtide.offload.models.safetensors_files import open_folder
+from ebbtide.offload.pages.tier import aligned_bytes
+from ebbtide.offload.weights import tensor_scratch, weights
+from ebbtide.offload.weights.kept_tensors import Arena
+from ebbtide.offload.weights.skeleton import expected_shapes
+from ebbtide.offload.weights.tensor_scratch import TensorScratch
+from ebbtide.offload.weights.weights import WeightStore
 
 GROUP_BYTES = 5 * BLOCK_BYTES
 

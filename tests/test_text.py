@@ -25,7 +25,7 @@ from tokenizers_under_test import (
 )
 
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 TEXTS = [
     "",

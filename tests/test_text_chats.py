@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers_under_test import CHATML, USER, byte_fallback, byte_level, id_of
 
 from ebbtide.offload.errors import InputError
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 
 def test_without_a_template_chats_are_plain_text_and_that_is_said(llama):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers_under_test import USER, SentencePieceReference, byte_level, id_of
 
 from ebbtide.offload.errors import BadCheckpoint, InputError, UnsupportedModel
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 
 def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):

@@ -10,7 +10,7 @@ from tokenizers import decoders, models
 from tokenizers_under_test import USER, id_of, write
 
 from ebbtide.offload.errors import UnsupportedModel
-from ebbtide.offload.text import StopStrings, Tokenizer
+from ebbtide.offload.text.text import StopStrings, Tokenizer
 
 
 @settings(max_examples=200)

@@ -12,7 +12,7 @@ from tokenizers_under_test import byte_level_backend, write
 
 from ebbtide import LLM
 from ebbtide.offload.answers.thinking import MARKS, Thoughts, is_open
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "shared" / "data" / "templates"
 THINK = MARKS[0]
@@ -139,7 +139,7 @@ def test_answers_to_messages_are_split_and_raw_text_is_not(thinker, monkeypatch)
         def choose(self, logits, seen):
             return next(tokens)
 
-    monkeypatch.setattr("ebbtide.offload.stream.Sampler", Scripted)
+    monkeypatch.setattr("ebbtide.offload.sessions.stream.Sampler", Scripted)
     question, length = [{"role": "user", "content": "hi"}], len(script)
     results = []
     for prompt, think in ((question, True), (question, False), ("raw", None)):

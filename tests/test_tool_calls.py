@@ -29,9 +29,9 @@ from ebbtide.offload.answers.constraint import Constrainer
 from ebbtide.offload.answers.rules import answer_grammar
 from ebbtide.offload.answers.tool_formats import format_of
 from ebbtide.offload.answers.tools import Calls, parameters_of
-from ebbtide.offload.sampler import Sampler
-from ebbtide.offload.template import check_messages
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.running.sampler import Sampler
+from ebbtide.offload.text.template import check_messages
+from ebbtide.offload.text.text import Tokenizer
 
 
 @pytest.mark.parametrize(

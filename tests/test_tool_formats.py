@@ -26,7 +26,7 @@ from tool_templates import tokenizer as tokenizer  # a fixture
 from ebbtide.offload.answers.call_reader import CallReader
 from ebbtide.offload.answers.tool_formats import format_of
 from ebbtide.offload.answers.tools import Calls
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 # ---- reading -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ebbtide import errors
 from ebbtide.offload.answers.call_reader import CallReader
 from ebbtide.offload.answers.tool_formats import format_of, with_calls_written
 from ebbtide.offload.answers.tools import Calls, checked_tools
-from ebbtide.offload.template import ChatTemplate, check_messages
+from ebbtide.offload.text.template import ChatTemplate, check_messages
 
 TEMPLATES = DATA / "templates"
 

@@ -14,11 +14,11 @@ from interruptions import interrupted_after
 from random_checkpoints import make
 from small_llm import TINY, hold, open_small, open_spilling
 
-from ebbtide.offload.admission import Admission
 from ebbtide.offload.errors import InputError
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.runtime import Runtime
+from ebbtide.offload.planning.admission import Admission
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.running.runtime import Runtime
 
 # Attention alone, states, experts, latents, layers of several shapes, streams beside each other.
 KINDS = ("llama2", "qwen3.5", "gpt-oss", "deepseek-v3-moe", "gemma4", "gemma3n")

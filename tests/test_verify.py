@@ -13,7 +13,7 @@ from small_llm import hold, open_spilling
 
 from ebbtide.kernels import dispatch
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.plan import Loaded
+from ebbtide.offload.planning.plan import Loaded
 
 needs_kernels = pytest.mark.skipif(dispatch._cpu is None, reason="no compiled kernels here")
 

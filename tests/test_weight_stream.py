@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from interruptions import interrupted_after
 
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.weight_stream import WeightStream
+from ebbtide.offload.weights.weight_stream import WeightStream
 
 KEYS = [0, 1, 2, ("head", 0)]
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from small_llm import hold, hold_few_experts, open_small
 
 from ebbtide.kernels.quantised import QuantisedWeight, quantise_weight
-from ebbtide.offload import packing
-from ebbtide.offload.checkpoint import Checkpoint
 from ebbtide.offload.errors import StorageError
-from ebbtide.offload.expert_cache import fewest_slots
-from ebbtide.offload.kept_tensors import stored_bytes
-from ebbtide.offload.model_config import read_model_config
-from ebbtide.offload.packing import Plain
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.safetensors_files import open_folder
-from ebbtide.offload.skeleton import expected_shapes
-from ebbtide.offload.weights import WeightStore, streamed_layers
+from ebbtide.offload.models.checkpoint import Checkpoint
+from ebbtide.offload.models.model_config import read_model_config
+from ebbtide.offload.models.safetensors_files import open_folder
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.weights import packing
+from ebbtide.offload.weights.expert_cache import fewest_slots
+from ebbtide.offload.weights.kept_tensors import stored_bytes
+from ebbtide.offload.weights.packing import Plain
+from ebbtide.offload.weights.skeleton import expected_shapes
+from ebbtide.offload.weights.weights import WeightStore, streamed_layers
 
 _ALIGNMENT = 64
 
@@ -127,8 +127,8 @@ def test_the_plan_counts_experts_that_are_brought(checkpoint, tmp_path, name, bi
 @pytest.mark.parametrize("held", [(2, True), (2, False), (0, False), "experts"])
 @pytest.mark.parametrize("bits", ["full", "8", "4"])
 def test_the_plan_counts_what_is_streamed(checkpoint, tmp_path, monkeypatch, bits, held):
-    monkeypatch.setattr("ebbtide.offload.output_head.HEAD_BLOCK_ROWS", 100)
-    monkeypatch.setattr("ebbtide.offload.footprint.HEAD_BLOCK_ROWS", 100)
+    monkeypatch.setattr("ebbtide.offload.weights.output_head.HEAD_BLOCK_ROWS", 100)
+    monkeypatch.setattr("ebbtide.offload.planning.footprint.HEAD_BLOCK_ROWS", 100)
     name = "mixtral" if held == "experts" else "llama2"
     with open_small(checkpoint(name), tmp_path, weight_bits=bits) as llm:
         held = Loaded(0, False, fewest_slots(2)) if held == "experts" else Loaded(*held)
@@ -229,8 +229,8 @@ def test_files_are_forgotten_where_tokens_read_them(
     with loaded(checkpoint("llama3"), tmp_path, bits=bits, **options) as store:
         before = parts_of_layers(store)
         told = []
-        monkeypatch.setattr("ebbtide.offload.checkpoint.forget", told.append)
-        monkeypatch.setattr("ebbtide.offload.tensor_scratch.forget", told.append)
+        monkeypatch.setattr("ebbtide.offload.models.checkpoint.forget", told.append)
+        monkeypatch.setattr("ebbtide.offload.weights.tensor_scratch.forget", told.append)
         says = store.forget_files()
         assert bool(told) == bool(options) and says == (not options)
         assert len(told) == len(set(told)) >= 2 * bool(bits and options)
@@ -258,7 +258,7 @@ def test_a_layer_stays_while_the_next_one_is_read(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_streamed_head_gives_the_same_logits(checkpoint, tmp_path, monkeypatch, bits):
-    monkeypatch.setattr("ebbtide.offload.output_head.HEAD_BLOCK_ROWS", 100)
+    monkeypatch.setattr("ebbtide.offload.weights.output_head.HEAD_BLOCK_ROWS", 100)
     folder = checkpoint("qwen2")  # its head is the embedding table
     hidden = torch.randn(32, 64)
     with loaded(folder, tmp_path, bits=bits) as resident:

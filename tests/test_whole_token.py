@@ -13,12 +13,13 @@ from random_checkpoints import make
 from small_llm import TINY, hold, hold_few_experts, keep_in_memory, open_small
 
 from ebbtide.kernels import dispatch
-from ebbtide.offload import engine, mlp
-from ebbtide.offload.decoder import Decoder
+from ebbtide.offload.layers import mlp
+from ebbtide.offload.layers.decoder import Decoder
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.plan import Loaded
-from ebbtide.offload.record_reader import RecordReader
-from ebbtide.offload.whole_token import WholeToken
+from ebbtide.offload.pages.record_reader import RecordReader
+from ebbtide.offload.planning.plan import Loaded
+from ebbtide.offload.running import engine
+from ebbtide.offload.running.whole_token import WholeToken
 from ebbtide.prefetch.top_p import CRITERIA
 
 NUM_TOKENS, PREFILLED = 210, 3  # three: the sink's rows are decoded as well

@@ -19,11 +19,11 @@ from prefixes_under_test import (
 from sessions_under_test import IDS
 from small_llm import open_spilling
 
-from ebbtide.offload.page_table import Extents, PageTable, Tier
-from ebbtide.offload.pager import PageStore
+from ebbtide.offload.disk.spill_dir import prefix_dir
+from ebbtide.offload.pages.page_table import Extents, PageTable, Tier
+from ebbtide.offload.pages.pager import PageStore
 from ebbtide.offload.prefixes.keeper import PrefixKeeper
-from ebbtide.offload.sequences import Sequences
-from ebbtide.offload.spill_dir import prefix_dir
+from ebbtide.offload.running.sequences import Sequences
 
 CONTEXT = 1600
 BEGUN = 5 * CELL  # in the middle of a span

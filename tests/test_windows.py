@@ -22,15 +22,15 @@ from sessions_under_test import IDS
 from small_llm import TINY, keep_in_memory, open_small, open_spilling
 
 from ebbtide.kernels.layout import PageLayout
-from ebbtide.offload.budget import Limits
-from ebbtide.offload.geometry import Geometry, choose_geometry
+from ebbtide.offload.disk.spill_dir import prefix_dir
 from ebbtide.offload.mode import Mode
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.plan import Request
-from ebbtide.offload.planner import make_plan
-from ebbtide.offload.sequence import raw_slots
-from ebbtide.offload.spill_dir import prefix_dir
-from ebbtide.offload.windows import Windows
+from ebbtide.offload.pages.geometry import Geometry, choose_geometry
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.pages.windows import Windows
+from ebbtide.offload.planning.budget import Limits
+from ebbtide.offload.planning.plan import Request
+from ebbtide.offload.planning.planner import make_plan
+from ebbtide.offload.running.sequence import raw_slots
 
 CONTEXT = 1600
 # Within the raw cells, within a span, of several spans.

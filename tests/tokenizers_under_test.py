@@ -10,7 +10,7 @@ from hypothesis import assume
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHATML = (

@@ -13,7 +13,7 @@ from ebbtide.offload.answers.python_calls import PYTHON_MARKS
 from ebbtide.offload.answers.section_calls import DEEPSEEK_MARKS, KIMI_MARKS
 from ebbtide.offload.answers.tool_formats import format_of
 from ebbtide.offload.answers.tools import Calls, checked_tools, parameters_of, shown_tool
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 WEATHER = {
     "type": "function",

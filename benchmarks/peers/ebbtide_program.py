@@ -19,12 +19,12 @@ from program import serve
 
 from ebbtide import LLM
 from ebbtide.kernels import dispatch
-from ebbtide.offload import weights
-from ebbtide.offload.engine import Engine
-from ebbtide.offload.geometry import choose_geometry
 from ebbtide.offload.options import Options
-from ebbtide.offload.page_table import Tier
-from ebbtide.offload.pager import PageStore
+from ebbtide.offload.pages.geometry import choose_geometry
+from ebbtide.offload.pages.page_table import Tier
+from ebbtide.offload.pages.pager import PageStore
+from ebbtide.offload.running.engine import Engine
+from ebbtide.offload.weights import weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from random_state import fill, random_weight

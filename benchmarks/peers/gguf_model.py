@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType
 
-from ebbtide.offload.layer_config import ScanShape
-from ebbtide.offload.model_config import read_model_config
+from ebbtide.offload.models.layer_config import ScanShape
+from ebbtide.offload.models.model_config import read_model_config
 
 GROUP = 32  # weights that share a scale in Q4_0 and Q8_0
 # Where the float16 numbers of a block lie, if not at its start alone.

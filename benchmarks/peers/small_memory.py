@@ -165,8 +165,8 @@ def main() -> None:
         measure = PROGRAMS[given.program]
         print(json.dumps(measure(given.model, given.memory, given.tokens)))
         return
-    from ebbtide.offload.bandwidth import measure_disk
-    from ebbtide.offload.budget import parse_size
+    from ebbtide.offload.planning.bandwidth import measure_disk
+    from ebbtide.offload.planning.budget import parse_size
 
     disk = measure_disk(given.model.parent).bytes_per_s
     print(f"the disk reads {disk / 1e9:.2f} GB/s")

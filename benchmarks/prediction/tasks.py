@@ -22,8 +22,8 @@ import torch
 from texts import REPO  # puts the training scripts where they are found
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.calibration import Run, decode_run
 from ebbtide.offload.mode import Mode
+from ebbtide.offload.running.calibration import Run, decode_run
 
 # isort: split
 import documents

@@ -7,7 +7,7 @@
 //
 // A read is known by its tag, 0 .. num_tags - 1, and fills its place with frames of the file. States lie in one array
 // that the caller may look at without asking; after `wait` or `submit` what is READY there can be read. Knows frames and
-// bytes: what they are, and when a tag may be used again, is the caller's. (../../offload/reads.py has the reference.)
+// bytes: what they are, and when a tag may be used again, is the caller's. (../../offload/disk/reads.py has the reference.)
 #pragma once
 #if !defined(_WIN32)
 #include <fcntl.h>

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..text import Tokenizer
+from ..text.text import Tokenizer
 from .grammar import Grammar
 
 EXTRA = "pip install 'ebbtide[structured]'"

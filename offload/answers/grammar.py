@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .harmony import FUNCTIONS, Mark
 
 if TYPE_CHECKING:
-    from ..text import Think, Tokenizer
+    from ..text.text import Think, Tokenizer
 
 EMPTY = '""'
 ANYTHING = "/(?s:.*)/"

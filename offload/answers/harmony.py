@@ -24,8 +24,8 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
-from ..detokenizer import TextStream
 from ..output import ToolCall
+from ..text.detokenizer import TextStream
 from .stop_strings import StopStrings
 from .text_trace import TextTrace
 from .tools import Calls

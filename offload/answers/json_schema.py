@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..control_text import check_text
 from ..errors import InputError
+from ..text.control_text import check_text
 
 MAX_SCHEMA_CHARS = 64 * 1024  # those of real programs have up to some 20,000
 _MAX_DEPTH = 64  # of lists and objects within one another

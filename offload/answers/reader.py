@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..detokenizer import TextStream
 from ..output import ToolCall
+from ..text.detokenizer import TextStream
 from .stop_strings import StopStrings
 from .text_trace import TextTrace
 from .thinking import Thoughts

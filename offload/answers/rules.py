@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..generation import GenerationConfig
-from ..text import Tokenizer
+from ..sessions.generation import GenerationConfig
+from ..text.text import Tokenizer
 from .constraint import Constrainer, Constraint, constrainer_bytes
 from .grammar import ANYTHING, Grammar, RuleWriter, behind_thoughts, in_channels
 from .tool_formats import ToolFormat, format_of, write_calls

@@ -63,7 +63,7 @@ from .tagged_calls import (
 from .tools import Calls, ends_in_string
 
 if TYPE_CHECKING:
-    from ..text import Tokenizer
+    from ..text.text import Tokenizer
 
 TOOL_VARIABLES = ("tools", "xml_tools")  # by which templates know them; SmolLM3's by the second
 

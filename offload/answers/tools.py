@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..control_text import SURROGATE
 from ..errors import InputError
 from ..output import ToolCall
+from ..text.control_text import SURROGATE
 from .json_schema import check_kept, shown_schema
 
 MAX_TOOLS = 128

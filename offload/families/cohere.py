@@ -3,10 +3,10 @@ each is made of, from config.json. As dense.py, in whose models one follows the 
 
 from __future__ import annotations
 
-from ..config_fields import MOST_POSITIONS, Fields
 from ..errors import UnsupportedModel
-from ..layer_config import Experts, Norms
-from ..rope_config import read_rope
+from ..models.config_fields import MOST_POSITIONS, Fields
+from ..models.layer_config import Experts, Norms
+from ..models.rope_config import read_rope
 from .dense import llama
 from .family import Family
 from .gateless import layer_norms

@@ -3,10 +3,10 @@ config.json. As families/hybrid.py."""
 
 from __future__ import annotations
 
-from ..config_fields import MOST_POSITIONS, MOST_ROWS, Fields
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Experts, Norms, Recurrence
-from ..rope_config import read_rope
+from ..models.config_fields import MOST_POSITIONS, MOST_ROWS, Fields
+from ..models.layer_config import Experts, Norms, Recurrence
+from ..models.rope_config import read_rope
 from .family import Family
 from .hybrid import MOST_CONV, which_attend
 from .routed import checked_experts, num_experts

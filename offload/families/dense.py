@@ -8,10 +8,10 @@ Hugging Face (skeleton.py). docs/models.md is made from these entries.
 
 from __future__ import annotations
 
-from ..config_fields import MOST_POSITIONS, Fields
 from ..errors import UnsupportedModel
-from ..layer_config import Norms, QueryGrowth
-from ..rope_config import RopeConfig, read_rope
+from ..models.config_fields import MOST_POSITIONS, Fields
+from ..models.layer_config import Norms, QueryGrowth
+from ..models.rope_config import RopeConfig, read_rope
 from .family import Family
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..config_fields import Fields
+from ..models.config_fields import Fields
 
 
 @dataclass(frozen=True)

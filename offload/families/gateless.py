@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config_fields import Fields
 from ..errors import UnsupportedModel
-from ..layer_config import Norms
-from ..rope_config import read_rope
+from ..models.config_fields import Fields
+from ..models.layer_config import Norms
+from ..models.rope_config import read_rope
 from .dense import llama, mistral, softcap
 from .family import Family
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from statistics import NormalDist
 
-from ..config_fields import MOST_ROWS, Fields, check_heads
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import AltUp, AttentionShape, BesideMlp, Experts, PerLayerInputs, Stacked
-from ..rope_config import read_rope
+from ..models.config_fields import MOST_ROWS, Fields, check_heads
+from ..models.layer_config import AltUp, AttentionShape, BesideMlp, Experts, PerLayerInputs, Stacked
+from ..models.rope_config import read_rope
 from .dense import GEMMA2_NORMS, softcap, two_ropes
 from .family import Family
 from .routed import checked_experts

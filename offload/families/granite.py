@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config_fields import Fields
-from ..layer_config import Experts, Norms, Stacked
-from ..rope_config import read_rope, ropes_by_theta
+from ..models.config_fields import Fields
+from ..models.layer_config import Experts, Norms, Stacked
+from ..models.rope_config import read_rope, ropes_by_theta
 from .dense import llama
 from .family import Family
 from .routed import checked_experts

@@ -5,10 +5,10 @@ Mamba-2 stand in mamba.py, those with short convolutions in families/conv.py."""
 from __future__ import annotations
 
 from ...kernels.recurrence import RecurrentShape
-from ..config_fields import Fields
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import PLAIN_NORMS, Experts, Joined, Recurrence
-from ..rope_config import read_rope
+from ..models.config_fields import Fields
+from ..models.layer_config import PLAIN_NORMS, Experts, Joined, Recurrence
+from ..models.rope_config import read_rope
 from .dense import OLMO2_NORMS, olmo2
 from .family import Family
 from .routed import (

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...kernels.recurrence import RecurrentShape
-from ..config_fields import Fields, is_number
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Recurrence
+from ..models.config_fields import Fields, is_number
+from ..models.layer_config import Recurrence
 from .family import Family
 from .hybrid import MOST_CONV, MOST_DIM, MOST_HEADS, checked_recurrence, taken_apart, which_attend
 from .latent import latent_attention

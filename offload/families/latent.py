@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..config_fields import MOST_ROWS, Fields, is_number
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import HeadRows, Latent
-from ..rope_config import RopeConfig, read_rope
+from ..models.config_fields import MOST_ROWS, Fields, is_number
+from ..models.layer_config import HeadRows, Latent
+from ..models.rope_config import RopeConfig, read_rope
 from .dense import MISTRAL, ministral3, mistral, query_growth
 from .family import Family
 from .mixture import deepseek_experts, from_first_routed_on

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config_fields import Fields
 from ..errors import UnsupportedModel
-from ..layer_config import Joined, Norms
-from ..rope_config import read_rope
+from ..models.config_fields import Fields
+from ..models.layer_config import Joined, Norms
+from ..models.rope_config import read_rope
 from .dense import llama, qkv_clip
 from .family import Family
 from .gateless import layer_norms

@@ -3,10 +3,10 @@ given weighted inputs. As dense.py."""
 
 from __future__ import annotations
 
-from ..config_fields import MOST_POSITIONS, Fields
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Experts, QueryGrowth, Stacked
-from ..rope_config import read_rope
+from ..models.config_fields import MOST_POSITIONS, Fields
+from ..models.layer_config import Experts, QueryGrowth, Stacked
+from ..models.rope_config import read_rope
 from .family import Family
 from .routed import STACKED, checked_experts
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...kernels.recurrence import RecurrentShape
-from ..config_fields import Fields, is_number
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import ExpertLatent, Experts, Norms, Recurrence, ScanShape
-from ..rope_config import read_rope
+from ..models.config_fields import Fields, is_number
+from ..models.layer_config import ExpertLatent, Experts, Norms, Recurrence, ScanShape
+from ..models.rope_config import read_rope
 from .family import Family
 from .granite import GRANITE_STACKED, granite, granite_experts, granite_names
 from .hybrid import (

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...kernels.routing import Groups
-from ..config_fields import Fields, check_heads
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import AttentionShape, Experts, Norms
-from ..rope_config import read_rope
+from ..models.config_fields import Fields, check_heads
+from ..models.layer_config import AttentionShape, Experts, Norms
+from ..models.rope_config import read_rope
 from .dense import exaone4, llama, qwen2, qwen3
 from .family import Family
 from .routed import (

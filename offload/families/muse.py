@@ -3,8 +3,8 @@ config.json. As dense.py."""
 
 from __future__ import annotations
 
-from ..config_fields import Fields
-from ..rope_config import read_rope, ropes_by_theta
+from ..models.config_fields import Fields
+from ..models.rope_config import read_rope, ropes_by_theta
 from .dense import GEMMA2_NORMS
 from .family import Family
 

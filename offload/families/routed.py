@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config_fields import MOST_EXPERTS, Fields
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Experts, Norms, Stacked
-from ..rope_config import read_rope
+from ..models.config_fields import MOST_EXPERTS, Fields
+from ..models.layer_config import Experts, Norms, Stacked
+from ..models.rope_config import read_rope
 from .dense import MISTRAL, OLMO, OLMO2_NORMS, ernie4_5, hunyuan, olmo2, qkv_clip, qwen3, two_ropes
 from .family import Family
 

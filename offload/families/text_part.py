@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..config_fields import Fields
 from ..errors import UnsupportedModel
+from ..models.config_fields import Fields
 from .cohere import COHERE, cohere2
 from .conv import LFM2, LFM3, lfm2, lfm3
 from .dense import exaone4, glm4, llama, qwen2, qwen3

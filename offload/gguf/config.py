@@ -13,9 +13,9 @@ from dataclasses import replace
 from statistics import NormalDist
 
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..layer_config import Recurrence
-from ..model_config import ModelConfig, config_of
-from ..quantisation import Quantisation
+from ..models.layer_config import Recurrence
+from ..models.model_config import ModelConfig, config_of
+from ..models.quantisation import Quantisation
 from .fields import (
     expert_fields,
     head_dim_of,

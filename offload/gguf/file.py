@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, overload
 import numpy as np
 
 from ..errors import BadCheckpoint
-from ..known_file import KnownFile
+from ..models.known_file import KnownFile
 
 MAGIC = b"GGUF"
 _MOST_HEADER_BYTES = 256 << 20  # a vocabulary of 262,144 tokens takes 10 MiB

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, TensorRef
 from ..errors import BadCheckpoint
-from ..fingerprint import files_digest
-from ..generation import GenerationConfig
-from ..model_config import ModelConfig
-from ..packing import Plain
-from ..tokenizer_files import TokenizerFiles
+from ..models.checkpoint import Checkpoint, TensorRef
+from ..models.fingerprint import files_digest
+from ..models.model_config import ModelConfig
+from ..sessions.generation import GenerationConfig
+from ..text.tokenizer_files import TokenizerFiles
+from ..weights.packing import Plain
 from .config import read_gguf_config
 from .file import GgufHeader, read_header
 from .names import open_gguf

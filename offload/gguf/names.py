@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from ...kernels.recurrence import RecurrentShape
-from ..checkpoint import Checkpoint, TensorRef, joined, share
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..head_rows import rows_of_heads
-from ..layer_config import Experts, HeadRows, Recurrence
-from ..model_config import ModelConfig
-from ..packing import Constant, Packing
-from ..skeleton import layer_of, layer_prefix
+from ..models.checkpoint import Checkpoint, TensorRef, joined, share
+from ..models.layer_config import Experts, HeadRows, Recurrence
+from ..models.model_config import ModelConfig
+from ..weights.head_rows import rows_of_heads
+from ..weights.packing import Constant, Packing
+from ..weights.skeleton import layer_of, layer_prefix
 from .config import IN_PAIRS
 from .file import GgufHeader
 from .packings import Half, LogOf, Swapped, SwappedNumbers, packing_of

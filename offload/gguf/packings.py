@@ -31,7 +31,7 @@ from ...kernels.ggml_blocks import (
 )
 from ...kernels.quantised import STRIP, QuantisedWeight
 from ..errors import UnsupportedModel
-from ..packing import Empty, Form, Kept, Packing, Plain, Shape, kept_by_rows, some_rows
+from ..weights.packing import Empty, Form, Kept, Packing, Plain, Shape, kept_by_rows, some_rows
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _REPACKED = (

@@ -18,8 +18,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from ..errors import BadCheckpoint, UnsupportedModel
-from ..tokenizer_files import TokenizerFiles
-from ..vocabulary import (
+from ..text.tokenizer_files import TokenizerFiles
+from ..text.vocabulary import (
     BYTE,
     CONTROL,
     NORMAL,

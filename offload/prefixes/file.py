@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..extent_file import crcs_of
-from ..spill_dir import UNFINISHED_SUFFIX
+from ..disk.extent_file import crcs_of
+from ..disk.spill_dir import UNFINISHED_SUFFIX
 
 
 class BadPrefixFile(Exception):

@@ -26,13 +26,13 @@ from contextlib import closing, suppress
 import torch
 
 from ...kernels.pages import repack
-from ..engine import Engine
+from ..disk.spill_dir import PREFIX_SUFFIXES
 from ..errors import StorageError
+from ..layers.states import States
 from ..mode import Mode
-from ..prompt import num_common
-from ..sequence import Sequence
-from ..spill_dir import PREFIX_SUFFIXES
-from ..states import States
+from ..running.engine import Engine
+from ..running.sequence import Sequence
+from ..text.prompt import num_common
 from .file import BadPrefixFile, file_bytes, read_prefix_file
 from .layout import PrefixLayout
 from .names import END_SUFFIX, ROWS_SUFFIX, SPAN_SUFFIX, WINDOW_SUFFIX, Link, PrefixNames

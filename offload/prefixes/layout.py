@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ...kernels.layout import PageLayout
-from ..geometry import Geometry
-from ..model_config import ModelConfig
-from ..windows import Windows
+from ..models.model_config import ModelConfig
+from ..pages.geometry import Geometry
+from ..pages.windows import Windows
 
 
 class Piece(NamedTuple):

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import dispatch
+from ..disk.spill_dir import PREFIX_SUFFIXES
 from ..mode import Mode
-from ..spill_dir import PREFIX_SUFFIXES
 from .head import cell_names, head_of
 from .layout import PrefixLayout
 

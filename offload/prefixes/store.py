@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from ..budget import format_size
+from ..disk.private_dir import make_private
+from ..disk.spill_dir import PREFIX_SUFFIXES, UNFINISHED_SUFFIX
 from ..errors import InputError
-from ..private_dir import make_private
-from ..spill_dir import PREFIX_SUFFIXES, UNFINISHED_SUFFIX
+from ..planning.budget import format_size
 from .file import write_prefix_file
 
 _AUTO_SHARE, _AUTO_MOST_BYTES = 0.05, 16 << 30

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..prompt import num_common
-from ..spill_dir import PREFIX_SUFFIXES, prefix_files
+from ..disk.spill_dir import PREFIX_SUFFIXES, prefix_files
+from ..text.prompt import num_common
 from .head import cell_names, read_fields, read_tokens
 
 _NAME_DIGITS = 12

@@ -19,40 +19,40 @@ if TYPE_CHECKING:  # what type checkers see; the table below says the same
     from .kernels.dispatch import backend as kernel_backend
     from .kernels.dispatch import cpu_kernel_fault, gpu_kernel_fault, instruction_set
     from .offload import errors
-    from .offload.async_stream import AsyncStream
-    from .offload.bandwidth import measure_disk, measure_memory
-    from .offload.budget import (
-        Budget,
-        format_size,
-        parse_cache_size,
-        parse_size,
-        parse_tier_size,
-    )
     from .offload.builtin import demo_material
-    from .offload.calibration import Calibration, calibrate
-    from .offload.documents.citations import Citation, CitationChecker
-    from .offload.documents.document import Document, join_documents
-    from .offload.documents.page_ranges import PageRanges
-    from .offload.documents.reading import read_document
-    from .offload.documents.split import Part, split_document
-    from .offload.generation import GenerationConfig
-    from .offload.hub import local_model
-    from .offload.llm import LLM
-    from .offload.memory_at_hand import memory_at_hand
-    from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
-    from .offload.plan import Plan
-    from .offload.prefixes.texts import kept_texts
-    from .offload.private_dir import state_dir
-    from .offload.scratch import sweep as sweep_scratch
-    from .offload.session import Session
-    from .offload.spill_dir import (
+    from .offload.disk.private_dir import state_dir
+    from .offload.disk.scratch import sweep as sweep_scratch
+    from .offload.disk.spill_dir import (
         default_spill_dir,
         prefix_dir,
         prefix_files,
         volume_warnings,
         writable_spill_dir,
     )
-    from .offload.stream import Stream
+    from .offload.documents.citations import Citation, CitationChecker
+    from .offload.documents.document import Document, join_documents
+    from .offload.documents.page_ranges import PageRanges
+    from .offload.documents.reading import read_document
+    from .offload.documents.split import Part, split_document
+    from .offload.llm import LLM
+    from .offload.models.hub import local_model
+    from .offload.output import Output, Piece, Progress, TextToken, TokenLogprob, ToolCall
+    from .offload.planning.bandwidth import measure_disk, measure_memory
+    from .offload.planning.budget import (
+        Budget,
+        format_size,
+        parse_cache_size,
+        parse_size,
+        parse_tier_size,
+    )
+    from .offload.planning.memory_at_hand import memory_at_hand
+    from .offload.planning.plan import Plan
+    from .offload.prefixes.texts import kept_texts
+    from .offload.running.calibration import Calibration, calibrate
+    from .offload.sessions.async_stream import AsyncStream
+    from .offload.sessions.generation import GenerationConfig
+    from .offload.sessions.session import Session
+    from .offload.sessions.stream import Stream
 
     __version__: str
 
@@ -113,50 +113,50 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Public name -> (module, attribute; None for the module itself).
 _HOMES = {
     "LLM": (".offload.llm", "LLM"),
-    "AsyncStream": (".offload.async_stream", "AsyncStream"),
-    "Budget": (".offload.budget", "Budget"),
-    "Calibration": (".offload.calibration", "Calibration"),
+    "AsyncStream": (".offload.sessions.async_stream", "AsyncStream"),
+    "Budget": (".offload.planning.budget", "Budget"),
+    "Calibration": (".offload.running.calibration", "Calibration"),
     "Citation": (".offload.documents.citations", "Citation"),
     "CitationChecker": (".offload.documents.citations", "CitationChecker"),
     "Document": (".offload.documents.document", "Document"),
-    "GenerationConfig": (".offload.generation", "GenerationConfig"),
+    "GenerationConfig": (".offload.sessions.generation", "GenerationConfig"),
     "Output": (".offload.output", "Output"),
     "PageRanges": (".offload.documents.page_ranges", "PageRanges"),
     "Part": (".offload.documents.split", "Part"),
     "Piece": (".offload.output", "Piece"),
-    "Plan": (".offload.plan", "Plan"),
+    "Plan": (".offload.planning.plan", "Plan"),
     "Progress": (".offload.output", "Progress"),
-    "Session": (".offload.session", "Session"),
-    "Stream": (".offload.stream", "Stream"),
+    "Session": (".offload.sessions.session", "Session"),
+    "Stream": (".offload.sessions.stream", "Stream"),
     "TextToken": (".offload.output", "TextToken"),
     "TokenLogprob": (".offload.output", "TokenLogprob"),
     "ToolCall": (".offload.output", "ToolCall"),
-    "calibrate": (".offload.calibration", "calibrate"),
+    "calibrate": (".offload.running.calibration", "calibrate"),
     "cpu_kernel_fault": (".kernels.dispatch", "cpu_kernel_fault"),
-    "default_spill_dir": (".offload.spill_dir", "default_spill_dir"),
+    "default_spill_dir": (".offload.disk.spill_dir", "default_spill_dir"),
     "demo_material": (".offload.builtin", "demo_material"),
     "errors": (".offload.errors", None),
-    "format_size": (".offload.budget", "format_size"),
+    "format_size": (".offload.planning.budget", "format_size"),
     "instruction_set": (".kernels.dispatch", "instruction_set"),
     "join_documents": (".offload.documents.document", "join_documents"),
     "gpu_kernel_fault": (".kernels.dispatch", "gpu_kernel_fault"),
     "kept_texts": (".offload.prefixes.texts", "kept_texts"),
-    "local_model": (".offload.hub", "local_model"),
+    "local_model": (".offload.models.hub", "local_model"),
     "kernel_backend": (".kernels.dispatch", "backend"),
-    "measure_disk": (".offload.bandwidth", "measure_disk"),
-    "measure_memory": (".offload.bandwidth", "measure_memory"),
-    "memory_at_hand": (".offload.memory_at_hand", "memory_at_hand"),
-    "parse_cache_size": (".offload.budget", "parse_cache_size"),
-    "parse_size": (".offload.budget", "parse_size"),
-    "parse_tier_size": (".offload.budget", "parse_tier_size"),
-    "prefix_dir": (".offload.spill_dir", "prefix_dir"),
-    "prefix_files": (".offload.spill_dir", "prefix_files"),
+    "measure_disk": (".offload.planning.bandwidth", "measure_disk"),
+    "measure_memory": (".offload.planning.bandwidth", "measure_memory"),
+    "memory_at_hand": (".offload.planning.memory_at_hand", "memory_at_hand"),
+    "parse_cache_size": (".offload.planning.budget", "parse_cache_size"),
+    "parse_size": (".offload.planning.budget", "parse_size"),
+    "parse_tier_size": (".offload.planning.budget", "parse_tier_size"),
+    "prefix_dir": (".offload.disk.spill_dir", "prefix_dir"),
+    "prefix_files": (".offload.disk.spill_dir", "prefix_files"),
     "read_document": (".offload.documents.reading", "read_document"),
     "split_document": (".offload.documents.split", "split_document"),
-    "state_dir": (".offload.private_dir", "state_dir"),
-    "sweep_scratch": (".offload.scratch", "sweep"),
-    "volume_warnings": (".offload.spill_dir", "volume_warnings"),
-    "writable_spill_dir": (".offload.spill_dir", "writable_spill_dir"),
+    "state_dir": (".offload.disk.private_dir", "state_dir"),
+    "sweep_scratch": (".offload.disk.scratch", "sweep"),
+    "volume_warnings": (".offload.disk.spill_dir", "volume_warnings"),
+    "writable_spill_dir": (".offload.disk.spill_dir", "writable_spill_dir"),
 }
 
 
