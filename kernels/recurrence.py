@@ -16,7 +16,7 @@ on how a text was cut. Knows rows, and neither weights' files nor sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import silu, softplus
@@ -95,6 +95,10 @@ class RecurrentWeights:
     rate: torch.Tensor
     skip: torch.Tensor | None
     norm: torch.Tensor | None
+
+    def copied(self) -> RecurrentWeights:
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: part.clone() for name, part in parts.items()})
 
 
 def recur(

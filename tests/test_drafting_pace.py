@@ -22,6 +22,7 @@ from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
 
 class FakeSequence:
     cell_tokens = 64
+    verified = (None,)
 
     def __init__(self):
         self.tokens, self.length = [0], 1
@@ -74,7 +75,7 @@ def write(engine, drafter, clock, count: int) -> tuple[Drafts, float]:
     one, sampler = Drafts(engine, lambda: drafter), Sampler(GenerationConfig())
     sequence, token = FakeSequence(), 1
     for _ in range(count):
-        ready = one.take(sequence.length, token)
+        ready = one.take(sequence, token)
         sequence.tokens.append(token)
         if ready is not None:
             sequence.length += 1
@@ -131,7 +132,7 @@ def test_a_disk_that_became_slow_is_noticed(clock):
         if count == 1000:
             engine.seconds = 1.0
             before = one.counts[0]
-        ready = one.take(sequence.length, token)
+        ready = one.take(sequence, token)
         sequence.tokens.append(token)
         if ready is None:
             ready = one.decode(sequence, sampler, 100)

@@ -339,13 +339,6 @@ def test_positions_of_olmo_hybrid(checkpoint, tmp_path, fields, turns):
     assert [rope and rope.theta for rope in ropes] == [theta if turns else None] * 5
 
 
-def test_nothing_is_guessed_where_nothing_can_be_taken_back(checkpoint, tmp_path):
-    with opened(checkpoint("qwen3.5"), tmp_path) as llm:
-        output = llm.generate(TEXT * 2, max_new_tokens=5)
-        assert llm.plan.drafts is None
-        assert set(output.usage["completion_tokens_details"].values()) == {0}
-
-
 @pytest.mark.parametrize(
     ("name", "field", "value", "says"),
     [

@@ -62,7 +62,7 @@ def assert_same_bits(llm, count: int) -> None:
     "name",
     [
         *("llama3", "qwen2", "gemma2", "ministral3", "olmoe", "youtu", "laguna-moe", "phi"),
-        *("qwen2-head10", "olmo-clip"),
+        *("qwen2-head10", "olmo-clip", "qwen3.5", "falcon-h1"),
     ],
 )
 def test_verifying_selects_for_each_token_what_decoding_does(checkpoint, tmp_path, name, share):
@@ -101,7 +101,7 @@ def test_what_was_guessed_wrong_counts_for_nothing(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec", "share"),
     [
-        *((name, "8", 0.3) for name, variant in VARIANTS.items() if not variant.recurrent),
+        *((name, "8", 0.3) for name in VARIANTS),
         *((name, "8", share) for name in ("llama3", "mistral", "olmoe") for share in (0.0, 1.0)),
         *((name, codec, 0.3) for name in ("qwen2", "gemma2") for codec in ("4", "full")),
         *(("qwen2-head10", codec, 0.3) for codec in ("4", "full")),
@@ -122,9 +122,16 @@ def test_queries_that_grow(tmp_path, head_dim):
 
 
 @needs_kernels
-@pytest.mark.parametrize("weight_bits", ["8", "4"])
-def test_quantised_and_streamed_weights(checkpoint, tmp_path, weight_bits):
-    with opened(checkpoint("llama2"), tmp_path, weight_bits=weight_bits) as llm:
+@pytest.mark.parametrize(
+    ("name", "weight_bits"),
+    [
+        *(("llama2", "8"), ("llama2", "4"), ("qwen3.5", "4"), ("bamba-biases", "8")),
+        *(("lfm2-biases", "8"), ("jamba", "8"), ("kimi-linear-moe", "8"), ("qwen3-next", "full")),
+    ],
+)
+def test_quantised_and_streamed_weights(checkpoint, tmp_path, name, weight_bits):
+    """States are made once more when the weights of their layers are no longer there."""
+    with opened(checkpoint(name), tmp_path, weight_bits=weight_bits) as llm:
         with llm.session() as session:
             expected = decoded(session)
         with llm.session() as session:
@@ -169,8 +176,9 @@ def test_threads_change_no_bit(checkpoint, tmp_path, threads):
 
 
 @needs_kernels
-def test_what_was_verified_in_vain_leaves_no_trace(checkpoint, tmp_path):
-    with opened(checkpoint("mistral"), tmp_path) as llm:
+@pytest.mark.parametrize("name", ["mistral", "qwen3.5", "jamba"])
+def test_what_was_verified_in_vain_leaves_no_trace(checkpoint, tmp_path, name):
+    with opened(checkpoint(name), tmp_path) as llm:
         with llm.session() as session:
             expected = decoded(session)
         with llm.session() as session:

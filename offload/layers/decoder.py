@@ -36,7 +36,7 @@ from .recurrent import RecurrentLayer
 from .rope import layer_ropes
 from .rowwise import tiled
 from .scan_layer import ScanLayer
-from .state_layer import StateLayer
+from .state_layer import Replay, StateLayer
 from .states import LayerState
 
 # What goes into a layer's output projections, each (n, inputs): what was attended to, what `recur`
@@ -73,7 +73,7 @@ class Decoder:
         device: torch.device,
         is_resident: Callable[[int], bool] = lambda layer: True,
     ):
-        self.config = config
+        self.config, self._is_resident = config, is_resident
         self._shapes = [config.shape_of(layer) for layer in range(config.num_layers)]
         self.ropes = layer_ropes(config.ropes, [of.head_dim for of in self._shapes], device)
         scale = config.attention_scale
@@ -173,6 +173,18 @@ class Decoder:
         its output projection; other rows are zero. `after` becomes the state behind the last row.
         """
         return self._with_state.of(layer, w).run(x, rows, before, after)
+
+    def recur_several(
+        self,
+        layer: int,
+        w: LayerTensors,
+        x: torch.Tensor,
+        before: LayerState,
+        after: LayerState,
+    ) -> tuple[torch.Tensor, Replay]:
+        """`recur` of all rows, and what makes the state behind some of them once more."""
+        keeps = self._is_resident(layer)
+        return self._with_state.of(layer, w).run_several(x, before, after, keeps=keeps)
 
     def key_bias(self, w: LayerTensors) -> torch.Tensor | None:
         """The key projection's bias, (kv_heads, page_dim), or None, as where keys are normed or

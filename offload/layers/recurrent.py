@@ -15,7 +15,7 @@ from ...kernels.step import native_for
 from ..models.layer_config import ScanShape
 from ..models.model_config import ModelConfig
 from ..weights.weights import LayerTensors
-from .state_layer import StateLayer, placed
+from .state_layer import Replay, StateLayer, placed
 from .states import LayerState
 
 # In the order in which `_parts` takes them; a layer has one, two, four or six of them.
@@ -50,14 +50,32 @@ class RecurrentLayer(StateLayer):
 
     def _new_rows(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
-    ) -> torch.Tensor:
-        shape, h = self._shape, normed(x, self._norm)
+    ) -> tuple[torch.Tensor, Replay]:
+        shape, conv, weights, h = self._shape, self._conv, self._weights, normed(x, self._norm)
         projected = [self._projected(name, h, rows) for name in self._names]
         if shape is None:
-            return short_conv(projected[0], *self._conv, before[0], after[0])
-        mixed, steps, gains, gate = self._parts(projected, shape)
-        assert self._weights is not None
-        return recur(shape, self._weights, mixed, steps, gains, gate, before, after)
+
+            def advance(some: slice, before: LayerState, after: LayerState) -> torch.Tensor:
+                return short_conv(projected[0][some], *conv, before[0], after[0])
+
+        else:
+            assert weights is not None
+            mixed, steps, gains, gate = self._parts(projected, shape)
+
+            def advance(some: slice, before: LayerState, after: LayerState) -> torch.Tensor:
+                gain = None if gains is None else gains[some]
+                tokens = mixed[some], steps[some], gain, gate[some]
+                return recur(shape, weights, *tokens, before, after)
+
+        def replay(row: int, before: LayerState, after: LayerState) -> None:
+            advance(slice(row, row + 1), before, after)
+
+        return advance(slice(None), before, after), replay
+
+    def _own_numbers(self) -> None:
+        super()._own_numbers()
+        if self._weights is not None:
+            self._weights = self._weights.copied()
 
     def _projected(self, name: str, h: torch.Tensor, rows: slice) -> torch.Tensor:
         """`rows` of h times a projection, or times two of which the first gives few numbers."""

@@ -13,7 +13,7 @@ from ...kernels.step import native_for
 from ..models.layer_config import ScanShape
 from ..models.model_config import ModelConfig
 from ..weights.weights import LayerTensors
-from .state_layer import StateLayer, placed
+from .state_layer import Replay, StateLayer, placed
 from .states import LayerState
 
 
@@ -44,14 +44,25 @@ class ScanLayer(StateLayer):
 
     def _new_rows(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
-    ) -> torch.Tensor:
-        shape, count = self._shape, len(x)
-        mixed, gate = self._times("in_proj", normed(x, self._norm), rows).chunk(2, -1)
-        mixed = silu_conv(mixed, *self._conv, before[0], after[0])
+    ) -> tuple[torch.Tensor, Replay]:
+        shape, conv, rate, skip, count = self._shape, self._conv, self._rate, self._skip, len(x)
+        given, gate = self._times("in_proj", normed(x, self._norm), rows).chunk(2, -1)
+        mixed = silu_conv(given, *conv, before[0], after[0])
         few = self._times("x_proj", placed(mixed, rows, count), rows)
         parts = few.split([shape.rank, shape.dim, shape.dim], -1)
         if self._norms:
             parts = [normed(part, norm) for part, norm in zip(parts, self._norms, strict=True)]
         steps = self._times("dt_proj", placed(parts[0], rows, count), rows)
         tokens = ScanTokens(mixed, steps, parts[1], parts[2], gate)
-        return scan(self._rate, self._skip, tokens, before[1], after[1])
+
+        def replay(row: int, before: LayerState, after: LayerState) -> None:
+            some = slice(row, row + 1)
+            one = ScanTokens(*(part[some] for part in vars(tokens).values()))
+            silu_conv(given[some], *conv, before[0], after[0])
+            scan(rate, skip, one, before[1], after[1])
+
+        return scan(rate, skip, tokens, before[1], after[1]), replay
+
+    def _own_numbers(self) -> None:
+        super()._own_numbers()
+        self._skip = self._skip.clone()

@@ -5,6 +5,8 @@ decoder's. Knows no sequences: states come as arguments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ...kernels.norm import Norm
@@ -15,12 +17,17 @@ from ..weights.weights import LayerTensors
 from .rowwise import tiled
 from .states import LayerState
 
+# replay(row, before, after): `after` becomes the state behind one of several rows, given the state
+# before it. To the bit what the layer made of all of them on its way.
+Replay = Callable[[int, LayerState, LayerState], None]
+
 
 class StateLayer:
     """One layer with its tensors w. step: what serves a single row in one call of the compiled
     kernels, or None where they do not serve."""
 
     step: StateStep | None = None
+    _conv: tuple[torch.Tensor, torch.Tensor | None]  # see `_convolution`
 
     def __init__(self, config: ModelConfig, layer: int, w: LayerTensors):
         recurrence, norm_name = config.recurrence_of(layer), config.norms_of(layer).before_attention
@@ -42,13 +49,27 @@ class StateLayer:
         """See Decoder.recur."""
         if len(x) == 1 and self.step is not None:
             return self.step.run(x, before, after)
-        return placed(self._new_rows(x, rows, before, after), rows, len(x))
+        return placed(self._new_rows(x, rows, before, after)[0], rows, len(x))
+
+    def run_several(
+        self, x: torch.Tensor, before: LayerState, after: LayerState, *, keeps: bool
+    ) -> tuple[torch.Tensor, Replay]:
+        """The same of all rows, and what makes the state behind some of them again. keeps: whether
+        the layer's tensors stay where they are until then."""
+        if not keeps:
+            self._own_numbers()
+        return self._new_rows(x, slice(0, len(x)), before, after)
 
     def _new_rows(
         self, x: torch.Tensor, rows: slice, before: LayerState, after: LayerState
-    ) -> torch.Tensor:
-        """The same of `rows` alone."""
+    ) -> tuple[torch.Tensor, Replay]:
+        """Of `rows` alone, see `run_several`."""
         raise NotImplementedError
+
+    def _own_numbers(self) -> None:
+        """Copy what a Replay needs of the layer's tensors, whose place others will take."""
+        weights, bias = self._conv
+        self._conv = weights.clone(), None if bias is None else bias.clone()
 
     def _numbers(self, name: str) -> torch.Tensor:
         return unquantised(self._module[name])

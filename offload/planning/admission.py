@@ -68,9 +68,7 @@ class Admission:
         self.load_s = 0.0
         self._checkpoint, self._device, self._spill_dir = checkpoint, device, spill_dir
         self._mode, self._store_options = mode, store_options
-        # A state cannot be taken back, as tokens that were guessed wrong have to be.
-        can_verify = rows_stand_alone(device) and not facts.config.recurrent
-        self._drafts = drafts and mode.name != "deadline" and can_verify
+        self._drafts = drafts and mode.name != "deadline" and rows_stand_alone(device)
         self._loaded: Loaded | None = None
         self._runtimes: list[Runtime] = []
 

@@ -376,6 +376,14 @@ def _around_state(r: Recurrence) -> int:
     return count + 4 * (r.channels if s is None else s.values)
 
 
+def _numbers_of_state(r: Recurrence) -> int:
+    """What a layer with a state has besides matrices: its convolution, biases, rates, norms."""
+    s, convolution = r.shape, (r.conv_width + 1) * r.channels
+    if isinstance(s, ScanShape):
+        return convolution + s.channels
+    return convolution + (0 if s is None else s.steps + 2 * s.heads + s.values)
+
+
 def _per_layer_numbers(config: ModelConfig) -> int:
     """What a token has besides the residual, of all layers."""
     given = config.per_layer_inputs
@@ -395,4 +403,6 @@ def verify_bytes(config: ModelConfig, geometry: Geometry, context: int) -> int:
     most = geometry.num_spans(context) * geometry.most_span_tokens // shortest
     partials = (most + 1) * config.num_heads * (head_dim + 2)
     bias = BIASED_SPANS * geometry.most_span_tokens * config.num_heads * config.qkv_bias
-    return 4 * (count * (a_token + partials + 2 * bias) + partials) + SLACK_BYTES
+    a_token += sum(map(_around_state, config.recurrent))  # until it is taken in
+    numbers = sum(map(_numbers_of_state, config.recurrent))
+    return 4 * (count * (a_token + partials + 2 * bias) + partials + numbers) + SLACK_BYTES

@@ -91,12 +91,13 @@ def _with_drafts(
     plan: Plan, facts: Facts, geometry: Geometry, limits: Limits, request: Request
 ) -> Plan | None:
     """The plan with what is needed to guess tokens by few pages, where it fits and is worth it:
-    not where few are read anyway, or where a guess reads as many weights as a token."""
+    not where few are read anyway, where a guess reads as many weights as a token, or where it would
+    change a state, which cannot be taken back."""
     on_disk = plan.far_spans["disk"]
     reads_weights = plan.layers_streamed or plan.expert_slots
     reads_pages = plan.fits and plan.near_resident and on_disk and not reads_weights
     may_select = geometry.may_select(facts.config) and not plan.selects
-    if not (request.drafts and reads_pages and may_select):
+    if not (request.drafts and reads_pages and may_select) or facts.config.recurrent:
         return None
     geometry = geometry.selecting(facts.config)
     drafting = Filling(facts, geometry, limits, request, selects_drafts=True).plan()

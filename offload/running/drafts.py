@@ -104,10 +104,11 @@ class Drafts:
         """How many guesses were right, and how many wrong, so far."""
         return self._num_accepted, self._num_rejected
 
-    def take(self, position: int, token: int) -> torch.Tensor | None:
-        """The logits (vocab,) behind a token that was sampled for a position, if it was guessed:
-        its keys and values are there. None otherwise; what was guessed after it is wrong too."""
-        if self._ahead and self._ahead[0][:2] == (position, token):
+    def take(self, sequence: Sequence, token: int) -> torch.Tensor | None:
+        """The logits (vocab,) behind a token that was sampled as the next, if it was guessed: its
+        keys and values are there. None otherwise; what was guessed after it is wrong too."""
+        place = sequence.length, token
+        if self._ahead and self._ahead[0][:2] == place and sequence.verified:
             self._kept += 1
             self._num_accepted += 1
             return self._ahead.popleft()[2]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 
 import torch
 
@@ -25,14 +26,14 @@ from ...prefetch.registry import make_selector
 from ..layers.attention import Query, TieredAttention
 from ..layers.decoder import Decoder
 from ..layers.layer_pages import LayerPages
-from ..layers.selected_attention import Noted, SelectedAttention
+from ..layers.selected_attention import SelectedAttention
 from ..mode import Mode
 from ..models.model_config import ModelConfig
 from ..pages.geometry import Geometry
 from ..pages.pager import PageStore
 from ..planning.footprint import MOST_VERIFIED
 from ..weights.weights import WeightStore
-from .sequence import Sequence
+from .sequence import Sequence, Verified
 from .sequences import Sequences
 from .sweep import Sweeper
 from .whole_token import make_whole_token
@@ -197,41 +198,63 @@ class Engine:
         deadline mode, which attends to what has arrived.
 
         The sequence stays as it is, but that the tokens' keys and values lie behind its end:
-        `take_in` makes them part of it, one by one."""
+        `take_in` makes them part of it, one by one. States cannot be taken back, so that they are
+        made once more then."""
         self.sequences.settle(sequence)
         position, count = sequence.length, len(tokens)
         cell, row = divmod(position, self.geometry.cell_tokens)
-        x, given = self.weights.entering(tokens, self.weights.embed(tokens), slice(0, count))
+        rows = slice(0, count)
+        x, given = self.weights.entering(tokens, self.weights.embed(tokens), rows)
         sequence.will_write(cell)
-        notes: list[list[Noted]] = [[] for _ in tokens]
+        if sequence.states is not None:
+            sequence.states.begin(position, [position + count])
+        verified = [Verified([], []) for _ in tokens]
         for layer in range(self.config.num_layers):
-            w, kv = self.weights.layer(layer), self._kv[layer]
-            assert kv is not None  # no layer keeps a state where tokens are verified
-            bias, x = self._pages.bias(w), self.decoder.predicted(w, x, slice(0, count))
-            if row == 0:
-                self._pages.seal(sequence, kv, cell - 2, bias)
-            q, own, gate = self.decoder.project(layer, w, x, slice(0, count), position)
-            if own is not None:
-                sequence.raw.write(kv, cell, row, *own)
-            query = Query(q, count, position, cell)
-            if self._pages.selects(kv):
-                first = x[:, : self.config.hidden_size]  # of streams, what is worked on
-                attended = self._selecting.run_several(kv, sequence, query, bias, first, w, notes)
-            else:
-                self._pages.wish_ahead(sequence, kv, query, decodes=True)
-                window = self._pages.window(kv)
-                attended = self.attention.run_several(kv, sequence, query, window, bias)
-            mixed = self.decoder.attention_output(layer, w, attended, gate, slice(0, count))
-            x = self.decoder.mix(layer, w, x, [mixed], slice(0, count))
-            x = self.decoder.end(layer, w, x, slice(0, count), given)
-        sequence.verified = deque(notes)
+            w, kv, mixed = self.weights.layer(layer), self._kv[layer], []
+            x = self.decoder.predicted(w, x, rows)
+            if kv is not None:
+                bias = self._pages.bias(w)
+                if row == 0:
+                    self._pages.seal(sequence, kv, cell - 2, bias)
+                q, own, gate = self.decoder.project(layer, w, x, rows, position)
+                if own is not None:
+                    sequence.raw.write(kv, cell, row, *own)
+                query = Query(q, count, position, cell)
+                if self._pages.selects(kv):
+                    notes = [of.notes for of in verified]
+                    first = x[:, : self.config.hidden_size]  # of streams, what is worked on
+                    attended = self._selecting.run_several(
+                        kv, sequence, query, bias, first, w, notes
+                    )
+                else:
+                    self._pages.wish_ahead(sequence, kv, query, decodes=True)
+                    window = self._pages.window(kv)
+                    attended = self.attention.run_several(kv, sequence, query, window, bias)
+                mixed.append(self.decoder.attention_output(layer, w, attended, gate, rows))
+            place = self._state[layer]
+            if place is not None:
+                assert sequence.states is not None
+                before, after = sequence.states.of(0, place)
+                out, replay = self.decoder.recur_several(layer, w, x, before, after)
+                mixed.append(out)
+                for number, of in enumerate(verified):
+                    of.replays.append(partial(replay, number))
+            x = self.decoder.mix(layer, w, x, mixed, rows)
+            x = self.decoder.end(layer, w, x, rows, given)
+        sequence.verified = deque(verified)
         return x
 
     def take_in(self, sequence: Sequence) -> None:
         """Make the first token behind the sequence's end, which was verified, part of it."""
-        notes = sequence.verified.popleft() if sequence.verified else []
+        taken, states = sequence.verified[0], sequence.states
+        if states is not None:
+            states.begin(sequence.length, [sequence.length + 1])
+            for place, replay in enumerate(taken.replays):
+                replay(*states.of(0, place))
+            states.end()
+        sequence.verified.popleft()
         sequence.decoded()
-        for noted in notes:
+        for noted in taken.notes:
             self._selecting.note(sequence, noted)
 
     def _decode_by_layers(self, sequence: Sequence, x: torch.Tensor, given) -> torch.Tensor:

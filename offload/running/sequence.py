@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -25,7 +26,10 @@ from ...kernels.layout import PageLayout
 from ...kernels.raw_rows import store_rows
 from ...kernels.token_step import THE_SINK, RawRows
 from ...prefetch.trail import Trail
-from ..layers.states import States
+from ..layers.states import LayerState, States
+
+if TYPE_CHECKING:
+    from ..layers.selected_attention import Noted
 
 MOST_SNAPSHOTS = 2  # of a session: of raw cells and the newest state
 
@@ -184,6 +188,14 @@ class Snapshot:
     logits: torch.Tensor
 
 
+class Verified(NamedTuple):
+    """What a token was found to do, should it become part of the sequence: what is to be counted,
+    and for each layer with a state what makes the one behind it, given the one before it."""
+
+    notes: list[Noted]
+    replays: list[Callable[[LayerState, LayerState], None]]
+
+
 class Sequence:
     """Tokens and their KV. The first `length` are processed; `tokens` may hold more, which wait.
 
@@ -211,14 +223,13 @@ class Sequence:
         self.oldest_raw_cell = 0  # cells before it are gone from the ring
         # Whether the table holds no more than it should: not while something may be interrupted.
         self.is_settled = True
-        # Of tokens that were verified and are not taken in: what is to be counted if they are.
-        self.verified: deque[list] = deque()
+        self.verified: deque[Verified] = deque()  # tokens that are not taken in yet
 
     def twin(self, trail: Trail) -> Sequence:
         """Another with the same pages and raw cells, and tokens and a length of its own. What it
         processes lies behind this one's end, in cells that `will_write` was told of."""
         other = copy(self)
-        other.trail = trail
+        other.trail, other.verified = trail, deque()
         other.tokens, other.processed = self.tokens[:], self.processed[:]
         other.remembered = array("i")
         return other

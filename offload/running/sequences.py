@@ -107,7 +107,9 @@ class Sequences:
 
     def settle(self, sequence: Sequence) -> None:
         """Drop what lies in the table beyond the processed tokens, and the snapshots that saw it:
-        something was interrupted, and the tokens that it was sealed for may be others by now."""
+        something was interrupted, and the tokens that it was sealed for may be others by now. And
+        what was verified and not taken in: the text goes on otherwise."""
+        sequence.verified.clear()
         if not sequence.is_settled:
             length = sequence.length
             if length == 0:  # all is written anew: what no query saw from where it was, too

@@ -442,7 +442,7 @@ class Session:
             self.last_logits()
         self._logits = None  # should this be interrupted
         with self._llm.sessions.running():
-            logits = None if drafts is None else drafts.take(sequence.length, token)
+            logits = None if drafts is None else drafts.take(sequence, token)
             sequence.tokens.append(token)
             if logits is not None:
                 self._engine.take_in(sequence)
