@@ -22,10 +22,9 @@ from ebbtide.prefetch.lookup import LONGEST, SHORTEST, look_up
 
 class FakeSequence:
     cell_tokens = 64
-    verified = (None,)
 
     def __init__(self):
-        self.tokens, self.length = [0], 1
+        self.tokens, self.length, self.verified = [0], 1, []
 
     def will_write(self, cell: int) -> None:
         pass
@@ -50,6 +49,7 @@ class FakeEngine:
         return MOST_VERIFIED
 
     def take_in(self, sequence):
+        sequence.verified.pop()
         sequence.length += 1
 
     def decode(self, sequence):
@@ -61,6 +61,7 @@ class FakeEngine:
     def verify(self, sequence, tokens):
         self.clock[0] += self.seconds + self.each * len(tokens)
         self.verified.append(len(tokens))
+        sequence.verified[:] = tokens
         return tokens
 
     def logits(self, residual):
@@ -78,7 +79,7 @@ def write(engine, drafter, clock, count: int) -> tuple[Drafts, float]:
         ready = one.take(sequence, token)
         sequence.tokens.append(token)
         if ready is not None:
-            sequence.length += 1
+            engine.take_in(sequence)
         else:
             ready = one.decode(sequence, sampler, 100)
         token = sampler.choose(ready, ())
@@ -137,7 +138,7 @@ def test_a_disk_that_became_slow_is_noticed(clock):
         if ready is None:
             ready = one.decode(sequence, sampler, 100)
         else:
-            sequence.length += 1
+            engine.take_in(sequence)
         token = sampler.choose(ready, ())
     assert before < 200 and one.counts[0] - before > 1000
 

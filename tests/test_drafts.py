@@ -186,6 +186,24 @@ def test_guesses_are_right_up_to_anywhere(checkpoint, tmp_path, always, monkeypa
     assert min(sum(of) for of in zip(*guesses, strict=True)) > 20  # right and wrong ones
 
 
+@needs_kernels
+def test_an_answer_leaves_nothing_that_was_computed_for_guesses(
+    checkpoint, tmp_path, always, monkeypatch
+):
+    """Another session's answer has that memory now."""
+    monkeypatch.setattr(drafts, "look_up", Wrong(3, 256))
+    with opened(checkpoint("qwen3.5"), tmp_path) as llm, llm.session() as session:
+        for count in range(1, 9):
+            session.generate(LONG[:40], max_new_tokens=count, **GREEDY)
+            assert not session._sequence.verified
+        stream, waited = session.stream(LONG[:40], max_new_tokens=20, **GREEDY), 0
+        for _ in range(6):
+            next(stream)
+            waited += len(session._sequence.verified)
+        stream.close()
+        assert waited and not session._sequence.verified
+
+
 # Wherever guesses are made, taken and kept.
 TRACED = (
     *(Session.decode, Session.hold, Session._changed, Stream._step, Stream._end),

@@ -91,6 +91,7 @@ class Drafts:
         self._forced = _Way(more=0)  # always right, so it is always tried
         # Guesses with the places they are for, and the logits behind them.
         self._ahead: deque[tuple[int, int, torch.Tensor]] = deque()
+        self._sequence: Sequence | None = None  # behind which they stand
         self._num_rounds = 0
         # The last one: its way, guesses, and seconds, where it is to be timed.
         self._round: tuple[_Way, int, float | None] | None = None
@@ -119,6 +120,8 @@ class Drafts:
         """The text goes on otherwise than was guessed."""
         self._num_rejected += len(self._ahead)
         self._ahead.clear()
+        if self._sequence is not None:  # what was computed for guesses has its memory
+            self._sequence.verified.clear()
 
     def begin_answer(self) -> None:
         """What comes next is not what was decoded last, nor will it show what was right."""
@@ -137,7 +140,7 @@ class Drafts:
         began = time.perf_counter()
         way, guesses = self._guess(drafter, sequence, sampler, most)
         if guesses:
-            pending = sequence.tokens[position]
+            pending, self._sequence = sequence.tokens[position], sequence
             rows = self._engine.logits(self._engine.verify(sequence, [pending, *guesses]))
             self._engine.take_in(sequence)
             places = range(position + 1, position + 1 + len(guesses))

@@ -336,6 +336,8 @@ class Session:
 
     def end_answer(self, stream: Stream) -> list[str]:
         """A stream has ended. Returns warnings: that the session could not be saved."""
+        if self._drafts is not None:
+            self._drafts.forget()
         if self._unfinished() in (None, stream):
             self._answer = None
             self._runtime.room.end_promise(self._sequence)
@@ -494,6 +496,5 @@ class Session:
     def tiers(self) -> dict[str, dict[str, int]]:
         """By tier name: `pages` of this session (forks count shared ones too), and of the tier's
         frames `used_bytes`, `peak_bytes` and `capacity_bytes`. For looking on: may be called while
-        another thread reads or answers.
-        """
+        another thread reads or answers."""
         return self.usage.tiers()
