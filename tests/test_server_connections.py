@@ -365,6 +365,14 @@ def test_a_page_of_the_internet_may_ask_if_it_was_allowed(origin, status):
     assert "access-control-allow-private-network: true" in answer or not is_allowed
 
 
+def test_a_page_may_read_when_to_ask_again():
+    asked = ("GET /health HTTP/1.1", "Host: localhost", "Origin: https://allowed.example")
+    rules = Rules(LOOPBACK_NAMES, ("https://allowed.example",))
+    with listening(ScriptedWorker(), rules=rules) as (address, _):
+        answer = answer_to(address, *asked).lower()
+    assert "access-control-expose-headers: retry-after" in answer
+
+
 # --- addresses
 
 
