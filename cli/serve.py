@@ -43,7 +43,8 @@ def serve(
             "--host",
             metavar="ADDRESS",
             envvar="EBBTIDE_HOST",
-            help="The address to listen on. Any but this machine's own needs --api-key.",
+            help="The address to listen on, such as 127.0.0.1 or ::1 (this machine alone), or "
+            "0.0.0.0 (all networks). One that other machines can reach needs --api-key.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -52,7 +53,7 @@ def serve(
             "--port",
             metavar="N",
             envvar="EBBTIDE_PORT",
-            help="The port to listen on; 0: any that is free.",
+            help="The port to listen on, from 1 to 65535; 0 takes one that is free and prints it.",
         ),
     ] = "8080",
     api_key: Annotated[
@@ -63,7 +64,8 @@ def serve(
             envvar="EBBTIDE_API_KEY",
             show_envvar=True,
             show_default=False,
-            help="What clients must send. Others can see a command line: the variable is safer.",
+            help="The key that clients must send. Other users of this machine can see a command "
+            "line, so better set the variable.",
         ),
     ] = None,
     alias: Annotated[
@@ -73,7 +75,7 @@ def serve(
             metavar="NAME",
             envvar="EBBTIDE_ALIAS",
             show_default=False,
-            help="The name by which clients know the model.",
+            help="A name by which clients may call the model, such as gpt-4o, besides its own.",
         ),
     ] = None,
     cors_origin: Annotated[
@@ -82,8 +84,8 @@ def serve(
             "--cors-origin",
             metavar="ORIGIN",
             show_default=False,
-            help="A web page's origin that may ask, such as http://localhost:3000. May be "
-            "repeated. * is any, and needs --api-key.",
+            help="Lets the web pages of an origin use the server, such as http://localhost:3000. "
+            "May be repeated. * lets all web pages, and needs --api-key.",
         ),
     ] = None,
     queue: Annotated[
@@ -92,7 +94,8 @@ def serve(
             "--queue",
             metavar="N",
             envvar="EBBTIDE_QUEUE",
-            help="How many requests may wait while one is answered.",
+            help="How many requests may wait while one is answered, from 0 to 512. Further ones "
+            "are told to come again later.",
         ),
     ] = "8",
     max_body: Annotated[
@@ -101,8 +104,8 @@ def serve(
             "--max-body",
             metavar="SIZE",
             envvar="EBBTIDE_MAX_BODY",
-            help="The most that a request may be; thirteen times as much memory is set aside for "
-            "them. auto: a thousandth of --host-memory, at most 2MiB.",
+            help="The largest body that a request may have, such as 512KiB. Thirteen times as much "
+            "memory is set aside. auto: a thousandth of --host-memory, at most 2MiB.",
         ),
     ] = "auto",
     unload_after: Annotated[
@@ -111,8 +114,8 @@ def serve(
             "--unload-after",
             metavar="TIME",
             envvar="EBBTIDE_UNLOAD_AFTER",
-            help="How long nobody asks until memory is given back, such as 10m; the next request "
-            "loads the model again. What was read stays on disk.",
+            help="Give memory back after so long without a request: 90s, 10m, 2h, or never. The "
+            "next request loads the model again, and what was read stays on disk.",
         ),
     ] = "never",
 ) -> None:
@@ -127,7 +130,8 @@ def serve(
     origins = tuple(parsed(_origin, text, "--cors-origin") for text in cors_origin or ())
     if "*" in origins and key is None:
         raise typer.BadParameter(
-            "* lets every web page that you visit ask the model; it needs --api-key",
+            "* lets every web page that you visit use the server, which needs --api-key; allow "
+            "single origins without a key, such as http://localhost:3000",
             param_hint="--cors-origin",
         )
     from .server import listener
@@ -140,8 +144,8 @@ def serve(
         is_private = listener.is_loopback(listening)
         if not is_private and key is None:
             raise typer.BadParameter(
-                f"{host} can be reached from other machines; that needs --api-key "
-                "(or EBBTIDE_API_KEY)",
+                f"other machines can reach {host}, which needs a key: give --api-key KEY, or set "
+                "EBBTIDE_API_KEY; 127.0.0.1 serves this machine alone",
                 param_hint="--host",
             )
         own = listener.shown(host.lower())
@@ -189,7 +193,10 @@ def _body_size(text: str) -> int | str:
 def _key(text: str) -> str:
     """A key that a header can hold."""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("it must be letters, digits and signs of ASCII, without blanks")
+        raise ValueError(
+            "a key must be one or more ASCII letters, digits or signs, without spaces, such as "
+            "k3y-7fa9"
+        )
     return text
 
 
@@ -197,7 +204,10 @@ def _origin(text: str) -> str:
     """A web page's origin as browsers send it, or *."""
     found = text.lower()
     if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[!-.0-~]+", found):
-        raise ValueError(f"{text!r} is no origin; allowed are * and such as http://localhost:3000")
+        raise ValueError(
+            f"{text!r} is not an origin; allowed are a scheme and a host, with a port if it is not "
+            "the usual one and without a path, such as http://localhost:3000, or * for all"
+        )
     return found
 
 

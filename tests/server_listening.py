@@ -15,6 +15,7 @@ from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
 from ebbtide.cli.server.job import Job
 
 PATIENCE_S = 30
+RULES = Rules(LOOPBACK_NAMES)
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -39,13 +40,13 @@ class ScriptedWorker:
 
 
 @contextmanager
-def listening(worker, most_bytes: int = 1000):
+def listening(worker, most_bytes: int = 1000, rules: Rules = RULES):
     """(address, the lines of the log)"""
     log: list[str] = []
     routes = Routes(worker, ("m",), bodies.Bodies(most_bytes), log.append)
     with (
         listener.bind("127.0.0.1", 0) as bound,
-        listener.Listener(routes.app(Rules(LOOPBACK_NAMES)), bound, 8),
+        listener.Listener(routes.app(rules), bound, 8),
     ):
         yield bound.getsockname()[:2], log
 

@@ -128,8 +128,7 @@ def assistant(*blocks):
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "not 'tool'"),
         ({"messages": [{"role": "user"}]}, "messages[0]", "must be a text or a list of blocks"),
         ({"messages": [user(IMAGE)]}, "messages[0].content[0]", "a block of the type 'image'"),
-        ({"messages": [user({"type": "document"})]}, "messages[0].content[0]", "'document'"),
-        ({"messages": [user(USE)]}, "messages[0].content[0]", "allowed are text, tool_result"),
+        ({"messages": [user(USE)]}, "messages[0].content[0]", "allowed are text, document"),
         (
             {"messages": [assistant({"type": "server_tool_use", "id": "s"}), HELLO]},
             "messages[0].content[0]",

@@ -14,6 +14,7 @@ from ebbtide import Piece, errors
 from ebbtide.cli.server import bodies, exchange, listener
 from ebbtide.cli.server import job as job_module
 from ebbtide.cli.server.bad_request import BadRequest
+from ebbtide.cli.server.guard import LOOPBACK_NAMES, Rules
 from ebbtide.cli.server.job import HungUp, Job, Started, Stopping
 
 CHAT = "/v1/chat/completions"
@@ -108,9 +109,9 @@ def test_the_log_has_numbers_and_no_words():
 
 def test_who_asks_by_another_method_is_told_which():
     with listening(ScriptedWorker()) as (address, _):
-        sent = b"PUT /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        answer = connect(address, sent).recv(4096)
-    assert b" 405 " in answer and b"\r\nallow: POST\r\n" in answer
+        answer = answer_to(address, "PUT /v1/completions HTTP/1.1", "Host: localhost")
+    assert " 405 " in answer and "\r\nallow: POST\r\n" in answer
+    assert "/v1/completions does not take PUT; it takes POST." in answer
 
 
 def test_a_fault_of_ours_is_told_as_json():
@@ -248,7 +249,7 @@ def test_bodies_have_a_size_alone_and_together():
         while status != 503:  # until both have come
             status, text = ask(address, {"x": 1})
             assert status in (400, 503)
-        assert "at once" in text
+        assert "leave no memory for this one; ask again later" in text
         for connection in held:
             connection.close()
         while status == 503:  # until both have gone
@@ -301,6 +302,77 @@ def test_who_takes_nothing_of_an_answer_is_taken_for_gone(monkeypatch):
         job.check()
 
 
+# --- what is said of a wrong request
+
+
+def answer_to(address, first: str, *headers: str, body: str = "") -> str:
+    """All of it, to a request of a first line, headers and a body."""
+    lines = [first, *headers, f"Content-Length: {len(body)}", "Connection: close", "", body]
+    told = b""
+    with connect(address, "\r\n".join(lines).encode()) as connection:
+        while some := connection.recv(4096):
+            told += some
+    return told.decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "says"),
+    [
+        (("Content-Type: application/json", "Content-Encoding: gzip"), 415, "compressed ('gzip')"),
+        (("Content-Type: application/json", "Content-Encoding: identity"), 503, "is stopping"),
+        ((), 415, "(with curl: -H 'Content-Type: application/json'); there is none."),
+        (("Content-Type: application/x-www-form-urlencoded",), 415, "it is 'application/x-www"),
+        (("Origin: http://x.example",), 403, "--cors-origin ORIGIN, such as http://localhost:3000"),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_is_right(headers, status, says):
+    asked = (f"POST {CHAT} HTTP/1.1", "Host: localhost", *headers)
+    with listening(ScriptedWorker(Stopping())) as (address, _):
+        answer = answer_to(address, *asked, body=json.dumps(HELLO))
+    assert answer.startswith(f"HTTP/1.1 {status} ") and says in answer
+
+
+def test_who_asks_by_another_name_is_told_the_right_ones():
+    with listening(ScriptedWorker()) as (address, _):
+        answer = answer_to(address, "GET /health HTTP/1.1", "Host: evil.example")
+    assert "does not answer to the name 'evil.example'" in answer
+    assert "it answers to localhost, 127.0.0.1, [::1]. To answer to any name" in answer
+
+
+def test_a_slash_at_the_end_of_an_address_changes_nothing():
+    """A client that is sent elsewhere by a URL leaves a proxy with TLS."""
+    with listening(ScriptedWorker(Stopping())) as (address, _):
+        assert ask(address, HELLO, f"{CHAT}/")[0] == 503
+        assert b"200 OK" in connect(
+            address, b"GET /health/ HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        ).recv(99)
+        assert "There is no /v1/chat here; " in ask(address, {}, "/v1/chat//")[1]
+
+
+@pytest.mark.parametrize(("origin", "status"), [("allowed", 200), ("other", 400)])
+def test_a_page_of_the_internet_may_ask_if_it_was_allowed(origin, status):
+    """Browsers ask beforehand whether a page from there may reach this machine."""
+    asked = (
+        *(f"OPTIONS {CHAT} HTTP/1.1", "Host: localhost", f"Origin: https://{origin}.example"),
+        *("Access-Control-Request-Method: POST", "Access-Control-Request-Private-Network: true"),
+    )
+    rules = Rules(LOOPBACK_NAMES, ("https://allowed.example",))
+    with listening(ScriptedWorker(), rules=rules) as (address, _):
+        answer = answer_to(address, *asked).lower()
+    is_allowed = status == 200
+    assert answer.startswith(f"http/1.1 {status} ")
+    assert ("access-control-allow-origin: https://allowed.example" in answer) == is_allowed
+    assert "access-control-allow-private-network: true" in answer or not is_allowed
+
+
+def test_a_page_may_read_when_to_ask_again():
+    asked = ("GET /health HTTP/1.1", "Host: localhost", "Origin: https://allowed.example")
+    rules = Rules(LOOPBACK_NAMES, ("https://allowed.example",))
+    with listening(ScriptedWorker(), rules=rules) as (address, _):
+        answer = answer_to(address, *asked).lower()
+    assert "access-control-expose-headers: retry-after" in answer
+
+
 # --- addresses
 
 
@@ -311,10 +383,16 @@ def test_addresses_that_cannot_be_listened_on():
         with pytest.raises(errors.InputError, match=f"127.0.0.1:{port} cannot .* --port"):
             listener.bind("127.0.0.1", port)
     for host in ("no such host", "", "a" * 70, "203.0.113.1"):  # the last one is nobody's
-        with pytest.raises(errors.InputError, match="no address"):
+        with pytest.raises(errors.InputError, match="is not an address of this machine; allowed"):
             listener.bind(host, 0)
     with listener.bind("0.0.0.0", 0) as bound:
         assert not listener.is_loopback(bound)
+
+
+ALL = (
+    "/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /v1/messages, "
+    "/v1/messages/count_tokens"
+)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +401,9 @@ def test_addresses_that_cannot_be_listened_on():
         ("/chat/completions", "; /v1/chat/completions is"),
         ("//v1/chat/completions", "; /v1/chat/completions is"),
         ("/v1/v1/messages", "; /v1/messages is"),
-        ("/messages/count_tokens/", "; /v1/messages/count_tokens is"),
+        ("/messages/count_tokens", "; /v1/messages/count_tokens is"),
         ("/models", "; /v1/models is"),
-        ("/v1/embeddings", ""),
-        ("/v1", ""),
-        ("/", ""),
-        ("/chat", ""),
+        *((path, f"; there are {ALL}") for path in ("/v1/embeddings", "/v1", "/", "/chat")),
     ],
 )
 def test_an_address_without_v1_is_told_the_right_one(path, meant):

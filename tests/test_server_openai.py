@@ -125,6 +125,27 @@ def test_an_asynchronous_client_asks_several_at_once(client):
     assert len({answer.choices[0].message.content for answer in found}) == 1
 
 
+def test_several_prompts_have_a_choice_each(client):
+    from openai.types import Completion
+
+    prompts = ["Once upon a time", "The tower", "Once"]
+    asked = {"model": "ebb-nano", "max_tokens": 6, "temperature": 0}
+    alone = [client.completions.create(prompt=p, **asked).choices[0].text for p in prompts]
+    whole = client.completions.create(prompt=prompts, **asked)
+    strictly(Completion, whole)
+    assert [(choice.index, choice.text) for choice in whole.choices] == [*enumerate(alone)]
+    assert whole.usage.completion_tokens == 18
+    said = [""] * len(prompts)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    for chunk in client.completions.create(prompt=prompts, **asked, **options):
+        for choice in chunk.choices:
+            said[choice.index] += choice.text
+    assert said == alone and chunk.usage.completion_tokens == 18
+    for prompt in ([], ["Once", ""], ["Once"] * 129):
+        with pytest.raises(openai.BadRequestError, match="'prompt"):
+            client.completions.create(prompt=prompt, **asked)
+
+
 def test_models_and_plain_texts(client):
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id).model_extra["context_length"] == 2048

@@ -98,6 +98,7 @@ def test_what_clients_send_besides_changes_nothing():
         "stream_options": {"include_usage": True, "include_obfuscation": False},
         # Of clients of other servers.
         **{"cache_prompt": True, "ignore_eos": False, "stop_token_ids": [], "priority": 0},
+        **{"verbosity": "low", "functions": [], "function_call": "auto"},
         **{"skip_special_tokens": True, "length_penalty": 1.0, "add_generation_prompt": True},
     }
     assert chat(**sent) == Request(HELLO, {}, "m", stream=True, include_usage=True)
@@ -138,7 +139,8 @@ def schema_format(schema, **more):
         ({"tools": [{}]}, "tools", 'tools[0] must be {"type": "function"'),
         ({"tools": [CLOCK], "tool_choice": "some"}, "tool_choice", "auto, none, required"),
         ({"tool_choice": "required"}, "tool_choice", "no 'tools' are given"),
-        ({"functions": [{}]}, "functions", "tools is what they are called now"),
+        ({"functions": [{}]}, "functions", "may only be []: offer them as 'tools', [{\"type\""),
+        ({"function_call": {"name": "f"}}, "function_call", "use 'tools' and 'tool_choice'"),
         ({"logprobs": 1}, "logprobs", "true or false, not a number"),
         ({"top_logprobs": 2}, "top_logprobs", "needs 'logprobs': true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "whole number from 0 to 20"),
@@ -260,7 +262,11 @@ def test_calls_are_told_as_openai_does():
         ("hello", "must be a list"),
         (["hello"], "messages[0] must be an object"),
         ([{"content": "x"}], "messages[0]: the role must be one of system"),
-        ([{"role": "function", "content": "x"}], "messages[0]: the role must be one of"),
+        ([{"role": "function", "content": "x"}], "what a call gave has the role 'tool', and the"),
+        (
+            [{"role": "assistant", "content": None, "function_call": {"name": "f"}}],
+            "'function_call' is not supported; calls are in 'tool_calls'",
+        ),
         ([*HELLO, {"role": "tool", "content": "x"}], "messages[1]: 'tool_call_id' must be the id"),
         ([{**CALLS, "role": "user"}], "messages[0]: 'tool_calls' is not supported"),
         ([{**CALLS, "tool_calls": {}}], "messages[0]: 'tool_calls' must be a list"),
@@ -286,7 +292,7 @@ def test_prompts_are_one_text_or_its_tokens(prompt):
     assert completion_request({"prompt": prompt}).prompt in ("text", [1, 2])
 
 
-@pytest.mark.parametrize("prompt", [None, "", [], [""], ["a", "b"], [[1], [2]], [1.5], [True], {}])
+@pytest.mark.parametrize("prompt", [None, "", [], [""], [1.5], [True], {}, ["a", ""], [[1], []]])
 def test_other_prompts_are_refused(prompt):
     with pytest.raises(BadRequest):
         completion_request({"prompt": prompt})
@@ -405,7 +411,7 @@ def test_origins_are_what_browsers_send():
         assert serve._origin(text) == text
     assert serve._origin("HTTP://LocalHost") == "http://localhost"
     for wrong in ("", "localhost:3000", "http://localhost:3000/", "http://", "null"):
-        with pytest.raises(ValueError, match="is no origin; allowed are"):
+        with pytest.raises(ValueError, match="is not an origin; allowed are a scheme and"):
             serve._origin(wrong)
 
 

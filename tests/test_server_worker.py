@@ -157,10 +157,11 @@ def test_what_a_template_may_leave_out_is_no_reason_to_refuse(worker, script):
     ]
     told = {"name": "f", "description": "д" * 800, "returns": {"description": "x" * 18000}}
     tools = [{"type": "function", "function": told}]
-    worker._refuse_too_long(chat_request({"messages": messages, "tools": tools}))
+    prompt = chat_request({"messages": messages, "tools": tools}).prompt
+    worker._refuse_too_long(prompt, tools)
     told["description"] = "д" * 8000
     with pytest.raises(errors.ContextOverflow, match="has at least"):
-        worker._refuse_too_long(chat_request({"messages": messages, "tools": tools}))
+        worker._refuse_too_long(prompt, tools)
 
 
 def test_an_answer_is_started_pieces_and_an_output(worker, script, scripted_tokenizer):

@@ -2,6 +2,7 @@
 
     fields                what a body may hold, and what each field may be
     messages              a conversation as a chat sends it
+    documents             documents and files in messages, as text
     conversation          one that is told in parts, as messages
     request               a chat or a text to be continued, in Ebbtide's own words
     responses_request     the same, of OpenAI's Responses API

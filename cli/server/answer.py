@@ -72,6 +72,11 @@ class Answer(ABC):
     def piece(self, piece: Piece) -> bytes:
         """A bit of the answer, of the thought before it or of its calls."""
 
+    def answered(self, output: Output) -> bytes:
+        """The end of an answer, behind which that to the next of several prompts begins; noted
+        where it will be told whole."""
+        raise NotImplementedError("this protocol has one prompt")
+
     def alive(self, started: Started | None) -> bytes:
         """That it goes on, while there is nothing else to tell. started: None where the request
         still waits."""

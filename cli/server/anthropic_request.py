@@ -8,8 +8,9 @@ from typing import Any
 
 from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
-from .fields import Fields, effort_of, one_function, schema_of, tools_of, typed
-from .messages import role_of
+from .documents import check_source, titled
+from .fields import Fields, check_neutral, effort_of, one_function, schema_of, tools_of, typed
+from .messages import role_of, text_of
 from .request import Request
 
 _FIELDS = Fields(
@@ -28,10 +29,11 @@ _FIELDS = Fields(
     ),
 )
 _BLOCKS = {  # by whose message they are in
-    "user": ("text", "tool_result"),
+    "user": ("text", "document", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
+_IN_RESULTS = ("text", "document")
 # Of a coding agent, at the beginning of its system prompt. It is not for the model, and another
 # with each request, so that nothing behind it would ever be found in memory.
 _BILLING = re.compile(r"x-anthropic-billing-header:(?:[ \t]*[\w-]+=[^;\n]*;)*\s*")
@@ -146,7 +148,7 @@ def _tool(tool: Any, at: int) -> dict[str, Any]:
 
 def _messages(given: dict[str, Any], is_counted: bool) -> list[dict[str, Any]]:
     said = Conversation("messages")
-    for block in _blocks(given.get("system", ""), "system", "system"):
+    for block in _blocks(given.get("system", ""), _BLOCKS["system"], "system"):
         begin = _BILLING.match(block["text"])
         if text := block["text"][begin.end() if begin else 0 :]:
             said.say("system", text)
@@ -166,7 +168,7 @@ def _messages(given: dict[str, Any], is_counted: bool) -> list[dict[str, Any]]:
 
 def _add(said: Conversation, message: Any, where: str) -> None:
     role = role_of(message, where, _BLOCKS)
-    for block in _blocks(message.get("content"), role, where):
+    for block in _blocks(message.get("content"), _BLOCKS[role], where):
         kind = block["type"]
         if kind == "text":
             said.say(role, block["text"])
@@ -176,33 +178,33 @@ def _add(said: Conversation, message: Any, where: str) -> None:
             arguments = json.dumps(block["input"], ensure_ascii=False)
             said.call(block["id"], block["name"], arguments)
         elif kind == "tool_result":
-            content = block.get("content")
-            inside = _blocks([] if content is None else content, "system", f"{where}: tool_result")
+            content = [] if block.get("content") is None else block["content"]
+            inside = _blocks(content, _IN_RESULTS, f"{where}: tool_result")
             text = "\n".join(part["text"] for part in inside)
             if block.get("is_error") is True:
                 text = f"Error: {text}"
             said.result(text, block.get("tool_use_id"), where, "tool_use_id")
 
 
-def _blocks(content: Any, role: str, where: str) -> list[dict[str, Any]]:
-    """The blocks of a content, each with what its type must have. role: whose they are."""
+def _blocks(content: Any, kinds: tuple[str, ...], where: str) -> list[dict[str, Any]]:
+    """The blocks of a content, each with what its type must have; a document is a text then. kinds:
+    that it may hold."""
     if isinstance(content, str) or content == []:
-        return [{"type": "text", "text": content or ""}] if content or role != "system" else []
+        return [{"type": "text", "text": content or ""}]
     if not isinstance(content, list):
         raise BadRequest(
             f"{where}: content must be a text or a list of blocks, not {kind_of(content)}.",
             param=where,
         )
-    return [_block(block, role, f"{where}.content[{at}]") for at, block in enumerate(content)]
+    return [_block(block, kinds, f"{where}.content[{at}]") for at, block in enumerate(content)]
 
 
-def _block(block: Any, role: str, where: str) -> dict[str, Any]:
+def _block(block: Any, kinds: tuple[str, ...], where: str) -> dict[str, Any]:
     kind = block.get("type") if isinstance(block, dict) else kind_of(block)
-    if not isinstance(kind, str) or kind not in _BLOCKS[role]:
+    if not isinstance(kind, str) or kind not in kinds:
         raise BadRequest(
             f"{where}: a block of the type {kind!r} cannot be read here; allowed are "
-            f"{', '.join(_BLOCKS[role])}. Ebbtide reads text alone, no images and no documents, "
-            "and runs no tools.",
+            f"{', '.join(kinds)}. Ebbtide reads text alone, no images, and runs no tools.",
             param=where,
         )
     for name, type in _HOLDS[kind].items():
@@ -212,13 +214,24 @@ def _block(block: Any, role: str, where: str) -> dict[str, Any]:
                 f"{'a text' if type is str else 'an object'}, not {kind_of(block.get(name))}.",
                 param=f"{where}.{name}",
             )
-    return block
+    return {"type": "text", "text": _document(block, where)} if kind == "document" else block
+
+
+def _document(block: dict[str, Any], where: str) -> str:
+    """Its text, under its title and what is told of it."""
+    cites = typed(block, "citations", dict, {}).get("enabled") or False
+    check_neutral(f"{where}.citations.enabled", cites, (False,), "answers are text without them")
+    source, inside = block["source"], f"{where}.source"
+    check_source(source, inside)
+    text = text_of(source["data"] if source["type"] == "text" else source.get("content"), inside)
+    return titled(text, typed(block, "title", str, ""), typed(block, "context", str, ""))
 
 
 _HOLDS: dict[str, dict[str, type]] = {
     "text": {"text": str},
     "thinking": {"thinking": str},
     "redacted_thinking": {},
+    "document": {"source": dict},
     "tool_use": {"id": str, "name": str, "input": dict},
     "tool_result": {"tool_use_id": str},
 }

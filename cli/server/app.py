@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .answer import Answer, encoded
 from .anthropic_answer import AnthropicAnswer
@@ -48,6 +49,19 @@ _CLOSED = 499  # as proxies log a client that has gone; nobody reads it
 _RETRY_AFTER_S = 10
 
 
+class _NoSlashAtTheEnd:
+    """Middleware: an address with a slash at its end is the one without. Starlette would send the
+    client there by a URL, of plain HTTP also where it came through a proxy with TLS."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
 class Routes:
     """names: of the model; the first is told, all are understood. log: takes a line for each
     request, which holds no word of it."""
@@ -63,6 +77,8 @@ class Routes:
             allow_origins=rules.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            allow_private_network=True,  # of a page on the Internet too, if it is allowed
+            expose_headers=["retry-after"],
         )
         # Outside the guard, so that a page that may ask can read refusals too.
         outside = [cors] if rules.origins else []
@@ -84,7 +100,11 @@ class Routes:
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
             ],
-            middleware=[*outside, Middleware(Guard, rules=rules, log=self._log)],
+            middleware=[
+                *outside,
+                Middleware(Guard, rules=rules, log=self._log),
+                Middleware(_NoSlashAtTheEnd),
+            ],
             exception_handlers={
                 BadRequest: self.refuse,
                 HTTPException: self.refuse_path,
@@ -200,7 +220,7 @@ class Routes:
                 if is_streaming:
                     return EventStream(exchange, answer, first)
             else:
-                first = await exchange.outcome(answer and answer.note)
+                first = await exchange.outcome(answer)
             if isinstance(first, BaseException):
                 return self._refusal(first, http)
             if answer is None:
@@ -225,11 +245,12 @@ class Routes:
         """What starlette refuses by itself."""
         status = getattr(error, "status_code", 500)
         path = http.scope["path"]
-        reason = f"There is no {path} here{_meant(path)}."
+        headers = getattr(error, "headers", None) or {}
+        reason = f"There is no {path} here; {_meant(path)}."
         if status == 405:
-            reason = f"{http.scope['path']} does not take {http.method}."
+            reason = f"{path} does not take {http.method}; it takes {headers.get('Allow')}."
         response = await self.refuse(http, BadRequest(reason, status=status))
-        response.headers.update(getattr(error, "headers", None) or {})  # which methods it takes
+        response.headers.update(headers)
         return response
 
     def _refusal(self, error: BaseException, http: HTTPRequest) -> Response:
@@ -242,10 +263,11 @@ class Routes:
 
 
 def _meant(path: str) -> str:
-    """Of an address that is not there: the one whose "/v1" is missing, or there twice."""
-    asked = re.sub(r"^/*(v1/+)*", "/", path.rstrip("/"))
-    near = (known for known in _ADDRESSES if known.removeprefix("/v1") == asked)
-    return "".join(f"; {known} is" for known in near if known != path)
+    """What there is in place of an address: the one whose "/v1" is missing, or there twice, or
+    all."""
+    asked = re.sub(r"^/*(v1/+)*", "/", path)
+    near = [known for known in _ADDRESSES if known.removeprefix("/v1") == asked]
+    return f"{near[0]} is" if near else f"there are {', '.join(_ADDRESSES)}"
 
 
 async def _one_by_one(parts: Iterator[bytes]) -> AsyncIterator[bytes]:

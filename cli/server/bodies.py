@@ -45,8 +45,18 @@ class Bodies:
         """The whole body, to be released when its answer is over. Raises BadRequest."""
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # browsers send others to anyone, without asking first
+            given = f"it is {kind!r}" if kind else "there is none"
             raise BadRequest(
-                f"The content type must be application/json, not {kind or 'none'!r}.", status=415
+                "The request must have the header 'Content-Type: application/json' (with curl: "
+                f"-H 'Content-Type: application/json'); {given}.",
+                status=415,
+            )
+        packing = http.headers.get("content-encoding", "identity").strip().lower()
+        if packing != "identity":
+            raise BadRequest(
+                f"The body is compressed ({packing!r}); send it as plain JSON, without the header "
+                "Content-Encoding.",
+                status=415,
             )
         length = http.headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._most_bytes:
@@ -71,7 +81,10 @@ class Bodies:
             raise self._too_large()
         if self._held_bytes + num_bytes > _HELD_BODIES * self._most_bytes:
             raise BadRequest(
-                "Too much is being asked at once; ask again later.", status=503, code="queue_full"
+                "The requests that are held already leave no memory for this one; ask again "
+                "later, or allow more with 'ebbtide serve --max-body SIZE'.",
+                status=503,
+                code="queue_full",
             )
         self._held_bytes += num_bytes
 

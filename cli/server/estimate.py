@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .bad_request import BadRequest
 from .request import Request, chat_request, completion_request
 from .text_query import TextQuery
 
@@ -15,6 +16,10 @@ def estimate_query(body: dict[str, Any], tell: Callable[[Request], dict[str, Any
     """A body as /v1/chat/completions or /v1/completions take it. tell: called in the thread that
     answers. Raises BadRequest for what those would refuse."""
     request = completion_request(body) if "prompt" in body else chat_request(body)
+    if request.more_prompts:
+        raise BadRequest(
+            "'prompt' must be one prompt here; ask for each by itself.", param="prompt"
+        )
     # Without its prompt, which is measured by `tell`: one that is too long is an answer here.
     return TextQuery("", lambda llm, _: tell(request), model=request.model)
 

@@ -19,7 +19,7 @@ from ebbtide import Output, Piece, Progress
 
 from .answer import Answer
 from .error_object import error_object
-from .job import HungUp, Job, Started
+from .job import Answered, HungUp, Job, Started
 
 KEEP_ALIVE_S = 10.0  # clients and proxies give up after 30 to 60 s of silence
 
@@ -65,15 +65,17 @@ class Exchange:
         so long that the client had better hear something."""
         return await self.next_event(KEEP_ALIVE_S)
 
-    async def outcome(self, note: Callable[[Piece], None] | None) -> Any:
-        """The last event: an Output, what a TextQuery is told, or an exception. note: is told of
-        the pieces before it."""
+    async def outcome(self, answer: Answer | None) -> Any:
+        """The last event: an Output, what a TextQuery is told, or an exception. answer: notes what
+        comes before it."""
         while True:
             found = await self.next_event()
             if isinstance(found, Output | dict | BaseException):
                 return found
-            if note is not None and isinstance(found, Piece):
-                note(found)
+            if answer is not None and isinstance(found, Piece):
+                answer.note(found)
+            elif answer is not None and isinstance(found, Answered):
+                answer.answered(found.output)
 
     def close(self) -> None:
         """The job goes on for nobody."""
@@ -133,6 +135,8 @@ class EventStream(Response):
                 yield answer.started(found)
             elif isinstance(found, Piece):
                 yield answer.piece(found)
+            elif isinstance(found, Answered):
+                yield answer.answered(found.output)
             elif isinstance(found, Progress):
                 yield answer.progress(started, found)
             found = await self._exchange.next_event(KEEP_ALIVE_S)

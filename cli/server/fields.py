@@ -162,7 +162,7 @@ def read_json(body: bytes | bytearray) -> dict[str, Any]:
     """The object that a body holds. Raises BadRequest."""
 
     def no_number(word: str) -> Any:
-        raise ValueError(f"{word} is no JSON")
+        raise ValueError(f"{word} is not a number in JSON")
 
     try:
         found = json.loads(body.decode("utf-8-sig"), parse_constant=no_number)

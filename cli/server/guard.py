@@ -50,15 +50,16 @@ class Rules:
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.hosts is not None and name.lower() not in self.hosts:
             raise BadRequest(
-                f"The server is not called {name!r}; it is {' or '.join(self.hosts)}. To be asked "
-                "by another name it needs a key (--api-key) and an address to listen on (--host).",
+                f"The server does not answer to the name {name!r} (in the header Host); it answers "
+                f"to {', '.join(self.hosts)}. To answer to any name, start it with --host ADDRESS, "
+                "such as 0.0.0.0, and --api-key.",
                 status=403,
             )
         origin = headers.get("origin")
         if origin is not None and "*" not in self.origins and origin not in self.origins:
             raise BadRequest(
-                f"Pages of {origin!r} may not ask this server; 'ebbtide serve --cors-origin "
-                "ORIGIN' allows them.",
+                f"Web pages of the origin {origin!r} may not use this server; to allow those "
+                "of one origin, start it with --cors-origin ORIGIN, such as http://localhost:3000.",
                 status=403,
             )
         if self.api_key is not None and path != "/health":

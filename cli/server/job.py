@@ -1,14 +1,17 @@
 """A request on its way from the thread that talks HTTP to the one that answers, and back.
 
 Its events are put by the one and taken by the other: Progress while weights or pages are read,
-Started, Progress again, Pieces, and last the Output, or the exception that ended it. (A TextQuery
-has one event, an object.)
+Started, Progress again, Pieces, and last the Output, or the exception that ended it. Of several
+prompts, Answered stands between the events of one and of the next. (A TextQuery has one event, an
+object.)
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, NamedTuple
+
+from ebbtide import Output
 
 from .request import Request
 from .text_query import TextQuery
@@ -19,6 +22,12 @@ class Started(NamedTuple):
 
     prompt_tokens: int
     cached_tokens: int
+
+
+class Answered(NamedTuple):
+    """One of several prompts has its answer, and the next one follows."""
+
+    output: Output
 
 
 class Stopping(BaseException):

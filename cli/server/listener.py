@@ -39,7 +39,11 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None)
         if isinstance(error, socket.gaierror | UnicodeError) or number == errno.EADDRNOTAVAIL:
-            raise errors.InputError(f"--host {host!r} is no address of this machine.") from None
+            raise errors.InputError(
+                f"--host {host!r} is not an address of this machine; allowed are its addresses and "
+                "names, such as 127.0.0.1, ::1, localhost, or 0.0.0.0 for all of them. The port is "
+                "given with --port."
+            ) from None
         raise errors.InputError(
             f"{shown(host)}:{port} cannot be listened on: {os.strerror(number or 0)}. "
             "Name another port with --port; 0 takes any that is free."

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .bad_request import BadRequest, kind_of
+from .documents import file_text
 
 MOST_MESSAGES = 4096  # a template's time is bounded for each of them
 _ROLES = {
@@ -22,6 +23,11 @@ _MESSAGE_EXTRAS = (
     *("id", "cache_control", "thinking_blocks", "provider_specific_fields"),
 )
 _OWN = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}
+_INSTEAD = {  # of what was replaced in OpenAI's protocol
+    "function_call": "calls are in 'tool_calls', with an id each",
+    "function": "what a call gave has the role 'tool', and the call's id in 'tool_call_id'",
+}
+_FILE_PARTS = ("file", "input_file")  # of chats, and of responses
 
 
 def messages_of(value: Any) -> list[dict[str, Any]]:
@@ -51,10 +57,8 @@ def _message(message: Any, where: str, called: dict[str, str]) -> dict[str, Any]
             or value == []
         ):
             continue
-        raise BadRequest(
-            f"{where}: {name!r} is not supported; a message has a role and a content, a text.",
-            param=f"{where}.{name}",
-        )
+        instead = _INSTEAD.get(name, "a message has a role and a content, a text")
+        raise BadRequest(f"{where}: {name!r} is not supported; {instead}.", param=f"{where}.{name}")
     content = message.get("content")
     if content is None and role == "assistant":
         content = ""  # all of its answer was thoughts, or calls
@@ -73,8 +77,9 @@ def role_of(message: Any, where: str, roles: Collection[str]) -> str:
         raise BadRequest(f"{where} must be an object with role and content.", param=where)
     role = message.get("role")
     if not isinstance(role, str) or role not in roles:
+        instead = f"; {_INSTEAD[role]}" if role == "function" else ""
         raise BadRequest(
-            f"{where}: the role must be one of {', '.join(roles)}, not {role!r}.",
+            f"{where}: the role must be one of {', '.join(roles)}, not {role!r}{instead}.",
             param=f"{where}.role",
         )
     return role
@@ -149,11 +154,13 @@ def text_of(
 
 def _text_of_part(part: Any, where: str, kinds: tuple[str, ...], field: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+    if kind in _FILE_PARTS:
+        return file_text(part.get("file") if kind == "file" else part, f"{where}.{field}")
     if kind not in kinds or not isinstance(part.get("text"), str):
         raise BadRequest(
             f"{where}: a part of type {kind!r} cannot be read; "
-            f'{{"type": "{kinds[0]}", "text": ...}} is allowed: Ebbtide reads text alone, no '
-            "images, no sound, no files.",
+            f'{{"type": "{kinds[0]}", "text": ...}} is allowed: Ebbtide reads text alone, and '
+            "files of text; no images, no sound.",
             param=f"{where}.{field}",
         )
     return part["text"]

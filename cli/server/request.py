@@ -19,7 +19,8 @@ from .messages import messages_of
 class Request:
     """prompt: messages, text or token ids. generation: names and values for `Session.stream`.
     model: the name that was given. return_progress: whether a stream tells how far reading is.
-    only_reads: whether nothing is to be answered, so that the next one finds the prompt."""
+    only_reads: whether nothing is to be answered, so that the next one finds the prompt.
+    more_prompts: texts or token ids that are answered after it, each by itself."""
 
     prompt: Any
     generation: dict[str, Any] = field(default_factory=dict)
@@ -28,6 +29,12 @@ class Request:
     include_usage: bool = False
     return_progress: bool = False
     only_reads: bool = False
+    more_prompts: tuple[Any, ...] = ()
+
+    @property
+    def prompts(self) -> list[Any]:
+        """All of them, in the order in which they are answered."""
+        return [self.prompt, *self.more_prompts]
 
     @property
     def tools(self) -> list[Any]:
@@ -45,7 +52,7 @@ class Request:
 
 
 _ONLY_TEXT = "Ebbtide answers with text alone"
-VERBOSITY = (("medium",), "say in a message how long the answer should be")
+MOST_PROMPTS = 128  # of one request: it keeps others waiting for as long as they take
 _SWITCHES = ("enable_thinking", "thinking")  # of chat templates
 # What clients of llama.cpp's and vLLM's servers say of themselves.
 _OF_OTHER_SERVERS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -77,10 +84,13 @@ def _fields(*own: str) -> Fields:
         neutral={
             "n": ((1,), "there is one answer to a request"),
             "best_of": ((1,), "there is one answer to a request"),
-            "functions": (([],), "tools is what they are called now"),
-            "function_call": (("none", "auto"), "tool_choice is what it is called now"),
+            "functions": (
+                ([],),
+                'offer them as \'tools\', [{"type": "function", "function": {...}}]; calls come as '
+                "'tool_calls'",
+            ),
+            "function_call": (("none", "auto"), "use 'tools' and 'tool_choice'"),
             "modalities": ((["text"],), _ONLY_TEXT),
-            "verbosity": VERBOSITY,
             "echo": ((False,), "the prompt is not repeated"),
             "suffix": (("",), "text is continued at its end only"),
             **_OF_OTHER_SERVERS,
@@ -88,7 +98,7 @@ def _fields(*own: str) -> Fields:
         ignored=(
             *("user", "metadata", "store", "service_tier", "safety_identifier"),
             *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "prediction"),
-            *("cache_prompt", "priority"),
+            *("cache_prompt", "priority", "verbosity"),
         ),
     )
 
@@ -121,11 +131,21 @@ def _request(body: dict[str, Any], asks: str) -> Request:
     options = typed(given, "stream_options", dict, {})
     # Ebbtide's own names count first.
     generation = _thinking(given) | fields.generation(given) | _logprobs(given, asks)
+    is_stream = typed(given, "stream", bool, False)
+    is_chat = asks == "messages"
+    prompt, *more = [messages_of(given[asks])] if is_chat else _prompts_of(given[asks])
+    if more and "logprobs" in generation and not is_stream:
+        # Those of one answer would be kept where the next prompt is encoded.
+        raise BadRequest(
+            "'logprobs' for several prompts need 'stream': true; or send the prompts one by one.",
+            param="logprobs",
+        )
     return Request(
-        prompt=messages_of(given[asks]) if asks == "messages" else _prompt_of(given[asks]),
+        prompt=prompt,
+        more_prompts=tuple(more),
         generation=generation | _format(given) | tools_of(given),
         model=typed(given, "model", str),
-        stream=typed(given, "stream", bool, False),
+        stream=is_stream,
         include_usage=typed(options, "include_usage", bool, False),
         return_progress=typed(given, "return_progress", bool, False),
     )
@@ -181,13 +201,22 @@ def _format(given: dict[str, Any]) -> dict[str, Any]:
     return {"json_schema": schema_of(schema, f"{where}.schema")}
 
 
-def _prompt_of(value: Any) -> str | list[int]:
-    """A text or token ids; of a list of prompts the one that is in it."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
-    are_ids = isinstance(value, list) and all(type(item) is int for item in value)
-    if not value or not (isinstance(value, str) or are_ids):
+def _prompts_of(value: Any) -> list[Any]:
+    """Texts, or lists of token ids: one, or as many as are in a list of them."""
+    are_several = isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
+    prompts = value if are_several else [value]
+    if len(prompts) > MOST_PROMPTS:
         raise BadRequest(
-            "'prompt' must be one text, or one list of token ids, and not empty.", param="prompt"
+            f"'prompt' may hold {MOST_PROMPTS} prompts at most, not {len(prompts):,}; send the "
+            "others in another request.",
+            param="prompt",
         )
-    return value
+    for at, prompt in enumerate(prompts):
+        are_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
+        if not prompt or not (isinstance(prompt, str) or are_ids):
+            where = f"prompt[{at}]" if are_several else "prompt"
+            allowed = "a text or a list of token ids"
+            if not are_several:
+                allowed += ", or a list of several of these"
+            raise BadRequest(f"'{where}' must be {allowed}, and not empty.", param=where)
+    return prompts

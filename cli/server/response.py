@@ -54,6 +54,8 @@ class CompletionAnswer(Answer):
     def __init__(self, request: Request, model: str):
         super().__init__(request, model, "chatcmpl-" if request.is_chat else "cmpl-")
         self._num_calls = 0  # that were told
+        self._index = 0  # of the prompt that is being answered
+        self._choices: list[dict[str, Any]] = []  # of those before it, where they are told whole
         self._logprobs = AnswerLogprobs(request.is_chat) if request.tells_logprobs else None
 
     def note(self, piece: Any) -> None:
@@ -81,10 +83,11 @@ class CompletionAnswer(Answer):
             said = {"message": message}
         else:
             said = {"text": output.text}
+        choice = self._choice(said, output.finish_reason)
         return {
             **self._head("chat.completion"),
             "usage": output.usage,
-            "choices": [self._choice(said, output.finish_reason)],
+            "choices": [*self._choices, choice],
         }
 
     def first(self) -> bytes:
@@ -108,6 +111,15 @@ class CompletionAnswer(Answer):
             told = {"index": self._num_calls, **_call(call)}
             self._num_calls += 1
             found += self._chunk({"delta": {"tool_calls": [told]}})
+        return found
+
+    def answered(self, output: Any) -> bytes:
+        if self._request.stream:
+            found = self._chunk(self._nothing, output.finish_reason)
+        else:
+            found = b""
+            self._choices.append(self._choice({"text": output.text}, output.finish_reason))
+        self._index += 1
         return found
 
     def progress(self, started: Started | None, progress: Any) -> bytes:
@@ -157,4 +169,4 @@ class CompletionAnswer(Answer):
     def _choice(
         self, said: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        return {"index": 0, **said, "finish_reason": reason, "logprobs": logprobs}
+        return {"index": self._index, **said, "finish_reason": reason, "logprobs": logprobs}

@@ -12,7 +12,7 @@ from .bad_request import BadRequest, kind_of
 from .conversation import Conversation
 from .fields import Fields, check_neutral, effort_of, one_function, schema_of, tools_of, typed
 from .messages import role_of, text_of
-from .request import VERBOSITY, Request
+from .request import Request
 
 NOT_KEPT = "no answers are kept here; send the whole conversation in 'input', answers included"
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -102,7 +102,7 @@ def _thinking(reasoning: dict[str, Any]) -> dict[str, Any]:
 
 
 def _format(text: dict[str, Any]) -> dict[str, Any]:
-    check_neutral("text.verbosity", text.get("verbosity") or "medium", *VERBOSITY)
+    """verbosity changes nothing: models are not told of it."""
     format = typed(text, "format", dict, {})
     kind = format.get("type", "text")
     if kind == "text":

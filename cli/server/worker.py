@@ -35,7 +35,7 @@ from ..progress import ProgressDisplay
 from ..run import Run
 from .bad_request import BadRequest
 from .estimate import num_common, times, token_counts
-from .job import HungUp, Job, Started, Stopping
+from .job import Answered, HungUp, Job, Started, Stopping
 from .request import Request
 from .text_query import TextQuery
 
@@ -93,8 +93,8 @@ class Worker:
             # One that nobody has taken up yet waits for no other.
             if self._num_like(request) > self._most_waiting:
                 raise BadRequest(
-                    f"{self._most_waiting} requests of this kind are waiting already, as many as "
-                    "may (--queue); ask again later.",
+                    f"As many requests of this kind are waiting as may ({self._most_waiting}, set "
+                    "with --queue); ask again later.",
                     status=503,
                     code="queue_full",
                 )
@@ -165,7 +165,7 @@ class Worker:
 
     def answer(self, job: Job) -> None:
         """Streams one answer; what goes wrong becomes the job's last event."""
-        llm, stream = self._llm, None
+        llm = self._llm
         before = llm.on_progress, llm.check
         # Log-probabilities lie where the plan has room for a text to be encoded.
         is_alone = isinstance(job.request, TextQuery) or job.request.tells_logprobs
@@ -173,15 +173,12 @@ class Worker:
         llm.on_progress = job.note
         try:
             job.check()
-            if not isinstance(job.request, TextQuery):
-                self._load_changed()
-            self._refuse_too_long(job.request)
             if isinstance(job.request, TextQuery):
+                self._refuse_too_long(job.request.prompt, job.request.tools)
                 last = job.request.answer(llm, self._run.generation())
             else:
-                stream = self._stream(job.request)
-                only_reads = job.request.only_reads
-                last = self._read(job, stream) if only_reads else self._told(job, stream)
+                self._load_changed()
+                last = self._answered(job, job.request)
         except HungUp as error:
             last = error
             self.counts["requests_cancelled"] += 1
@@ -196,8 +193,6 @@ class Worker:
                 self._close_session()
         finally:
             llm.on_progress, llm.check = before
-            if stream is not None:
-                stream.close()
             self._run.warn_of(llm.warnings)
         if self._answering is job:
             self._answering = None  # whoever hears the end may ask again at once
@@ -229,6 +224,24 @@ class Worker:
                 self._waiting.remove(found)
             return found
 
+    def _answered(self, job: Job, request: Request) -> Any:
+        """The Output: of several prompts that of the last one, with the usage of all. Together
+        their answers have as many tokens as the context holds: there is room for so much text."""
+        for prompt in request.prompts:
+            self._refuse_too_long(prompt, request.tools)
+            if request.more_prompts and not isinstance(prompt, str):
+                self._llm.encode(prompt)  # raises InputError for ids that there are not
+        output, usage, room = None, {}, self.context
+        for prompt in request.prompts:
+            if output is not None:
+                job.put(Answered(output))
+            with contextlib.closing(self._stream(request, prompt, room)) as stream:
+                output = self._read(job, stream) if request.only_reads else self._told(job, stream)
+            usage = _sum(usage, output.usage)
+            room = max(1, room - output.usage["completion_tokens"])
+        assert output is not None
+        return replace(output, usage=usage)
+
     def _told(self, job: Job, stream: Any) -> Any:
         """The Output, once all pieces were put."""
         self._put_started(job, stream)
@@ -254,14 +267,19 @@ class Worker:
         self._count_tokens(output, time.monotonic() - began_s)
         return output
 
-    def _stream(self, request: Request) -> Any:
+    def _stream(self, request: Request, prompt: Any, room: int) -> Any:
+        """Of one of the prompts. room: the most tokens of its answer, where it is not the only
+        one."""
         if self.session is None:
             self._open_again()
         session: Any = self.session
         generation = {**self._run.generation(), **request.generation}
         if request.is_chat:
-            return session.stream(request.prompt, **generation)
-        ids = self._llm.encode(request.prompt)
+            return session.stream(prompt, **generation)
+        if request.more_prompts:
+            asked = generation.get("max_new_tokens")
+            generation["max_new_tokens"] = room if asked is None else min(asked, room)
+        ids = self._llm.encode(prompt)
         num_held = num_common(session.tokens, ids[:-1])  # the last one is what is continued
         session.truncate(num_held)
         return session.stream(ids[num_held:], **generation)
@@ -269,7 +287,7 @@ class Worker:
     def estimate(self, request: Request) -> dict[str, Any]:
         """What a request would take, were it next. In this thread too: a TextQuery's answer."""
         try:
-            self._refuse_too_long(request)
+            self._refuse_too_long(request.prompt, request.tools)
             num_tokens, cached, most = token_counts(
                 self._llm, self.session, request, self._run.generation()
             )
@@ -288,15 +306,14 @@ class Worker:
             **times(self.counts, num_tokens - cached),
         }
 
-    def _refuse_too_long(self, request: Request | TextQuery) -> None:
+    def _refuse_too_long(self, prompt: Any, tools: Iterable[Any]) -> None:
         """Encoding and decoding take memory by the token, of which the plan has as much as the
         context needs; a text of many times that is refused before it is encoded whole."""
-        prompt = request.prompt
         texts = [prompt] if isinstance(prompt, str) else _contents(prompt)
         num_tokens = 0.0 if texts else len(prompt)  # of token ids
         self._check_room(num_tokens)
         shares = [(1.0, text) for text in texts]
-        shares += [(_LEAST_SHARE, text) for text in [*_calls(prompt), *_told(request.tools)]]
+        shares += [(_LEAST_SHARE, text) for text in [*_calls(prompt), *_told(tools)]]
         for share, text in shares:
             for start in range(0, len(text), _PART_CHARS):
                 counted = self._llm.count_tokens(text[start : start + _PART_CHARS])
@@ -380,6 +397,16 @@ class Worker:
         self.counts["kept_bytes"] += output.kv["bytes_kept"]
         self.counts["disk_read_bytes"] += output.kv["bytes_read"].get("disk", 0)
         self.counts["disk_written_bytes"] += output.kv["bytes_written"].get("disk", 0)
+
+
+def _sum(usage: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Of two objects of numbers, whose objects are such too; the first may lack some."""
+    return {
+        name: _sum(usage.get(name, {}), value)
+        if isinstance(value, dict)
+        else usage.get(name, 0) + value
+        for name, value in more.items()
+    }
 
 
 def _contents(prompt: list[Any]) -> list[str]:
