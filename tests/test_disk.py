@@ -303,7 +303,7 @@ def test_without_o_tmpfile_the_file_has_no_name_either(way, tmp_path, monkeypatc
 
 CHILD = """
 import mmap, sys, time
-from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.disk.disk import ScratchFile
 file = ScratchFile(sys.argv[1], sys.argv[2])
 file.write_from(memoryview(mmap.mmap(-1, 1 << 20)), 0)
 print("ready", flush=True)
@@ -446,7 +446,7 @@ def test_a_failing_disk_is_told_from_a_full_one(way, tmp_path, monkeypatch):
 
 ON_TMPFS = """
 import mmap, os, sys
-from ebbtide.offload.disk import ScratchFile, volume_warnings
+from ebbtide.offload.disk.disk import ScratchFile, volume_warnings
 from ebbtide.offload.errors import StorageError
 folder, way = sys.argv[1:]
 assert "memory, not a disk" in volume_warnings(folder)[0]
