@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import values
-from .documents import FilesArgument, PagesOption, checked_pages, read_documents
+from .documents import FilesArgument, PagesOption, checked_pages, read_documents, refuse_too_long
 from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import parsed, with_shared_options
@@ -65,8 +65,9 @@ def calibrate(
     documents = read_documents(files or [], run.terminal, pages=pages)
     import ebbtide
 
-    text = ebbtide.join_documents(documents).text
     with run.open_llm(mode="bounded", prefix_cache=0) as llm:
+        refuse_too_long(llm, documents)
+        text = ebbtide.join_documents(documents).text
         with ProgressDisplay(run.terminal, run.signals.check) as progress:
             llm.on_progress = progress
             found = ebbtide.calibrate(

@@ -145,6 +145,12 @@ def _reporter(progress: ProgressDisplay) -> Callable[[int, int], None]:
     return report
 
 
+def refuse_too_long(llm: Any, documents: Sequence[Any]) -> None:
+    """Before documents that no context holds are joined, which takes their memory again. Raises
+    ContextOverflow or DoesNotFit."""
+    llm.refuse_too_long([{"role": "user", "content": document.text} for document in documents])
+
+
 def join_documents(documents: list[Any], instruction: str) -> str:
     """One message: the documents, under headings if there are several, a blank line, the
     instruction.

@@ -7,16 +7,48 @@ import json
 import os
 import stat
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cli_fake as fake
 import pytest
 from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - a fixture
 
+from ebbtide import errors
 from ebbtide.cli import main, schema_option, summary_task
 from ebbtide.cli.documents import names_apart
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
+
+# --- documents that no context holds
+
+
+@pytest.mark.parametrize(
+    "args", [["ask", "Q?"], ["ask", "-Q", "Q?", "-Q", "R?"], ["summarize"], ["calibrate"]]
+)
+def test_no_copy_is_made_of_a_text_that_no_context_holds(capfd, monkeypatch, args):
+    """One character beyond the first 65,536 makes Python take four bytes for each."""
+    text = "\U0001f600" + "word " * 200_000
+    Path("a.txt").write_text(text, encoding="utf-8")
+    open_model = fake.FakeLLM.open
+
+    def start(model, **options):
+        tracemalloc.start()
+        return open_model(model, **options)
+
+    def refuse(llm, prompt, context=None):
+        assert sum(len(message["content"]) for message in prompt) >= 1_000_000
+        raise errors.ContextOverflow("too long", needed_tokens=9, available_tokens=8)
+
+    monkeypatch.setattr(fake.FakeLLM, "open", start)
+    monkeypatch.setattr(fake.FakeLLM, "refuse_too_long", refuse)
+    monkeypatch.setattr(fake.FakeLLM, "least_tokens", lambda llm, text: 200_000)
+    try:
+        assert main.main([*args, "a.txt"]) == errors.ContextOverflow.exit_code
+        assert tracemalloc.get_traced_memory()[1] < len(text)  # a quarter of a copy
+    finally:
+        tracemalloc.stop()
+
 
 # --- ask
 
