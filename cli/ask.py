@@ -15,7 +15,6 @@ from .answer import blank_fields, output_fields, summed_usage
 from .documents import (
     FilesArgument,
     PagesOption,
-    checked_pages,
     join_documents,
     read_documents,
     refuse_too_long,
@@ -84,7 +83,6 @@ def ask(
             param_hint="QUESTION",
         )
     asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
-    pages = checked_pages(pages)
     options = run.generation(max_new_tokens=_MAX_NEW_TOKENS) | checked_json_schema(json_schema)
     run.expect_answer()
     documents = read_documents(files or [], run.terminal, pages=pages)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import values
-from .documents import FilesArgument, PagesOption, checked_pages, read_documents, refuse_too_long
+from .documents import FilesArgument, PagesOption, read_documents, refuse_too_long
 from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import parsed, with_shared_options
@@ -61,7 +61,6 @@ def calibrate(
     tried = _epsilons(epsilons)
     bound = parsed(values.number(0, above=True), most_kl, "--most-kl")
     asked = [parsed(values.plain, text, "--question") for text in questions or []]
-    pages = checked_pages(pages)
     documents = read_documents(files or [], run.terminal, pages=pages)
     import ebbtide
 

@@ -48,7 +48,6 @@ def doctor(
         typer.Option(
             "--quick",
             help="Leave out what takes seconds: bandwidths, the network, a GPU's kernels.",
-            metavar="",
         ),
     ] = False,
 ) -> None:
