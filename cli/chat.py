@@ -21,6 +21,8 @@ from .run import Run
 from .schema_option import JsonSchemaOption, checked_json_schema
 from .shared_options import checked, parsed, with_shared_options
 
+_PLENTY_BYTES = 1 << 29  # of standard input: more than is taken, which is said then
+
 EPILOG = """Examples:
 
 ebbtide chat Qwen/Qwen2.5-1.5B-Instruct
@@ -145,7 +147,7 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
     parts = []
     if piped:
         with waiting_for_input(run.terminal):
-            data = sys.stdin.buffer.read()
+            data = sys.stdin.buffer.read(_PLENTY_BYTES)
         if data.strip():
             import ebbtide
 

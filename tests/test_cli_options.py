@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ebbtide import errors
-from ebbtide.cli import app, config, main, options, settings_file, values
+from ebbtide.cli import app, config, failure, main, options, settings_file, values
 from ebbtide.offload.sessions import setting_checks
 
 MIB, GIB = 2**20, 2**30
@@ -422,8 +424,6 @@ def test_config_path(capfd, alone, monkeypatch):
 
 
 def test_the_usage_error_is_found_in_the_library():
-    from ebbtide.cli import failure
-
     assert issubclass(typer.BadParameter, failure.USAGE_ERROR)
     assert failure.USAGE_ERROR.__name__ == "UsageError"
 
@@ -490,3 +490,29 @@ def test_a_key_is_not_shown_even_where_it_is_wrong(capfd, tmp_path):
     assert main.main(["config", "show"]) == 2
     said = capfd.readouterr().err
     assert "api-key in [serve]" in said and "hidden" not in said
+
+
+# --- what went wrong
+
+
+def test_a_file_that_was_taken_for_an_option_is_named(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hint = "The file -a.txt is named by ./-a.txt"
+    assert main.main(["ask", "Q?", "-a.txt"]) == 2
+    assert hint not in capfd.readouterr().err  # there is none
+    Path("-a.txt").write_text("")
+    assert main.main(["ask", "Q?", "-a.txt"]) == 2
+    assert hint in capfd.readouterr().err
+    assert main.main(["ask", "Q?", "--", "-a.txt"]) == 2  # is empty
+    assert main.main(["ask", "Q?", "./-a.txt"]) == 2
+    assert "-a.txt is empty" in (said := capfd.readouterr().err) and hint not in said
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_file_that_may_not_be_written_is_no_fault_of_ours(number):
+    """Such as a shell's, by --install-completion."""
+    error = OSError(number, os.strerror(number), "/home/ann/.bashrc")
+    fields, lines, code = failure.describe(error)
+    assert code == 2 and fields["type"] == "InputError"
+    assert lines == [f"Error: /home/ann/.bashrc cannot be used: {os.strerror(number)}."]
+    assert failure.describe(OSError(errno.EIO, "odd", "x"))[2] == 1
