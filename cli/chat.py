@@ -125,7 +125,7 @@ def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversat
     """The conversation to go on with; a resumed one brings its model, unless another was chosen."""
     if session is None and not resume:
         return Conversation(model=_lasting(run.settings.model))
-    conversation = Conversation.load(session or latest_name())
+    conversation = Conversation.load(latest_name() if session is None else session)
     if conversation.turns:
         run.terminal.note(
             f"Resuming {conversation.name!r} with {len(conversation.turns)} messages; "

@@ -146,7 +146,7 @@ def summarize(
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
     _refuse_to_overwrite_input(files, report)
-    opened = OutputFile(output) if output and not dry_run else nullcontext()
+    opened = nullcontext() if output is None or dry_run else OutputFile(output)
     with opened as out, report_file(None if dry_run or extract_only else report) as page:
         if extract_only:
             _extract(run, files, pages, format, cite, out)

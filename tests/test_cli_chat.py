@@ -210,3 +210,13 @@ def test_of_standard_input_no_more_is_taken_than_a_document_may_have(monkeypatch
     assert main.main(["chat"]) == 0
     assert sizes == [chat._PLENTY_BYTES]
     assert chat._PLENTY_BYTES > limits.MAX_BYTES  # so that what is more is refused, and not cut
+
+
+def test_a_conversation_without_a_name_is_not_the_last_one(capfd, monkeypatch):
+    """As of a variable of a script that is not set: what was asked went into another one."""
+    give_input(monkeypatch, "")
+    assert main.main(["chat", "--session", "trip", "-p", "one"]) == 0
+    before = Conversation.load("trip").turns
+    assert main.main(["chat", "--session", "", "-p", "two"]) == 2
+    assert "'' is not a name for a conversation" in capfd.readouterr().err
+    assert Conversation.load("trip").turns == before

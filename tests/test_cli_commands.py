@@ -132,6 +132,7 @@ def test_a_schema_is_a_text_or_a_file(capfd, monkeypatch, given):
         (["ask", "Q?", "--json-schema", "absent.json"], "absent.json: No such file"),
         (["ask", "Q?", "--json-schema", "wrong.json"], "wrong.json: json_schema is not JSON"),
         (["ask", "Q?", "--json-schema", "large.json"], "large.json: it has more than 1,048,576"),
+        (["ask", "Q?", "--json-schema", " "], "it is empty"),
         (["ask", "Q?", "--json-schema", "{]"], "json_schema is not JSON"),
         (["chat", "-p", "Q?", "--json-schema", "[1]"], "[1]: No such file"),
     ],
@@ -283,6 +284,15 @@ def test_a_dash_is_standard_output(capfd):
     Path("a.txt").write_text("x")
     assert main.main(["summarize", "a.txt", "-o", "-"]) == 0
     assert capfd.readouterr().out == "Summarize the document.\n" and os.listdir() == ["a.txt"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_a_file_without_a_name_is_refused(capfd, option):
+    """As of a variable of a script that is not set: the summary went to standard output."""
+    Path("a.txt").write_text("x")
+    assert main.main(["summarize", "a.txt", option, ""]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and f"'' is not the name of a file; {option} needs one" in err
 
 
 def test_a_failure_keeps_the_old_file(capfd, monkeypatch):
