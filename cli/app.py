@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from . import ask, bench, cache, calibrate, chat, config, demo, doctor, plan, serve, summarize
 from .shared_options import VersionSwitch
@@ -42,10 +43,29 @@ GROUPS = {
 }
 
 
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _with_nameless_switches(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _with_nameless_switches(super().get_params(ctx))
+
+
+def _with_nameless_switches(parameters: list[Any]) -> list[Any]:
+    """A switch takes no value, so its help names none (typer says <bool>, of its own ones too)."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
 def build_app() -> typer.Typer:
     """The whole command line."""
     app = typer.Typer(
         name="ebbtide",
+        cls=_Group,
         help=ABOUT,
         epilog=EPILOG,
         invoke_without_command=True,
@@ -55,11 +75,11 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for command, epilog in COMMANDS:
-        app.command(command.__name__, epilog=epilog)(command)
+        app.command(command.__name__, cls=_Command, epilog=epilog)(command)
     for name, (about, commands) in GROUPS.items():
-        group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+        group = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
         for command, epilog in commands:
-            group.command(command.__name__, epilog=epilog)(command)
+            group.command(command.__name__, cls=_Command, epilog=epilog)(command)
         app.add_typer(group, name=name, help=about)
     return app
 

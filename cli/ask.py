@@ -15,9 +15,9 @@ from .answer import blank_fields, output_fields, summed_usage
 from .documents import (
     FilesArgument,
     PagesOption,
-    checked_pages,
     join_documents,
     read_documents,
+    refuse_too_long,
 )
 from .progress import ProgressDisplay
 from .run import Run
@@ -83,12 +83,12 @@ def ask(
             param_hint="QUESTION",
         )
     asked = [parsed(values.plain, text or "", "QUESTION") for text in questions or [question]]
-    pages = checked_pages(pages)
     options = run.generation(max_new_tokens=_MAX_NEW_TOKENS) | checked_json_schema(json_schema)
     run.expect_answer()
     documents = read_documents(files or [], run.terminal, pages=pages)
     told = [warning for document in documents for warning in document.warnings]
     with run.open_llm() as llm:
+        refuse_too_long(llm, documents)
         if len(asked) == 1:
             output = run.answer(llm, _prompt(documents, asked[0]), options)
             run.terminal.end_answer()
@@ -145,7 +145,6 @@ def _read(run: Run, llm: Any, documents: list[Any], asked: list[str], options: d
     """A session that holds the documents, read as far as whole cells go."""
     context = run.settings.context
     if context is None:
-        llm.refuse_too_long(_prompt(documents, asked[0]))
         most = max(llm.count_tokens(_prompt(documents, question)) for question in asked)
         context = most + options["max_new_tokens"] + _SPARE_TOKENS
         limit = llm.plan.model_context

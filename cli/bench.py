@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ebbtide import errors
+
 from . import values
 from .plan import ModelArgument
 from .progress import ProgressDisplay
@@ -127,14 +129,20 @@ def _measure_ceilings(run: Run) -> dict[str, float]:
     found = {"host": memory.bytes_per_s}
     threads = values.counted(memory.num_threads, "thread")
     tell(f"  memory {memory.bytes_per_s / 1e9:7.2f} GB/s with {threads}\n")
-    if run.settings.disk_memory != 0:
-        disk = ebbtide.measure_disk(run.settings.spill_dir, seconds=_DISK_S)
+    allowed, folder = run.settings.disk_memory, run.settings.spill_dir
+    try:
+        disk = ebbtide.measure_disk(folder, seconds=_DISK_S, disk_memory=allowed)
+    except errors.DoesNotFit as error:
+        run.terminal.note(str(error))
+    else:
         found["disk"] = disk.bytes_per_s
         tell(
             f"  disk   {disk.random_bytes_per_s / 1e9:7.2f} GB/s at random, "
             f"{disk.sequential_bytes_per_s / 1e9:.2f} in order, "
             f"{disk.write_bytes_per_s / 1e9:.2f} written ({disk.way}, {disk.num_threads} threads)\n"
         )
+        if disk.caveat:
+            run.terminal.note(f"The disk's speed is {disk.caveat}.")
     tell("\n")
     return found
 

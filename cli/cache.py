@@ -36,7 +36,7 @@ Models belong to the cache of the Hugging Face hub; 'hf cache' removes them."""
 WhatArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[WHAT]...",
+        metavar="WHAT",
         help="Kinds, or KIND/NAME as ls prints them. Default: everything but models.",
         show_default=False,
     ),
@@ -99,7 +99,7 @@ def gc(run: Run) -> None:
 def purge(
     run: Run,
     what: WhatArgument = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", metavar="")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove what is kept: conversations, sessions, jobs, typed lines, pages, scratch."""
     items = find_items(run.settings.spill_dir)

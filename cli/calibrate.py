@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import values
-from .documents import FilesArgument, PagesOption, checked_pages, read_documents
+from .documents import FilesArgument, PagesOption, read_documents, refuse_too_long
 from .progress import ProgressDisplay
 from .run import Run
 from .shared_options import parsed, with_shared_options
@@ -61,12 +61,12 @@ def calibrate(
     tried = _epsilons(epsilons)
     bound = parsed(values.number(0, above=True), most_kl, "--most-kl")
     asked = [parsed(values.plain, text, "--question") for text in questions or []]
-    pages = checked_pages(pages)
     documents = read_documents(files or [], run.terminal, pages=pages)
     import ebbtide
 
-    text = ebbtide.join_documents(documents).text
     with run.open_llm(mode="bounded", prefix_cache=0) as llm:
+        refuse_too_long(llm, documents)
+        text = ebbtide.join_documents(documents).text
         with ProgressDisplay(run.terminal, run.signals.check) as progress:
             llm.on_progress = progress
             found = ebbtide.calibrate(

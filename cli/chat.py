@@ -19,7 +19,9 @@ from .documents import waiting_for_input
 from .plan import ModelArgument
 from .run import Run
 from .schema_option import JsonSchemaOption, checked_json_schema
-from .shared_options import with_shared_options
+from .shared_options import checked, parsed, with_shared_options
+
+_PLENTY_BYTES = 1 << 29  # of standard input: more than is taken, which is said then
 
 EPILOG = """Examples:
 
@@ -57,6 +59,7 @@ def chat(
             "--system",
             metavar="TEXT",
             envvar="EBBTIDE_SYSTEM",
+            callback=checked(values.unbroken),
             help="The system message.",
             show_default=False,
         ),
@@ -72,14 +75,13 @@ def chat(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--continue", "-c", metavar="", help="Go on with the last conversation."),
+        typer.Option("--continue", "-c", help="Go on with the last conversation."),
     ] = False,
     history: Annotated[
         bool,
         typer.Option(
             "--history/--no-history",
             envvar="EBBTIDE_HISTORY",
-            metavar="",
             show_default=False,
             help="Keep the lines you type, the last conversation for --continue, and the pages of "
             "what is read.",
@@ -88,11 +90,7 @@ def chat(
 ) -> None:
     """Chat with a model in the terminal."""
     run.choose_model(model_argument)
-    for name, text in (("--prompt", prompt), ("--system", system)):
-        try:
-            values.unbroken(text or "")
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint=name) from None
+    parsed(values.unbroken, prompt or "", "--prompt")
     if resume and session is not None:
         raise typer.BadParameter(
             f"goes on with the last conversation, and --session names {session!r}; give one",
@@ -127,7 +125,7 @@ def _open_conversation(run: Run, session: str | None, resume: bool) -> Conversat
     """The conversation to go on with; a resumed one brings its model, unless another was chosen."""
     if session is None and not resume:
         return Conversation(model=_lasting(run.settings.model))
-    conversation = Conversation.load(session or latest_name())
+    conversation = Conversation.load(latest_name() if session is None else session)
     if conversation.turns:
         run.terminal.note(
             f"Resuming {conversation.name!r} with {len(conversation.turns)} messages; "
@@ -149,7 +147,7 @@ def _one_message(run: Run, prompt: str | None, piped: bool) -> str:
     parts = []
     if piped:
         with waiting_for_input(run.terminal):
-            data = sys.stdin.buffer.read()
+            data = sys.stdin.buffer.read(_PLENTY_BYTES)
         if data.strip():
             import ebbtide
 

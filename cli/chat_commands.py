@@ -205,7 +205,14 @@ def _read(d: Dialogue, rest: str) -> None:
     known = [document.name for asked in d.asked for document in asked.documents]
     known += [document.name for document in d.documents]
     (document,) = read_documents([_unquoted(rest)], d.run.terminal, taken=known)
-    num_tokens, most = d.llm.count_tokens(document.text), d.session.context
+    num_tokens, most = d.llm.least_tokens(document.text), d.session.context
+    if num_tokens > most:
+        raise errors.ContextOverflow(
+            f"{document.name} has at least {num_tokens:,} tokens, and the context holds {most:,}.",
+            needed_tokens=num_tokens,
+            available_tokens=most,
+        )
+    num_tokens = d.llm.count_tokens(document.text)
     d.documents.append(document)
     message = {"role": "user", "content": d.attached()}
     # Not what the session holds: that may be of a question that was dropped.

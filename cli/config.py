@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +39,7 @@ def path(run: Run) -> None:
 def show(
     run: Run,
     origin: Annotated[
-        bool, typer.Option("--origin", metavar="", help="Also say where each value came from.")
+        bool, typer.Option("--origin", help="Also say where each value came from.")
     ] = False,
 ) -> None:
     """Show every shared option, and what is set of those that one command alone has."""
@@ -75,14 +76,17 @@ def show(
 
 def _own_settings() -> list[tuple[str, str, Any, str]]:
     """What the environment and the file set of options that one command alone has, as it is
-    written there, for the command checks it: (command, key, value, origin). No key is shown.
-    """
+    written there: (command, key, value, origin). No key is shown. Raises typer.BadParameter for
+    what the command does not take."""
     from .app import build_command  # which imports this
 
-    path, found = settings_path(), []
-    own = own_options(build_command())
+    path, found, root = settings_path(), [], build_command()
+    own = own_options(root)
     _, in_file = read_settings(path, own)
+    told = SimpleNamespace(settings_path=path)
+    parent = typer.Context(root, info_name="ebbtide", obj=told, default_map=in_file)
     for command, names in own.items():
+        root.commands[command].make_context(command, [], parent)  # which looks at all of them
         for name in names:
             key, variable = name.replace("_", "-"), f"EBBTIDE_{name.upper()}"
             if text := os.environ.get(variable):

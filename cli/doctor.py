@@ -48,7 +48,6 @@ def doctor(
         typer.Option(
             "--quick",
             help="Leave out what takes seconds: bandwidths, the network, a GPU's kernels.",
-            metavar="",
         ),
     ] = False,
 ) -> None:
@@ -232,10 +231,12 @@ def _bandwidth(run: Run, problems: list[str]) -> dict[str, Any]:
     run.signals.working()
     memory = ebbtide.measure_memory()
     found: dict[str, Any] = {"memory_bytes_per_s": memory.bytes_per_s}
-    if run.settings.disk_memory == 0:
-        return found
+    allowed = run.settings.disk_memory
     try:
-        disk = ebbtide.measure_disk(run.settings.spill_dir)
+        disk = ebbtide.measure_disk(run.settings.spill_dir, disk_memory=allowed)
+    except errors.DoesNotFit as error:  # as was asked for
+        run.terminal.note(str(error))
+        return found
     except errors.EbbtideError as error:
         problems.append(str(error))
         return found
@@ -245,6 +246,8 @@ def _bandwidth(run: Run, problems: list[str]) -> dict[str, Any]:
         "disk_write_bytes_per_s": disk.write_bytes_per_s,
         "disk_way": disk.way,
     }
+    if disk.caveat:
+        run.terminal.note(f"The disk's speed is {disk.caveat}.")
     return found
 
 

@@ -21,6 +21,7 @@ import typer
 from ebbtide import errors
 
 from .progress import ProgressDisplay
+from .shared_options import checked
 from .terminal import Terminal
 
 _PATIENCE_S = 2.0
@@ -34,11 +35,20 @@ FilesArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _page_ranges(text: str) -> Any:
+    import ebbtide
+
+    return ebbtide.PageRanges.parse(text)
+
+
 PagesOption = Annotated[
     str | None,
     typer.Option(
         "--pages",
         metavar="PAGES",
+        callback=checked(_page_ranges),
         envvar="EBBTIDE_PAGES",
         show_default=False,
         help="Pages of a PDF, or slides, from 1: 10-40, 7, 90- or several with commas.",
@@ -62,18 +72,6 @@ def waiting_for_input(terminal: Terminal) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def checked_pages(text: str | None) -> str | None:
-    """What `--pages` said, if it can be read. Raises typer.BadParameter."""
-    import ebbtide
-
-    if text is None:
-        return None
-    try:
-        return str(ebbtide.PageRanges.parse(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--pages") from None
 
 
 def read_documents(
@@ -143,6 +141,12 @@ def _reporter(progress: ProgressDisplay) -> Callable[[int, int], None]:
         progress(ebbtide.Progress("extract", done, total, elapsed_s, speed, left_s))
 
     return report
+
+
+def refuse_too_long(llm: Any, documents: Sequence[Any]) -> None:
+    """Before documents that no context holds are joined, which takes their memory again. Raises
+    ContextOverflow or DoesNotFit."""
+    llm.refuse_too_long([{"role": "user", "content": document.text} for document in documents])
 
 
 def join_documents(documents: list[Any], instruction: str) -> str:

@@ -24,6 +24,7 @@ _DOES_NOT_FIT = 3
 _STORAGE_FAULT = 4
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # As libraries say it that raise no MemoryError: the loader of libraries, torch, C++, threads, whose
 # stacks take room, and Python's own compiler.
 _NO_MEMORY = (
@@ -44,9 +45,16 @@ def report_failure(error: Exception, args: list[str], process: Process) -> int:
         write_json({"error": fields})
     if verbose and code == _OUR_FAULT:
         say("".join(traceback.format_exception(error)).rstrip())
-    for line in lines:
+    for line in [*lines, *_dashed_files(args if isinstance(error, USAGE_ERROR) else [])]:
         say(line)
     return code
+
+
+def _dashed_files(args: list[str]) -> list[str]:
+    """How files are named that were taken for options, if some were."""
+    given = args[: args.index("--")] if "--" in args else args
+    found = [arg for arg in given if len(arg) > 1 and arg[0] == "-" and os.path.lexists(arg)]
+    return [f"The file {name} is named by ./{name}" for name in found]
 
 
 def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
@@ -80,6 +88,9 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         place = error.filename or "Standard output, or a file,"
         message = f"{place} cannot be written: {error.strerror}."
         return _told("StorageError", message, _STORAGE_FAULT)
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
+        # A start-up file of the shell, where completion is installed.
+        return _told("InputError", f"{error.filename} cannot be used: {error.strerror}.", 2)
     message = f"{type(error).__name__}: {error}"
     lines = [
         f"Error: this is a fault of Ebbtide: {message}",

@@ -58,6 +58,7 @@ def _run(args: list[str], process) -> int:
     from .signals import SIGINT_EXIT, Terminated
 
     terminal.prepare_streams()
+    terminal.leave_room_for_help(os.environ)
     try:
         # Now: when memory has run out, what tells so could not be imported any more.
         from .failure import report_failure

@@ -23,6 +23,8 @@ class OutputFile:
     """
 
     def __init__(self, path: str, option: str = "-o"):
+        if not path:
+            raise errors.InputError(f"'' is not the name of a file; {option} needs one.")
         # Through links, so that the link stays and what it points to is replaced.
         self.path = Path(os.path.realpath(path))
         self._device: Any = None  # an open device or pipe, in place of a file

@@ -98,7 +98,9 @@ def _table(plans: Sequence[Any], known: speeds.Speeds) -> str:
     most = f"largest that fits {largest:,}" if largest else "no context fits"
     first = f"{plans[0].model}: limit {plans[0].model_context:,}, {most}"
     rows = ("  ".join(map(str.rjust, line, widths)) for line in lines)
-    return "\n".join([first, *(f"  {row}" for row in rows)])
+    caveat = plans[0].disk_caveat
+    last = [f"  The disk's speed is {caveat}."] if caveat else []
+    return "\n".join([first, *(f"  {row}" for row in rows), *last])
 
 
 def _shown(seconds: float | None) -> str:

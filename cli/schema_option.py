@@ -30,6 +30,8 @@ def checked_json_schema(given: str | None) -> dict[str, str]:
         return {}
     from ebbtide import GenerationConfig
 
+    if not given.strip():
+        raise typer.BadParameter("it is empty", param_hint="--json-schema")
     is_text = given.lstrip().startswith("{")
     try:
         text = given if is_text else _text_of(Path(given).expanduser())

@@ -15,7 +15,7 @@ from ebbtide import errors, format_size, parse_size
 from . import values
 from .plan import ModelArgument
 from .run import Run
-from .shared_options import parsed, with_shared_options
+from .shared_options import checked, parsed, with_shared_options
 
 EPILOG = """Examples:
 
@@ -31,6 +31,25 @@ curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/jso
 _MOST_WAITING = 512  # each is an open file, of which a process often has 1,024
 _LEAST_BODY_BYTES, _MOST_BODY_BYTES = 16 << 10, 2 << 20
 _BODY_ALLOWED = "allowed are auto, and sizes such as 512KiB or 2MiB, 16KiB or more"
+_PORT, _NUM_WAITING = values.whole(0, 65535), values.whole(0, _MOST_WAITING)
+
+
+def _body_size(text: str) -> int | str:
+    """Bytes, or "auto"."""
+    num_bytes = parse_size(text, _BODY_ALLOWED)
+    if not isinstance(num_bytes, str) and num_bytes < _LEAST_BODY_BYTES:
+        raise ValueError(f"{text!r} is too small; {_BODY_ALLOWED}")
+    return num_bytes
+
+
+def _key(text: str) -> str:
+    """A key that a header can hold."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(
+            "a key must be one or more ASCII letters, digits or signs, without spaces, such as "
+            "k3y-7fa9"
+        )
+    return text
 
 
 @with_shared_options
@@ -53,6 +72,7 @@ def serve(
             "--port",
             metavar="N",
             envvar="EBBTIDE_PORT",
+            callback=checked(_PORT),
             help="The port to listen on, from 1 to 65535; 0 takes one that is free and prints it.",
         ),
     ] = "8080",
@@ -62,6 +82,7 @@ def serve(
             "--api-key",
             metavar="KEY",
             envvar="EBBTIDE_API_KEY",
+            callback=checked(_key),
             show_envvar=True,
             show_default=False,
             help="The key that clients must send. Other users of this machine can see a command "
@@ -94,6 +115,7 @@ def serve(
             "--queue",
             metavar="N",
             envvar="EBBTIDE_QUEUE",
+            callback=checked(_NUM_WAITING),
             help="How many requests may wait while one is answered, from 0 to 512. Further ones "
             "are told to come again later.",
         ),
@@ -104,6 +126,7 @@ def serve(
             "--max-body",
             metavar="SIZE",
             envvar="EBBTIDE_MAX_BODY",
+            callback=checked(_body_size),
             help="The largest body that a request may have, such as 512KiB. Thirteen times as much "
             "memory is set aside. auto: a thousandth of --host-memory, at most 2MiB.",
         ),
@@ -114,6 +137,7 @@ def serve(
             "--unload-after",
             metavar="TIME",
             envvar="EBBTIDE_UNLOAD_AFTER",
+            callback=checked(values.duration),
             help="Give memory back after so long without a request: 90s, 10m, 2h, or never. The "
             "next request loads the model again, and what was read stays on disk.",
         ),
@@ -122,13 +146,10 @@ def serve(
     """Serve a model over HTTP, as OpenAI's and Anthropic's APIs do."""
     run.choose_model(model_argument)
     _require_packages()
-    number = parsed(values.whole(0, 65535), port, "--port")
-    most_waiting = parsed(values.whole(0, _MOST_WAITING), queue, "--queue")
-    unload_after_s = parsed(values.duration, unload_after, "--unload-after")
+    most_waiting, unload_after_s = _NUM_WAITING(queue), values.duration(unload_after)
     most_bytes = _most_bytes(max_body, run.settings.host_memory, most_waiting)
-    key = None if api_key is None else parsed(_key, api_key, "--api-key")
     origins = tuple(parsed(_origin, text, "--cors-origin") for text in cors_origin or ())
-    if "*" in origins and key is None:
+    if "*" in origins and api_key is None:
         raise typer.BadParameter(
             "* lets every web page that you visit use the server, which needs --api-key; allow "
             "single origins without a key, such as http://localhost:3000",
@@ -140,9 +161,9 @@ def serve(
     from .server.guard import LOOPBACK_NAMES, Rules
     from .server.worker import Worker
 
-    with listener.bind(host, number) as listening:
+    with listener.bind(host, _PORT(port)) as listening:
         is_private = listener.is_loopback(listening)
-        if not is_private and key is None:
+        if not is_private and api_key is None:
             raise typer.BadParameter(
                 f"other machines can reach {host}, which needs a key: give --api-key KEY, or set "
                 "EBBTIDE_API_KEY; 127.0.0.1 serves this machine alone",
@@ -156,7 +177,7 @@ def serve(
             worker = Worker(run, llm, most_waiting, unload_after_s)
             names = _names(llm, alias, run.settings.model)
             routes = Routes(worker, names, Bodies(most_bytes), run.terminal.detail)
-            app = routes.app(Rules(hosts, origins, key))
+            app = routes.app(Rules(hosts, origins, api_key))
             with listener.Listener(app, listening, most_waiting):
                 _announce(run, llm, worker, names[0], listener.url_of(listening))
                 worker.work()
@@ -166,15 +187,11 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
     """Of one body. Raises typer.BadParameter."""
     from .server.bodies import reserved_bytes
 
-    given = parsed(_body_size, max_body, "--max-body")
-    if given == "auto":
+    given = _body_size(max_body)
+    if isinstance(given, str):  # auto
         if isinstance(host_memory, str):  # auto
             return _MOST_BODY_BYTES
         return max(_LEAST_BODY_BYTES, min(_MOST_BODY_BYTES, host_memory // 1000))
-    if given < _LEAST_BODY_BYTES:
-        raise typer.BadParameter(
-            f"{max_body!r} is too small; {_BODY_ALLOWED}", param_hint="--max-body"
-        )
     reserve = reserved_bytes(given, most_waiting)
     if not isinstance(host_memory, str) and reserve >= host_memory:
         raise typer.BadParameter(
@@ -183,21 +200,6 @@ def _most_bytes(max_body: str, host_memory: int | str, most_waiting: int) -> int
             param_hint="--max-body",
         )
     return given
-
-
-def _body_size(text: str) -> int | str:
-    """Bytes, or "auto"."""
-    return parse_size(text, _BODY_ALLOWED)
-
-
-def _key(text: str) -> str:
-    """A key that a header can hold."""
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError(
-            "a key must be one or more ASCII letters, digits or signs, without spaces, such as "
-            "k3y-7fa9"
-        )
-    return text
 
 
 def _origin(text: str) -> str:

@@ -31,7 +31,6 @@ VersionSwitch = Annotated[
     bool,
     typer.Option(
         "--version",
-        metavar="",
         help="Print the version and exit.",
         callback=_show_version,
         is_eager=True,
@@ -53,8 +52,7 @@ def _parameter(option: Option) -> inspect.Parameter:
             kind,
             typer.Option(
                 *option.flags,
-                # A switch takes no value, so there is none to name.
-                metavar="" if option.parse is None else option.metavar,
+                metavar=option.metavar,
                 help=option.help
                 + ("" if option.default is None else f" Default: {option.default}."),
                 envvar=option.envvar,
@@ -121,6 +119,20 @@ def parsed(parse: values.Parser, text: str, place: str) -> Any:
         raise typer.BadParameter(str(error), param_hint=place) from None
 
 
+def checked(parse: values.Parser) -> Callable[..., Any]:
+    """A callback for a command's own option whose text must be one that `parse` takes: before the
+    command runs, and in `config show`, a wrong one is refused with its place. The command gets the
+    text."""
+
+    def check(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        if value is not None and not ctx.resilient_parsing:
+            source = ctx.get_parameter_source(param.name or "")
+            parsed(parse, value, _own_place(param, source.name if source is not None else "", ctx))
+        return value
+
+    return check
+
+
 def resolve(
     ctx: typer.Context, shared: dict[str, Any], options: Sequence[Option] = SHARED
 ) -> Settings:
@@ -165,12 +177,26 @@ def _without_splitting(ctx: typer.Context, settings: Settings) -> Settings:
     return replace(settings, overflow="error", origins=origins)
 
 
+def _own_place(param: Any, source: str, ctx: typer.Context) -> str:
+    """The same of a command's own option."""
+    if source == "ENVIRONMENT":
+        return param.envvar
+    flag = next(flag for flag in param.opts if flag.startswith("--"))
+    if source == "DEFAULT_MAP":
+        return f"{flag[2:]} in [{ctx.info_name}] of {_settings_file(ctx)}"
+    return flag
+
+
+def _settings_file(ctx: typer.Context) -> Any:
+    return getattr(ctx.obj, "settings_path", "the settings file")
+
+
 def _place(option: Option, source: str, ctx: typer.Context) -> str:
     """Where a value came from, in the user's words."""
     if source == "ENVIRONMENT":
         return option.envvar
     if source == "DEFAULT_MAP":
-        return f"{option.key} in {getattr(ctx.obj, 'settings_path', 'the settings file')}"
+        return f"{option.key} in {_settings_file(ctx)}"
     if source == "COMMANDLINE":
         return option.flags[0]
     return "default"

@@ -13,19 +13,20 @@ import typer
 from ebbtide import errors
 
 from . import values
-from .documents import FilesArgument, PagesOption, checked_pages, read_documents
+from .documents import FilesArgument, PagesOption, read_documents
 from .job import Job, job_key
 from .output_file import OutputFile
 from .recorder import Recorder
 from .report_file import ReportOption, report_file, write_run_report
 from .run import Run
 from .schema_option import JsonSchemaOption, checked_json_schema
-from .shared_options import with_shared_options
+from .shared_options import checked, with_shared_options
 from .summary import Summary, cites
 from .summary_task import LENGTHS
 from .summary_text import FORMATS
 
 _FEWEST_WORDS = 10
+_FORMAT, _WHEN = values.choice(*FORMATS), values.choice("auto", "on", "off")
 
 EPILOG = """Examples:
 
@@ -42,6 +43,19 @@ ebbtide summarize report.docx --extract-only | less
 ebbtide summarize thesis.pdf -o summary.md --report run.html      a page with charts of the run
 
 A run that was interrupted goes on where it was when the same command is given again."""
+
+
+def _num_words(length: str) -> int:
+    word = length.strip().lower()
+    if word in LENGTHS:
+        return LENGTHS[word]
+    given = re.fullmatch(r"([0-9]{1,6})w", word, re.ASCII)
+    if given is None or int(given[1]) < _FEWEST_WORDS:
+        raise ValueError(
+            f"{length!r} is not allowed; choose from {', '.join(LENGTHS)}, or give a number of "
+            f"words such as 250w ({_FEWEST_WORDS} or more)"
+        )
+    return int(given[1])
 
 
 @with_shared_options
@@ -64,6 +78,7 @@ def summarize(
             "--length",
             metavar="LENGTH",
             envvar="EBBTIDE_LENGTH",
+            callback=checked(_num_words),
             show_default=False,
             help="short, medium or long: about 100, 300 or 800 words; or 250w. Default: medium.",
         ),
@@ -74,6 +89,7 @@ def summarize(
             "--prompt",
             metavar="TEXT",
             envvar="EBBTIDE_PROMPT",
+            callback=checked(values.plain),
             show_default=False,
             help="What to do with the documents, in place of a plain summary.",
         ),
@@ -84,6 +100,7 @@ def summarize(
             "--format",
             metavar="FORMAT",
             envvar="EBBTIDE_FORMAT",
+            callback=checked(_FORMAT),
             show_default=False,
             help="md, txt, or json (the summary with its citations and sources). Default: md.",
         ),
@@ -94,6 +111,7 @@ def summarize(
             "--cite",
             metavar="WHEN",
             envvar="EBBTIDE_CITE",
+            callback=checked(_WHEN),
             show_default=False,
             help="auto (documents with pages, slides, sheets or chapters), on or off: citations "
             "such as \\[p. 12], their quoted words checked. Default: auto.",
@@ -103,26 +121,17 @@ def summarize(
     pages: PagesOption = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what it would take, and do nothing.", metavar=""),
+        typer.Option("--dry-run", help="Say what it would take, and do nothing."),
     ] = False,
     extract_only: Annotated[
         bool,
-        typer.Option(
-            "--extract-only", help="Print the documents' text; no model is used.", metavar=""
-        ),
+        typer.Option("--extract-only", help="Print the documents' text; no model is used."),
     ] = False,
     report: ReportOption = None,
 ) -> None:
     """Summarize documents, read whole in one context."""
     words = _num_words(length)
-    format = _choice("--format", format, *FORMATS)
-    cite = _choice("--cite", cite, "auto", "on", "off")
-    pages = checked_pages(pages)
-    if prompt is not None:
-        try:
-            prompt = values.plain(prompt)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--prompt") from None
+    format, cite = _FORMAT(format), _WHEN(cite)
     if dry_run and extract_only:
         raise typer.BadParameter("--dry-run and --extract-only exclude each other")
     schema = checked_json_schema(json_schema).get("json_schema")
@@ -137,7 +146,7 @@ def summarize(
     run.expect_answer()
     _refuse_to_overwrite_input(files, output)
     _refuse_to_overwrite_input(files, report)
-    opened = OutputFile(output) if output and not dry_run else nullcontext()
+    opened = nullcontext() if output is None or dry_run else OutputFile(output)
     with opened as out, report_file(None if dry_run or extract_only else report) as page:
         if extract_only:
             _extract(run, files, pages, format, cite, out)
@@ -201,27 +210,6 @@ def _cite_nothing(format: str, cite: str) -> str:
             param_hint="--format",
         )
     return "off"
-
-
-def _num_words(length: str) -> int:
-    word = length.strip().lower()
-    if word in LENGTHS:
-        return LENGTHS[word]
-    given = re.fullmatch(r"([0-9]{1,6})w", word, re.ASCII)
-    if given is None or int(given[1]) < _FEWEST_WORDS:
-        raise typer.BadParameter(
-            f"{length!r} is not allowed; choose from {', '.join(LENGTHS)}, or give a number of "
-            f"words such as 250w ({_FEWEST_WORDS} or more)",
-            param_hint="--length",
-        )
-    return int(given[1])
-
-
-def _choice(option: str, text: str, *allowed: str) -> str:
-    try:
-        return values.choice(*allowed)(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _refuse_to_overwrite_input(files: list[str], output: str | None) -> None:

@@ -12,6 +12,7 @@ from ebbtide import errors
 
 from . import speeds
 from .answer import blank_fields, summed_timings, summed_usage
+from .documents import refuse_too_long
 from .job import Job, job_key
 from .map_reduce import SPARE_TOKENS, MapReduce, Steps
 from .output_file import OutputFile
@@ -22,6 +23,7 @@ from .summary_text import SummaryText, as_json
 
 # A part of every job's key: raised when the same request would be answered differently.
 _VERSION = 1
+_DIGEST_CHARS = 1 << 16
 # Settings that decide nothing of what an answer says.
 _UNDECIDING = {
     *("threads", "device_memory", "host_memory", "disk_memory", "spill_dir"),
@@ -90,7 +92,7 @@ class Summary:
 
     def _count(self) -> int:
         """Tokens of the text; where no context holds as many, what is a little less is enough."""
-        num_tokens = self.llm.least_tokens(self.text)
+        num_tokens = self.llm.least_tokens(self.document.text)
         if num_tokens > self.largest:
             return num_tokens
         return self.llm.count_tokens([{"role": "user", "content": self.text}])
@@ -99,8 +101,7 @@ class Summary:
         settings = {k: v for k, v in vars(self.run.settings).items() if k not in _UNDECIDING}
         places = [[place.start, place.label] for place in self.document.places]
         parts = [_VERSION, self.llm.fingerprint, self.task.to_dict(), settings]
-        text = hashlib.sha256(self.document.text.encode("utf-8", "surrogatepass"))
-        return job_key([*parts, text.hexdigest(), places])
+        return job_key([*parts, _digest(self.document.text), places])
 
     def print_plan(self) -> None:
         """The whole plan, with measured bandwidths, as the command's result. It is that of the
@@ -193,6 +194,7 @@ class Summary:
     def _answer(self, is_shown: bool, through: Any) -> tuple[dict[str, Any], Any]:
         if self.map_reduce is not None:
             return self.map_reduce.run(self.parts, is_shown, through)
+        refuse_too_long(self.llm, [self.document])
         found = self.steps.answer(
             self.text,
             self.most_answer,
@@ -226,6 +228,15 @@ class Summary:
             "citations": [c.to_dict() for c in checker.citations] if checker is not None else [],
             "warnings": list(dict.fromkeys([*warnings, *fields["warnings"]])),
         }
+
+
+def _digest(text: str) -> str:
+    """A hash of a text in UTF-8, of which no copy is made."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), _DIGEST_CHARS):
+        part = text[start : start + _DIGEST_CHARS]
+        digest.update(part.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def cites(document: Any, cite: str) -> bool:

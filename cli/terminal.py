@@ -11,7 +11,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 from ebbtide import errors
@@ -22,6 +24,9 @@ from .markdown import MarkdownStyle
 # clipboard.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
+# What it takes to show the names of all options whole.
+_HELP_COLUMNS = 80
 
 
 class ClosedPipe(Exception):
@@ -159,6 +164,14 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def leave_room_for_help(environ: MutableMapping[str, str]) -> None:
+    """The library lays help out for the columns that there are, and cuts the names of options where
+    these are few, or none, as programs say that do not know: a terminal breaks long lines itself.
+    """
+    if environ.get("COLUMNS") == "0" or shutil.get_terminal_size().columns < _HELP_COLUMNS:
+        environ.setdefault("TERMINAL_WIDTH", str(_HELP_COLUMNS))
 
 
 def _finite(value: Any) -> Any:

@@ -50,12 +50,13 @@ class FakePlan:
         return "the plan of the fake"
 
     decode_ceiling_tokens_per_s = prefill_least_s = None
+    disk_caveat = ""
 
     def reading_least_s(self, length: int) -> None:
         return None
 
     def decode_ceiling(self, length: int, bandwidth: dict[str, float]) -> float:
-        return bandwidth["disk"] / 1000
+        return bandwidth.get("disk", 0) / 1000
 
     def to_dict(self) -> dict[str, Any]:
         return {"fits": self.fits, "context": self.context, "largest_context": self.largest_context}
@@ -390,8 +391,9 @@ FACE = {
     "measure_memory": lambda num_threads=2: SimpleNamespace(
         num_threads=num_threads, bytes_per_s=1e4
     ),
-    "measure_disk": lambda directory=None, seconds=0.25: SimpleNamespace(
+    "measure_disk": lambda directory=None, seconds=0.25, disk_memory="auto": SimpleNamespace(
         way="o_direct",
+        caveat="",
         bytes_per_s=2e3,
         extent_bytes=524288,
         num_threads=4,

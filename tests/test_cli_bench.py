@@ -13,7 +13,7 @@ from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - 
 import ebbtide
 from ebbtide import errors
 from ebbtide.cli import main
-from ebbtide.offload.planning import memory_at_hand
+from ebbtide.offload.planning import bandwidth, memory_at_hand
 
 # --- bench
 
@@ -79,6 +79,23 @@ def test_depths_that_are_none(capfd, depths):
 def test_one_token_has_no_time_between(capfd):
     assert main.main(["bench", "-n", "1"]) == 2
     assert "2 or more are needed" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["bench", "doctor"])
+def test_what_is_measured_of_a_disk_keeps_to_its_allowance(capfd, monkeypatch, tmp_path, command):
+    monkeypatch.setitem(vars(ebbtide), "measure_disk", bandwidth.measure_disk)
+    args = [command, "--json", "--spill-dir", str(tmp_path), "--disk-memory"]
+    assert main.main([*args, "2MiB"]) == 0
+    out, err = capfd.readouterr()
+    assert "is less certain than usual: --disk-memory allows 2.0 MiB" in err
+    found = json.loads(out)
+    assert found.get("bandwidth_bytes_per_s", {}).get("disk") or found["bandwidth"]["disk_way"]
+    assert main.main([*args, "0"]) == 0
+    out, err = capfd.readouterr()
+    assert "not measured" in err and "--disk-memory allows 0 bytes" in err
+    found = json.loads(out)
+    assert "disk" not in " ".join(found.get("bandwidth_bytes_per_s") or found["bandwidth"])
+    assert not found.get("problems")
 
 
 # --- doctor

@@ -14,8 +14,9 @@ import pytest
 from cli_face import asked, face, give_input, opened  # noqa: F401 - a fixture among them
 
 from ebbtide import errors
-from ebbtide.cli import conversation, documents, main
+from ebbtide.cli import chat, conversation, documents, main
 from ebbtide.cli.conversation import Conversation
+from ebbtide.offload.documents import limits
 
 PATIENCE_S = 30
 
@@ -195,3 +196,27 @@ def test_ctrl_c_as_the_file_is_renamed(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             talk.save()
     assert Conversation.load("trip").messages == talk.messages
+
+
+def test_of_standard_input_no_more_is_taken_than_a_document_may_have(monkeypatch):
+    sizes = []
+
+    class Bytes(io.BytesIO):
+        def read(self, size=-1):
+            sizes.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Bytes(b"one two")))
+    assert main.main(["chat"]) == 0
+    assert sizes == [chat._PLENTY_BYTES]
+    assert chat._PLENTY_BYTES > limits.MAX_BYTES  # so that what is more is refused, and not cut
+
+
+def test_a_conversation_without_a_name_is_not_the_last_one(capfd, monkeypatch):
+    """As of a variable of a script that is not set: what was asked went into another one."""
+    give_input(monkeypatch, "")
+    assert main.main(["chat", "--session", "trip", "-p", "one"]) == 0
+    before = Conversation.load("trip").turns
+    assert main.main(["chat", "--session", "", "-p", "two"]) == 2
+    assert "'' is not a name for a conversation" in capfd.readouterr().err
+    assert Conversation.load("trip").turns == before

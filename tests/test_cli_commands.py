@@ -7,16 +7,48 @@ import json
 import os
 import stat
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cli_fake as fake
 import pytest
 from cli_face import all_asked, asked, face, give_input, opened  # noqa: F401 - a fixture
 
+from ebbtide import errors
 from ebbtide.cli import main, schema_option, summary_task
 from ebbtide.cli.documents import names_apart
 from ebbtide.cli.output_file import OutputFile
 from ebbtide.cli.terminal import Terminal
+
+# --- documents that no context holds
+
+
+@pytest.mark.parametrize(
+    "args", [["ask", "Q?"], ["ask", "-Q", "Q?", "-Q", "R?"], ["summarize"], ["calibrate"]]
+)
+def test_no_copy_is_made_of_a_text_that_no_context_holds(capfd, monkeypatch, args):
+    """One character beyond the first 65,536 makes Python take four bytes for each."""
+    text = "\U0001f600" + "word " * 200_000
+    Path("a.txt").write_text(text, encoding="utf-8")
+    open_model = fake.FakeLLM.open
+
+    def start(model, **options):
+        tracemalloc.start()
+        return open_model(model, **options)
+
+    def refuse(llm, prompt, context=None):
+        assert sum(len(message["content"]) for message in prompt) >= 1_000_000
+        raise errors.ContextOverflow("too long", needed_tokens=9, available_tokens=8)
+
+    monkeypatch.setattr(fake.FakeLLM, "open", start)
+    monkeypatch.setattr(fake.FakeLLM, "refuse_too_long", refuse)
+    monkeypatch.setattr(fake.FakeLLM, "least_tokens", lambda llm, text: 200_000)
+    try:
+        assert main.main([*args, "a.txt"]) == errors.ContextOverflow.exit_code
+        assert tracemalloc.get_traced_memory()[1] < len(text)  # a quarter of a copy
+    finally:
+        tracemalloc.stop()
+
 
 # --- ask
 
@@ -100,6 +132,7 @@ def test_a_schema_is_a_text_or_a_file(capfd, monkeypatch, given):
         (["ask", "Q?", "--json-schema", "absent.json"], "absent.json: No such file"),
         (["ask", "Q?", "--json-schema", "wrong.json"], "wrong.json: json_schema is not JSON"),
         (["ask", "Q?", "--json-schema", "large.json"], "large.json: it has more than 1,048,576"),
+        (["ask", "Q?", "--json-schema", " "], "it is empty"),
         (["ask", "Q?", "--json-schema", "{]"], "json_schema is not JSON"),
         (["chat", "-p", "Q?", "--json-schema", "[1]"], "[1]: No such file"),
     ],
@@ -251,6 +284,15 @@ def test_a_dash_is_standard_output(capfd):
     Path("a.txt").write_text("x")
     assert main.main(["summarize", "a.txt", "-o", "-"]) == 0
     assert capfd.readouterr().out == "Summarize the document.\n" and os.listdir() == ["a.txt"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_a_file_without_a_name_is_refused(capfd, option):
+    """As of a variable of a script that is not set: the summary went to standard output."""
+    Path("a.txt").write_text("x")
+    assert main.main(["summarize", "a.txt", option, ""]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and f"'' is not the name of a file; {option} needs one" in err
 
 
 def test_a_failure_keeps_the_old_file(capfd, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ebbtide import errors
-from ebbtide.cli import app, config, main, options, settings_file, values
+from ebbtide.cli import app, config, failure, main, options, settings_file, values
 from ebbtide.offload.sessions import setting_checks
 
 MIB, GIB = 2**20, 2**30
@@ -389,6 +391,8 @@ def test_all_commands_are_there():
 def test_help_has_a_summary_and_every_parameter_its_words(path, command):
     result = CliRunner().invoke(app.build_app(), [*path, "--help"])
     assert result.exit_code == 0
+    # Switches take no value, and what may be repeated is said to be once.
+    assert "bool" not in result.output and "...]..." not in result.output
     assert command.help and command.help.splitlines()[0].endswith(".")
     for parameter in command.params:
         if parameter.param_type_name == "option":
@@ -420,8 +424,6 @@ def test_config_path(capfd, alone, monkeypatch):
 
 
 def test_the_usage_error_is_found_in_the_library():
-    from ebbtide.cli import failure
-
     assert issubclass(typer.BadParameter, failure.USAGE_ERROR)
     assert failure.USAGE_ERROR.__name__ == "UsageError"
 
@@ -446,8 +448,71 @@ def test_a_wrong_table_is_named(capfd, tmp_path, text, says):
     assert says in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "key", "text", "says"),
+    [
+        ("summarize", "length", "x", "choose from short, medium, long"),
+        ("summarize", "format", "pdf", "choose from md, txt, json"),
+        ("summarize", "cite", "maybe", "choose from auto, on, off"),
+        ("summarize", "prompt", " ", "it is empty"),
+        ("ask", "pages", "9-1", "'9-1' holds no page"),
+        ("calibrate", "pages", "x", "'x'"),
+        ("serve", "port", "65536", "a whole number from 0 to 65535"),
+        ("serve", "queue", "-1", "a whole number from 0 to 512"),
+        ("serve", "max-body", "1KiB", "too small"),
+        ("serve", "unload-after", "soon", "such as 90s, 10m or 2h"),
+        ("serve", "api-key", "a b", "without blanks"),
+    ],
+)
+def test_what_a_command_would_refuse_is_named_with_its_place(
+    capfd, alone, monkeypatch, command, key, text, says
+):
+    """By the command, before it does anything, and by `config show`."""
+    alone.write_text(f"[{command}]\n{key} = '{text}'\n")
+    place = f"Invalid value for {key} in [{command}] of {alone}: "
+    for args in ([command], ["config", "show", "--json"]):
+        assert main.main(args) == 2
+        said = " ".join(capfd.readouterr().err.split())
+        assert place in said and says in said and f"'ebbtide {command} --help'" in said
+        assert (text in said.partition(place)[2]) == (key != "api-key")
+    alone.unlink()
+    variable = f"EBBTIDE_{key.upper().replace('-', '_')}"
+    monkeypatch.setenv(variable, text)
+    assert main.main(["config", "show"]) == 2
+    assert f"Invalid value for {variable}: " in capfd.readouterr().err
+    monkeypatch.delenv(variable)
+    assert main.main([command, f"--{key}", text]) == 2
+    assert f"Invalid value for --{key}: " in capfd.readouterr().err
+
+
 def test_a_key_is_not_shown_even_where_it_is_wrong(capfd, tmp_path):
     (tmp_path / "config.toml").write_text("[serve]\napi-key = ['hidden']")
     assert main.main(["config", "show"]) == 2
     said = capfd.readouterr().err
     assert "api-key in [serve]" in said and "hidden" not in said
+
+
+# --- what went wrong
+
+
+def test_a_file_that_was_taken_for_an_option_is_named(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hint = "The file -a.txt is named by ./-a.txt"
+    assert main.main(["ask", "Q?", "-a.txt"]) == 2
+    assert hint not in capfd.readouterr().err  # there is none
+    Path("-a.txt").write_text("")
+    assert main.main(["ask", "Q?", "-a.txt"]) == 2
+    assert hint in capfd.readouterr().err
+    assert main.main(["ask", "Q?", "--", "-a.txt"]) == 2  # is empty
+    assert main.main(["ask", "Q?", "./-a.txt"]) == 2
+    assert "-a.txt is empty" in (said := capfd.readouterr().err) and hint not in said
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_file_that_may_not_be_written_is_no_fault_of_ours(number):
+    """Such as a shell's, by --install-completion."""
+    error = OSError(number, os.strerror(number), "/home/ann/.bashrc")
+    fields, lines, code = failure.describe(error)
+    assert code == 2 and fields["type"] == "InputError"
+    assert lines == [f"Error: /home/ann/.bashrc cannot be used: {os.strerror(number)}."]
+    assert failure.describe(OSError(errno.EIO, "odd", "x"))[2] == 1

@@ -338,6 +338,17 @@ def test_a_full_disk_behind_standard_output_is_a_storage_error(args, tmp_path):
     assert b"fault" not in process.stderr
 
 
+# --- help
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20", "79"])
+def test_help_names_options_whole_in_few_columns(tmp_path, columns):
+    code, out, _ = run(tmp_path, "summarize", "--help", COLUMNS=columns, fake=False)
+    assert (
+        code == 0 and "--max-new-tokens" in out and "--extract-only" in out and "\u2026" not in out
+    )
+
+
 # --- quick answers
 
 

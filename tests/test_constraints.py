@@ -416,7 +416,7 @@ import psutil
 from ebbtide import GenerationConfig, errors
 from ebbtide.offload.answers.rules import answer_grammar
 from ebbtide.offload.answers.constraint import Constrainer, constrainer_bytes
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 tokenizer = Tokenizer.load(sys.argv[1])
 names = {f"k{i}": {"type": "string"} for i in range(150)}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from ebbtide.offload.disk.disk import (
 )
 from ebbtide.offload.errors import DoesNotFit, InputError, StorageError
 from ebbtide.offload.pages.tier import MemoryTier, aligned_bytes
+from ebbtide.offload.planning import bandwidth, budget
 from ebbtide.offload.planning.bandwidth import measure_disk, measure_memory
 
 BLOCK = ALIGNMENT_BYTES
@@ -235,6 +237,40 @@ def test_speeds_are_measured_once_and_quickly(tmp_path):
         measure_disk(tmp_path / "missing")
 
 
+@WAYS
+@pytest.mark.parametrize("allowed", [1 << 20, (3 << 20) + 4096, 200 << 20])
+def test_no_more_is_written_to_measure_a_disk_than_it_may_hold(tmp_path, monkeypatch, way, allowed):
+    sizes = []
+
+    class Watched(ScratchFile):
+        def close(self):
+            sizes.append((os.fstat(self.descriptor).st_size, self.counters.bytes_written))
+            super().close()
+
+    monkeypatch.setattr(bandwidth, "ScratchFile", Watched)
+    speed = measure_disk(tmp_path, way, seconds=0.05, disk_memory=allowed)
+    [(size, written)] = sizes
+    assert max(size, written) <= allowed and written >= 1 << 20
+    assert ("less certain" in speed.caveat) == (allowed < 64 << 20)
+    assert speed.bytes_per_s > 0
+
+
+@pytest.mark.parametrize("allowed", [0, (1 << 20) - 1])
+def test_a_disk_that_holds_too_little_is_not_measured(monkeypatch, allowed):
+    monkeypatch.setattr(bandwidth, "default_spill_dir", lambda: pytest.fail("a folder was made"))
+    with pytest.raises(DoesNotFit, match=r"not measured.*--disk-memory allows") as caught:
+        measure_disk(disk_memory=allowed)
+    assert caught.value.available_bytes == allowed < caught.value.needed_bytes
+
+
+def test_what_auto_leaves_of_a_disk_holds_for_its_measure(tmp_path, monkeypatch):
+    usage = SimpleNamespace(total=1 << 40, free=(5 << 30) + 100)
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda where: usage)
+    with pytest.raises(DoesNotFit) as caught:
+        measure_disk(tmp_path)
+    assert caught.value.available_bytes == 100
+
+
 # ---- who can see it --------------------------------------------------------------------------
 
 
@@ -267,7 +303,7 @@ def test_without_o_tmpfile_the_file_has_no_name_either(way, tmp_path, monkeypatc
 
 CHILD = """
 import mmap, sys, time
-from ebbtide.offload.disk import ScratchFile
+from ebbtide.offload.disk.disk import ScratchFile
 file = ScratchFile(sys.argv[1], sys.argv[2])
 file.write_from(memoryview(mmap.mmap(-1, 1 << 20)), 0)
 print("ready", flush=True)
@@ -410,7 +446,7 @@ def test_a_failing_disk_is_told_from_a_full_one(way, tmp_path, monkeypatch):
 
 ON_TMPFS = """
 import mmap, os, sys
-from ebbtide.offload.disk import ScratchFile, volume_warnings
+from ebbtide.offload.disk.disk import ScratchFile, volume_warnings
 from ebbtide.offload.errors import StorageError
 folder, way = sys.argv[1:]
 assert "memory, not a disk" in volume_warnings(folder)[0]

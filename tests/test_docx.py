@@ -145,10 +145,10 @@ def test_formulas_are_written_on_one_line():
 
 
 def test_items_and_headings_have_their_numbers():
-    def level(number, kind, text, start=1):
+    def level(number, kind, text, start=1, more=""):
         return (
             f'<w:lvl w:ilvl="{number}"><w:start w:val="{start}"/><w:numFmt w:val="{kind}"/>'
-            f'<w:lvlText w:val="{text}"/></w:lvl>'
+            f'<w:lvlText w:val="{text}"/>{more}</w:lvl>'
         )
 
     def item(text, list_id, number=0):
@@ -158,6 +158,8 @@ def test_items_and_headings_have_their_numbers():
     clauses = level(0, "decimal", "%1.") + level(1, "lowerLetter", "(%2)", 26)
     clauses += level(2, "upperRoman", "%1.%3")
     parts = level(0, "decimalZero", "Part %1:") + level(1, "bullet", "x")
+    boxes = '<w:rPr><w:rFonts w:ascii="Wingdings"/></w:rPr>'
+    parts += level(2, "bullet", "&#xf0a8;", more=boxes) + level(3, "bullet", "v", more=boxes)
     numbering = "".join(
         f'<w:abstractNum w:abstractNumId="{key}">{levels}</w:abstractNum>'
         for key, levels in (("a", clauses), ("b", parts))
@@ -169,10 +171,11 @@ def test_items_and_headings_have_their_numbers():
     style += '<w:numId w:val="3"/></w:numPr></w:pPr></w:style>'
     body = p(t("Terms"), '<w:pStyle w:val="H"/>') + item("first", 1) + item("", 1)
     body += item("inner", 1, 1) + item("inner", 1, 1) + item("deep", 1, 2) + item("third", 1)
-    body += item("inner", 1, 1) + item("seventh", 2) + item("dot", 3, 1) + item("odd", 9)
+    body += item("inner", 1, 1) + item("seventh", 2) + item("dot", 3, 1)
+    body += item("box", 3, 2) + item("sign", 3, 3) + item("odd", 9)
     assert text_of(body, numbering=numbering, styles=style).split("\n\n") == [
         *("# Part 01: Terms", "1. first", "(z) inner", "(aa) inner", "2.I deep", "3. third"),
-        *("(z) inner", "7. seventh", "- dot", "- odd\n"),
+        *("(z) inner", "7. seventh", "- dot", "- ☐ box", "- sign", "- odd\n"),
     ]
 
 

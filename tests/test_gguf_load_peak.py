@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from ebbtide.offload.models.model_files import open_model_files
 from ebbtide.offload.weights.skeleton import expected_shapes
-from ebbtide.offload.weights import WeightStore
+from ebbtide.offload.weights.weights import WeightStore
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -34,7 +34,7 @@ import torch
 from ebbtide.offload.models.model_config import read_model_config
 from ebbtide.offload.models.safetensors_files import open_folder
 from ebbtide.offload.weights.skeleton import expected_shapes
-from ebbtide.offload.weights import WeightStore
+from ebbtide.offload.weights.weights import WeightStore
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -270,3 +270,61 @@ def test_a_damaged_office_file_is_read_or_refused(format, data):
         assert extract(format, damaged(data, out.getvalue())).text.strip()
     except InputError:
         pass
+
+
+def test_signs_of_fonts_on_slides_are_what_they_show():
+    pptx = pytest.importorskip("pptx")
+    from pptx.oxml import parse_xml
+    from pptx.oxml.ns import nsdecls
+
+    def body(paragraphs, levels=""):
+        return parse_xml(
+            f"<p:txBody {nsdecls('a', 'p')}><a:bodyPr/><a:lstStyle>{levels}</a:lstStyle>"
+            f"{paragraphs}</p:txBody>"
+        )
+
+    def run(text, font="", kind="latin"):
+        named = f'<a:rPr><a:{kind} typeface="{font}"/></a:rPr>' if font else ""
+        return f"<a:r>{named}<a:t>{text}</a:t></a:r>"
+
+    def p(*runs, properties=""):
+        return f"<a:p>{properties}{''.join(runs)}</a:p>"
+
+    def bullet(char, font, level=0):
+        return (
+            f'<a:pPr lvl="{level}"><a:buFont typeface="{font}"/><a:buChar char="{char}"/></a:pPr>'
+        )
+
+    def put(shape, element):
+        shape._element.replace(shape._element.txBody, element)
+
+    deck = pptx.Presentation()
+    layout = deck.slide_layouts[1]
+    slide = deck.slides.add_slide(layout)
+    put(slide.shapes.title, body(p(run("a"), run("D", "Symbol"), run("-"))))
+    symbol = '<a:lvl1pPr><a:defRPr><a:latin typeface="Symbol"/></a:defRPr></a:lvl1pPr>'
+    ticks = (
+        bullet("o", "Wingdings")
+        .replace('a:pPr lvl="0"', "a:lvl2pPr")
+        .replace("/a:pPr", "/a:lvl2pPr")
+    )
+    put(layout.placeholders[1], body(p(run("x")), symbol + ticks))  # which the slide's comes from
+    text = p(run("m"), run("m", "Arial"))
+    text += p(run("open"), properties='<a:pPr lvl="1"/>')
+    text += p(run("closed"), properties=bullet("&#xfe;", "Wingdings", 1))
+    text += p(run("none"), properties='<a:pPr lvl="1"><a:buNone/></a:pPr>')
+    text += p(properties='<a:pPr lvl="1"/>')
+    put(slide.placeholders[1], body(text))
+    box = slide.shapes.add_textbox(0, 0, 9, 9)
+    after = run(" a à &#xf0e0;", "Wingdings", "sym")  # typed behind an arrow
+    put(box, body(p(run("on "), run("à", "Wingdings", "sym"), after)))
+    table = slide.shapes.add_table(1, 1, 0, 0, 9, 9).table
+    table.cell(0, 0).text = "p"
+    table.cell(0, 0).text_frame.paragraphs[0].runs[0].font.name = "Symbol"
+    slide.notes_slide.notes_text_frame.text = "b"
+    slide.notes_slide.notes_text_frame.paragraphs[0].runs[0].font.name = "Symbol"
+    out = io.BytesIO()
+    deck.save(out)
+    assert extract("pptx", out.getvalue()).text == (
+        "# aΔ-\n\nμm\n  ☐ open\n  ☑ closed\n  none\n\non → a à →\n\nπ\n\nNotes: β\n"
+    )

@@ -9,7 +9,7 @@ import pytest
 from documents_under_test import extract, refused, starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from office_samples import cell, row, sheet, write_odp, write_ods, write_odt
+from office_samples import cell, row, shape, sheet, write_odp, write_ods, write_odt
 from office_writer import open_document, write_open_document
 
 from ebbtide.offload.documents import limits, ods, parsing, sheets
@@ -289,3 +289,91 @@ def test_any_repeats_are_read_within_the_limits_or_refused(small_limit, data):
     except InputError:
         return
     assert found.text.strip() and len(found.text) <= small_limit
+
+
+def style(name, family, font="", parent=""):
+    """font: an attribute that names one."""
+    return (
+        f'<style:style style:name="{name}" style:family="{family}" '
+        f'style:parent-style-name="{parent}"><style:text-properties {font}/></style:style>'
+    )
+
+
+FACES = """<office:font-face-decls><style:font-face style:name="S" svg:font-family="Symbol"/>
+<style:font-face style:name="W" svg:font-family="'Wingdings 2', serif"/></office:font-face-decls>"""
+SIGNS = [
+    style("T1", "text", 'style:font-name="S"'),
+    style("T2", "text", 'svg:font-family="Wingdings"'),
+    style("T3", "text", 'svg:font-family="Arial"'),
+    style("T4", "text", "", "Box"),
+    style("P1", "paragraph", 'style:font-name="S"'),
+    style("T1", "table-cell", 'style:font-name="S"'),
+    style("gr1", "graphic", 'style:font-name="S"'),
+    style("T5", "text", "", "T6") + style("T6", "text", "", "T5"),  # come from each other
+]
+BOX = style("Box", "text", 'style:font-name="W"')
+COMMON = f"<office:styles>{BOX}</office:styles>"
+HEADER = (
+    f"<office:automatic-styles>{style('P1', 'paragraph')}{style('T2', 'text')}"
+    + style("P9", "paragraph", 'style:font-name="S"')
+    + "</office:automatic-styles><office:master-styles><style:master-page><style:header>"
+    '<text:p text:style-name="P1">head</text:p><text:p text:style-name="P9">p</text:p>'
+    "</style:header></style:master-page></office:master-styles>"
+)
+
+
+def with_signs(format, body, *automatic):
+    kind = {"odt": "text", "ods": "spreadsheet", "odp": "presentation"}[format]
+    content = f"{FACES}<office:automatic-styles>{''.join([*SIGNS, *automatic])}"
+    content += f"</office:automatic-styles><office:body><office:{kind}>{body}</office:{kind}>"
+    content = open_document("document-content", f"{content}</office:body>")
+    styles = open_document("document-styles", FACES + COMMON + HEADER)
+    parts = {"content.xml": content, "styles.xml": styles}
+    return extract(format, write_open_document(format, "", **parts)).text
+
+
+WORDS = """<text:p>a<text:span text:style-name="T1">a<text:s/>b</text:span>a
+<text:span text:style-name="T2">&#xf0fe;&#xfc;<text:span
+text:style-name="T3">a</text:span></text:span>
+<text:span text:style-name="T4">P</text:span><text:span text:style-name="T5">a</text:span></text:p>
+<text:p text:style-name="P1">m<text:span text:style-name="T3">m</text:span>m</text:p>"""
+
+
+def test_signs_of_fonts_that_styles_name_are_what_they_show():
+    text = "aα βa ☑✓a ✓a\n\nμmμ\n"
+    # The header's own styles are those of its part; others of these names are the text's.
+    assert with_signs("odt", WORDS) == f"head\n\nπ\n\n{text}"
+    frame = '<draw:frame draw:style-name="gr1"><draw:text-box>{}</draw:text-box></draw:frame>'
+    slide = frame.replace(' draw:style-name="gr1"', "").format(WORDS)
+    slide += frame.format("<text:p>D</text:p>")
+    found = with_signs("odp", f"<draw:page>{slide}</draw:page>")
+    assert found == text.replace("\n\n", "\n") + "\nΔ\n"
+    signed = (
+        cell("s")
+        .replace("table-cell ", "table-cell")
+        .replace("<table:table-cell", '<table:table-cell table:style-name="T1"', 1)
+    )
+    span = cell('<text:span text:style-name="T2">&#xe8;</text:span> on')
+    assert "σ | s | → on" in with_signs("ods", sheet("S", row(signed, cell("s"), span)))
+
+
+def test_boxes_and_ticks_before_items_are_kept():
+    def bullets(*levels):
+        made = "".join(
+            f'<text:list-level-style-bullet text:level="{at}" text:bullet-char="{char}">'
+            f'<style:text-properties style:font-name="{font}"/></text:list-level-style-bullet>'
+            for at, char, font in levels
+        )
+        return f'<text:list-style style:name="L">{made}</text:list-style>'
+
+    inner = "<text:list-item><text:p>to do</text:p><text:p>more</text:p></text:list-item>"
+    inner = f"<text:list-item><text:list>{inner}</text:list></text:list-item>"
+    body = items("done", inner=inner)
+    marks = bullets((1, "R", "W"), (2, "&#x2610;", "OpenSymbol"))
+    expected = "- ☑ done\n\n- ☐ to do\n\nmore\n"
+    assert with_signs("odt", body, marks).endswith(expected)
+    slide = f"<draw:page>{shape(body)}</draw:page>"
+    assert with_signs("odp", slide, marks) == "☑ done\n  ☐ to do\n  more\n"
+    plain = bullets((1, "R", "Arial"), (2, "&#xf0a7;", "Wingdings"))
+    assert with_signs("odt", body, plain).endswith("- done\n\n- to do\n\nmore\n")
+    assert with_signs("odp", slide, plain) == "done\n  to do\n  more\n"

@@ -298,6 +298,17 @@ def test_a_plan_without_a_disk_has_no_ceiling_for_what_should_lie_there():
     assert fits.decode_ceiling_tokens_per_s > 0
 
 
+def test_a_plan_says_what_is_to_be_known_of_the_disks_speed():
+    speeds = {"host": 1e10, "disk": 1e9}
+    assert a_plan(disk=1).disk_caveat == "" and "its speed" not in str(a_plan(disk=1))  # of none
+    assert replace(a_plan(disk=64), bandwidth=speeds).disk_caveat == ""
+    little = replace(a_plan(disk=63), bandwidth=speeds)
+    assert "less certain than usual: --disk-memory allows 63.0 MiB" in str(little)
+    off = replace(a_plan(disk=0), bandwidth={"host": 1e10})
+    assert "disk    its speed is not measured" in str(off)
+    assert off.to_dict()["disk_caveat"] == off.disk_caveat
+
+
 def seen_by_hand(tokens: int, window: int | None, chunked: bool) -> int:
     first = [
         0 if window is None else at - at % window if chunked else max(0, at - window + 1)

@@ -111,7 +111,7 @@ def test_real_tokenizers_and_text_without_spaces(name, monkeypatch):
 # 2.8 million characters: 778,000 tokens, whose ids alone take 31 MB; at once they take 330 MB.
 GROWTH = """
 import pathlib, re, sys
-from ebbtide.offload.text import Tokenizer
+from ebbtide.offload.text.text import Tokenizer
 
 def peak_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])

@@ -19,7 +19,7 @@ from functools import partial
 from ..errors import InputError
 from .archive import Archive
 from .docx_formulas import formula_part
-from .docx_numbers import Numbers
+from .docx_numbers import Numbers, font_of
 from .extract import Extract, Report, refused_if_damaged
 from .item_numbers import BULLET
 from .page_ranges import PageRanges
@@ -135,7 +135,7 @@ class _Reader:
 
     def _text(self, element: ET.Element, boxes: list[ET.Element]) -> str:
         """boxes: takes the text boxes that are found."""
-        parts, font = [], _font(element)
+        parts, font = [], font_of(element)
         for child in element:
             name = name_of(child)
             if name == "fldChar":
@@ -262,14 +262,6 @@ def _value(element: ET.Element, name: str) -> str:
 def _outline_level(value: str) -> int:
     """From 0 in the file; 9 is what is no heading."""
     return int(value) + 1 if value in tuple("012345678") else 0
-
-
-def _font(run: ET.Element) -> str:
-    """That a run names; "" where it names none."""
-    for properties in _children(run, "rPr"):
-        for fonts in _children(properties, "rFonts"):
-            return attribute(fonts, "ascii") or attribute(fonts, "hAnsi")
-    return ""
 
 
 def _code(char: str) -> int:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 
 from .item_numbers import BULLET, written
+from .symbol_fonts import tick
 from .xml_tree import attribute, name_of
 
 _LEVELS = 9
@@ -47,7 +48,8 @@ class Numbers:
             counts[level] = _start(levels[level]) if before is None else before + 1
         counts[level + 1 :] = [None] * (_LEVELS - level - 1)
         if _value(levels[level], "numFmt") in ("bullet", "none", ""):
-            return BULLET
+            bullet = tick(font_of(levels[level]), _value(levels[level], "lvlText"))
+            return f"{BULLET}{bullet} " if bullet else BULLET
 
         def number(found: re.Match[str]) -> str:
             at = int(found[1]) - 1
@@ -59,6 +61,14 @@ class Numbers:
 
         shown = re.sub(r"%([1-9])", number, _value(levels[level], "lvlText")).strip()
         return f"{shown} " if shown else BULLET
+
+
+def font_of(run: ET.Element) -> str:
+    """That a run names, or a level of lists for its bullets; "" where it names none."""
+    for properties in _of(run, "rPr"):
+        for fonts in _of(properties, "rFonts"):
+            return attribute(fonts, "ascii") or attribute(fonts, "hAnsi")
+    return ""
 
 
 def _start(level: ET.Element) -> int:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from .archive import Archive
 from .extract import Extract, Report, refused_if_damaged
-from .opendocument import body_of, content_of, flat, is_left_out, opened, rows, text_of
+from .opendocument import STYLES, body_of, content_of, flat, is_left_out, opened, rows, text_of
+from .opendocument_fonts import Fonts
 from .page_ranges import PageRanges
 from .slides import slides_text, table_text
 from .xml_tree import attribute, descendants, name_of
@@ -28,55 +29,67 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     with refused_if_damaged("ODP file"):
         root = ET.fromstring(content_of(archive))
         body = body_of(root, "presentation", "ODP")
+        roots = [root]
+        if STYLES in archive.names:
+            roots.insert(0, ET.fromstring(archive.read(STYLES)))
+        fonts = Fonts(roots)
+        fonts.show(body)
         slides = [child for child in body if name_of(child) == "page"]
+        reader = _Reader(archive, fonts)
         return slides_text(
-            len(slides), ranges, report, lambda number: _told(archive, slides[number - 1])
+            len(slides), ranges, report, lambda number: reader.told(slides[number - 1])
         )
 
 
-def _told(archive: Archive, slide: ET.Element) -> tuple[str, list[str]]:
-    """Its title, wherever it stands, and what else it says."""
-    titles = (shape for shape in slide if attribute(shape, "class") == "title")
-    named = next(titles, None)
-    title = "" if named is None else flat(named)
-    blocks = [text for shape in slide if shape is not named for text in _texts(archive, shape)]
-    for notes in slide:
-        if name_of(notes) == "notes":
-            texts = [text for shape in notes for text in _texts(archive, shape) if text]
-            if texts:
-                blocks.append("Notes: " + "\n".join(texts))
-    return title, [*filter(None, blocks)]
+class _Reader:
+    def __init__(self, archive: Archive, fonts: Fonts):
+        self._archive, self._fonts = archive, fonts
 
+    def told(self, slide: ET.Element) -> tuple[str, list[str]]:
+        """Its title, wherever it stands, and what else it says."""
+        titles = (shape for shape in slide if attribute(shape, "class") == "title")
+        named = next(titles, None)
+        title = "" if named is None else flat(named)
+        blocks = [text for shape in slide if shape is not named for text in self._texts(shape)]
+        for notes in slide:
+            if name_of(notes) == "notes":
+                texts = [text for shape in notes for text in self._texts(shape) if text]
+                if texts:
+                    blocks.append("Notes: " + "\n".join(texts))
+        return title, [*filter(None, blocks)]
 
-def _texts(archive: Archive, shape: ET.Element) -> Iterator[str]:
-    """What a shape says, which may be nothing; of a group, what is in it."""
-    name = name_of(shape)
-    if name == "notes" or is_left_out(shape) or attribute(shape, "class") in _FURNITURE:
-        return
-    if name in ("g", "a"):
-        for inner in shape:
-            yield from _texts(archive, inner)
-    elif tables := [child for child in shape if name_of(child) == "table"]:
-        for table in tables:
-            yield table_text([*rows(table)])
-    elif charts := [child for child in shape if name_of(child) == "object"]:
-        for chart in charts:
-            yield table_text(_numbers(archive, attribute(chart, "href")))
-    else:
-        yield "\n".join(_lines(shape, 0))
-
-
-def _lines(element: ET.Element, level: int) -> Iterator[str]:
-    """Paragraphs, those of deeper lists further in."""
-    for child in element:
-        if is_left_out(child):
-            continue
-        if name_of(child) in ("p", "h"):
-            for line in text_of(child).split("\n"):
-                if line.strip():
-                    yield "  " * max(0, level - 1) + line.strip()
+    def _texts(self, shape: ET.Element) -> Iterator[str]:
+        """What a shape says, which may be nothing; of a group, what is in it."""
+        name = name_of(shape)
+        if name == "notes" or is_left_out(shape) or attribute(shape, "class") in _FURNITURE:
+            return
+        if name in ("g", "a"):
+            for inner in shape:
+                yield from self._texts(inner)
+        elif tables := [child for child in shape if name_of(child) == "table"]:
+            for table in tables:
+                yield table_text([*rows(table)])
+        elif charts := [child for child in shape if name_of(child) == "object"]:
+            for chart in charts:
+                yield table_text(_numbers(self._archive, attribute(chart, "href")))
         else:
-            yield from _lines(child, level + (name_of(child) == "list"))
+            yield "\n".join(self._lines(shape, 0, ""))
+
+    def _lines(self, element: ET.Element, level: int, style: str) -> Iterator[str]:
+        """Paragraphs, those of deeper lists further in. style: of the list that they are in."""
+        bullet = self._fonts.bullet(style, level) if name_of(element) == "list-item" else ""
+        for child in element:
+            if is_left_out(child):
+                continue
+            if name_of(child) in ("p", "h"):
+                for line in text_of(child).split("\n"):
+                    if line.strip():
+                        mark, bullet = f"{bullet} " if bullet else "", ""
+                        yield "  " * max(0, level - 1) + mark + line.strip()
+            elif name_of(child) == "list":
+                yield from self._lines(child, level + 1, attribute(child, "style-name") or style)
+            else:
+                yield from self._lines(child, level, style)
 
 
 def _numbers(archive: Archive, folder: str) -> list[list[str]]:

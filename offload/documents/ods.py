@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from ..errors import InputError
 from .extract import Extract, Report, refused_if_damaged
 from .limits import MAX_TEXT_CHARS
-from .opendocument import content_of, flat, number, opened
+from .opendocument import STYLES, content_of, flat, number, opened
+from .opendocument_fonts import Fonts
 from .page_ranges import PageRanges
 from .sheets import MOST_COLUMNS, MOST_ROWS, number_text, sheets_text, tell_uncomputed
 from .xml_tree import attribute, name_of
@@ -29,7 +30,8 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     """See sheets_text."""
     archive = opened(data)
     with refused_if_damaged("ODS file"):
-        reader = _Reader(content_of(archive), report)
+        styles = [ET.fromstring(archive.read(STYLES))] if STYLES in archive.names else []
+        reader = _Reader(content_of(archive), styles, report)
         found = sheets_text(reader.sheets())
     if not reader.num_sheets:
         raise InputError("is a damaged ODS file: it has no sheets")
@@ -38,18 +40,25 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 
 
 class _Reader:
-    """Rows are read one by one: a sheet as a tree takes ten times its text."""
+    """Rows are read one by one: a sheet as a tree takes ten times its text. styles: the root of
+    the other part that has some."""
 
-    def __init__(self, content: bytes, report: Report):
+    def __init__(self, content: bytes, styles: list[ET.Element], report: Report):
         self._size = len(content)
         self._stream = io.BytesIO(content)
         self._events = ET.iterparse(self._stream, ("start", "end"))
         self._report = report
+        self._roots, self._fonts = styles, Fonts([])
         self.num_sheets = self.num_uncomputed = 0
 
     def sheets(self) -> Iterator[tuple[int, str, Iterator[list[str]]]]:
         for event, element in self._events:
-            if event == "start" and name_of(element) == "table":
+            name = name_of(element) if event == "start" else ""
+            if name == "document-content":
+                self._roots.append(element)
+            elif name == "body":
+                self._fonts = Fonts(self._roots)  # what is to come holds no styles
+            elif name == "table":
                 name, rows = attribute(element, "name"), self._rows()
                 if name.startswith(_COPIED):
                     for _ in rows:
@@ -74,6 +83,7 @@ class _Reader:
                 if num_read % _REPORT_EVERY == 0:
                     self._report(self._stream.tell(), self._size)
                 times = number(element, "number-rows-repeated")
+                self._fonts.show(element)
                 cells = self._cells(element)
                 element.clear()
                 num_rows += times

@@ -11,11 +11,11 @@ from functools import partial
 from .extract import Extract, Report, refused_if_damaged
 from .item_numbers import BULLET
 from .odt_numbers import List, Numbers
-from .opendocument import body_of, content_of, is_left_out, number, opened, rows, text_of
+from .opendocument import STYLES, body_of, content_of, is_left_out, number, opened, rows, text_of
+from .opendocument_fonts import Fonts
 from .page_ranges import PageRanges
 from .xml_tree import descendants, name_of
 
-_STYLES = "styles.xml"
 _HEADS = ("header-first", "header", "header-left")  # of the first page, of right and of left ones
 _Block = tuple[str, int]  # text, heading level or 0
 
@@ -27,9 +27,12 @@ def extract(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
     with refused_if_damaged("ODT file"):
         content = ET.fromstring(content_of(archive))
         body, roots = body_of(content, "text", "ODT"), [content]
-        if _STYLES in archive.names:
-            roots.insert(0, ET.fromstring(archive.read(_STYLES)))
-        reader = _Reader(Numbers(roots))
+        if STYLES in archive.names:
+            roots.insert(0, ET.fromstring(archive.read(STYLES)))
+            Fonts(roots[:1]).show(roots[0])
+        fonts = Fonts(roots)
+        fonts.show(body)
+        reader = _Reader(Numbers(roots, fonts))
         heads = reader.heads(roots[0]) if len(roots) > 1 else ()
         found = Extract.of_blocks([*heads, *reader.blocks(body)])
     report(1, 1)

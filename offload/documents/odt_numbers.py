@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .item_numbers import BULLET, written
+from .opendocument_fonts import Fonts
 from .xml_tree import attribute, descendants, name_of
 
 _LEVELS = 10
@@ -29,7 +30,8 @@ class List:
 class Numbers:
     """roots: those of the parts that have styles."""
 
-    def __init__(self, roots: Iterable[ET.Element]):
+    def __init__(self, roots: Iterable[ET.Element], fonts: Fonts):
+        self._fonts = fonts
         self._styles: dict[str, _Levels] = {}
         self._outline: _Levels = {}
         self._headings: _Counts = [None] * (_LEVELS + 1)
@@ -59,6 +61,8 @@ class Numbers:
 
     def mark(self, item: ET.Element, of: List) -> str:
         """What stands before an item, with a blank; BULLET where nothing counts."""
+        if bullet := self._fonts.bullet(of.style, of.level):
+            return f"{BULLET}{bullet} "
         levels = self._styles.get(of.style, {})
         return _mark(levels, of.level, of.counts, attribute(item, "start-value")) or BULLET
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 from .archive import Archive
 from .xml_tree import attribute, name_of
 
+STYLES = "styles.xml"
 _CONTENT, _MANIFEST = "content.xml", "META-INF/manifest.xml"
 _LEFT_OUT = {
     *("tracked-changes", "annotation", "table-of-content", "note-citation", "forms"),

@@ -42,7 +42,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "html": ("trafilatura",),
 }
 # A part of the key of what is kept: raised when a format is read differently.
-_VERSION = 3
+_VERSION = 4
 OnProgress = Callable[[int, int], None]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from .archive import Archive
 from .extract import Extract, Report, refused_if_damaged
 from .page_ranges import PageRanges
+from .pptx_fonts import show_signs
 from .slides import slides_text, table_text
 
 # What newer programs draw otherwise than older ones, formulas in a text above all, comes twice.
@@ -44,6 +45,7 @@ def _read(data: bytes, ranges: PageRanges | None, report: Report) -> Extract:
 def _told(slide: Any) -> tuple[str, list[str]]:
     """Its title, wherever it stands, and what else it says."""
     _choose_alternatives(slide.shapes._spTree)
+    show_signs(slide.shapes)
     named = slide.shapes.title
     title = "" if named is None else " ".join(named.text_frame.text.split())
     blocks: list[str] = []
@@ -51,6 +53,8 @@ def _told(slide: Any) -> tuple[str, list[str]]:
         # Not by their ids: programs give one to several shapes.
         if named is None or shape._element is not named._element:
             blocks += filter(None, _texts(shape))
+    if slide.has_notes_slide:
+        show_signs(slide.notes_slide.shapes)
     if slide.has_notes_slide and (frame := slide.notes_slide.notes_text_frame) is not None:
         if notes := _lines(frame):
             blocks.append(f"Notes: {notes}")

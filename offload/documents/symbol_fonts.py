@@ -1,9 +1,12 @@
-"""What fonts of signs show in place of letters: `a` in Symbol is an alpha. DOCX and RTF files that
-Word wrote have Greek, operators, arrows and boxes in such fonts.
+"""What fonts of signs show in place of letters: `a` in Symbol is an alpha. Office programs write
+Greek, operators, arrows and boxes in such fonts.
 """
 
 from __future__ import annotations
 
+import re
+
+PRIVATE_USE = re.compile("[\uf020-\uf0ff]")  # see _FIRST
 _FIRST, _LAST = 0xF020, 0xF0FF  # where Unicode texts hold the codes 0x20 to 0xFF of such a font
 
 # Adobe's Symbol encoding, from 0x20 and from 0xA0 on, without the apple.
@@ -30,6 +33,7 @@ _WINGDINGS_2 = {
 }
 _FONTS = {"symbol": _SYMBOL, "wingdings": _WINGDINGS, "wingdings 2": _WINGDINGS_2}
 _FONTS |= {"symbol mt": _SYMBOL, "wingdings 3": {}, "webdings": {0x61: "✓"}, "marlett": {}}
+_TICKS = "☐☑☒✓✔✗✘"
 
 
 def is_symbol_font(font: str) -> bool:
@@ -50,3 +54,10 @@ def shown(font: str, text: str) -> str:
     if is_symbol_font(font):
         return "".join(sign(font, ord(letter)) or letter for letter in text)
     return text
+
+
+def tick(font: str, bullet: str) -> str:
+    """The box or tick that an item of a list has for a bullet, which says something of it; "" for
+    bullets that are nothing but that."""
+    found = shown(font, bullet)
+    return found if len(found) == 1 and found in _TICKS else ""

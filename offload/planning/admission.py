@@ -7,6 +7,7 @@ text and no tokens.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,7 +99,10 @@ class Admission:
         if self._device.type == "cpu":
             self._operations_per_s = measure_operations(self.facts.said_bits != "full")
         if self._spill_dir is not None:
-            self.bandwidth["disk"] = measure_disk(self._spill_dir).bytes_per_s
+            allowed = self._free().disk_bytes
+            with contextlib.suppress(DoesNotFit):  # as the plan says: `disk_caveat`
+                disk = measure_disk(self._spill_dir, disk_memory=allowed)
+                self.bandwidth["disk"] = disk.bytes_per_s
 
     def natural_context(self, sequences: int = 1) -> int:
         """The longest context that streams no more weights than a short one would: the model's

@@ -18,16 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..disk.disk import ALIGNMENT_BYTES, ScratchFile, Way
-from ..disk.spill_dir import default_spill_dir
+from ..disk.spill_dir import default_spill_dir, dir_error, format_bytes
+from ..errors import DoesNotFit
 from ..pages.tier import aligned_bytes
+from .budget import auto_disk_bytes
 
 _PIECE_EXTENTS = 32  # of 512 KiB: a layer of some millions of weights
+_SAMPLE_BYTES = 64 << 20
+_LEAST_SAMPLE_BYTES = 1 << 20  # two extents: less than that says nothing of an order
 
 
 @dataclass(frozen=True)
 class DiskSpeed:
     """Bytes per second of a spill folder: one writer, num_threads readers of whole extents.
-    sequential: the better of that in order and of one reader of _PIECE_EXTENTS in one go."""
+    sequential: the better of that in order and of one reader of _PIECE_EXTENTS in one go. caveat:
+    what `disk_caveat` says of the sample."""
 
     way: str
     extent_bytes: int
@@ -35,6 +40,7 @@ class DiskSpeed:
     write_bytes_per_s: float
     sequential_bytes_per_s: float
     random_bytes_per_s: float
+    caveat: str = ""
 
     @property
     def bytes_per_s(self) -> float:
@@ -62,14 +68,48 @@ def measure_disk(
     extent_bytes: int = 512 << 10,
     num_threads: int = 4,
     seconds: float = 0.25,
+    disk_memory: int | str = "auto",
 ) -> DiskSpeed:
-    """Writes up to 64 MiB of scratch and reads it back, in about `seconds`; cached.
+    """Writes up to 64 MiB of scratch, and no more than disk_memory, and reads it back, in about
+    `seconds`; cached.
 
-    Raises what `ScratchFile` raises.
+    disk_memory: bytes, or "auto", as a budget has it. Raises DoesNotFit where that leaves too
+    little to measure with, and what `ScratchFile` raises.
     """
-    where = os.path.realpath(directory if directory is not None else default_spill_dir())
-    chosen = Way(way) if way is not None else None
-    return _measure_disk(where, chosen, extent_bytes, num_threads, seconds)
+    allowed = disk_memory
+    if not isinstance(allowed, int):
+        where = _folder(directory)
+        try:
+            allowed = auto_disk_bytes(where)
+        except OSError as error:
+            raise dir_error(where, error) from error
+    least_bytes = max(_LEAST_SAMPLE_BYTES, 2 * extent_bytes)
+    if allowed < least_bytes:
+        raise DoesNotFit(
+            f"The disk's speed is {disk_caveat(allowed, least_bytes)}.",
+            tier="disk",
+            needed_bytes=least_bytes,
+            available_bytes=allowed,
+        )
+    most_bytes, chosen = min(_SAMPLE_BYTES, allowed), Way(way) if way is not None else None
+    folder = _folder(directory)
+    return _measure_disk(folder, chosen, extent_bytes, num_threads, seconds, most_bytes)
+
+
+def _folder(directory: Path | str | None) -> str:
+    given = default_spill_dir() if directory is None else Path(directory).expanduser()
+    return os.path.realpath(given)
+
+
+def disk_caveat(allowed_bytes: int, least_bytes: int = _LEAST_SAMPLE_BYTES) -> str:
+    """What is to be known of a disk's speed that was measured with so many bytes at most; "" where
+    they are enough."""
+    if allowed_bytes >= _SAMPLE_BYTES:
+        return ""
+    allowed = f"--disk-memory allows {format_bytes(allowed_bytes)}"
+    if allowed_bytes < least_bytes:
+        return f"not measured: that writes {format_bytes(least_bytes)} or more, and {allowed}"
+    return f"less certain than usual: {allowed}, and no more was written to measure it"
 
 
 def measure_memory(num_threads: int | None = None, num_bytes: int = 64 << 20) -> MemorySpeed:
@@ -85,16 +125,22 @@ def measure_memory(num_threads: int | None = None, num_bytes: int = 64 << 20) ->
 
 @functools.lru_cache(maxsize=16)
 def _measure_disk(
-    directory: str, way: Way | None, extent_bytes: int, num_threads: int, seconds: float
+    directory: str,
+    way: Way | None,
+    extent_bytes: int,
+    num_threads: int,
+    seconds: float,
+    most_bytes: int,
 ) -> DiskSpeed:
     assert extent_bytes % ALIGNMENT_BYTES == 0
-    file = ScratchFile(directory, way, step_bytes=16 << 20)
+    file = ScratchFile(directory, way, step_bytes=16 << 20, most_bytes=most_bytes)
     try:
         block = mmap.mmap(-1, extent_bytes)
         block[:] = random.Random(0).randbytes(extent_bytes)  # some disks compress
         num_extents, started = 0, time.perf_counter()
         while num_extents < 2 or (
-            num_extents * extent_bytes < 64 << 20 and time.perf_counter() - started < seconds / 3
+            (num_extents + 1) * extent_bytes <= most_bytes
+            and time.perf_counter() - started < seconds / 3
         ):
             file.write_from(memoryview(block), num_extents * extent_bytes)
             if file.way is not Way.DIRECT:
@@ -112,7 +158,9 @@ def _measure_disk(
         file.close()
     written = num_extents * extent_bytes / write_s
     sequential = max(in_order, in_pieces)
-    return DiskSpeed(file.way.value, extent_bytes, num_threads, written, sequential, at_random)
+    caveat = disk_caveat(most_bytes)
+    way_name = file.way.value
+    return DiskSpeed(way_name, extent_bytes, num_threads, written, sequential, at_random, caveat)
 
 
 def _read_rate(

@@ -155,6 +155,11 @@ def resolve(budget: Budget, spill_dir: Path | None, free_device_bytes: int | Non
     if spill_dir is not None:
         disk = budget.disk_memory
         if disk == "auto":
-            usage = shutil.disk_usage(spill_dir)
-            disk = max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))
+            disk = auto_disk_bytes(spill_dir)
     return Limits(device, int(host), int(disk), runtime + budget.caller_bytes)
+
+
+def auto_disk_bytes(spill_dir: Path | str) -> int:
+    """What a disk_memory of "auto" comes to now. Raises OSError for a folder that is not there."""
+    usage = shutil.disk_usage(spill_dir)
+    return max(0, min(int(usage.total * _DISK_SHARE), usage.free - _DISK_KEPT_FREE_BYTES))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ContextOverflow, DoesNotFit
 from ..weights.expert_cache import PASSING_SLOTS
+from .bandwidth import disk_caveat
 from .budget import format_size
 
 
@@ -148,12 +149,19 @@ class Plan:
             seconds = max(seconds, share**2 * from_disk / self.bandwidth["disk"])
         return seconds
 
+    @property
+    def disk_caveat(self) -> str:
+        """What is to be known of the disk's speed, where all was measured and that was not, or with
+        little; see bandwidth.py."""
+        return disk_caveat(self.budget_bytes["disk"] or 0) if self.bandwidth else ""
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON prints it."""
         return {
             **asdict(self),
             "decode_ceiling_tokens_per_s": self.decode_ceiling_tokens_per_s,
             "prefill_least_s": self.prefill_least_s,
+            "disk_caveat": self.disk_caveat,
         }
 
     def explain(self) -> str:
@@ -261,4 +269,6 @@ class Plan:
                 f"  speed   at most {ceiling:,.1f} tokens/s at full context ({moved} per token)"
                 + "".join(self._but_for())
             )
+        if self.disk_caveat:
+            lines.append(f"  disk    its speed is {self.disk_caveat}")
         return "\n".join(lines)
