@@ -87,7 +87,7 @@ def du(run: Run) -> None:
 
 @with_shared_options
 def gc(run: Run) -> None:
-    """Remove what dead processes left: scratch files, and files that were never finished."""
+    """Remove what dead processes left: scratch files, and what was not finished within a day."""
     count, num_bytes = sweep(run.settings.spill_dir)
     if run.terminal.as_json:
         run.terminal.result({"schema": 1, "removed": count, "bytes": num_bytes})

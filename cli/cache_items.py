@@ -29,7 +29,8 @@ KINDS = {
 _NO_TEXT = "unreadable"  # the name of pages' files that are no text's
 _SUFFIX = ".tokens"
 _CHAT = "chat."
-_UNFINISHED_AFTER_S = 24 * 3600  # a .part file that old belongs to no process that goes on
+_UNFINISHED = ".part"
+_UNFINISHED_AFTER_S = 24 * 3600  # one that old belongs to no process that goes on
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,25 @@ def _sessions(folder: Path) -> list[Item]:
     """Conversations of chats, with their tokens, and sessions of the Python API."""
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in _inside(folder):
-        if path.name.startswith("."):
+        whole = _finished(path)
+        if whole.name.startswith("."):
             continue
-        if path.suffix == ".json":
-            groups.setdefault(("conversations", path.stem), []).append(path)
-        elif path.suffix == _SUFFIX and path.name.startswith(_CHAT):
-            name = path.stem.removeprefix(_CHAT)
+        if whole.suffix == ".json":
+            groups.setdefault(("conversations", whole.stem), []).append(path)
+        elif whole.suffix == _SUFFIX and whole.name.startswith(_CHAT):
+            name = whole.stem.removeprefix(_CHAT)
             groups.setdefault(("conversations", name), []).append(path)
-        elif path.suffix == _SUFFIX:
-            groups.setdefault(("sessions", path.stem), []).append(path)
+        elif whole.suffix == _SUFFIX:
+            groups.setdefault(("sessions", whole.stem), []).append(path)
     return [_item(kind, name, paths) for (kind, name), paths in groups.items()]
+
+
+def _finished(path: Path) -> Path:
+    """What a file was to become that a process left unfinished (.NAME.RANDOM.part); others as they
+    are. It holds what the user wrote, and goes with that."""
+    if path.name.startswith(".") and path.suffix == _UNFINISHED:
+        return path.with_name(path.name[1:].rsplit(".", 2)[0])
+    return path
 
 
 def _prefixes(spill_dir: str | None) -> list[Item]:

@@ -137,7 +137,9 @@ class Conversation:
         path = session_path(self.name)
         try:
             # mkstemp makes files that only their owner may read.
-            number, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+            number, temporary = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
             try:
                 with os.fdopen(number, "w", encoding="utf-8") as file:
                     fields = {"schema": _SCHEMA, "model": self.model, "messages": self.messages}

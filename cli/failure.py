@@ -74,8 +74,8 @@ def describe(error: Exception) -> tuple[dict[str, Any], list[str], int]:
         return {"type": "UsageError", "message": message}, lines, 2
     if lacks_memory(error):
         message = (
-            "There is no more memory: the machine has run out of it, or a limit (ulimit -v) gives "
-            "this process no more. A smaller --host-memory takes less."
+            "There is no more memory: the machine has run out of it, or a limit (ulimit -v; of "
+            "threads, ulimit -u) gives this process no more. A smaller --host-memory takes less."
         )
         return _told("MemoryError", message, _DOES_NOT_FIT)
     if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:

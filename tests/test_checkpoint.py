@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from small_llm import hold, open_small
 
 from ebbtide.offload.errors import BadCheckpoint, ModelError, StorageError
+from ebbtide.offload.gguf.file import read_header
 from ebbtide.offload.models.checkpoint import TensorRef
+from ebbtide.offload.models.config_fields import load_json
 from ebbtide.offload.models.layer_config import Joined, Stacked
 from ebbtide.offload.models.model_config import read_model_config
 from ebbtide.offload.models.safetensors_files import _unstacked, open_folder
@@ -372,6 +376,30 @@ def test_a_disk_that_fails_is_a_storage_error(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"could not be read: Input/output error"):
         checkpoint.read("a")
     checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.EIO, "could not be read: Input/output error"), (errno.EMFILE, "ulimit -n")],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.gguf"])
+def test_a_header_on_a_disk_that_fails_is_a_storage_error(
+    tmp_path, monkeypatch, name, number, message
+):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    write(tmp_path, *header_and_data())
+    (tmp_path / name).touch()
+    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(Path, "read_text", fails)
+    read = {
+        "model.safetensors": lambda: open_folder(tmp_path, SHAPES),
+        "config.json": lambda: load_json(tmp_path / name),
+        "model.gguf": lambda: read_header(tmp_path / name),
+    }
+    with pytest.raises(StorageError, match=f"{name} .*{message}"):
+        read[name]()
 
 
 def test_every_tensor_of_the_model_is_asked_for(checkpoint):

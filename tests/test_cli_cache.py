@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from array import array
+from contextlib import closing
 from pathlib import Path
 
 import platformdirs
@@ -15,8 +16,10 @@ import pytest
 
 from ebbtide import errors, format_size
 from ebbtide.cli import cache_items, main, options, settings_file
+from ebbtide.cli.conversation import Conversation
 from ebbtide.offload.disk.scratch import create_named
 from ebbtide.offload.prefixes.head import cell_names, head_of
+from ebbtide.offload.sessions.session_file import KeptTokens, SessionFile
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +131,30 @@ def test_purge_removes_what_is_named(capfd, home, what, left):
     assert set(labels(capfd)) == left
     # Nobody's file but ours.
     assert (home / "cache" / "spill" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("what", [["conversations", "sessions"], []])
+def test_purge_removes_what_a_killed_process_was_saving(capfd, home, monkeypatch, what):
+    """Beside the file, its beginning holds what was written too."""
+
+    def dies(*args):
+        raise SystemExit
+
+    talk = Conversation("trip", "model")
+    talk.add("user", "a secret")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        patch.setattr(os, "unlink", lambda path: None)
+        for name in ("chat.trip", "chat.new", "book"):
+            with closing(SessionFile(name, "")) as file, pytest.raises(SystemExit):
+                file.save(KeptTokens([1, 2, 3]))
+        with pytest.raises(SystemExit):
+            talk.save()
+    sessions = home / "state" / "sessions"
+    assert len(list(sessions.glob(".*.part"))) == 4
+    assert {"conversations/trip", "conversations/new", "sessions/book"} <= labels(capfd).keys()
+    cache(capfd, "purge", *what, "--yes")
+    assert {path.suffix for path in sessions.iterdir()} <= {".lock"}
 
 
 @pytest.mark.parametrize(

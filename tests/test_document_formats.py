@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import sys
+from unittest.mock import Mock
 
 import pytest
 from book_writer import CONTAINER, write_epub, write_zip
@@ -425,6 +427,12 @@ def test_a_parser_that_dies_or_hangs_is_a_sentence(monkeypatch, script, message)
     with pytest.raises(InputError, match=r"took longer|crashed") as caught:
         parsing.parse("a.epub", "epub", b"x" * 10, None, None, None)
     assert message in str(caught.value)
+
+
+def test_time_in_which_all_stood_still_is_not_silence():
+    """Ctrl-Z: the limit is over when `fg` comes, and the worker stood still as well."""
+    lines = Mock(get=Mock(side_effect=[queue.Empty, b"line"]))
+    assert parsing._next_line(lines) == b"line"
 
 
 def test_an_interruption_ends_the_worker():

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +148,28 @@ def test_a_disk_that_does_not_answer_is_an_error(tmp_path):
         with pytest.raises(StorageError, match="not answered"):
             store.spans.prefetch(table, 0, [0])
         store.file.may_read.set()
+
+
+def test_an_hour_in_which_the_process_stood_still_is_not_the_disks(tmp_path, monkeypatch):
+    """Ctrl-Z, `fg` an hour later: whoever waits finds its time over before the threads, which stood
+    still as well, could say that the disk has answered."""
+    with opened(tmp_path, layers=1, file=Gated, stall_limit_s=20.0) as store:
+        table = store.open_table()
+        write(store, table, 0, range(S), flush=True)
+        reads, hour = store.spans._transfers._io.reads, [0.0]
+        real = reads.wait
+
+        def stands_still(seen, seconds):
+            reads.wait, hour[0] = real, 3600.0
+            later(store.file.may_read.set)
+            return False
+
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + hour[0])
+        monkeypatch.setattr("ebbtide.offload.disk.io_threads.time", clock)
+        store.file.may_read.clear()
+        reads.wait = stands_still
+        check(store, table, 0, range(S))
+        assert hour[0]
 
 
 def test_a_disk_that_never_answers_again_does_not_hold_up_the_end(tmp_path, monkeypatch):

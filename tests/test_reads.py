@@ -7,9 +7,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,3 +270,61 @@ def test_checksums_are_zlibs(choice, num_bytes, monkeypatch):
     kinds += [chance.randbytes(num_bytes) for _ in range(3)]
     found = crcs_of(memoryview(bytearray(b"".join(kinds))), num_bytes)
     assert found.tolist() == [zlib.crc32(data) for data in kinds]
+
+
+# A thread's stack takes as much address space as the limit on stacks says, so that a limit on the
+# address space is one on threads.
+_STACK_BYTES = 1 << 30
+_FEW_THREADS = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_reads as under
+import torch
+from ebbtide.kernels import dispatch
+
+def allow(num_threads):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    room = int((num_threads + 0.5) * under._STACK_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+
+torch.set_num_threads(1)
+allow(2)
+disk = under.Disk("native", Path({place!r}), num_threads=6)
+tags = disk.submit(range(16), range(16))
+disk.wait(tags)
+disk.check(tags, tags, [1] * 16)
+assert disk.reads.close(10)
+allow(2)
+x = torch.rand(1 << 20)
+out = torch.empty_like(x)
+for _ in range(2):
+    dispatch.compiled().add_scaled(
+        x.data_ptr(), x.data_ptr(), 1.0, out.data_ptr(), x.numel(), 6
+    )
+    assert torch.equal(out, 2 * x)
+allow(0)
+try:
+    under.Disk("native", Path({place!r}), num_threads=6)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@compiled
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux enforces them")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its threads take more")
+def test_threads_that_the_process_may_not_have(tmp_path):
+    """Fewer do the same; without any it is said as Python says it."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    program = _FEW_THREADS.format(tests=str(Path(__file__).parent), place=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, most)),
+    )
+    assert (done.returncode, done.stdout) == (0, "can't start new thread\n"), done.stderr

@@ -25,6 +25,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -62,8 +64,17 @@ class Reads {
     Reads(ReadFile file, int64_t num_tags, int8_t *states, int num_threads, int64_t most_bytes)
         : file_(std::move(file)), most_frames_(std::max<int64_t>(1, most_bytes / file_.frame_bytes)),
           entries_((size_t)num_tags), states_(states) {
-        running_ = num_threads;
-        for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { run(); });
+        while ((int)threads_.size() < num_threads) {
+            try {
+                threads_.emplace_back([this] { run(); });
+            } catch (const std::system_error &) {
+                // A limit of the process: fewer read as well. Of none there is nothing to be joined, and Python says it so.
+                if (threads_.empty()) throw std::runtime_error("can't start new thread");
+                break;
+            }
+        }
+        std::lock_guard<std::mutex> held(mutex_);
+        running_ = (int)threads_.size();
     }
 
     // Reads frames frame .. frame + count - 1 to a place. The tag must be neither QUEUED nor READING.

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__unix__) || defined(__APPLE__)
@@ -58,7 +59,11 @@ public:
         }
         while ((int)workers_.size() < threads - 1) {
             const int number = (int)workers_.size();
-            workers_.emplace_back([this, number] { work(number); });
+            try {
+                workers_.emplace_back([this, number] { work(number); });
+            } catch (const std::system_error &) {
+                threads = number + 1;  // a limit of the process: fewer compute the same
+            }
         }
         task_ = task;
         job_ = job;

@@ -38,6 +38,9 @@ from .staging import Slot, Staging
 
 DISK = Tier.DISK.value
 CLOSE_LIMIT_S = 10.0  # how long a disk may take to answer at the end
+# Silence is counted by so much at a time, so that an hour in which the process itself stood still
+# (Ctrl-Z, a frozen container) is not an hour without an answer.
+_TURN_S = 1.0
 
 
 class Write(NamedTuple):
@@ -174,7 +177,7 @@ class IoThreads:
 
     def wait(self, is_so: Callable[[], object]) -> None:
         """Waits for the I/O threads to make it so; raises the failure, or that nothing happens."""
-        deadline = time.monotonic() + self._stall_limit_s
+        left = self._stall_limit_s
         if self.writing:  # one may be there of which nobody was told: that was interrupted
             self._write_on()
         while True:
@@ -182,11 +185,10 @@ class IoThreads:
             self.check()
             if is_so():
                 return
-            left = deadline - time.monotonic()
             if left <= 0:
                 self._fail(StorageError(self._no_answer(self._stall_limit_s)))
-            else:
-                self.reads.wait(seen, left)
+            elif not self.reads.wait(seen, min(left, _TURN_S)):
+                left -= _TURN_S
 
     def close(self) -> None:
         """Stops the threads and gives the file back. Writes that have not begun are abandoned."""

@@ -152,18 +152,29 @@ def _messages(source: str, process: Any) -> Iterator[dict[str, Any]]:
     threading.Thread(target=listen, daemon=True).start()
     done = 0
     while True:
-        try:
-            line = lines.get(timeout=limits.SILENCE_S)
-        except queue.Empty:
+        line = _next_line(lines)
+        if line is None:
             raise InputError(
                 f"{source} cannot be read: its part {done + 1} took longer than "
                 f"{limits.SILENCE_S:.0f} s, which no honest document needs"
-            ) from None
+            )
         if not line:
             return
         message = json.loads(line)
         done = message.get("done", done)
         yield message
+
+
+def _next_line(lines: queue.Queue[bytes]) -> bytes | None:
+    """None where the worker says nothing for too long. That is counted by the second: while both
+    processes stand still (Ctrl-Z, a frozen container) no silence goes by."""
+    left = limits.SILENCE_S
+    while left > 0:
+        try:
+            return lines.get(timeout=min(left, 1.0))
+        except queue.Empty:
+            left -= 1.0
+    return None
 
 
 def _load(path: Path) -> dict[str, Any] | None:

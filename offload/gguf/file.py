@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import BadCheckpoint
 from ..models.known_file import KnownFile
+from ..models.open_file import check_system
 
 MAGIC = b"GGUF"
 _MOST_HEADER_BYTES = 256 << 20  # a vocabulary of 262,144 tokens takes 10 MiB
@@ -198,6 +199,7 @@ def _read_one(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _Parser(known, file).header()
     except OSError as error:
+        check_system(path, error)
         raise BadCheckpoint(f"{path} cannot be read: {error.strerror or error}.") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, overload
 
 from ..errors import BadCheckpoint, UnsupportedModel
+from .open_file import check_system
 
 # No model comes near; what says more is damaged, and would overflow sizes in bytes.
 MOST_ROWS = 1 << 24
@@ -34,6 +35,8 @@ def load_json(path: Path) -> dict:
             "give the folder that holds them, or a Hugging Face id."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError):
+            check_system(path, error)
         raise BadCheckpoint(
             f"{path} cannot be read as JSON ({error}). Download the model again."
         ) from error

@@ -17,16 +17,24 @@ _seeking = threading.Lock()
 
 def open_descriptor(path: Path) -> int:
     """Of one of a model's files, to be read. Raises BadCheckpoint where it cannot be opened,
-    StorageError where the process has too many open files."""
+    StorageError where the process has too many open files, or the disk fails."""
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise StorageError(
-                f"{path} cannot be opened: {error.strerror}. A model keeps each of its files open; "
-                "allow this process more (ulimit -n)."
-            ) from error
+        check_system(path, error)
         raise BadCheckpoint(f"{path} cannot be opened: {error.strerror}.") from error
+
+
+def check_system(path: Path, error: OSError) -> None:
+    """Raises StorageError where one of a model's files could not be opened or read for what ails
+    the process or the disk, and not the file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise StorageError(
+            f"{path} cannot be opened: {error.strerror}. A model keeps each of its files open; "
+            "allow this process more (ulimit -n)."
+        ) from error
+    if error.errno == errno.EIO:
+        raise StorageError(f"{path} could not be read: {error.strerror}.") from error
 
 
 def forget(descriptor: int) -> bool:

@@ -24,7 +24,7 @@ from .config_fields import MOST_EXPERTS, load_json
 from .fingerprint import digest_at, spread
 from .known_file import KnownFile
 from .layer_config import HeadRows, Joined, Stacked
-from .open_file import open_descriptor
+from .open_file import check_system, open_descriptor
 from .packed_modules import packed_modules
 from .quantisation import Quantisation
 
@@ -323,6 +323,8 @@ def _read_header(path: Path) -> dict[str, TensorRef]:
                 )
             header = json.loads(file.read(length))
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError):
+            check_system(path, error)
         raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
     if not isinstance(header, dict):
         raise BadCheckpoint(f"{path} has a damaged header.")

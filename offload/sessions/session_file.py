@@ -112,7 +112,7 @@ class SessionFile:
         try:
             # mkstemp makes files that only their owner may read.
             number, temporary = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.name}.", suffix=".part"
+                dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part"
             )
             try:
                 with os.fdopen(number, "w", encoding="ascii") as file:
