@@ -48,6 +48,13 @@ def test_the_object_of_the_error_holds_it_too(capfd, full):
     assert (error["type"], error["text"]) == ("StorageError", WORDS)
 
 
+def test_an_answer_whose_conversation_finds_no_room_is_told(capfd, full):
+    assert main.main(["chat", "x", "-p", WORDS, "--session", "trip", "--json"]) == 4
+    found = capfd.readouterr()
+    assert json.loads(found.out)["text"]
+    assert "trip.json cannot be saved: No space left on device." in found.err
+
+
 def test_what_is_not_kept_is_not_promised(capfd, full, monkeypatch):
     """Where parts were made, none could be kept, and then there was an end."""
     Path("book.txt").write_text("\n\n".join(f"## Part {n}\n\n" + f"w{n} " * 60 for n in range(30)))
