@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import cli_fake as fake
@@ -48,7 +49,8 @@ def test_the_object_of_the_error_holds_it_too(capfd, full):
     assert (error["type"], error["text"]) == ("StorageError", WORDS)
 
 
-def test_an_answer_whose_conversation_finds_no_room_is_told(capfd, full):
+def test_an_answer_whose_conversation_finds_no_room_is_told(capfd, full, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
     assert main.main(["chat", "x", "-p", WORDS, "--session", "trip", "--json"]) == 4
     found = capfd.readouterr()
     assert json.loads(found.out)["text"]
