@@ -176,7 +176,9 @@ def _answer_once(
             source = open_session(run, llm, conversation)
         output = run.answer(llm, conversation.messages, options, source=source)
         run.terminal.end_answer()
-        if not is_blank(output):  # else it is as if nothing had been asked
-            conversation.add("assistant", output.text)
-            conversation.save()
-        run.finish(llm, output)
+        try:
+            if not is_blank(output):  # else it is as if nothing had been asked
+                conversation.add("assistant", output.text)
+                conversation.save()
+        finally:  # an answer that cannot be kept is told all the same
+            run.finish(llm, output)

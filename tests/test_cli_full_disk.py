@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import cli_fake as fake
@@ -46,6 +47,14 @@ def test_the_object_of_the_error_holds_it_too(capfd, full):
     assert main.main(["summarize", "book.txt", "-m", "x", "-o", "out.md", "--json"]) == 4
     error = json.loads(capfd.readouterr().out)["error"]
     assert (error["type"], error["text"]) == ("StorageError", WORDS)
+
+
+def test_an_answer_whose_conversation_finds_no_room_is_told(capfd, full, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main.main(["chat", "x", "-p", WORDS, "--session", "trip", "--json"]) == 4
+    found = capfd.readouterr()
+    assert json.loads(found.out)["text"]
+    assert "trip.json cannot be saved: No space left on device." in found.err
 
 
 def test_what_is_not_kept_is_not_promised(capfd, full, monkeypatch):
