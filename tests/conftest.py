@@ -52,3 +52,15 @@ def kernels(request, monkeypatch) -> str:
     dispatch._cpu.use_instruction_set(request.param)
     yield request.param
     dispatch._cpu.use_instruction_set(usual)
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """No settings of the machine's user: the file that is looked for."""
+    from ebbtide.cli import config, options, settings_file
+
+    for name in options.BY_NAME.values():
+        monkeypatch.delenv(name.envvar, raising=False)
+    for module in (settings_file, config):
+        monkeypatch.setattr(module, "settings_path", lambda: tmp_path / "config.toml")
+    return tmp_path / "config.toml"

@@ -20,16 +20,7 @@ from ebbtide.cli import app, config, failure, main, options, settings_file, valu
 from ebbtide.offload.sessions import setting_checks
 
 MIB, GIB = 2**20, 2**30
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """No settings of the machine's user."""
-    for name in options.BY_NAME.values():
-        monkeypatch.delenv(name.envvar, raising=False)
-    for module in (settings_file, config):
-        monkeypatch.setattr(module, "settings_path", lambda: tmp_path / "config.toml")
-    return tmp_path / "config.toml"
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def shown(capfd, *args):
@@ -416,7 +407,6 @@ def test_an_unknown_command_is_named(capfd):
 
 
 def test_config_path(capfd, alone, monkeypatch):
-    from ebbtide.cli import config
 
     monkeypatch.setattr(config, "settings_path", lambda: alone)
     assert main.main(["config", "path"]) == 0

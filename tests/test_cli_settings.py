@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ebbtide.cli import config, main, options, settings_file
+from ebbtide.cli import main
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """No settings of the machine's user: the file that is looked for."""
-    for name in options.BY_NAME.values():
-        monkeypatch.delenv(name.envvar, raising=False)
-    for module in (settings_file, config):
-        monkeypatch.setattr(module, "settings_path", lambda: tmp_path / "config.toml")
-    return tmp_path / "config.toml"
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plans_under_test import MODELS, MiB, facts_of, model, routed_model
 from random_checkpoints import make
-from small_llm import open_small, small_geometry
+from small_llm import open_small
 
 from ebbtide import LLM, Budget
-from ebbtide.offload.errors import ContextOverflow, DoesNotFit, InputError
+from ebbtide.offload.errors import ContextOverflow, DoesNotFit
 from ebbtide.offload.mode import Mode
 from ebbtide.offload.models import checkpoint as checkpoint_module
 from ebbtide.offload.pages.geometry import choose_geometry
@@ -494,17 +494,3 @@ def test_bytes_per_token_are_what_the_store_uses(checkpoint, tmp_path, codec, mo
             assert arenas == whole_spans * plan.resident_bytes_per_token == plan.host["near planes"]
             peaks = sum(usage.peak_bytes for usage in store.usage().values())
             assert peaks <= plan.host["far planes"] + plan.disk["far planes"]
-
-
-def test_what_a_span_cannot_hold_is_refused(checkpoint):
-    with pytest.raises(InputError, match="whole cells"):
-        small_geometry(checkpoint("llama2"), cell_tokens=96, span_tokens=128)
-
-
-@settings(max_examples=20)
-@given(st.integers(1, 100_000))
-def test_sealed_tokens_leave_one_to_two_cells_raw(length):
-    geometry = choose_geometry(MODELS["small"])
-    raw = length - geometry.sealed_tokens(length)
-    assert 0 < raw <= 2 * geometry.cell_tokens
-    assert length <= 2 * geometry.cell_tokens or raw > geometry.cell_tokens
